@@ -1,0 +1,21 @@
+//! Compiles the C++ shim against the headers of the libtorch that torch-sys found.
+
+fn main() {
+    let lib = std::env::var("DEP_TCH_LIBTORCH_LIB")
+        .expect("torch-sys did not say where libtorch is: run scripts/setup.sh and build again");
+    let include = format!("{lib}/../include");
+    println!("cargo::rerun-if-changed=cpp/native.cpp");
+    cc::Build::new()
+        .cpp(true)
+        .std("c++17")
+        .warnings(false)
+        .opt_level(2)
+        .flag(format!("-isystem{include}"))
+        .flag(format!("-isystem{include}/torch/csrc/api/include"))
+        .file("cpp/native.cpp")
+        .compile("maskdiff_native");
+    println!("cargo::rustc-link-search=native={lib}");
+    println!("cargo::rustc-link-lib=torch_cpu");
+    println!("cargo::rustc-link-lib=c10");
+    println!("cargo::rustc-link-arg=-Wl,-rpath,{lib}");
+}
