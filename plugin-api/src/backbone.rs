@@ -1,0 +1,113 @@
+//! Backbones: the network x_θ, with its parameters under stable names.
+
+use tch::{Device, Kind, Tensor};
+
+use crate::component::Component;
+use crate::{Context, Result, bail};
+
+/// A parameter or buffer with its name in checkpoints.
+#[derive(Debug)]
+pub struct Parameter {
+    /// As in `blocks.0.norm1.weight`.
+    pub name: String,
+    /// The tensor; shares its memory with the network.
+    pub tensor: Tensor,
+    /// A buffer (rotary frequencies) is saved but not trained.
+    pub trainable: bool,
+}
+
+/// The named store a backbone builds its parameters in. The order is the order of the checkpoint's EMA list.
+#[derive(Debug)]
+pub struct Parameters {
+    entries: Vec<Parameter>,
+    kind: Kind,
+    device: Device,
+}
+
+impl Parameters {
+    /// An empty store for parameters of the context's kind, on its device.
+    pub fn new(context: &Context) -> Self {
+        Self { entries: Vec::new(), kind: context.kind, device: context.device() }
+    }
+
+    fn push(&mut self, name: &str, value: Tensor, kind: Kind, trainable: bool) -> Tensor {
+        let tensor = value.to_device(self.device).to_kind(kind).detach();
+        let tensor = tensor.set_requires_grad(trainable);
+        let handle = tensor.shallow_clone();
+        self.entries.push(Parameter { name: name.to_string(), tensor, trainable });
+        handle
+    }
+
+    /// Adds a trained parameter with its initial value.
+    pub fn add(&mut self, name: &str, value: Tensor) -> Tensor {
+        self.push(name, value, self.kind, true)
+    }
+
+    /// Adds a buffer: saved, loaded, never trained.
+    pub fn buffer(&mut self, name: &str, value: Tensor) -> Tensor {
+        self.push(name, value, self.kind, false)
+    }
+
+    /// A matrix `[out, in]` drawn as torch's `nn.Linear` does: uniform in ±1/√in.
+    pub fn linear(&mut self, name: &str, outputs: i64, inputs: i64) -> Tensor {
+        let bound = 1.0 / (inputs as f64).sqrt();
+        self.add(name, uniform(&[outputs, inputs], bound))
+    }
+
+    /// The bias `[out]` that goes with [`Parameters::linear`].
+    pub fn bias(&mut self, name: &str, outputs: i64, inputs: i64) -> Tensor {
+        self.add(name, uniform(&[outputs], 1.0 / (inputs as f64).sqrt()))
+    }
+
+    /// A constant parameter.
+    pub fn constant(&mut self, name: &str, shape: &[i64], value: f64) -> Tensor {
+        self.add(name, Tensor::full(shape, value, (Kind::Float, Device::Cpu)))
+    }
+
+    /// What has been added, in order.
+    pub fn entries(&self) -> &[Parameter] {
+        &self.entries
+    }
+}
+
+fn uniform(shape: &[i64], bound: f64) -> Tensor {
+    Tensor::empty(shape, (Kind::Float, Device::Cpu)).uniform_(-bound, bound)
+}
+
+/// A linear head: `logits = hidden weightᵀ + bias`. Knowing it lets the host fuse it with the loss.
+#[derive(Debug)]
+pub struct Head {
+    /// `[V, D]`.
+    pub weight: Tensor,
+    /// `[V]`, if there is one.
+    pub bias: Option<Tensor>,
+}
+
+/// A network over token ids. Shape letters: `B` batch, `L` length, `D` hidden size, `V` vocabulary, `N` rows.
+///
+/// The head is apart from the trunk, so that a caller pays for the vocabulary only at the rows it needs.
+/// Options are the keys of the `model` group.
+pub trait Backbone: Component {
+    /// The store in which the network built its parameters.
+    fn parameters(&self) -> &Parameters;
+
+    /// The state that enters the head: `xt_bl [B, L] i64`, `sigma_b [B] f64` (zeros without time
+    /// conditioning) → `[B, L, D]`. `train` turns dropout on.
+    fn hidden(&self, xt_bl: &Tensor, sigma_b: &Tensor, train: bool) -> Result<Tensor>;
+
+    /// The head: `[N, D]` → raw logits `[N, V]`.
+    fn logits(&self, hidden_nd: &Tensor) -> Result<Tensor>;
+
+    /// The head's matrix, when the head is linear.
+    fn head(&self) -> Option<Head> {
+        None
+    }
+
+    /// The state of tokens that follow earlier ones: `x_bl [B, L] i64` → `[B, L, D]` and the longer cache.
+    ///
+    /// An empty cache is the start of a text. What a cache holds is the backbone's own affair; the result equals
+    /// [`Backbone::hidden`] of the whole text at the new positions. For causal networks only.
+    fn extend(&self, _x_bl: &Tensor, _cache: Vec<Tensor>) -> Result<(Tensor, Vec<Tensor>)> {
+        bail!(Unsupported, "backbone `{}` keeps no cache", Self::NAME)
+    }
+}

@@ -1,0 +1,51 @@
+//! What all kinds of components share: a name, a line about it, typed options.
+
+use schemars::JsonSchema;
+use serde::{Serialize, de::DeserializeOwned};
+
+use crate::{Context, Result};
+
+/// Options of a component: typed, documented, defaulted.
+///
+/// Derive `Serialize, Deserialize, JsonSchema` with `#[serde(default, deny_unknown_fields)]` and
+/// implement `Default`; the doc comments become the help of `maskdiff plugins show NAME`.
+pub trait Options: Serialize + DeserializeOwned + JsonSchema + Default {}
+
+impl<T: Serialize + DeserializeOwned + JsonSchema + Default> Options for T {}
+
+/// What a component of any kind says of itself.
+pub trait Component: Sized + 'static {
+    /// The word in the configuration that picks it.
+    const NAME: &'static str;
+    /// One line for `maskdiff plugins list`.
+    const ABOUT: &'static str;
+    /// What it offers to other components, see [`capability`].
+    const PROVIDES: &'static [&'static str] = &[];
+    /// What some other component, or the host, must offer; checked before anything is built.
+    const NEEDS: &'static [&'static str] = &[];
+    /// Its options.
+    type Config: Options;
+
+    /// Makes the component, or says which option does not fit.
+    fn new(config: Self::Config, context: &Context) -> Result<Self>;
+}
+
+/// Words for what components offer and need. A component may invent its own.
+pub mod capability {
+    /// The forward process has an absorbing token.
+    pub const MASK: &str = "mask";
+    /// The schedule has a closed importance-sampling transform.
+    pub const IMPORTANCE: &str = "importance";
+    /// The network sees the noise level (offered by the host when `time_conditioning = true`).
+    pub const TIME_CONDITIONING: &str = "time_conditioning";
+    /// The parameterization gives `log p(x0 | xt)`.
+    pub const LOG_X0: &str = "log_x0";
+    /// The parameterization gives concrete scores.
+    pub const SCORE: &str = "score";
+    /// Tokens that are not masked are carried over unchanged.
+    pub const CARRY_OVER: &str = "carry_over";
+    /// The backbone reads a text piece by piece, see [`crate::Backbone::extend`].
+    pub const KV_CACHE: &str = "kv_cache";
+    /// Tokens attend only to earlier ones, and position `i` predicts token `i + 1`.
+    pub const CAUSAL: &str = "causal";
+}

@@ -1,0 +1,179 @@
+//! The one door to the network: backbone, process, schedule and parameterization bound together.
+
+use tch::{Device, Kind, Tensor};
+
+use crate::{Result, bail};
+
+/// What stands behind a [`Denoiser`]. The host implements it over the loaded components, the test kit over
+/// a toy; plugin authors use [`Denoiser`] instead. Tensors as documented there.
+#[expect(missing_docs, reason = "each method is documented on Denoiser")]
+pub trait Model {
+    fn vocab_size(&self) -> i64;
+    fn mask_id(&self) -> Option<i64>;
+    fn time_conditioning(&self) -> bool;
+    fn device(&self) -> Device;
+    fn sigma(&self, t: &Tensor) -> Result<Tensor>;
+    fn dsigma(&self, t: &Tensor) -> Result<Tensor>;
+    fn time_of_alpha(&self, alpha: &Tensor) -> Result<Tensor>;
+    fn sigma_range(&self) -> Result<(f64, f64)>;
+    fn importance(&self, t: &Tensor) -> Result<Tensor>;
+    fn corrupt(&self, x0_bl: &Tensor, alpha_b: &Tensor) -> Result<Tensor>;
+    fn posterior(&self, xt_n: &Tensor, alpha_t: f64, alpha_s: f64, p_nv: &Tensor)
+    -> Result<Tensor>;
+    fn hidden(&self, xt_bl: &Tensor, sigma_b: &Tensor) -> Result<Tensor>;
+    fn extend(&self, x_bl: &Tensor, cache: Vec<Tensor>) -> Result<(Tensor, Vec<Tensor>)>;
+    fn logits(&self, hidden_nd: &Tensor) -> Result<Tensor>;
+    fn weighted_nll(
+        &self,
+        hidden_nd: &Tensor,
+        target_n: &Tensor,
+        weight_n: &Tensor,
+        banned: Option<i64>,
+    ) -> Result<Tensor>;
+    fn log_x0(&self, xt_bl: &Tensor, t_b: &Tensor, rows_n: &Tensor) -> Result<Tensor>;
+    fn score(&self, xt_bl: &Tensor, t_b: &Tensor, rows_n: &Tensor) -> Result<Tensor>;
+    fn progress(&self, done: i64, total: i64, xt_bl: &Tensor) -> Result<()>;
+}
+
+/// What the host hands to samplers and parameterizations.
+///
+/// Shape letters: `B` batch, `L` length, `D` hidden size, `V` vocabulary with the mask, `N` rows. Rows are flat
+/// positions `b * L + l`, `[N] i64`. Times and noise levels are `[B] f64`.
+#[derive(Clone, Copy)]
+pub struct Denoiser<'a>(&'a dyn Model);
+
+impl std::fmt::Debug for Denoiser<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Denoiser(V = {}, mask = {:?})", self.0.vocab_size(), self.0.mask_id())
+    }
+}
+
+impl<'a> Denoiser<'a> {
+    /// Wraps what the host or the test kit provides.
+    pub fn new(model: &'a dyn Model) -> Self {
+        Self(model)
+    }
+
+    /// What is wrapped.
+    pub(crate) fn model(&self) -> &'a dyn Model {
+        self.0
+    }
+
+    /// V, including the mask token.
+    pub fn vocab_size(&self) -> i64 {
+        self.0.vocab_size()
+    }
+
+    /// Id of the absorbing token; an error where the process has none.
+    pub fn mask_id(&self) -> Result<i64> {
+        match self.0.mask_id() {
+            Some(id) => Ok(id),
+            None => bail!(Unsupported, "the forward process has no mask token"),
+        }
+    }
+
+    /// Whether the network sees the noise level; without, equal tokens always give equal outputs.
+    pub fn time_conditioning(&self) -> bool {
+        self.0.time_conditioning()
+    }
+
+    /// Where tensors live.
+    pub fn device(&self) -> Device {
+        self.0.device()
+    }
+
+    /// Total noise at times of any shape, f64.
+    pub fn sigma(&self, t: &Tensor) -> Result<Tensor> {
+        self.0.sigma(t)
+    }
+
+    /// Noise rate dσ/dt at times of any shape, f64.
+    pub fn dsigma(&self, t: &Tensor) -> Result<Tensor> {
+        self.0.dsigma(t)
+    }
+
+    /// The probability that a token is still clean at time t.
+    pub fn alpha(&self, t: f64) -> Result<f64> {
+        let t = Tensor::from_slice(&[t]);
+        Ok(self.0.sigma(&t)?.neg().exp().double_value(&[0]))
+    }
+
+    /// The times at which alpha has the given values, f64.
+    pub fn time_of_alpha(&self, alpha: &Tensor) -> Result<Tensor> {
+        self.0.time_of_alpha(alpha)
+    }
+
+    /// The ends of the schedule, as its importance sampling defines them.
+    pub fn sigma_range(&self) -> Result<(f64, f64)> {
+        self.0.sigma_range()
+    }
+
+    /// Times whose loss weight is constant, from uniform ones.
+    pub fn importance(&self, t: &Tensor) -> Result<Tensor> {
+        self.0.importance(t)
+    }
+
+    /// A draw of `xt ~ q(xt | x0)` at `alpha_b [B] f64`, with the host's randomness.
+    pub fn corrupt(&self, x0_bl: &Tensor, alpha_b: &Tensor) -> Result<Tensor> {
+        self.0.corrupt(x0_bl, alpha_b)
+    }
+
+    /// `q(xs | xt, x0 ~ p)`: `xt_n [N]`, `p_nv [N, V]` → `[N, V]`.
+    pub fn posterior(
+        &self,
+        xt_n: &Tensor,
+        alpha_t: f64,
+        alpha_s: f64,
+        p_nv: &Tensor,
+    ) -> Result<Tensor> {
+        self.0.posterior(xt_n, alpha_t, alpha_s, p_nv)
+    }
+
+    /// One network call: `[B, L] i64` and `sigma_b [B] f64` → `[B, L, D]`. Without time conditioning the network
+    /// gets sigma = 0 whatever is given. Counts B calls.
+    pub fn hidden(&self, xt_bl: &Tensor, sigma_b: &Tensor) -> Result<Tensor> {
+        self.0.hidden(xt_bl, sigma_b)
+    }
+
+    /// One network call over the tokens that follow a cache, see [`crate::Backbone::extend`]. Counts B calls.
+    pub fn extend(&self, x_bl: &Tensor, cache: Vec<Tensor>) -> Result<(Tensor, Vec<Tensor>)> {
+        self.0.extend(x_bl, cache)
+    }
+
+    /// The head: `[N, D]` → raw logits `[N, V]`.
+    pub fn logits(&self, hidden_nd: &Tensor) -> Result<Tensor> {
+        self.0.logits(hidden_nd)
+    }
+
+    /// `weight_n * -log softmax(logits)[target_n]` for rows `hidden_nd [N, D]` → `[N]`; the logit of `banned` counts
+    /// as -∞. Fused with a linear head: the `[N, V]` logits never exist.
+    pub fn weighted_nll(
+        &self,
+        hidden_nd: &Tensor,
+        target_n: &Tensor,
+        weight_n: &Tensor,
+        banned: Option<i64>,
+    ) -> Result<Tensor> {
+        self.0.weighted_nll(hidden_nd, target_n, weight_n, banned)
+    }
+
+    /// The parameterization's `log p(x0 | xt)` at `rows_n` → `[N, V]`.
+    pub fn log_x0(&self, xt_bl: &Tensor, t_b: &Tensor, rows_n: &Tensor) -> Result<Tensor> {
+        self.0.log_x0(xt_bl, t_b, rows_n)
+    }
+
+    /// The parameterization's concrete score at `rows_n` → `[N, V]`.
+    pub fn score(&self, xt_bl: &Tensor, t_b: &Tensor, rows_n: &Tensor) -> Result<Tensor> {
+        self.0.score(xt_bl, t_b, rows_n)
+    }
+
+    /// Tells the host how far a walk is, with the tokens so far; an error of kind `Interrupted` asks to stop.
+    pub fn progress(&self, done: i64, total: i64, xt_bl: &Tensor) -> Result<()> {
+        self.0.progress(done, total, xt_bl)
+    }
+
+    /// One time for every sequence of a batch: `[B] f64`.
+    pub fn times(&self, batch: i64, t: f64) -> Tensor {
+        Tensor::full([batch], t, (Kind::Double, self.device()))
+    }
+}

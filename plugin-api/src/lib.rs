@@ -1,0 +1,100 @@
+//! The contract between maskdiff and its plugins.
+//!
+//! A plugin is a cdylib with components of five kinds: [`NoiseSchedule`], [`ForwardProcess`], [`Backbone`],
+//! [`Parameterization`] and [`Sampler`] (or its short form [`StepSampler`]). An author implements plain traits
+//! over [`tch::Tensor`] and writes two macros; everything about the ABI is generated:
+//!
+//! ```
+//! # mod plugin {
+//! use maskdiff_plugin_api::prelude::*;
+//!
+//! /// Options under `noise`.
+//! #[derive(Debug, Serialize, Deserialize, JsonSchema)]
+//! #[serde(default, deny_unknown_fields)]
+//! pub struct Config {
+//!     /// Smallest alpha, in (0, 1).
+//!     pub eps: f64,
+//! }
+//!
+//! impl Default for Config {
+//!     fn default() -> Self {
+//!         Self { eps: 1e-3 }
+//!     }
+//! }
+//!
+//! /// alpha(t) = 1 - (1 - eps) t²
+//! pub struct Square(Config);
+//!
+//! impl Component for Square {
+//!     const NAME: &'static str = "square";
+//!     const ABOUT: &'static str = "alpha falls with the square of t";
+//!     type Config = Config;
+//!
+//!     fn new(config: Config, _: &Context) -> Result<Self> {
+//!         ensure!(config.eps > 0.0 && config.eps < 1.0, Config, "`eps` must lie in (0, 1)");
+//!         Ok(Self(config))
+//!     }
+//! }
+//!
+//! impl NoiseSchedule for Square {
+//!     fn sigma(&self, t: &Tensor) -> Tensor {
+//!         -(t.square() * (self.0.eps - 1.0)).log1p()
+//!     }
+//!     fn dsigma(&self, t: &Tensor) -> Tensor {
+//!         t * (2.0 - 2.0 * self.0.eps) / (t.square() * (self.0.eps - 1.0) + 1.0)
+//!     }
+//!     fn time_of_alpha(&self, alpha: &Tensor) -> Tensor {
+//!         ((alpha - 1.0) / (self.0.eps - 1.0)).sqrt()
+//!     }
+//!     fn sigma_range(&self) -> (f64, f64) {
+//!         (0.0, -self.0.eps.ln())
+//!     }
+//! }
+//!
+//! register!(noise Square);
+//! # }
+//! # maskdiff_plugin_api::testkit::noise_contract::<plugin::Square>();
+//! ```
+//!
+//! In a plugin crate, `export_plugin!();` follows in `lib.rs`, and `maskdiff plugins list --plugin FILE` shows it.
+//! [`testkit`] has a contract test for each kind and a toy denoiser with a known law.
+
+pub mod abi;
+mod backbone;
+mod component;
+mod context;
+mod denoiser;
+mod error;
+mod noise;
+pub mod ops;
+mod parameterization;
+mod process;
+mod register;
+mod sampler;
+pub mod testkit;
+
+pub use backbone::{Backbone, Head, Parameter, Parameters};
+pub use component::{Component, Options, capability};
+pub use context::Context;
+pub use denoiser::{Denoiser, Model};
+pub use error::{Kind, PluginError, Result};
+pub use noise::NoiseSchedule;
+pub use parameterization::Parameterization;
+pub use process::ForwardProcess;
+pub use sampler::{Sampler, StepSampler, Walk};
+
+#[doc(hidden)]
+pub use inventory;
+pub use {schemars, tch, tracing};
+
+/// What a plugin imports.
+pub mod prelude {
+    pub use crate::{
+        Backbone, Component, Context, Denoiser, ForwardProcess, Head, NoiseSchedule,
+        Parameterization, Parameters, Result, Sampler, StepSampler, Walk, bail, capability,
+        check_shape, ensure, export_plugin, ops, register,
+    };
+    pub use schemars::JsonSchema;
+    pub use serde::{Deserialize, Serialize};
+    pub use tch::Tensor;
+}

@@ -1,0 +1,109 @@
+//! Shared maths: exact categorical draws, rows of a batch, safe logarithms.
+//!
+//! Shape letters: `B` batch, `L` length, `V` vocabulary, `N` rows.
+
+use tch::{Kind, Tensor};
+
+/// Flat positions where a `[B, L]` mask is true: `[N] i64`, ascending.
+pub fn rows_of(mask_bl: &Tensor) -> Tensor {
+    // sync: the number of rows is data.
+    mask_bl.flatten(0, -1).nonzero().squeeze_dim(-1)
+}
+
+/// A copy of `x_bl [B, L]` in which the flat positions `rows_n [N]` hold `value_n [N]`.
+pub fn put_rows(x_bl: &Tensor, rows_n: &Tensor, value_n: &Tensor) -> Tensor {
+    let flat = x_bl.reshape([-1]).index_copy(0, rows_n, value_n);
+    flat.view_as(x_bl)
+}
+
+/// The entries of `x_bl [B, L]` (or rows of `[B, L, D]`) at flat positions: `[N]` (or `[N, D]`).
+pub fn take_rows(x: &Tensor, rows_n: &Tensor) -> Tensor {
+    x.flatten(0, 1).index_select(0, rows_n)
+}
+
+/// One value for each sequence, at the sequences of the rows: `[B]` → `[N]`, for blocks of `length` L.
+pub fn of_sequence(value_b: &Tensor, rows_n: &Tensor, length: i64) -> Tensor {
+    value_b.index_select(0, &rows_n.floor_divide_scalar(length))
+}
+
+/// Independent coin flips: true with probability `p`, `[..] f64` → `[..] bool`. Uniforms have 53 bits.
+pub fn bernoulli(p: &Tensor) -> Tensor {
+    Tensor::rand(p.size(), (Kind::Double, p.device())).lt_tensor(p)
+}
+
+/// One draw from each row of `log_p_nv [N, V]`, which need not be normalised: `[N] i64`.
+///
+/// Inverse of the distribution function in f64: the tail is not cut off, as float32 Gumbel noise does (it lowers
+/// the temperature of rare tokens). A token of probability zero is never drawn.
+pub fn categorical(log_p_nv: &Tensor) -> Tensor {
+    let log_p = log_p_nv.to_kind(Kind::Double);
+    let (peak, _) = log_p.max_dim(-1, true);
+    let cdf = (log_p - peak).exp().cumsum(-1, Kind::Double);
+    let total = cdf.narrow(-1, cdf.size()[1] - 1, 1);
+    let u = total.rand_like() * &total;
+    // Rounding may lift the draw to the total itself, behind the last token: take the first then.
+    let u = u.where_self(&u.lt_tensor(&total), &u.zeros_like());
+    let n = cdf.size()[0];
+    u.searchsorted(&cdf, false, true, "right", None::<Tensor>).view([n])
+}
+
+/// `ln(e^x - 1)` for x > 0, exact for small and large x.
+pub fn log_expm1(x: &Tensor) -> Tensor {
+    x + x.neg().expm1().neg().log()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testkit::chi_square;
+    use proptest::prelude::*;
+    use tch::Device;
+
+    #[test]
+    fn rows_go_out_and_back() {
+        let x = Tensor::arange(6, (Kind::Int64, Device::Cpu)).view([2, 3]);
+        let rows = rows_of(&x.remainder(2).eq(1));
+        assert_eq!(Vec::<i64>::try_from(&rows).unwrap(), [1, 3, 5]);
+        let y = put_rows(&x, &rows, &(take_rows(&x, &rows) + 10));
+        assert_eq!(Vec::<i64>::try_from(y.view([-1])).unwrap(), [0, 11, 2, 13, 4, 15]);
+        let t = of_sequence(&Tensor::from_slice(&[0.5, 0.25]), &rows, 3);
+        assert_eq!(Vec::<f64>::try_from(t).unwrap(), [0.5, 0.25, 0.25]);
+    }
+
+    #[test]
+    fn categorical_has_the_law_and_keeps_the_tail() {
+        tch::manual_seed(1);
+        let p = [0.7, 1e-4, 0.0, 0.2999];
+        let (n, draws) = (1_000_000, 20);
+        let log_p = Tensor::from_slice(&p).log().unsqueeze(0).expand([n, 4], false);
+        let mut counts = vec![0.0; 4];
+        for _ in 0..draws {
+            let count = categorical(&log_p).bincount(None::<Tensor>, 4).to_kind(Kind::Double);
+            for (c, k) in counts.iter_mut().zip(Vec::<f64>::try_from(count).unwrap()) {
+                *c += k;
+            }
+        }
+        assert_eq!(counts[2], 0.0);
+        // 2e7 draws: 2,000 of the rare token are expected; float32 Gumbel noise loses a visible share.
+        assert!(chi_square(&counts, &p) > 1e-4, "{counts:?}");
+    }
+
+    #[test]
+    fn a_rare_class_keeps_its_frequency() {
+        // P = 1e-7 in 1e8 draws: 10 expected, Poisson; outside 1..=25 with probability below 1e-4.
+        tch::manual_seed(4);
+        let log_p = Tensor::from_slice(&[1.0 - 1e-7, 1e-7]).log().unsqueeze(0);
+        let log_p = log_p.expand([5_000_000, 2], false);
+        let rare: f64 =
+            (0..20).map(|_| categorical(&log_p).sum(Kind::Double).double_value(&[])).sum();
+        assert!((1.0..=25.0).contains(&rare), "{rare} of 1e8 draws, 10 expected");
+    }
+
+    proptest! {
+        #[test]
+        fn log_expm1_is_the_inverse_of_log1p_exp(y in -40.0..40.0f64) {
+            let x = Tensor::from(y).softplus();
+            prop_assert!((log_expm1(&x).double_value(&[]) - y).abs() < 1e-6 * (1.0 + y.abs()));
+        }
+    }
+}

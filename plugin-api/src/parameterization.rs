@@ -1,0 +1,43 @@
+//! Parameterizations: what the network's output means, and the loss that teaches it.
+
+use tch::Tensor;
+
+use crate::component::Component;
+use crate::{Denoiser, Result, bail};
+
+/// A parameterization. Shape letters: `B` batch, `L` length, `V` vocabulary with the mask, `N` rows.
+///
+/// The network, process and schedule are reached through the [`Denoiser`]. Options are the keys at the top
+/// of the configuration and in `training` that the host does not own.
+pub trait Parameterization: Component {
+    /// How t is drawn: uniform numbers `u_b [B] f64` in [0, 1), stratified by the host → times `[B] f64`.
+    fn draw_t(&self, model: &Denoiser, u_b: &Tensor) -> Result<Tensor>;
+
+    /// The training loss: `x0_bl [B, L] i64`, `t_b [B] f64` → nats per token `[B, L]`, with its gradient.
+    ///
+    /// A method that does not score the first tokens (autoregression needs one to start) returns `[B, L - k]`: the
+    /// losses of the last `L - k` positions.
+    fn loss(&self, model: &Denoiser, x0_bl: &Tensor, t_b: &Tensor) -> Result<Tensor>;
+
+    /// `log p(x0 | xt)` at flat positions `rows_n [N] i64` of `xt_bl [B, L]` → `[N, V]`, at times `t_b [B] f64`.
+    fn log_x0(
+        &self,
+        _model: &Denoiser,
+        _xt_bl: &Tensor,
+        _t_b: &Tensor,
+        _rows_n: &Tensor,
+    ) -> Result<Tensor> {
+        bail!(Unsupported, "parameterization `{}` gives no law of x0", Self::NAME)
+    }
+
+    /// The concrete score `p_t(y) / p_t(xt)` at flat positions `rows_n [N] i64` → `[N, V]`, ≥ 0.
+    fn score(
+        &self,
+        _model: &Denoiser,
+        _xt_bl: &Tensor,
+        _t_b: &Tensor,
+        _rows_n: &Tensor,
+    ) -> Result<Tensor> {
+        bail!(Unsupported, "parameterization `{}` gives no score", Self::NAME)
+    }
+}

@@ -1,0 +1,270 @@
+//! A denoiser whose joint distribution over short sequences is a table.
+
+use std::cell::Cell;
+
+use tch::{Device, IndexOp, Kind as TensorKind, Tensor};
+
+use crate::error::Kind;
+use crate::{Denoiser, Model, PluginError, Result, StepSampler, bail, ops};
+
+/// The exact denoiser of a table of probabilities over sequences of `length` tokens out of `tokens`, plus a mask.
+///
+/// Absorbing process, log-linear schedule. `hidden` is the exact log-conditional at each position, the head
+/// is the identity, so a parameterization can be tested over it as well.
+#[derive(Debug)]
+pub struct Toy {
+    length: usize,
+    tokens: usize,
+    joint: Vec<f64>,
+    time_conditioning: bool,
+    calls: Cell<i64>,
+    stop_after: Cell<i64>,
+}
+
+const EPS: f64 = 1e-3;
+
+impl Toy {
+    /// A random table with a strong dependence between positions, always the same for the same sizes.
+    pub fn new(length: usize, tokens: usize) -> Self {
+        let states = tokens.pow(u32::try_from(length).expect("a short length"));
+        // Multiplicative hashing; cubes make some sequences far likelier than others.
+        let weight = |i: usize| {
+            let word = (i as u64 + 1).wrapping_mul(0x9E37_79B9_7F4A_7C15) >> 40;
+            (word as f64 / (1u64 << 24) as f64 + 0.05).powi(3)
+        };
+        let joint: Vec<f64> = (0..states).map(weight).collect();
+        let total: f64 = joint.iter().sum();
+        Self {
+            length,
+            tokens,
+            joint: joint.into_iter().map(|w| w / total).collect(),
+            time_conditioning: false,
+            calls: Cell::new(0),
+            stop_after: Cell::new(i64::MAX),
+        }
+    }
+
+    /// The same model, which claims that its network sees the noise level.
+    #[must_use]
+    pub fn time_conditioned(mut self) -> Self {
+        self.time_conditioning = true;
+        self
+    }
+
+    /// Asks to stop at the first progress report after `steps` of them.
+    pub fn stop_after(&self, steps: i64) {
+        self.stop_after.set(steps);
+    }
+
+    /// L.
+    pub fn length(&self) -> i64 {
+        self.length as i64
+    }
+
+    /// Network calls so far, counted for each sequence.
+    pub fn calls(&self) -> i64 {
+        self.calls.get()
+    }
+
+    /// The table: probability of each sequence, first position most significant.
+    pub fn joint(&self) -> &[f64] {
+        &self.joint
+    }
+
+    /// An all-mask start.
+    pub fn masked(&self, batch: i64) -> Tensor {
+        Tensor::full([batch, self.length()], self.tokens as i64, (TensorKind::Int64, Device::Cpu))
+    }
+
+    /// How often each sequence occurs among `x0_bl`, in the order of [`Toy::joint`].
+    pub fn counts(&self, x0_bl: &Tensor) -> Vec<f64> {
+        let mut index = Tensor::zeros([x0_bl.size()[0]], (TensorKind::Int64, Device::Cpu));
+        for l in 0..self.length() {
+            index = index * self.tokens as i64 + x0_bl.i((.., l));
+        }
+        let counts = index.bincount(None::<Tensor>, self.joint.len() as i64);
+        Vec::try_from(counts.to_kind(TensorKind::Double)).expect("a vector of counts")
+    }
+
+    /// The tokens of sequence number `state` in base `base`.
+    fn digits(&self, mut state: usize, base: usize) -> Vec<usize> {
+        let mut digits = vec![0; self.length];
+        for digit in digits.iter_mut().rev() {
+            *digit = state % base;
+            state /= base;
+        }
+        digits
+    }
+
+    /// `p(x_l = v | the unmasked tokens of xt)` for all l and v, mask last with probability 0.
+    fn conditional(&self, xt: &[i64]) -> Vec<f64> {
+        let vocab = self.tokens + 1;
+        let mut table = vec![0.0; self.length * vocab];
+        for (state, p) in self.joint.iter().enumerate() {
+            let x = self.digits(state, self.tokens);
+            let fits = |(x, z): (&usize, &i64)| *z == self.tokens as i64 || *x as i64 == *z;
+            if x.iter().zip(xt).all(fits) {
+                for (l, token) in x.iter().enumerate() {
+                    table[l * vocab + token] += p;
+                }
+            }
+        }
+        for row in table.chunks_mut(vocab) {
+            let total: f64 = row.iter().sum();
+            row.iter_mut().for_each(|p| *p /= total);
+        }
+        table
+    }
+}
+
+impl Model for Toy {
+    fn vocab_size(&self) -> i64 {
+        self.tokens as i64 + 1
+    }
+
+    fn mask_id(&self) -> Option<i64> {
+        Some(self.tokens as i64)
+    }
+
+    fn time_conditioning(&self) -> bool {
+        self.time_conditioning
+    }
+
+    fn device(&self) -> Device {
+        Device::Cpu
+    }
+
+    fn sigma(&self, t: &Tensor) -> Result<Tensor> {
+        Ok(-(t * -(1.0 - EPS)).log1p())
+    }
+
+    fn dsigma(&self, t: &Tensor) -> Result<Tensor> {
+        Ok((1.0 - EPS) / (1.0 - t * (1.0 - EPS)))
+    }
+
+    fn time_of_alpha(&self, alpha: &Tensor) -> Result<Tensor> {
+        Ok((1.0 - alpha) / (1.0 - EPS))
+    }
+
+    fn sigma_range(&self) -> Result<(f64, f64)> {
+        Ok((EPS, -EPS.ln()))
+    }
+
+    fn importance(&self, t: &Tensor) -> Result<Tensor> {
+        let (low, high) = (1.0 - (-EPS).exp(), 1.0 - EPS);
+        Ok((t * (high / low).ln()).exp() * low / (1.0 - EPS))
+    }
+
+    fn corrupt(&self, x0_bl: &Tensor, alpha_b: &Tensor) -> Result<Tensor> {
+        let masked = ops::bernoulli(&(alpha_b * -1.0 + 1.0).unsqueeze(1).expand_as(x0_bl));
+        Ok(x0_bl.masked_fill(&masked, self.tokens as i64))
+    }
+
+    fn posterior(
+        &self,
+        xt_n: &Tensor,
+        alpha_t: f64,
+        alpha_s: f64,
+        p_nv: &Tensor,
+    ) -> Result<Tensor> {
+        let mask = self.tokens as i64;
+        let stay = (1.0 - alpha_s) / (1.0 - alpha_t);
+        let opened = p_nv * (1.0 - stay);
+        let _ = opened.i((.., mask)).fill_(stay);
+        let kept = xt_n.one_hot(self.vocab_size()).to_kind(p_nv.kind());
+        Ok(opened.where_self(&xt_n.eq(mask).unsqueeze(1), &kept))
+    }
+
+    fn hidden(&self, xt_bl: &Tensor, _sigma_b: &Tensor) -> Result<Tensor> {
+        self.calls.set(self.calls.get() + xt_bl.size()[0]);
+        let tokens = Vec::<i64>::try_from(xt_bl.contiguous().view([-1]))?;
+        let table: Vec<f64> =
+            tokens.chunks(self.length).flat_map(|z| self.conditional(z)).collect();
+        let shape = [xt_bl.size()[0], self.length(), self.vocab_size()];
+        Ok(Tensor::from_slice(&table).view(shape).log())
+    }
+
+    fn extend(&self, _x_bl: &Tensor, _cache: Vec<Tensor>) -> Result<(Tensor, Vec<Tensor>)> {
+        bail!(Unsupported, "the toy is not causal")
+    }
+
+    fn logits(&self, hidden_nd: &Tensor) -> Result<Tensor> {
+        Ok(hidden_nd.shallow_clone())
+    }
+
+    fn weighted_nll(
+        &self,
+        hidden_nd: &Tensor,
+        target_n: &Tensor,
+        weight_n: &Tensor,
+        _banned: Option<i64>,
+    ) -> Result<Tensor> {
+        let log_p = hidden_nd.log_softmax(-1, TensorKind::Double);
+        Ok(-log_p.gather(1, &target_n.unsqueeze(1), false).squeeze_dim(1) * weight_n)
+    }
+
+    fn log_x0(&self, xt_bl: &Tensor, t_b: &Tensor, rows_n: &Tensor) -> Result<Tensor> {
+        Ok(ops::take_rows(&self.hidden(xt_bl, t_b)?, rows_n))
+    }
+
+    fn score(&self, xt_bl: &Tensor, t_b: &Tensor, rows_n: &Tensor) -> Result<Tensor> {
+        // p_t(y) / p_t(xt) at a masked position is p(y | xt) alpha / (1 - alpha); at an open one 1 for
+        // itself and (1 - alpha) / alpha for the mask.
+        let p = self.log_x0(xt_bl, t_b, rows_n)?.exp();
+        let sigma = ops::of_sequence(&self.sigma(t_b)?, rows_n, self.length()).unsqueeze(1);
+        let odds = sigma.expm1();
+        let mask = self.tokens as i64;
+        let masked = &p / &odds;
+        let _ = masked.i((.., mask)).fill_(1.0);
+        let open = p;
+        open.i((.., mask)).copy_(&odds.squeeze_dim(1));
+        Ok(masked.where_self(&ops::take_rows(xt_bl, rows_n).eq(mask).unsqueeze(1), &open))
+    }
+
+    fn progress(&self, done: i64, _total: i64, _xt_bl: &Tensor) -> Result<()> {
+        if done > self.stop_after.get() {
+            return Err(PluginError::new(Kind::Interrupted, "asked to stop"));
+        }
+        Ok(())
+    }
+}
+
+/// The exact law of a step sampler's result over a toy, from all-mask: each step's [`StepSampler::law`] applied to
+/// the distribution over all `(tokens + 1)^length` states. In the order of [`Toy::joint`].
+pub fn law_of_walk(sampler: &impl StepSampler, toy: &Toy) -> Result<Vec<f64>> {
+    let (walk, base, model) = (sampler.walk(), toy.tokens + 1, Denoiser::new(toy));
+    let states = base.pow(u32::try_from(toy.length)?);
+    let every: Vec<i64> =
+        (0..states).flat_map(|s| toy.digits(s, base)).map(|token| token as i64).collect();
+    let every = Tensor::from_slice(&every).view([states as i64, toy.length()]);
+    let mut law = vec![0.0; states];
+    law[states - 1] = 1.0;
+    let last = walk.noise_removal.then_some((walk.t_min, 0.0));
+    let steps = (0..walk.steps).map(|i| (walk.time(i), walk.time(i + 1))).chain(last);
+    for (t, s) in steps {
+        let step = StepSampler::law(sampler, &model, &every, t, s)?.to_kind(TensorKind::Double);
+        let step = Vec::<f64>::try_from(step.contiguous().view([-1]))?;
+        let mut next = vec![0.0; states];
+        for (state, mass) in law.iter().enumerate().filter(|(_, mass)| **mass > 0.0) {
+            let row = &step[state * toy.length * base..(state + 1) * toy.length * base];
+            spread(row, base, *mass, 0, &mut next);
+        }
+        law = next;
+    }
+    let clean = |state: usize| {
+        let number = toy.digits(state, toy.tokens);
+        number.iter().fold(0, |index, digit| index * base + digit)
+    };
+    Ok((0..toy.joint.len()).map(|state| law[clean(state)]).collect())
+}
+
+/// Adds `mass` times the product of the positions' laws to every state, position by position.
+fn spread(row: &[f64], base: usize, mass: f64, state: usize, next: &mut [f64]) {
+    if row.is_empty() {
+        next[state] += mass;
+        return;
+    }
+    for (token, p) in row[..base].iter().enumerate().filter(|(_, p)| **p > 0.0) {
+        spread(&row[base..], base, mass * p, state * base + token, next);
+    }
+}
