@@ -1,0 +1,178 @@
+//! `dit`: the bidirectional diffusion transformer of MDLM, with the original's parameter names.
+//!
+//! Pre-norm blocks whose shift, scale and gate come from the noise level (adaLN), rotary positions, weight-only layer
+//! norms, GELU (tanh). Attention is libtorch's fused kernel; the head is apart, so that only the rows that are needed
+//! pay for the vocabulary.
+//!
+//! Shape letters: `B` batch, `L` length, `D` hidden size, `C` conditioning size, `H` heads, `K` head size,
+//! `V` vocabulary including the mask, `N` rows.
+//!
+//! Source: Peebles and Xie 2023, arXiv:2212.09748; Lou et al. 2024, arXiv:2310.16834; MDLM code, `models/dit.py`.
+//! Differences: on a GPU the original forces bfloat16 inside; here the host's precision decides.
+
+use maskdiff_plugin_api::prelude::*;
+
+mod block;
+mod timestep;
+
+use block::{Block, Modulation, Rotary, norm};
+use timestep::TimestepEmbedder;
+
+export_plugin!();
+register!(backbone Dit);
+
+/// Options of the `model` group for `dit`.
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct Config {
+    /// D, a multiple of `n_heads`.
+    pub(crate) hidden_size: i64,
+    /// C, the width of the noise-level embedding.
+    pub(crate) cond_dim: i64,
+    /// Transformer blocks.
+    pub(crate) n_blocks: i64,
+    /// Attention heads.
+    pub(crate) n_heads: i64,
+    /// Dropout after attention and after the MLP while training, in [0, 1).
+    pub(crate) dropout: f64,
+    /// Use the embedding as the head's matrix.
+    pub(crate) tie_word_embeddings: bool,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            hidden_size: 256,
+            cond_dim: 128,
+            n_blocks: 4,
+            n_heads: 4,
+            dropout: 0.1,
+            tie_word_embeddings: false,
+        }
+    }
+}
+
+impl Config {
+    fn checked(self) -> Result<Self> {
+        for (name, value) in [
+            ("hidden_size", self.hidden_size),
+            ("cond_dim", self.cond_dim),
+            ("n_blocks", self.n_blocks),
+            ("n_heads", self.n_heads),
+        ] {
+            ensure!(value > 0, Config, "`{name}` must be at least 1, got {value}");
+        }
+        ensure!(
+            self.hidden_size % self.n_heads == 0 && self.hidden_size / self.n_heads % 2 == 0,
+            Config,
+            "`hidden_size` ({}) must be an even multiple of `n_heads` ({})",
+            self.hidden_size,
+            self.n_heads
+        );
+        let dropout = self.dropout;
+        ensure!(
+            (0.0..1.0).contains(&dropout),
+            Config,
+            "`dropout` must lie in [0, 1), got {dropout}"
+        );
+        Ok(self)
+    }
+}
+
+/// See the module documentation.
+struct Dit {
+    parameters: Parameters,
+    embedding: Tensor,
+    timestep: TimestepEmbedder,
+    rotary: Rotary,
+    blocks: Vec<Block>,
+    norm_final: Tensor,
+    modulation_final: Modulation,
+    head: Head,
+}
+
+impl Component for Dit {
+    const NAME: &'static str = "dit";
+    const ABOUT: &'static str = "bidirectional transformer conditioned on the noise level (adaLN)";
+    type Config = Config;
+
+    fn new(config: Config, context: &Context) -> Result<Self> {
+        let config = config.checked()?;
+        let (v, d, c) = (context.vocab_size, config.hidden_size, config.cond_dim);
+        let mut p = Parameters::new(context);
+        // kaiming_uniform(a = √5) of a [V, D] matrix is uniform in ±1/√D, as `linear` draws.
+        let embedding = p.linear("vocab_embed.embedding", v, d);
+        let timestep = TimestepEmbedder::new(&mut p, c);
+        let rotary = Rotary::new(&mut p, d / config.n_heads);
+        let blocks = (0..config.n_blocks).map(|i| Block::new(&mut p, i, &config)).collect();
+        let norm_final = p.constant("output_layer.norm_final.weight", &[d], 1.0);
+        // The head and every adaLN start at zero: the first prediction is uniform.
+        let weight = if config.tie_word_embeddings {
+            embedding.shallow_clone()
+        } else {
+            p.constant("output_layer.linear.weight", &[v, d], 0.0)
+        };
+        let bias = Some(p.constant("output_layer.linear.bias", &[v], 0.0));
+        let modulation_final = Modulation::new(&mut p, "output_layer.adaLN_modulation", 2 * d, c);
+        let head = Head { weight, bias };
+        Ok(Self {
+            parameters: p,
+            embedding,
+            timestep,
+            rotary,
+            blocks,
+            norm_final,
+            modulation_final,
+            head,
+        })
+    }
+}
+
+impl Backbone for Dit {
+    fn parameters(&self) -> &Parameters {
+        &self.parameters
+    }
+
+    fn hidden(&self, xt_bl: &Tensor, sigma_b: &Tensor, train: bool) -> Result<Tensor> {
+        let (_b, l) = check_shape!(xt_bl, [B, L], Int64);
+        let c_bc = self.timestep.forward(sigma_b).silu();
+        let rotation = self.rotary.at(l);
+        let mut x_bld = Tensor::embedding(&self.embedding, xt_bl, -1, false, false);
+        for block in &self.blocks {
+            x_bld = block.forward(&x_bld, &c_bc, &rotation, train);
+        }
+        let m = self.modulation_final.chunks(&c_bc, 2);
+        Ok(norm(&x_bld, &self.norm_final) * (&m[1] + 1.0) + &m[0])
+    }
+
+    fn logits(&self, hidden_nd: &Tensor) -> Result<Tensor> {
+        Ok(hidden_nd.linear(&self.head.weight, self.head.bias.as_ref()))
+    }
+
+    fn head(&self) -> Option<Head> {
+        let bias = self.head.bias.as_ref().map(Tensor::shallow_clone);
+        Some(Head { weight: self.head.weight.shallow_clone(), bias })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn small() -> Config {
+        Config { hidden_size: 16, cond_dim: 8, n_blocks: 2, dropout: 0.0, ..Config::default() }
+    }
+
+    #[test]
+    fn contract() {
+        maskdiff_plugin_api::testkit::backbone_contract::<Dit>(small());
+        let tied = Config { tie_word_embeddings: true, ..small() };
+        maskdiff_plugin_api::testkit::backbone_contract::<Dit>(tied);
+    }
+
+    #[test]
+    fn a_width_that_heads_do_not_divide_is_refused() {
+        let error = Config { hidden_size: 10, ..small() }.checked().unwrap_err();
+        assert!(error.to_string().contains("`hidden_size` (10)"), "{error}");
+    }
+}
