@@ -1,0 +1,261 @@
+//! The host's keys with their defaults, group by group. Names are the original program's where it has them.
+//!
+//! Which components are chosen by default is no business of the code: `configs/config.toml` says it.
+
+use serde::{Deserialize, Serialize};
+
+macro_rules! group {
+    ($(#[$doc:meta])* $name:ident { $($(#[$field_doc:meta])* $field:ident: $type:ty = $default:expr,)+ }) => {
+        $(#[$doc])*
+        #[derive(Debug, Clone, Serialize, Deserialize)]
+        pub struct $name { $($(#[$field_doc])* pub $field: $type,)+ }
+
+        impl Default for $name {
+            fn default() -> Self {
+                Self { $($field: $default,)+ }
+            }
+        }
+
+        impl $name {
+            /// The keys of this group.
+            pub const KEYS: &'static [&'static str] = &[$(stringify!($field),)+];
+        }
+    };
+}
+
+group! {
+    /// Keys at the top. What else stands there is an option of the parameterization.
+    Top {
+        /// The forward process.
+        diffusion: String = String::new(),
+        /// The network.
+        backbone: String = String::new(),
+        /// What the network's output means.
+        parameterization: String = String::new(),
+        /// Whether the network sees the noise level.
+        time_conditioning: bool = false,
+        /// Every random number of the run comes from it.
+        seed: u64 = 1,
+    }
+}
+
+group! {
+    /// Where tokens come from.
+    Data {
+        /// Name of the corpus, for the run folder.
+        name: String = "stories".into(),
+        /// `stories` (embedded grammar) or `text` (files).
+        train: String = "stories".into(),
+        /// `text`: a file, or a folder of `.txt` files.
+        path: Option<String> = None,
+        /// `text`: the same for validation; without it the end of the training text is held out.
+        valid_path: Option<String> = None,
+        /// `text`: share of the text that is held out, in (0, 1).
+        valid_fraction: f64 = 0.1,
+        /// `char`, or the path of a Hugging Face `tokenizer.json`.
+        tokenizer_name_or_path: String = "char".into(),
+        /// `text`: training blocks start anywhere instead of at multiples of the length.
+        random_offsets: bool = false,
+        /// `stories`: blocks held out for validation.
+        valid_blocks: i64 = 512,
+    }
+}
+
+group! {
+    /// What the host knows of the network; the backbone has the other keys of the group.
+    Model {
+        /// Name of the size, for people.
+        name: String = "custom".into(),
+        /// L, tokens in a block.
+        length: i64 = 64,
+    }
+}
+
+/// The noise schedule; the schedule has the other keys of the group.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+pub struct Noise {
+    /// Name of the schedule.
+    #[serde(rename = "type")]
+    pub kind: String,
+}
+
+group! {
+    /// How it learns; the parameterization has the other keys of the group.
+    Training {
+        /// Decay of the averaged weights, in [0, 1); 0 turns the average off.
+        ema: f64 = 0.9999,
+        /// Spread the times of a batch evenly over [0, 1].
+        antithetic_sampling: bool = true,
+    }
+}
+
+group! {
+    /// What is drawn; the sampler has the other keys of the group.
+    Sampling {
+        /// The sampler.
+        predictor: String = String::new(),
+        /// Batches of `loader.eval_batch_size` sequences that `maskdiff sample` draws.
+        num_sample_batches: i64 = 1,
+        /// Sequences drawn at every evaluation while training.
+        num_sample_log: i64 = 2,
+    }
+}
+
+group! {
+    /// Batches.
+    Loader {
+        /// Sequences between two optimizer steps.
+        global_batch_size: i64 = 32,
+        /// Sequences in memory at once; a divisor of the global batch, which it is by default.
+        batch_size: Option<i64> = None,
+        /// Sequences in memory at once while evaluating and sampling.
+        eval_batch_size: i64 = 32,
+    }
+}
+
+group! {
+    /// AdamW.
+    Optim {
+        /// Peak learning rate.
+        lr: f64 = 3e-4,
+        /// Decay of the first moment.
+        beta1: f64 = 0.9,
+        /// Decay of the second moment.
+        beta2: f64 = 0.999,
+        /// Numerical floor of the denominator.
+        eps: f64 = 1e-8,
+        /// Decoupled weight decay, on all parameters.
+        weight_decay: f64 = 0.0,
+    }
+}
+
+group! {
+    /// The learning rate over time.
+    LrScheduler {
+        /// `constant_warmup` or `cosine_decay_warmup`.
+        name: String = "constant_warmup".into(),
+        /// Steps over which the rate rises from 0 (constant) or `warmup_lr_init` (cosine).
+        num_warmup_steps: f64 = 2500.0,
+        /// Cosine: steps from the peak down to `lr_min`.
+        t_initial: f64 = 1_000_000.0,
+        /// Cosine: first rate.
+        warmup_lr_init: f64 = 1e-6,
+        /// Cosine: last rate.
+        lr_min: f64 = 1e-6,
+    }
+}
+
+group! {
+    /// The loop.
+    Trainer {
+        /// Optimizer steps.
+        max_steps: i64 = 1_000_000,
+        /// Largest 2-norm of the gradient; 0 turns clipping off.
+        gradient_clip_val: f64 = 1.0,
+        /// Steps between two lines of metrics.
+        log_every_n_steps: i64 = 10,
+        /// Steps between two evaluations; 0 evaluates at the end only.
+        val_check_interval: i64 = 1000,
+        /// `auto` (a GPU when there is one), `cpu` or `cuda`.
+        accelerator: String = "auto".into(),
+        /// 32 or 64 bits a number.
+        precision: i64 = 32,
+    }
+}
+
+group! {
+    /// Checkpoints.
+    Checkpointing {
+        /// Steps between two checkpoints; 0 writes at evaluations and at the end only.
+        every_n_steps: i64 = 0,
+        /// Go on from the newest checkpoint in `run.dir`, if there is one.
+        resume_from_ckpt: bool = false,
+    }
+}
+
+group! {
+    /// Evaluation.
+    Eval {
+        /// The checkpoint folder to evaluate or sample; a run folder means its last one.
+        checkpoint_path: Option<String> = None,
+        /// Use the raw weights instead of their average.
+        disable_ema: bool = false,
+        /// Passes over the validation set, each with its own times and masks.
+        passes: i64 = 1,
+    }
+}
+
+group! {
+    /// The run folder.
+    Run {
+        /// Its path; by default `outputs/<data>/<date>/<time>`.
+        dir: Option<String> = None,
+    }
+}
+
+group! {
+    /// Plugins.
+    Plugins {
+        /// Files or folders to load before the shipped ones.
+        paths: Vec<String> = Vec::new(),
+    }
+}
+
+/// The groups of the configuration, each a table at the top.
+pub const GROUPS: &[&str] = &[
+    "data",
+    "model",
+    "noise",
+    "process",
+    "training",
+    "sampling",
+    "loader",
+    "optim",
+    "lr_scheduler",
+    "trainer",
+    "checkpointing",
+    "eval",
+    "run",
+    "plugins",
+];
+
+/// The host's keys of a group; of the top for an empty name.
+pub fn keys(group: &str) -> &'static [&'static str] {
+    match group {
+        "" => Top::KEYS,
+        "data" => Data::KEYS,
+        "model" => Model::KEYS,
+        "noise" => &["type"],
+        "training" => Training::KEYS,
+        "sampling" => Sampling::KEYS,
+        "loader" => Loader::KEYS,
+        "optim" => Optim::KEYS,
+        "lr_scheduler" => LrScheduler::KEYS,
+        "trainer" => Trainer::KEYS,
+        "checkpointing" => Checkpointing::KEYS,
+        "eval" => Eval::KEYS,
+        "run" => Run::KEYS,
+        "plugins" => Plugins::KEYS,
+        _ => &[],
+    }
+}
+
+/// Groups whose other keys belong to a component.
+pub const OPEN: &[&str] = &["model", "noise", "process", "training", "sampling"];
+
+/// All defaults as one value.
+pub fn defaults() -> serde_json::Value {
+    let mut all = serde_json::to_value(Top::default()).unwrap_or_default();
+    macro_rules! put {
+        ($($key:literal: $type:ty),+ $(,)?) => {
+            $(all[$key] = serde_json::to_value(<$type>::default()).unwrap_or_default();)+
+        };
+    }
+    put!(
+        "data": Data, "model": Model, "noise": Noise, "training": Training, "sampling": Sampling,
+        "loader": Loader, "optim": Optim, "lr_scheduler": LrScheduler, "trainer": Trainer,
+        "checkpointing": Checkpointing, "eval": Eval, "run": Run, "plugins": Plugins,
+    );
+    all["process"] = serde_json::json!({});
+    all
+}

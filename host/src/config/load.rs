@@ -1,0 +1,432 @@
+//! figment merges, later wins: defaults in code, `configs/config.toml`, one file for each chosen group, the stored
+//! configuration of a checkpoint, `experiment=NAME`, `--config FILE`, environment, command line.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use figment::providers::{Env, Format, Serialized, Toml};
+use figment::value::{Dict, Map as Profiles, Value as Figured};
+use figment::{Figment, Metadata, Profile, Provider, Source};
+use include_dir::{Dir, include_dir};
+use serde::de::DeserializeOwned;
+
+use super::Config;
+use super::groups::{self, GROUPS, OPEN};
+use super::place::Layers;
+use crate::error::{Error, Result};
+use crate::plugins::nearest;
+
+static EMBEDDED: Dir<'_> = include_dir!("$CARGO_MANIFEST_DIR/../configs");
+
+/// Folders under `configs/` whose files are chosen by `GROUP=NAME`.
+const CHOSEN: &[&str] = &["data", "model", "noise", "lr_scheduler"];
+
+/// What the command line says about the configuration.
+#[derive(Debug, Clone, Default)]
+pub struct Request {
+    /// `KEY=VALUE` in order.
+    pub overrides: Vec<String>,
+    /// `--config FILE`.
+    pub file: Option<PathBuf>,
+    /// Configuration stored with a checkpoint: what it was trained with is the default for using it.
+    pub stored: Option<PathBuf>,
+}
+
+/// A layer with a name for people and, for a file, its text for messages.
+struct Layer {
+    name: String,
+    file: Option<String>,
+    values: Dict,
+}
+
+impl Provider for Layer {
+    fn metadata(&self) -> Metadata {
+        let metadata = Metadata::named(self.name.clone());
+        match &self.file {
+            Some(file) => metadata.source(Source::Custom(file.clone())),
+            None => metadata,
+        }
+    }
+
+    fn data(&self) -> std::result::Result<Profiles<Profile, Dict>, figment::Error> {
+        Ok(Profile::Default.collect(self.values.clone()))
+    }
+}
+
+/// Collects layers and the texts they came from.
+struct Builder {
+    figment: Figment,
+    texts: BTreeMap<String, String>,
+}
+
+impl Builder {
+    fn add(&mut self, layer: Layer) {
+        let figment = std::mem::take(&mut self.figment);
+        self.figment = figment.merge(layer);
+    }
+
+    fn add_text(&mut self, name: &str, text: &str, under: Option<&str>) -> Result<()> {
+        let values = parse(name, text)?;
+        // A group file holds the group's keys; they go under its name, and so do their places.
+        let (values, text) = match under {
+            Some(group) => {
+                let inner = Dict::from([(group.to_string(), Figured::from(values))]);
+                (inner, format!("[{group}]\n{text}"))
+            }
+            None => (values, text.to_string()),
+        };
+        self.texts.insert(name.to_string(), text);
+        self.add(Layer { name: name.to_string(), file: Some(name.to_string()), values });
+        Ok(())
+    }
+}
+
+/// Resolves the configuration; everything that can be known to be wrong without plugins is an error here.
+pub fn load(request: &Request) -> Result<Config> {
+    let overrides = Overrides::parse(&request.overrides)?;
+    let mut builder = Builder { figment: Figment::new(), texts: BTreeMap::new() };
+    let figment = std::mem::take(&mut builder.figment);
+    builder.figment = figment.merge(Named("default", Serialized::defaults(groups::defaults())));
+    let (base_name, base) = config_file("config").ok_or_else(|| no_file("config"))?;
+    let experiment = overrides.chosen("experiment");
+    let experiment = experiment
+        .map(|name| named_file("experiment", &name).map(|(file, text)| (name, file, text)))
+        .transpose()?;
+    let own = request.file.as_deref().map(read).transpose()?;
+    // Which group files: the base says, a later layer says otherwise.
+    let mut chosen = choices_in(&base_name, &base)?;
+    if let Some((_, file, text)) = &experiment {
+        chosen.extend(choices_in(file, text)?);
+    }
+    if let Some((file, text)) = &own {
+        chosen.extend(choices_in(file, text)?);
+    }
+    chosen.extend(CHOSEN.iter().filter_map(|g| Some((g.to_string(), overrides.chosen(g)?))));
+    builder.add_text(&base_name, &base, None)?;
+    let stored = request.stored.as_deref().map(read).transpose()?;
+    let from_command: Vec<&str> =
+        CHOSEN.iter().copied().filter(|group| overrides.chosen(group).is_some()).collect();
+    for (group, name) in &chosen {
+        // What a checkpoint was trained with comes first; only a group chosen by hand is read beside it.
+        if stored.is_some() && !from_command.contains(&group.as_str()) {
+            continue;
+        }
+        let (file, text) = named_file(group, name)?;
+        builder.add_text(&file, &text, Some(group))?;
+    }
+    if let Some((file, text)) = &stored {
+        builder.add_text(file, text, None)?;
+    }
+    if let Some((_, file, text)) = &experiment {
+        builder.add_text(file, text, None)?;
+    }
+    if let Some((file, text)) = &own {
+        builder.add_text(file, text, None)?;
+    }
+    let environment =
+        Env::prefixed("MASKDIFF_").split("__").filter(|key| key.as_str().contains('.'));
+    let figment = std::mem::take(&mut builder.figment);
+    builder.figment = figment.merge(environment);
+    builder.add(Layer { name: "command line".into(), file: None, values: overrides.values });
+    finish(builder)
+}
+
+/// A provider under a plain name.
+struct Named<P>(&'static str, P);
+
+impl<P: Provider> Provider for Named<P> {
+    fn metadata(&self) -> Metadata {
+        Metadata::named(self.0)
+    }
+
+    fn data(&self) -> std::result::Result<Profiles<Profile, Dict>, figment::Error> {
+        self.1.data()
+    }
+}
+
+fn finish(builder: Builder) -> Result<Config> {
+    // The choice of group files has been followed; it is no value of its own.
+    let figment = builder.figment;
+    let layers =
+        Layers::new(figment, builder.texts).map_err(|e| Error::config(e.to_string(), ""))?;
+    check_keys(&layers)?;
+    let top: groups::Top = part(&layers, "")?;
+    let config = Config {
+        top,
+        data: part(&layers, "data")?,
+        model: part(&layers, "model")?,
+        noise: part(&layers, "noise")?,
+        training: part(&layers, "training")?,
+        sampling: part(&layers, "sampling")?,
+        loader: part(&layers, "loader")?,
+        optim: part(&layers, "optim")?,
+        lr_scheduler: part(&layers, "lr_scheduler")?,
+        trainer: part(&layers, "trainer")?,
+        checkpointing: part(&layers, "checkpointing")?,
+        eval: part(&layers, "eval")?,
+        run: part(&layers, "run")?,
+        plugins: part(&layers, "plugins")?,
+        layers,
+    };
+    check_ranges(&config)?;
+    Ok(config)
+}
+
+/// One typed group; a wrong type names the key, its source and what was expected.
+fn part<T: DeserializeOwned>(layers: &Layers, group: &str) -> Result<T> {
+    let figment = layers.figment();
+    let extracted = if group.is_empty() { figment.extract() } else { figment.extract_inner(group) };
+    extracted.map_err(|e: figment::Error| {
+        // figment gives the path inside the group and the group in no order to rely on.
+        let inner: Vec<&str> = e.path.iter().map(String::as_str).filter(|p| *p != group).collect();
+        let prefix = if group.is_empty() { vec![] } else { vec![group] };
+        let key = [prefix, inner].concat().join(".");
+        let message = format!("`{key}`: {}", e.kind);
+        layers.error(&key, &message, "`maskdiff config` shows every key with its value and source")
+    })
+}
+
+/// Unknown keys of the groups that belong to the host alone.
+fn check_keys(layers: &Layers) -> Result<()> {
+    for group in GROUPS.iter().filter(|group| !OPEN.contains(group)) {
+        let known = groups::keys(group);
+        if let Some(key) = layers.options(group).keys().next() {
+            let hint = match nearest(key, known) {
+                Some(near) => format!("did you mean `{group}.{near}`?"),
+                None => format!("keys of `{group}`: {}", known.join(", ")),
+            };
+            let dotted = format!("{group}.{key}");
+            return Err(layers.error(&dotted, &format!("unknown key `{dotted}`"), &hint));
+        }
+    }
+    Ok(())
+}
+
+fn check_ranges(config: &Config) -> Result<()> {
+    let positive = [
+        ("model.length", config.model.length),
+        ("loader.global_batch_size", config.loader.global_batch_size),
+        ("loader.eval_batch_size", config.loader.eval_batch_size),
+        ("trainer.log_every_n_steps", config.trainer.log_every_n_steps),
+        ("eval.passes", config.eval.passes),
+        ("sampling.num_sample_batches", config.sampling.num_sample_batches),
+        ("data.valid_blocks", config.data.valid_blocks),
+    ];
+    for (key, value) in positive {
+        if value < 1 {
+            let message = format!("`{key}` must be at least 1, got {value}");
+            return Err(config.layers.error(key, &message, ""));
+        }
+    }
+    let ema = config.training.ema;
+    if !(0.0..1.0).contains(&ema) {
+        let message = format!("`training.ema` must lie in [0, 1), got {ema}");
+        return Err(config.layers.error("training.ema", &message, "0 turns the average off"));
+    }
+    let share = config.data.valid_fraction;
+    if !(0.0 < share && share < 1.0) {
+        let message = format!("`data.valid_fraction` must lie in (0, 1), got {share}");
+        return Err(config.layers.error("data.valid_fraction", &message, ""));
+    }
+    if ![32, 64].contains(&config.trainer.precision) {
+        let message = format!("`trainer.precision` is 32 or 64, got {}", config.trainer.precision);
+        return Err(config.layers.error("trainer.precision", &message, ""));
+    }
+    config.accumulation()?;
+    Ok(())
+}
+
+/// `KEY=VALUE` words: choices of group files, and values.
+#[derive(Default)]
+struct Overrides {
+    choices: BTreeMap<String, String>,
+    values: Dict,
+}
+
+impl Overrides {
+    fn parse(words: &[String]) -> Result<Self> {
+        let mut this = Self::default();
+        for word in words {
+            let Some((key, value)) = word.split_once('=') else {
+                return Err(Error::config(
+                    format!("`{word}` is not KEY=VALUE"),
+                    "overrides look like `optim.lr=3e-4` or `model=tiny`",
+                ));
+            };
+            let key = key.trim_start_matches(['+', '~']);
+            if CHOSEN.contains(&key) || key == "experiment" {
+                this.choices.insert(key.into(), value.into());
+                continue;
+            }
+            if GROUPS.contains(&key) {
+                return Err(Error::config(
+                    format!("`{key}` is a group, not a value"),
+                    format!("set one of its keys: {}", groups::keys(key).join(", ")),
+                ));
+            }
+            insert(&mut this.values, key, toml_value(value));
+        }
+        Ok(this)
+    }
+
+    fn chosen(&self, group: &str) -> Option<String> {
+        self.choices.get(group).cloned()
+    }
+}
+
+fn insert(dict: &mut Dict, key: &str, value: Figured) {
+    match key.split_once('.') {
+        None => {
+            dict.insert(key.to_string(), value);
+        }
+        Some((group, rest)) => {
+            let entry = dict.entry(group.to_string()).or_insert_with(|| Figured::from(Dict::new()));
+            if let Figured::Dict(_, inner) = entry {
+                insert(inner, rest, value);
+            }
+        }
+    }
+}
+
+/// A value as TOML reads it; `True`, `False` and bare words as the original's command lines have them.
+fn toml_value(text: &str) -> Figured {
+    match text {
+        "True" => return Figured::from(true),
+        "False" => return Figured::from(false),
+        _ => {}
+    }
+    let parsed = toml::from_str::<Dict>(&format!("value = {text}"));
+    let value = parsed.ok().and_then(|mut dict| dict.remove("value"));
+    value.unwrap_or_else(|| Figured::from(text))
+}
+
+fn parse(name: &str, text: &str) -> Result<Dict> {
+    let mut values = Toml::string(text)
+        .data()
+        .map_err(|e| {
+            let what = e.to_string();
+            Error::config(format!("`{name}` is not TOML: {}", what.trim()), "")
+        })?
+        .remove(&Profile::Default)
+        .unwrap_or_default();
+    // Followed by `choices_in`.
+    values.remove("groups");
+    Ok(values)
+}
+
+/// The `[groups]` table of a file: group to file name.
+fn choices_in(name: &str, text: &str) -> Result<BTreeMap<String, String>> {
+    #[derive(serde::Deserialize)]
+    struct Groups {
+        #[serde(default)]
+        groups: BTreeMap<String, String>,
+    }
+    let parsed: Groups = toml::from_str(text)
+        .map_err(|e| Error::config(format!("`{name}` is not TOML: {}", e.message()), ""))?;
+    if let Some(unknown) = parsed.groups.keys().find(|g| !CHOSEN.contains(&g.as_str())) {
+        return Err(Error::config(
+            format!("`{name}` chooses a file for `{unknown}`, which is no group with files"),
+            format!("groups with files: {}", CHOSEN.join(", ")),
+        ));
+    }
+    Ok(parsed.groups)
+}
+
+fn read(path: &Path) -> Result<(String, String)> {
+    let text = std::fs::read_to_string(path).map_err(|e| Error::io("read", path, &e))?;
+    Ok((path.display().to_string(), text))
+}
+
+/// `configs/<name>.toml`, from the current folder or else as built in.
+fn config_file(name: &str) -> Option<(String, String)> {
+    let path = format!("configs/{name}.toml");
+    if let Ok(text) = std::fs::read_to_string(&path) {
+        return Some((path, text));
+    }
+    let text = EMBEDDED.get_file(format!("{name}.toml"))?.contents_utf8()?;
+    Some((path, text.to_string()))
+}
+
+fn named_file(group: &str, name: &str) -> Result<(String, String)> {
+    config_file(&format!("{group}/{name}")).ok_or_else(|| {
+        let known = names(group);
+        let known: Vec<&str> = known.iter().map(String::as_str).collect();
+        let hint = match nearest(name, &known) {
+            Some(near) => format!("did you mean `{group}={near}`?"),
+            None => format!("files of `{group}`: {}", known.join(", ")),
+        };
+        Error::config(format!("there is no `{group}={name}`"), hint)
+    })
+}
+
+fn no_file(name: &str) -> Error {
+    Error::config(format!("`configs/{name}.toml` is missing"), "build the host again")
+}
+
+/// The built-in and the current folder's files of a group.
+pub(super) fn names(group: &str) -> Vec<String> {
+    let stem = |path: &Path| path.file_stem().map(|s| s.to_string_lossy().into_owned());
+    let embedded = EMBEDDED.get_dir(group).into_iter().flat_map(Dir::files);
+    let mut names: Vec<String> = embedded.filter_map(|file| stem(file.path())).collect();
+    let here = std::fs::read_dir(format!("configs/{group}")).into_iter().flatten().flatten();
+    names.extend(here.filter_map(|entry| stem(&entry.path())));
+    names.sort();
+    names.dedup();
+    names
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn resolve(words: &[&str]) -> Result<Config> {
+        let overrides = words.iter().map(ToString::to_string).collect();
+        load(&Request { overrides, ..Request::default() })
+    }
+
+    fn refusal(words: &[&str]) -> String {
+        let error = resolve(words).expect_err("a refusal");
+        let Error::Config { message, hint, .. } = &error else { panic!("{error:?}") };
+        format!("{message} | {}", hint.clone().unwrap_or_default())
+    }
+
+    #[test]
+    fn the_command_line_wins_and_says_so() {
+        let config = resolve(&["optim.lr=1e-2", "T=1000", "seed=7", "noise.type=cosine"]).unwrap();
+        assert_eq!((config.optim.lr, config.top.seed), (1e-2, 7));
+        assert_eq!(config.noise.kind, "cosine");
+        assert_eq!(config.layers.options("")["T"], 1000);
+        assert_eq!(config.layers.source("optim.lr"), "command line");
+        assert_eq!(config.layers.source("optim.beta1"), "default");
+    }
+
+    #[test]
+    fn every_shipped_file_resolves() {
+        for group in CHOSEN.iter().chain(&["experiment"]) {
+            for name in names(group) {
+                let word = format!("{group}={name}");
+                resolve(&[&word]).unwrap_or_else(|e| panic!("{word}: {e}"));
+            }
+        }
+    }
+
+    #[test]
+    fn mistakes_name_the_key_and_the_nearest_right_one() {
+        let cases: [(&[&str], &str); 7] = [
+            (
+                &["optim.lrr=1"],
+                "unknown key `optim.lrr` (from command line) | did you mean `optim.lr`?",
+            ),
+            (&["model=tinny"], "there is no `model=tinny` | did you mean `model=tiny`?"),
+            (&["optim.lr=fast"], "`optim.lr`: invalid type"),
+            (&["optim"], "`optim` is not KEY=VALUE"),
+            (&["trainer=big"], "`trainer` is a group"),
+            (&["loader.batch_size=5"], "must divide `loader.global_batch_size`"),
+            (&["training.ema=1.5"], "`training.ema` must lie in [0, 1), got 1.5"),
+        ];
+        for (words, expected) in cases {
+            let said = refusal(words);
+            assert!(said.contains(expected), "{words:?} said: {said}");
+        }
+    }
+}

@@ -1,0 +1,187 @@
+//! The configuration: typed groups, where every value came from, and the components it asks for.
+//!
+//! [`groups`] has the keys that the host owns. Every other key of `model`, `noise`, `process` and `sampling`, and of
+//! `training` and the top together, is an option of the component that the group configures.
+
+pub mod groups;
+mod load;
+mod place;
+
+pub use load::{Request, load};
+pub use place::Layers;
+
+use serde_json::{Map, Value};
+
+use crate::error::{Error, Result};
+use crate::model::{Choice, Choices};
+use crate::plugins::{Registry, nearest};
+
+/// A resolved configuration. Component options are not checked yet: see [`Config::choices`].
+#[derive(Debug)]
+pub struct Config {
+    /// `backbone`, `diffusion`, `parameterization`, `time_conditioning`, `seed`.
+    pub top: groups::Top,
+    /// `data`.
+    pub data: groups::Data,
+    /// `model`, the host's keys.
+    pub model: groups::Model,
+    /// `noise`, the host's keys.
+    pub noise: groups::Noise,
+    /// `training`, the host's keys.
+    pub training: groups::Training,
+    /// `sampling`, the host's keys.
+    pub sampling: groups::Sampling,
+    /// `loader`.
+    pub loader: groups::Loader,
+    /// `optim`.
+    pub optim: groups::Optim,
+    /// `lr_scheduler`.
+    pub lr_scheduler: groups::LrScheduler,
+    /// `trainer`.
+    pub trainer: groups::Trainer,
+    /// `checkpointing`.
+    pub checkpointing: groups::Checkpointing,
+    /// `eval`.
+    pub eval: groups::Eval,
+    /// `run`.
+    pub run: groups::Run,
+    /// `plugins`.
+    pub plugins: groups::Plugins,
+    /// All values with their sources.
+    pub layers: Layers,
+}
+
+/// Options of one kind of component: which keys of the configuration they are.
+struct Owner<'a> {
+    kind: &'static str,
+    name: &'a str,
+    /// Option to dotted key, for messages.
+    keys: Vec<(String, String)>,
+    options: Map<String, Value>,
+}
+
+impl Config {
+    /// The components of the model with their options, each checked against its component's schema.
+    pub fn choices(&self, registry: &Registry) -> Result<Choices> {
+        let top = &self.top;
+        let choice = |kind, name: &str, groups: &[&str]| self.choice(registry, kind, name, groups);
+        Ok(Choices {
+            backbone: choice("backbone", &top.backbone, &["model"])?,
+            process: choice("process", &top.diffusion, &["process"])?,
+            noise: choice("noise", &self.noise.kind, &["noise"])?,
+            parameterization: choice("parameterization", &top.parameterization, &["", "training"])?,
+        })
+    }
+
+    /// The sampler with its options, checked against its schema.
+    pub fn sampler(&self, registry: &Registry) -> Result<Choice> {
+        self.choice(registry, "sampler", &self.sampling.predictor, &["sampling"])
+    }
+
+    fn choice(
+        &self,
+        registry: &Registry,
+        kind: &'static str,
+        name: &str,
+        groups: &[&str],
+    ) -> Result<Choice> {
+        let mut owner = Owner { kind, name, keys: Vec::new(), options: Map::new() };
+        for group in groups {
+            for (option, value) in self.layers.options(group) {
+                let key =
+                    if group.is_empty() { option.clone() } else { format!("{group}.{option}") };
+                owner.keys.push((option.clone(), key));
+                owner.options.insert(option, value);
+            }
+        }
+        let (_, component) = registry.find(kind, name).map_err(|e| self.at_choice(kind, e))?;
+        let known: Vec<&str> = component.schema["properties"]
+            .as_object()
+            .map(|p| p.keys().map(String::as_str).collect())
+            .unwrap_or_default();
+        for (option, key) in &owner.keys {
+            if !known.contains(&option.as_str()) {
+                return Err(self.unknown_option(&owner, option, key, groups, &known));
+            }
+        }
+        Ok(Choice { name: name.to_string(), options: Value::Object(owner.options) })
+    }
+
+    fn unknown_option(
+        &self,
+        owner: &Owner<'_>,
+        option: &str,
+        key: &str,
+        groups: &[&str],
+        known: &[&str],
+    ) -> Error {
+        let hosts: Vec<&str> =
+            groups.iter().flat_map(|group| groups::keys(group).iter().copied()).collect();
+        let all: Vec<&str> = known.iter().chain(&hosts).copied().collect();
+        let hint = match nearest(option, &all) {
+            Some(near) => format!("did you mean `{near}`?"),
+            None if known.is_empty() => format!("{} `{}` has no options", owner.kind, owner.name),
+            None => format!("options of {} `{}`: {}", owner.kind, owner.name, known.join(", ")),
+        };
+        let message = format!(
+            "unknown key `{key}`: neither the host nor {} `{}` has it",
+            owner.kind, owner.name
+        );
+        self.layers.error(key, &message, &hint)
+    }
+
+    /// Points an unknown component's error at the key that named it.
+    fn at_choice(&self, kind: &str, error: Error) -> Error {
+        let key = match kind {
+            "process" => "diffusion",
+            "noise" => "noise.type",
+            "sampler" => "sampling.predictor",
+            other => other,
+        };
+        match error {
+            Error::Plugin { message, hint } => {
+                let source = self.layers.source(key);
+                Error::Plugin { message: format!("{message} (`{key}` from {source})"), hint }
+            }
+            other => other,
+        }
+    }
+
+    /// Points a component's error about one of its options at the place that set it.
+    pub fn locate(&self, error: Error) -> Error {
+        let Error::Component { component, error } = error else { return error };
+        let groups: &[&str] = match component.split(' ').next().unwrap_or_default() {
+            "backbone" => &["model"],
+            "process" => &["process"],
+            "noise" => &["noise"],
+            "sampler" => &["sampling"],
+            _ => &["", "training"],
+        };
+        let option = error.config_path.as_str();
+        let set = groups
+            .iter()
+            .find(|g| !option.is_empty() && self.layers.options(g).contains_key(option));
+        match set {
+            Some(group) => {
+                let key =
+                    if group.is_empty() { option.into() } else { format!("{group}.{option}") };
+                self.layers.error(&key, &format!("{component}: `{key}`: {error}"), &error.hint)
+            }
+            None => Error::Component { component, error },
+        }
+    }
+
+    /// Micro-batches that make one global batch.
+    pub fn accumulation(&self) -> Result<i64> {
+        let global = self.loader.global_batch_size;
+        let batch = self.loader.batch_size.unwrap_or(global);
+        if batch < 1 || global < 1 || global % batch != 0 {
+            return Err(self.layers.error(
+                "loader.batch_size",
+                &format!("`loader.batch_size` ({batch}) must divide `loader.global_batch_size` ({global})"),
+                "the optimizer steps once for every global batch; a smaller `batch_size` only saves memory",
+            ));
+        }
+        Ok(global / batch)
+    }
+}

@@ -1,0 +1,119 @@
+//! Where a value came from, and errors that point at it.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use figment::value::{Dict, Value as Figured};
+use figment::{Figment, Source};
+use miette::{NamedSource, SourceSpan};
+use serde_json::{Map, Value};
+
+use super::groups;
+use crate::error::Error;
+
+/// The merged layers: values, and the text of the files they came from.
+#[derive(Debug)]
+pub struct Layers {
+    figment: Figment,
+    values: Dict,
+    /// File name to text.
+    texts: BTreeMap<String, String>,
+}
+
+impl Layers {
+    pub(super) fn new(
+        figment: Figment,
+        texts: BTreeMap<String, String>,
+    ) -> Result<Self, figment::Error> {
+        let values = figment.extract::<Dict>()?;
+        Ok(Self { figment, values, texts })
+    }
+
+    pub(super) fn figment(&self) -> &Figment {
+        &self.figment
+    }
+
+    /// The keys of an open group (or the top, for an empty name) that the host does not own, as JSON.
+    pub fn options(&self, group: &str) -> Map<String, Value> {
+        let dict = if group.is_empty() {
+            Some(&self.values)
+        } else {
+            self.values.get(group).and_then(Figured::as_dict)
+        };
+        let hosts = groups::keys(group);
+        let free = |key: &str| {
+            !hosts.contains(&key) && !(group.is_empty() && groups::GROUPS.contains(&key))
+        };
+        let mut options = Map::new();
+        for (key, value) in dict.into_iter().flatten().filter(|(key, _)| free(key)) {
+            options.insert(key.clone(), serde_json::to_value(value).unwrap_or_default());
+        }
+        options
+    }
+
+    /// All values as JSON, as they were resolved.
+    pub fn to_json(&self) -> Value {
+        serde_json::to_value(&self.values).unwrap_or_default()
+    }
+
+    /// Every leaf as (dotted key, value in TOML, source), the top's keys first.
+    pub fn leaves(&self) -> Vec<(String, String, String)> {
+        let mut leaves = Vec::new();
+        self.walk("", &self.values, &mut leaves);
+        leaves.sort_by_key(|(key, _, _)| (key.contains('.'), key.clone()));
+        leaves
+    }
+
+    fn walk(&self, prefix: &str, dict: &Dict, leaves: &mut Vec<(String, String, String)>) {
+        for (key, value) in dict {
+            let path = if prefix.is_empty() { key.clone() } else { format!("{prefix}.{key}") };
+            match value {
+                Figured::Dict(_, inner) => self.walk(&path, inner, leaves),
+                Figured::Empty(..) => {}
+                leaf => {
+                    let text = serde_json::to_value(leaf).map(|v| v.to_string());
+                    leaves.push((path.clone(), text.unwrap_or_default(), self.source(&path)));
+                }
+            }
+        }
+    }
+
+    /// Where the value of a dotted key came from, for people.
+    pub fn source(&self, key: &str) -> String {
+        let Some(metadata) = self.figment.find_metadata(key) else { return "nowhere".into() };
+        metadata.name.to_string()
+    }
+
+    /// An error about a key: points into the file that set it, or names its source.
+    pub fn error(&self, key: &str, message: &str, hint: &str) -> Error {
+        let hint = (!hint.is_empty()).then(|| hint.to_string());
+        let source = self.source(key);
+        let metadata = self.figment.find_metadata(key);
+        let file = metadata.and_then(|m| match &m.source {
+            Some(Source::Custom(name)) => Some(name.clone()),
+            _ => None,
+        });
+        if let Some((name, text)) = file.and_then(|name| self.texts.get_key_value(&name))
+            && let Some(place) = span(text, key)
+        {
+            let file = Some(Arc::new(NamedSource::new(name, text.clone())));
+            return Error::Config { message: message.into(), hint, file, place: Some(place) };
+        }
+        Error::Config {
+            message: format!("{message} (from {source})"),
+            hint,
+            file: None,
+            place: None,
+        }
+    }
+}
+
+/// The place of a dotted key's value in a TOML text.
+fn span(text: &str, key: &str) -> Option<SourceSpan> {
+    let document = toml_edit::ImDocument::parse(text).ok()?;
+    let mut item = document.as_item();
+    for part in key.split('.') {
+        item = item.get(part)?;
+    }
+    item.span().map(SourceSpan::from)
+}

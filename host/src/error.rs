@@ -1,0 +1,196 @@
+//! Errors of the host: who must act decides the exit code, a hint says what to do next.
+
+use std::path::Path;
+
+use maskdiff_plugin_api::{Kind, PluginError};
+use miette::{Diagnostic, NamedSource, SourceSpan};
+
+/// Result of host code.
+pub type Result<T> = std::result::Result<T, Error>;
+
+/// Everything that ends a command. Rendered once, in `main`.
+#[derive(Debug, thiserror::Error, Diagnostic)]
+pub enum Error {
+    /// The configuration or the command line; points into the file where it can.
+    #[error("{message}")]
+    #[diagnostic(code(maskdiff::config))]
+    Config {
+        /// What is wrong: key, value, where it came from.
+        message: String,
+        /// What to do.
+        #[help]
+        hint: Option<String>,
+        /// The file it came from.
+        #[source_code]
+        file: Option<std::sync::Arc<NamedSource<String>>>,
+        /// The value in that file.
+        #[label("this value")]
+        place: Option<SourceSpan>,
+    },
+    /// A plugin file that does not load, or a component that cannot be had.
+    #[error("{message}")]
+    #[diagnostic(code(maskdiff::plugin))]
+    Plugin {
+        /// Which file or component, and why.
+        message: String,
+        /// What to do.
+        #[help]
+        hint: Option<String>,
+    },
+    /// What a component said, with its name and the call.
+    #[error("{}", component_message(component, error))]
+    #[diagnostic(code(maskdiff::component), help("{}", component_hint(error)))]
+    Component {
+        /// Kind and name, as in ``sampler `NAME` ``.
+        component: String,
+        /// The component's own error.
+        error: Box<PluginError>,
+    },
+    /// Text, tokens, tokenizers.
+    #[error("{message}")]
+    #[diagnostic(code(maskdiff::data))]
+    Data {
+        /// Which file, and what is wrong with it.
+        message: String,
+        /// What to do.
+        #[help]
+        hint: Option<String>,
+    },
+    /// A checkpoint that is missing, damaged or of another model.
+    #[error("{message}")]
+    #[diagnostic(code(maskdiff::checkpoint))]
+    Checkpoint {
+        /// Which file or tensors.
+        message: String,
+        /// What to do.
+        #[help]
+        hint: Option<String>,
+    },
+    /// NaN or infinity where a number is needed.
+    #[error("{message}")]
+    #[diagnostic(code(maskdiff::numeric))]
+    Numeric {
+        /// Which number, at which step.
+        message: String,
+        /// What to do.
+        #[help]
+        hint: Option<String>,
+    },
+    /// A file that cannot be read or written.
+    #[error("{message}")]
+    #[diagnostic(code(maskdiff::io))]
+    Io {
+        /// Which file, and the system's words.
+        message: String,
+        /// What to do.
+        #[help]
+        hint: Option<String>,
+    },
+    /// The user stopped the run; what there is has been saved.
+    #[error("{message}")]
+    #[diagnostic(code(maskdiff::interrupted))]
+    Interrupted {
+        /// What was saved, and where.
+        message: String,
+    },
+    /// A fault of libtorch that no check foresaw.
+    #[error("libtorch failed: {message}")]
+    #[diagnostic(code(maskdiff::torch))]
+    Torch {
+        /// libtorch's words.
+        message: String,
+    },
+}
+
+macro_rules! makers {
+    ($($(#[$doc:meta])* $name:ident => $variant:ident),+ $(,)?) => {$(
+        $(#[$doc])*
+        pub fn $name(message: impl Into<String>, hint: impl Into<String>) -> Self {
+            let hint = hint.into();
+            Self::$variant { message: message.into(), hint: (!hint.is_empty()).then_some(hint) }
+        }
+    )+};
+}
+
+impl Error {
+    makers! {
+        /// An error about a plugin file or name.
+        plugin => Plugin,
+        /// An error about text or tokens.
+        data => Data,
+        /// An error about a checkpoint.
+        checkpoint => Checkpoint,
+        /// An error about a number.
+        numeric => Numeric,
+    }
+
+    /// An error about the configuration that points at no file.
+    pub fn config(message: impl Into<String>, hint: impl Into<String>) -> Self {
+        let hint = hint.into();
+        let hint = (!hint.is_empty()).then_some(hint);
+        Self::Config { message: message.into(), hint, file: None, place: None }
+    }
+
+    /// What the system said about `path` when we tried to `act` (`read`, `write`).
+    pub fn io(act: &str, path: &Path, error: &std::io::Error) -> Self {
+        let hint = match error.kind() {
+            std::io::ErrorKind::NotFound => "check the path",
+            std::io::ErrorKind::PermissionDenied => "check who owns it and its permissions",
+            std::io::ErrorKind::StorageFull => "free some space and run it again",
+            _ => "",
+        };
+        let hint = (!hint.is_empty()).then(|| hint.to_string());
+        Self::Io { message: format!("cannot {act} `{}`: {error}", path.display()), hint }
+    }
+
+    /// An error that a component returned.
+    pub fn component(kind: &str, name: &str, error: PluginError) -> Self {
+        Self::Component { component: format!("{kind} `{name}`"), error: Box::new(error) }
+    }
+
+    /// The exit code of the process, see README "Exit codes".
+    pub fn exit_code(&self) -> i32 {
+        match self {
+            Self::Config { .. } | Self::Data { .. } => 2,
+            Self::Plugin { .. } => 3,
+            Self::Component { error, .. } => match error.kind {
+                Kind::Config | Kind::Unsupported => 2,
+                Kind::Numeric => 4,
+                Kind::Interrupted => 130,
+                Kind::Panic => 3,
+                _ => 5,
+            },
+            Self::Numeric { .. } => 4,
+            Self::Interrupted { .. } => 130,
+            _ => 5,
+        }
+    }
+}
+
+impl From<tch::TchError> for Error {
+    fn from(error: tch::TchError) -> Self {
+        let text = error.to_string();
+        let end = text.find("\nException raised").unwrap_or(text.len());
+        Self::Torch { message: text[..end].trim_end().to_string() }
+    }
+}
+
+impl From<maskdiff_native::Error> for Error {
+    fn from(error: maskdiff_native::Error) -> Self {
+        Self::Torch { message: error.to_string() }
+    }
+}
+
+fn component_message(component: &str, error: &PluginError) -> String {
+    let place =
+        if error.location.is_empty() { String::new() } else { format!(" ({})", error.location) };
+    format!("{component}: {error}{place}")
+}
+
+fn component_hint(error: &PluginError) -> String {
+    if error.hint.is_empty() {
+        "`maskdiff plugins show NAME` lists a component's options and what it needs".into()
+    } else {
+        error.hint.clone()
+    }
+}

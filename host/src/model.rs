@@ -1,0 +1,271 @@
+//! The model: backbone, process, schedule and parameterization bound together.
+
+use std::cell::{Cell, RefCell};
+
+use maskdiff_plugin_api::abi::handles::{Method, Network, Noise, Process};
+use maskdiff_plugin_api::{
+    Context, Head, Kind as ErrorKind, Parameter, PluginError, Result as PluginResult,
+};
+use tch::{Device, Kind, Tensor};
+
+use crate::error::{Error, Result};
+use crate::plugins::Registry;
+
+/// A component as the configuration asks for it: its name and its options.
+#[derive(Debug, Clone)]
+pub struct Choice {
+    /// As in `dit`, or `crate:dit`.
+    pub name: String,
+    /// Options as a JSON object.
+    pub options: serde_json::Value,
+}
+
+/// The components of a model.
+#[derive(Debug, Clone)]
+pub struct Choices {
+    /// `backbone` and the `model` group.
+    pub backbone: Choice,
+    /// `diffusion` and the `process` group.
+    pub process: Choice,
+    /// `noise.type` and the `noise` group.
+    pub noise: Choice,
+    /// `parameterization` and what is left at the top and in `training`.
+    pub parameterization: Choice,
+}
+
+/// Called with steps done, steps in all, and the tokens so far; an error stops the walk.
+pub type Progress<'a> = Box<dyn FnMut(i64, i64, &Tensor) -> PluginResult<()> + 'a>;
+
+/// A model over loaded components. Lent to plugins as their [`maskdiff_plugin_api::Denoiser`].
+pub struct Model {
+    noise: Noise,
+    process: Process,
+    network: Network,
+    method: Method,
+    names: Choices,
+    head: Option<Head>,
+    facts: Context,
+    parameters: Vec<Parameter>,
+    train: Cell<bool>,
+    calls: Cell<i64>,
+    uniforms: RefCell<Option<Tensor>>,
+    progress: RefCell<Option<Progress<'static>>>,
+}
+
+impl std::fmt::Debug for Model {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Model({:?}, {} tensors)", self.names, self.parameters.len())
+    }
+}
+
+impl Model {
+    /// Makes all components. Fresh parameters come from libtorch's generator: seed it before.
+    pub fn build(registry: &Registry, names: Choices, facts: Context) -> Result<Self> {
+        let noise = registry.noise(&names.noise, &facts)?;
+        let process = registry.process(&names.process, &facts)?;
+        let network = registry.backbone(&names.backbone, &facts)?;
+        let method = registry.parameterization(&names.parameterization, &facts)?;
+        let backbone = |e| Error::component("backbone", &names.backbone.name, e);
+        let parameters = network.parameters().map_err(backbone)?;
+        let head = network.head().map_err(backbone)?;
+        Ok(Self {
+            noise,
+            process,
+            network,
+            method,
+            names,
+            head,
+            facts,
+            parameters,
+            train: Cell::new(false),
+            calls: Cell::new(0),
+            uniforms: RefCell::new(None),
+            progress: RefCell::new(None),
+        })
+    }
+
+    /// Facts the components were told.
+    pub fn facts(&self) -> &Context {
+        &self.facts
+    }
+
+    /// All parameters and buffers, in the backbone's order.
+    pub fn parameters(&self) -> &[Parameter] {
+        &self.parameters
+    }
+
+    /// The trained parameters, in the backbone's order.
+    pub fn trainable(&self) -> Vec<Tensor> {
+        let trained = self.parameters.iter().filter(|p| p.trainable);
+        trained.map(|p| p.tensor.shallow_clone()).collect()
+    }
+
+    /// Turns dropout on or off.
+    pub fn set_train(&self, train: bool) {
+        self.train.set(train);
+    }
+
+    /// Network calls so far, counted for each sequence.
+    pub fn calls(&self) -> i64 {
+        self.calls.get()
+    }
+
+    /// The uniform numbers `[B, L]` that the next corruption uses instead of fresh ones.
+    pub fn inject_uniforms(&self, u_bl: Tensor) {
+        *self.uniforms.borrow_mut() = Some(u_bl);
+    }
+
+    /// Who is told how far a walk is.
+    pub fn on_progress(&self, progress: Option<Progress<'static>>) {
+        *self.progress.borrow_mut() = progress;
+    }
+
+    /// A start for samplers: a draw of the prior, `[B, L] i64`.
+    pub fn prior(&self, batch: i64, length: i64) -> Result<Tensor> {
+        let named = |e| Error::component("process", &self.names.process.name, e);
+        self.process.prior(batch, length).map_err(named)
+    }
+
+    /// Training times from uniform numbers, `[B] f64` → `[B] f64`.
+    pub fn draw_t(&self, u_b: &Tensor) -> Result<Tensor> {
+        self.method.draw_t(self, u_b).map_err(|e| self.method_error(e))
+    }
+
+    /// The parameterization's loss, nats per token: `[B, L] i64`, `[B] f64` → `[B, L]` (or the last positions of it).
+    pub fn loss(&self, x0_bl: &Tensor, t_b: &Tensor) -> Result<Tensor> {
+        self.method.loss(self, x0_bl, t_b).map_err(|e| self.method_error(e))
+    }
+
+    /// As [`maskdiff_plugin_api::Denoiser::log_x0`], with the host's error.
+    pub fn log_x0(&self, xt_bl: &Tensor, t_b: &Tensor, rows_n: &Tensor) -> Result<Tensor> {
+        self.method.log_x0(self, xt_bl, t_b, rows_n).map_err(|e| self.method_error(e))
+    }
+
+    /// As [`maskdiff_plugin_api::Denoiser::score`], with the host's error.
+    pub fn score(&self, xt_bl: &Tensor, t_b: &Tensor, rows_n: &Tensor) -> Result<Tensor> {
+        self.method.score(self, xt_bl, t_b, rows_n).map_err(|e| self.method_error(e))
+    }
+
+    fn method_error(&self, error: PluginError) -> Error {
+        Error::component("parameterization", &self.names.parameterization.name, error)
+    }
+}
+
+/// Cross-entropy through all logits, for a backbone whose head is not linear.
+fn plain_nll(
+    logits_nv: Tensor,
+    target_n: &Tensor,
+    weight_n: &Tensor,
+    banned: Option<i64>,
+) -> Tensor {
+    let kind = if logits_nv.kind() == Kind::Double { Kind::Double } else { Kind::Float };
+    let logits = match banned {
+        Some(token) => {
+            let column = Tensor::from_slice(&[token]).to_device(logits_nv.device());
+            logits_nv.index_fill(1, &column, f64::NEG_INFINITY)
+        }
+        None => logits_nv,
+    };
+    let log_p = logits.log_softmax(-1, kind);
+    -log_p.gather(1, &target_n.unsqueeze(1), false).squeeze_dim(1) * weight_n
+}
+
+impl maskdiff_plugin_api::Model for Model {
+    fn vocab_size(&self) -> i64 {
+        self.facts.vocab_size
+    }
+
+    fn mask_id(&self) -> Option<i64> {
+        self.facts.mask_id
+    }
+
+    fn time_conditioning(&self) -> bool {
+        self.facts.time_conditioning
+    }
+
+    fn device(&self) -> Device {
+        self.facts.device()
+    }
+
+    fn sigma(&self, t: &Tensor) -> PluginResult<Tensor> {
+        self.noise.sigma(t)
+    }
+
+    fn dsigma(&self, t: &Tensor) -> PluginResult<Tensor> {
+        self.noise.dsigma(t)
+    }
+
+    fn time_of_alpha(&self, alpha: &Tensor) -> PluginResult<Tensor> {
+        self.noise.time_of_alpha(alpha)
+    }
+
+    fn sigma_range(&self) -> PluginResult<(f64, f64)> {
+        self.noise.sigma_range()
+    }
+
+    fn importance(&self, t: &Tensor) -> PluginResult<Tensor> {
+        self.noise.importance(t)
+    }
+
+    fn corrupt(&self, x0_bl: &Tensor, alpha_b: &Tensor) -> PluginResult<Tensor> {
+        let given = self.uniforms.borrow_mut().take();
+        let fresh = || Tensor::rand(x0_bl.size(), (Kind::Double, x0_bl.device()));
+        self.process.corrupt(x0_bl, alpha_b, &given.unwrap_or_else(fresh))
+    }
+
+    fn posterior(
+        &self,
+        xt_n: &Tensor,
+        alpha_t: f64,
+        alpha_s: f64,
+        p_nv: &Tensor,
+    ) -> PluginResult<Tensor> {
+        self.process.posterior(xt_n, alpha_t, alpha_s, p_nv)
+    }
+
+    fn hidden(&self, xt_bl: &Tensor, sigma_b: &Tensor) -> PluginResult<Tensor> {
+        self.calls.set(self.calls.get() + xt_bl.size()[0]);
+        if self.facts.time_conditioning {
+            return self.network.hidden(xt_bl, sigma_b, self.train.get());
+        }
+        self.network.hidden(xt_bl, &sigma_b.zeros_like(), self.train.get())
+    }
+
+    fn extend(&self, x_bl: &Tensor, cache: Vec<Tensor>) -> PluginResult<(Tensor, Vec<Tensor>)> {
+        self.calls.set(self.calls.get() + x_bl.size()[0]);
+        self.network.extend(x_bl, cache)
+    }
+
+    fn logits(&self, hidden_nd: &Tensor) -> PluginResult<Tensor> {
+        self.network.logits(hidden_nd)
+    }
+
+    fn weighted_nll(
+        &self,
+        hidden_nd: &Tensor,
+        target_n: &Tensor,
+        weight_n: &Tensor,
+        banned: Option<i64>,
+    ) -> PluginResult<Tensor> {
+        let Some(Head { weight, bias }) = &self.head else {
+            return Ok(plain_nll(self.network.logits(hidden_nd)?, target_n, weight_n, banned));
+        };
+        maskdiff_native::linear_nll(hidden_nd, weight, bias.as_ref(), target_n, weight_n, banned)
+            .map_err(|e| PluginError::new(ErrorKind::Shape, e.to_string()))
+    }
+
+    fn log_x0(&self, xt_bl: &Tensor, t_b: &Tensor, rows_n: &Tensor) -> PluginResult<Tensor> {
+        self.method.log_x0(self, xt_bl, t_b, rows_n)
+    }
+
+    fn score(&self, xt_bl: &Tensor, t_b: &Tensor, rows_n: &Tensor) -> PluginResult<Tensor> {
+        self.method.score(self, xt_bl, t_b, rows_n)
+    }
+
+    fn progress(&self, done: i64, total: i64, xt_bl: &Tensor) -> PluginResult<()> {
+        match self.progress.borrow_mut().as_mut() {
+            Some(tell) => tell(done, total, xt_bl),
+            None => Ok(()),
+        }
+    }
+}

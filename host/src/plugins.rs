@@ -1,0 +1,326 @@
+//! Plugins: where they are found, and which component a name means.
+
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+
+use maskdiff_plugin_api::Context;
+use maskdiff_plugin_api::abi::handles::{Method, Network, Noise, Process, Walker};
+use maskdiff_plugin_api::abi::load::Plugin;
+use maskdiff_plugin_api::abi::module::ComponentInfo;
+use sha2::{Digest, Sha256};
+
+use crate::error::{Error, Result};
+use crate::model::{Choice, Choices};
+
+/// The kinds of components, as they are printed.
+pub const KINDS: [&str; 5] = ["backbone", "noise", "parameterization", "process", "sampler"];
+
+/// Where to look, first match wins.
+#[derive(Debug, Clone, Default)]
+pub struct Places {
+    /// `--plugin FILE`: must load.
+    pub files: Vec<PathBuf>,
+    /// `plugins.paths` of the configuration: files or folders, must exist.
+    pub paths: Vec<PathBuf>,
+    /// `MASKDIFF_PLUGIN_PATH`, folders separated by colons.
+    pub environment: Vec<PathBuf>,
+}
+
+impl Places {
+    /// Folders searched when they are there: beside the executable, then the user's data folder.
+    fn defaults() -> Vec<PathBuf> {
+        let executable = std::env::current_exe().ok();
+        let beside = executable.and_then(|exe| exe.parent().map(Path::to_path_buf));
+        let data = std::env::var_os("XDG_DATA_HOME").map(PathBuf::from);
+        let home = || std::env::var_os("HOME").map(|h| PathBuf::from(h).join(".local/share"));
+        let user = data.or_else(home).map(|folder| folder.join("maskdiff/plugins"));
+        let packaged = beside.as_ref().map(|folder| folder.join("plugins"));
+        [packaged, beside, user].into_iter().flatten().collect()
+    }
+}
+
+/// The open plugins.
+#[derive(Debug, Default)]
+pub struct Registry {
+    plugins: Vec<Plugin>,
+}
+
+impl Registry {
+    /// Opens every plugin in `places`. A crate found twice counts where it was found first.
+    pub fn open(places: &Places) -> Result<Self> {
+        let mut registry = Self::default();
+        for file in &places.files {
+            registry.add(file)?;
+        }
+        for path in places.paths.iter().chain(&places.environment) {
+            if path.is_dir() {
+                registry.add_folder(path)?;
+            } else {
+                registry.add(path)?;
+            }
+        }
+        for folder in Places::defaults().iter().filter(|folder| folder.is_dir()) {
+            registry.add_folder(folder)?;
+        }
+        Ok(registry)
+    }
+
+    fn add_folder(&mut self, folder: &Path) -> Result<()> {
+        let entries = std::fs::read_dir(folder).map_err(|e| Error::io("read", folder, &e))?;
+        let mut files: Vec<PathBuf> = entries
+            .flatten()
+            .map(|entry| entry.path())
+            .filter(|path| looks_like_plugin(path))
+            .collect();
+        files.sort();
+        if !files.is_empty() {
+            refuse_world_writable(folder)?;
+        }
+        for file in files {
+            self.add(&file)?;
+        }
+        Ok(())
+    }
+
+    fn add(&mut self, file: &Path) -> Result<()> {
+        if file.is_file() {
+            refuse_world_writable(file)?;
+        }
+        let plugin = Plugin::open(file).map_err(|e| {
+            if let Some(report) = e.report() {
+                tracing::debug!("{report}");
+            }
+            Error::plugin(e.to_string(), e.hint())
+        })?;
+        if let Some(first) = self.plugins.iter().find(|p| p.info.name == plugin.info.name) {
+            let (kept, skipped) = (first.path.display(), file.display());
+            tracing::debug!("plugin `{}` from {kept}; {skipped} is not used", plugin.info.name);
+            return Ok(());
+        }
+        let (name, version) = (&plugin.info.name, &plugin.info.version);
+        tracing::debug!(file = %file.display(), "Loaded plugin {name} {version}");
+        self.plugins.push(plugin);
+        Ok(())
+    }
+
+    /// The open plugins, in the order they were found.
+    pub fn plugins(&self) -> &[Plugin] {
+        &self.plugins
+    }
+
+    /// All components with their plugin, by kind and name.
+    pub fn components(&self) -> Vec<(&Plugin, &ComponentInfo)> {
+        let mut all = Vec::new();
+        for plugin in &self.plugins {
+            all.extend(plugin.info.components.iter().map(|component| (plugin, component)));
+        }
+        all.sort_by(|(_, a), (_, b)| (&a.kind, &a.name).cmp(&(&b.kind, &b.name)));
+        all
+    }
+
+    /// The component that `name` or `crate:name` means for a kind.
+    pub fn find(&self, kind: &str, name: &str) -> Result<(&Plugin, &ComponentInfo)> {
+        let (of_crate, bare) = name.split_once(':').map_or((None, name), |(c, n)| (Some(c), n));
+        let all = self.components();
+        let of_kind = || all.iter().filter(|(_, c)| c.kind == kind);
+        let mut hits = of_kind().filter(|(plugin, component)| {
+            component.name == bare && of_crate.is_none_or(|c| c == plugin.info.name)
+        });
+        let Some(&first) = hits.next() else {
+            let known: Vec<&str> = of_kind().map(|(_, c)| c.name.as_str()).collect();
+            return Err(Error::plugin(
+                format!("there is no {kind} `{name}`"),
+                unknown_hint(kind, name, &known),
+            ));
+        };
+        if let Some((second, _)) = hits.next() {
+            let (a, b) = (&first.0, second);
+            return Err(Error::plugin(
+                format!(
+                    "{kind} `{bare}` is claimed by two plugins: `{}` and `{}`",
+                    a.path.display(),
+                    b.path.display()
+                ),
+                format!("say which: `{}:{bare}` or `{}:{bare}`", a.info.name, b.info.name),
+            ));
+        }
+        Ok(first)
+    }
+
+    /// Checks that every capability a chosen component needs is offered by another one or by the host.
+    pub fn check_needs(&self, chosen: &[(&str, &str)], host: &[&str]) -> Result<()> {
+        let found: Vec<&ComponentInfo> = chosen
+            .iter()
+            .map(|(kind, name)| Ok(self.find(kind, name)?.1))
+            .collect::<Result<_>>()?;
+        let offered = |need: &String| {
+            host.contains(&need.as_str()) || found.iter().any(|c| c.provides.contains(need))
+        };
+        for component in &found {
+            if let Some(need) = component.needs.iter().find(|need| !offered(need)) {
+                return Err(self.missing(component, need, &found));
+            }
+        }
+        Ok(())
+    }
+
+    fn missing(&self, component: &ComponentInfo, need: &str, chosen: &[&ComponentInfo]) -> Error {
+        let with: Vec<String> = chosen
+            .iter()
+            .filter(|c| c.name != component.name)
+            .map(|c| format!("{} `{}`", c.kind, c.name))
+            .collect();
+        let giving: Vec<String> = self
+            .components()
+            .iter()
+            .filter(|(_, c)| c.provides.iter().any(|p| p == need))
+            .map(|(_, c)| format!("{} `{}`", c.kind, c.name))
+            .collect();
+        let same_kind: Vec<String> = self
+            .components()
+            .iter()
+            .filter(|(_, c)| c.kind == component.kind && c.name != component.name)
+            .filter(|(_, c)| {
+                c.needs.iter().all(|n| chosen.iter().any(|other| other.provides.contains(n)))
+            })
+            .map(|(_, c)| format!("`{}`", c.name))
+            .collect();
+        let mut hint = if need == maskdiff_plugin_api::capability::TIME_CONDITIONING {
+            "set `time_conditioning=true`".to_string()
+        } else if giving.is_empty() {
+            "no loaded plugin offers it".to_string()
+        } else {
+            format!("offered by: {}", giving.join(", "))
+        };
+        if !same_kind.is_empty() {
+            hint += &format!("; {} that would fit: {}", component.kind, same_kind.join(", "));
+        }
+        Error::config(
+            format!(
+                "{} `{}` needs `{need}`, which neither {} nor the host offers",
+                component.kind,
+                component.name,
+                with.join(" nor ")
+            ),
+            hint,
+        )
+    }
+}
+
+macro_rules! make {
+    ($($(#[$doc:meta])* $method:ident, $kind:literal, $handle:ident;)+) => {
+        impl Registry {$(
+            $(#[$doc])*
+            pub fn $method(&self, choice: &Choice, facts: &Context) -> Result<$handle> {
+                let (plugin, component) = self.find($kind, &choice.name)?;
+                plugin
+                    .$method(&component.name, &choice.options.to_string(), facts)
+                    .map_err(|e| Error::component($kind, &choice.name, e))
+            }
+        )+}
+    };
+}
+
+make! {
+    /// Makes a noise schedule.
+    noise, "noise", Noise;
+    /// Makes a forward process.
+    process, "process", Process;
+    /// Makes a backbone with fresh parameters.
+    backbone, "backbone", Network;
+    /// Makes a parameterization.
+    parameterization, "parameterization", Method;
+    /// Makes a sampler.
+    sampler, "sampler", Walker;
+}
+
+/// The plugins that a model uses: name, version, file, SHA-256, for the run's manifest.
+pub fn used(
+    registry: &Registry,
+    choices: &Choices,
+    sampler: Option<&str>,
+) -> Result<Vec<UsedPlugin>> {
+    let mut names = vec![
+        ("backbone", choices.backbone.name.as_str()),
+        ("process", &choices.process.name),
+        ("noise", &choices.noise.name),
+        ("parameterization", &choices.parameterization.name),
+    ];
+    names.extend(sampler.map(|name| ("sampler", name)));
+    let mut used: Vec<UsedPlugin> = Vec::new();
+    for (kind, name) in names {
+        let (plugin, _) = registry.find(kind, name)?;
+        if used.iter().all(|u| u.name != plugin.info.name) {
+            used.push(UsedPlugin::of(plugin)?);
+        }
+    }
+    Ok(used)
+}
+
+/// What the manifest says of a plugin.
+#[derive(Debug, Clone, serde::Serialize)]
+pub struct UsedPlugin {
+    /// The crate.
+    pub name: String,
+    /// Its version.
+    pub version: String,
+    /// The contract it was built against.
+    pub api_version: String,
+    /// The file.
+    pub file: PathBuf,
+    /// Hash of the file, hex.
+    pub sha256: String,
+}
+
+impl UsedPlugin {
+    fn of(plugin: &Plugin) -> Result<Self> {
+        let bytes = std::fs::read(&plugin.path).map_err(|e| Error::io("read", &plugin.path, &e))?;
+        Ok(Self {
+            name: plugin.info.name.clone(),
+            version: plugin.info.version.clone(),
+            api_version: plugin.info.api_version.clone(),
+            file: plugin.path.clone(),
+            sha256: hex(&Sha256::digest(&bytes)),
+        })
+    }
+}
+
+/// Bytes as lower-case hex.
+pub fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+fn looks_like_plugin(path: &Path) -> bool {
+    let name = path.file_name().and_then(|n| n.to_str()).unwrap_or_default();
+    name.starts_with("libmaskdiff_") && name.ends_with(".so")
+}
+
+/// Anyone could replace a file that everyone may write; we would run it.
+fn refuse_world_writable(path: &Path) -> Result<()> {
+    let meta = std::fs::metadata(path).map_err(|e| Error::io("read", path, &e))?;
+    if meta.permissions().mode() & 0o002 == 0 {
+        return Ok(());
+    }
+    Err(Error::plugin(
+        format!("everyone may write to `{}`, so its plugins are not loaded", path.display()),
+        format!("take the right away (`chmod o-w {}`) or move the plugins", path.display()),
+    ))
+}
+
+fn unknown_hint(kind: &str, name: &str, known: &[&str]) -> String {
+    if known.is_empty() {
+        return "no plugin is loaded that has one: build the shipped ones with `cargo build`, or \
+                point `--plugin` or MASKDIFF_PLUGIN_PATH at yours"
+            .into();
+    }
+    match nearest(name, known) {
+        Some(near) => format!("did you mean `{near}`? (`maskdiff plugins list` shows all)"),
+        None => format!("{kind}s here: {}", known.join(", ")),
+    }
+}
+
+/// The known word closest to a misspelt one, if any is close.
+pub fn nearest<'a>(word: &str, known: &[&'a str]) -> Option<&'a str> {
+    let scored = known.iter().map(|k| (strsim::damerau_levenshtein(word, k), *k));
+    scored.filter(|(d, k)| *d <= 1 + word.len().max(k.len()) / 4).min().map(|(_, k)| k)
+}

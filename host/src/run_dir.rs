@@ -1,0 +1,140 @@
+//! The run folder: everything needed to repeat a run, and what came out of it.
+//!
+//! ```text
+//! config.toml  manifest.json  tokenizer.json  metrics.jsonl  log.txt  checkpoints/  samples/
+//! ```
+
+use std::fs::{self, File, OpenOptions};
+use std::io::Write as _;
+use std::path::{Path, PathBuf};
+
+use serde_json::{Value, json};
+
+use crate::config::Config;
+use crate::error::{Error, Result};
+use crate::plugins::UsedPlugin;
+
+/// An open run folder.
+#[derive(Debug)]
+pub struct RunDir {
+    path: PathBuf,
+    metrics: File,
+}
+
+/// Where a run goes: `run.dir`, or `outputs/<data>/<date>/<time>`.
+pub fn path_for(config: &Config) -> PathBuf {
+    if let Some(dir) = &config.run.dir {
+        return PathBuf::from(dir);
+    }
+    let now = jiff::ZonedDateTime::now();
+    let (date, time) = (now.strftime("%Y.%m.%d"), now.strftime("%H%M%S"));
+    let base = PathBuf::from(format!("outputs/{}/{date}/{time}", config.data.name));
+    // Two runs of one second get two folders.
+    let numbered = |n: u32| PathBuf::from(format!("{}-{n}", base.display()));
+    let mut candidates = std::iter::once(base.clone()).chain((2..).map(numbered));
+    candidates.find(|path| !path.exists()).unwrap_or(base)
+}
+
+impl RunDir {
+    /// Creates the folder with configuration, manifest and tokenizer, or opens it again to go on.
+    pub fn create(
+        path: &Path,
+        config: &Config,
+        plugins: &[UsedPlugin],
+        tokenizer: &str,
+        resume: bool,
+    ) -> Result<Self> {
+        if path.join("metrics.jsonl").exists() && !resume {
+            return Err(Error::config(
+                format!("`run.dir={}` already holds a run", path.display()),
+                "go on with it by `checkpointing.resume_from_ckpt=true`, or name another folder",
+            ));
+        }
+        for folder in [path.to_path_buf(), path.join("checkpoints"), path.join("samples")] {
+            fs::create_dir_all(&folder).map_err(|e| Error::io("create", &folder, &e))?;
+        }
+        let write = |name: &str, text: &str| {
+            let file = path.join(name);
+            fs::write(&file, text).map_err(|e| Error::io("write", &file, &e))
+        };
+        write("config.toml", &to_toml(config))?;
+        write("tokenizer.json", tokenizer)?;
+        let manifest = manifest(config, plugins);
+        write("manifest.json", &serde_json::to_string_pretty(&manifest).unwrap_or_default())?;
+        let file = path.join("metrics.jsonl");
+        let metrics = OpenOptions::new().create(true).append(true).open(&file);
+        let metrics = metrics.map_err(|e| Error::io("open", &file, &e))?;
+        Ok(Self { path: path.to_path_buf(), metrics })
+    }
+
+    /// The folder.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Where checkpoints go.
+    pub fn checkpoints(&self) -> PathBuf {
+        self.path.join("checkpoints")
+    }
+
+    /// Appends one line of metrics: the truth that every view reads.
+    pub fn metrics(&mut self, step: i64, values: Value) -> Result<()> {
+        let mut line = json!({"step": step});
+        if let (Some(line), Value::Object(values)) = (line.as_object_mut(), values) {
+            line.extend(values);
+        }
+        let file = self.path.join("metrics.jsonl");
+        writeln!(self.metrics, "{line}").map_err(|e| Error::io("write", &file, &e))
+    }
+
+    /// Writes samples drawn at a step.
+    pub fn samples(&self, step: i64, texts: &[String]) -> Result<()> {
+        let file = self.path.join(format!("samples/step-{step:08}.txt"));
+        let text = texts.join("\n\n---\n\n") + "\n";
+        fs::write(&file, text).map_err(|e| Error::io("write", &file, &e))
+    }
+}
+
+/// The resolved configuration as TOML, with the source of every value as a comment.
+pub fn to_toml(config: &Config) -> String {
+    let mut text = String::new();
+    let mut group = String::new();
+    for (key, value, source) in config.layers.leaves() {
+        let (prefix, bare) = key.rsplit_once('.').unwrap_or(("", &key));
+        if prefix != group {
+            text += &format!("\n[{prefix}]\n");
+            group = prefix.to_string();
+        }
+        text += &format!("{bare} = {value} # {source}\n");
+    }
+    text
+}
+
+/// What ran: command, versions, plugins with hashes, machine, commit.
+fn manifest(config: &Config, plugins: &[UsedPlugin]) -> Value {
+    use maskdiff_plugin_api::abi::{API_VERSION, RUSTC, TORCH_VERSION};
+    json!({
+        "command": std::env::args().collect::<Vec<String>>(),
+        "started": jiff::Timestamp::now().to_string(),
+        "seed": config.top.seed,
+        "maskdiff": env!("CARGO_PKG_VERSION"),
+        "plugin_api": API_VERSION,
+        "libtorch": TORCH_VERSION,
+        "rustc": RUSTC,
+        "git_commit": git_commit(),
+        "plugins": plugins,
+        "machine": {
+            "host": fs::read_to_string("/etc/hostname").ok().map(|h| h.trim().to_string()),
+            "cpus": std::thread::available_parallelism().map_or(0, std::num::NonZero::get),
+            "gpus": tch::Cuda::device_count(),
+            "threads": tch::get_num_threads(),
+        },
+    })
+}
+
+/// The commit of the folder we were started in, if it is a checkout.
+fn git_commit() -> Option<String> {
+    let said = std::process::Command::new("git").args(["rev-parse", "HEAD"]).output().ok()?;
+    let commit = String::from_utf8_lossy(&said.stdout).trim().to_string();
+    (said.status.success() && !commit.is_empty()).then_some(commit)
+}

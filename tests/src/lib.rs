@@ -1,0 +1,182 @@
+//! What the golden and end-to-end tests share: the built plugins, the golden folder, close-enough checks.
+//!
+//! The golden folder is the one that `MASKDIFF_GOLDEN` names, else `../shared/golden`, else `tests/golden`.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use maskdiff::model::{Choice, Choices, Model};
+use maskdiff::plugins::{Places, Registry};
+use maskdiff_plugin_api::Context;
+use serde_json::{Value, json};
+use tch::{Kind, Tensor};
+
+/// The root of the repository.
+pub fn root() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("..").canonicalize().expect("the repository")
+}
+
+/// Where cargo puts the binary and the plugins: two folders above this test.
+pub fn target() -> PathBuf {
+    let exe = std::env::current_exe().expect("a test executable");
+    exe.parent().and_then(Path::parent).expect("target/PROFILE/deps").to_path_buf()
+}
+
+/// The built plugins. Tests of one package do not build the others, so say what is missing.
+pub fn registry() -> Registry {
+    let plugins = target();
+    assert!(
+        plugins.join("libmaskdiff_noise.so").exists(),
+        "the plugins are not built in {}: run `cargo build` first",
+        plugins.display()
+    );
+    let places = Places { paths: vec![plugins], ..Places::default() };
+    Registry::open(&places).expect("the shipped plugins load")
+}
+
+/// The folder with the original program's numbers.
+pub fn golden() -> PathBuf {
+    let named = std::env::var_os("MASKDIFF_GOLDEN").map(PathBuf::from);
+    let shared = root().join("../shared/golden");
+    let own = root().join("tests/golden");
+    named.unwrap_or_else(|| if shared.is_dir() { shared } else { own })
+}
+
+/// What the golden manifest says of a case; `None`, with a line that says so, when this folder lacks it.
+pub fn golden_case(name: &str) -> Option<Value> {
+    let text = std::fs::read_to_string(golden().join("manifest.json")).expect("manifest.json");
+    let manifest: Value = serde_json::from_str(&text).expect("manifest.json is JSON");
+    let cases = manifest["cases"].as_array().expect("cases");
+    let found = cases.iter().find(|case| case["case"] == name).cloned();
+    if found.is_none() {
+        eprintln!("skipped: golden case {name} is not in {}", golden().display());
+    }
+    found
+}
+
+/// The tensors of one golden file by name.
+pub struct Tensors(BTreeMap<String, Tensor>);
+
+impl Tensors {
+    /// Reads `CASE/FILE` of the golden folder.
+    pub fn golden(file: &str) -> Self {
+        let path = golden().join(file);
+        let list = Tensor::read_safetensors(&path).unwrap_or_else(|e| panic!("{file}: {e}"));
+        Self(list.into_iter().collect())
+    }
+
+    /// The named tensor.
+    pub fn get(&self, name: &str) -> Tensor {
+        self.find(name).unwrap_or_else(|| panic!("no tensor `{name}` in {:?}", self.0.keys()))
+    }
+
+    /// The named tensor, if there.
+    pub fn find(&self, name: &str) -> Option<Tensor> {
+        self.0.get(name).map(Tensor::shallow_clone)
+    }
+
+    /// All names with their tensors.
+    pub fn iter(&self) -> impl Iterator<Item = (&String, &Tensor)> {
+        self.0.iter()
+    }
+}
+
+/// Largest distance between two tensors of one shape, relative to `max(1, |want|)` when `relative`.
+pub fn distance(got: &Tensor, want: &Tensor, relative: bool) -> f64 {
+    assert_eq!(got.size(), want.size(), "shapes differ");
+    if got.numel() == 0 {
+        return 0.0;
+    }
+    let (got, want) = (got.to_kind(Kind::Double), want.to_kind(Kind::Double));
+    let error = (&got - &want).abs();
+    let error = if relative { error / want.abs().clamp_min(1.0) } else { error };
+    // Equal infinities are no distance.
+    error
+        .where_self(&got.eq_tensor(&want).logical_not(), &error.zeros_like())
+        .max()
+        .double_value(&[])
+}
+
+/// Fails with the distance when `got` is not within `tolerance` of `want`.
+#[track_caller]
+pub fn assert_close(what: &str, got: &Tensor, want: &Tensor, tolerance: f64, relative: bool) {
+    let error = distance(got, want, relative);
+    assert!(error <= tolerance, "{what}: off by {error:e}, allowed {tolerance:e}");
+}
+
+/// How to build a model for a golden case.
+pub struct Setup {
+    /// Component names and options.
+    pub choices: Choices,
+    /// Facts.
+    pub facts: Context,
+}
+
+impl Setup {
+    /// From the manifest's `model` and a run's Hydra overrides (`noise.type=cosine`, `T=1000`, …).
+    pub fn new(model: &Value, overrides: &Value, mask_id: i64, kind: Kind) -> Self {
+        let size = |key: &str| model[key].as_i64().unwrap_or_else(|| panic!("model.{key}"));
+        let options = json!({
+            "hidden_size": size("hidden_size"),
+            "n_heads": size("n_heads"),
+            "n_blocks": size("n_blocks"),
+            "cond_dim": size("cond_dim"),
+            "dropout": model["dropout"],
+        });
+        let choice = |name: &str| Choice { name: name.into(), options: json!({}) };
+        let mut this = Self {
+            choices: Choices {
+                backbone: Choice { name: "dit".into(), options },
+                process: choice("absorbing_state"),
+                noise: choice("loglinear"),
+                parameterization: choice("subs"),
+            },
+            facts: Context {
+                vocab_size: size("vocab_size"),
+                mask_id: Some(mask_id),
+                length: size("length"),
+                time_conditioning: false,
+                kind,
+                cuda: None,
+            },
+        };
+        for text in overrides.as_array().into_iter().flatten().filter_map(Value::as_str) {
+            this.set(text);
+        }
+        this
+    }
+
+    fn set(&mut self, text: &str) {
+        let (key, value) = text.split_once('=').expect("KEY=VALUE");
+        let option = match value {
+            "True" => json!(true),
+            "False" => json!(false),
+            _ => serde_json::from_str(value).unwrap_or_else(|_| json!(value)),
+        };
+        match key {
+            "noise" | "noise.type" => self.choices.noise.name = value.into(),
+            "parameterization" => self.choices.parameterization.name = value.into(),
+            "backbone" => self.choices.backbone.name = value.into(),
+            "time_conditioning" => self.facts.time_conditioning = value == "True",
+            // The host owns the stratification of t; the sampler is chosen by each test.
+            "training.antithetic_sampling" | "sampling.predictor" | "sampling.noise_removal" => {}
+            _ => {
+                let bare = key.strip_prefix("training.").unwrap_or(key);
+                self.choices.parameterization.options[bare] = option;
+            }
+        }
+    }
+
+    /// The model with the weights of a golden file; every parameter must be there.
+    pub fn build(self, registry: &Registry, weights: &str) -> Model {
+        let model = Model::build(registry, self.choices, self.facts).expect("the model builds");
+        let golden = Tensors::golden(weights);
+        tch::no_grad(|| {
+            for parameter in model.parameters() {
+                let mut tensor = parameter.tensor.shallow_clone();
+                tensor.copy_(&golden.get(&parameter.name));
+            }
+        });
+        model
+    }
+}
