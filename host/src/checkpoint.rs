@@ -61,6 +61,18 @@ pub struct Content<'a> {
 
 const FORMAT: u32 = 1;
 
+/// File of the parameters and buffers.
+pub const MODEL: &str = "model.safetensors";
+/// File of the averaged weights.
+pub const EMA: &str = "ema.safetensors";
+/// File of the moments, step counts and generator.
+pub const OPTIMIZER: &str = "optimizer.safetensors";
+
+/// The folder name of a step's checkpoint.
+pub fn name(step: i64) -> String {
+    format!("step-{step:08}")
+}
+
 impl State {
     /// A state to be written.
     pub fn new(step: i64, ema_updates: i64, best: Option<f64>) -> Self {
@@ -70,7 +82,7 @@ impl State {
 
 /// Writes a checkpoint into `folder` (the run's `checkpoints`) and links `last` to it; gives its path.
 pub fn write(folder: &Path, mut content: Content<'_>) -> Result<PathBuf> {
-    let name = format!("step-{:08}", content.state.step);
+    let name = name(content.state.step);
     let target = folder.join(&name);
     let temporary = folder.join(format!(".{name}.tmp"));
     fs::create_dir_all(folder).map_err(|e| Error::io("create", folder, &e))?;
@@ -98,11 +110,11 @@ fn write_files(folder: &Path, content: &mut Content<'_>) -> Result<()> {
         files.insert(name.to_string(), hex(&Sha256::digest(bytes)));
         Ok(())
     };
-    put("model.safetensors", &to_bytes(&content.model)?)?;
+    put(MODEL, &to_bytes(&content.model)?)?;
     if let Some(ema) = &content.ema {
-        put("ema.safetensors", &to_bytes(ema)?)?;
+        put(EMA, &to_bytes(ema)?)?;
     }
-    put("optimizer.safetensors", &to_bytes(&content.optimizer)?)?;
+    put(OPTIMIZER, &to_bytes(&content.optimizer)?)?;
     put("config.toml", content.config.as_bytes())?;
     put("tokenizer.json", content.tokenizer.as_bytes())?;
     content.state.files = files;

@@ -25,6 +25,19 @@ pub struct Bound {
     pub passes: i64,
 }
 
+impl Bound {
+    /// One line for people.
+    pub fn in_words(&self) -> String {
+        format!(
+            "{:.4} nats per token = {:.4} bits (± {:.4}), perplexity {:.4}",
+            self.nats_per_token,
+            self.bits_per_token,
+            self.standard_error / std::f64::consts::LN_2,
+            self.perplexity
+        )
+    }
+}
+
 /// Evaluates the blocks `[n, L] i64`. The draws come from `seed` alone, and libtorch's generator is left as it was,
 /// so an evaluation changes nothing about training. `tick` is called after every batch with blocks done and in all.
 pub fn bound(

@@ -1,15 +1,24 @@
 //! The host of maskdiff: configuration, plugins, data, training, evaluation, sampling.
 //!
-//! The main path: `main.rs` → `commands/train.rs` → [`train::run`] → `train::Trainer::step`.
+//! The main path: `main.rs` → [`cli`] → [`commands::train`] → [`train::Trainer::run`] → [`learner::Learner::step`].
 
+pub mod accelerator;
+pub mod assemble;
 pub mod checkpoint;
+pub mod cli;
 pub mod clock;
+pub mod commands;
 pub mod config;
 pub mod data;
 pub mod error;
 pub mod evaluate;
+pub mod learner;
+pub mod logging;
 pub mod model;
 pub mod optim;
 pub mod plugins;
+pub mod report;
 pub mod run_dir;
 pub mod sample;
+pub mod stop;
+pub mod train;

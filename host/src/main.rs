@@ -1,2 +1,5 @@
-//! Stub.
-fn main() {}
+//! The `maskdiff` binary: see [`maskdiff::cli`].
+
+fn main() -> std::process::ExitCode {
+    maskdiff::cli::main()
+}

@@ -94,6 +94,11 @@ impl Model {
         &self.parameters
     }
 
+    /// All parameters and buffers by name, for checkpoints.
+    pub fn named(&self) -> Vec<(String, Tensor)> {
+        self.parameters.iter().map(|p| (p.name.clone(), p.tensor.shallow_clone())).collect()
+    }
+
     /// The trained parameters, in the backbone's order.
     pub fn trainable(&self) -> Vec<Tensor> {
         let trained = self.parameters.iter().filter(|p| p.trainable);

@@ -72,6 +72,11 @@ impl RunDir {
         &self.path
     }
 
+    /// Where logs go.
+    pub fn log(&self) -> PathBuf {
+        self.path.join("log.txt")
+    }
+
     /// Where checkpoints go.
     pub fn checkpoints(&self) -> PathBuf {
         self.path.join("checkpoints")

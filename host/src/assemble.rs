@@ -1,0 +1,92 @@
+//! From a configuration to a model: plugins, choices, facts, weights.
+
+use std::path::PathBuf;
+
+use maskdiff_plugin_api::abi::handles::Walker;
+use maskdiff_plugin_api::{Context, capability};
+use tch::{Device, Kind};
+
+use crate::checkpoint::{self, Checkpoint};
+use crate::config::Config;
+use crate::data::Tokenizer;
+use crate::error::{Error, Result};
+use crate::model::{Choices, Model};
+use crate::plugins::{Places, Registry};
+
+/// Opens the plugins: those of the command line, the configuration and the environment, then the shipped ones.
+pub fn registry(files: &[PathBuf], config: &Config) -> Result<Registry> {
+    let environment = std::env::var_os("MASKDIFF_PLUGIN_PATH").unwrap_or_default();
+    Registry::open(&Places {
+        files: files.to_vec(),
+        paths: config.plugins.paths.iter().map(PathBuf::from).collect(),
+        environment: std::env::split_paths(&environment)
+            .filter(|p| !p.as_os_str().is_empty())
+            .collect(),
+    })
+}
+
+/// The components of the model, their options known and what each needs offered by another.
+pub fn choices(config: &Config, registry: &Registry) -> Result<Choices> {
+    let choices = config.choices(registry)?;
+    let sampler = config.sampling.predictor.as_str();
+    let model = [
+        ("backbone", choices.backbone.name.as_str()),
+        ("process", &choices.process.name),
+        ("noise", &choices.noise.name),
+        ("parameterization", &choices.parameterization.name),
+    ];
+    let time = [capability::TIME_CONDITIONING];
+    let host = if config.top.time_conditioning { &time[..] } else { &[] };
+    registry.check_needs(&model, host)?;
+    if config.sampling.num_sample_log > 0 {
+        let with_sampler: Vec<(&str, &str)> =
+            model.into_iter().chain([("sampler", sampler)]).collect();
+        registry.check_needs(&with_sampler, host)?;
+    }
+    Ok(choices)
+}
+
+/// What every component is told.
+pub fn facts(config: &Config, tokenizer: &dyn Tokenizer, device: Device) -> Context {
+    Context {
+        vocab_size: tokenizer.vocab_size(),
+        mask_id: Some(tokenizer.mask_id()),
+        length: config.model.length,
+        time_conditioning: config.top.time_conditioning,
+        kind: if config.trainer.precision == 64 { Kind::Double } else { Kind::Float },
+        cuda: match device {
+            Device::Cuda(index) => Some(index),
+            _ => None,
+        },
+    }
+}
+
+/// Builds the model with fresh weights that depend on the seed alone.
+pub fn model(
+    config: &Config,
+    registry: &Registry,
+    choices: Choices,
+    facts: Context,
+) -> Result<Model> {
+    tch::manual_seed(config.top.seed.cast_signed());
+    Model::build(registry, choices, facts).map_err(|e| config.locate(e))
+}
+
+/// Builds the sampler with the options of `sampling`.
+pub fn sampler(config: &Config, registry: &Registry, facts: &Context) -> Result<(String, Walker)> {
+    let choice = config.sampler(registry)?;
+    let walker = registry.sampler(&choice, facts).map_err(|e| config.locate(e))?;
+    Ok((choice.name, walker))
+}
+
+/// Loads a checkpoint's weights, averaged where it has them and `eval.disable_ema` does not say otherwise.
+pub fn load_weights(model: &Model, from: &Checkpoint, config: &Config) -> Result<()> {
+    let missing = || Error::checkpoint(format!("`{}` has no weights", from.path.display()), "");
+    let mut weights = from.tensors(checkpoint::MODEL)?.ok_or_else(missing)?;
+    if !config.eval.disable_ema
+        && let Some(average) = from.tensors(checkpoint::EMA)?
+    {
+        weights.extend(average);
+    }
+    checkpoint::load_into(&model.named(), weights, &from.path)
+}

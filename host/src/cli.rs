@@ -1,0 +1,238 @@
+//! The command line.
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::sync::LazyLock;
+
+use clap::{Args, CommandFactory as _, Parser, Subcommand, ValueHint};
+
+use crate::commands::{self, Common};
+use crate::error::{Error, Result};
+use crate::report::Format;
+use crate::{accelerator, logging};
+
+const LONG_ABOUT: &str = "\
+Trains, evaluates and samples discrete-diffusion language models whose parts (network, noise, \
+parameterization, sampler) are plugins, chosen by words in the configuration.
+
+Try: maskdiff train experiment=demo";
+
+const AFTER_HELP: &str = "\
+Overrides:
+  optim.lr=1e-3            set a value (`maskdiff config` prints all keys with their sources)
+  model=small              choose a file of configs/model/, configs/data/, configs/noise/, ...
+  experiment=demo          choose a file of configs/experiment/
+  sampling.predictor=NAME  choose a component (`maskdiff plugins list` prints all)
+
+Environment:
+  MASKDIFF_OPTIM__LR=1e-3  set a value; the command line wins
+  MASKDIFF_PLUGIN_PATH     more folders with plugins, separated by colons
+  MASKDIFF_LOG             log filter, as in `debug`
+
+The form `maskdiff mode=train KEY=VALUE...` works too (train, ppl_eval, sample_eval).
+
+Exit codes: 0 done, 2 usage, configuration or data, 3 plugin, 4 not a number, 5 other, 130 interrupted";
+
+/// The three versions that matter to a plugin.
+static VERSION: LazyLock<String> = LazyLock::new(|| {
+    use maskdiff_plugin_api::abi::{API_VERSION, TORCH_VERSION};
+    format!("{} (plugin-api {API_VERSION}, libtorch {TORCH_VERSION})", env!("CARGO_PKG_VERSION"))
+});
+
+/// See [`LONG_ABOUT`].
+#[derive(Debug, Parser)]
+#[command(name = "maskdiff", version = VERSION.as_str(), about = "Research on discrete-diffusion language models",
+    long_about = LONG_ABOUT, after_help = AFTER_HELP, max_term_width = 100)]
+struct Cli {
+    #[command(flatten)]
+    global: Global,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Args)]
+struct Global {
+    /// A configuration file, read after the experiment
+    #[arg(long, value_name = "FILE", global = true, value_hint = ValueHint::FilePath)]
+    config: Option<PathBuf>,
+    /// A plugin file to load before all others (may be repeated)
+    #[arg(long, value_name = "FILE", global = true, value_hint = ValueHint::FilePath)]
+    plugin: Vec<PathBuf>,
+    /// How results are printed to stdout
+    #[arg(long, value_enum, default_value_t, global = true)]
+    format: Format,
+    /// No progress; errors and results only
+    #[arg(short, long, global = true, conflicts_with = "verbose")]
+    quiet: bool,
+    /// More log: -v information, -vv debugging, -vvv everything
+    #[arg(short, long, action = clap::ArgAction::Count, global = true)]
+    verbose: u8,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Train a model; results go to a run folder
+    ///
+    /// The run folder is `run.dir`, or else `outputs/<data>/<date>/<time>`. Ctrl-C finishes the step and writes a
+    /// checkpoint; `run.dir=FOLDER checkpointing.resume_from_ckpt=true` goes on.
+    Train {
+        /// KEY=VALUE
+        overrides: Vec<String>,
+    },
+    /// Bound the likelihood of the validation text
+    Eval(Trained),
+    /// Draw text
+    Sample(Trained),
+    /// List the loaded plugins, or show one
+    Plugins {
+        #[command(subcommand)]
+        command: Plugins,
+    },
+    /// Print the resolved configuration with the source of every value
+    Config {
+        /// KEY=VALUE
+        overrides: Vec<String>,
+    },
+    /// Print a completion script, for example `maskdiff completions bash > maskdiff.bash`
+    Completions {
+        /// The shell
+        shell: clap_complete::Shell,
+    },
+}
+
+#[derive(Debug, Args)]
+struct Trained {
+    /// A run folder, or one of its checkpoints; the same as eval.checkpoint_path=PATH
+    #[arg(long, value_name = "PATH", value_hint = ValueHint::DirPath)]
+    checkpoint: Option<String>,
+    /// KEY=VALUE; what is not given comes from the checkpoint's configuration
+    overrides: Vec<String>,
+}
+
+impl Trained {
+    fn into_overrides(self) -> Vec<String> {
+        let checkpoint = self.checkpoint.map(|path| format!("eval.checkpoint_path={path}"));
+        self.overrides.into_iter().chain(checkpoint).collect()
+    }
+}
+
+#[derive(Debug, Subcommand)]
+enum Plugins {
+    /// All components, by kind
+    List {
+        /// KEY=VALUE
+        overrides: Vec<String>,
+    },
+    /// One component with its options, or all of a plugin
+    Show {
+        /// The component's or the plugin's name
+        name: String,
+        /// KEY=VALUE
+        overrides: Vec<String>,
+    },
+}
+
+/// Runs the command line and reports an error once; gives the exit code.
+pub fn main() -> ExitCode {
+    // First of all, see there.
+    accelerator::load_cuda();
+    match run(std::env::args_os().collect()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            let code = error.exit_code();
+            eprintln!("{:?}", miette::Report::new(error));
+            ExitCode::from(u8::try_from(code).unwrap_or(5))
+        }
+    }
+}
+
+fn run(words: Vec<OsString>) -> Result<()> {
+    let Cli { global, command } = Cli::parse_from(with_subcommand(words)?);
+    let verbosity = if global.quiet { -1 } else { i8::try_from(global.verbose).unwrap_or(3) };
+    let log = logging::start(verbosity);
+    let common = |overrides| Common {
+        overrides,
+        file: global.config,
+        plugins: global.plugin,
+        format: global.format,
+        quiet: global.quiet,
+        log,
+    };
+    match command {
+        Command::Train { overrides } => commands::train::run(&common(overrides)),
+        Command::Eval(trained) => commands::eval::run(&common(trained.into_overrides())),
+        Command::Sample(trained) => commands::sample::run(&common(trained.into_overrides())),
+        Command::Config { overrides } => commands::config::run(&common(overrides)),
+        Command::Plugins { command: Plugins::List { overrides } } => {
+            commands::plugins::list(&common(overrides))
+        }
+        Command::Plugins { command: Plugins::Show { name, overrides } } => {
+            commands::plugins::show(&common(overrides), &name)
+        }
+        Command::Completions { shell } => {
+            clap_complete::generate(shell, &mut Cli::command(), "maskdiff", &mut std::io::stdout());
+            Ok(())
+        }
+    }
+}
+
+/// The original's form: `mode=ppl_eval KEY=VALUE...` becomes `eval KEY=VALUE...`; without a mode it trains.
+fn with_subcommand(mut words: Vec<OsString>) -> Result<Vec<OsString>> {
+    let mode = words.iter().position(|w| w.to_string_lossy().starts_with("mode="));
+    let bare = words.get(1).is_some_and(|w| {
+        let word = w.to_string_lossy();
+        word.contains('=') && !word.starts_with('-')
+    });
+    let command = match mode {
+        Some(place) => {
+            let word = words.remove(place).to_string_lossy().into_owned();
+            match word.trim_start_matches("mode=") {
+                "train" => "train",
+                "ppl_eval" => "eval",
+                "sample_eval" => "sample",
+                other => {
+                    return Err(Error::config(
+                        format!("`mode={other}` is not a mode"),
+                        "modes: train, ppl_eval, sample_eval",
+                    ));
+                }
+            }
+        }
+        None if bare => "train",
+        None => return Ok(words),
+    };
+    words.insert(1, command.into());
+    Ok(words)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn rewritten(line: &str) -> Result<String> {
+        let words = line.split(' ').map(OsString::from).collect();
+        let words = with_subcommand(words)?;
+        let words: Vec<String> = words.iter().map(|w| w.to_string_lossy().into_owned()).collect();
+        Ok(words.join(" "))
+    }
+
+    #[test]
+    fn the_original_form_becomes_a_subcommand() {
+        let cases = [
+            ("maskdiff mode=ppl_eval model=small", "maskdiff eval model=small"),
+            ("maskdiff --quiet mode=sample_eval", "maskdiff sample --quiet"),
+            ("maskdiff model=small", "maskdiff train model=small"),
+            ("maskdiff train model=small", "maskdiff train model=small"),
+        ];
+        for (line, expected) in cases {
+            assert_eq!(rewritten(line).unwrap(), expected);
+        }
+        assert!(rewritten("maskdiff mode=fly").unwrap_err().to_string().contains("mode=fly"));
+    }
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+}

@@ -1,0 +1,20 @@
+//! `maskdiff config`
+
+use super::Common;
+use crate::error::Result;
+use crate::report::Format;
+use crate::{assemble, run_dir};
+
+/// Prints the resolved configuration: TOML with the source of every value, or JSON.
+pub fn run(common: &Common) -> Result<()> {
+    let config = common.config()?;
+    let registry = assemble::registry(&common.plugins, &config)?;
+    assemble::choices(&config, &registry)?;
+    config.sampler(&registry)?;
+    if common.format == Format::Json {
+        println!("{:#}", config.layers.to_json());
+    } else {
+        print!("{}", run_dir::to_toml(&config));
+    }
+    Ok(())
+}

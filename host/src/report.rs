@@ -1,0 +1,108 @@
+//! What a run says while it works: bars on a terminal, plain lines or JSON lines elsewhere.
+
+use std::io::{IsTerminal as _, Write as _};
+use std::time::{Duration, Instant};
+
+use indicatif::{ProgressBar, ProgressStyle};
+use serde_json::Value;
+
+/// How results are printed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, clap::ValueEnum)]
+pub enum Format {
+    /// Text on a terminal, JSON lines otherwise.
+    #[default]
+    Auto,
+    /// For people.
+    Text,
+    /// One JSON object a line.
+    Json,
+}
+
+/// Where a command's words go: results to stdout, progress to stderr.
+#[derive(Debug)]
+pub struct Report {
+    json: bool,
+    quiet: bool,
+    bar: Option<ProgressBar>,
+    started: Instant,
+    last_line: Option<Instant>,
+}
+
+/// Without a terminal, one line of progress in this time.
+const PACE: Duration = Duration::from_secs(10);
+
+impl Report {
+    /// `quiet` hides progress, never results.
+    pub fn new(format: Format, quiet: bool) -> Self {
+        let json = match format {
+            Format::Auto => !std::io::stdout().is_terminal(),
+            other => other == Format::Json,
+        };
+        Self { json, quiet, bar: None, started: Instant::now(), last_line: None }
+    }
+
+    /// Whether results are JSON lines.
+    pub fn json(&self) -> bool {
+        self.json
+    }
+
+    /// Prints a result: an object with `--format json`, else its text.
+    pub fn result(&self, value: &Value, text: &str) {
+        let line = if self.json { value.to_string() } else { text.to_string() };
+        let print = || {
+            // A closed pipe (`| head`) is no fault of the run.
+            let _ = writeln!(std::io::stdout(), "{line}");
+        };
+        match &self.bar {
+            Some(bar) => bar.suspend(print),
+            None => print(),
+        }
+    }
+
+    /// Tells people something that is no result.
+    pub fn note(&self, text: &str) {
+        if self.quiet {
+            return;
+        }
+        match &self.bar {
+            Some(bar) => bar.suspend(|| eprintln!("{text}")),
+            None => eprintln!("{text}"),
+        }
+    }
+
+    /// Starts progress over `total` units of `what`, at `done`.
+    pub fn start(&mut self, what: &'static str, done: i64, total: i64) {
+        (self.started, self.last_line) = (Instant::now(), None);
+        if self.quiet || !std::io::stderr().is_terminal() {
+            return;
+        }
+        let style = "{prefix} {bar:28} {pos}/{len} {msg} [{elapsed} < {eta}]";
+        let style =
+            ProgressStyle::with_template(style).unwrap_or_else(|_| ProgressStyle::default_bar());
+        let bar = ProgressBar::new(total.cast_unsigned()).with_style(style).with_prefix(what);
+        bar.set_position(done.cast_unsigned());
+        bar.reset_eta();
+        self.bar = Some(bar);
+    }
+
+    /// Moves the bar, or prints a line now and then when there is none.
+    pub fn progress(&mut self, what: &str, done: i64, total: i64, message: &str) {
+        if let Some(bar) = &self.bar {
+            bar.set_position(done.cast_unsigned());
+            bar.set_message(message.to_string());
+            return;
+        }
+        let due = self.last_line.unwrap_or(self.started).elapsed() >= PACE;
+        if !self.quiet && due {
+            self.last_line = Some(Instant::now());
+            eprintln!("{what} {done}/{total} {message}");
+        }
+    }
+
+    /// Takes the bar away.
+    pub fn finish(&mut self) {
+        if let Some(bar) = self.bar.take() {
+            bar.finish_and_clear();
+        }
+    }
+}
