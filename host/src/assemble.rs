@@ -25,8 +25,10 @@ pub fn registry(files: &[PathBuf], config: &Config) -> Result<Registry> {
     })
 }
 
-/// The components of the model, their options known and what each needs offered by another.
-pub fn choices(config: &Config, registry: &Registry) -> Result<Choices> {
+/// The components of the model, their options known and what each needs offered by another; with the sampler's needs
+/// where one will be used.
+pub fn choices(config: &mut Config, registry: &Registry, sampled: bool) -> Result<Choices> {
+    config.settle(registry)?;
     let choices = config.choices(registry)?;
     let sampler = config.sampling.predictor.as_str();
     let model = [
@@ -38,7 +40,7 @@ pub fn choices(config: &Config, registry: &Registry) -> Result<Choices> {
     let time = [capability::TIME_CONDITIONING];
     let host = if config.top.time_conditioning { &time[..] } else { &[] };
     registry.check_needs(&model, host)?;
-    if config.sampling.num_sample_log > 0 {
+    if sampled {
         let with_sampler: Vec<(&str, &str)> =
             model.into_iter().chain([("sampler", sampler)]).collect();
         registry.check_needs(&with_sampler, host)?;

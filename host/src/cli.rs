@@ -1,6 +1,7 @@
 //! The command line.
 
 use std::ffi::OsString;
+use std::io::IsTerminal as _;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::LazyLock;
@@ -141,6 +142,12 @@ pub fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             let code = error.exit_code();
+            // Paths and commands stay whole, so that they can be copied.
+            let wrapped = std::io::stderr().is_terminal();
+            let _ = miette::set_hook(Box::new(move |_| {
+                let look = miette::MietteHandlerOpts::new().break_words(false).wrap_lines(wrapped);
+                Box::new(look.build())
+            }));
             eprintln!("{:?}", miette::Report::new(error));
             ExitCode::from(u8::try_from(code).unwrap_or(5))
         }

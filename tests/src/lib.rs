@@ -2,6 +2,8 @@
 //!
 //! The golden folder is the one that `MASKDIFF_GOLDEN` names, else `../shared/golden`, else `tests/golden`.
 
+pub mod run;
+
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 

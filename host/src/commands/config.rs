@@ -7,9 +7,9 @@ use crate::{assemble, run_dir};
 
 /// Prints the resolved configuration: TOML with the source of every value, or JSON.
 pub fn run(common: &Common) -> Result<()> {
-    let config = common.config()?;
+    let mut config = common.config()?;
     let registry = assemble::registry(&common.plugins, &config)?;
-    assemble::choices(&config, &registry)?;
+    assemble::choices(&mut config, &registry, false)?;
     config.sampler(&registry)?;
     if common.format == Format::Json {
         println!("{:#}", config.layers.to_json());

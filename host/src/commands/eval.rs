@@ -11,9 +11,9 @@ use crate::{accelerator, assemble, evaluate};
 
 /// Bounds the likelihood of the validation blocks under a checkpoint.
 pub fn run(common: &Common) -> Result<()> {
-    let (checkpoint, config, tokenizer) = common.trained()?;
+    let (checkpoint, mut config, tokenizer) = common.trained()?;
     let registry = assemble::registry(&common.plugins, &config)?;
-    let choices = assemble::choices(&config, &registry)?;
+    let choices = assemble::choices(&mut config, &registry, false)?;
     let corpus = data::open(&config, Some(tokenizer))?;
     let device = accelerator::device(&config)?;
     let facts = assemble::facts(&config, corpus.tokenizer.as_ref(), device);

@@ -12,9 +12,9 @@ use crate::{accelerator, assemble, sample};
 
 /// Draws text from a checkpoint.
 pub fn run(common: &Common) -> Result<()> {
-    let (checkpoint, config, tokenizer) = common.trained()?;
+    let (checkpoint, mut config, tokenizer) = common.trained()?;
     let registry = assemble::registry(&common.plugins, &config)?;
-    let choices = assemble::choices(&config, &registry)?;
+    let choices = assemble::choices(&mut config, &registry, true)?;
     let facts = assemble::facts(&config, tokenizer.as_ref(), accelerator::device(&config)?);
     let (name, mut walker) = assemble::sampler(&config, &registry, &facts)?;
     let model = assemble::model(&config, &registry, choices, facts)?;

@@ -16,15 +16,15 @@ use crate::{accelerator, assemble, plugins};
 
 /// Trains, or goes on with a run. Everything that can be wrong is found before the run folder is made.
 pub fn run(common: &Common) -> Result<()> {
-    let config = common.config()?;
+    let mut config = common.config()?;
     let registry = assemble::registry(&common.plugins, &config)?;
-    let choices = assemble::choices(&config, &registry)?;
+    let logs = config.sampling.num_sample_log > 0;
+    let choices = assemble::choices(&mut config, &registry, logs)?;
     let device = accelerator::device(&config)?;
     let path = run_dir::path_for(&config);
     let resumed = resumed(&config, &path)?;
     let corpus = data::open(&config, tokenizer_of(resumed.as_ref())?)?;
     let facts = assemble::facts(&config, corpus.tokenizer.as_ref(), device);
-    let logs = config.sampling.num_sample_log > 0;
     let walker = logs.then(|| assemble::sampler(&config, &registry, &facts)).transpose()?;
     let sampler = walker.as_ref().map(|(name, _)| name.as_str());
     let used = plugins::used(&registry, &choices, sampler)?;

@@ -56,11 +56,13 @@ impl Provider for Layer {
 /// Collects layers and the texts they came from.
 struct Builder {
     figment: Figment,
+    order: Vec<String>,
     texts: BTreeMap<String, String>,
 }
 
 impl Builder {
-    fn add(&mut self, layer: Layer) {
+    fn add(&mut self, layer: impl Provider) {
+        self.order.push(layer.metadata().name.to_string());
         let figment = std::mem::take(&mut self.figment);
         self.figment = figment.merge(layer);
     }
@@ -84,9 +86,9 @@ impl Builder {
 /// Resolves the configuration; everything that can be known to be wrong without plugins is an error here.
 pub fn load(request: &Request) -> Result<Config> {
     let overrides = Overrides::parse(&request.overrides)?;
-    let mut builder = Builder { figment: Figment::new(), texts: BTreeMap::new() };
-    let figment = std::mem::take(&mut builder.figment);
-    builder.figment = figment.merge(Named("default", Serialized::defaults(groups::defaults())));
+    let (figment, order, texts) = (Figment::new(), Vec::new(), BTreeMap::new());
+    let mut builder = Builder { figment, order, texts };
+    builder.add(Named("default", Serialized::defaults(groups::defaults())));
     let (base_name, base) = config_file("config").ok_or_else(|| no_file("config"))?;
     let experiment = overrides.chosen("experiment");
     let experiment = experiment
@@ -125,8 +127,7 @@ pub fn load(request: &Request) -> Result<Config> {
     }
     let environment =
         Env::prefixed("MASKDIFF_").split("__").filter(|key| key.as_str().contains('.'));
-    let figment = std::mem::take(&mut builder.figment);
-    builder.figment = figment.merge(environment);
+    builder.add(Named("environment", environment));
     builder.add(Layer { name: "command line".into(), file: None, values: overrides.values });
     finish(builder)
 }
@@ -147,8 +148,8 @@ impl<P: Provider> Provider for Named<P> {
 fn finish(builder: Builder) -> Result<Config> {
     // The choice of group files has been followed; it is no value of its own.
     let figment = builder.figment;
-    let layers =
-        Layers::new(figment, builder.texts).map_err(|e| Error::config(e.to_string(), ""))?;
+    let layers = Layers::new(figment, builder.order, builder.texts)
+        .map_err(|e| Error::config(e.to_string(), ""))?;
     check_keys(&layers)?;
     let top: groups::Top = part(&layers, "")?;
     let config = Config {

@@ -61,6 +61,35 @@ struct Owner<'a> {
 }
 
 impl Config {
+    /// Drops what was set for another component: options that the chosen one does not have, from a layer before the one
+    /// that chose it. So `sampling.predictor=NAME` on the command line does not trip over an experiment's options.
+    pub fn settle(&mut self, registry: &Registry) -> Result<()> {
+        let chosen = [
+            ("backbone", "backbone", &self.top.backbone, &["model"][..]),
+            ("process", "diffusion", &self.top.diffusion, &["process"]),
+            ("noise", "noise.type", &self.noise.kind, &["noise"]),
+            ("parameterization", "parameterization", &self.top.parameterization, &["", "training"]),
+            ("sampler", "sampling.predictor", &self.sampling.predictor, &["sampling"]),
+        ];
+        let mut strangers = Vec::new();
+        for (kind, choice, name, groups) in chosen {
+            let (_, component) = registry.find(kind, name).map_err(|e| self.at_choice(kind, e))?;
+            let since = self.layers.rank(choice);
+            for group in groups {
+                let options = self.layers.options(group);
+                let unknown =
+                    options.keys().filter(|o| component.schema["properties"].get(o).is_none());
+                let keys = unknown.map(|option| dotted(group, option));
+                strangers.extend(keys.filter(|key| self.layers.rank(key) < since));
+            }
+        }
+        for key in strangers {
+            tracing::info!("`{key}` was set for another component and is dropped");
+            self.layers.forget(&key);
+        }
+        Ok(())
+    }
+
     /// The components of the model with their options, each checked against its component's schema.
     pub fn choices(&self, registry: &Registry) -> Result<Choices> {
         let top = &self.top;
@@ -88,8 +117,7 @@ impl Config {
         let mut owner = Owner { kind, name, keys: Vec::new(), options: Map::new() };
         for group in groups {
             for (option, value) in self.layers.options(group) {
-                let key =
-                    if group.is_empty() { option.clone() } else { format!("{group}.{option}") };
+                let key = dotted(group, &option);
                 owner.keys.push((option.clone(), key));
                 owner.options.insert(option, value);
             }
@@ -157,15 +185,17 @@ impl Config {
             "sampler" => &["sampling"],
             _ => &["", "training"],
         };
-        let option = error.config_path.as_str();
-        let set = groups
-            .iter()
-            .find(|g| !option.is_empty() && self.layers.options(g).contains_key(option));
+        let words = named_options(&error);
+        let set = words.iter().find_map(|option| {
+            let group = groups.iter().find(|g| self.layers.options(g).contains_key(*option))?;
+            Some(dotted(group, option))
+        });
         match set {
-            Some(group) => {
-                let key =
-                    if group.is_empty() { option.into() } else { format!("{group}.{option}") };
-                self.layers.error(&key, &format!("{component}: `{key}`: {error}"), &error.hint)
+            Some(key) => {
+                let message = error.to_string();
+                let named = message.contains(&format!("`{key}`"));
+                let place = if named { String::new() } else { format!("`{key}`: ") };
+                self.layers.error(&key, &format!("{component}: {place}{message}"), &error.hint)
             }
             None => Error::Component { component, error },
         }
@@ -184,4 +214,21 @@ impl Config {
         }
         Ok(global / batch)
     }
+}
+
+/// An option of a group as a key of the configuration.
+fn dotted(group: &str, option: &str) -> String {
+    if group.is_empty() { option.to_string() } else { format!("{group}.{option}") }
+}
+
+/// The options that a component's error is about: the one it names as such, or those in back-ticks in its words.
+fn named_options(error: &maskdiff_plugin_api::PluginError) -> Vec<&str> {
+    if !error.config_path.is_empty() {
+        return vec![&error.config_path];
+    }
+    if error.kind != maskdiff_plugin_api::Kind::Config {
+        return Vec::new();
+    }
+    let quoted = error.chain.iter().flat_map(|text| text.split('`').skip(1).step_by(2));
+    quoted.map(|word| word.rsplit('.').next().unwrap_or(word)).collect()
 }

@@ -16,6 +16,8 @@ use crate::error::Error;
 pub struct Layers {
     figment: Figment,
     values: Dict,
+    /// Names of the layers, later ones win.
+    order: Vec<String>,
     /// File name to text.
     texts: BTreeMap<String, String>,
 }
@@ -23,10 +25,11 @@ pub struct Layers {
 impl Layers {
     pub(super) fn new(
         figment: Figment,
+        order: Vec<String>,
         texts: BTreeMap<String, String>,
     ) -> Result<Self, figment::Error> {
         let values = figment.extract::<Dict>()?;
-        Ok(Self { figment, values, texts })
+        Ok(Self { figment, values, order, texts })
     }
 
     pub(super) fn figment(&self) -> &Figment {
@@ -73,6 +76,24 @@ impl Layers {
                 leaf => {
                     let text = serde_json::to_value(leaf).map(|v| v.to_string());
                     leaves.push((path.clone(), text.unwrap_or_default(), self.source(&path)));
+                }
+            }
+        }
+    }
+
+    /// Which layer a key's value came from; a later one wins.
+    pub(super) fn rank(&self, key: &str) -> usize {
+        let source = self.source(key);
+        self.order.iter().rposition(|name| *name == source).unwrap_or(0)
+    }
+
+    /// Takes a dotted key of at most two parts out.
+    pub(super) fn forget(&mut self, key: &str) {
+        match key.split_once('.') {
+            None => drop(self.values.remove(key)),
+            Some((group, option)) => {
+                if let Some(Figured::Dict(_, inner)) = self.values.get_mut(group) {
+                    inner.remove(option);
                 }
             }
         }

@@ -156,8 +156,12 @@ fn describe<T: Component>(kind: &str) -> ComponentInfo {
 /// Makes a component from JSON; a fault in the options names the option.
 fn build<T: Component>(config: &str, context: &str) -> Result<T> {
     let context: Context = serde_json::from_str(context)?;
-    let config: T::Config = serde_json::from_str(config)
-        .map_err(|e| PluginError::new(crate::Kind::Config, option_message(&e.to_string())))?;
+    let reader = &mut serde_json::Deserializer::from_str(config);
+    let config: T::Config = serde_path_to_error::deserialize(reader).map_err(|e| {
+        let path = e.path().to_string();
+        let message = option_message(&e.into_inner().to_string());
+        PluginError::new(crate::Kind::Config, message).at(path)
+    })?;
     T::new(config, &context)
 }
 

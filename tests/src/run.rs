@@ -1,0 +1,96 @@
+//! Runs the built binary as a user would.
+
+use std::path::Path;
+use std::process::{Command, Stdio};
+
+use serde_json::Value;
+
+use crate::target;
+
+/// What a finished command left.
+#[derive(Debug)]
+pub struct Output {
+    /// Exit code; -1 when a signal ended it.
+    pub code: i32,
+    /// Standard output.
+    pub stdout: String,
+    /// Standard error.
+    pub stderr: String,
+}
+
+/// A `maskdiff` command in `folder`, with no variable of ours in its environment.
+pub fn command(folder: &Path, words: &[&str]) -> Command {
+    let mut command = Command::new(target().join("maskdiff"));
+    command.args(words).current_dir(folder).stdin(Stdio::null());
+    for (name, _) in std::env::vars_os() {
+        if name.to_string_lossy().starts_with("MASKDIFF_") {
+            command.env_remove(name);
+        }
+    }
+    command
+}
+
+/// Runs a command to its end.
+pub fn finish(command: &mut Command) -> Output {
+    let output = command.output().expect("the maskdiff binary: run `cargo build` first");
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    Output {
+        code: output.status.code().unwrap_or(-1),
+        stdout: text(&output.stdout),
+        stderr: text(&output.stderr),
+    }
+}
+
+/// Runs `maskdiff WORDS` in `folder`.
+pub fn maskdiff(folder: &Path, words: &[&str]) -> Output {
+    finish(&mut command(folder, words))
+}
+
+/// Overrides for a run of seconds.
+pub const SMALL: &[&str] = &[
+    "model.hidden_size=32",
+    "model.n_blocks=1",
+    "model.n_heads=2",
+    "model.cond_dim=16",
+    "data.valid_blocks=32",
+    "loader.global_batch_size=8",
+    "lr_scheduler.num_warmup_steps=5",
+    "trainer.log_every_n_steps=1",
+    "trainer.accelerator=cpu",
+    "sampling.steps=8",
+    "sampling.num_sample_log=1",
+];
+
+/// `maskdiff train` with [`SMALL`] and more.
+pub fn train(folder: &Path, more: &[&str]) -> Output {
+    maskdiff(folder, &[&["train"], SMALL, more].concat())
+}
+
+impl Output {
+    /// Fails with everything that was said when the code is another.
+    #[track_caller]
+    pub fn expect(&self, code: i32) -> &Self {
+        assert_eq!(self.code, code, "stdout: {}\nstderr: {}", self.stdout, self.stderr);
+        self
+    }
+
+    /// Fails when standard error, its line breaks undone, lacks one of the phrases.
+    #[track_caller]
+    pub fn says(&self, phrases: &[&str]) -> &Self {
+        // miette wraps at the width of the terminal and draws a bar in front.
+        let words: Vec<&str> =
+            self.stderr.split_whitespace().filter(|word| !["│", "×", "|"].contains(word)).collect();
+        let flat = words.join(" ");
+        for phrase in phrases {
+            assert!(flat.contains(phrase), "`{phrase}` is not in: {flat}");
+        }
+        self
+    }
+
+    /// The JSON lines of standard output.
+    pub fn lines(&self) -> Vec<Value> {
+        let parse =
+            |line: &str| serde_json::from_str(line).unwrap_or_else(|e| panic!("{e}: {line}"));
+        self.stdout.lines().map(parse).collect()
+    }
+}

@@ -1,0 +1,72 @@
+//! Golden case j: twenty optimizer steps, every loss and the final weights.
+
+use maskdiff::clock;
+use maskdiff::config::{Request, load};
+use maskdiff::learner::{Batch, Learner};
+use maskdiff_tests::{Setup, Tensors, assert_close, golden_case, registry};
+use tch::{Kind, Tensor};
+
+#[test]
+fn golden_twenty_steps_of_training() {
+    let Some(case) = golden_case("j_train") else { return };
+    for (kind, suffix) in [(Kind::Float, ""), (Kind::Double, ".f64")] {
+        let numbers = |key: &str| case["optim"][key].to_string();
+        let warmup = &case["warmup"];
+        let config = load(&Request {
+            overrides: vec![
+                format!("optim.lr={}", numbers("lr")),
+                format!("optim.beta1={}", numbers("beta1")),
+                format!("optim.beta2={}", numbers("beta2")),
+                format!("optim.eps={}", numbers("eps")),
+                format!("trainer.gradient_clip_val={}", numbers("clip")),
+                format!("training.ema={}", numbers("ema")),
+                format!("lr_scheduler.num_warmup_steps={warmup}"),
+            ],
+            ..Request::default()
+        })
+        .expect("the configuration");
+        let mask = case["mask_index"].as_i64().expect("mask_index");
+        let setup = Setup::new(&case["model"], &case["overrides"], mask, kind);
+        let model = setup.build(&registry(), "models/dit.safetensors");
+        let steps = Tensors::golden("j_train/steps.safetensors");
+        let at = |name: &str, k: i64| steps.get(name).get(k);
+        let mut learner = Learner::new(&model, &config).expect("a learner");
+        for k in 0..steps.get("x0").size()[0] {
+            let u_b = clock::stratify(&at("u_t", k).to_kind(Kind::Double));
+            model.inject_uniforms(at("u_mask", k).to_kind(Kind::Double));
+            let batch = Batch {
+                x0_bl: at("x0", k),
+                t_b: model.draw_t(&u_b).expect("times"),
+                counted_bl: Some(at("attention_mask", k)),
+            };
+            let done = learner.step(&model, vec![batch]).expect("a step");
+            let close = |what: &str, got: f64, tolerance: f64| {
+                let want = at(&format!("{what}{suffix}"), k).to_kind(Kind::Double);
+                assert_close(
+                    &format!("{what} of step {k}"),
+                    &Tensor::from(got),
+                    &want,
+                    tolerance,
+                    true,
+                );
+            };
+            close("loss", done.loss, if kind == Kind::Double { 1e-6 } else { 1e-4 });
+            close("grad_norm", done.grad_norm, 1e-4);
+            close("lr", done.lr, 1e-12);
+        }
+        let last = Tensors::golden("j_train/final.safetensors");
+        let names: Vec<_> = model.parameters().iter().filter(|p| p.trainable).collect();
+        let ema = learner.ema.as_ref().expect("an average");
+        for (i, parameter) in names.iter().enumerate() {
+            for (part, got) in [
+                ("param", &parameter.tensor),
+                ("ema", &ema.shadow[i]),
+                ("exp_avg", &learner.optimizer.exp_avg[i]),
+                ("exp_avg_sq", &learner.optimizer.exp_avg_sq[i]),
+            ] {
+                let name = format!("{part}/{}", parameter.name);
+                assert_close(&name, got, &last.get(&name), 1e-5, false);
+            }
+        }
+    }
+}
