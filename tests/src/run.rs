@@ -2,6 +2,8 @@
 
 use std::path::Path;
 use std::process::{Command, Stdio};
+use std::sync::mpsc::RecvTimeoutError;
+use std::time::Duration;
 
 use serde_json::Value;
 
@@ -30,9 +32,20 @@ pub fn command(folder: &Path, words: &[&str]) -> Command {
     command
 }
 
-/// Runs a command to its end.
+/// Runs a command to its end, which is never far away: what hangs is killed after two minutes.
 pub fn finish(command: &mut Command) -> Output {
-    let output = command.output().expect("the maskdiff binary: run `cargo build` first");
+    command.stdout(Stdio::piped()).stderr(Stdio::piped());
+    let child = command.spawn().expect("the maskdiff binary: run `cargo build` first");
+    let pid = child.id().to_string();
+    let (done, ended) = std::sync::mpsc::channel::<()>();
+    let watch = std::thread::spawn(move || {
+        if ended.recv_timeout(Duration::from_secs(120)) == Err(RecvTimeoutError::Timeout) {
+            Command::new("kill").args(["-9", &pid]).status().expect("kill");
+        }
+    });
+    let output = child.wait_with_output().expect("its output");
+    drop(done);
+    watch.join().expect("the watch");
     let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
     Output {
         code: output.status.code().unwrap_or(-1),
@@ -48,6 +61,7 @@ pub fn maskdiff(folder: &Path, words: &[&str]) -> Output {
 
 /// Overrides for a run of seconds.
 pub const SMALL: &[&str] = &[
+    "trainer.max_steps=20",
     "model.hidden_size=32",
     "model.n_blocks=1",
     "model.n_heads=2",

@@ -150,7 +150,7 @@ fn what_a_plugin_does_wrong_is_reported_with_its_name() {
     let plugin = bad_plugin();
     let cases: &[(&str, i32, &[&str])] = &[
         ("panics", 3, &["sampler `panics`", "a bug of the author", "bad-plugin/src/lib.rs:"]),
-        ("throws", 5, &["sampler `throws`", "matmul"]),
+        ("throws", 3, &["sampler `throws`", "libtorch: ", "bad-plugin/src/lib.rs:"]),
         ("wrong_shape", 3, &["sampler `wrong_shape` returned [32, 63] Int64, expected [32, 64]"]),
         ("wrong_token", 3, &["sampler `wrong_token` returned token ids 198..=198 outside 0..198"]),
     ];
@@ -240,10 +240,6 @@ fn texts_that_cannot_be_used_say_why() {
     write("good.txt", "a good text for a small test. ".repeat(200).as_bytes());
     fs::create_dir(folder.path().join("nothing")).expect("a folder");
     write("tokenizer.json", b"{\"no\": \"tokenizer\"}");
-    // Ids with a hole: `b` is token 9 of a vocabulary of two.
-    write("holes.json", br#"{"version":"1.0","truncation":null,"padding":null,"added_tokens":[],
-        "normalizer":null,"pre_tokenizer":{"type":"Whitespace"},"post_processor":null,"decoder":null,
-        "model":{"type":"WordLevel","vocab":{"a":0,"good":9},"unk_token":"a"}}"#);
     let cases: &[(&[&str], &[&str])] = &[
         (&["data.path=empty.txt"], &["`empty.txt` holds no text"]),
         (&["data.path=nothing"], &["`nothing` holds no text", "folder with `.txt` files"]),
@@ -253,10 +249,6 @@ fn texts_that_cannot_be_used_say_why() {
         (
             &["data.path=good.txt", "data.tokenizer_name_or_path=tokenizer.json"],
             &["tokenizer.json` is not a tokenizer"],
-        ),
-        (
-            &["data.path=good.txt", "data.tokenizer_name_or_path=holes.json"],
-            &["holds token id 9, outside the vocabulary 0..3"],
         ),
     ];
     for (words, phrases) in cases {

@@ -79,7 +79,12 @@ pub(crate) fn answer<T, R>(
 fn panic_error(payload: &(dyn std::any::Any + Send)) -> PluginError {
     let text = payload.downcast_ref::<String>().map(String::as_str);
     let text = text.or_else(|| payload.downcast_ref::<&str>().copied()).unwrap_or("a panic");
-    let mut error = PluginError::new(Kind::Panic, format!("panicked: {}", first_lines(text)));
+    // tch's operators unwrap: what libtorch said stands in the message as a Rust literal.
+    let said = match text.split_once("`Err` value: Torch(\"") {
+        Some((_, literal)) => format!("libtorch: {}", first_lines(&literal.replace("\\n", "\n"))),
+        None => first_lines(text),
+    };
+    let mut error = PluginError::new(Kind::Panic, format!("panicked: {said}"));
     error.location = PANIC_PLACE.with(|cell| cell.take());
     error.hint(
         "this is a bug in the component, not in your input; report it to its author".to_string(),
@@ -118,6 +123,17 @@ mod tests {
         assert_eq!((error.kind, error.chain[0].as_str()), (Kind::Panic, "panicked: boom"));
         let x = Tensor::ones([1], (TensorKind::Float, Device::Cpu)).set_requires_grad(true);
         assert!((&x * 2).requires_grad());
+    }
+
+    #[test]
+    fn what_libtorch_throws_is_told_in_one_line() {
+        let error = guarded::<Tensor>(|| {
+            let square = Tensor::ones([3, 3], (TensorKind::Float, Device::Cpu));
+            Ok(square.matmul(&square.narrow(0, 0, 2)))
+        });
+        let said = error.unwrap_err().chain.remove(0);
+        assert!(said.starts_with("panicked: libtorch: ") && !said.contains('\n'), "{said}");
+        assert!(!said.contains("Exception raised"), "{said}");
     }
 
     #[test]

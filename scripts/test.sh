@@ -1,0 +1,21 @@
+#!/usr/bin/env bash
+# Sets up what is missing and runs every check: format, clippy, all tests, the docs.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+scripts/setup.sh
+
+say() { printf '\n== %s\n' "$*"; }
+
+say "format"
+cargo fmt --all --check
+say "clippy"
+cargo clippy --workspace --all-targets --locked -- -D warnings
+say "build: the host and the plugins"
+cargo build --workspace --locked
+say "tests"
+# libtorch has one random generator a process: .cargo/config.toml runs the tests of a binary one at a time.
+cargo test --workspace --locked
+say "docs"
+RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --locked
+say "all passed"
