@@ -27,7 +27,7 @@ impl Layers {
         figment: Figment,
         order: Vec<String>,
         texts: BTreeMap<String, String>,
-    ) -> Result<Self, figment::Error> {
+    ) -> Result<Self, Box<figment::Error>> {
         let values = figment.extract::<Dict>()?;
         Ok(Self { figment, values, order, texts })
     }
@@ -45,7 +45,7 @@ impl Layers {
         };
         let hosts = groups::keys(group);
         let free = |key: &str| {
-            !hosts.contains(&key) && !(group.is_empty() && groups::GROUPS.contains(&key))
+            !(hosts.contains(&key) || group.is_empty() && groups::GROUPS.contains(&key))
         };
         let mut options = Map::new();
         for (key, value) in dict.into_iter().flatten().filter(|(key, _)| free(key)) {

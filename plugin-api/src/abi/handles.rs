@@ -135,8 +135,7 @@ impl Network {
     }
 
     pub fn head(&self) -> Result<Option<Head>> {
-        let mut tensors =
-            plain(self.0.head(), |list| list.into_iter().map(RTensor::into_tensor))?.into_iter();
+        let mut tensors = plain(self.0.head(), |list| list.into_iter().map(RTensor::into_tensor))?;
         Ok(tensors.next().map(|weight| Head { weight, bias: tensors.next() }))
     }
 }

@@ -154,7 +154,7 @@ mod tests {
         let toy = Toy::new(4, 3);
         let mut sampler = DdpmCache(Config { steps: 500, ..Config::default() });
         tch::manual_seed(2);
-        sampler.sample(&Denoiser::new(&toy), &toy.masked(8)).unwrap();
+        let _ = sampler.sample(&Denoiser::new(&toy), &toy.masked(8)).unwrap();
         assert!(toy.calls() <= 8 * 4, "{} calls for 8 sequences of 4 tokens", toy.calls());
     }
 }
