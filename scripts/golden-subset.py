@@ -1,0 +1,91 @@
+#!/usr/bin/env python3
+"""Cuts the golden folder of the original program down to the small one in tests/golden.
+
+usage: scripts/golden-subset.py FULL_FOLDER
+
+Keeps, of the cases below, the files and tensors that the tests read; numbers are copied, never computed.
+Only the Python standard library.
+"""
+
+import fnmatch
+import json
+import pathlib
+import shutil
+import struct
+import sys
+
+LOSSES = ['x0', 'attention_mask', 'u_t', 'u_mask', 't_sampled', 'grad_backbone_logits']
+LOSSES += [part + suffix for part in ('loss', 'token_nll') for suffix in ('', '.f64')]
+STEPS = ['x_t', 't', 'dt', 'u', 'probs', 'x_next', 'p_x0_given']
+
+# Case: {file pattern: tensor patterns}; no tensor patterns for files that are copied whole.
+KEPT = {
+    'a_noise': {'*': ['*']},
+    'd_param_mask_inside': {'*': ['*']},
+    'e_losses': {
+        f'{name}.safetensors': LOSSES
+        for name in (
+            'subs subs_timecond subs_mask_inside subs_T1000 subs_importance subs_change_of_variables '
+            'subs_geometric d3pm_T1000 d3pm_T1000_subs_masking sedd ar'
+        ).split()
+    },
+    'f_ar_sampler': {'*': ['*']},
+    'f_steps': {'*': STEPS},
+    'f_trajectories': {
+        f'{name}.safetensors': ['*']
+        for name in (
+            'subs_ddpm_cache subs_ddpm_cache_timecond subs_ddpm sedd_analytic d3pm_ddpm'
+        ).split()
+    },
+    'g_ema': {'*': ['*']},
+    'g_lr': {'*': ['*']},
+    'g_t': {'*': ['*']},
+    'j_train': {'steps.safetensors': ['*'], 'final.safetensors': ['param/*', 'ema/*']},
+    'models': {'*': ['*']},
+}
+
+
+def cut(source, target, patterns):
+    """Copies the matching tensors of one safetensors file; returns their names."""
+    raw = source.read_bytes()
+    size = struct.unpack('<Q', raw[:8])[0]
+    head, body = json.loads(raw[8 : 8 + size]), raw[8 + size :]
+    kept, data = {}, b''
+    for name, about in head.items():
+        if name == '__metadata__' or not any(fnmatch.fnmatchcase(name, p) for p in patterns):
+            continue
+        first, last = about['data_offsets']
+        kept[name] = {**about, 'data_offsets': [len(data), len(data) + last - first]}
+        data += body[first:last]
+    text = json.dumps(kept, separators=(',', ':')).encode()
+    text += b' ' * (-len(text) % 8)
+    target.write_bytes(struct.pack('<Q', len(text)) + text + data)
+
+
+def main():
+    if len(sys.argv) != 2:
+        sys.exit(__doc__)
+    full = pathlib.Path(sys.argv[1])
+    small = pathlib.Path(__file__).resolve().parent.parent / 'tests' / 'golden'
+    manifest = json.loads((full / 'manifest.json').read_text())
+    cases = []
+    shutil.rmtree(small, ignore_errors=True)
+    for case in manifest['cases']:
+        files = KEPT.get(case['case'])
+        if files is None:
+            continue
+        folder = small / case['case']
+        folder.mkdir(parents=True)
+        kept = {}
+        for name in case['files']:
+            for pattern, tensors in files.items():
+                if fnmatch.fnmatchcase(name, pattern):
+                    cut(full / case['case'] / name, folder / name, tensors)
+                    kept[name] = {}
+        drop = ('readme', 'title', 'f32_vs_f64_max_abs', 'f32_vs_f64_max_abs_token_nll', 'files')
+        cases.append({**{k: v for k, v in case.items() if k not in drop}, 'files': kept})
+    text = json.dumps({'cases': cases}, indent=1, sort_keys=True)
+    (small / 'manifest.json').write_text(text + '\n')
+
+
+main()

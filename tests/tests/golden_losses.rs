@@ -1,0 +1,62 @@
+//! Golden case e: the loss of every method from given uniform numbers, and its gradient at the logits.
+
+use maskdiff::clock;
+use maskdiff_tests::{Setup, Tensors, assert_close, golden_case, registry};
+use tch::Kind;
+
+#[test]
+fn golden_losses() {
+    let Some(case) = golden_case("e_losses") else { return };
+    let registry = registry();
+    let mut checked = 0;
+    for (name, variant) in case["variants"].as_object().expect("variants") {
+        let file = format!("{name}.safetensors");
+        // The crop cases test the data pipeline, the metrics case the evaluation.
+        if !case["files"].as_object().expect("files").contains_key(&file) || name.contains("crop") {
+            continue;
+        }
+        let golden = Tensors::golden(&format!("e_losses/{file}"));
+        let overrides = &variant["overrides"];
+        let mask = variant["mask_index"].as_i64().expect("mask_index");
+        let antithetic = !overrides.to_string().contains("antithetic_sampling=False");
+        for (kind, suffix) in [(Kind::Float, ""), (Kind::Double, ".f64")] {
+            let setup = Setup::new(&case["model"], overrides, mask, kind);
+            let method = setup.choices.parameterization.name.clone();
+            if registry.find("parameterization", &method).is_err() {
+                eprintln!("skipped: {name}, no plugin offers `{method}`");
+                continue;
+            }
+            let weights =
+                if method == "ar" { "models/ar.safetensors" } else { "models/dit.safetensors" };
+            let model = setup.build(&registry, weights);
+            let u_t = golden.get("u_t").to_kind(Kind::Double);
+            let u_t = if antithetic { clock::stratify(&u_t) } else { u_t };
+            let t_b = model.draw_t(&u_t).expect("times");
+            // With T > 0 the golden time is the one before it is rounded to the grid; case g has the rounding.
+            if !overrides.to_string().contains("\"T=") {
+                assert_close(&format!("{name}: t"), &t_b, &golden.get("t_sampled"), 1e-6, false);
+            }
+            model.inject_uniforms(golden.get("u_mask").to_kind(Kind::Double));
+            let loss = model.loss(&golden.get("x0"), &t_b).expect("a loss");
+            let what = |part: &str| format!("{name}: {part}{suffix}");
+            let want = |part: &str| golden.get(&format!("{part}{suffix}"));
+            let tolerance = if kind == Kind::Double { 1e-6 } else { 3e-4 };
+            assert_close(&what("loss"), &loss, &want("loss"), tolerance, true);
+            let counted = golden.get("attention_mask").to_kind(kind);
+            let mean = (&loss * &counted).sum(kind) / counted.sum(kind);
+            assert_close(&what("token_nll"), &mean, &want("token_nll"), 3e-5, true);
+            mean.backward();
+            let bias = model
+                .parameters()
+                .iter()
+                .find(|p| p.name == "output_layer.linear.bias")
+                .expect("the bias of the head");
+            // The gradient at the logits, summed over positions, is that of the head's bias.
+            let at_logits = golden.get("grad_backbone_logits").to_kind(Kind::Double);
+            let at_logits = at_logits.flatten(0, 1).sum_dim_intlist(0, false, Kind::Double);
+            assert_close(&what("gradient"), &bias.tensor.grad(), &at_logits, 2e-5, false);
+            checked += 1;
+        }
+    }
+    assert!(checked > 0, "no variant was checked");
+}

@@ -1,0 +1,125 @@
+//! Golden cases f: the law of single steps, and whole walks with the original's noise.
+
+use maskdiff::model::{Choice, Model};
+use maskdiff::plugins::Registry;
+use maskdiff_plugin_api::Denoiser;
+use maskdiff_plugin_api::abi::handles::Walker;
+use maskdiff_tests::{Setup, Tensors, assert_close, golden_case, registry};
+use serde_json::{Value, json};
+use tch::{Kind, Tensor};
+
+/// The original's categorical draw: the largest of probability over exponential noise.
+fn race(law_blv: &Tensor, u_blv: &Tensor) -> Tensor {
+    let noise = 1e-10 - (u_blv.to_kind(Kind::Double) + 1e-10).log();
+    let race_blv: Tensor = law_blv.to_kind(Kind::Double) / noise;
+    race_blv.argmax(-1, false)
+}
+
+/// Model and sampler of one run; `None`, with a line, when no plugin has its method.
+fn build(registry: &Registry, case: &Value, run: &Value, sampler: &str) -> Option<(Model, Walker)> {
+    let mask = run["mask_index"].as_i64().expect("mask_index");
+    let setup = Setup::new(&case["model"], &run["overrides"], mask, Kind::Float);
+    for (kind, name) in
+        [("sampler", sampler), ("parameterization", setup.choices.parameterization.name.as_str())]
+    {
+        if registry.find(kind, name).is_err() {
+            eprintln!("skipped: no plugin offers the {kind} `{name}`");
+            return None;
+        }
+    }
+    let facts = setup.facts;
+    let model = setup.build(registry, "models/dit.safetensors");
+    let choice = Choice { name: sampler.into(), options: json!({}) };
+    let walker = registry.sampler(&choice, &facts).expect(sampler);
+    Some((model, walker))
+}
+
+#[test]
+fn golden_steps() {
+    let Some(case) = golden_case("f_steps") else { return };
+    let registry = registry();
+    for (name, run) in case["steps"].as_object().expect("steps") {
+        let (sampler, last) = match run["method"].as_str().expect("method") {
+            "_ddpm_update" => ("ddpm", false),
+            "_ddpm_caching_update" => ("ddpm_cache", false),
+            "_analytic_update" => ("analytic", false),
+            "_denoiser_update" => ("analytic", true),
+            other => panic!("unknown method {other}"),
+        };
+        let file = format!("{name}.safetensors");
+        if !case["files"].as_object().expect("files").contains_key(&file) {
+            continue;
+        }
+        let golden = Tensors::golden(&format!("f_steps/{file}"));
+        let Some((model, walker)) = build(&registry, &case, run, sampler) else { continue };
+        let (x_t, t) = (golden.get("x_t"), golden.get("t"));
+        let probs = golden.get("probs").to_kind(Kind::Double);
+        let probs = &probs / probs.sum_dim_intlist(-1, true, Kind::Double);
+        // Each sequence of the file has its own time; a step of the host has one.
+        for b in 0..x_t.size()[0] {
+            let time = t.get(b).double_value(&[0]);
+            let end = if last { 0.0 } else { time - golden.get("dt").double_value(&[]) };
+            let state = x_t.narrow(0, b, 1);
+            let law = match golden.find("p_x0_given") {
+                // p(x0|xt) of an earlier state: the law of a step is then the posterior alone.
+                Some(p_blv) => Denoiser::new(&model)
+                    .posterior(&state.flatten(0, 1), 1.0 - time, 1.0 - end, &p_blv.get(b))
+                    .expect("a posterior")
+                    .unsqueeze(0),
+                None => walker.law(&model, &state, time, end).expect("a law"),
+            };
+            let masked = state.eq(run["mask_index"].as_i64().expect("mask_index"));
+            // Given tokens stay; the original draws there too and throws the draw away.
+            let keep = if sampler == "ddpm_cache" {
+                masked.unsqueeze(-1).to_kind(Kind::Double)
+            } else {
+                masked.ones_like().unsqueeze(-1).to_kind(Kind::Double)
+            };
+            let want = probs.narrow(0, b, 1);
+            let what = format!("{name}, sequence {b}");
+            assert_close(&what, &(&law * &keep), &(&want * &keep), 1e-5, true);
+            let drawn = race(&law, &golden.get("u").narrow(0, b, 1));
+            assert_eq!(drawn, golden.get("x_next").narrow(0, b, 1), "{what}");
+        }
+    }
+}
+
+#[test]
+fn golden_walks() {
+    let Some(case) = golden_case("f_trajectories") else { return };
+    let registry = registry();
+    for (name, run) in case["runs"].as_object().expect("runs") {
+        let file = format!("{name}.safetensors");
+        let overrides = run["overrides"].as_array().expect("overrides");
+        let option = |key: &str| {
+            overrides.iter().filter_map(Value::as_str).find_map(|text| text.strip_prefix(key))
+        };
+        if !case["files"].as_object().expect("files").contains_key(&file) {
+            continue;
+        }
+        // The original's default predictor.
+        let sampler = option("sampling.predictor=").unwrap_or("ddpm_cache");
+        let golden = Tensors::golden(&format!("f_trajectories/{file}"));
+        let Some((model, walker)) = build(&registry, &case, run, sampler) else { continue };
+        let (states, noise) = (golden.get("states"), golden.get("noise"));
+        let steps = states.size()[0] - 1;
+        let dt = golden.get("dt").double_value(&[]);
+        let mut x = states.get(0);
+        for i in 0..steps {
+            let time = golden.get("t").double_value(&[i]);
+            let law = walker.law(&model, &x, time, time - dt).expect("a law");
+            x = race(&law, &noise.get(i));
+            assert_eq!(x, states.get(i + 1), "{name}, step {i}");
+        }
+        if option("sampling.noise_removal=") == Some("False") {
+            continue;
+        }
+        let law = walker.law(&model, &x, 1e-5, 0.0).expect("the last law");
+        let last = match sampler {
+            "analytic" => race(&law, &noise.get(steps)),
+            // The original takes the likeliest token where ours draws.
+            _ => law.argmax(-1, false),
+        };
+        assert_eq!(last, golden.get("final"), "{name}, last step");
+    }
+}
