@@ -2,6 +2,7 @@
 //!
 //! The golden folder is the one that `MASKDIFF_GOLDEN` names, else `../shared/golden`, else `tests/golden`.
 
+pub mod bench;
 pub mod run;
 
 use std::collections::BTreeMap;

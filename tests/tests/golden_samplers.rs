@@ -117,7 +117,7 @@ fn golden_walks() {
         let law = walker.law(&model, &x, 1e-5, 0.0).expect("the last law");
         let last = match sampler {
             "analytic" => race(&law, &noise.get(steps)),
-            // The original takes the likeliest token where ours draws.
+            // No draw: what is left takes its likeliest token.
             _ => law.argmax(-1, false),
         };
         assert_eq!(last, golden.get("final"), "{name}, last step");

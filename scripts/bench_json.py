@@ -1,0 +1,38 @@
+#!/usr/bin/env python3
+"""Turns the printed benches into JSON: medians in seconds, MiB, and the ratios that the README quotes.
+
+usage: scripts/bench_json.py PRINTED
+"""
+
+import json
+import re
+import sys
+
+UNITS = {'ns': 1e-9, 'µs': 1e-6, 'ms': 1e-3, 's': 1.0, 'm': 60.0}
+ROW = re.compile(r'[├╰]─ (\S+)\s+([\d.]+) (\w+)\s+│ ([\d.]+) (\w+)\s+│ ([\d.]+) (\w+)')
+
+lines = open(sys.argv[1], encoding='utf-8').read().splitlines()
+seconds = {}
+for line in lines:
+    if found := ROW.search(line):
+        seconds[found[1]] = float(found[6]) * UNITS[found[7]]
+words = [line.split() for line in lines]
+memory = {w[1]: float(w[2]) for w in words if w[:1] == ['memory']}
+load_ms = next((float(w[2]) for w in words if w[:1] == ['load']), None)
+
+ratios = {}
+
+
+def ratio(name, table, above, below):
+    if above in table and below in table:
+        ratios[name] = round(table[above] / table[below], 3)
+
+
+ratio('ddpm_cache V=50258 L=256 T=1000 B=1: original / ours', seconds, 'large_original', 'large_product')
+ratio('ddpm_cache V=1024 L=128 T=128 B=4: original / ours', seconds, 'small_original', 'small_product')
+ratio('training step V=50258: ours / full logits', seconds, 'Fused', 'FullLogits')
+ratio('training step V=50258: ours / original', seconds, 'Fused', 'Original')
+ratio('training memory V=50258: ours / full logits', memory, 'fused', 'full_logits')
+ratio('training memory V=50258: ours / original', memory, 'fused', 'original')
+result = {'seconds': seconds, 'memory_mib': memory, 'load_plugins_ms': load_ms, 'ratios': ratios}
+print(json.dumps(result, indent=1, ensure_ascii=False))

@@ -1,0 +1,89 @@
+//! Speed of sampling, training and of the plugin boundary, each beside the way it is compared with.
+//!
+//! `scripts/bench.sh` runs this and writes the ratios as JSON.
+
+use divan::Bencher;
+use maskdiff::config::groups::Optim;
+use maskdiff::optim::Optimizer;
+use maskdiff_plugin_api::Denoiser;
+use maskdiff_tests::bench::{Loss, Size, loss, original_walk, tokens};
+use maskdiff_tests::registry;
+
+fn main() {
+    divan::main();
+}
+
+mod sampling {
+    use super::*;
+
+    const LARGE: (i64, i64, i64, i64) = (50_258, 256, 1000, 1);
+    const SMALL: (i64, i64, i64, i64) = (1024, 128, 128, 4);
+
+    fn product(bencher: Bencher, (vocab_size, length, steps, batch): (i64, i64, i64, i64)) {
+        let (registry, size) = (registry(), Size::small(vocab_size, length));
+        let model = size.model(&registry);
+        let mut sampler = size.sampler(&registry, steps);
+        let start = model.prior(batch, length).expect("a start");
+        bencher.bench_local(|| {
+            tch::no_grad(|| sampler.sample(&model, &start).expect("a sample"));
+        });
+    }
+
+    fn original(bencher: Bencher, (vocab_size, length, steps, batch): (i64, i64, i64, i64)) {
+        let (registry, size) = (registry(), Size::small(vocab_size, length));
+        let model = size.model(&registry);
+        let start = model.prior(batch, length).expect("a start");
+        bencher.bench_local(|| tch::no_grad(|| original_walk(&model, &start, steps)));
+    }
+
+    #[divan::bench(sample_count = 3, sample_size = 1)]
+    fn large_product(bencher: Bencher) {
+        product(bencher, LARGE);
+    }
+
+    #[divan::bench(sample_count = 1, sample_size = 1)]
+    fn large_original(bencher: Bencher) {
+        original(bencher, LARGE);
+    }
+
+    #[divan::bench(sample_count = 5, sample_size = 1)]
+    fn small_product(bencher: Bencher) {
+        product(bencher, SMALL);
+    }
+
+    #[divan::bench(sample_count = 5, sample_size = 1)]
+    fn small_original(bencher: Bencher) {
+        original(bencher, SMALL);
+    }
+}
+
+/// Loss, gradients and the optimizer's step: DiT 6 x 384, V = 50258, L = 256, B = 8.
+#[divan::bench(args = [Loss::Fused, Loss::FullLogits, Loss::Original], sample_count = 3, sample_size = 1)]
+fn training_step(bencher: Bencher, how: Loss) {
+    let size = Size { hidden_size: 384, n_heads: 6, n_blocks: 6, vocab_size: 50_258, length: 256 };
+    let model = size.model(&registry());
+    let x0_bl = tokens(&size, 8);
+    let mut optimizer = Optimizer::new(model.trainable(), Optim::default());
+    bencher.bench_local(|| {
+        optimizer.zero_grad();
+        loss(&model, how, &x0_bl).backward();
+        optimizer.clip(1.0).expect("a norm");
+        optimizer.step(1e-4).expect("a step");
+    });
+}
+
+/// A call that lends the model over the boundary and comes back.
+#[divan::bench]
+fn boundary_call(bencher: Bencher) {
+    let model = Size::small(64, 16).model(&registry());
+    let denoiser = Denoiser::new(&model);
+    bencher.bench_local(|| divan::black_box(denoiser).crossed_vocab_size());
+}
+
+/// The same question without the boundary.
+#[divan::bench]
+fn direct_call(bencher: Bencher) {
+    let model = Size::small(64, 16).model(&registry());
+    let denoiser = Denoiser::new(&model);
+    bencher.bench_local(|| divan::black_box(denoiser).vocab_size());
+}

@@ -1,0 +1,170 @@
+//! What the benches share: models of the sizes that the README quotes, and the slow ways they are compared with.
+
+use maskdiff::model::{Choice, Choices, Model};
+use maskdiff::plugins::Registry;
+use maskdiff_plugin_api::abi::handles::Walker;
+use maskdiff_plugin_api::{Context, Denoiser};
+use serde_json::json;
+use tch::{Kind, Tensor};
+
+/// Threads of the stated machine.
+pub const THREADS: i32 = 2;
+
+/// A DiT over `vocab_size` tokens, the last of which is the mask; weights random and not zero.
+pub struct Size {
+    /// Width of the network.
+    pub hidden_size: i64,
+    /// Attention heads.
+    pub n_heads: i64,
+    /// Blocks.
+    pub n_blocks: i64,
+    /// Tokens with the mask.
+    pub vocab_size: i64,
+    /// Tokens of a sequence.
+    pub length: i64,
+}
+
+impl Size {
+    /// The network of the original's measured speed.
+    pub fn small(vocab_size: i64, length: i64) -> Self {
+        Self { hidden_size: 256, n_heads: 4, n_blocks: 4, vocab_size, length }
+    }
+
+    fn facts(&self) -> Context {
+        Context {
+            vocab_size: self.vocab_size,
+            mask_id: Some(self.vocab_size - 1),
+            length: self.length,
+            time_conditioning: false,
+            kind: Kind::Float,
+            cuda: None,
+        }
+    }
+
+    /// The network with `subs` over it.
+    pub fn model(&self, registry: &Registry) -> Model {
+        tch::set_num_threads(THREADS);
+        tch::manual_seed(1);
+        let choice = |name: &str| Choice { name: name.into(), options: json!({}) };
+        let options = json!({
+            "hidden_size": self.hidden_size,
+            "n_heads": self.n_heads,
+            "n_blocks": self.n_blocks,
+            "cond_dim": 128,
+            "dropout": 0.1,
+        });
+        let choices = Choices {
+            backbone: Choice { name: "dit".into(), options },
+            process: choice("absorbing_state"),
+            noise: choice("loglinear"),
+            parameterization: choice("subs"),
+        };
+        let model = Model::build(registry, choices, self.facts()).expect("the model builds");
+        tch::no_grad(|| {
+            for mut tensor in model.trainable() {
+                let _ = tensor.normal_(0.0, 0.02);
+            }
+        });
+        model
+    }
+
+    /// `ddpm_cache` with this many steps.
+    pub fn sampler(&self, registry: &Registry, steps: i64) -> Walker {
+        let choice = Choice { name: "ddpm_cache".into(), options: json!({ "steps": steps }) };
+        registry.sampler(&choice, &self.facts()).expect("the sampler")
+    }
+}
+
+/// The original's substitution: log p(x0 | xt) `[B, L, V]` over all positions of all logits.
+fn substituted(model: &Denoiser, xt_bl: &Tensor, sigma_b: &Tensor) -> Tensor {
+    let mask = model.mask_id().expect("a mask");
+    let [batch, length] = xt_bl.size()[..] else { panic!("xt_bl {:?}", xt_bl.size()) };
+    let hidden = model.hidden(xt_bl, sigma_b).expect("hidden").flatten(0, 1);
+    let logits = model.logits(&hidden).expect("logits").view([batch, length, -1]);
+    let _ = logits.select(2, mask).fill_(-1e6);
+    let total = logits.logsumexp([-1], true);
+    let logits = logits - total;
+    let open = xt_bl.not_equal(mask).unsqueeze(-1);
+    let certain = Tensor::full_like(&logits, -1e6).scatter_value(-1, &xt_bl.unsqueeze(-1), 0.0);
+    certain.where_self(&open, &logits)
+}
+
+/// `ddpm_cache` as the original walks: all logits, noise for every entry at every step, one cache for the batch.
+pub fn original_walk(model: &Model, xt_bl: &Tensor, steps: i64) -> Tensor {
+    let model = Denoiser::new(model);
+    let mask = model.mask_id().expect("a mask");
+    let mut xt_bl = xt_bl.shallow_clone();
+    let mut cache: Option<Tensor> = None;
+    let (batch, t_min) = (xt_bl.size()[0], 1e-5);
+    let dt = (1.0 - t_min) / steps as f64;
+    let law = |xt_bl: &Tensor, t: f64| {
+        let sigma_b = model.sigma(&model.times(batch, t)).expect("sigma");
+        substituted(&model, xt_bl, &sigma_b)
+    };
+    for i in 0..steps {
+        let t = 1.0 - dt * i as f64;
+        let p_blv = cache.take().unwrap_or_else(|| law(&xt_bl, t).exp());
+        let q_blv = &p_blv * dt;
+        let _ = q_blv.select(2, mask).fill_(t - dt);
+        let noise = 1e-10 - (q_blv.rand_like() + 1e-10).log();
+        let race: Tensor = q_blv / noise;
+        let drawn = race.argmax(-1, false);
+        let next = drawn.where_self(&xt_bl.eq(mask), &xt_bl);
+        cache = next.equal(&xt_bl).then_some(p_blv);
+        xt_bl = next;
+    }
+    law(&xt_bl, t_min).argmax(-1, false)
+}
+
+/// How a training step turns the network's output into a loss.
+#[derive(Clone, Copy, Debug)]
+pub enum Loss {
+    /// The product: the head and cross-entropy fused, on masked rows.
+    Fused,
+    /// All logits and libtorch's cross-entropy.
+    FullLogits,
+    /// All logits, the substitution, a gather.
+    Original,
+}
+
+/// The mean loss of one batch `x0_bl`.
+pub fn loss(model: &Model, how: Loss, x0_bl: &Tensor) -> Tensor {
+    model.set_train(true);
+    let u_b =
+        maskdiff::clock::stratify(&Tensor::rand([x0_bl.size()[0]], (Kind::Double, x0_bl.device())));
+    let t_b = model.draw_t(&u_b).expect("times");
+    if let Loss::Fused = how {
+        return model.loss(x0_bl, &t_b).expect("a loss").mean(Kind::Float);
+    }
+    let model = Denoiser::new(model);
+    let sigma_b = model.sigma(&t_b).expect("sigma");
+    let xt_bl = model.corrupt(x0_bl, &(-&sigma_b).exp()).expect("xt");
+    let weight_b = model.dsigma(&t_b).expect("dsigma") / sigma_b.expm1();
+    let weight_b1 = weight_b.to_kind(Kind::Float).unsqueeze(1);
+    let nll_bl = match how {
+        Loss::Original => {
+            let log_p = substituted(&model, &xt_bl, &sigma_b);
+            -log_p.gather(-1, &x0_bl.unsqueeze(-1), false).squeeze_dim(-1)
+        }
+        _ => {
+            let hidden = model.hidden(&xt_bl, &sigma_b).expect("hidden").flatten(0, 1);
+            let mask = model.mask_id().expect("a mask");
+            let logits = model.logits(&hidden).expect("logits");
+            let _ = logits.select(1, mask).fill_(f64::NEG_INFINITY);
+            let nll_n = logits.cross_entropy_loss::<Tensor>(
+                &x0_bl.flatten(0, 1),
+                None,
+                tch::Reduction::None,
+                -100,
+                0.0,
+            );
+            nll_n.view_as(x0_bl) * xt_bl.eq(mask)
+        }
+    };
+    (nll_bl * weight_b1).mean(Kind::Float)
+}
+
+/// Uniform tokens `[B, L]` without the mask.
+pub fn tokens(size: &Size, batch: i64) -> Tensor {
+    Tensor::randint(size.vocab_size - 1, [batch, size.length], (Kind::Int64, tch::Device::Cpu))
+}
