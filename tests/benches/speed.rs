@@ -24,9 +24,7 @@ mod sampling {
         let model = size.model(&registry);
         let mut sampler = size.sampler(&registry, steps);
         let start = model.prior(batch, length).expect("a start");
-        bencher.bench_local(|| {
-            tch::no_grad(|| sampler.sample(&model, &start).expect("a sample"));
-        });
+        bencher.bench_local(|| tch::no_grad(|| sampler.sample(&model, &start).expect("a sample")));
     }
 
     fn original(bencher: Bencher, (vocab_size, length, steps, batch): (i64, i64, i64, i64)) {
