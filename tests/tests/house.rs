@@ -1,0 +1,66 @@
+//! What the project promises of itself: the host names no method, every shipped configuration resolves, the README works.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use maskdiff_tests::run::{SMALL, maskdiff};
+use maskdiff_tests::{registry, root};
+
+/// All files below a folder.
+fn files(folder: &Path) -> Vec<PathBuf> {
+    let entries = fs::read_dir(folder).expect("a folder");
+    let paths = entries.map(|entry| entry.expect("an entry").path());
+    paths.flat_map(|path| if path.is_dir() { files(&path) } else { vec![path] }).collect()
+}
+
+#[test]
+fn the_host_names_no_method() {
+    for word in ["mdlm", "sedd", "d3pm", "ddpm", "\"subs\"", "dimamba", "analytic"] {
+        for path in files(&root().join("host/src")) {
+            let text = fs::read_to_string(&path).expect("source").to_lowercase();
+            assert!(!text.contains(word), "{} names {word}", path.display());
+        }
+    }
+    // Names that are words of no other use must not stand in the host either.
+    let registry = registry();
+    for (_, component) in registry.components() {
+        if component.name.contains('_') {
+            for path in files(&root().join("host/src")) {
+                let text = fs::read_to_string(&path).expect("source");
+                assert!(!text.contains(&*component.name), "{}: {}", path.display(), component.name);
+            }
+        }
+    }
+}
+
+#[test]
+fn every_shipped_configuration_resolves() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let configs = root().join("configs");
+    let mut resolved = 0;
+    for path in files(&configs) {
+        let inside = path.strip_prefix(&configs).expect("below configs").with_extension("");
+        let Some((group, name)) = inside.to_str().expect("UTF-8").split_once('/') else { continue };
+        let choice = format!("{group}={name}");
+        maskdiff(folder.path(), &["config", &choice]).expect(0);
+        resolved += 1;
+    }
+    assert!(resolved > 10, "only {resolved} files in {}", configs.display());
+}
+
+#[test]
+fn the_commands_of_the_readme_work() {
+    let readme = fs::read_to_string(root().join("README.md")).expect("README.md");
+    let folder = tempfile::tempdir().expect("a folder");
+    let mut ran = 0;
+    for block in readme.split("```sh\n").skip(1) {
+        let block = block.split("```").next().expect("a block");
+        for line in block.lines() {
+            let words: Vec<&str> = line.split_whitespace().skip(1).collect();
+            let small = if words[0] == "train" { SMALL } else { &[] };
+            maskdiff(folder.path(), &[&words, small].concat()).expect(0);
+            ran += 1;
+        }
+    }
+    assert!(ran > 5, "the README has only {ran} commands");
+}
