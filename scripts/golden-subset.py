@@ -14,7 +14,7 @@ import shutil
 import struct
 import sys
 
-LOSSES = ['x0', 'attention_mask', 'u_t', 'u_mask', 't_sampled', 'grad_backbone_logits']
+LOSSES = ['x0', 'attention_mask', 'u_t', 'u_mask', 't_sampled', 'grad_backbone_logits', 'grad_backbone_logits_x0']
 LOSSES += [part + suffix for part in ('loss', 'token_nll') for suffix in ('', '.f64')]
 STEPS = ['x_t', 't', 'dt', 'u', 'probs', 'x_next', 'p_x0_given']
 
