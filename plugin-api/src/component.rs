@@ -48,4 +48,6 @@ pub mod capability {
     pub const KV_CACHE: &str = "kv_cache";
     /// Tokens attend only to earlier ones, and position `i` predicts token `i + 1`.
     pub const CAUSAL: &str = "causal";
+    /// The parameterization scores each token given all earlier ones.
+    pub const NEXT_TOKEN: &str = "next_token";
 }

@@ -65,6 +65,7 @@ mod component;
 mod context;
 mod denoiser;
 mod error;
+pub mod nn;
 mod noise;
 pub mod ops;
 mod parameterization;

@@ -10,12 +10,13 @@
 //! Source: Peebles and Xie 2023, arXiv:2212.09748; Lou et al. 2024, arXiv:2310.16834; MDLM code, `models/dit.py`.
 //! Differences: on a GPU the original forces bfloat16 inside; here the host's precision decides.
 
+use maskdiff_plugin_api::nn::{Rotary, norm};
 use maskdiff_plugin_api::prelude::*;
 
 mod block;
 mod timestep;
 
-use block::{Block, Modulation, Rotary, norm};
+use block::{Block, Modulation};
 use timestep::TimestepEmbedder;
 
 export_plugin!();
@@ -136,7 +137,7 @@ impl Backbone for Dit {
     fn hidden(&self, xt_bl: &Tensor, sigma_b: &Tensor, train: bool) -> Result<Tensor> {
         let (_b, l) = check_shape!(xt_bl, [B, L], Int64);
         let c_bc = self.timestep.forward(sigma_b).silu();
-        let rotation = self.rotary.at(l);
+        let rotation = self.rotary.at(0, l);
         let mut x_bld = Tensor::embedding(&self.embedding, xt_bl, -1, false, false);
         for block in &self.blocks {
             x_bld = block.forward(&x_bld, &c_bc, &rotation, train);

@@ -1,0 +1,166 @@
+//! Parts that transformers share: layer norm, rotary positions, self-attention, the MLP.
+//!
+//! Shape letters: `B` batch, `L` length, `D` hidden size, `H` heads, `K` head size.
+
+use tch::{Device, Kind, Tensor};
+
+use crate::Parameters;
+
+/// Layer norm with a weight and no bias: `[.., D]`.
+pub fn norm(x: &Tensor, weight: &Tensor) -> Tensor {
+    x.layer_norm(weight.size(), Some(weight), None::<&Tensor>, 1e-5, false)
+}
+
+/// Rotary positions (arXiv:2104.09864); halves are rotated, not neighbours.
+#[derive(Debug)]
+pub struct Rotary(Tensor);
+
+/// Cosines and sines of some positions, `[1, 1, L, K/2]` each.
+pub type Rotation = (Tensor, Tensor);
+
+impl Rotary {
+    /// Keeps the frequencies as the buffer `rotary_emb.inv_freq`.
+    pub fn new(p: &mut Parameters, head_size: i64) -> Self {
+        let even = Tensor::arange_start_step(0, head_size, 2, (Kind::Float, Device::Cpu));
+        let inv_freq = (even / head_size as f64 * -(10_000f64.ln())).exp();
+        Self(p.buffer("rotary_emb.inv_freq", inv_freq))
+    }
+
+    /// The rotation of positions `first .. first + length`.
+    pub fn at(&self, first: i64, length: i64) -> Rotation {
+        let options = (self.0.kind(), self.0.device());
+        let positions = Tensor::arange_start(first, first + length, options);
+        let angle = positions.unsqueeze(1) * &self.0;
+        (angle.cos().view([1, 1, length, -1]), angle.sin().view([1, 1, length, -1]))
+    }
+}
+
+/// `x [B, H, L, K]`.
+fn rotate(x: &Tensor, (cos, sin): &Rotation) -> Tensor {
+    let halves = x.chunk(2, -1);
+    let (a, b) = (&halves[0], &halves[1]);
+    Tensor::cat(&[a * cos - b * sin, b * cos + a * sin], -1)
+}
+
+/// Multi-head self-attention with rotary positions and no biases.
+#[derive(Debug)]
+pub struct SelfAttention {
+    n_heads: i64,
+    qkv: Tensor,
+    out: Tensor,
+}
+
+impl SelfAttention {
+    /// Parameters `PREFIX.attn_qkv.weight` and `PREFIX.attn_out.weight`.
+    pub fn new(p: &mut Parameters, prefix: &str, hidden_size: i64, n_heads: i64) -> Self {
+        let qkv = p.linear(&format!("{prefix}.attn_qkv.weight"), 3 * hidden_size, hidden_size);
+        let out = p.linear(&format!("{prefix}.attn_out.weight"), hidden_size, hidden_size);
+        Self { n_heads, qkv, out }
+    }
+
+    /// Rotated queries and keys, and values, of `[B, L, D]`: `[B, H, L, K]` each.
+    fn project(&self, h_bld: &Tensor, rotation: &Rotation) -> [Tensor; 3] {
+        let size = h_bld.size();
+        let qkv = h_bld.linear(&self.qkv, None::<&Tensor>);
+        let qkv = qkv.view([size[0], size[1], 3, self.n_heads, -1]).permute([2, 0, 3, 1, 4]);
+        [rotate(&qkv.get(0), rotation), rotate(&qkv.get(1), rotation), qkv.get(2)]
+    }
+
+    fn attend(
+        &self,
+        q: &Tensor,
+        k: &Tensor,
+        v: &Tensor,
+        bias: Option<&Tensor>,
+        causal: bool,
+    ) -> Tensor {
+        let out = Tensor::scaled_dot_product_attention(q, k, v, bias, 0.0, causal, None, false);
+        out.transpose(1, 2).flatten(2, 3).linear(&self.out, None::<&Tensor>)
+    }
+
+    /// `[B, L, D]` → `[B, L, D]`; `causal` hides later positions.
+    pub fn forward(&self, h_bld: &Tensor, rotation: &Rotation, causal: bool) -> Tensor {
+        let [q, k, v] = self.project(h_bld, rotation);
+        self.attend(&q, &k, &v, None, causal)
+    }
+
+    /// Causal attention of new positions over earlier ones, whose keys and values are in `past`.
+    ///
+    /// `h_bld [B, L, D]` → `[B, L, D]` and the longer keys and values, `[B, H, P + L, K]` each. A rotation counts
+    /// positions from the start of the text.
+    pub fn extend(
+        &self,
+        h_bld: &Tensor,
+        rotation: &Rotation,
+        past: Option<(&Tensor, &Tensor)>,
+    ) -> (Tensor, [Tensor; 2]) {
+        let [q, k, v] = self.project(h_bld, rotation);
+        let Some((past_k, past_v)) = past else {
+            return (self.attend(&q, &k, &v, None, true), [k, v]);
+        };
+        let (new, earlier) = (q.size()[2], past_k.size()[2]);
+        let (k, v) = (Tensor::cat(&[past_k, &k], 2), Tensor::cat(&[past_v, &v], 2));
+        // One new position sees everything; several see what is earlier and one another from the left.
+        let bias = (new > 1)
+            .then(|| Tensor::ones([new, earlier + new], (Kind::Bool, q.device())).tril(earlier));
+        (self.attend(&q, &k, &v, bias.as_ref(), false), [k, v])
+    }
+}
+
+/// Two linear maps with a tanh-approximated GELU between, four times as wide inside.
+#[derive(Debug)]
+pub struct Mlp {
+    inner: (Tensor, Tensor),
+    outer: (Tensor, Tensor),
+}
+
+impl Mlp {
+    /// Parameters `PREFIX.mlp.0.*` and `PREFIX.mlp.2.*`.
+    pub fn new(p: &mut Parameters, prefix: &str, hidden_size: i64) -> Self {
+        let wide = 4 * hidden_size;
+        let name = |part: &str| format!("{prefix}.mlp.{part}");
+        let inner = (
+            p.linear(&name("0.weight"), wide, hidden_size),
+            p.bias(&name("0.bias"), wide, hidden_size),
+        );
+        let outer = (
+            p.linear(&name("2.weight"), hidden_size, wide),
+            p.bias(&name("2.bias"), hidden_size, wide),
+        );
+        Self { inner, outer }
+    }
+
+    /// `[.., D]` → `[.., D]`.
+    pub fn forward(&self, h: &Tensor) -> Tensor {
+        let wide = gelu_tanh(h.linear(&self.inner.0, Some(&self.inner.1)));
+        wide.linear(&self.outer.0, Some(&self.outer.1))
+    }
+}
+
+/// GELU in the tanh approximation: `x Φ(x) ≈ x sigmoid(√(8/π) (x + 0.044715 x³))`.
+///
+/// Without gradients the logistic form is computed in place: libtorch's tanh is several times slower than its sigmoid
+/// on a CPU. The two differ by rounding only.
+fn gelu_tanh(x: Tensor) -> Tensor {
+    if x.requires_grad() {
+        return x.gelu("tanh");
+    }
+    let mut u = x.square();
+    let _ = u.g_mul_scalar_(0.044715).g_add_scalar_(1.0).g_mul_(&x);
+    let _ = u.g_mul_scalar_((8.0 / std::f64::consts::PI).sqrt());
+    u.sigmoid_().g_mul_(&x)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn both_forms_of_gelu_agree() {
+        for (kind, tolerance) in [(Kind::Float, 1e-6), (Kind::Double, 1e-14)] {
+            let x = Tensor::linspace(-12.0, 12.0, 2001, (kind, Device::Cpu));
+            let error = (gelu_tanh(x.copy()) - x.gelu("tanh")).abs().max().double_value(&[]);
+            assert!(error <= tolerance, "{kind:?}: {error:e}");
+        }
+    }
+}
