@@ -3,7 +3,7 @@
 use maskdiff_plugin_api::Denoiser;
 use maskdiff_tests::{Setup, Tensors, assert_close, distance, golden_case, registry};
 use serde_json::{Value, json};
-use tch::Kind;
+use tch::{Kind, Tensor};
 
 /// Logits `[B, L, V]` of a golden case and of its network; the gradients where the case has them.
 fn check(case: &Value, backbone: &str) {
@@ -11,17 +11,32 @@ fn check(case: &Value, backbone: &str) {
     let io = Tensors::golden(&format!("{folder}/io.safetensors"));
     let vocab_size = case["model"]["vocab_size"].as_i64().expect("vocab_size");
     for (kind, suffix, tolerance) in [(Kind::Float, "", 1e-4), (Kind::Double, ".f64", 1e-9)] {
-        let overrides = json!([format!("backbone={backbone}"), "time_conditioning=True"]);
+        let overrides = match backbone {
+            "ar" => json!(["backbone=ar", "parameterization=ar"]),
+            _ => json!([format!("backbone={backbone}"), "time_conditioning=True"]),
+        };
         let setup = Setup::new(&case["model"], &overrides, vocab_size - 1, kind);
         let model = setup.build(&registry(), &format!("{folder}/weights.safetensors"));
         let denoiser = Denoiser::new(&model);
         let x = io.get("x");
-        let sigma = io.get("sigma").to_kind(Kind::Double);
+        let sigma =
+            io.find("sigma").unwrap_or_else(|| Tensor::zeros([x.size()[0]], (kind, x.device())));
+        let sigma = sigma.to_kind(Kind::Double);
         let hidden = denoiser.hidden(&x, &sigma).expect("hidden");
         let flat = denoiser.logits(&hidden.flatten(0, 1)).expect("logits");
-        let want = io.get(&format!("logits{suffix}"));
+        // The original's causal network gives log-probabilities, with -1000 for the mask.
+        let (part, flat) = match io.find("logprobs") {
+            Some(_) => {
+                let mask = Tensor::from_slice(&[vocab_size - 1]);
+                ("logprobs", flat.index_fill(-1, &mask, -1000.0).log_softmax(-1, kind))
+            }
+            None => ("logits", flat),
+        };
+        let want = io.get(&format!("{part}{suffix}"));
         let logits = flat.view_as(&want);
-        assert_close(&format!("{folder}: logits{suffix}"), &logits, &want, tolerance, false);
+        // -1000 - log Z of the mask has no more digits than float32 leaves it.
+        let relative = part == "logprobs";
+        assert_close(&format!("{folder}: {part}{suffix}"), &logits, &want, tolerance, relative);
         if !case["files"].as_object().expect("files").contains_key("grads.safetensors") {
             continue;
         }
@@ -43,4 +58,10 @@ fn check(case: &Value, backbone: &str) {
 fn golden_dit() {
     let Some(case) = golden_case("b_dit") else { return };
     check(&case, "dit");
+}
+
+#[test]
+fn golden_ar() {
+    let Some(case) = golden_case("c_ar") else { return };
+    check(&case, "ar");
 }

@@ -112,10 +112,6 @@ fn check(folder: &str) {
                 kind,
                 cuda: None,
             };
-            if registry.find("parameterization", name).is_err() {
-                eprintln!("skipped: {part}, no plugin offers `{name}`");
-                continue;
-            }
             let choice = Choice { name: name.into(), options };
             let method = registry.parameterization(&choice, &facts).expect(name);
             let rows_n = Tensor::arange(xt_bl.numel() as i64, (Kind::Int64, Device::Cpu));

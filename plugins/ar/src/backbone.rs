@@ -1,0 +1,216 @@
+//! `ar`: the causal transformer that MDLM is compared with, with the original's parameter names.
+//!
+//! Shape letters: `B` batch, `L` length, `D` hidden size, `V` vocabulary including the mask, `N` rows.
+
+use maskdiff_plugin_api::nn::{Mlp, Rotary, Rotation, SelfAttention, norm};
+use maskdiff_plugin_api::prelude::*;
+
+register!(backbone Ar);
+
+/// Options of the `model` group for `ar`.
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+struct Config {
+    /// D, a multiple of `n_heads`.
+    hidden_size: i64,
+    /// Not used: the group files name it for networks that see the noise level.
+    cond_dim: i64,
+    /// Transformer blocks.
+    n_blocks: i64,
+    /// Attention heads.
+    n_heads: i64,
+    /// Dropout after attention and after the MLP while training, in [0, 1).
+    dropout: f64,
+    /// Use the embedding as the head's matrix.
+    tie_word_embeddings: bool,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            hidden_size: 256,
+            cond_dim: 128,
+            n_blocks: 4,
+            n_heads: 4,
+            dropout: 0.1,
+            tie_word_embeddings: false,
+        }
+    }
+}
+
+struct Block {
+    norm1: Tensor,
+    attention: SelfAttention,
+    norm2: Tensor,
+    mlp: Mlp,
+}
+
+/// # Source
+/// MDLM code, `models/autoregressive.py`. Differences: the head gives raw logits, the ban of the mask token is the
+/// parameterization's; earlier positions can be kept in a cache.
+struct Ar {
+    config: Config,
+    parameters: Parameters,
+    embedding: Tensor,
+    rotary: Rotary,
+    blocks: Vec<Block>,
+    norm_final: Tensor,
+    head: Head,
+}
+
+impl Component for Ar {
+    const NAME: &'static str = "ar";
+    const ABOUT: &'static str = "causal transformer with a KV cache";
+    const PROVIDES: &'static [&'static str] = &[capability::CAUSAL, capability::KV_CACHE];
+    type Config = Config;
+
+    fn new(config: Config, context: &Context) -> Result<Self> {
+        let Config { hidden_size: d, n_blocks, n_heads, dropout, .. } = config;
+        for (name, value) in [("hidden_size", d), ("n_blocks", n_blocks), ("n_heads", n_heads)] {
+            ensure!(value > 0, Config, "`{name}` must be at least 1, got {value}");
+        }
+        ensure!(
+            d % n_heads == 0 && d / n_heads % 2 == 0,
+            Config,
+            "`hidden_size` ({d}) must be an even multiple of `n_heads` ({n_heads})"
+        );
+        ensure!(
+            (0.0..1.0).contains(&dropout),
+            Config,
+            "`dropout` must lie in [0, 1), got {dropout}"
+        );
+        let v = context.vocab_size;
+        let mut p = Parameters::new(context);
+        let embedding = p.linear("vocab_embed.embedding", v, d);
+        let rotary = Rotary::new(&mut p, d / n_heads);
+        let mut blocks = Vec::new();
+        for i in 0..n_blocks {
+            let prefix = format!("blocks.{i}");
+            blocks.push(Block {
+                norm1: p.constant(&format!("{prefix}.norm1.weight"), &[d], 1.0),
+                attention: SelfAttention::new(&mut p, &prefix, d, n_heads),
+                norm2: p.constant(&format!("{prefix}.norm2.weight"), &[d], 1.0),
+                mlp: Mlp::new(&mut p, &prefix, d),
+            });
+        }
+        let norm_final = p.constant("output_layer.norm_final.weight", &[d], 1.0);
+        // The head starts at zero: the first prediction is uniform.
+        let weight = if config.tie_word_embeddings {
+            embedding.shallow_clone()
+        } else {
+            p.constant("output_layer.linear.weight", &[v, d], 0.0)
+        };
+        let bias = Some(p.constant("output_layer.linear.bias", &[v], 0.0));
+        let head = Head { weight, bias };
+        Ok(Self { config, parameters: p, embedding, rotary, blocks, norm_final, head })
+    }
+}
+
+impl Ar {
+    fn embed(&self, x_bl: &Tensor) -> Tensor {
+        Tensor::embedding(&self.embedding, x_bl, -1, false, false)
+    }
+
+    /// The residual stream `[B, L, D]` through one block whose attention is `attend`.
+    fn block(
+        &self,
+        block: &Block,
+        x_bld: &Tensor,
+        train: bool,
+        attend: impl FnOnce(&Tensor) -> Tensor,
+    ) -> Tensor {
+        let dropout = self.config.dropout;
+        let x = x_bld + attend(&norm(x_bld, &block.norm1)).dropout(dropout, train);
+        &x + block.mlp.forward(&norm(&x, &block.norm2)).dropout(dropout, train)
+    }
+}
+
+impl Backbone for Ar {
+    fn parameters(&self) -> &Parameters {
+        &self.parameters
+    }
+
+    fn hidden(&self, xt_bl: &Tensor, _sigma_b: &Tensor, train: bool) -> Result<Tensor> {
+        let (_b, l) = check_shape!(xt_bl, [B, L], Int64);
+        let rotation = self.rotary.at(0, l);
+        let mut x_bld = self.embed(xt_bl);
+        for block in &self.blocks {
+            x_bld =
+                self.block(block, &x_bld, train, |h| block.attention.forward(h, &rotation, true));
+        }
+        Ok(norm(&x_bld, &self.norm_final))
+    }
+
+    fn logits(&self, hidden_nd: &Tensor) -> Result<Tensor> {
+        Ok(hidden_nd.linear(&self.head.weight, self.head.bias.as_ref()))
+    }
+
+    fn head(&self) -> Option<Head> {
+        let bias = self.head.bias.as_ref().map(Tensor::shallow_clone);
+        Some(Head { weight: self.head.weight.shallow_clone(), bias })
+    }
+
+    /// The cache holds keys and values of every block, `[B, H, P, K]` each.
+    fn extend(&self, x_bl: &Tensor, cache: Vec<Tensor>) -> Result<(Tensor, Vec<Tensor>)> {
+        let (_b, l) = check_shape!(x_bl, [B, L], Int64);
+        let wanted = 2 * self.blocks.len();
+        ensure!(
+            cache.is_empty() || cache.len() == wanted,
+            Shape,
+            "a cache of this network has {wanted} tensors, got {}",
+            cache.len()
+        );
+        let first = cache.first().map_or(0, |k| k.size()[2]);
+        let rotation: Rotation = self.rotary.at(first, l);
+        let mut longer = Vec::with_capacity(wanted);
+        let mut x_bld = self.embed(x_bl);
+        for (i, block) in self.blocks.iter().enumerate() {
+            let past = cache.get(2 * i).zip(cache.get(2 * i + 1));
+            x_bld = self.block(block, &x_bld, false, |h| {
+                let (out, kept) = block.attention.extend(h, &rotation, past);
+                longer.extend(kept);
+                out
+            });
+        }
+        Ok((norm(&x_bld, &self.norm_final), longer))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tch::{Device, Kind};
+
+    fn small() -> Config {
+        Config { hidden_size: 16, n_blocks: 2, n_heads: 2, dropout: 0.0, ..Config::default() }
+    }
+
+    #[test]
+    fn contract() {
+        maskdiff_plugin_api::testkit::backbone_contract::<Ar>(small());
+    }
+
+    #[test]
+    fn the_cache_changes_nothing() {
+        let context = Context {
+            vocab_size: 11,
+            mask_id: Some(10),
+            length: 12,
+            time_conditioning: false,
+            kind: Kind::Double,
+            cuda: None,
+        };
+        let net = Ar::new(small(), &context).unwrap();
+        tch::manual_seed(3);
+        let x = Tensor::randint(10, [3, 12], (Kind::Int64, Device::Cpu));
+        let whole =
+            net.hidden(&x, &Tensor::zeros([3], (Kind::Double, Device::Cpu)), false).unwrap();
+        let (mut cache, mut at) = (Vec::new(), 0);
+        for piece in [3, 1, 1, 4, 1, 2] {
+            let (hidden, longer) = net.extend(&x.narrow(1, at, piece), cache).unwrap();
+            let error = (hidden - whole.narrow(1, at, piece)).abs().max().double_value(&[]);
+            assert!(error < 1e-12, "positions {at}..{}: {error:e}", at + piece);
+            (cache, at) = (longer, at + piece);
+        }
+    }
+}

@@ -1,0 +1,135 @@
+//! `ar`: one token after another, with an exact KV cache.
+//!
+//! Shape letters: `B` batch, `L` length, `V` vocabulary including the mask.
+
+use maskdiff_plugin_api::prelude::*;
+use tch::Kind;
+
+register!(sampler LeftToRight);
+
+/// Options under `sampling` for `ar`.
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+struct Config {
+    /// Token id that starts every text that is not given a start; without it the first token is drawn uniformly, as
+    /// the network scores only later ones.
+    bos_id: Option<i64>,
+    /// Logits are divided by this before the draw, > 0.
+    temperature: f64,
+    /// Draw among the k likeliest tokens; 0 is all.
+    top_k: i64,
+    /// Draw among the likeliest tokens whose mass first reaches p, in (0, 1].
+    top_p: f64,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self { bos_id: None, temperature: 1.0, top_k: 0, top_p: 1.0 }
+    }
+}
+
+/// # Source
+/// MDLM code, `_ar_sampler`. Differences: earlier positions are kept in a cache; draws are exact in f64; given tokens
+/// stay wherever they stand, each seen by those to its right; temperature, top-k and top-p.
+struct LeftToRight(Config);
+
+impl Component for LeftToRight {
+    const NAME: &'static str = "ar";
+    const ABOUT: &'static str = "left to right with a KV cache; temperature, top-k, top-p";
+    const NEEDS: &'static [&'static str] = &[capability::NEXT_TOKEN, capability::KV_CACHE];
+    type Config = Config;
+
+    fn new(config: Config, context: &Context) -> Result<Self> {
+        let Config { bos_id, temperature, top_k, top_p } = config;
+        ensure!(
+            temperature > 0.0,
+            Config,
+            "`sampling.temperature` must be above 0, got {temperature}; `sampling.top_k=1` takes the likeliest token"
+        );
+        ensure!(top_k >= 0, Config, "`sampling.top_k` must not be negative, got {top_k}");
+        ensure!(
+            0.0 < top_p && top_p <= 1.0,
+            Config,
+            "`sampling.top_p` must lie in (0, 1], got {top_p}"
+        );
+        let v = context.vocab_size;
+        if let Some(bos) = bos_id {
+            ensure!(
+                (0..v).contains(&bos) && Some(bos) != context.mask_id,
+                Config,
+                "`sampling.bos_id` must be a token below {v} other than the mask, got {bos}"
+            );
+        }
+        Ok(Self(config))
+    }
+}
+
+impl LeftToRight {
+    /// Log-law of the next token from raw logits `[N, V]`, not normalised.
+    fn restricted(&self, logits_nv: &Tensor, mask: i64) -> Tensor {
+        let never = f64::NEG_INFINITY;
+        let logits = logits_nv.to_kind(Kind::Double) / self.0.temperature;
+        let _ = logits.select(1, mask).fill_(never);
+        let logits = if self.0.top_k > 0 {
+            let (best, _) = logits.topk(self.0.top_k.min(logits.size()[1]), -1, true, true);
+            logits.masked_fill(&logits.less_tensor(&best.narrow(1, best.size()[1] - 1, 1)), never)
+        } else {
+            logits
+        };
+        if self.0.top_p >= 1.0 {
+            return logits;
+        }
+        let (sorted, order) = logits.softmax(-1, Kind::Double).sort(-1, true);
+        // A token goes when the likelier ones alone hold the mass; the likeliest always stays.
+        let before = sorted.cumsum(-1, Kind::Double) - &sorted;
+        let gone = before.ge(self.0.top_p).scatter(1, &order, &before.ge(self.0.top_p));
+        logits.masked_fill(&gone, never)
+    }
+
+    /// Log-law of the first token, `[1, V]`.
+    fn start(&self, model: &Denoiser, mask: i64) -> Tensor {
+        let v = model.vocab_size();
+        let options = (Kind::Double, model.device());
+        if let Some(bos) = self.0.bos_id {
+            let law = Tensor::full([1, v], f64::NEG_INFINITY, options);
+            let _ = law.select(1, bos).fill_(0.0);
+            return law;
+        }
+        let law = Tensor::zeros([1, v], options);
+        let _ = law.select(1, mask).fill_(f64::NEG_INFINITY);
+        law
+    }
+}
+
+impl Sampler for LeftToRight {
+    fn sample(&mut self, model: &Denoiser, xt_bl: &Tensor) -> Result<Tensor> {
+        let (b, l) = check_shape!(xt_bl, [B, L], Int64);
+        let mask = model.mask_id()?;
+        let x_bl = xt_bl.copy();
+        let mut cache = Vec::new();
+        let mut log_law = self.start(model, mask).expand([b, -1], false);
+        for i in 0..l {
+            let given = x_bl.select(1, i);
+            let token_b = ops::categorical(&log_law).where_self(&given.eq(mask), &given);
+            x_bl.select(1, i).copy_(&token_b);
+            model.progress(i + 1, l, &x_bl)?;
+            if i + 1 < l {
+                let (hidden, longer) = model.extend(&token_b.unsqueeze(1), cache)?;
+                log_law = self.restricted(&model.logits(&hidden.select(1, 0))?, mask);
+                cache = longer;
+            }
+        }
+        Ok(x_bl)
+    }
+
+    /// The law of each token given those before it in `xt_bl`; times have no meaning here.
+    fn law(&self, model: &Denoiser, xt_bl: &Tensor, _t: f64, _s: f64) -> Result<Tensor> {
+        let (b, l) = check_shape!(xt_bl, [B, L], Int64);
+        let mask = model.mask_id()?;
+        let hidden = model.hidden(xt_bl, &model.times(b, 0.0))?.narrow(1, 0, l - 1);
+        let later = self.restricted(&model.logits(&hidden.flatten(0, 1))?, mask);
+        let first = self.start(model, mask).expand([b, -1], false).unsqueeze(1);
+        let all = Tensor::cat(&[first, later.view([b, l - 1, -1])], 1);
+        Ok(all.softmax(-1, Kind::Double))
+    }
+}
