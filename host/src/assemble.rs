@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use maskdiff_plugin_api::abi::handles::Walker;
 use maskdiff_plugin_api::{Context, capability};
-use tch::{Device, Kind};
+use tch::{Device, Kind, Tensor};
 
 use crate::checkpoint::{self, Checkpoint};
 use crate::config::Config;
@@ -71,7 +71,11 @@ pub fn model(
     facts: Context,
 ) -> Result<Model> {
     tch::manual_seed(config.top.seed.cast_signed());
-    Model::build(registry, choices, facts).map_err(|e| config.locate(e))
+    let model = Model::build(registry, choices, facts).map_err(|e| config.locate(e))?;
+    // A schedule may lack what the parameterization's way of drawing times needs: say so before a run begins.
+    let probe = Tensor::full([1], 0.5, (Kind::Double, facts.device()));
+    let _ = model.draw_t(&probe).map_err(|e| config.locate(e))?;
+    Ok(model)
 }
 
 /// Builds the sampler with the options of `sampling`.

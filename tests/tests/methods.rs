@@ -1,0 +1,79 @@
+//! Every method of the paper from the command line: train, evaluate, sample; combinations that make no sense are refused.
+
+use maskdiff_tests::run::{SMALL, maskdiff, train};
+
+const METHODS: &[&[&str]] = &[
+    &["parameterization=subs", "sampling.predictor=ddpm_cache"],
+    &["parameterization=subs", "sampling.predictor=ddpm"],
+    &["parameterization=subs", "sampling.predictor=analytic"],
+    &["parameterization=subs", "T=1000", "time_conditioning=true"],
+    &["parameterization=subs", "training.importance_sampling=true"],
+    &["parameterization=subs", "training.change_of_variables=true", "time_conditioning=true"],
+    &["parameterization=sedd", "sampling.predictor=analytic", "time_conditioning=true"],
+    &[
+        "parameterization=sedd",
+        "sampling.predictor=analytic",
+        "time_conditioning=true",
+        "noise=linear",
+    ],
+    &["parameterization=d3pm", "sampling.predictor=ddpm", "T=1000", "time_conditioning=true"],
+    &["parameterization=d3pm", "sampling.predictor=ddpm", "T=100", "subs_masking=true"],
+    &["backbone=ar", "parameterization=ar", "sampling.predictor=ar"],
+    &[
+        "backbone=ar",
+        "parameterization=ar",
+        "sampling.predictor=ar",
+        "sampling.top_k=5",
+        "sampling.top_p=0.9",
+    ],
+];
+
+#[test]
+fn every_method_trains_evaluates_and_samples() {
+    for (i, method) in METHODS.iter().enumerate() {
+        let folder = tempfile::tempdir().expect("a folder");
+        // A sampler that does not walk a grid of times knows no `steps`.
+        let steps = |word: &&str| !word.starts_with("sampling.steps") || method[0] != "backbone=ar";
+        let mut words: Vec<&str> = vec!["train", "run.dir=run"];
+        words.extend(SMALL.iter().copied().filter(steps).chain(method.iter().copied()));
+        words.push("trainer.max_steps=3");
+        maskdiff(folder.path(), &words).expect(0);
+        let out = maskdiff(folder.path(), &["eval", "--checkpoint", "run"]);
+        let nelbo = out.expect(0).lines()[0]["val/nelbo"].as_f64().expect("a bound");
+        assert!(nelbo.is_finite() && nelbo > 0.0, "{method:?}: {nelbo}");
+        let words = ["sample", "--checkpoint", "run", "loader.eval_batch_size=2"];
+        let drawn = maskdiff(folder.path(), &words).expect(0).lines();
+        assert_eq!(drawn.len(), 2, "{i}: {method:?}");
+    }
+}
+
+#[test]
+fn combinations_without_meaning_are_refused_before_anything_is_written() {
+    for (words, reason) in [
+        (&["parameterization=sedd", "sampling.predictor=analytic"][..], "time_conditioning=true"),
+        (&["parameterization=sedd", "time_conditioning=true"], "log_x0"),
+        (
+            &[
+                "parameterization=sedd",
+                "sampling.predictor=analytic",
+                "time_conditioning=true",
+                "T=10",
+            ],
+            "`T`",
+        ),
+        (&["parameterization=d3pm", "sampling.predictor=ddpm"], "T=1000"),
+        (&["parameterization=d3pm", "T=1000"], "carry_over"),
+        (&["parameterization=d3pm", "sampling.predictor=analytic", "T=1000"], "score"),
+        (&["parameterization=ar"], "causal"),
+        (&["sampling.predictor=ar"], "next_token"),
+        (&["subs_masking=true"], "subs_masking"),
+        (&["training.change_of_variables=true", "T=10"], "T = 0"),
+        (&["training.importance_sampling=true", "noise=cosine"], "importance"),
+    ] {
+        let folder = tempfile::tempdir().expect("a folder");
+        let out = train(folder.path(), &[words, &["run.dir=run"]].concat());
+        assert_eq!(out.code, 2, "{words:?}: {}", out.stderr);
+        assert!(out.stderr.contains(reason), "{words:?} does not say {reason}: {}", out.stderr);
+        assert!(!folder.path().join("run").exists(), "{words:?} left a run folder");
+    }
+}
