@@ -8,6 +8,7 @@
 #include <c10/core/CachingDeviceAllocator.h>
 #include <torch/csrc/autograd/custom_function.h>
 
+#include <cmath>
 #include <cstring>
 #include <string>
 #include <vector>
@@ -149,6 +150,134 @@ struct LinearNll : torch::autograd::Function<LinearNll> {
   }
 };
 
+// Selective scan (Mamba): h_t = exp(dt_t A) h_{t-1} + dt_t B_t u_t, y_t = C_t h_t, h_0 = 0.
+//
+// The length is cut into about sqrt(L) chunks of about sqrt(L) steps, padded with dt = 0 (which keeps the state). All
+// chunks walk their steps side by side from a zero state, the states are then carried from chunk to chunk (a chunk's
+// whole decay is exp(A sum dt)), and a second walk starts from the right states. Sequential work is sqrt(L) either way.
+//
+// Letters: S steps in a chunk, J chunks, M = B J rows that walk together, E channels, N states.
+struct ScanShape {
+  int64_t batch, length, steps, chunks;
+
+  explicit ScanShape(const Tensor& u) : batch(u.size(0)), length(u.size(1)) {
+    steps = std::max<int64_t>(1, std::llround(std::ceil(std::sqrt(static_cast<double>(length)))));
+    chunks = (length + steps - 1) / steps;
+  }
+
+  // [B, L, X] -> [S, M, X]
+  Tensor split(const Tensor& x) const {
+    const int64_t pad = steps * chunks - length;
+    return at::constant_pad_nd(x, {0, 0, 0, pad}).view({batch, chunks, steps, -1}).permute({2, 0, 1, 3})
+        .contiguous().view({steps, batch * chunks, -1});
+  }
+
+  // [S, M, X] -> [B, L, X]
+  Tensor join(const Tensor& x) const {
+    return x.view({steps, batch, chunks, -1}).permute({1, 2, 0, 3}).reshape({batch, steps * chunks, -1})
+        .narrow(1, 0, length);
+  }
+
+  // From the end state of each chunk walked from zero, [M, E, N], and each chunk's decay: the state in which each chunk
+  // starts, where a chunk follows the one before it, or the one after it when `backwards`.
+  Tensor carry(const Tensor& ends, const Tensor& decay, bool backwards) const {
+    const Tensor end = ends.view({batch, chunks, ends.size(1), ends.size(2)}), factor = decay.view_as(end);
+    Tensor starts = at::zeros_like(end);
+    for (int64_t i = 1; i < chunks; ++i) {
+      const int64_t to = backwards ? chunks - 1 - i : i, from = backwards ? to + 1 : to - 1;
+      starts.select(1, to).copy_(at::addcmul(end.select(1, from), starts.select(1, from), factor.select(1, from)));
+    }
+    return starts.view_as(ends);
+  }
+};
+
+// The tensors of a scan cut into chunks: dt, input = dt u [S, M, E]; b, c [S, M, N]; a [E, N].
+struct Scan {
+  ScanShape shape;
+  Tensor dt, input, a, b, c;
+
+  Scan(const Tensor& u, const Tensor& dt_, const Tensor& a_, const Tensor& b_, const Tensor& c_)
+      : shape(u), dt(shape.split(dt_)), input(shape.split(dt_ * u)), a(a_), b(shape.split(b_)), c(shape.split(c_)) {}
+
+  Tensor decay(int64_t step) const { return (dt[step].unsqueeze(-1) * a).exp_(); }
+
+  Tensor whole_decay() const { return (dt.sum(0).unsqueeze(-1) * a).exp_(); }
+
+  // state <- decay state + input b
+  void advance(Tensor& state, int64_t step) const {
+    state.mul_(decay(step)).addcmul_(input[step].unsqueeze(-1), b[step].unsqueeze(1));
+  }
+
+  Tensor zero_state() const { return at::zeros({dt.size(1), dt.size(2), a.size(1)}, dt.options()); }
+
+  // The state in which each chunk starts, [M, E, N].
+  Tensor starts() const {
+    Tensor state = zero_state();
+    if (shape.chunks == 1) return state;
+    for (int64_t i = 0; i < shape.steps; ++i) advance(state, i);
+    return shape.carry(state, whole_decay(), false);
+  }
+
+  Tensor output(Tensor state) const {
+    Tensor y = at::empty_like(dt);
+    for (int64_t i = 0; i < shape.steps; ++i) {
+      advance(state, i);
+      y.select(0, i).copy_(at::bmm(state, c[i].unsqueeze(-1)).squeeze(-1));
+    }
+    return shape.join(y);
+  }
+};
+
+struct SelectiveScan : torch::autograd::Function<SelectiveScan> {
+  static Tensor forward(torch::autograd::AutogradContext* ctx, const Tensor& u, const Tensor& dt, const Tensor& a,
+                        const Tensor& b, const Tensor& c) {
+    const Scan scan(u, dt, a, b, c);
+    const Tensor starts = scan.starts();
+    ctx->save_for_backward({u, dt, a, b, c, starts});
+    return scan.output(starts.clone());
+  }
+
+  // With g_t = dL/dh_t: g_t = C_t dy_t + exp(dt_{t+1} A) g_{t+1}, walked as the forward scan but from the end.
+  // The states of one layer exist at once, [L, E, N] for each row of the batch, and are gone when this returns.
+  static torch::autograd::variable_list backward(torch::autograd::AutogradContext* ctx,
+                                                 torch::autograd::variable_list upstream) {
+    at::NoGradGuard no_grad;
+    const auto saved = ctx->get_saved_variables();
+    const Scan scan(saved[0], saved[1], saved[2], saved[3], saved[4]);
+    const ScanShape& shape = scan.shape;
+    const Tensor u = shape.split(saved[0]), dy = shape.split(upstream[0]);
+    std::vector<Tensor> states{saved[5]};
+    for (int64_t i = 0; i < shape.steps; ++i) {
+      states.push_back(states.back().clone());
+      scan.advance(states.back(), i);
+    }
+    Tensor g = scan.zero_state();
+    auto add_output = [&](int64_t i) { g.addcmul_(dy[i].unsqueeze(-1), scan.c[i].unsqueeze(1)); };
+    if (shape.chunks > 1) {
+      for (int64_t i = shape.steps - 1; i >= 0; --i) {
+        add_output(i);
+        g.mul_(scan.decay(i));
+      }
+      g = shape.carry(g, scan.whole_decay(), true);
+    }
+    Tensor du = at::empty_like(u), ddt = at::empty_like(u), da = at::zeros_like(scan.a);
+    Tensor db = at::empty_like(scan.b), dc = at::empty_like(scan.c);
+    for (int64_t i = shape.steps - 1; i >= 0; --i) {
+      add_output(i);
+      dc.select(0, i).copy_(at::bmm(dy[i].unsqueeze(1), states[i + 1]).squeeze(1));
+      db.select(0, i).copy_(at::bmm(scan.input[i].unsqueeze(1), g).squeeze(1));
+      const Tensor dinput = at::bmm(g, scan.b[i].unsqueeze(-1)).squeeze(-1);
+      g.mul_(scan.decay(i));
+      const Tensor dexponent = g * states[i];
+      states.pop_back();
+      da.add_(at::einsum("men,me->en", {dexponent, scan.dt[i]}));
+      ddt.select(0, i).copy_((dexponent * scan.a).sum(-1).addcmul_(dinput, u[i]));
+      du.select(0, i).copy_(dinput.mul_(scan.dt[i]));
+    }
+    return {shape.join(du), shape.join(ddt), da, shape.join(db), shape.join(dc)};
+  }
+};
+
 }  // namespace
 
 extern "C" {
@@ -203,6 +332,20 @@ char* maskdiff_linear_nll(const Tensor* hidden, const Tensor* matrix, const Tens
       Tensor nll = at::empty({hidden->size(0)}, hidden->options());
       pass(*hidden, *matrix, b, *target, *weight, banned, nll, nullptr);
       *result = new Tensor(nll);
+    }
+  });
+}
+
+char* maskdiff_selective_scan(const Tensor* u, const Tensor* dt, const Tensor* a, const Tensor* b,
+                              const Tensor* c, Tensor** result) {
+  return guarded([&] {
+    bool tracked = false;
+    for (const Tensor* x : {u, dt, a, b, c}) tracked |= x->requires_grad();
+    if (at::GradMode::is_enabled() && tracked) {
+      *result = new Tensor(SelectiveScan::apply(*u, *dt, *a, *b, *c));
+    } else {
+      const Scan scan(*u, *dt, *a, *b, *c);
+      *result = new Tensor(scan.output(scan.starts()));
     }
   });
 }
