@@ -21,6 +21,7 @@ STEPS = ['x_t', 't', 'dt', 'u', 'probs', 'x_next', 'p_x0_given']
 # Case: {file pattern: tensor patterns}; no tensor patterns for files that are copied whole.
 KEPT = {
     'a_noise': {'*': ['*']},
+    'c_dimamba_*': {'*': ['*']},
     'd_param_mask_inside': {'*': ['*']},
     'e_losses': {
         f'{name}.safetensors': LOSSES
@@ -71,7 +72,7 @@ def main():
     cases = []
     shutil.rmtree(small, ignore_errors=True)
     for case in manifest['cases']:
-        files = KEPT.get(case['case'])
+        files = next((f for name, f in KEPT.items() if fnmatch.fnmatchcase(case['case'], name)), None)
         if files is None:
             continue
         folder = small / case['case']

@@ -6,16 +6,15 @@ use serde_json::{Value, json};
 use tch::{Kind, Tensor};
 
 /// Logits `[B, L, V]` of a golden case and of its network; the gradients where the case has them.
-fn check(case: &Value, backbone: &str) {
+fn check(case: &Value, overrides: &[&str]) {
     let folder = case["case"].as_str().expect("case");
     let io = Tensors::golden(&format!("{folder}/io.safetensors"));
     let vocab_size = case["model"]["vocab_size"].as_i64().expect("vocab_size");
     for (kind, suffix, tolerance) in [(Kind::Float, "", 1e-4), (Kind::Double, ".f64", 1e-9)] {
-        let overrides = match backbone {
-            "ar" => json!(["backbone=ar", "parameterization=ar"]),
-            _ => json!([format!("backbone={backbone}"), "time_conditioning=True"]),
-        };
-        let setup = Setup::new(&case["model"], &overrides, vocab_size - 1, kind);
+        let mut setup = Setup::new(&case["model"], &json!(overrides), vocab_size - 1, kind);
+        if setup.choices.backbone.name == "dimamba" {
+            setup.choices.backbone.options.as_object_mut().expect("options").remove("n_heads");
+        }
         let model = setup.build(&registry(), &format!("{folder}/weights.safetensors"));
         let denoiser = Denoiser::new(&model);
         let x = io.get("x");
@@ -57,11 +56,44 @@ fn check(case: &Value, backbone: &str) {
 #[test]
 fn golden_dit() {
     let Some(case) = golden_case("b_dit") else { return };
-    check(&case, "dit");
+    check(&case, &["time_conditioning=True"]);
 }
 
 #[test]
 fn golden_ar() {
     let Some(case) = golden_case("c_ar") else { return };
-    check(&case, "ar");
+    check(&case, &["backbone=ar", "parameterization=ar"]);
+}
+
+/// The original has residual connections in the `adaln` variants only.
+fn check_dimamba(variant: &str, options: &[&str]) {
+    let Some(case) = golden_case(&format!("c_dimamba_{variant}")) else { return };
+    check(&case, &[&["backbone=dimamba"], options].concat());
+}
+
+#[test]
+fn golden_dimamba_adaln() {
+    check_dimamba("adaln", &["time_conditioning=True"]);
+}
+
+#[test]
+fn golden_dimamba_adaln_tied() {
+    check_dimamba("adaln_tied", &["time_conditioning=True", "model.tie_word_embeddings=True"]);
+}
+
+#[test]
+fn golden_dimamba_add() {
+    let options = ["time_conditioning=True", "model.temb_strategy=add", "model.residual=False"];
+    check_dimamba("add", &options);
+}
+
+#[test]
+fn golden_dimamba_concat() {
+    let options = ["time_conditioning=True", "model.temb_strategy=concat", "model.residual=False"];
+    check_dimamba("concat", &options);
+}
+
+#[test]
+fn golden_dimamba_null() {
+    check_dimamba("null", &["model.temb_strategy=\"null\"", "model.residual=False"]);
 }

@@ -19,6 +19,14 @@ const METHODS: &[&[&str]] = &[
     &["parameterization=d3pm", "sampling.predictor=ddpm", "T=1000", "time_conditioning=true"],
     &["parameterization=d3pm", "sampling.predictor=ddpm", "T=100", "subs_masking=true"],
     &["backbone=ar", "parameterization=ar", "sampling.predictor=ar"],
+    &["backbone=dimamba", "model=tiny-dimamba", "model.length=64", "time_conditioning=true"],
+    &[
+        "backbone=dimamba",
+        "model=tiny-dimamba",
+        "model.length=64",
+        "model.temb_strategy=null",
+        "model.bidirectional_weight_tie=false",
+    ],
     &[
         "backbone=ar",
         "parameterization=ar",
@@ -32,10 +40,14 @@ const METHODS: &[&[&str]] = &[
 fn every_method_trains_evaluates_and_samples() {
     for (i, method) in METHODS.iter().enumerate() {
         let folder = tempfile::tempdir().expect("a folder");
-        // A sampler that does not walk a grid of times knows no `steps`.
-        let steps = |word: &&str| !word.starts_with("sampling.steps") || method[0] != "backbone=ar";
+        // A sampler that does not walk a grid of times knows no `steps`, a network without attention no `n_heads`.
+        let known = |word: &&str| match method[0] {
+            "backbone=ar" => !word.starts_with("sampling.steps"),
+            "backbone=dimamba" => !word.starts_with("model.n_heads"),
+            _ => true,
+        };
         let mut words: Vec<&str> = vec!["train", "run.dir=run"];
-        words.extend(SMALL.iter().copied().filter(steps).chain(method.iter().copied()));
+        words.extend(SMALL.iter().copied().filter(known).chain(method.iter().copied()));
         words.push("trainer.max_steps=3");
         maskdiff(folder.path(), &words).expect(0);
         let out = maskdiff(folder.path(), &["eval", "--checkpoint", "run"]);

@@ -10,6 +10,7 @@
 
 #include <cmath>
 #include <cstring>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -108,8 +109,10 @@ Gradients zeros_like_wanted(const Tensor& hidden, const Tensor& matrix, const Te
 // Any other upstream gradient takes a second pass over the rows.
 struct LinearNll : torch::autograd::Function<LinearNll> {
   static Tensor forward(torch::autograd::AutogradContext* ctx, const Tensor& hidden,
-                        const Tensor& matrix, const Tensor& bias, const Tensor& target,
-                        const Tensor& weight, int64_t banned) {
+                        const Tensor& matrix, const std::optional<Tensor>& with_bias,
+                        const Tensor& target, const Tensor& weight, int64_t banned) {
+    // Autograd takes no undefined tensor as an argument, but an empty option.
+    const Tensor bias = with_bias.value_or(Tensor());
     const bool wants[3] = {hidden.requires_grad(), matrix.requires_grad(),
                            bias.defined() && bias.requires_grad()};
     Gradients g = zeros_like_wanted(hidden, matrix, bias, wants[0], wants[1], wants[2]);
@@ -322,15 +325,14 @@ char* maskdiff_linear_nll(const Tensor* hidden, const Tensor* matrix, const Tens
                           const Tensor* target, const Tensor* weight, int64_t banned,
                           Tensor** result) {
   return guarded([&] {
-    const Tensor no_bias;
-    const Tensor& b = bias ? *bias : no_bias;
+    const auto b = bias ? std::optional(*bias) : std::nullopt;
     const bool tracked = at::GradMode::is_enabled() &&
-        (hidden->requires_grad() || matrix->requires_grad() || (b.defined() && b.requires_grad()));
+        (hidden->requires_grad() || matrix->requires_grad() || (b && b->requires_grad()));
     if (tracked) {
       *result = new Tensor(LinearNll::apply(*hidden, *matrix, b, *target, *weight, banned));
     } else {
       Tensor nll = at::empty({hidden->size(0)}, hidden->options());
-      pass(*hidden, *matrix, b, *target, *weight, banned, nll, nullptr);
+      pass(*hidden, *matrix, b.value_or(Tensor()), *target, *weight, banned, nll, nullptr);
       *result = new Tensor(nll);
     }
   });

@@ -417,6 +417,21 @@ mod tests {
     }
 
     #[test]
+    fn linear_nll_needs_no_bias() {
+        let (h, w) = (leaf(&[3, 4], Kind::Double), leaf(&[6, 4], Kind::Double));
+        let (y, weight) = (Tensor::from_slice(&[0i64, 2, 5]), Tensor::from_slice(&[1.0, 2.0, 0.5]));
+        let ours = linear_nll(&h, &w, None, &y, &weight, None).unwrap();
+        let log_p = h.matmul(&w.tr()).log_softmax(-1, Kind::Double);
+        let plain = -log_p.gather(1, &y.unsqueeze(1), false).squeeze_dim(1) * &weight;
+        assert!(max_difference(&ours, &plain) < 1e-12);
+        let gradients =
+            |nll: Tensor| Tensor::run_backward(&[nll.sum(Kind::Double)], &[&h, &w], false, false);
+        for (ours, plain) in gradients(ours).iter().zip(&gradients(plain)) {
+            assert!(max_difference(ours, plain) < 1e-12);
+        }
+    }
+
+    #[test]
     fn lists_and_norms() {
         let (a, b) = (Tensor::from_slice(&[1.0f32, 2.0]), Tensor::from_slice(&[3.0f32, 6.0]));
         foreach_lerp(&[a.shallow_clone()], &[b.shallow_clone()], 0.25).unwrap();

@@ -1,28 +1,9 @@
 //! One transformer block: modulated attention and a modulated MLP, each behind a gate.
 
-use maskdiff_plugin_api::nn::{Mlp, Rotation, SelfAttention, norm};
+use maskdiff_plugin_api::nn::{Mlp, Modulation, Rotation, SelfAttention, norm};
 use maskdiff_plugin_api::prelude::*;
 
 use crate::Config;
-
-/// A linear map of the conditioning to shifts, scales and gates.
-pub(crate) struct Modulation {
-    weight: Tensor,
-    bias: Tensor,
-}
-
-impl Modulation {
-    pub(crate) fn new(p: &mut Parameters, name: &str, outputs: i64, cond_dim: i64) -> Self {
-        let weight = p.constant(&format!("{name}.weight"), &[outputs, cond_dim], 0.0);
-        let bias = p.constant(&format!("{name}.bias"), &[outputs], 0.0);
-        Self { weight, bias }
-    }
-
-    /// `c_bc [B, C]` → `count` tensors `[B, 1, D]`.
-    pub(crate) fn chunks(&self, c_bc: &Tensor, count: i64) -> Vec<Tensor> {
-        c_bc.linear(&self.weight, Some(&self.bias)).unsqueeze(1).chunk(count, -1)
-    }
-}
 
 pub(crate) struct Block {
     dropout: f64,

@@ -10,14 +10,12 @@
 //! Source: Peebles and Xie 2023, arXiv:2212.09748; Lou et al. 2024, arXiv:2310.16834; MDLM code, `models/dit.py`.
 //! Differences: on a GPU the original forces bfloat16 inside; here the host's precision decides.
 
-use maskdiff_plugin_api::nn::{Rotary, norm};
+use maskdiff_plugin_api::nn::{Modulation, Rotary, TimestepEmbedder, norm};
 use maskdiff_plugin_api::prelude::*;
 
 mod block;
-mod timestep;
 
-use block::{Block, Modulation};
-use timestep::TimestepEmbedder;
+use block::Block;
 
 export_plugin!();
 register!(backbone Dit);

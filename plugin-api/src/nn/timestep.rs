@@ -1,20 +1,24 @@
-//! The embedding of the noise level: sinusoids, then a two-layer MLP.
+//! How a network hears of the noise level: an embedding, and modulations made from it.
 
-use maskdiff_plugin_api::prelude::*;
-use tch::{Device, Kind};
+use tch::{Device, Kind, Tensor};
+
+use crate::Parameters;
 
 /// Sinusoidal features; half cosines, half sines.
 const FEATURES: i64 = 256;
 const MAX_PERIOD: f64 = 10_000.0;
 
-pub(crate) struct TimestepEmbedder {
+/// The embedding of the noise level: sinusoids, then a two-layer MLP.
+#[derive(Debug)]
+pub struct TimestepEmbedder {
     frequencies: Tensor,
     weights: [Tensor; 2],
     biases: [Tensor; 2],
 }
 
 impl TimestepEmbedder {
-    pub(crate) fn new(p: &mut Parameters, cond_dim: i64) -> Self {
+    /// Parameters `sigma_map.mlp.{0,2}.*`; `cond_dim` is C.
+    pub fn new(p: &mut Parameters, cond_dim: i64) -> Self {
         let weight_0 = p.linear("sigma_map.mlp.0.weight", cond_dim, FEATURES);
         let bias_0 = p.bias("sigma_map.mlp.0.bias", cond_dim, FEATURES);
         let weight_2 = p.linear("sigma_map.mlp.2.weight", cond_dim, cond_dim);
@@ -28,11 +32,32 @@ impl TimestepEmbedder {
     }
 
     /// `sigma_b [B] f64` → `[B, C]`.
-    pub(crate) fn forward(&self, sigma_b: &Tensor) -> Tensor {
+    pub fn forward(&self, sigma_b: &Tensor) -> Tensor {
         let kind = self.weights[0].kind();
         let angle = sigma_b.to_kind(kind).unsqueeze(1) * self.frequencies.to_kind(kind);
         let features = Tensor::cat(&[angle.cos(), angle.sin()], -1);
         let hidden = features.linear(&self.weights[0], Some(&self.biases[0])).silu();
         hidden.linear(&self.weights[1], Some(&self.biases[1]))
+    }
+}
+
+/// adaLN: a linear map of the conditioning to shifts, scales and gates, zero at first.
+#[derive(Debug)]
+pub struct Modulation {
+    weight: Tensor,
+    bias: Tensor,
+}
+
+impl Modulation {
+    /// Parameters `NAME.weight [outputs, cond_dim]` and `NAME.bias [outputs]`.
+    pub fn new(p: &mut Parameters, name: &str, outputs: i64, cond_dim: i64) -> Self {
+        let weight = p.constant(&format!("{name}.weight"), &[outputs, cond_dim], 0.0);
+        let bias = p.constant(&format!("{name}.bias"), &[outputs], 0.0);
+        Self { weight, bias }
+    }
+
+    /// `c_bc [B, C]` → `count` tensors `[B, 1, outputs / count]`.
+    pub fn chunks(&self, c_bc: &Tensor, count: i64) -> Vec<Tensor> {
+        c_bc.linear(&self.weight, Some(&self.bias)).unsqueeze(1).chunk(count, -1)
     }
 }
