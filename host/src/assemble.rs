@@ -2,7 +2,6 @@
 
 use std::path::PathBuf;
 
-use maskdiff_plugin_api::abi::handles::Walker;
 use maskdiff_plugin_api::{Context, capability};
 use tch::{Device, Kind, Tensor};
 
@@ -10,8 +9,10 @@ use crate::checkpoint::{self, Checkpoint};
 use crate::config::Config;
 use crate::data::Tokenizer;
 use crate::error::{Error, Result};
+use crate::evaluate::Measure;
 use crate::model::{Choices, Model};
 use crate::plugins::{Places, Registry};
+use crate::sample::NamedSampler;
 
 /// Opens the plugins: those of the command line, the configuration and the environment, then the shipped ones.
 pub fn registry(files: &[PathBuf], config: &Config) -> Result<Registry> {
@@ -48,6 +49,15 @@ pub fn choices(config: &mut Config, registry: &Registry, sampled: bool) -> Resul
     Ok(choices)
 }
 
+/// Checks that the chosen components offer what a way of measuring needs.
+pub fn check_measure(measure: Measure, config: &Config, registry: &Registry) -> Result<()> {
+    let chosen = [
+        ("process", config.top.diffusion.as_str()),
+        ("parameterization", &config.top.parameterization),
+    ];
+    registry.check_offered(&format!("`{}`", measure.chosen_by()), measure.needs(), &chosen)
+}
+
 /// What every component is told.
 pub fn facts(config: &Config, tokenizer: &dyn Tokenizer, device: Device) -> Context {
     Context {
@@ -79,7 +89,7 @@ pub fn model(
 }
 
 /// Builds the sampler with the options of `sampling`.
-pub fn sampler(config: &Config, registry: &Registry, facts: &Context) -> Result<(String, Walker)> {
+pub fn sampler(config: &Config, registry: &Registry, facts: &Context) -> Result<NamedSampler> {
     let choice = config.sampler(registry)?;
     let walker = registry.sampler(&choice, facts).map_err(|e| config.locate(e))?;
     Ok((choice.name, walker))

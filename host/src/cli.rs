@@ -10,6 +10,7 @@ use clap::{Args, CommandFactory as _, Parser, Subcommand, ValueHint};
 
 use crate::commands::{self, Common};
 use crate::error::{Error, Result};
+use crate::prompt::Ask;
 use crate::report::Format;
 use crate::{accelerator, logging};
 
@@ -84,7 +85,15 @@ enum Command {
     /// Bound the likelihood of the validation text
     Eval(Trained),
     /// Draw text
-    Sample(Trained),
+    ///
+    /// Without a prompt, `sampling.num_sample_batches` batches of `loader.eval_batch_size` texts; with prompts and
+    /// templates, as many texts for each as there are batches. What is given never changes.
+    Sample {
+        #[command(flatten)]
+        trained: Trained,
+        #[command(flatten)]
+        given: Given,
+    },
     /// List the loaded plugins, or show one
     Plugins {
         #[command(subcommand)]
@@ -115,6 +124,28 @@ impl Trained {
     fn into_overrides(self) -> Vec<String> {
         let checkpoint = self.checkpoint.map(|path| format!("eval.checkpoint_path={path}"));
         self.overrides.into_iter().chain(checkpoint).collect()
+    }
+}
+
+#[derive(Debug, Args)]
+struct Given {
+    /// A text to continue (may be repeated)
+    #[arg(long, value_name = "TEXT")]
+    prompt: Vec<String>,
+    /// A file with a prompt a line; in FILE.jsonl each line is {"prompt": "..."} or {"template": "..."}
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    prompt_file: Option<PathBuf>,
+    /// A text with holes to fill, [MASK] for one token and [MASK:12] for twelve (may be repeated)
+    #[arg(long, value_name = "TEXT")]
+    template: Vec<String>,
+}
+
+impl Given {
+    fn into_asks(self) -> Result<Vec<Ask>> {
+        let prompts = self.prompt.into_iter().map(Ask::Prompt);
+        let templates = self.template.into_iter().map(Ask::Template);
+        let lines = self.prompt_file.as_deref().map(Ask::read).transpose()?;
+        Ok(prompts.chain(templates).chain(lines.into_iter().flatten()).collect())
     }
 }
 
@@ -169,7 +200,9 @@ fn run(words: Vec<OsString>) -> Result<()> {
     match command {
         Command::Train { overrides } => commands::train::run(&common(overrides)),
         Command::Eval(trained) => commands::eval::run(&common(trained.into_overrides())),
-        Command::Sample(trained) => commands::sample::run(&common(trained.into_overrides())),
+        Command::Sample { trained, given } => {
+            commands::sample::run(&common(trained.into_overrides()), &given.into_asks()?)
+        }
         Command::Config { overrides } => commands::config::run(&common(overrides)),
         Command::Plugins { command: Plugins::List { overrides } } => {
             commands::plugins::list(&common(overrides))

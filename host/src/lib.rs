@@ -17,6 +17,7 @@ pub mod logging;
 pub mod model;
 pub mod optim;
 pub mod plugins;
+pub mod prompt;
 pub mod report;
 pub mod run_dir;
 pub mod sample;

@@ -151,7 +151,8 @@ impl Model {
         self.method.score(self, xt_bl, t_b, rows_n).map_err(|e| self.method_error(e))
     }
 
-    fn method_error(&self, error: PluginError) -> Error {
+    /// An error of the parameterization, with its name.
+    pub(crate) fn method_error(&self, error: PluginError) -> Error {
         Error::component("parameterization", &self.names.parameterization.name, error)
     }
 }

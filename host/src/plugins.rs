@@ -147,6 +147,13 @@ impl Registry {
         Ok(first)
     }
 
+    /// The components of a kind that have an option, in back-ticks.
+    pub fn having(&self, kind: &str, option: &str) -> Vec<String> {
+        let all = self.components().into_iter().map(|(_, component)| component);
+        let having = all.filter(|c| c.kind == kind && !c.schema["properties"][option].is_null());
+        having.map(|c| format!("`{}`", c.name)).collect()
+    }
+
     /// Checks that every capability a chosen component needs is offered by another one or by the host.
     pub fn check_needs(&self, chosen: &[(&str, &str)], host: &[&str]) -> Result<()> {
         let found: Vec<&ComponentInfo> = chosen
@@ -164,18 +171,35 @@ impl Registry {
         Ok(())
     }
 
+    /// Checks that the chosen components offer all of `needs`; `who` needs them.
+    pub fn check_offered(&self, who: &str, needs: &[&str], chosen: &[(&str, &str)]) -> Result<()> {
+        let found: Vec<&ComponentInfo> = chosen
+            .iter()
+            .map(|(kind, name)| Ok(self.find(kind, name)?.1))
+            .collect::<Result<_>>()?;
+        let offered = |need: &str| found.iter().any(|c| c.provides.iter().any(|p| p == need));
+        let Some(need) = needs.iter().find(|need| !offered(need)) else { return Ok(()) };
+        let with: Vec<String> = found.iter().map(|c| described(c)).collect();
+        Err(Error::config(
+            format!("{who} needs `{need}`, which {} does not offer", with.join(" with ")),
+            self.giving(need),
+        ))
+    }
+
+    /// Who offers a capability, in words.
+    fn giving(&self, need: &str) -> String {
+        let all = self.components();
+        let giving = all.iter().filter(|(_, c)| c.provides.iter().any(|p| p == need));
+        let giving: Vec<String> = giving.map(|(_, c)| described(c)).collect();
+        if giving.is_empty() {
+            return "no loaded plugin offers it".into();
+        }
+        format!("offered by: {}", giving.join(", "))
+    }
+
     fn missing(&self, component: &ComponentInfo, need: &str, chosen: &[&ComponentInfo]) -> Error {
-        let with: Vec<String> = chosen
-            .iter()
-            .filter(|c| c.name != component.name)
-            .map(|c| format!("{} `{}`", c.kind, c.name))
-            .collect();
-        let giving: Vec<String> = self
-            .components()
-            .iter()
-            .filter(|(_, c)| c.provides.iter().any(|p| p == need))
-            .map(|(_, c)| format!("{} `{}`", c.kind, c.name))
-            .collect();
+        let with: Vec<String> =
+            chosen.iter().filter(|c| c.name != component.name).map(|c| described(c)).collect();
         let same_kind: Vec<String> = self
             .components()
             .iter()
@@ -187,19 +211,16 @@ impl Registry {
             .collect();
         let mut hint = if need == maskdiff_plugin_api::capability::TIME_CONDITIONING {
             "set `time_conditioning=true`".to_string()
-        } else if giving.is_empty() {
-            "no loaded plugin offers it".to_string()
         } else {
-            format!("offered by: {}", giving.join(", "))
+            self.giving(need)
         };
         if !same_kind.is_empty() {
             hint += &format!("; {} that would fit: {}", component.kind, same_kind.join(", "));
         }
         Error::config(
             format!(
-                "{} `{}` needs `{need}`, which neither {} nor the host offers",
-                component.kind,
-                component.name,
+                "{} needs `{need}`, which neither {} nor the host offers",
+                described(component),
                 with.join(" nor ")
             ),
             hint,
@@ -283,6 +304,11 @@ impl UsedPlugin {
             sha256: hex(&Sha256::digest(&bytes)),
         })
     }
+}
+
+/// Kind and name of a component, for people.
+fn described(component: &ComponentInfo) -> String {
+    format!("{} `{}`", component.kind, component.name)
 }
 
 /// Bytes as lower-case hex.

@@ -3,7 +3,6 @@
 use std::time::Instant;
 
 use maskdiff_native::{generator_state, set_generator_state};
-use maskdiff_plugin_api::abi::handles::Walker;
 use serde_json::json;
 use tch::Tensor;
 
@@ -12,12 +11,13 @@ use crate::clock;
 use crate::config::Config;
 use crate::data::{Corpus, entropy_per_token};
 use crate::error::{Error, Result};
-use crate::evaluate::{self, Bound};
+use crate::evaluate::{self, Bound, Measure, Plan};
 use crate::learner::{Batch, Learner, Step};
 use crate::model::Model;
+use crate::prompt::Given;
 use crate::report::Report;
 use crate::run_dir::{self, RunDir};
-use crate::sample;
+use crate::sample::{self, NamedSampler, Windows};
 use crate::stop::Stop;
 
 /// A run from its first to its last step.
@@ -30,8 +30,10 @@ pub struct Trainer<'a> {
     pub model: Model,
     /// What learning changes.
     pub learner: Learner,
-    /// The sampler, by name, that shows what the model has learnt; none when `sampling.num_sample_log = 0`.
-    pub walker: Option<(String, Walker)>,
+    /// How the validation blocks are measured.
+    pub measure: Measure,
+    /// The sampler that shows what the model has learnt; none when `sampling.num_sample_log = 0`.
+    pub sampler: Option<NamedSampler>,
     /// The run folder.
     pub run: RunDir,
     /// Where words go.
@@ -132,17 +134,17 @@ impl Trainer<'_> {
     /// Bound and samples with the averaged weights, then a checkpoint. Training is not changed by it.
     fn evaluate(&mut self) -> Result<Bound> {
         let (config, step) = (self.config, self.learner.step);
-        let device = self.model.facts().device();
-        let (corpus, model, walker) = (&self.corpus, &self.model, &mut self.walker);
+        let (device, measure) = (self.model.facts().device(), self.measure);
+        let (corpus, model, sampler) = (&self.corpus, &self.model, &mut self.sampler);
         let (bound, drawn) = self.learner.averaged(|| {
-            let (batch, passes) = (config.loader.eval_batch_size, config.eval.passes);
-            let seed = config.top.seed.cast_signed();
-            let bound = evaluate::bound(model, &corpus.valid, batch, passes, seed, |_, _| Ok(()))?;
-            let Some((name, walker)) = walker else { return Ok((bound, None)) };
+            let plan = Plan::new(config, measure);
+            let bound = evaluate::likelihood(model, &corpus.valid, plan, |_, _| Ok(()))?;
+            let Some(sampler) = sampler else { return Ok((bound, None)) };
             let state = generator_state(device)?;
-            tch::manual_seed(seed.wrapping_add(step));
-            let count = config.sampling.num_sample_log;
-            let drawn = sample::draw(model, walker, name, corpus.tokenizer.as_ref(), count, None);
+            tch::manual_seed(plan.seed.wrapping_add(step));
+            let given = vec![Given::default(); config.sampling.num_sample_log as usize];
+            let tokenizer = corpus.tokenizer.as_ref();
+            let drawn = sample::draw(model, sampler, tokenizer, &given, Windows::ONE, None);
             set_generator_state(device, &state)?;
             Ok((bound, Some(drawn?)))
         })?;

@@ -73,6 +73,15 @@ fn combinations_without_meaning_are_refused_before_anything_is_written() {
             ],
             "`T`",
         ),
+        (
+            &[
+                "parameterization=sedd",
+                "sampling.predictor=analytic",
+                "time_conditioning=true",
+                "training.importance_sampling=true",
+            ],
+            "means nothing to parameterization `sedd`",
+        ),
         (&["parameterization=d3pm", "sampling.predictor=ddpm"], "T=1000"),
         (&["parameterization=d3pm", "T=1000"], "carry_over"),
         (&["parameterization=d3pm", "sampling.predictor=analytic", "T=1000"], "score"),
@@ -87,5 +96,55 @@ fn combinations_without_meaning_are_refused_before_anything_is_written() {
         assert_eq!(out.code, 2, "{words:?}: {}", out.stderr);
         assert!(out.stderr.contains(reason), "{words:?} does not say {reason}: {}", out.stderr);
         assert!(!folder.path().join("run").exists(), "{words:?} left a run folder");
+    }
+}
+
+#[test]
+fn likelihood_is_measured_in_three_ways() {
+    let folder = tempfile::tempdir().expect("a folder");
+    train(folder.path(), &["trainer.max_steps=20", "run.dir=run", "eval.bound=strict"]).expect(0);
+    let eval = |words: &[&str]| {
+        let all = [&["eval", "--checkpoint", "run", "eval.passes=4"], words].concat();
+        let line = maskdiff(folder.path(), &all).expect(0).lines().remove(0);
+        (
+            line["val/nelbo"].as_f64().expect("nats"),
+            line["val/standard_error"].as_f64().expect("error"),
+        )
+    };
+    let (strict, error) = eval(&["eval.bound=strict"]);
+    let (reference, other) = eval(&["eval.bound=reference"]);
+    assert!((strict - reference).abs() < 5.0 * (error + other) + 0.02, "{strict} {reference}");
+    // Nothing is drawn: batches change rounding alone.
+    let (exact, _) = eval(&["eval.likelihood=duel"]);
+    let (again, _) = eval(&["eval.likelihood=duel", "loader.eval_batch_size=5"]);
+    assert!((exact - again).abs() < 1e-5, "{exact} {again}");
+    for order in ["confidence", "entropy", "left_to_right"] {
+        let order = format!("eval.duel_order={order}");
+        let (nats, _) = eval(&["eval.likelihood=duel", &order, "eval.duel_tokens=8"]);
+        assert!(nats.is_finite() && nats > 0.0, "{order}: {nats}");
+    }
+}
+
+#[test]
+fn ways_of_measuring_that_do_not_fit_say_what_would() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let words = ["backbone=ar", "parameterization=ar", "sampling.num_sample_log=0"];
+    let small: Vec<&str> = SMALL.iter().filter(|w| !w.starts_with("sampling")).copied().collect();
+    let one = ["train", "trainer.max_steps=1", "run.dir=run"];
+    maskdiff(folder.path(), &[&small[..0], &one[..1], &small, &one[1..], &words].concat())
+        .expect(0);
+    for (words, phrases) in [
+        (
+            &["eval.bound=strict"][..],
+            &["`eval.bound=strict` needs `log_x0`", "`ar` does not offer", "`subs`"][..],
+        ),
+        (&["eval.likelihood=duel"], &["`eval.likelihood=duel` needs `log_x0`"]),
+        (&["eval.likelihood=exact"], &["`bound` or `duel`, got `exact`"]),
+        (&["eval.bound=loose"], &["`reference` or `strict`, got `loose`"]),
+        (&["eval.likelihood=duel", "eval.duel_order=random"], &["no order `random`", "margin"]),
+        (&["eval.duel_tokens=0"], &["`eval.duel_tokens` must be at least 1"]),
+    ] {
+        let out = maskdiff(folder.path(), &[&["eval", "--checkpoint", "run"], words].concat());
+        out.expect(2).says(phrases);
     }
 }

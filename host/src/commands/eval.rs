@@ -5,23 +5,25 @@ use serde_json::json;
 use super::Common;
 use crate::data::{self, entropy_per_token};
 use crate::error::{Error, Result};
+use crate::evaluate::{self, Measure, Plan};
 use crate::report::Report;
 use crate::stop::Stop;
-use crate::{accelerator, assemble, evaluate};
+use crate::{accelerator, assemble};
 
 /// Bounds the likelihood of the validation blocks under a checkpoint.
 pub fn run(common: &Common) -> Result<()> {
     let (checkpoint, mut config, tokenizer) = common.trained()?;
     let registry = assemble::registry(&common.plugins, &config)?;
     let choices = assemble::choices(&mut config, &registry, false)?;
+    let plan = Plan::new(&config, Measure::new(&config)?);
+    assemble::check_measure(plan.measure, &config, &registry)?;
     let corpus = data::open(&config, Some(tokenizer))?;
     let device = accelerator::device(&config)?;
     let facts = assemble::facts(&config, corpus.tokenizer.as_ref(), device);
     let model = assemble::model(&config, &registry, choices, facts)?;
     assemble::load_weights(&model, &checkpoint, &config)?;
     let (stop, mut report) = (Stop::listen()?, Report::new(common.format, common.quiet));
-    let (batch, passes) = (config.loader.eval_batch_size, config.eval.passes);
-    report.start("evaluate", 0, corpus.valid.size()[0] * passes);
+    report.start("evaluate", 0, corpus.valid.size()[0] * plan.passes);
     let tick = |done, total| {
         report.progress("evaluate", done, total, "");
         if stop.asked() {
@@ -31,20 +33,25 @@ pub fn run(common: &Common) -> Result<()> {
         }
         Ok(())
     };
-    let seed = config.top.seed.cast_signed();
-    let bound = evaluate::bound(&model, &corpus.valid, batch, passes, seed, tick);
+    let bound = evaluate::likelihood(&model, &corpus.valid, plan, tick);
     report.finish();
     let bound = bound.map_err(|e| config.locate(e))?;
     let mut line = json!({
         "step": checkpoint.state.step,
         "checkpoint": checkpoint.path,
+        "measure": plan.measure.chosen_by(),
         "val/nelbo": bound.nats_per_token,
         "val/bits_per_token": bound.bits_per_token,
         "val/ppl": bound.perplexity,
         "val/standard_error": bound.standard_error,
         "val/tokens": bound.tokens,
     });
-    let mut text = format!("step {}: {}", checkpoint.state.step, bound.in_words());
+    let mut text = format!(
+        "step {}, {}: {}",
+        checkpoint.state.step,
+        plan.measure.chosen_by(),
+        bound.in_words()
+    );
     if let Some(entropy) = entropy_per_token(&config) {
         line["data/entropy_bits_per_token"] = json!(entropy);
         text += &format!("; the text itself has {entropy:.4} bits per token");

@@ -4,48 +4,67 @@ use maskdiff_plugin_api::{Kind, PluginError};
 use serde_json::json;
 
 use super::Common;
+use crate::config::Config;
+use crate::data::Tokenizer;
 use crate::error::Result;
 use crate::model::Progress;
+use crate::prompt::{Ask, Given};
 use crate::report::Report;
+use crate::sample::{self, Sample, Windows};
 use crate::stop::Stop;
-use crate::{accelerator, assemble, sample};
+use crate::{accelerator, assemble};
 
-/// Draws text from a checkpoint.
-pub fn run(common: &Common) -> Result<()> {
+/// Draws text from a checkpoint: freely, or one text for everything that is asked for.
+pub fn run(common: &Common, asked: &[Ask]) -> Result<()> {
     let (checkpoint, mut config, tokenizer) = common.trained()?;
     let registry = assemble::registry(&common.plugins, &config)?;
     let choices = assemble::choices(&mut config, &registry, true)?;
+    let given = given(&config, asked, tokenizer.as_ref())?;
     let facts = assemble::facts(&config, tokenizer.as_ref(), accelerator::device(&config)?);
-    let (name, mut walker) = assemble::sampler(&config, &registry, &facts)?;
+    let mut sampler = assemble::sampler(&config, &registry, &facts)?;
     let model = assemble::model(&config, &registry, choices, facts)?;
     assemble::load_weights(&model, &checkpoint, &config)?;
     let stop = Stop::listen()?;
     tch::manual_seed(config.top.seed.cast_signed());
-    let mut drawn = 0;
-    for _ in 0..config.sampling.num_sample_batches {
-        let bar = Report::new(common.format, common.quiet);
-        let count = config.loader.eval_batch_size;
-        let batch = sample::draw(
-            &model,
-            &mut walker,
-            &name,
-            tokenizer.as_ref(),
-            count,
-            Some(progress(bar, stop.clone())),
-        );
-        let batch = batch.map_err(|e| config.locate(e))?;
+    let windows = Windows::new(&config.sampling);
+    let (rounds, size) = (config.sampling.num_sample_batches, config.loader.eval_batch_size);
+    let mut rule = "";
+    for given in (0..rounds).flat_map(|_| given.chunks(size as usize)) {
+        let bar = progress(Report::new(common.format, common.quiet), stop.clone());
+        let drawn =
+            sample::draw(&model, &mut sampler, tokenizer.as_ref(), given, windows, Some(bar));
+        let drawn = drawn.map_err(|e| config.locate(e))?;
         let report = Report::new(common.format, common.quiet);
-        for sample in &batch.samples {
-            let line = json!({"text": sample.text, "ids": sample.ids, "nfe": batch.nfe});
-            let rule = if drawn == 0 { "" } else { "\n---\n" };
-            report.result(&line, &format!("{rule}{}", sample.text));
-            drawn += 1;
+        let (count, nfe, seconds) = (drawn.samples.len(), drawn.nfe, drawn.seconds);
+        for Sample { given, text, ids } in drawn.samples {
+            let mut line = json!({"text": text, "ids": ids, "nfe": nfe});
+            if !given.is_empty() {
+                line["given"] = json!(given);
+            }
+            report.result(&line, &format!("{rule}{text}"));
+            rule = "\n---\n";
         }
-        let (nfe, seconds) = (batch.nfe, batch.seconds);
         report
             .note(&format!("{count} sequences in {seconds:.2} s, {nfe:.1} network calls for each"));
     }
     Ok(())
+}
+
+/// What is asked for in tokens; nothing, a batch of it, when nothing is asked for.
+fn given(config: &Config, asked: &[Ask], tokenizer: &dyn Tokenizer) -> Result<Vec<Given>> {
+    if asked.is_empty() {
+        return Ok(vec![Given::default(); config.loader.eval_batch_size as usize]);
+    }
+    let given = asked.iter().map(|ask| Given::new(ask, tokenizer, config.model.length));
+    let given: Vec<Given> = given.collect::<Result<_>>()?;
+    match given.iter().find(|given| given.is_whole()) {
+        Some(template) if config.sampling.semi_ar => Err(config.layers.error(
+            "sampling.semi_ar",
+            &format!("the template `{}` says where its text ends", template.text),
+            "`sampling.semi_ar=true` goes on behind a text: give a prompt, or leave it out",
+        )),
+        _ => Ok(given),
+    }
 }
 
 /// Shows how far a walk is, and ends it when asked to.

@@ -7,6 +7,7 @@ use crate::checkpoint::{self, Checkpoint};
 use crate::config::Config;
 use crate::data::{self, Tokenizer, load_tokenizer};
 use crate::error::Result;
+use crate::evaluate::Measure;
 use crate::learner::Learner;
 use crate::report::Report;
 use crate::run_dir::{self, RunDir};
@@ -20,14 +21,16 @@ pub fn run(common: &Common) -> Result<()> {
     let registry = assemble::registry(&common.plugins, &config)?;
     let logs = config.sampling.num_sample_log > 0;
     let choices = assemble::choices(&mut config, &registry, logs)?;
+    let measure = Measure::bound(&config)?;
+    assemble::check_measure(measure, &config, &registry)?;
     let device = accelerator::device(&config)?;
     let path = run_dir::path_for(&config);
     let resumed = resumed(&config, &path)?;
     let corpus = data::open(&config, tokenizer_of(resumed.as_ref())?)?;
     let facts = assemble::facts(&config, corpus.tokenizer.as_ref(), device);
-    let walker = logs.then(|| assemble::sampler(&config, &registry, &facts)).transpose()?;
-    let sampler = walker.as_ref().map(|(name, _)| name.as_str());
-    let used = plugins::used(&registry, &choices, sampler)?;
+    let sampler = logs.then(|| assemble::sampler(&config, &registry, &facts)).transpose()?;
+    let named = sampler.as_ref().map(|(name, _)| name.as_str());
+    let used = plugins::used(&registry, &choices, named)?;
     let model = assemble::model(&config, &registry, choices, facts)?;
     let learner = Learner::new(&model, &config)?;
     let stop = Stop::listen()?;
@@ -39,7 +42,8 @@ pub fn run(common: &Common) -> Result<()> {
         corpus,
         model,
         learner,
-        walker,
+        measure,
+        sampler,
         run,
         report: Report::new(common.format, common.quiet),
         stop,

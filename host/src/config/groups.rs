@@ -98,6 +98,12 @@ group! {
         num_sample_batches: i64 = 1,
         /// Sequences drawn at every evaluation while training.
         num_sample_log: i64 = 2,
+        /// `maskdiff sample` draws longer sequences window by window: each sees the end of the one before.
+        semi_ar: bool = false,
+        /// `semi_ar`: tokens by which the window moves, 1 to `model.length`.
+        stride_length: i64 = 1,
+        /// `semi_ar`: windows after the first, ≥ 0; the sequence has `model.length + num_strides * stride_length` tokens.
+        num_strides: i64 = 1,
     }
 }
 
@@ -182,6 +188,14 @@ group! {
         disable_ema: bool = false,
         /// Passes over the validation set, each with its own times and masks.
         passes: i64 = 1,
+        /// `reference` measures as the original program does, `strict` is a true upper bound.
+        bound: String = "reference".into(),
+        /// `bound`, or `duel`: the exact likelihood of a deterministic order of unmasking (`maskdiff eval` only).
+        likelihood: String = "bound".into(),
+        /// `duel`: which token is revealed next: `margin`, `confidence`, `entropy`, `left_to_right`.
+        duel_order: String = "margin".into(),
+        /// `duel`: tokens revealed at once, ≥ 1.
+        duel_tokens: i64 = 1,
     }
 }
 

@@ -210,7 +210,9 @@ fn check_ranges(config: &Config) -> Result<()> {
         ("loader.eval_batch_size", config.loader.eval_batch_size),
         ("trainer.log_every_n_steps", config.trainer.log_every_n_steps),
         ("eval.passes", config.eval.passes),
+        ("eval.duel_tokens", config.eval.duel_tokens),
         ("sampling.num_sample_batches", config.sampling.num_sample_batches),
+        ("sampling.stride_length", config.sampling.stride_length),
         ("data.valid_blocks", config.data.valid_blocks),
     ];
     for (key, value) in positive {
@@ -218,6 +220,16 @@ fn check_ranges(config: &Config) -> Result<()> {
             let message = format!("`{key}` must be at least 1, got {value}");
             return Err(config.layers.error(key, &message, ""));
         }
+    }
+    let (stride, length) = (config.sampling.stride_length, config.model.length);
+    if config.sampling.semi_ar && stride > length {
+        let message = format!("`sampling.stride_length` is {stride}, and a window has {length}");
+        let hint = "at most `model.length`; less leaves earlier text in sight";
+        return Err(config.layers.error("sampling.stride_length", &message, hint));
+    }
+    if config.sampling.num_strides < 0 {
+        let message = format!("`sampling.num_strides` is {}", config.sampling.num_strides);
+        return Err(config.layers.error("sampling.num_strides", &message, "0 or more"));
     }
     let ema = config.training.ema;
     if !(0.0..1.0).contains(&ema) {

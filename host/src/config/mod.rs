@@ -128,8 +128,17 @@ impl Config {
             .map(|p| p.keys().map(String::as_str).collect())
             .unwrap_or_default();
         for (option, key) in &owner.keys {
-            if !known.contains(&option.as_str()) {
+            if known.contains(&option.as_str()) {
+                continue;
+            }
+            let others = registry.having(kind, option);
+            if others.is_empty() {
                 return Err(self.unknown_option(&owner, option, key, groups, &known));
+            }
+            // Turning off what a component cannot do anyway is no mistake: published command lines do it.
+            match owner.options.remove(option) {
+                Some(value) if is_off(&value) => {}
+                _ => return Err(self.foreign_option(&owner, key, &others)),
             }
         }
         Ok(Choice { name: name.to_string(), options: Value::Object(owner.options) })
@@ -156,6 +165,13 @@ impl Config {
             owner.kind, owner.name
         );
         self.layers.error(key, &message, &hint)
+    }
+
+    fn foreign_option(&self, owner: &Owner<'_>, key: &str, others: &[String]) -> Error {
+        let (kind, name) = (owner.kind, owner.name);
+        let message = format!("`{key}` means nothing to {kind} `{name}`");
+        let others = others.join(", ");
+        self.layers.error(key, &message, &format!("leave it out; it is an option of {others}"))
     }
 
     /// Points an unknown component's error at the key that named it.
@@ -214,6 +230,11 @@ impl Config {
         }
         Ok(global / batch)
     }
+}
+
+/// Whether a value says "without": `false`, 0 or nothing.
+fn is_off(value: &Value) -> bool {
+    value.is_null() || value == false || value.as_f64() == Some(0.0)
 }
 
 /// An option of a group as a key of the configuration.

@@ -4,7 +4,7 @@
 
 pub mod stories;
 mod text;
-mod tokenizer;
+pub(crate) mod tokenizer;
 
 pub use tokenizer::{Tokenizer, load as load_tokenizer};
 

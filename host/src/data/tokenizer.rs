@@ -23,6 +23,14 @@ pub trait Tokenizer {
     fn encode(&self, text: &str) -> Result<Vec<u32>>;
     /// Text of ids; a mask shows as `[MASK]`.
     fn decode(&self, ids: &[i64]) -> String;
+    /// Id that stands for text without a token of its own, if the tokenizer has such.
+    fn unknown(&self) -> Option<u32> {
+        None
+    }
+    /// Whether the space between two words belongs to the second's token.
+    fn space_leads(&self) -> bool {
+        false
+    }
     /// What [`load`] reads back.
     fn to_json(&self) -> String;
 }
@@ -46,7 +54,7 @@ pub fn load(path: &Path) -> Result<Box<dyn Tokenizer>> {
 }
 
 /// One token for each character, in code-point order.
-pub(super) fn characters(text: &str) -> Box<dyn Tokenizer> {
+pub(crate) fn characters(text: &str) -> Box<dyn Tokenizer> {
     let mut all: Vec<char> = text.chars().collect();
     all.sort_unstable();
     all.dedup();
@@ -135,7 +143,8 @@ impl Tokenizer for Stories {
                 .map(|id| id as u32)
                 .ok_or_else(|| Error::data(format!("`{word}` is not a word of the stories"), ""))
         };
-        text.split_whitespace().map(id).collect()
+        // Full stops are words that stand close to the one before.
+        text.replace('.', " . ").replace('!', " ! ").split_whitespace().map(id).collect()
     }
 
     fn decode(&self, ids: &[i64]) -> String {
@@ -153,6 +162,8 @@ struct HuggingFace {
     tokens: i64,
     mask: Option<u32>,
     separator: Option<u32>,
+    unknown: Option<u32>,
+    space_leads: bool,
 }
 
 impl HuggingFace {
@@ -171,8 +182,21 @@ impl HuggingFace {
         let first = |names: &[&str]| names.iter().find_map(|name| tokenizer.token_to_id(name));
         let mask = first(&["[MASK]", "<mask>"]);
         let separator = first(&["[EOS]", "</s>", "<|endoftext|>", "[SEP]"]);
-        let text = text.to_string();
-        Ok(Box::new(Self { tokens: i64::from(largest) + 1, tokenizer, text, mask, separator }))
+        // WordLevel, WordPiece and BPE name the unknown token, Unigram gives its id.
+        let json: serde_json::Value = serde_json::from_str(text).unwrap_or_default();
+        let named = json["model"]["unk_token"].as_str();
+        let unknown = named.and_then(|token| tokenizer.token_to_id(token));
+        let numbered = json["model"]["unk_id"].as_u64().and_then(|id| u32::try_from(id).ok());
+        let splits = json["pre_tokenizer"].to_string();
+        Ok(Box::new(Self {
+            tokens: i64::from(largest) + 1,
+            tokenizer,
+            text: text.to_string(),
+            mask,
+            separator,
+            unknown: unknown.or(numbered),
+            space_leads: splits.contains("ByteLevel") || splits.contains("Metaspace"),
+        }))
     }
 }
 
@@ -187,6 +211,14 @@ impl Tokenizer for HuggingFace {
 
     fn separator(&self) -> Option<u32> {
         self.separator
+    }
+
+    fn unknown(&self) -> Option<u32> {
+        self.unknown
+    }
+
+    fn space_leads(&self) -> bool {
+        self.space_leads
     }
 
     fn encode(&self, text: &str) -> Result<Vec<u32>> {
@@ -246,7 +278,7 @@ mod tests {
         let tokenizer = load(&path).unwrap();
         assert_eq!((tokenizer.vocab_size(), tokenizer.mask_id()), (4, 3));
         assert_eq!(tokenizer.encode("b a").unwrap(), [1, 0]);
-        assert_eq!(tokenizer.separator(), Some(2));
+        assert_eq!((tokenizer.separator(), tokenizer.unknown()), (Some(2), Some(0)));
         assert!(tokenizer.decode(&[1, 3, 0]).contains("[MASK]"));
     }
 }

@@ -1,0 +1,223 @@
+//! Likelihood of the validation blocks: the parameterization's own bound, a strict one, or the exact likelihood of an
+//! order of unmasking.
+
+pub mod duel;
+pub mod strict;
+
+use maskdiff_native::{generator_state, set_generator_state};
+use maskdiff_plugin_api::{Denoiser, capability};
+use serde::Serialize;
+use tch::{Kind, Tensor};
+
+use self::duel::Order;
+use crate::clock;
+use crate::config::Config;
+use crate::error::{Error, Result};
+use crate::model::Model;
+
+/// How likelihood is measured.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Measure {
+    /// The training loss without dropout, as the original program measures. It leaves out both ends of time.
+    Reference,
+    /// A true upper bound, see [`strict::nats`].
+    Strict,
+    /// The exact likelihood of a deterministic order, see [`duel::nats`].
+    Duel {
+        /// Which token is revealed next.
+        order: Order,
+        /// Tokens revealed at once, ≥ 1.
+        tokens: i64,
+    },
+}
+
+impl Measure {
+    /// What `eval.likelihood` and `eval.bound` ask for.
+    pub fn new(config: &Config) -> Result<Self> {
+        match config.eval.likelihood.as_str() {
+            "bound" => Self::bound(config),
+            "duel" => Ok(Self::Duel { order: order(config)?, tokens: config.eval.duel_tokens }),
+            other => Err(config.layers.error(
+                "eval.likelihood",
+                &format!("`eval.likelihood` is `bound` or `duel`, got `{other}`"),
+                "`duel` is the exact likelihood of a deterministic order of unmasking",
+            )),
+        }
+    }
+
+    /// What `eval.bound` asks for, also while training.
+    pub fn bound(config: &Config) -> Result<Self> {
+        match config.eval.bound.as_str() {
+            "reference" => Ok(Self::Reference),
+            "strict" => Ok(Self::Strict),
+            other => Err(config.layers.error(
+                "eval.bound",
+                &format!("`eval.bound` is `reference` or `strict`, got `{other}`"),
+                "`reference` follows the original program, `strict` is a true upper bound",
+            )),
+        }
+    }
+
+    /// What the model's components must offer.
+    pub fn needs(self) -> &'static [&'static str] {
+        match self {
+            Self::Reference => &[],
+            _ => &[capability::MASK, capability::LOG_X0, capability::CARRY_OVER],
+        }
+    }
+
+    /// The key and value that choose it.
+    pub fn chosen_by(self) -> &'static str {
+        match self {
+            Self::Reference => "eval.bound=reference",
+            Self::Strict => "eval.bound=strict",
+            Self::Duel { .. } => "eval.likelihood=duel",
+        }
+    }
+
+    /// Total nats `[B] f64` of the sequences `x0_bl [B, L]` and the number of tokens scored.
+    fn nats(self, model: &Model, x0_bl: &Tensor, u_b: &Tensor) -> Result<(Tensor, i64)> {
+        if self == Self::Reference {
+            let loss = model.loss(x0_bl, &model.draw_t(u_b)?)?;
+            let nats_b = loss.sum_dim_intlist([1i64].as_slice(), false, Kind::Double);
+            return Ok((nats_b, loss.numel() as i64));
+        }
+        let facts = model.facts();
+        // A law over the whole vocabulary at every token: so many sequences at once that it fits.
+        let fitting = (LAW_NUMBERS / (facts.length * facts.vocab_size)).max(1);
+        let parts = x0_bl.split(fitting, 0).into_iter().zip(u_b.split(fitting, 0));
+        let denoiser = Denoiser::new(model);
+        let nats = |(x0_bl, u_b): (Tensor, Tensor)| match self {
+            Self::Duel { order, tokens } => duel::nats(&denoiser, &x0_bl, order, tokens),
+            _ => strict::nats(&denoiser, &x0_bl, &u_b),
+        };
+        let nats = parts.map(nats).collect::<maskdiff_plugin_api::Result<Vec<Tensor>>>();
+        let nats = nats.map_err(|e| model.method_error(e))?;
+        Ok((Tensor::cat(&nats, 0), x0_bl.numel() as i64))
+    }
+}
+
+/// Numbers of a law that is held at once: 256 MiB in float32.
+const LAW_NUMBERS: i64 = 1 << 26;
+
+fn order(config: &Config) -> Result<Order> {
+    let name = config.eval.duel_order.as_str();
+    let found = Order::ALL.iter().find(|(known, _)| *known == name);
+    found.map(|(_, order)| *order).ok_or_else(|| {
+        let known = Order::ALL.map(|(known, _)| known).join(", ");
+        let message = format!("there is no order `{name}`");
+        config.layers.error("eval.duel_order", &message, &format!("orders: {known}"))
+    })
+}
+
+/// A negative log-likelihood, or a bound of it, with its error.
+#[derive(Debug, Clone, Copy, Serialize)]
+pub struct Bound {
+    /// Nats per token.
+    pub nats_per_token: f64,
+    /// The same in bits.
+    pub bits_per_token: f64,
+    /// `exp(nats_per_token)`.
+    pub perplexity: f64,
+    /// Standard error of `nats_per_token` over the sequences' draws.
+    pub standard_error: f64,
+    /// Tokens scored, each pass counted.
+    pub tokens: i64,
+    /// Passes, each with its own times and masks.
+    pub passes: i64,
+}
+
+impl Bound {
+    /// One line for people.
+    pub fn in_words(&self) -> String {
+        format!(
+            "{:.4} nats per token = {:.4} bits (± {:.4}), perplexity {:.4}",
+            self.nats_per_token,
+            self.bits_per_token,
+            self.standard_error / std::f64::consts::LN_2,
+            self.perplexity
+        )
+    }
+}
+
+/// How an evaluation runs.
+#[derive(Debug, Clone, Copy)]
+pub struct Plan {
+    /// What is measured.
+    pub measure: Measure,
+    /// Sequences in a batch.
+    pub batch: i64,
+    /// Passes over the blocks; an exact likelihood takes one.
+    pub passes: i64,
+    /// All draws come from it.
+    pub seed: i64,
+}
+
+impl Plan {
+    /// What the configuration says, for the given measure.
+    pub fn new(config: &Config, measure: Measure) -> Self {
+        let exact = matches!(measure, Measure::Duel { .. });
+        Self {
+            measure,
+            batch: config.loader.eval_batch_size,
+            passes: if exact { 1 } else { config.eval.passes },
+            seed: config.top.seed.cast_signed(),
+        }
+    }
+}
+
+/// Evaluates the blocks `[n, L] i64`. The draws come from the plan's seed alone, and libtorch's generator is left as it
+/// was, so an evaluation changes nothing about training. `tick` is called after every batch with blocks done and in all.
+pub fn likelihood(
+    model: &Model,
+    blocks: &Tensor,
+    plan: Plan,
+    mut tick: impl FnMut(i64, i64) -> Result<()>,
+) -> Result<Bound> {
+    let Plan { measure, batch, passes, seed } = plan;
+    let device = model.facts().device();
+    let state = generator_state(device)?;
+    tch::manual_seed(seed);
+    let result = tch::no_grad(|| {
+        let (n, mut sums) = (blocks.size()[0], Vec::new());
+        let mut tokens = 0;
+        for pass in 0..passes {
+            for start in (0..n).step_by(batch as usize) {
+                let size = batch.min(n - start);
+                let x0_bl = blocks.narrow(0, start, size).to_device(device);
+                let u_b = clock::uniforms(size, 1, true, device).remove(0);
+                let (nats_b, scored) = measure.nats(model, &x0_bl, &u_b)?;
+                tokens += scored;
+                sums.extend(Vec::<f64>::try_from(nats_b)?);
+                tick(pass * n + start + size, passes * n)?;
+            }
+        }
+        Ok::<_, Error>((sums, tokens))
+    });
+    set_generator_state(device, &state)?;
+    let (sums, tokens) = result?;
+    summarize(&sums, tokens, passes)
+}
+
+/// The mean over `tokens` of the total nats of each sequence in each pass.
+pub fn summarize(sums: &[f64], tokens: i64, passes: i64) -> Result<Bound> {
+    let n = sums.len() as f64;
+    let per_block = tokens as f64 / n;
+    let nats = sums.iter().sum::<f64>() / tokens as f64;
+    if !nats.is_finite() {
+        return Err(Error::numeric(
+            format!("the validation bound is {nats}"),
+            "the weights are broken: evaluate an earlier checkpoint, or lower `optim.lr`",
+        ));
+    }
+    let deviation = |s: &f64| (s / per_block - nats).powi(2);
+    let variance = sums.iter().map(deviation).sum::<f64>() / (n - 1.0).max(1.0);
+    Ok(Bound {
+        nats_per_token: nats,
+        bits_per_token: nats / std::f64::consts::LN_2,
+        perplexity: nats.exp(),
+        standard_error: (variance / n).sqrt(),
+        tokens,
+        passes,
+    })
+}

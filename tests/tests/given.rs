@@ -1,0 +1,136 @@
+//! End to end: prompts, templates and texts longer than a window.
+
+use std::fs;
+use std::path::Path;
+
+use maskdiff_tests::run::{SMALL, maskdiff};
+use serde_json::Value;
+
+/// A run that was hardly trained, with a character tokenizer, windows of 32.
+fn trained(folder: &Path, more: &[&str]) {
+    let text = "The cat sat on the mat. A dog ran by, then it sat as well.\n".repeat(60);
+    fs::write(folder.join("text.txt"), text).expect("a file");
+    let words = [
+        "data=text",
+        "data.path=text.txt",
+        "model.length=32",
+        "trainer.max_steps=2",
+        "run.dir=run",
+        "sampling.num_sample_log=0",
+    ];
+    let sampler = |word: &&&str| !more.contains(&"backbone=ar") || **word != "sampling.steps=8";
+    let small: Vec<&str> = SMALL.iter().filter(sampler).copied().collect();
+    maskdiff(folder, &[&["train"], &small[..], &words, more].concat()).expect(0);
+}
+
+fn sample(folder: &Path, words: &[&str]) -> Vec<Value> {
+    let all = [&["sample", "--checkpoint", "run"], words].concat();
+    maskdiff(folder, &all).expect(0).lines()
+}
+
+fn texts(lines: &[Value]) -> Vec<&str> {
+    lines.iter().map(|line| line["text"].as_str().expect("text")).collect()
+}
+
+/// Every sampler that ships, over what it is for.
+const SAMPLERS: &[&[&str]] = &[
+    &["sampling.predictor=ddpm_cache"],
+    &["sampling.predictor=ddpm"],
+    &["sampling.predictor=analytic"],
+    &["parameterization=sedd", "sampling.predictor=analytic", "time_conditioning=true"],
+    &["parameterization=d3pm", "sampling.predictor=ddpm", "T=50"],
+    &["backbone=ar", "parameterization=ar", "sampling.predictor=ar"],
+];
+
+#[test]
+fn what_is_given_stays_with_every_sampler() {
+    for sampler in SAMPLERS {
+        let folder = tempfile::tempdir().expect("a folder");
+        trained(folder.path(), sampler);
+        let template = "The [MASK:12] sat on[MASK].";
+        let words = ["--prompt", "The cat", "--prompt", "A d", "--template", template];
+        let drawn = sample(folder.path(), &[&words[..], &["loader.eval_batch_size=2"]].concat());
+        let texts = texts(&drawn);
+        assert_eq!(texts.len(), 3, "{sampler:?}");
+        assert!(texts[0].starts_with("The cat") && texts[1].starts_with("A d"), "{texts:?}");
+        assert_eq!(texts[0].chars().count(), 32, "{sampler:?}");
+        let filled: Vec<char> = texts[2].chars().collect();
+        assert_eq!(filled.len(), 4 + 12 + 7 + 1 + 1, "{sampler:?}: {texts:?}");
+        let part = |from: usize, to: usize| filled[from..to].iter().collect::<String>();
+        assert_eq!(
+            (part(0, 4), part(16, 23), part(24, 25)),
+            ("The ".into(), " sat on".into(), ".".into())
+        );
+        assert_eq!(drawn[2]["given"], template);
+    }
+}
+
+#[test]
+fn prompts_come_from_files_and_repeat() {
+    let folder = tempfile::tempdir().expect("a folder");
+    trained(folder.path(), &[]);
+    let write = |name: &str, text: &str| fs::write(folder.path().join(name), text).expect("a file");
+    write("prompts.txt", "A dog\nThe mat\n");
+    let words = ["--prompt-file", "prompts.txt", "sampling.num_sample_batches=3"];
+    let drawn = sample(folder.path(), &words);
+    let given: Vec<&str> =
+        drawn.iter().map(|line| line["given"].as_str().expect("given")).collect();
+    assert_eq!(given, ["A dog", "The mat"].repeat(3));
+    assert!(
+        drawn
+            .iter()
+            .zip(&given)
+            .all(|(line, given)| { line["text"].as_str().expect("text").starts_with(given) })
+    );
+    assert_ne!(drawn[0]["text"], drawn[2]["text"], "each time another text");
+    write("all.jsonl", "{\"prompt\": \"A dog\"}\n{\"template\": \"[MASK:3] sat\"}\n");
+    let drawn = sample(folder.path(), &["--prompt-file", "all.jsonl"]);
+    assert!(texts(&drawn)[0].starts_with("A dog") && texts(&drawn)[1].ends_with(" sat"));
+}
+
+#[test]
+fn windows_make_texts_of_any_length() {
+    for sampler in [SAMPLERS[0], SAMPLERS[5]] {
+        let folder = tempfile::tempdir().expect("a folder");
+        trained(folder.path(), sampler);
+        let windows =
+            ["sampling.semi_ar=true", "sampling.stride_length=20", "sampling.num_strides=3"];
+        let words = [&windows[..], &["--prompt", "The cat", "--prompt", "A d"]].concat();
+        let drawn = sample(folder.path(), &words);
+        let texts = texts(&drawn);
+        assert!(texts.iter().all(|text| text.chars().count() == 32 + 3 * 20), "{texts:?}");
+        assert!(texts[0].starts_with("The cat") && texts[1].starts_with("A d"), "{texts:?}");
+        let same =
+            ["sampling.semi_ar=True", "sampling.stride_length=32", "loader.eval_batch_size=2"];
+        let drawn = sample(folder.path(), &same);
+        assert!(drawn.iter().all(|line| line["ids"].as_array().expect("ids").len() == 64));
+    }
+}
+
+#[test]
+fn what_cannot_be_given_is_refused_before_any_work() {
+    let folder = tempfile::tempdir().expect("a folder");
+    trained(folder.path(), &[]);
+    let long = "The cat sat on the mat. ".repeat(3);
+    fs::write(folder.path().join("bad.jsonl"), "{\"promt\": \"The\"}\n").expect("a file");
+    let cases: &[(&[&str], &[&str])] = &[
+        (&["--prompt", &long], &["has 72 tokens", "sequences of 32", "at most 31 tokens"]),
+        (&["--prompt", ""], &["the prompt is empty"]),
+        (&["--prompt", "Ω"], &["`Ω` cannot be given", "'Ω' has no token", "tokenizer.json"]),
+        (&["--template", "The cat"], &["`The cat` has no hole", "[MASK:12]"]),
+        (&["--template", "The [MASK:99]"], &["more than the 32 tokens"]),
+        (&["--template", "The [MASK:x] "], &["no hole at `[MASK:x]", "[MASK:n]"]),
+        (&["--template", "A [MASK]", "sampling.semi_ar=true"], &["says where its text ends"]),
+        (&["--prompt-file", "none.txt"], &["none.txt", "No such file"]),
+        (&["--prompt-file", "bad.jsonl"], &["`bad.jsonl`, line 1", "promt"]),
+        (&["sampling.semi_ar=true", "sampling.stride_length=33"], &["a window has 32"]),
+        (&["sampling.stride_length=0"], &["`sampling.stride_length` must be at least 1"]),
+        (&["sampling.num_strides=-1"], &["`sampling.num_strides`"]),
+    ];
+    for (words, phrases) in cases {
+        let out = maskdiff(folder.path(), &[&["sample", "--checkpoint", "run"], *words].concat());
+        assert!([2, 5].contains(&out.code), "{words:?}: {} {}", out.code, out.stderr);
+        out.says(phrases);
+        assert!(out.stdout.is_empty(), "{words:?}");
+    }
+}
