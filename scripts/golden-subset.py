@@ -29,8 +29,10 @@ KEPT = {
             'subs subs_timecond subs_mask_inside subs_T1000 subs_importance subs_change_of_variables '
             'subs_geometric d3pm_T1000 d3pm_T1000_subs_masking sedd ar'
         ).split()
-    },
+    }
+    | {f'{name}.safetensors': ['*'] for name in ('crop_subs', 'crop_ar', 'metrics')},
     'f_ar_sampler': {'*': ['*']},
+    'f_semi_ar': {'subs.safetensors': ['*'], 'subs_timecond.safetensors': ['*']},
     'f_steps': {'*': STEPS},
     'f_trajectories': {
         f'{name}.safetensors': ['*']

@@ -116,6 +116,41 @@ fn golden_walks() {
     }
 }
 
+/// Windows of a longer text: each starts with the end of the one before.
+#[test]
+fn golden_semi_autoregressive() {
+    let Some(case) = golden_case("f_semi_ar") else { return };
+    let registry = registry();
+    for (name, run) in case["runs"].as_object().expect("runs") {
+        let file = format!("{name}.safetensors");
+        if !case["files"].as_object().expect("files").contains_key(&file) {
+            continue;
+        }
+        let golden = Tensors::golden(&format!("f_semi_ar/{file}"));
+        let number = |key: &str| run[key].as_i64().unwrap_or_else(|| panic!("{key}"));
+        let (steps, stride) = (number("steps"), number("stride_length"));
+        let dt = run["dt"].as_f64().expect("dt");
+        let (model, walker) = build(&registry, &case, run, "ddpm_cache");
+        let (states, noise) = (golden.get("states"), golden.get("noise"));
+        let length = states.size()[3];
+        let mut text = Tensor::zeros([number("batch"), 0], (Kind::Int64, tch::Device::Cpu));
+        for window in 0..=number("num_strides") {
+            let mut x = model.prior(number("batch"), length).expect("a start");
+            let seen = if window == 0 { 0 } else { length - stride };
+            x.narrow(1, 0, seen).copy_(&text.narrow(1, text.size()[1] - seen, seen));
+            for i in 0..steps {
+                let time = 1.0 - i as f64 * dt;
+                // The original draws at the end, too; time 0 itself would ask for the likeliest tokens.
+                let law = walker.law(&model, &x, time, (time - dt).max(1e-12)).expect("a law");
+                x = race(&law, &noise.get(window * (steps + 1) + i));
+                assert_eq!(x, states.get(window).get(i), "{name}, window {window}, step {i}");
+            }
+            text = Tensor::cat(&[text, x.narrow(1, seen, length - seen)], 1);
+        }
+        assert_eq!(text, golden.get("tokens"), "{name}");
+    }
+}
+
 #[test]
 fn golden_left_to_right() {
     let Some(case) = golden_case("f_ar_sampler") else { return };
