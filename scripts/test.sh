@@ -14,7 +14,9 @@ cargo clippy --workspace --all-targets --locked -- -D warnings
 say "build: the host and the plugins"
 cargo build --workspace --locked
 say "tests"
-# libtorch has one random generator a process: .cargo/config.toml runs the tests of a binary one at a time.
+# libtorch has one random generator a process: .cargo/config.toml runs the tests of a binary one at a time. Their tensors
+# are small: a second thread only waits for the first.
+export OMP_NUM_THREADS=1
 cargo test --workspace --locked
 say "docs"
 RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --locked

@@ -2,8 +2,11 @@
 //!
 //! The golden folder is the one that `MASKDIFF_GOLDEN` names, else `../shared/golden`, else `tests/golden`.
 
+mod answers;
 pub mod bench;
 pub mod run;
+
+pub use answers::Answers;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};

@@ -1,85 +1,10 @@
 //! Golden cases d: what each parameterization makes of given logits.
 
 use maskdiff::model::Choice;
-use maskdiff_plugin_api::{Context, Model, Result};
-use maskdiff_tests::{Tensors, assert_close, golden_case, registry};
+use maskdiff_plugin_api::{Context, Model as _};
+use maskdiff_tests::{Answers, Tensors, assert_close, golden_case, registry};
 use serde_json::json;
 use tch::{Device, Kind, Tensor};
-
-/// A network that answers given logits at every time.
-struct Given {
-    logits_nv: Tensor,
-    sigma_b: Tensor,
-    mask_id: i64,
-}
-
-fn unused<T>() -> Result<T> {
-    panic!("a parameterization's log_x0 and score ask only for sigma, hidden and logits")
-}
-
-impl Model for Given {
-    fn vocab_size(&self) -> i64 {
-        self.logits_nv.size()[1]
-    }
-    fn mask_id(&self) -> Option<i64> {
-        Some(self.mask_id)
-    }
-    fn time_conditioning(&self) -> bool {
-        true
-    }
-    fn device(&self) -> Device {
-        Device::Cpu
-    }
-    fn sigma(&self, _t: &Tensor) -> Result<Tensor> {
-        Ok(self.sigma_b.shallow_clone())
-    }
-    fn dsigma(&self, _t: &Tensor) -> Result<Tensor> {
-        unused()
-    }
-    fn time_of_alpha(&self, _alpha: &Tensor) -> Result<Tensor> {
-        unused()
-    }
-    fn sigma_range(&self) -> Result<(f64, f64)> {
-        unused()
-    }
-    fn importance(&self, _t: &Tensor) -> Result<Tensor> {
-        unused()
-    }
-    fn corrupt(&self, _x0_bl: &Tensor, _alpha_b: &Tensor) -> Result<Tensor> {
-        unused()
-    }
-    fn posterior(&self, _xt: &Tensor, _t: f64, _s: f64, _p: &Tensor) -> Result<Tensor> {
-        unused()
-    }
-    fn hidden(&self, xt_bl: &Tensor, _sigma_b: &Tensor) -> Result<Tensor> {
-        let [batch, length] = xt_bl.size()[..] else { panic!("xt_bl {:?}", xt_bl.size()) };
-        Ok(self.logits_nv.view([batch, length, -1]))
-    }
-    fn extend(&self, _x_bl: &Tensor, _cache: Vec<Tensor>) -> Result<(Tensor, Vec<Tensor>)> {
-        unused()
-    }
-    fn logits(&self, hidden_nd: &Tensor) -> Result<Tensor> {
-        Ok(hidden_nd.shallow_clone())
-    }
-    fn weighted_nll(
-        &self,
-        _hidden_nd: &Tensor,
-        _target_n: &Tensor,
-        _weight_n: &Tensor,
-        _banned: Option<i64>,
-    ) -> Result<Tensor> {
-        unused()
-    }
-    fn log_x0(&self, _xt_bl: &Tensor, _t_b: &Tensor, _rows_n: &Tensor) -> Result<Tensor> {
-        unused()
-    }
-    fn score(&self, _xt_bl: &Tensor, _t_b: &Tensor, _rows_n: &Tensor) -> Result<Tensor> {
-        unused()
-    }
-    fn progress(&self, _done: i64, _total: i64, _xt_bl: &Tensor) -> Result<()> {
-        unused()
-    }
-}
 
 /// The golden files write -1e6 and less for minus infinity, and exp of it for 0.
 fn finite(log_p: &Tensor) -> Tensor {
@@ -99,9 +24,10 @@ fn check(folder: &str) {
             ("sedd", "sedd", json!({})),
         ] {
             let xt_bl = golden.get("xt");
-            let given = Given {
+            let given = Answers {
                 logits_nv: golden.get("logits").to_kind(kind).flatten(0, 1),
                 sigma_b: golden.get("sigma").to_kind(Kind::Double),
+                dsigma_b: golden.get("sigma").to_kind(Kind::Double),
                 mask_id,
             };
             let facts = Context {

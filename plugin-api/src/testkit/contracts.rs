@@ -2,10 +2,11 @@
 
 use tch::{Device, Kind, Tensor};
 
-use super::toy::Toy;
+use super::statistics::chi_square;
+use super::toy::{Toy, law_of_walk};
 use crate::{
     Backbone, Component, Context, Denoiser, ForwardProcess, Model, NoiseSchedule, Parameterization,
-    Sampler, ops,
+    Sampler, StepSampler, ops,
 };
 
 fn context(toy: &Toy) -> Context {
@@ -175,4 +176,24 @@ pub fn sampler_contract<T: Sampler>() {
     let mut sampler: T = make(&context(&toy));
     let stopped = sampler.sample(&Denoiser::new(&toy), &toy.masked(1)).map(|x| ops::rows_of(&x));
     assert_eq!(stopped.expect_err("asked to stop").kind, crate::Kind::Interrupted);
+}
+
+/// The law of the samples is the exact law of the walk: one sequence at a time and batches of 8, `steps` from 4 to 1,000,
+/// each by a chi-square test at 1e-4. `with_steps` makes the sampler of so many steps.
+pub fn walk_contract<T: StepSampler>(with_steps: impl Fn(i64) -> T) {
+    let toy = Toy::new(3, 3);
+    for (steps, walks) in [(4, 4000), (64, 500), (1000, 100)] {
+        let law = law_of_walk(&with_steps(steps), &toy).expect("law");
+        for batch in [1, 8] {
+            tch::manual_seed(steps + batch);
+            let mut sampler = with_steps(steps);
+            let mut counts = vec![0.0; law.len()];
+            for _ in 0..walks {
+                let x0 = sampler.sample(&Denoiser::new(&toy), &toy.masked(batch)).expect("sample");
+                counts.iter_mut().zip(toy.counts(&x0)).for_each(|(sum, count)| *sum += count);
+            }
+            let p = chi_square(&counts, &law);
+            assert!(p > 1e-4, "{steps} steps, batch {batch}: p = {p:e}");
+        }
+    }
 }

@@ -9,7 +9,7 @@ mod toy;
 
 pub use contracts::{
     backbone_contract, noise_contract, parameterization_contract, process_contract,
-    sampler_contract,
+    sampler_contract, walk_contract,
 };
 pub use statistics::chi_square;
 pub use toy::{Toy, law_of_walk};

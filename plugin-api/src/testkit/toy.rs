@@ -1,16 +1,19 @@
 //! A denoiser whose joint distribution over short sequences is a table.
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
+use std::collections::HashMap;
+use std::rc::Rc;
 
 use tch::{Device, IndexOp, Kind as TensorKind, Tensor};
 
 use crate::error::Kind;
-use crate::{Denoiser, Model, PluginError, Result, StepSampler, bail, ops};
+use crate::{Denoiser, Model, PluginError, Result, StepSampler, ops};
 
 /// The exact denoiser of a table of probabilities over sequences of `length` tokens out of `tokens`, plus a mask.
 ///
 /// Absorbing process, log-linear schedule. `hidden` is the exact log-conditional at each position, the head
-/// is the identity, so a parameterization can be tested over it as well.
+/// is the identity, so a parameterization can be tested over it as well. `extend` is the exact law of the next token,
+/// as a causal network gives it.
 #[derive(Debug)]
 pub struct Toy {
     length: usize,
@@ -19,6 +22,8 @@ pub struct Toy {
     time_conditioning: bool,
     calls: Cell<i64>,
     stop_after: Cell<i64>,
+    /// Conditionals that were asked for before.
+    known: RefCell<HashMap<Vec<i64>, Rc<[f64]>>>,
 }
 
 const EPS: f64 = 1e-3;
@@ -41,6 +46,7 @@ impl Toy {
             time_conditioning: false,
             calls: Cell::new(0),
             stop_after: Cell::new(i64::MAX),
+            known: RefCell::default(),
         }
     }
 
@@ -97,7 +103,10 @@ impl Toy {
     }
 
     /// `p(x_l = v | the unmasked tokens of xt)` for all l and v, mask last with probability 0.
-    fn conditional(&self, xt: &[i64]) -> Vec<f64> {
+    fn conditional(&self, xt: &[i64]) -> Rc<[f64]> {
+        if let Some(known) = self.known.borrow().get(xt) {
+            return known.clone();
+        }
         let vocab = self.tokens + 1;
         let mut table = vec![0.0; self.length * vocab];
         for (state, p) in self.joint.iter().enumerate() {
@@ -113,6 +122,8 @@ impl Toy {
             let total: f64 = row.iter().sum();
             row.iter_mut().for_each(|p| *p /= total);
         }
+        let table: Rc<[f64]> = table.into();
+        self.known.borrow_mut().insert(xt.to_vec(), table.clone());
         table
     }
 }
@@ -179,13 +190,32 @@ impl Model for Toy {
         self.calls.set(self.calls.get() + xt_bl.size()[0]);
         let tokens = Vec::<i64>::try_from(xt_bl.contiguous().view([-1]))?;
         let table: Vec<f64> =
-            tokens.chunks(self.length).flat_map(|z| self.conditional(z)).collect();
+            tokens.chunks(self.length).flat_map(|z| self.conditional(z).to_vec()).collect();
         let shape = [xt_bl.size()[0], self.length(), self.vocab_size()];
         Ok(Tensor::from_slice(&table).view(shape).log())
     }
 
-    fn extend(&self, _x_bl: &Tensor, _cache: Vec<Tensor>) -> Result<(Tensor, Vec<Tensor>)> {
-        bail!(Unsupported, "the toy is not causal")
+    /// The cache holds the tokens so far. Behind the last position nothing follows: its law is uniform.
+    fn extend(&self, x_bl: &Tensor, cache: Vec<Tensor>) -> Result<(Tensor, Vec<Tensor>)> {
+        let (batch, vocab) = (x_bl.size()[0], self.tokens + 1);
+        self.calls.set(self.calls.get() + batch);
+        let past: Vec<&Tensor> = cache.iter().chain([x_bl]).collect();
+        let so_far = Tensor::cat(&past, 1);
+        let (seen, new) = (so_far.size()[1] as usize, x_bl.size()[1] as usize);
+        let tokens = Vec::<i64>::try_from(so_far.contiguous().view([-1]))?;
+        let mut table = Vec::new();
+        for text in tokens.chunks(seen) {
+            for end in seen - new + 1..=seen {
+                let mut prefix = text[..end].to_vec();
+                prefix.resize(self.length, self.tokens as i64);
+                match self.conditional(&prefix).chunks(vocab).nth(end) {
+                    Some(next) => table.extend_from_slice(next),
+                    None => table.extend(vec![1.0; vocab]),
+                }
+            }
+        }
+        let shape = [batch, new as i64, vocab as i64];
+        Ok((Tensor::from_slice(&table).view(shape).log(), vec![so_far]))
     }
 
     fn logits(&self, hidden_nd: &Tensor) -> Result<Tensor> {

@@ -125,11 +125,62 @@ impl Sampler for LeftToRight {
     /// The law of each token given those before it in `xt_bl`; times have no meaning here.
     fn law(&self, model: &Denoiser, xt_bl: &Tensor, _t: f64, _s: f64) -> Result<Tensor> {
         let (b, l) = check_shape!(xt_bl, [B, L], Int64);
-        let mask = model.mask_id()?;
+        let (mask, v) = (model.mask_id()?, model.vocab_size());
         let hidden = model.hidden(xt_bl, &model.times(b, 0.0))?.narrow(1, 0, l - 1);
         let later = self.restricted(&model.logits(&hidden.flatten(0, 1))?, mask);
         let first = self.start(model, mask).expand([b, -1], false).unsqueeze(1);
-        let all = Tensor::cat(&[first, later.view([b, l - 1, -1])], 1);
+        let all = Tensor::cat(&[first, later.view([b, l - 1, v])], 1);
         Ok(all.softmax(-1, Kind::Double))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use maskdiff_plugin_api::testkit::{Toy, chi_square, sampler_contract};
+
+    #[test]
+    fn contract() {
+        sampler_contract::<LeftToRight>();
+    }
+
+    /// The first token is uniform, the others follow the joint given it.
+    #[test]
+    fn samples_have_the_law_of_the_model() {
+        let toy = Toy::new(3, 3);
+        let of_first = |first: usize| toy.joint()[first * 9..][..9].iter().sum::<f64>();
+        let law: Vec<f64> =
+            toy.joint().iter().enumerate().map(|(i, p)| p / of_first(i / 9) / 3.0).collect();
+        for batch in [1, 8] {
+            tch::manual_seed(batch);
+            let mut counts = vec![0.0; law.len()];
+            for _ in 0..8000 / batch {
+                let x0 = LeftToRight(Config::default())
+                    .sample(&Denoiser::new(&toy), &toy.masked(batch))
+                    .unwrap();
+                counts.iter_mut().zip(toy.counts(&x0)).for_each(|(sum, count)| *sum += count);
+            }
+            let p = chi_square(&counts, &law);
+            assert!(p > 1e-4, "batch {batch}: p = {p:e}");
+        }
+    }
+
+    #[test]
+    fn top_k_and_top_p_keep_the_likeliest() {
+        let logits = Tensor::from_slice(&[0.5, 0.3, 0.15, 0.05, 1e9]).log().unsqueeze(0);
+        let kept = |config: Config| {
+            let law = LeftToRight(config).restricted(&logits, 4).softmax(-1, Kind::Double);
+            Vec::<f64>::try_from(law.get(0)).unwrap()
+        };
+        let close = |got: Vec<f64>, want: [f64; 5]| {
+            assert!(got.iter().zip(want).all(|(a, b)| (a - b).abs() < 1e-12), "{got:?} {want:?}");
+        };
+        close(kept(Config::default()), [0.5, 0.3, 0.15, 0.05, 0.0]);
+        close(kept(Config { top_k: 2, ..Config::default() }), [0.625, 0.375, 0.0, 0.0, 0.0]);
+        close(kept(Config { top_p: 0.79, ..Config::default() }), [0.625, 0.375, 0.0, 0.0, 0.0]);
+        close(kept(Config { top_p: 0.1, ..Config::default() }), [1.0, 0.0, 0.0, 0.0, 0.0]);
+        let total = 0.25 + 0.09 + 0.0225 + 0.0025;
+        let sharp = [0.25, 0.09, 0.0225, 0.0025, 0.0].map(|p| p / total);
+        close(kept(Config { temperature: 0.5, ..Config::default() }), sharp);
     }
 }

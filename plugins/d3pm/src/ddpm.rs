@@ -108,7 +108,7 @@ impl StepSampler for Ddpm {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use maskdiff_plugin_api::testkit::{Toy, chi_square, law_of_walk, sampler_contract};
+    use maskdiff_plugin_api::testkit::{sampler_contract, walk_contract};
 
     #[test]
     fn contract() {
@@ -117,18 +117,6 @@ mod tests {
 
     #[test]
     fn samples_have_the_law_of_the_walk() {
-        for (steps, batch) in [(6, 4), (3, 1000)] {
-            let toy = Toy::new(3, 3);
-            let mut sampler = Ddpm(Config { steps, ..Config::default() });
-            let want = law_of_walk(&sampler, &toy).unwrap();
-            let mut counts = vec![0.0; want.len()];
-            tch::manual_seed(steps + batch);
-            for _ in 0..20_000 / batch {
-                let x = sampler.sample(&Denoiser::new(&toy), &toy.masked(batch)).unwrap();
-                counts.iter_mut().zip(toy.counts(&x)).for_each(|(c, k)| *c += k);
-            }
-            let p = chi_square(&counts, &want);
-            assert!(p > 1e-4, "steps = {steps}, batch = {batch}: p = {p}");
-        }
+        walk_contract(|steps| Ddpm(Config { steps, ..Config::default() }));
     }
 }
