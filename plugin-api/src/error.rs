@@ -138,7 +138,8 @@ pub type Result<T> = std::result::Result<T, PluginError>;
 #[macro_export]
 macro_rules! ensure {
     ($condition:expr, $kind:ident, $($message:tt)+) => {
-        if !$condition {
+        let holds: bool = $condition;
+        if !holds {
             $crate::bail!($kind, $($message)+);
         }
     };

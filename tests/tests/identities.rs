@@ -5,10 +5,11 @@
 //! `q(z | x) = alpha x + (1 - alpha) m` at a masked position is, with `p~ = alpha p + (1 - alpha) m` and `r = -a'/alpha`,
 //! `r / q(m) * (KL(q || p~) + ratio - ln ratio - 1)`, `ratio = q(m) / p~(m)`.
 
-use maskdiff::evaluate::duel::{self, Order};
+use maskdiff::evaluate::duel;
 use maskdiff::model::{Choice, Choices, Model};
 use maskdiff::plugins::Registry;
-use maskdiff_plugin_api::abi::handles::Method;
+use maskdiff_plugin_api::abi::handles::{Method, Noise};
+use maskdiff_plugin_api::ops::Order;
 use maskdiff_plugin_api::{Context, Denoiser, Model as _};
 use maskdiff_tests::{Answers, assert_close, registry};
 use proptest::prelude::*;
@@ -63,11 +64,7 @@ impl Case {
     }
 
     /// A network that answers `logits_bv`, every token of whose input is masked.
-    fn network(
-        &self,
-        noise: &maskdiff_plugin_api::abi::handles::Noise,
-        logits_bv: Tensor,
-    ) -> Answers {
+    fn network(&self, noise: &Noise, logits_bv: Tensor) -> Answers {
         let call =
             |t_b: &Tensor| (noise.sigma(t_b).expect("sigma"), noise.dsigma(t_b).expect("dsigma"));
         let (sigma_b, dsigma_b) = call(&self.t_b);

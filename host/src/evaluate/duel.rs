@@ -3,50 +3,11 @@
 //! Shape letters: `B` batch, `L` length, `V` vocabulary including the mask, `N` rows, `M` tokens still masked, `C`
 //! candidates.
 
-use maskdiff_plugin_api::{Denoiser, Result, ops};
+use maskdiff_plugin_api::ops::{self, Order};
+use maskdiff_plugin_api::{Denoiser, Result};
 use tch::{Kind, Tensor};
 
 use super::strict::time_of_share;
-
-/// Which masked token is revealed next. Ties go to the earlier position.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Order {
-    /// The largest distance between the two likeliest tokens.
-    Margin,
-    /// The likeliest likeliest token.
-    Confidence,
-    /// The law of least entropy.
-    Entropy,
-    /// The first.
-    LeftToRight,
-}
-
-impl Order {
-    /// All orders by the names they have in the configuration.
-    pub const ALL: [(&'static str, Self); 4] = [
-        ("margin", Self::Margin),
-        ("confidence", Self::Confidence),
-        ("entropy", Self::Entropy),
-        ("left_to_right", Self::LeftToRight),
-    ];
-
-    /// How much a row is to be preferred: `[N, V]` → `[N]`.
-    fn score(self, log_p_nv: &Tensor) -> Tensor {
-        match self {
-            Self::Margin => {
-                let (best, _) = log_p_nv.topk(2, -1, true, true);
-                let p = best.exp();
-                p.select(1, 0) - p.select(1, 1)
-            }
-            Self::Confidence => log_p_nv.max_dim(-1, false).0,
-            Self::Entropy => {
-                let p_nv = log_p_nv.exp();
-                p_nv.special_xlogy(&p_nv).sum_dim_intlist(-1, false, p_nv.kind())
-            }
-            Self::LeftToRight => log_p_nv.select(1, 0).zeros_like(),
-        }
-    }
-}
 
 /// The negative log-likelihood of each sequence, exactly: `x0_bl [B, L] i64` → nats `[B] f64`.
 ///

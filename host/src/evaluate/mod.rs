@@ -5,11 +5,11 @@ pub mod duel;
 pub mod strict;
 
 use maskdiff_native::{generator_state, set_generator_state};
+use maskdiff_plugin_api::ops::Order;
 use maskdiff_plugin_api::{Denoiser, capability};
 use serde::Serialize;
 use tch::{Kind, Tensor};
 
-use self::duel::Order;
 use crate::clock;
 use crate::config::Config;
 use crate::error::{Error, Result};

@@ -182,7 +182,7 @@ pub fn sampler_contract<T: Sampler>() {
 /// each by a chi-square test at 1e-4. `with_steps` makes the sampler of so many steps.
 pub fn walk_contract<T: StepSampler>(with_steps: impl Fn(i64) -> T) {
     let toy = Toy::new(3, 3);
-    for (steps, walks) in [(4, 4000), (64, 500), (1000, 100)] {
+    for (steps, walks) in [(4, 3000), (64, 200), (1000, 40)] {
         let law = law_of_walk(&with_steps(steps), &toy).expect("law");
         for batch in [1, 8] {
             tch::manual_seed(steps + batch);

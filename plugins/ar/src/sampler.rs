@@ -2,6 +2,7 @@
 //!
 //! Shape letters: `B` batch, `L` length, `V` vocabulary including the mask.
 
+use maskdiff_plugin_api::ops::Restriction;
 use maskdiff_plugin_api::prelude::*;
 use tch::Kind;
 
@@ -31,7 +32,10 @@ impl Default for Config {
 /// # Source
 /// MDLM code, `_ar_sampler`. Differences: earlier positions are kept in a cache; draws are exact in f64; given tokens
 /// stay wherever they stand, each seen by those to its right; temperature, top-k and top-p.
-struct LeftToRight(Config);
+struct LeftToRight {
+    bos_id: Option<i64>,
+    restriction: Restriction,
+}
 
 impl Component for LeftToRight {
     const NAME: &'static str = "ar";
@@ -41,17 +45,6 @@ impl Component for LeftToRight {
 
     fn new(config: Config, context: &Context) -> Result<Self> {
         let Config { bos_id, temperature, top_k, top_p } = config;
-        ensure!(
-            temperature > 0.0,
-            Config,
-            "`sampling.temperature` must be above 0, got {temperature}; `sampling.top_k=1` takes the likeliest token"
-        );
-        ensure!(top_k >= 0, Config, "`sampling.top_k` must not be negative, got {top_k}");
-        ensure!(
-            0.0 < top_p && top_p <= 1.0,
-            Config,
-            "`sampling.top_p` must lie in (0, 1], got {top_p}"
-        );
         let v = context.vocab_size;
         if let Some(bos) = bos_id {
             ensure!(
@@ -60,37 +53,23 @@ impl Component for LeftToRight {
                 "`sampling.bos_id` must be a token below {v} other than the mask, got {bos}"
             );
         }
-        Ok(Self(config))
+        Ok(Self { bos_id, restriction: Restriction::new(temperature, top_k, top_p)? })
     }
 }
 
 impl LeftToRight {
     /// Log-law of the next token from raw logits `[N, V]`, not normalised.
-    fn restricted(&self, logits_nv: &Tensor, mask: i64) -> Tensor {
-        let never = f64::NEG_INFINITY;
-        let logits = logits_nv.to_kind(Kind::Double) / self.0.temperature;
-        let _ = logits.select(1, mask).fill_(never);
-        let logits = if self.0.top_k > 0 {
-            let (best, _) = logits.topk(self.0.top_k.min(logits.size()[1]), -1, true, true);
-            logits.masked_fill(&logits.less_tensor(&best.narrow(1, best.size()[1] - 1, 1)), never)
-        } else {
-            logits
-        };
-        if self.0.top_p >= 1.0 {
-            return logits;
-        }
-        let (sorted, order) = logits.softmax(-1, Kind::Double).sort(-1, true);
-        // A token goes when the likelier ones alone hold the mass; the likeliest always stays.
-        let before = sorted.cumsum(-1, Kind::Double) - &sorted;
-        let gone = before.ge(self.0.top_p).scatter(1, &order, &before.ge(self.0.top_p));
-        logits.masked_fill(&gone, never)
+    fn next(&self, logits_nv: &Tensor, mask: i64) -> Tensor {
+        let logits = logits_nv.copy();
+        let _ = logits.select(1, mask).fill_(f64::NEG_INFINITY);
+        self.restriction.apply(&logits)
     }
 
     /// Log-law of the first token, `[1, V]`.
     fn start(&self, model: &Denoiser, mask: i64) -> Tensor {
         let v = model.vocab_size();
         let options = (Kind::Double, model.device());
-        if let Some(bos) = self.0.bos_id {
+        if let Some(bos) = self.bos_id {
             let law = Tensor::full([1, v], f64::NEG_INFINITY, options);
             let _ = law.select(1, bos).fill_(0.0);
             return law;
@@ -115,7 +94,7 @@ impl Sampler for LeftToRight {
             model.progress(i + 1, l, &x_bl)?;
             if i + 1 < l {
                 let (hidden, longer) = model.extend(&token_b.unsqueeze(1), cache)?;
-                log_law = self.restricted(&model.logits(&hidden.select(1, 0))?, mask);
+                log_law = self.next(&model.logits(&hidden.select(1, 0))?, mask);
                 cache = longer;
             }
         }
@@ -127,7 +106,7 @@ impl Sampler for LeftToRight {
         let (b, l) = check_shape!(xt_bl, [B, L], Int64);
         let (mask, v) = (model.mask_id()?, model.vocab_size());
         let hidden = model.hidden(xt_bl, &model.times(b, 0.0))?.narrow(1, 0, l - 1);
-        let later = self.restricted(&model.logits(&hidden.flatten(0, 1))?, mask);
+        let later = self.next(&model.logits(&hidden.flatten(0, 1))?, mask);
         let first = self.start(model, mask).expand([b, -1], false).unsqueeze(1);
         let all = Tensor::cat(&[first, later.view([b, l - 1, v])], 1);
         Ok(all.softmax(-1, Kind::Double))
@@ -151,36 +130,17 @@ mod tests {
         let of_first = |first: usize| toy.joint()[first * 9..][..9].iter().sum::<f64>();
         let law: Vec<f64> =
             toy.joint().iter().enumerate().map(|(i, p)| p / of_first(i / 9) / 3.0).collect();
+        let restriction = Restriction::new(1.0, 0, 1.0).unwrap();
+        let mut sampler = LeftToRight { bos_id: None, restriction };
         for batch in [1, 8] {
             tch::manual_seed(batch);
             let mut counts = vec![0.0; law.len()];
             for _ in 0..8000 / batch {
-                let x0 = LeftToRight(Config::default())
-                    .sample(&Denoiser::new(&toy), &toy.masked(batch))
-                    .unwrap();
+                let x0 = sampler.sample(&Denoiser::new(&toy), &toy.masked(batch)).unwrap();
                 counts.iter_mut().zip(toy.counts(&x0)).for_each(|(sum, count)| *sum += count);
             }
             let p = chi_square(&counts, &law);
             assert!(p > 1e-4, "batch {batch}: p = {p:e}");
         }
-    }
-
-    #[test]
-    fn top_k_and_top_p_keep_the_likeliest() {
-        let logits = Tensor::from_slice(&[0.5, 0.3, 0.15, 0.05, 1e9]).log().unsqueeze(0);
-        let kept = |config: Config| {
-            let law = LeftToRight(config).restricted(&logits, 4).softmax(-1, Kind::Double);
-            Vec::<f64>::try_from(law.get(0)).unwrap()
-        };
-        let close = |got: Vec<f64>, want: [f64; 5]| {
-            assert!(got.iter().zip(want).all(|(a, b)| (a - b).abs() < 1e-12), "{got:?} {want:?}");
-        };
-        close(kept(Config::default()), [0.5, 0.3, 0.15, 0.05, 0.0]);
-        close(kept(Config { top_k: 2, ..Config::default() }), [0.625, 0.375, 0.0, 0.0, 0.0]);
-        close(kept(Config { top_p: 0.79, ..Config::default() }), [0.625, 0.375, 0.0, 0.0, 0.0]);
-        close(kept(Config { top_p: 0.1, ..Config::default() }), [1.0, 0.0, 0.0, 0.0, 0.0]);
-        let total = 0.25 + 0.09 + 0.0225 + 0.0025;
-        let sharp = [0.25, 0.09, 0.0225, 0.0025, 0.0].map(|p| p / total);
-        close(kept(Config { temperature: 0.5, ..Config::default() }), sharp);
     }
 }

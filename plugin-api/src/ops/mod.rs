@@ -1,6 +1,12 @@
-//! Shared maths: exact categorical draws, rows of a batch, safe logarithms.
+//! Shared maths: exact categorical draws, rows of a batch, safe logarithms, orders of unmasking, sharper laws.
 //!
 //! Shape letters: `B` batch, `L` length, `V` vocabulary, `N` rows.
+
+mod order;
+mod restriction;
+
+pub use order::Order;
+pub use restriction::Restriction;
 
 use tch::{Kind, Tensor};
 
