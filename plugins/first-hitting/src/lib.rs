@@ -1,0 +1,199 @@
+//! `first_hitting`: one token after another at the times at which ancestral sampling of infinitely many steps would open
+//! them.
+//!
+//! Between two openings nothing happens, so the time of the next one is drawn at once: L network calls a sequence give
+//! the law of T to infinity exactly, each for one row of the vocabulary.
+//!
+//! Shape letters: `B` batch, `L` length, `V` vocabulary including the mask, `N` rows.
+
+use maskdiff_plugin_api::ops::Restriction;
+use maskdiff_plugin_api::prelude::*;
+use tch::Kind;
+
+export_plugin!();
+register!(sampler FirstHitting);
+
+/// Options under `sampling` for `first_hitting`.
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+struct Config {
+    /// Tokens of a sequence that open at once, ≥ 1. One is exact; more are faster, and blind to each other.
+    tokens_per_step: i64,
+    /// Log-probabilities are divided by this before the draw, > 0.
+    temperature: f64,
+    /// Draw among the k likeliest tokens; 0 is all.
+    top_k: i64,
+    /// Draw among the likeliest tokens whose mass first reaches p, in (0, 1].
+    top_p: f64,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self { tokens_per_step: 1, temperature: 1.0, top_k: 0, top_p: 1.0 }
+    }
+}
+
+/// # Equation
+/// With n masked tokens at time τ and `u ~ U(0, 1)`, the next opens where `1 - alpha(τ') = (1 - alpha(τ)) u^(1/n)`; which one
+/// is uniform, and its token is drawn from `p(x0 | x, τ')`.
+///
+/// # Source
+/// Zheng et al. 2024, arXiv:2409.02908, section 4. Differences: sequences of a batch may have different numbers of given
+/// tokens; the position is chosen before the network's head is called; draws are exact in f64.
+struct FirstHitting {
+    tokens_per_step: i64,
+    restriction: Restriction,
+}
+
+impl Component for FirstHitting {
+    const NAME: &'static str = "first_hitting";
+    const ABOUT: &'static str = "ancestral sampling of infinitely many steps in L network calls";
+    const NEEDS: &'static [&'static str] =
+        &[capability::MASK, capability::LOG_X0, capability::CARRY_OVER];
+    type Config = Config;
+
+    fn new(config: Config, _: &Context) -> Result<Self> {
+        let Config { tokens_per_step, temperature, top_k, top_p } = config;
+        ensure!(
+            tokens_per_step > 0,
+            Config,
+            "`sampling.tokens_per_step` must be at least 1, got {tokens_per_step}"
+        );
+        Ok(Self { tokens_per_step, restriction: Restriction::new(temperature, top_k, top_p)? })
+    }
+}
+
+impl Sampler for FirstHitting {
+    fn sample(&mut self, model: &Denoiser, xt_bl: &Tensor) -> Result<Tensor> {
+        let (b, l) = check_shape!(xt_bl, [B, L], Int64);
+        let mask = model.mask_id()?;
+        let mut x_bl = xt_bl.shallow_clone();
+        let mut noise_b =
+            Tensor::full([b], 1.0 - model.alpha(1.0)?, (Kind::Double, xt_bl.device()));
+        let total = most_masked(&x_bl, mask);
+        loop {
+            let left = most_masked(&x_bl, mask);
+            if left == 0 {
+                return Ok(x_bl);
+            }
+            // Sequences that are whole need no call.
+            let open_b = ops::rows_of(&x_bl.eq(mask).any_dim(1, false));
+            let part_bl = x_bl.index_select(0, &open_b);
+            let opening = self.tokens_per_step.min(l);
+            // How long the first of them waits is when the network is asked.
+            let masked_b = part_bl.eq(mask).sum_dim_intlist(1, false, Kind::Double);
+            let first_b = noise_b.index_select(0, &open_b) * wait(&masked_b);
+            let t_b = model.time_of_alpha(&(first_b.ones_like() - &first_b))?;
+            let mut after_b = first_b;
+            for k in 1..opening {
+                let later = wait(&(&masked_b - k as f64).clamp_min(1.0));
+                after_b = &after_b * later;
+            }
+            noise_b = noise_b.index_copy(0, &open_b, &after_b);
+            let rows_n = some_masked(&part_bl, mask, opening);
+            let log_x0_nv = model.log_x0(&part_bl, &t_b, &rows_n)?;
+            let token_n = ops::categorical(&self.restriction.apply(&log_x0_nv));
+            let part_bl = ops::put_rows(&part_bl, &rows_n, &token_n);
+            x_bl = x_bl.index_copy(0, &open_b, &part_bl);
+            model.progress(total - most_masked(&x_bl, mask), total, &x_bl)?;
+        }
+    }
+
+    /// The law of a step that opens what ancestral sampling would between t and s: the posterior.
+    fn law(&self, model: &Denoiser, xt_bl: &Tensor, t: f64, s: f64) -> Result<Tensor> {
+        let (b, l) = check_shape!(xt_bl, [B, L], Int64);
+        let rows_n = Tensor::arange(b * l, (Kind::Int64, xt_bl.device()));
+        let log_x0_nv = model.log_x0(xt_bl, &model.times(b, t), &rows_n)?;
+        let p_nv = self.restriction.apply(&log_x0_nv).softmax(-1, Kind::Double);
+        let alpha_s = if s > 0.0 { model.alpha(s)? } else { 1.0 };
+        let law_nv = model.posterior(&xt_bl.reshape([-1]), model.alpha(t)?, alpha_s, &p_nv)?;
+        Ok(law_nv.view([b, l, model.vocab_size()]))
+    }
+}
+
+/// The factor by which `1 - alpha` falls until the next of n tokens opens: `u^(1/n)`, `[B] f64` → `[B] f64`.
+fn wait(masked_b: &Tensor) -> Tensor {
+    // Uniform numbers in (0, 1]: a zero would be the end of time.
+    let u_b: Tensor = 1.0 - masked_b.rand_like();
+    (u_b.log() / masked_b).exp()
+}
+
+/// The largest number of masked tokens in a sequence.
+fn most_masked(x_bl: &Tensor, mask: i64) -> i64 {
+    // sync: when the walk ends is data.
+    x_bl.eq(mask).sum_dim_intlist(1, false, Kind::Int64).max().int64_value(&[])
+}
+
+/// Flat positions of `count` masked tokens of each sequence, or of all where there are fewer: `[N] i64`.
+fn some_masked(x_bl: &Tensor, mask: i64, count: i64) -> Tensor {
+    let masked_bl = x_bl.eq(mask);
+    let lot_bl = Tensor::rand(x_bl.size(), (Kind::Double, x_bl.device()));
+    let lot_bl = lot_bl.masked_fill(&masked_bl.logical_not(), -1.0);
+    let (_, best) = lot_bl.topk(count, -1, true, false);
+    let chosen_bl = masked_bl.zeros_like().scatter_value(1, &best, 1);
+    ops::rows_of(&chosen_bl.logical_and(&masked_bl))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use maskdiff_plugin_api::testkit::{Toy, chi_square, sampler_contract};
+
+    fn sampler(tokens_per_step: i64) -> FirstHitting {
+        FirstHitting { tokens_per_step, restriction: Restriction::new(1.0, 0, 1.0).unwrap() }
+    }
+
+    #[test]
+    fn contract() {
+        sampler_contract::<FirstHitting>();
+    }
+
+    #[test]
+    fn samples_have_the_joint_law_of_the_model() {
+        let toy = Toy::new(3, 3);
+        for batch in [1, 8] {
+            tch::manual_seed(batch);
+            let mut counts = vec![0.0; 27];
+            for _ in 0..2000 {
+                let x0 = sampler(1).sample(&Denoiser::new(&toy), &toy.masked(batch)).unwrap();
+                counts.iter_mut().zip(toy.counts(&x0)).for_each(|(sum, count)| *sum += count);
+            }
+            let p = chi_square(&counts, toy.joint());
+            assert!(p > 1e-4, "batch {batch}: p = {p:e}");
+        }
+    }
+
+    #[test]
+    fn a_sequence_costs_as_many_calls_as_it_has_masks() {
+        let toy = Toy::new(5, 3);
+        let start = toy.masked(3);
+        let _ = start.get(1).narrow(0, 0, 2).fill_(1);
+        let _ = start.get(2).fill_(0);
+        let x0 = sampler(1).sample(&Denoiser::new(&toy), &start).unwrap();
+        assert_eq!(toy.calls(), 5 + 3);
+        assert_eq!(x0.get(2), start.get(2));
+        let toy = Toy::new(5, 3);
+        let _ = sampler(2).sample(&Denoiser::new(&toy), &toy.masked(4)).unwrap();
+        assert_eq!(toy.calls(), 4 * 3, "two at a time");
+    }
+
+    /// The number of masks at time t is binomial with probability 1 - alpha(t): here its mean and variance at t = 0.3.
+    #[test]
+    fn tokens_open_when_ancestral_sampling_opens_them() {
+        tch::manual_seed(3);
+        let (draws, length, share) = (20_000, 20, 0.3);
+        let mut noise_b = Tensor::full([draws], 0.999, (Kind::Double, tch::Device::Cpu));
+        let mut masked_b = noise_b.zeros_like();
+        for n in (1..=length).rev() {
+            noise_b = &noise_b * wait(&noise_b.full_like(n as f64));
+            masked_b += noise_b.gt(share).to_kind(Kind::Double).neg() + 1.0;
+        }
+        // What is still masked at `share` opens below it.
+        let mean = masked_b.mean(Kind::Double).double_value(&[]);
+        let variance = masked_b.var(true).double_value(&[]);
+        let chance = share / 0.999;
+        let (want, spread) = (length as f64 * chance, length as f64 * chance * (1.0 - chance));
+        assert!((mean - want).abs() < 5.0 * (spread / draws as f64).sqrt(), "{mean}, want {want}");
+        assert!((variance / spread - 1.0).abs() < 0.06, "{variance}, want {spread}");
+    }
+}

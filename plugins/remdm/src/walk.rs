@@ -1,0 +1,233 @@
+//! The walk: what opens, what is masked again, and what is left alone.
+
+use maskdiff_plugin_api::prelude::*;
+use tch::Kind;
+
+use crate::Remdm;
+use crate::schedule::{Step, by_confidence};
+
+/// What a walk remembers.
+struct State {
+    /// Tokens `[B, L] i64`.
+    x_bl: Tensor,
+    /// Where a token was given, `[B, L] bool`.
+    given_bl: Tensor,
+    /// The probability with which each token was drawn, `[B, L] f64`.
+    confidence_bl: Tensor,
+}
+
+impl Remdm {
+    /// The chance that each open token is masked in a step, `[B, L] f64`.
+    fn remask_chance(&self, step: Step, state: &State, masked_bl: &Tensor) -> Tensor {
+        let fixed_bl = masked_bl.logical_or(&state.given_bl);
+        if self.remasking.by_confidence() {
+            return by_confidence(step.sigma, &state.confidence_bl, &fixed_bl);
+        }
+        state.confidence_bl.full_like(step.sigma).masked_fill(&fixed_bl, 0.0)
+    }
+
+    /// The chance that a masked token opens: one masked by confidence has none of sigma.
+    fn open_chance(&self, step: Step) -> f64 {
+        step.open_chance(if self.remasking.by_confidence() { 0.0 } else { step.sigma })
+    }
+
+    /// The times at which the schedule keeps a share `alpha`, `[B] f64`.
+    fn times(model: &Denoiser, batch: i64, alpha: f64) -> Result<Tensor> {
+        let alpha = alpha.clamp(model.alpha(1.0)?, model.alpha(0.0)?);
+        model.time_of_alpha(&Tensor::full([batch], alpha, (Kind::Double, model.device())))
+    }
+
+    /// The tokens of `opens_bl` are drawn, or are the likeliest ones.
+    fn open(
+        &self,
+        model: &Denoiser,
+        state: &mut State,
+        opens_bl: &Tensor,
+        alpha_t: f64,
+        likeliest: bool,
+    ) -> Result<()> {
+        // sync: which sequences change is data.
+        let changed_b = ops::rows_of(&opens_bl.any_dim(1, false));
+        if changed_b.numel() == 0 {
+            return Ok(());
+        }
+        let x_bl = state.x_bl.index_select(0, &changed_b);
+        let rows_n = ops::rows_of(&opens_bl.index_select(0, &changed_b));
+        let t_b = Self::times(model, x_bl.size()[0], alpha_t)?;
+        let log_x0_nv = model.log_x0(&x_bl, &t_b, &rows_n)?;
+        let token_n = if likeliest {
+            log_x0_nv.argmax(-1, false)
+        } else {
+            ops::categorical(&self.restriction.apply(&log_x0_nv))
+        };
+        let p_n = log_x0_nv.gather(1, &token_n.unsqueeze(1), false).squeeze_dim(1).exp();
+        let drawn_bl = ops::put_rows(&x_bl, &rows_n, &token_n);
+        let known_bl = state.confidence_bl.index_select(0, &changed_b);
+        let known_bl = ops::put_rows(&known_bl, &rows_n, &p_n.to_kind(Kind::Double));
+        state.x_bl = state.x_bl.index_copy(0, &changed_b, &drawn_bl);
+        state.confidence_bl = state.confidence_bl.index_copy(0, &changed_b, &known_bl);
+        Ok(())
+    }
+
+    fn step(&self, model: &Denoiser, state: &mut State, t: f64, s: f64) -> Result<()> {
+        let mask = model.mask_id()?;
+        let step = self.remasking.step(model, t, s)?;
+        let masked_bl = state.x_bl.eq(mask);
+        let again_bl = ops::bernoulli(&self.remask_chance(step, state, &masked_bl));
+        let chance_bl = state.confidence_bl.full_like(self.open_chance(step));
+        let opens_bl = masked_bl.logical_and(&ops::bernoulli(&chance_bl));
+        self.open(model, state, &opens_bl, step.alpha_t, false)?;
+        state.x_bl = state.x_bl.masked_fill(&again_bl, mask);
+        Ok(())
+    }
+}
+
+impl Sampler for Remdm {
+    fn sample(&mut self, model: &Denoiser, xt_bl: &Tensor) -> Result<Tensor> {
+        check_shape!(xt_bl, [B, L], Int64);
+        let mask = model.mask_id()?;
+        let mut state = State {
+            x_bl: xt_bl.shallow_clone(),
+            given_bl: xt_bl.not_equal(mask),
+            confidence_bl: Tensor::ones(xt_bl.size(), (Kind::Double, xt_bl.device())),
+        };
+        let Walk { steps, t_min, noise_removal } = self.walk;
+        for i in 0..steps {
+            self.step(model, &mut state, self.walk.time(i), self.walk.time(i + 1))?;
+            model.progress(i + 1, steps, &state.x_bl)?;
+        }
+        if noise_removal {
+            let masked_bl = state.x_bl.eq(mask);
+            self.open(model, &mut state, &masked_bl, 1.0 - t_min, true)?;
+        }
+        Ok(state.x_bl)
+    }
+
+    /// Every open token counts as drawn; with `conf`, all with the same confidence.
+    fn law(&self, model: &Denoiser, xt_bl: &Tensor, t: f64, s: f64) -> Result<Tensor> {
+        let (b, l) = check_shape!(xt_bl, [B, L], Int64);
+        let (mask, v) = (model.mask_id()?, model.vocab_size());
+        let masked_bl = xt_bl.eq(mask);
+        let state = State {
+            x_bl: xt_bl.shallow_clone(),
+            given_bl: masked_bl.zeros_like(),
+            confidence_bl: Tensor::ones(xt_bl.size(), (Kind::Double, xt_bl.device())),
+        };
+        let rows_n = Tensor::arange(b * l, (Kind::Int64, xt_bl.device()));
+        let step = self.remasking.step(model, t, s)?;
+        let alpha_t = if s > 0.0 { step.alpha_t } else { 1.0 - self.walk.t_min };
+        let log_x0_nv = model.log_x0(xt_bl, &Self::times(model, b, alpha_t)?, &rows_n)?;
+        let (drawn_nv, open, remask_bl) = if s > 0.0 {
+            let law_nv = self.restriction.apply(&log_x0_nv).softmax(-1, Kind::Double);
+            (law_nv, self.open_chance(step), self.remask_chance(step, &state, &masked_bl))
+        } else {
+            let likeliest = log_x0_nv.argmax(-1, false).one_hot(v).to_kind(Kind::Double);
+            (likeliest, 1.0, state.confidence_bl.zeros_like())
+        };
+        let stays_nv = xt_bl.reshape([-1]).one_hot(v).to_kind(Kind::Double);
+        let mask_v = stays_nv.zeros_like();
+        let _ = mask_v.select(1, mask).fill_(1.0);
+        let remask_n1 = remask_bl.reshape([-1, 1]);
+        let of_open: Tensor = &stays_nv * (1.0 - &remask_n1) + &mask_v * remask_n1;
+        let of_masked: Tensor = drawn_nv * open + mask_v * (1.0 - open);
+        Ok(of_masked.where_self(&masked_bl.reshape([-1, 1]), &of_open).view([b, l, v]))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{Config, Strategy};
+    use maskdiff_plugin_api::testkit::{Toy, sampler_contract, walk_contract};
+
+    fn remdm(config: Config) -> Remdm {
+        let context = Context {
+            vocab_size: 4,
+            mask_id: Some(3),
+            length: 3,
+            time_conditioning: false,
+            kind: Kind::Double,
+            cuda: None,
+        };
+        Remdm::new(config, &context).unwrap()
+    }
+
+    /// The same steps as a step sampler, which is how the test kit computes the law of a walk.
+    struct Free(Remdm);
+
+    impl Component for Free {
+        const NAME: &'static str = "free";
+        const ABOUT: &'static str = "";
+        type Config = Config;
+
+        fn new(config: Config, _: &Context) -> Result<Self> {
+            Ok(Self(remdm(config)))
+        }
+    }
+
+    impl StepSampler for Free {
+        fn walk(&self) -> Walk {
+            self.0.walk
+        }
+
+        fn step(&mut self, model: &Denoiser, xt_bl: &Tensor, t: f64, s: f64) -> Result<Tensor> {
+            let mut state = State {
+                x_bl: xt_bl.shallow_clone(),
+                given_bl: xt_bl.zeros_like().to_kind(Kind::Bool),
+                confidence_bl: xt_bl.ones_like().to_kind(Kind::Double),
+            };
+            if s > 0.0 {
+                self.0.step(model, &mut state, t, s)?;
+            } else {
+                let masked_bl = xt_bl.eq(model.mask_id()?);
+                self.0.open(model, &mut state, &masked_bl, 1.0 - self.0.walk.t_min, true)?;
+            }
+            Ok(state.x_bl)
+        }
+
+        fn law(&self, model: &Denoiser, xt_bl: &Tensor, t: f64, s: f64) -> Result<Tensor> {
+            Sampler::law(&self.0, model, xt_bl, t, s)
+        }
+    }
+
+    #[test]
+    fn contract() {
+        sampler_contract::<Remdm>();
+    }
+
+    #[test]
+    fn samples_have_the_law_of_the_walk() {
+        for (strategy, eta) in [(Strategy::Rescale, 0.5), (Strategy::Loop, 0.1)] {
+            walk_contract(|steps| {
+                Free(remdm(Config { strategy, eta, steps, ..Config::default() }))
+            });
+        }
+    }
+
+    #[test]
+    fn every_strategy_keeps_what_is_given_and_leaves_no_mask() {
+        let toy = Toy::new(6, 3);
+        let start = toy.masked(50);
+        let _ = start.narrow(1, 0, 2).fill_(2);
+        for strategy in [Strategy::Cap, Strategy::Rescale, Strategy::Conf, Strategy::Loop] {
+            let mut sampler = remdm(Config { strategy, eta: 0.8, steps: 40, ..Config::default() });
+            let x0 = sampler.sample(&Denoiser::new(&toy), &start).unwrap();
+            assert_eq!(x0.narrow(1, 0, 2), start.narrow(1, 0, 2), "{strategy:?}");
+            assert!(x0.max().int64_value(&[]) < 3, "{strategy:?}");
+        }
+    }
+
+    /// Without remasking, a walk is the ancestral one: its exact law tends to the joint.
+    #[test]
+    fn eta_zero_is_ancestral_sampling() {
+        let toy = Toy::new(3, 3);
+        let model = Denoiser::new(&toy);
+        let sampler = remdm(Config { strategy: Strategy::Cap, eta: 0.0, ..Config::default() });
+        let (x, rows) = (toy.masked(1), Tensor::arange(3, (Kind::Int64, tch::Device::Cpu)));
+        let law = Sampler::law(&sampler, &model, &x, 0.6, 0.4).unwrap();
+        let p = model.log_x0(&x, &model.times(1, 0.6), &rows).unwrap().exp();
+        let (alpha_t, alpha_s) = (model.alpha(0.6).unwrap(), model.alpha(0.4).unwrap());
+        let want = model.posterior(&x.view([-1]), alpha_t, alpha_s, &p).unwrap();
+        assert!((law.view([3, 4]) - want).abs().max().double_value(&[]) < 1e-12);
+    }
+}
