@@ -30,9 +30,12 @@ def ratio(name, table, above, below):
 
 ratio('ddpm_cache V=50258 L=256 T=1000 B=1: original / ours', seconds, 'large_original', 'large_product')
 ratio('ddpm_cache V=1024 L=128 T=128 B=4: original / ours', seconds, 'small_original', 'small_product')
+ratio('V=50258 L=256 B=8: ddpm_cache T=1000 / first_hitting', seconds, 'batch_1000_steps', 'batch_first_hitting')
+ratio('ar V=1024 L=1024 B=1: recomputed / cached', seconds, 'causal_recomputed', 'causal_product')
 ratio('training step V=50258: ours / full logits', seconds, 'Fused', 'FullLogits')
 ratio('training step V=50258: ours / original', seconds, 'Fused', 'Original')
 ratio('training memory V=50258: ours / full logits', memory, 'fused', 'full_logits')
 ratio('training memory V=50258: ours / original', memory, 'fused', 'original')
+ratio('dimamba memory: 4,096 tokens / 1,024 tokens', memory, 'scan_4096', 'scan_1024')
 result = {'seconds': seconds, 'memory_mib': memory, 'load_plugins_ms': load_ms, 'ratios': ratios}
 print(json.dumps(result, indent=1, ensure_ascii=False))

@@ -1,4 +1,5 @@
-//! Peak memory of one loss with its gradients, each in a process of its own, and the time to load all plugins.
+//! Peak memory of one loss with its gradients, each in a process of its own (the three ways of the head at a large
+//! vocabulary; the state-space network at 1,024, 2,048 and 4,096 tokens), and the time to load all plugins.
 
 use std::time::Instant;
 
@@ -23,12 +24,26 @@ fn peak(how: Loss) -> f64 {
     memory("VmHWM") - before
 }
 
+/// What a fresh process takes over its weights for one training loss of a state-space network, in MiB.
+fn peak_of_scan(length: i64) -> f64 {
+    let size = Size { length, ..Size::small(1024, length) };
+    let model = size.model_of(&registry(), "dimamba", "subs");
+    let x0_bl = tokens(&size, 1);
+    let before = memory("VmRSS");
+    loss(&model, Loss::Fused, &x0_bl).backward();
+    memory("VmHWM") - before
+}
+
 fn main() {
     let ways =
         [("fused", Loss::Fused), ("full_logits", Loss::FullLogits), ("original", Loss::Original)];
     let asked = std::env::var("MASKDIFF_BENCH_MEMORY").ok();
     if let Some((name, how)) = ways.iter().find(|(name, _)| Some(*name) == asked.as_deref()) {
         println!("memory {name} {:.0} MiB", peak(*how));
+        return;
+    }
+    if let Some(length) = asked.as_deref().and_then(|text| text.parse::<i64>().ok()) {
+        println!("memory scan_{length} {:.0} MiB", peak_of_scan(length));
         return;
     }
     if asked.as_deref() == Some("load") {
@@ -38,7 +53,7 @@ fn main() {
         return;
     }
     let own = std::env::current_exe().expect("this program");
-    for name in ["fused", "full_logits", "original", "load"] {
+    for name in ["fused", "full_logits", "original", "1024", "2048", "4096", "load"] {
         let status = std::process::Command::new(&own).env("MASKDIFF_BENCH_MEMORY", name).status();
         assert!(status.expect("the child starts").success(), "{name} failed");
     }

@@ -5,9 +5,11 @@
 use divan::Bencher;
 use maskdiff::config::groups::Optim;
 use maskdiff::optim::Optimizer;
+use maskdiff::plugins::Registry;
 use maskdiff_plugin_api::Denoiser;
-use maskdiff_tests::bench::{Loss, Size, loss, original_walk, tokens};
+use maskdiff_tests::bench::{Loss, Size, loss, original_walk, recomputed_walk, tokens};
 use maskdiff_tests::registry;
+use serde_json::{Value, json};
 
 fn main() {
     divan::main();
@@ -20,11 +22,27 @@ mod sampling {
     const SMALL: (i64, i64, i64, i64) = (1024, 128, 128, 4);
 
     fn product(bencher: Bencher, (vocab_size, length, steps, batch): (i64, i64, i64, i64)) {
+        walk(bencher, (vocab_size, length, batch), "ddpm_cache", json!({ "steps": steps }));
+    }
+
+    fn walk(bencher: Bencher, size: (i64, i64, i64), sampler: &str, options: Value) {
+        let (vocab_size, length, batch) = size;
         let (registry, size) = (registry(), Size::small(vocab_size, length));
         let model = size.model(&registry);
-        let mut sampler = size.sampler(&registry, steps);
+        let mut sampler = size.sampler(&registry, sampler, options);
         let start = model.prior(batch, length).expect("a start");
         bencher.bench_local(|| tch::no_grad(|| sampler.sample(&model, &start).expect("a sample")));
+    }
+
+    /// The same law from 1,000 steps and from one call a token.
+    #[divan::bench(sample_count = 2, sample_size = 1)]
+    fn batch_1000_steps(bencher: Bencher) {
+        walk(bencher, (50_258, 256, 8), "ddpm_cache", json!({ "steps": 1000 }));
+    }
+
+    #[divan::bench(sample_count = 2, sample_size = 1)]
+    fn batch_first_hitting(bencher: Bencher) {
+        walk(bencher, (50_258, 256, 8), "first_hitting", json!({}));
     }
 
     fn original(bencher: Bencher, (vocab_size, length, steps, batch): (i64, i64, i64, i64)) {
@@ -32,6 +50,28 @@ mod sampling {
         let model = size.model(&registry);
         let start = model.prior(batch, length).expect("a start");
         bencher.bench_local(|| tch::no_grad(|| original_walk(&model, &start, steps)));
+    }
+
+    /// 1,024 tokens from left to right, V = 1,024, batch 1.
+    fn causal() -> (Registry, Size) {
+        (registry(), Size::small(1024, 1024))
+    }
+
+    #[divan::bench(sample_count = 3, sample_size = 1)]
+    fn causal_product(bencher: Bencher) {
+        let (registry, size) = causal();
+        let model = size.model_of(&registry, "ar", "ar");
+        let mut sampler = size.sampler(&registry, "ar", json!({}));
+        let start = model.prior(1, size.length).expect("a start");
+        bencher.bench_local(|| tch::no_grad(|| sampler.sample(&model, &start).expect("a sample")));
+    }
+
+    #[divan::bench(sample_count = 1, sample_size = 1)]
+    fn causal_recomputed(bencher: Bencher) {
+        let (registry, size) = causal();
+        let model = size.model_of(&registry, "ar", "ar");
+        let start = model.prior(1, size.length).expect("a start");
+        bencher.bench_local(|| tch::no_grad(|| recomputed_walk(&model, &start)));
     }
 
     #[divan::bench(sample_count = 3, sample_size = 1)]

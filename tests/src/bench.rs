@@ -3,8 +3,8 @@
 use maskdiff::model::{Choice, Choices, Model};
 use maskdiff::plugins::Registry;
 use maskdiff_plugin_api::abi::handles::Walker;
-use maskdiff_plugin_api::{Context, Denoiser};
-use serde_json::json;
+use maskdiff_plugin_api::{Context, Denoiser, ops};
+use serde_json::{Value, json};
 use tch::{Kind, Tensor};
 
 /// Threads of the stated machine.
@@ -41,23 +41,31 @@ impl Size {
         }
     }
 
-    /// The network with `subs` over it.
+    /// The DiT with `subs` over it.
     pub fn model(&self, registry: &Registry) -> Model {
+        self.model_of(registry, "dit", "subs")
+    }
+
+    /// Another network of the same size, and what its output means.
+    pub fn model_of(&self, registry: &Registry, backbone: &str, parameterization: &str) -> Model {
         tch::set_num_threads(THREADS);
         tch::manual_seed(1);
         let choice = |name: &str| Choice { name: name.into(), options: json!({}) };
-        let options = json!({
+        let mut options = json!({
             "hidden_size": self.hidden_size,
-            "n_heads": self.n_heads,
             "n_blocks": self.n_blocks,
             "cond_dim": 128,
             "dropout": 0.1,
         });
+        // A network without attention has no heads.
+        if backbone != "dimamba" {
+            options["n_heads"] = json!(self.n_heads);
+        }
         let choices = Choices {
-            backbone: Choice { name: "dit".into(), options },
+            backbone: Choice { name: backbone.into(), options },
             process: choice("absorbing_state"),
             noise: choice("loglinear"),
-            parameterization: choice("subs"),
+            parameterization: choice(parameterization),
         };
         let model = Model::build(registry, choices, self.facts()).expect("the model builds");
         tch::no_grad(|| {
@@ -68,9 +76,9 @@ impl Size {
         model
     }
 
-    /// `ddpm_cache` with this many steps.
-    pub fn sampler(&self, registry: &Registry, steps: i64) -> Walker {
-        let choice = Choice { name: "ddpm_cache".into(), options: json!({ "steps": steps }) };
+    /// A sampler with its options.
+    pub fn sampler(&self, registry: &Registry, name: &str, options: Value) -> Walker {
+        let choice = Choice { name: name.into(), options };
         registry.sampler(&choice, &self.facts()).expect("the sampler")
     }
 }
@@ -114,6 +122,19 @@ pub fn original_walk(model: &Model, xt_bl: &Tensor, steps: i64) -> Tensor {
         xt_bl = next;
     }
     law(&xt_bl, t_min).argmax(-1, false)
+}
+
+/// Left to right as the original walks: all earlier tokens through the network again for each new one.
+pub fn recomputed_walk(model: &Model, xt_bl: &Tensor) -> Tensor {
+    let (model, x_bl) = (Denoiser::new(model), xt_bl.copy());
+    let sigma_b = model.times(xt_bl.size()[0], 0.0);
+    let _ = x_bl.select(1, 0).fill_(0);
+    for i in 1..x_bl.size()[1] {
+        let hidden = model.hidden(&x_bl.narrow(1, 0, i), &sigma_b).expect("hidden");
+        let logits = model.logits(&hidden.select(1, i - 1)).expect("logits");
+        x_bl.select(1, i).copy_(&ops::categorical(&logits));
+    }
+    x_bl
 }
 
 /// How a training step turns the network's output into a loss.

@@ -59,6 +59,14 @@ pub fn maskdiff(folder: &Path, words: &[&str]) -> Output {
     finish(&mut command(folder, words))
 }
 
+/// Runs a line of a shell in `folder`, where `maskdiff` is the built binary.
+pub fn shell(folder: &Path, line: &str) -> Output {
+    let path = std::env::var("PATH").unwrap_or_default();
+    let mut command = Command::new("sh");
+    command.args(["-c", line]).current_dir(folder).stdin(Stdio::null());
+    finish(command.env("PATH", format!("{}:{path}", target().display())))
+}
+
 /// Overrides for a run of seconds.
 pub const SMALL: &[&str] = &[
     "trainer.max_steps=20",

@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use maskdiff_tests::run::{SMALL, maskdiff};
+use maskdiff_tests::run::{SMALL, maskdiff, shell};
 use maskdiff_tests::{registry, root};
 
 /// All files below a folder.
@@ -59,9 +59,8 @@ fn the_commands_of_the_readme_work() {
     for block in readme.split("```sh\n").skip(1) {
         let block = block.split("```").next().expect("a block");
         for line in block.lines() {
-            let words: Vec<&str> = line.split_whitespace().skip(1).collect();
-            let small = if words[0] == "train" { SMALL } else { &[] };
-            maskdiff(folder.path(), &[&words, small].concat()).expect(0);
+            let small = if line.starts_with("maskdiff train") { SMALL } else { &[] };
+            shell(folder.path(), &format!("{line} {}", small.join(" "))).expect(0);
             ran += 1;
         }
     }
