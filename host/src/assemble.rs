@@ -46,6 +46,8 @@ pub fn choices(config: &mut Config, registry: &Registry, sampled: bool) -> Resul
             model.into_iter().chain([("sampler", sampler)]).collect();
         registry.check_needs(&with_sampler, host)?;
     }
+    // Its options are checked whether it is used or not.
+    let _ = config.sampler(registry)?;
     Ok(choices)
 }
 

@@ -147,11 +147,10 @@ impl Registry {
         Ok(first)
     }
 
-    /// The components of a kind that have an option, in back-ticks.
-    pub fn having(&self, kind: &str, option: &str) -> Vec<String> {
+    /// The components of a kind that have an option.
+    pub fn having(&self, kind: &str, option: &str) -> Vec<&ComponentInfo> {
         let all = self.components().into_iter().map(|(_, component)| component);
-        let having = all.filter(|c| c.kind == kind && !c.schema["properties"][option].is_null());
-        having.map(|c| format!("`{}`", c.name)).collect()
+        all.filter(|c| c.kind == kind && !c.schema["properties"][option].is_null()).collect()
     }
 
     /// Checks that every capability a chosen component needs is offered by another one or by the host.

@@ -67,7 +67,13 @@ impl Given {
     }
 
     fn prompt(text: &str, tokenizer: &dyn Tokenizer, length: i64) -> Result<Self> {
-        let tokens = known(text, text, tokenizer)?;
+        if text.contains("[MASK]") || text.contains("[MASK:") {
+            return Err(Error::config(
+                format!("the prompt `{}` has a hole", shortened(text)),
+                "texts with holes are for `--template`, in a file `.jsonl` lines {\"template\": \"…\"}",
+            ));
+        }
+        let tokens = known(text, text, false, tokenizer)?;
         if tokens.is_empty() {
             return Err(Error::config(
                 "the prompt is empty",
@@ -105,14 +111,14 @@ impl Given {
                 Some(stripped) if tokenizer.space_leads() => stripped,
                 _ => before,
             };
-            tokens.extend(known(before, text, tokenizer)?);
+            tokens.extend(known(before, text, holes > 0, tokenizer)?);
             // Too large a hole is refused below; no need to store it.
             let size = size.min(length.unsigned_abs() as usize + 1);
             tokens.extend(std::iter::repeat_n(None, size));
             holes += 1;
             rest = after;
         }
-        tokens.extend(known(rest, text, tokenizer)?);
+        tokens.extend(known(rest, text, holes > 0, tokenizer)?);
         if holes == 0 {
             return Err(Error::config(
                 format!("the template `{}` has no hole", shortened(text)),
@@ -164,8 +170,13 @@ fn hole(text: &str) -> Option<(usize, &str)> {
     Some((size, after))
 }
 
-/// Tokens of a piece of `whole`; one that the tokenizer does not know is an error.
-fn known(piece: &str, whole: &str, tokenizer: &dyn Tokenizer) -> Result<Vec<Option<i64>>> {
+/// Tokens of a piece of `whole`, which stands behind others or not; one that the tokenizer does not know is an error.
+fn known(
+    piece: &str,
+    whole: &str,
+    behind: bool,
+    tokenizer: &dyn Tokenizer,
+) -> Result<Vec<Option<i64>>> {
     if piece.is_empty() {
         return Ok(Vec::new());
     }
@@ -175,7 +186,8 @@ fn known(piece: &str, whole: &str, tokenizer: &dyn Tokenizer) -> Result<Vec<Opti
             "the checkpoint's `tokenizer.json` holds the vocabulary it was trained with",
         )
     };
-    let ids = tokenizer.encode(piece).map_err(|e| refused(e.to_string()))?;
+    let ids = if behind { tokenizer.encode_behind(piece) } else { tokenizer.encode(piece) };
+    let ids = ids.map_err(|e| refused(e.to_string()))?;
     if let Some(unknown) = tokenizer.unknown().filter(|id| ids.contains(id)) {
         let shown = tokenizer.decode(&[i64::from(unknown)]);
         return Err(refused(format!("a part of it is unknown to the tokenizer (`{shown}`)")));
@@ -227,6 +239,7 @@ mod tests {
         refused(prompt(""), "empty");
         refused(prompt("abca"), "has 4 tokens");
         refused(prompt("abx"), "'x' has no token");
+        refused(prompt("a[MASK]"), "has a hole");
         refused(template("abc"), "has no hole");
         refused(template("ab[MASK:3]"), "more than the 4 tokens");
         refused(template("a[MASK:99999999999999999999]"), "no hole at");
@@ -234,6 +247,50 @@ mod tests {
             refused(template(bad), "no hole at");
         }
         assert!(prompt("abc").is_ok() && template("abc[MASK]").is_ok());
+    }
+
+    /// A tokenizer that puts a space in front of every text, with a token for each character.
+    fn with_leading_space() -> Box<dyn Tokenizer> {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("tokenizer.json");
+        let json = r#"{
+            "version": "1.0", "truncation": {
+                "direction": "Right", "max_length": 2, "strategy": "LongestFirst", "stride": 0
+            }, "padding": null, "added_tokens": [
+                {"id": 5, "content": "[MASK]", "single_word": false, "lstrip": false,
+                 "rstrip": false, "normalized": false, "special": true}
+            ],
+            "normalizer": null, "post_processor": null, "decoder": null,
+            "pre_tokenizer": {"type": "Metaspace", "replacement": "▁", "prepend_scheme": "always", "split": true},
+            "model": {"type": "BPE", "dropout": null, "unk_token": "?", "continuing_subword_prefix": null,
+                "end_of_word_suffix": null, "fuse_unk": false, "byte_fallback": false,
+                "vocab": {"▁": 0, "a": 1, "b": 2, ".": 3, "?": 4}, "merges": []}
+        }"#;
+        std::fs::write(&path, json).unwrap();
+        crate::data::load_tokenizer(&path).unwrap()
+    }
+
+    #[test]
+    fn a_tokenizers_leading_space_stays_out_of_the_holes() {
+        let tokenizer = with_leading_space();
+        let tokens = |text| Given::template(text, tokenizer.as_ref(), 16).unwrap().tokens;
+        assert_eq!(tokens("[MASK:2]."), [None, None, Some(3)]);
+        assert_eq!(tokens("a [MASK] b."), [Some(0), Some(1), None, Some(0), Some(2), Some(3)]);
+        let long = Given::prompt("a b a b", tokenizer.as_ref(), 16).unwrap();
+        assert_eq!(long.tokens.len(), 8, "the file's limit of two tokens is none of ours");
+    }
+
+    #[test]
+    fn unknown_tokens_and_the_mask_itself_are_refused() {
+        let tokenizer = with_leading_space();
+        let refused = |text| Given::prompt(text, tokenizer.as_ref(), 16).unwrap_err().to_string();
+        assert!(refused("a c").contains("unknown to the tokenizer (`?`)"), "{}", refused("a c"));
+        assert!(refused("a [MASK]").contains("has a hole"));
+        let template = Given::template("a[MASK:2] c", tokenizer.as_ref(), 16).unwrap_err();
+        assert!(template.to_string().contains("unknown to the tokenizer"));
+        let stories = crate::data::tokenizer::stories();
+        let error = Given::prompt("Ben has a spaceship", stories.as_ref(), 64).unwrap_err();
+        assert!(error.to_string().contains("`spaceship` is not a word of the stories"), "{error}");
     }
 
     #[test]

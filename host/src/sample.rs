@@ -36,6 +36,24 @@ impl Windows {
         }
         Self { stride: sampling.stride_length, more: sampling.num_strides }
     }
+
+    /// All windows of a text: from the first start `[B, L]` to `[B, L + more * stride]`. `prior` makes the starts of later
+    /// ones, `sample` walks from a start.
+    pub fn walk(
+        self,
+        first: &Tensor,
+        prior: impl Fn() -> Result<Tensor>,
+        mut sample: impl FnMut(&Tensor) -> Result<Tensor>,
+    ) -> Result<Tensor> {
+        let seen = first.size()[1] - self.stride;
+        let mut text = sample(first)?;
+        for _ in 0..self.more {
+            let start = prior()?;
+            start.narrow(1, 0, seen).copy_(&text.narrow(1, text.size()[1] - seen, seen));
+            text = Tensor::cat(&[text, sample(&start)?.narrow(1, seen, self.stride)], 1);
+        }
+        Ok(text)
+    }
 }
 
 /// One drawn sequence.
@@ -76,7 +94,8 @@ pub fn draw(
         given.put_into(&xt_bl.get(row));
     }
     model.on_progress(progress);
-    let walked = walk(model, sampler, &xt_bl, windows);
+    let prior = || model.prior(count, model.facts().length);
+    let walked = windows.walk(&xt_bl, prior, |xt_bl| window(model, sampler, xt_bl));
     model.on_progress(None);
     let rows = walked?.unbind(0).into_iter().zip(given);
     let sample = |(row, given): (Tensor, &Given)| -> Result<Sample> {
@@ -89,25 +108,6 @@ pub fn draw(
         nfe: (model.calls() - calls) as f64 / count as f64,
         seconds: start.elapsed().as_secs_f64(),
     })
-}
-
-/// All windows: `xt_bl [B, L]` → `[B, L + more * stride]`.
-fn walk(
-    model: &Model,
-    sampler: &mut NamedSampler,
-    xt_bl: &Tensor,
-    windows: Windows,
-) -> Result<Tensor> {
-    let (count, length) = (xt_bl.size()[0], xt_bl.size()[1]);
-    let seen = length - windows.stride;
-    let mut text = window(model, sampler, xt_bl)?;
-    for _ in 0..windows.more {
-        let xt_bl = model.prior(count, length)?;
-        xt_bl.narrow(1, 0, seen).copy_(&text.narrow(1, text.size()[1] - seen, seen));
-        let x0_bl = window(model, sampler, &xt_bl)?;
-        text = Tensor::cat(&[text, x0_bl.narrow(1, seen, windows.stride)], 1);
-    }
-    Ok(text)
 }
 
 fn window(model: &Model, (name, walker): &mut NamedSampler, xt_bl: &Tensor) -> Result<Tensor> {
@@ -147,4 +147,41 @@ fn check(x0_bl: &Tensor, xt_bl: &Tensor, model: &Model, name: &str) -> Result<()
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tch::{Device, Kind};
+
+    const MASK: i64 = 99;
+
+    /// A sampler that counts up from the last given token shows what each window saw.
+    #[test]
+    fn each_window_sees_the_end_of_the_one_before() {
+        for (stride, more) in [(1, 3), (2, 2), (4, 2), (3, 0)] {
+            let prior = || Ok(Tensor::full([1, 4], MASK, (Kind::Int64, Device::Cpu)));
+            let mut starts = Vec::new();
+            let count = |start: &Tensor| {
+                let mut ids = Vec::<i64>::try_from(start.get(0))?;
+                starts.push(ids.clone());
+                let given = ids.iter().take_while(|id| **id != MASK).count();
+                let first = if given == 0 { starts.len() as i64 * 10 } else { ids[given - 1] + 1 };
+                (given..4).for_each(|i| ids[i] = first + (i - given) as i64);
+                Ok(Tensor::from_slice(&ids).unsqueeze(0))
+            };
+            let text = Windows { stride, more }.walk(&prior().unwrap(), prior, count).unwrap();
+            let text = Vec::<i64>::try_from(text.get(0)).unwrap();
+            assert_eq!(text.len() as i64, 4 + stride * more);
+            for (i, start) in starts.iter().enumerate().skip(1) {
+                let seen = (4 - stride) as usize;
+                let at = i * stride as usize;
+                assert_eq!(start[..seen], text[at..at + seen], "window {i}, stride {stride}");
+                assert!(start[seen..].iter().all(|id| *id == MASK));
+            }
+            if stride < 4 {
+                assert!(text.windows(2).all(|pair| pair[1] == pair[0] + 1), "{text:?}");
+            }
+        }
+    }
 }

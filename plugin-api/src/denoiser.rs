@@ -98,9 +98,9 @@ impl<'a> Denoiser<'a> {
         Ok(self.0.sigma(&t)?.neg().exp().double_value(&[0]))
     }
 
-    /// The times at which alpha has the given values, f64.
+    /// The times at which alpha has the given values, or the nearest it reaches, in [0, 1], f64.
     pub fn time_of_alpha(&self, alpha: &Tensor) -> Result<Tensor> {
-        self.0.time_of_alpha(alpha)
+        self.0.time_of_alpha(&alpha.clamp(self.alpha(1.0)?, self.alpha(0.0)?))
     }
 
     /// The ends of the schedule, as its importance sampling defines them.

@@ -2,6 +2,7 @@
 
 use maskdiff::model::{Choice, Model};
 use maskdiff::plugins::Registry;
+use maskdiff::sample::Windows;
 use maskdiff_plugin_api::Denoiser;
 use maskdiff_plugin_api::abi::handles::Walker;
 use maskdiff_tests::{Setup, Tensors, assert_close, golden_case, registry};
@@ -132,12 +133,10 @@ fn golden_semi_autoregressive() {
         let dt = run["dt"].as_f64().expect("dt");
         let (model, walker) = build(&registry, &case, run, "ddpm_cache");
         let (states, noise) = (golden.get("states"), golden.get("noise"));
-        let length = states.size()[3];
-        let mut text = Tensor::zeros([number("batch"), 0], (Kind::Int64, tch::Device::Cpu));
-        for window in 0..=number("num_strides") {
-            let mut x = model.prior(number("batch"), length).expect("a start");
-            let seen = if window == 0 { 0 } else { length - stride };
-            x.narrow(1, 0, seen).copy_(&text.narrow(1, text.size()[1] - seen, seen));
+        let prior = || model.prior(number("batch"), states.size()[3]);
+        let mut window = 0;
+        let walk = |start: &Tensor| {
+            let mut x = start.shallow_clone();
             for i in 0..steps {
                 let time = 1.0 - i as f64 * dt;
                 // The original draws at the end, too; time 0 itself would ask for the likeliest tokens.
@@ -145,8 +144,11 @@ fn golden_semi_autoregressive() {
                 x = race(&law, &noise.get(window * (steps + 1) + i));
                 assert_eq!(x, states.get(window).get(i), "{name}, window {window}, step {i}");
             }
-            text = Tensor::cat(&[text, x.narrow(1, seen, length - seen)], 1);
-        }
+            window += 1;
+            Ok(x)
+        };
+        let windows = Windows { stride, more: number("num_strides") };
+        let text = windows.walk(&prior().expect("a start"), prior, walk).expect("a text");
         assert_eq!(text, golden.get("tokens"), "{name}");
     }
 }

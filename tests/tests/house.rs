@@ -15,7 +15,9 @@ fn files(folder: &Path) -> Vec<PathBuf> {
 
 #[test]
 fn the_host_names_no_method() {
-    for word in ["mdlm", "sedd", "d3pm", "ddpm", "\"subs\"", "dimamba", "analytic"] {
+    for word in
+        ["mdlm", "sedd", "d3pm", "ddpm", "\"subs\"", "dimamba", "analytic", "remdm", "loglinear"]
+    {
         for path in files(&root().join("host/src")) {
             let text = fs::read_to_string(&path).expect("source").to_lowercase();
             assert!(!text.contains(word), "{} names {word}", path.display());

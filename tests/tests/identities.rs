@@ -5,12 +5,12 @@
 //! `q(z | x) = alpha x + (1 - alpha) m` at a masked position is, with `p~ = alpha p + (1 - alpha) m` and `r = -a'/alpha`,
 //! `r / q(m) * (KL(q || p~) + ratio - ln ratio - 1)`, `ratio = q(m) / p~(m)`.
 
-use maskdiff::evaluate::duel;
+use maskdiff::evaluate::{duel, strict};
 use maskdiff::model::{Choice, Choices, Model};
 use maskdiff::plugins::Registry;
 use maskdiff_plugin_api::abi::handles::{Method, Noise};
 use maskdiff_plugin_api::ops::Order;
-use maskdiff_plugin_api::{Context, Denoiser, Model as _};
+use maskdiff_plugin_api::{Context, Denoiser};
 use maskdiff_tests::{Answers, assert_close, registry};
 use proptest::prelude::*;
 use serde_json::{Value, json};
@@ -172,8 +172,11 @@ proptest! {
             process.posterior(xt, alpha_t, alpha_s, &certain).expect("a posterior")
         };
         let x0 = case.x0_bl.squeeze_dim(1);
-        let (open, masked) = (posterior(&x0), posterior(&x0.full_like(v - 1)));
-        for law in [&open, &masked, &case.log_p_bv.exp()] {
+        let all_masked = x0.full_like(v - 1);
+        let (open, masked) = (posterior(&x0), posterior(&all_masked));
+        let p = case.log_p_bv.exp();
+        let of_law = process.posterior(&all_masked, alpha_t, alpha_s, &p).expect("a posterior");
+        for law in [&open, &masked, &of_law] {
             let sums = law.sum_dim_intlist(-1, false, Kind::Double);
             assert_close("rows", &sums, &sums.ones_like(), 1e-12, false);
         }
@@ -189,36 +192,10 @@ proptest! {
 #[test]
 fn the_exact_likelihood_sums_to_one() {
     let registry = registry();
-    let choice = |name: &str, options| Choice { name: name.into(), options };
-    let small =
-        json!({ "hidden_size": 16, "n_heads": 2, "n_blocks": 1, "cond_dim": 8, "dropout": 0.0 });
     for time_conditioning in [false, true] {
-        let choices = Choices {
-            backbone: choice("dit", small.clone()),
-            process: choice("absorbing_state", json!({})),
-            noise: choice("loglinear", json!({})),
-            parameterization: choice("subs", json!({})),
-        };
-        let facts = Context {
-            vocab_size: 4,
-            mask_id: Some(3),
-            length: 4,
-            time_conditioning,
-            kind: Kind::Double,
-            cuda: None,
-        };
-        tch::manual_seed(7);
-        let model = Model::build(&registry, choices, facts).expect("the model");
-        tch::no_grad(|| {
-            for mut weight in model.trainable() {
-                let _ = weight.normal_(0.0, 0.7);
-            }
-        });
-        let states = Tensor::arange(81, (Kind::Int64, Device::Cpu));
-        let digit = |place: i64| states.floor_divide_scalar(3i64.pow(place as u32)).remainder(3);
-        let every = Tensor::stack(&[digit(3), digit(2), digit(1), digit(0)], 1);
+        let (model, every) = every_sequence_of(&registry, "loglinear", time_conditioning);
         for (name, order) in Order::ALL {
-            for tokens in [1, 2, 4] {
+            for tokens in [1, 2, 3] {
                 let nats =
                     tch::no_grad(|| duel::nats(&Denoiser::new(&model), &every, order, tokens));
                 let nats = nats.expect("nats");
@@ -226,6 +203,112 @@ fn the_exact_likelihood_sums_to_one() {
                 assert!((sum - 1.0).abs() < 1e-9, "{name}, {tokens} at once: {sum}");
             }
         }
-        assert_eq!(model.vocab_size(), 4);
+    }
+}
+
+/// A small random network with `subs` over it, and every sequence of its three tokens `[27, 3]`.
+fn every_sequence_of(registry: &Registry, noise: &str, time_conditioning: bool) -> (Model, Tensor) {
+    let choice = |name: &str, options| Choice { name: name.into(), options };
+    let small =
+        json!({ "hidden_size": 16, "n_heads": 2, "n_blocks": 1, "cond_dim": 8, "dropout": 0.0 });
+    let choices = Choices {
+        backbone: choice("dit", small),
+        process: choice("absorbing_state", json!({})),
+        noise: choice(noise, json!({})),
+        parameterization: choice("subs", json!({})),
+    };
+    let facts = Context {
+        vocab_size: 4,
+        mask_id: Some(3),
+        length: 3,
+        time_conditioning,
+        kind: Kind::Double,
+        cuda: None,
+    };
+    let model = Model::build(registry, choices, facts).expect("the model");
+    tch::manual_seed(7);
+    tch::no_grad(|| {
+        for mut weight in model.trainable() {
+            let _ = weight.normal_(0.0, 0.7);
+        }
+    });
+    let states = Tensor::arange(27, (Kind::Int64, Device::Cpu));
+    let digit = |place: i64| states.floor_divide_scalar(3i64.pow(place as u32)).remainder(3);
+    (model, Tensor::stack(&[digit(2), digit(1), digit(0)], 1))
+}
+
+/// The bound of each sequence by enumeration of every masked set S: the sum of `CE(S) / (k binomial(L, k))`, `[27]`.
+///
+/// It is the integral over λ of `λ^(k-1) (1-λ)^(L-k) CE(S)`, and the mean over orders of unmasking.
+fn enumerated(model: &Model, every: &Tensor) -> Tensor {
+    let denoiser = Denoiser::new(model);
+    let mut bound = Tensor::zeros([27], F64);
+    for set in 1..8i64 {
+        let positions: Vec<i64> = (0..3).filter(|l| set >> l & 1 == 1).collect();
+        let mask = Tensor::from_slice(&[0, 1, 2].map(|l: i64| positions.contains(&l)));
+        let masked = mask.unsqueeze(0).expand([27, 3], false);
+        let xt = every.masked_fill(&masked, 3);
+        let rows = maskdiff_plugin_api::ops::rows_of(&masked);
+        let log_p = denoiser.log_x0(&xt, &denoiser.times(27, 0.5), &rows).expect("a law");
+        let truth = maskdiff_plugin_api::ops::take_rows(every, &rows).unsqueeze(1);
+        let k = positions.len() as i64;
+        let ce = -log_p.gather(1, &truth, false).view([27, k]);
+        let sets_of_k = if k == 3 { 1.0 } else { 3.0 };
+        bound += ce.sum_dim_intlist(1, false, Kind::Double) / (k as f64 * sets_of_k);
+    }
+    bound
+}
+
+/// Fails when the mean of draws for the 27 sequences is not within five standard errors of `want`, and `slack`.
+fn assert_mean(what: &str, draws: &Tensor, want: &Tensor, slack: f64) {
+    let n = draws.size()[0] as f64;
+    let error = draws.std(true).double_value(&[]) / n.sqrt();
+    let mean = draws.mean(Kind::Double).double_value(&[]);
+    let want = want.mean(Kind::Double).double_value(&[]);
+    assert!((mean - want).abs() < 5.0 * error + slack, "{what}: {mean} ± {error}, want {want}");
+}
+
+/// Masked counts, masked shares and times give one bound for a network that sees no time, exact or not; the continuous
+/// bound does not depend on the schedule.
+#[test]
+fn all_bounds_of_a_time_free_network_are_one() {
+    let registry = registry();
+    let repeats = 3000;
+    for noise in ["loglinear", "cosine", "cosinesqr"] {
+        let (model, every) = every_sequence_of(&registry, noise, false);
+        tch::no_grad(|| {
+            let want = enumerated(&model, &every);
+            let x0 = every.repeat([repeats, 1]);
+            tch::manual_seed(8);
+            let u = maskdiff::clock::stratify(&Tensor::rand([27 * repeats], F64));
+            let strict = strict::nats(&Denoiser::new(&model), &x0, &u).expect("nats");
+            assert_mean(&format!("{noise}: strict"), &strict, &want, 0.0);
+            let t = model.draw_t(&u).expect("times");
+            let loss = model.loss(&x0, &t).expect("a loss");
+            let reference = loss.sum_dim_intlist(1, false, Kind::Double);
+            // Both ends of time are left out: shares below and above 1e-3 for loglinear, more for the others.
+            assert_mean(&format!("{noise}: reference"), &reference, &want, 0.03);
+        });
+    }
+}
+
+/// A law that gives the mask nothing leaves of the discrete bound the cross-entropy over t, with any number of steps.
+#[test]
+fn d3pm_without_mask_share_is_subs_in_as_many_steps() {
+    let registry = registry();
+    for steps in [4, 100, 1000] {
+        let case = Case::new(steps, 12, false);
+        let schedule = Choice { name: "loglinear".into(), options: json!({}) };
+        let noise = registry.noise(&schedule, &case.facts()).expect("a schedule");
+        let net = case.network(&noise, case.log_p_bv.shallow_clone());
+        let steps = json!(steps);
+        let d3pm = case.method(&registry, "d3pm", json!({ "T": steps, "subs_masking": true }));
+        let subs = case.method(&registry, "subs", json!({ "T": steps }));
+        let u_b = Tensor::rand([32], F64);
+        let t_b = subs.draw_t(&net, &u_b).expect("times");
+        let nll = -case.log_p_bv.gather(1, &case.x0_bl, false);
+        let got = d3pm.loss(&net, &case.x0_bl, &t_b).expect("loss") - nll;
+        let want = subs.loss(&net, &case.x0_bl, &t_b).expect("loss");
+        assert_close("d3pm", &got, &want, 1e-9, true);
     }
 }

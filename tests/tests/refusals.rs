@@ -36,6 +36,10 @@ fn mistakes_in_the_configuration_name_key_source_and_remedy() {
         (&["model=tinny"], &["there is no `model=tinny`", "did you mean `model=tiny`?"]),
         (&["backbone=ditt"], &["there is no backbone `ditt`", "did you mean `dit`?"]),
         (&["sampling.stepz=4"], &["`sampling.stepz`", "did you mean `steps`?"]),
+        (
+            &["sampling.stepz=4", "sampling.num_sample_log=0"],
+            &["`sampling.stepz`", "did you mean `steps`?"],
+        ),
         (&["sampling.steps=0"], &["`sampling.steps` must be at least 1, got 0", "command line"]),
         (&["model.hidden_size=ten"], &["`model.hidden_size`", "expected i64", "command line"]),
         (&["model.hidden_size=30", "model.n_heads=4"], &["`hidden_size` (30)", "`n_heads` (4)"]),

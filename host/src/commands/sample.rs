@@ -27,9 +27,10 @@ pub fn run(common: &Common, asked: &[Ask]) -> Result<()> {
     let stop = Stop::listen()?;
     tch::manual_seed(config.top.seed.cast_signed());
     let windows = Windows::new(&config.sampling);
-    let (rounds, size) = (config.sampling.num_sample_batches, config.loader.eval_batch_size);
+    let rounds = 0..config.sampling.num_sample_batches;
+    let all: Vec<Given> = rounds.flat_map(|_| given.iter().cloned()).collect();
     let mut rule = "";
-    for given in (0..rounds).flat_map(|_| given.chunks(size as usize)) {
+    for given in all.chunks(config.loader.eval_batch_size as usize) {
         let bar = progress(Report::new(common.format, common.quiet), stop.clone());
         let drawn =
             sample::draw(&model, &mut sampler, tokenizer.as_ref(), given, windows, Some(bar));
@@ -69,10 +70,13 @@ fn given(config: &Config, asked: &[Ask], tokenizer: &dyn Tokenizer) -> Result<Ve
 
 /// Shows how far a walk is, and ends it when asked to.
 fn progress(mut report: Report, stop: Stop) -> Progress<'static> {
+    // Each window of a text is a walk of its own.
+    let mut last = i64::MAX;
     Box::new(move |done, total, _| {
-        if done == 1 {
-            report.start("sample", done, total);
+        if done <= last {
+            report.start("sample", 0, total);
         }
+        last = done;
         report.progress("sample", done, total, "");
         if done == total {
             report.finish();
@@ -80,7 +84,8 @@ fn progress(mut report: Report, stop: Stop) -> Progress<'static> {
         if stop.asked() {
             report.finish();
             let said = format!("stopped at step {done} of {total}");
-            return Err(PluginError::new(Kind::Interrupted, said).hint("nothing was written"));
+            let hint = "texts that were done are printed above";
+            return Err(PluginError::new(Kind::Interrupted, said).hint(hint));
         }
         Ok(())
     })

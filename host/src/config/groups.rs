@@ -94,7 +94,7 @@ group! {
     Sampling {
         /// The sampler.
         predictor: String = String::new(),
-        /// Batches of `loader.eval_batch_size` sequences that `maskdiff sample` draws.
+        /// Batches of `loader.eval_batch_size` sequences that `maskdiff sample` draws; sequences for each prompt.
         num_sample_batches: i64 = 1,
         /// Sequences drawn at every evaluation while training.
         num_sample_log: i64 = 2,

@@ -135,10 +135,11 @@ impl Config {
             if others.is_empty() {
                 return Err(self.unknown_option(&owner, option, key, groups, &known));
             }
-            // Turning off what a component cannot do anyway is no mistake: published command lines do it.
-            match owner.options.remove(option) {
-                Some(value) if is_off(&value) => {}
-                _ => return Err(self.foreign_option(&owner, key, &others)),
+            // What changes nothing elsewhere is no mistake here: published command lines say `T=0` to every method.
+            let value = owner.options.remove(option).unwrap_or_default();
+            if others.iter().any(|other| !same(&other.defaults[option], &value)) {
+                let names: Vec<String> = others.iter().map(|c| format!("`{}`", c.name)).collect();
+                return Err(self.foreign_option(&owner, key, &names.join(", ")));
             }
         }
         Ok(Choice { name: name.to_string(), options: Value::Object(owner.options) })
@@ -167,10 +168,9 @@ impl Config {
         self.layers.error(key, &message, &hint)
     }
 
-    fn foreign_option(&self, owner: &Owner<'_>, key: &str, others: &[String]) -> Error {
+    fn foreign_option(&self, owner: &Owner<'_>, key: &str, others: &str) -> Error {
         let (kind, name) = (owner.kind, owner.name);
         let message = format!("`{key}` means nothing to {kind} `{name}`");
-        let others = others.join(", ");
         self.layers.error(key, &message, &format!("leave it out; it is an option of {others}"))
     }
 
@@ -232,9 +232,9 @@ impl Config {
     }
 }
 
-/// Whether a value says "without": `false`, 0 or nothing.
-fn is_off(value: &Value) -> bool {
-    value.is_null() || value == false || value.as_f64() == Some(0.0)
+/// Whether two values are equal, 1 and 1.0 too.
+fn same(a: &Value, b: &Value) -> bool {
+    a == b || a.as_f64().is_some_and(|number| b.as_f64() == Some(number))
 }
 
 /// An option of a group as a key of the configuration.

@@ -27,6 +27,10 @@ pub trait Tokenizer {
     fn unknown(&self) -> Option<u32> {
         None
     }
+    /// Ids of text that stands behind other text.
+    fn encode_behind(&self, text: &str) -> Result<Vec<u32>> {
+        self.encode(text)
+    }
     /// Whether the space between two words belongs to the second's token.
     fn space_leads(&self) -> bool {
         false
@@ -62,7 +66,7 @@ pub(crate) fn characters(text: &str) -> Box<dyn Tokenizer> {
 }
 
 /// The words of the stories.
-pub(super) fn stories() -> Box<dyn Tokenizer> {
+pub(crate) fn stories() -> Box<dyn Tokenizer> {
     Box::new(Stories(stories::vocabulary().into_iter().map(String::from).collect()))
 }
 
@@ -168,12 +172,13 @@ struct HuggingFace {
 
 impl HuggingFace {
     fn parse(text: &str, path: &Path) -> Result<Box<dyn Tokenizer>> {
-        let tokenizer: tokenizers::Tokenizer = text.parse().map_err(|e: tokenizers::Error| {
-            Error::data(
-                format!("`{}` is not a tokenizer: {e}", path.display()),
-                "give a Hugging Face `tokenizer.json`, or `char`",
-            )
-        })?;
+        let mut tokenizer: tokenizers::Tokenizer =
+            text.parse().map_err(|e: tokenizers::Error| {
+                Error::data(
+                    format!("`{}` is not a tokenizer: {e}", path.display()),
+                    "give a Hugging Face `tokenizer.json`, or `char`",
+                )
+            })?;
         // Ids may have holes: the table must hold the largest.
         let largest = tokenizer.get_vocab(true).into_values().max();
         let Some(largest) = largest else {
@@ -182,12 +187,17 @@ impl HuggingFace {
         let first = |names: &[&str]| names.iter().find_map(|name| tokenizer.token_to_id(name));
         let mask = first(&["[MASK]", "<mask>"]);
         let separator = first(&["[EOS]", "</s>", "<|endoftext|>", "[SEP]"]);
+        // A file may carry the limits of the model it was made for.
+        tokenizer.with_padding(None).with_truncation(None).map_err(|e| {
+            Error::data(format!("`{}` is not a tokenizer: {e}", path.display()), "")
+        })?;
         // WordLevel, WordPiece and BPE name the unknown token, Unigram gives its id.
         let json: serde_json::Value = serde_json::from_str(text).unwrap_or_default();
         let named = json["model"]["unk_token"].as_str();
         let unknown = named.and_then(|token| tokenizer.token_to_id(token));
         let numbered = json["model"]["unk_id"].as_u64().and_then(|id| u32::try_from(id).ok());
         let splits = json["pre_tokenizer"].to_string();
+        let replaces = json["normalizer"].to_string().contains('▁');
         Ok(Box::new(Self {
             tokens: i64::from(largest) + 1,
             tokenizer,
@@ -195,7 +205,7 @@ impl HuggingFace {
             mask,
             separator,
             unknown: unknown.or(numbered),
-            space_leads: splits.contains("ByteLevel") || splits.contains("Metaspace"),
+            space_leads: splits.contains("ByteLevel") || splits.contains("Metaspace") || replaces,
         }))
     }
 }
@@ -215,6 +225,16 @@ impl Tokenizer for HuggingFace {
 
     fn unknown(&self) -> Option<u32> {
         self.unknown
+    }
+
+    /// Some tokenizers put a space in front of every text; behind a full stop they do not.
+    fn encode_behind(&self, text: &str) -> Result<Vec<u32>> {
+        let anchor = self.encode(".")?;
+        let both = self.encode(&format!(".{text}"))?;
+        match both.strip_prefix(&anchor[..]) {
+            Some(rest) if !anchor.is_empty() => Ok(rest.to_vec()),
+            _ => self.encode(text),
+        }
     }
 
     fn space_leads(&self) -> bool {

@@ -17,7 +17,7 @@ use super::strict::time_of_share;
 /// distribution: it sums to 1 over all sequences.
 ///
 /// # Source
-/// DUEL: exact likelihood of masked diffusion under deterministic unmasking. Differences: none known.
+/// Turok, De Sa and Kuleshov 2026, arXiv:2603.01367 (DUEL). Differences: none known.
 ///
 /// # Cost
 /// `L / tokens` network calls a sequence, each with the law `[B M, V]` at all tokens that are masked (with

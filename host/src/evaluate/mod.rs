@@ -119,7 +119,7 @@ pub struct Bound {
     pub bits_per_token: f64,
     /// `exp(nats_per_token)`.
     pub perplexity: f64,
-    /// Standard error of `nats_per_token` over the sequences' draws.
+    /// Standard error of `nats_per_token` over the sequences, and over their draws where there are any.
     pub standard_error: f64,
     /// Tokens scored, each pass counted.
     pub tokens: i64,

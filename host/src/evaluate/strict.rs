@@ -20,7 +20,7 @@ pub fn nats(model: &Denoiser, x0_bl: &Tensor, u_b: &Tensor) -> Result<Tensor> {
     let (batch, length) = (x0_bl.size()[0], x0_bl.size()[1]);
     let count_b = (u_b * length as f64).floor() + 1.0;
     let place_bl = Tensor::rand([batch, length], (Kind::Double, x0_bl.device())).argsort(-1, false);
-    let masked_bl = place_bl.argsort(-1, false).lt_tensor(&count_b.unsqueeze(1));
+    let masked_bl = place_bl.lt_tensor(&count_b.unsqueeze(1));
     let xt_bl = x0_bl.masked_fill(&masked_bl, model.mask_id()?);
     let rows_n = ops::rows_of(&masked_bl);
     let t_b = time_of_share(model, &(&count_b / length as f64))?;
@@ -34,8 +34,7 @@ pub fn nats(model: &Denoiser, x0_bl: &Tensor, u_b: &Tensor) -> Result<Tensor> {
 
 /// The times at which the schedule masks a share of the tokens, or the nearest it has: `[B] f64` → `[B] f64`.
 pub(super) fn time_of_share(model: &Denoiser, share_b: &Tensor) -> Result<Tensor> {
-    let (first, last) = (model.alpha(0.0)?, model.alpha(1.0)?);
-    model.time_of_alpha(&(share_b.ones_like() - share_b).clamp(last, first))
+    model.time_of_alpha(&(share_b.ones_like() - share_b))
 }
 
 #[cfg(test)]

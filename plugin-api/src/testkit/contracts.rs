@@ -6,7 +6,7 @@ use super::statistics::chi_square;
 use super::toy::{Toy, law_of_walk};
 use crate::{
     Backbone, Component, Context, Denoiser, ForwardProcess, Model, NoiseSchedule, Parameterization,
-    Sampler, StepSampler, ops,
+    Sampler, Walk, ops,
 };
 
 fn context(toy: &Toy) -> Context {
@@ -178,22 +178,27 @@ pub fn sampler_contract<T: Sampler>() {
     assert_eq!(stopped.expect_err("asked to stop").kind, crate::Kind::Interrupted);
 }
 
-/// The law of the samples is the exact law of the walk: one sequence at a time and batches of 8, `steps` from 4 to 1,000,
-/// each by a chi-square test at 1e-4. `with_steps` makes the sampler of so many steps.
-pub fn walk_contract<T: StepSampler>(with_steps: impl Fn(i64) -> T) {
-    let toy = Toy::new(3, 3);
-    for (steps, walks) in [(4, 3000), (64, 200), (1000, 40)] {
-        let law = law_of_walk(&with_steps(steps), &toy).expect("law");
-        for batch in [1, 8] {
-            tch::manual_seed(steps + batch);
-            let mut sampler = with_steps(steps);
-            let mut counts = vec![0.0; law.len()];
-            for _ in 0..walks {
-                let x0 = sampler.sample(&Denoiser::new(&toy), &toy.masked(batch)).expect("sample");
-                counts.iter_mut().zip(toy.counts(&x0)).for_each(|(sum, count)| *sum += count);
-            }
-            let p = chi_square(&counts, &law);
-            assert!(p > 1e-4, "{steps} steps, batch {batch}: p = {p:e}");
+/// The law of the samples is the exact law of the walk: one sequence at a time and in batches, 4 to 1,000 steps, each
+/// by a chi-square test at 1e-4. `with_steps` makes the sampler of so many steps, and its grid.
+pub fn walk_contract<T: Sampler>(with_steps: impl Fn(i64) -> (T, Walk)) {
+    let (small, large) = (Toy::new(2, 2), Toy::new(3, 3));
+    for (toy, steps, batch, walks) in [
+        (&large, 4, 1, 3000),
+        (&large, 4, 8, 3000),
+        (&large, 64, 8, 300),
+        (&small, 1000, 1, 100),
+        (&small, 1000, 8, 50),
+        (&large, 1000, 4000, 2),
+    ] {
+        let (mut sampler, walk) = with_steps(steps);
+        let law = law_of_walk(&sampler, walk, toy).expect("law");
+        tch::manual_seed(steps + batch);
+        let mut counts = vec![0.0; law.len()];
+        for _ in 0..walks {
+            let x0 = sampler.sample(&Denoiser::new(toy), &toy.masked(batch)).expect("sample");
+            counts.iter_mut().zip(toy.counts(&x0)).for_each(|(sum, count)| *sum += count);
         }
+        let p = chi_square(&counts, &law);
+        assert!(p > 1e-4, "{steps} steps, batch {batch}: p = {p:e}");
     }
 }

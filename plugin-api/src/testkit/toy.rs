@@ -7,7 +7,7 @@ use std::rc::Rc;
 use tch::{Device, IndexOp, Kind as TensorKind, Tensor};
 
 use crate::error::Kind;
-use crate::{Denoiser, Model, PluginError, Result, StepSampler, ops};
+use crate::{Denoiser, Model, PluginError, Result, Sampler, Walk, ops};
 
 /// The exact denoiser of a table of probabilities over sequences of `length` tokens out of `tokens`, plus a mask.
 ///
@@ -22,6 +22,8 @@ pub struct Toy {
     time_conditioning: bool,
     calls: Cell<i64>,
     stop_after: Cell<i64>,
+    /// The times of each call for a law of x0.
+    asked: RefCell<Vec<Vec<f64>>>,
     /// Conditionals that were asked for before.
     known: RefCell<HashMap<Vec<i64>, Rc<[f64]>>>,
 }
@@ -46,6 +48,7 @@ impl Toy {
             time_conditioning: false,
             calls: Cell::new(0),
             stop_after: Cell::new(i64::MAX),
+            asked: RefCell::default(),
             known: RefCell::default(),
         }
     }
@@ -70,6 +73,11 @@ impl Toy {
     /// Network calls so far, counted for each sequence.
     pub fn calls(&self) -> i64 {
         self.calls.get()
+    }
+
+    /// The times, one for each sequence, of every call for `log_x0` so far.
+    pub fn asked(&self) -> Vec<Vec<f64>> {
+        self.asked.borrow().clone()
     }
 
     /// The table: probability of each sequence, first position most significant.
@@ -234,6 +242,7 @@ impl Model for Toy {
     }
 
     fn log_x0(&self, xt_bl: &Tensor, t_b: &Tensor, rows_n: &Tensor) -> Result<Tensor> {
+        self.asked.borrow_mut().push(Vec::try_from(t_b)?);
         Ok(ops::take_rows(&self.hidden(xt_bl, t_b)?, rows_n))
     }
 
@@ -259,10 +268,10 @@ impl Model for Toy {
     }
 }
 
-/// The exact law of a step sampler's result over a toy, from all-mask: each step's [`StepSampler::law`] applied to
-/// the distribution over all `(tokens + 1)^length` states. In the order of [`Toy::joint`].
-pub fn law_of_walk(sampler: &impl StepSampler, toy: &Toy) -> Result<Vec<f64>> {
-    let (walk, base, model) = (sampler.walk(), toy.tokens + 1, Denoiser::new(toy));
+/// The exact law of a sampler's result over a toy, from all-mask: each step's [`Sampler::law`] applied to the
+/// distribution over all `(tokens + 1)^length` states. In the order of [`Toy::joint`].
+pub fn law_of_walk(sampler: &impl Sampler, walk: Walk, toy: &Toy) -> Result<Vec<f64>> {
+    let (base, model) = (toy.tokens + 1, Denoiser::new(toy));
     let states = base.pow(u32::try_from(toy.length)?);
     let every: Vec<i64> =
         (0..states).flat_map(|s| toy.digits(s, base)).map(|token| token as i64).collect();
@@ -272,7 +281,7 @@ pub fn law_of_walk(sampler: &impl StepSampler, toy: &Toy) -> Result<Vec<f64>> {
     let last = walk.noise_removal.then_some((walk.t_min, 0.0));
     let steps = (0..walk.steps).map(|i| (walk.time(i), walk.time(i + 1))).chain(last);
     for (t, s) in steps {
-        let step = StepSampler::law(sampler, &model, &every, t, s)?.to_kind(TensorKind::Double);
+        let step = sampler.law(&model, &every, t, s)?.to_kind(TensorKind::Double);
         let step = Vec::<f64>::try_from(step.contiguous().view([-1]))?;
         let mut next = vec![0.0; states];
         for (state, mass) in law.iter().enumerate().filter(|(_, mass)| **mass > 0.0) {

@@ -43,8 +43,8 @@ impl Default for Config {
 /// # Source
 /// Nie et al. 2025, arXiv:2502.09992 (low-confidence remasking); Kim et al. 2025, arXiv:2502.06768 (top-k margin); Wu et al.
 /// 2025, arXiv:2505.22618 (threshold). Differences: the order looks at the law, not at the token drawn from it, so it is
-/// the order of `eval.likelihood=duel`, which gives the exact likelihood of what is drawn at temperature 1; ties go to the
-/// earlier position.
+/// the order of `eval.likelihood=duel`, which with equal `order` and `tokens_per_step` gives the exact likelihood of what is
+/// drawn without threshold, temperature, top-k and top-p; ties go to the earlier position.
 ///
 /// # Cost
 /// `L / tokens_per_step` network calls a sequence, or fewer with a threshold, each with the law `[M, V]`.
@@ -106,7 +106,7 @@ impl Confidence {
     fn times(&self, model: &Denoiser, masked_bl: &Tensor) -> Result<Tensor> {
         let open_bl = masked_bl.logical_not().to_kind(Kind::Double);
         let alpha_b = open_bl.mean_dim(1, false, Kind::Double);
-        model.time_of_alpha(&alpha_b.clamp(model.alpha(1.0)?, model.alpha(0.0)?))
+        model.time_of_alpha(&alpha_b)
     }
 }
 

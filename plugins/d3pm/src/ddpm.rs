@@ -117,6 +117,10 @@ mod tests {
 
     #[test]
     fn samples_have_the_law_of_the_walk() {
-        walk_contract(|steps| Ddpm(Config { steps, ..Config::default() }));
+        walk_contract(|steps| {
+            let sampler = Ddpm(Config { steps, ..Config::default() });
+            let walk = sampler.walk();
+            (sampler, walk)
+        });
     }
 }

@@ -114,14 +114,18 @@ mod tests {
 
     #[test]
     fn samples_have_the_law_of_the_walk() {
-        walk_contract(|steps| DdpmCache(Config { steps, ..Config::default() }));
+        walk_contract(|steps| {
+            let sampler = DdpmCache(Config { steps, ..Config::default() });
+            let walk = sampler.walk();
+            (sampler, walk)
+        });
     }
 
     #[test]
     fn with_many_steps_the_law_is_the_joint() {
         let toy = Toy::new(3, 3);
         let sampler = DdpmCache(Config { steps: 2000, ..Config::default() });
-        let law = law_of_walk(&sampler, &toy).unwrap();
+        let law = law_of_walk(&sampler, sampler.walk(), &toy).unwrap();
         let distance: f64 = law.iter().zip(toy.joint()).map(|(a, b)| (a - b).abs()).sum();
         assert!(distance < 5e-3, "{distance}");
     }
@@ -133,5 +137,19 @@ mod tests {
         tch::manual_seed(2);
         let _ = sampler.sample(&Denoiser::new(&toy), &toy.masked(8)).unwrap();
         assert!(toy.calls() <= 8 * 4, "{} calls for 8 sequences of 4 tokens", toy.calls());
+    }
+
+    /// Each of L tokens opens in one of T equal steps: T (1 - (1 - 1/T)^L) steps open something.
+    #[test]
+    fn the_mean_number_of_calls_is_known() {
+        let (toy, steps, sequences) = (Toy::new(4, 3), 6, 20_000);
+        let mut sampler = DdpmCache(Config { steps, ..Config::default() });
+        tch::manual_seed(9);
+        let _ = sampler.sample(&Denoiser::new(&toy), &toy.masked(sequences)).unwrap();
+        let mean = toy.calls() as f64 / sequences as f64;
+        let t = steps as f64;
+        let want = t * (1.0 - (1.0 - 1.0 / t).powi(4));
+        // The number of calls lies in 1..=4: its standard deviation is below 1.
+        assert!((mean - want).abs() < 5.0 / (sequences as f64).sqrt(), "{mean}, want {want}");
     }
 }

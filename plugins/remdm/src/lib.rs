@@ -77,11 +77,13 @@ impl Default for Config {
 /// # Equation
 /// With alpha now, beta a step later and a chance σ ≤ min(1, (1 - beta) / alpha): an open token is masked with
 /// probability σ; a masked one opens with probability `(beta - (1 - σ) alpha) / (1 - alpha)`, its token drawn from
-/// `p(x0 | xt)`. σ = 0 is ancestral sampling, and the share of open tokens is beta whatever σ is.
+/// `p(x0 | xt)`. σ = 0 is ancestral sampling, and the share of open tokens is beta whatever σ is. With `conf`, σ differs from
+/// token to token and is 0 for masked ones, so fewer than beta are open.
 ///
 /// # Source
 /// Wang et al. 2025, arXiv:2503.00307, sections 4 and 5. Differences: what is given is never masked; what opens is decided
-/// before the network is called, and only sequences in which something opens are; draws are exact in f64.
+/// before the network is called, and only sequences in which something opens are; draws are exact in f64; `top_p` keeps the
+/// token that reaches p, where the authors keep those below it and the likeliest.
 struct Remdm {
     remasking: Remasking,
     walk: Walk,

@@ -54,7 +54,7 @@ impl Remasking {
     }
 
     /// The share of tokens that are open at time t.
-    fn alpha(&self, model: &Denoiser, t: f64) -> Result<f64> {
+    pub(crate) fn alpha(&self, model: &Denoiser, t: f64) -> Result<f64> {
         let &Self { t_on, t_off, alpha_on, .. } = self;
         Ok(match self.strategy {
             Strategy::Loop if t > t_on => alpha_on * (1.0 - t) / (1.0 - t_on),

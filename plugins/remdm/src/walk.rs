@@ -33,7 +33,6 @@ impl Remdm {
 
     /// The times at which the schedule keeps a share `alpha`, `[B] f64`.
     fn times(model: &Denoiser, batch: i64, alpha: f64) -> Result<Tensor> {
-        let alpha = alpha.clamp(model.alpha(1.0)?, model.alpha(0.0)?);
         model.time_of_alpha(&Tensor::full([batch], alpha, (Kind::Double, model.device())))
     }
 
@@ -98,7 +97,8 @@ impl Sampler for Remdm {
         }
         if noise_removal {
             let masked_bl = state.x_bl.eq(mask);
-            self.open(model, &mut state, &masked_bl, 1.0 - t_min, true)?;
+            let alpha = self.remasking.alpha(model, t_min)?;
+            self.open(model, &mut state, &masked_bl, alpha, true)?;
         }
         Ok(state.x_bl)
     }
@@ -115,8 +115,8 @@ impl Sampler for Remdm {
         };
         let rows_n = Tensor::arange(b * l, (Kind::Int64, xt_bl.device()));
         let step = self.remasking.step(model, t, s)?;
-        let alpha_t = if s > 0.0 { step.alpha_t } else { 1.0 - self.walk.t_min };
-        let log_x0_nv = model.log_x0(xt_bl, &Self::times(model, b, alpha_t)?, &rows_n)?;
+        let t_b = Self::times(model, b, step.alpha_t)?;
+        let log_x0_nv = model.log_x0(xt_bl, &t_b, &rows_n)?;
         let (drawn_nv, open, remask_bl) = if s > 0.0 {
             let law_nv = self.restriction.apply(&log_x0_nv).softmax(-1, Kind::Double);
             (law_nv, self.open_chance(step), self.remask_chance(step, &state, &masked_bl))
@@ -138,7 +138,9 @@ impl Sampler for Remdm {
 mod tests {
     use super::*;
     use crate::{Config, Strategy};
-    use maskdiff_plugin_api::testkit::{Toy, sampler_contract, walk_contract};
+    use maskdiff_plugin_api::testkit::{
+        Toy, chi_square, law_of_walk, sampler_contract, walk_contract,
+    };
 
     fn remdm(config: Config) -> Remdm {
         let context = Context {
@@ -152,44 +154,6 @@ mod tests {
         Remdm::new(config, &context).unwrap()
     }
 
-    /// The same steps as a step sampler, which is how the test kit computes the law of a walk.
-    struct Free(Remdm);
-
-    impl Component for Free {
-        const NAME: &'static str = "free";
-        const ABOUT: &'static str = "";
-        type Config = Config;
-
-        fn new(config: Config, _: &Context) -> Result<Self> {
-            Ok(Self(remdm(config)))
-        }
-    }
-
-    impl StepSampler for Free {
-        fn walk(&self) -> Walk {
-            self.0.walk
-        }
-
-        fn step(&mut self, model: &Denoiser, xt_bl: &Tensor, t: f64, s: f64) -> Result<Tensor> {
-            let mut state = State {
-                x_bl: xt_bl.shallow_clone(),
-                given_bl: xt_bl.zeros_like().to_kind(Kind::Bool),
-                confidence_bl: xt_bl.ones_like().to_kind(Kind::Double),
-            };
-            if s > 0.0 {
-                self.0.step(model, &mut state, t, s)?;
-            } else {
-                let masked_bl = xt_bl.eq(model.mask_id()?);
-                self.0.open(model, &mut state, &masked_bl, 1.0 - self.0.walk.t_min, true)?;
-            }
-            Ok(state.x_bl)
-        }
-
-        fn law(&self, model: &Denoiser, xt_bl: &Tensor, t: f64, s: f64) -> Result<Tensor> {
-            Sampler::law(&self.0, model, xt_bl, t, s)
-        }
-    }
-
     #[test]
     fn contract() {
         sampler_contract::<Remdm>();
@@ -197,10 +161,48 @@ mod tests {
 
     #[test]
     fn samples_have_the_law_of_the_walk() {
-        for (strategy, eta) in [(Strategy::Rescale, 0.5), (Strategy::Loop, 0.1)] {
-            walk_contract(|steps| {
-                Free(remdm(Config { strategy, eta, steps, ..Config::default() }))
-            });
+        walk_contract(|steps| {
+            let sampler = remdm(Config { eta: 0.5, steps, ..Config::default() });
+            let walk = sampler.walk;
+            (sampler, walk)
+        });
+    }
+
+    #[test]
+    fn cap_and_loop_have_the_law_of_their_walks() {
+        for (strategy, eta) in [(Strategy::Cap, 0.3), (Strategy::Loop, 0.3)] {
+            let toy = Toy::new(3, 3);
+            let mut sampler = remdm(Config { strategy, eta, steps: 12, ..Config::default() });
+            let law = law_of_walk(&sampler, sampler.walk, &toy).unwrap();
+            tch::manual_seed(11);
+            let x0 = sampler.sample(&Denoiser::new(&toy), &toy.masked(20_000)).unwrap();
+            let p = chi_square(&toy.counts(&x0), &law);
+            assert!(p > 1e-4, "{strategy:?}: p = {p:e}");
+        }
+    }
+
+    /// With `conf`, of two drawn tokens the one drawn with less confidence is masked more often, as the softmax says.
+    #[test]
+    fn confidence_decides_what_is_masked_again() {
+        tch::manual_seed(12);
+        let (toy, n) = (Toy::new(3, 3), 40_000);
+        let sampler = remdm(Config { strategy: Strategy::Conf, ..Config::default() });
+        let x_bl = toy.masked(n);
+        let _ = x_bl.narrow(1, 0, 2).fill_(1);
+        let confidence_bl = Tensor::from_slice(&[0.9, 0.2, 1.0]).expand([n, 3], false);
+        let given_bl = x_bl.zeros_like().to_kind(Kind::Bool);
+        let mut state = State { x_bl, given_bl, confidence_bl };
+        let (t, s) = (0.6, 0.5);
+        let step = sampler.remasking.step(&Denoiser::new(&toy), t, s).unwrap();
+        sampler.step(&Denoiser::new(&toy), &mut state, t, s).unwrap();
+        let masked = state.x_bl.eq(3).to_kind(Kind::Double);
+        let got = Vec::<f64>::try_from(masked.mean_dim(0, false, Kind::Double)).unwrap();
+        let weight = [(-0.9f64).exp(), (-0.2f64).exp()];
+        let share = |i: usize| step.sigma * weight[i] / (weight[0] + weight[1]);
+        let want = [share(0), share(1), 1.0 - step.open_chance(0.0)];
+        for (got, want) in got.iter().zip(want) {
+            let error = (want * (1.0 - want) / n as f64).sqrt();
+            assert!((got - want).abs() < 5.0 * error, "{got} {want}");
         }
     }
 
@@ -217,7 +219,7 @@ mod tests {
         }
     }
 
-    /// Without remasking, a walk is the ancestral one: its exact law tends to the joint.
+    /// Without remasking, a step is the posterior.
     #[test]
     fn eta_zero_is_ancestral_sampling() {
         let toy = Toy::new(3, 3);

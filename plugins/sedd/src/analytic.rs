@@ -121,6 +121,10 @@ mod tests {
 
     #[test]
     fn samples_have_the_law_of_the_walk() {
-        walk_contract(|steps| Analytic(Config { steps, ..Config::default() }));
+        walk_contract(|steps| {
+            let sampler = Analytic(Config { steps, ..Config::default() });
+            let walk = sampler.walk();
+            (sampler, walk)
+        });
     }
 }
