@@ -1,7 +1,7 @@
 //! What libtorch 2.11 has and tch 0.24 does not expose, behind one small C++ shim.
 //!
 //! Optimizer steps over lists of tensors ([`fused_adamw`], [`foreach_lerp`]), gradient norms, a linear head
-//! fused with cross-entropy ([`linear_nll`]), the scan of state-space models ([`selective_scan`]), and the state of libtorch's generators. Every C++ exception
+//! fused with cross-entropy ([`linear_nll`]) or apart ([`linear`]), the scan of state-space models ([`selective_scan`]), and the state of libtorch's generators. Every C++ exception
 //! becomes an [`Error`] with the first line of its message.
 //!
 //! Shape letters: `N` rows, `D` hidden size, `V` vocabulary.
@@ -47,6 +47,13 @@ unsafe extern "C" {
     fn maskdiff_foreach_lerp(into: List, from: List, count: usize, weight: f64) -> *mut c_char;
     fn maskdiff_foreach_mul(tensors: List, count: usize, factor: f64) -> *mut c_char;
     fn maskdiff_global_norm(tensors: List, count: usize, norm: *mut f64) -> *mut c_char;
+    fn maskdiff_linear(
+        x: *const C_tensor,
+        matrix: *const C_tensor,
+        bias: *const C_tensor,
+        gelu: c_int,
+        result: *mut *mut C_tensor,
+    ) -> *mut c_char;
     fn maskdiff_linear_nll(
         hidden: *const C_tensor,
         matrix: *const C_tensor,
@@ -177,6 +184,29 @@ pub fn global_norm(tensors: &[Tensor]) -> Result<f64> {
     // SAFETY: a list of live tensors and a place for one f64.
     checked(unsafe { maskdiff_global_norm(list.as_ptr(), list.len(), &mut norm) })?;
     Ok(norm)
+}
+
+/// What follows a linear map in the same pass.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Then {
+    /// Nothing.
+    Nothing,
+    /// GELU in the tanh approximation.
+    Gelu,
+}
+
+/// A linear map, `x matrixᵀ + bias`, and what follows: `[.., D]`, `[O, D]`, `[O]` → `[.., O]`, differentiable.
+///
+/// Without gradients, in float32 on a CPU, it runs over oneDNN, which differs from libtorch's own path by rounding. A head
+/// of 50,258 tokens at 1 row takes half of the time there, at 3 rows a sixth.
+pub fn linear(x: &Tensor, matrix: &Tensor, bias: Option<&Tensor>, then: Then) -> Result<Tensor> {
+    let mut result = std::ptr::null_mut();
+    let bias = bias.map_or(std::ptr::null(), Tensor::as_ptr);
+    let gelu = c_int::from(then == Then::Gelu);
+    // SAFETY: live tensors, and a place for the new one.
+    checked(unsafe { maskdiff_linear(x.as_ptr(), matrix.as_ptr(), bias, gelu, &mut result) })?;
+    // SAFETY: on success the shim hands over a new tensor.
+    Ok(unsafe { Tensor::from_ptr(result) })
 }
 
 /// Weighted cross-entropy of a linear head, without ever holding the `[N, V]` logits.

@@ -2,6 +2,7 @@
 
 use tch::{Device, Kind, Tensor};
 
+use super::linear;
 use crate::Parameters;
 
 /// Rotary positions (arXiv:2104.09864); halves are rotated, not neighbours.
@@ -28,7 +29,7 @@ impl Rotary {
     }
 }
 
-/// `x [B, H, L, K]`.
+/// `x [.., L, K]`.
 fn rotate(x: &Tensor, (cos, sin): &Rotation) -> Tensor {
     let halves = x.chunk(2, -1);
     let (a, b) = (&halves[0], &halves[1]);
@@ -54,9 +55,10 @@ impl SelfAttention {
     /// Rotated queries and keys, and values, of `[B, L, D]`: `[B, H, L, K]` each.
     fn project(&self, h_bld: &Tensor, rotation: &Rotation) -> [Tensor; 3] {
         let size = h_bld.size();
-        let qkv = h_bld.linear(&self.qkv, None::<&Tensor>);
+        let qkv = linear(h_bld, &self.qkv, None);
         let qkv = qkv.view([size[0], size[1], 3, self.n_heads, -1]).permute([2, 0, 3, 1, 4]);
-        [rotate(&qkv.get(0), rotation), rotate(&qkv.get(1), rotation), qkv.get(2)]
+        let qk = rotate(&qkv.narrow(0, 0, 2), rotation);
+        [qk.get(0), qk.get(1), qkv.get(2)]
     }
 
     fn attend(
@@ -68,7 +70,7 @@ impl SelfAttention {
         causal: bool,
     ) -> Tensor {
         let out = Tensor::scaled_dot_product_attention(q, k, v, bias, 0.0, causal, None, false);
-        out.transpose(1, 2).flatten(2, 3).linear(&self.out, None::<&Tensor>)
+        linear(&out.transpose(1, 2).flatten(2, 3), &self.out, None)
     }
 
     /// `[B, L, D]` → `[B, L, D]`; `causal` hides later positions.

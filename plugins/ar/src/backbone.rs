@@ -2,7 +2,7 @@
 //!
 //! Shape letters: `B` batch, `L` length, `D` hidden size, `V` vocabulary including the mask, `N` rows.
 
-use maskdiff_plugin_api::nn::{Mlp, Rotary, Rotation, SelfAttention, norm};
+use maskdiff_plugin_api::nn::{Mlp, Rotary, Rotation, SelfAttention, linear, norm};
 use maskdiff_plugin_api::prelude::*;
 
 register!(backbone Ar);
@@ -142,7 +142,7 @@ impl Backbone for Ar {
     }
 
     fn logits(&self, hidden_nd: &Tensor) -> Result<Tensor> {
-        Ok(hidden_nd.linear(&self.head.weight, self.head.bias.as_ref()))
+        Ok(linear(hidden_nd, &self.head.weight, self.head.bias.as_ref()))
     }
 
     fn head(&self) -> Option<Head> {

@@ -12,7 +12,7 @@
 //! and always drops out 0.1; its table of embeddings has C unused rows with `concat`, where it also ties a head that
 //! does not fit.
 
-use maskdiff_plugin_api::nn::{Modulation, TimestepEmbedder, rms_norm};
+use maskdiff_plugin_api::nn::{Modulation, TimestepEmbedder, linear, rms_norm};
 use maskdiff_plugin_api::prelude::*;
 use maskdiff_plugin_api::tch::{Device, Kind};
 
@@ -238,7 +238,7 @@ impl Backbone for DiMamba {
     }
 
     fn logits(&self, hidden_nd: &Tensor) -> Result<Tensor> {
-        Ok(hidden_nd.linear(&self.head, None::<&Tensor>))
+        Ok(linear(hidden_nd, &self.head, None))
     }
 
     fn head(&self) -> Option<Head> {

@@ -1,6 +1,6 @@
 //! One transformer block: modulated attention and a modulated MLP, each behind a gate.
 
-use maskdiff_plugin_api::nn::{Mlp, Modulation, Rotation, SelfAttention, norm};
+use maskdiff_plugin_api::nn::{Mlp, Modulation, Rotation, SelfAttention, modulated_norm};
 use maskdiff_plugin_api::prelude::*;
 
 use crate::Config;
@@ -27,7 +27,7 @@ impl Block {
         Self { dropout: config.dropout, norm1, attention, norm2, mlp, modulation }
     }
 
-    /// `x_bld [B, L, D]`, `c_bc [B, C]` → `[B, L, D]`.
+    /// `x_bld [B, L, D]`, `c_bc [B, C]` or `[1, C]` → `[B, L, D]`.
     pub(crate) fn forward(
         &self,
         x_bld: &Tensor,
@@ -36,10 +36,10 @@ impl Block {
         train: bool,
     ) -> Tensor {
         let m = self.modulation.chunks(c_bc, 6);
-        let h = norm(x_bld, &self.norm1) * (&m[1] + 1.0) + &m[0];
+        let h = modulated_norm(x_bld, &self.norm1, &m[0], &m[1]);
         let h = self.attention.forward(&h, rotation, false);
-        let x = x_bld + &m[2] * h.dropout(self.dropout, train);
-        let h = norm(&x, &self.norm2) * (&m[4] + 1.0) + &m[3];
-        &x + &m[5] * self.mlp.forward(&h).dropout(self.dropout, train)
+        let x = x_bld.addcmul(&m[2], &h.dropout(self.dropout, train));
+        let h = modulated_norm(&x, &self.norm2, &m[3], &m[4]);
+        x.addcmul(&m[5], &self.mlp.forward(&h).dropout(self.dropout, train))
     }
 }

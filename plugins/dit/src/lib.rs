@@ -10,7 +10,7 @@
 //! Source: Peebles and Xie 2023, arXiv:2212.09748; Lou et al. 2024, arXiv:2310.16834; MDLM code, `models/dit.py`.
 //! Differences: on a GPU the original forces bfloat16 inside; here the host's precision decides.
 
-use maskdiff_plugin_api::nn::{Modulation, Rotary, TimestepEmbedder, norm};
+use maskdiff_plugin_api::nn::{Modulation, Rotary, TimestepEmbedder, linear, modulated_norm};
 use maskdiff_plugin_api::prelude::*;
 
 mod block;
@@ -81,6 +81,7 @@ impl Config {
 /// See the module documentation.
 struct Dit {
     parameters: Parameters,
+    time_free: bool,
     embedding: Tensor,
     timestep: TimestepEmbedder,
     rotary: Rotary,
@@ -116,6 +117,7 @@ impl Component for Dit {
         let head = Head { weight, bias };
         Ok(Self {
             parameters: p,
+            time_free: !context.time_conditioning,
             embedding,
             timestep,
             rotary,
@@ -134,6 +136,8 @@ impl Backbone for Dit {
 
     fn hidden(&self, xt_bl: &Tensor, sigma_b: &Tensor, train: bool) -> Result<Tensor> {
         let (_b, l) = check_shape!(xt_bl, [B, L], Int64);
+        // Without time conditioning every sequence hears the same: one row speaks for all.
+        let sigma_b = if self.time_free { &sigma_b.narrow(0, 0, 1) } else { sigma_b };
         let c_bc = self.timestep.forward(sigma_b).silu();
         let rotation = self.rotary.at(0, l);
         let mut x_bld = Tensor::embedding(&self.embedding, xt_bl, -1, false, false);
@@ -141,11 +145,11 @@ impl Backbone for Dit {
             x_bld = block.forward(&x_bld, &c_bc, &rotation, train);
         }
         let m = self.modulation_final.chunks(&c_bc, 2);
-        Ok(norm(&x_bld, &self.norm_final) * (&m[1] + 1.0) + &m[0])
+        Ok(modulated_norm(&x_bld, &self.norm_final, &m[0], &m[1]))
     }
 
     fn logits(&self, hidden_nd: &Tensor) -> Result<Tensor> {
-        Ok(hidden_nd.linear(&self.head.weight, self.head.bias.as_ref()))
+        Ok(linear(hidden_nd, &self.head.weight, self.head.bias.as_ref()))
     }
 
     fn head(&self) -> Option<Head> {
