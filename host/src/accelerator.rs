@@ -25,17 +25,6 @@ pub fn load_cuda() {
     }
 }
 
-/// Keeps freed memory for the next step. By default the C library gives large blocks back to the system and takes them
-/// again, page by page, at every operation: 7 % of the time of a small network.
-#[expect(unsafe_code, reason = "sets two limits of the C library's allocator")]
-pub fn keep_freed_memory() {
-    // SAFETY: plain settings; called before other threads start.
-    unsafe {
-        libc::mallopt(libc::M_MMAP_THRESHOLD, 32 << 20);
-        libc::mallopt(libc::M_TRIM_THRESHOLD, 1 << 30);
-    }
-}
-
 /// The folder of the libtorch that this process runs over.
 #[expect(unsafe_code, reason = "asks the loader about an address")]
 fn torch_folder() -> Option<PathBuf> {

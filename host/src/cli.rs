@@ -169,7 +169,6 @@ enum Plugins {
 pub fn main() -> ExitCode {
     // First of all, see there.
     accelerator::load_cuda();
-    accelerator::keep_freed_memory();
     match run(std::env::args_os().collect()) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {

@@ -69,7 +69,7 @@ impl Learner {
     /// A loss or gradient that is not finite; the weights are then as they were before the step.
     pub fn step(&mut self, model: &Model, batches: Vec<Batch>) -> Result<Step> {
         model.set_train(true);
-        self.optimizer.zero_grad();
+        self.optimizer.zero_grad()?;
         let parts = batches.len() as f64;
         let mut loss = 0.0;
         for batch in batches {

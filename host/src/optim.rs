@@ -1,6 +1,6 @@
 //! The optimizer: AdamW and the average of the weights through libtorch's fused ops, and the learning rate over time.
 
-use maskdiff_native::{AdamW, foreach_lerp, foreach_mul, fused_adamw, global_norm};
+use maskdiff_native::{AdamW, clear_grads, foreach_lerp, foreach_mul, fused_adamw, global_norm};
 use tch::{Kind, Tensor};
 
 use crate::config::groups;
@@ -29,10 +29,8 @@ impl Optimizer {
     }
 
     /// Forgets all gradients.
-    pub fn zero_grad(&mut self) {
-        for param in &mut self.params {
-            param.zero_grad();
-        }
+    pub fn zero_grad(&self) -> Result<()> {
+        Ok(clear_grads(&self.params)?)
     }
 
     /// Scales the gradients so that their 2-norm is at most `limit` (0: no limit); gives the norm before.

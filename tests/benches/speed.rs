@@ -103,7 +103,7 @@ fn training_step(bencher: Bencher, how: Loss) {
     let x0_bl = tokens(&size, 8);
     let mut optimizer = Optimizer::new(model.trainable(), Optim::default());
     bencher.bench_local(|| {
-        optimizer.zero_grad();
+        optimizer.zero_grad().expect("gradients");
         loss(&model, how, &x0_bl).backward();
         optimizer.clip(1.0).expect("a norm");
         optimizer.step(1e-4).expect("a step");

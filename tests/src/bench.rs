@@ -48,7 +48,6 @@ impl Size {
 
     /// Another network of the same size, and what its output means.
     pub fn model_of(&self, registry: &Registry, backbone: &str, parameterization: &str) -> Model {
-        maskdiff::accelerator::keep_freed_memory();
         tch::set_num_threads(THREADS);
         tch::manual_seed(1);
         let choice = |name: &str| Choice { name: name.into(), options: json!({}) };

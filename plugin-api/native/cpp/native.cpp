@@ -65,9 +65,9 @@ Tensor linear(const Tensor& x, const Tensor& matrix, const std::optional<Tensor>
   return gelu ? at::gelu(out, "tanh") : out;
 }
 
-// Rows whose logits are held at once: about 64 MiB of them in float32.
+// Rows whose logits are held at once: about 32 MiB of them in float32.
 int64_t rows_at_once(int64_t vocabulary) {
-  return std::max<int64_t>(16, (int64_t{1} << 24) / std::max<int64_t>(1, vocabulary));
+  return std::max<int64_t>(16, (int64_t{1} << 23) / std::max<int64_t>(1, vocabulary));
 }
 
 struct Chunk {
@@ -78,7 +78,9 @@ Tensor log_probabilities(const Tensor& hidden, const Tensor& matrix, const Tenso
                          int64_t banned) {
   Tensor logits = bias.defined() ? at::addmm(bias, hidden, matrix.t()) : at::mm(hidden, matrix.t());
   if (banned >= 0) logits.select(1, banned).fill_(-std::numeric_limits<double>::infinity());
-  return at::log_softmax(logits, 1);
+  // In the logits' own memory: each number is read before it is written.
+  at::_log_softmax_out(logits, logits, 1, false);
+  return logits;
 }
 
 // weight * (p - onehot(target)) in the memory of the log-probabilities.
@@ -344,6 +346,12 @@ char* maskdiff_global_norm(Tensor* const* tensors, size_t count, double* norm) {
     at::NoGradGuard no_grad;
     auto norms = at::_foreach_norm(list(tensors, count), 2);
     *norm = at::stack(norms).to(at::kDouble).norm().item<double>();
+  });
+}
+
+char* maskdiff_clear_grads(Tensor* const* tensors, size_t count) {
+  return guarded([&] {
+    for (const Tensor& tensor : list(tensors, count)) tensor.mutable_grad().reset();
   });
 }
 

@@ -47,6 +47,7 @@ unsafe extern "C" {
     fn maskdiff_foreach_lerp(into: List, from: List, count: usize, weight: f64) -> *mut c_char;
     fn maskdiff_foreach_mul(tensors: List, count: usize, factor: f64) -> *mut c_char;
     fn maskdiff_global_norm(tensors: List, count: usize, norm: *mut f64) -> *mut c_char;
+    fn maskdiff_clear_grads(tensors: List, count: usize) -> *mut c_char;
     fn maskdiff_linear(
         x: *const C_tensor,
         matrix: *const C_tensor,
@@ -168,6 +169,13 @@ pub fn foreach_lerp(into: &[Tensor], from: &[Tensor], weight: f64) -> Result<()>
     checked(unsafe { maskdiff_foreach_lerp(a.as_ptr(), b.as_ptr(), count, weight) })
 }
 
+/// Forgets the gradients: the next backward makes new ones, which become the parameters' own without a sum or a copy.
+pub fn clear_grads(tensors: &[Tensor]) -> Result<()> {
+    let list = pointers(tensors);
+    // SAFETY: a list of live tensors.
+    checked(unsafe { maskdiff_clear_grads(list.as_ptr(), list.len()) })
+}
+
 /// Multiplies every tensor by `factor` in place.
 pub fn foreach_mul(tensors: &[Tensor], factor: f64) -> Result<()> {
     let list = pointers(tensors);
@@ -224,7 +232,7 @@ pub fn linear(x: &Tensor, matrix: &Tensor, bias: Option<&Tensor>, then: Then) ->
 /// `banned` is a token whose logit counts as -∞ (SUBS forbids the mask), or `None`.
 ///
 /// # Cost
-/// About 64 MiB of logits at a time; gradients are made in the forward pass. Backward is a scaling when
+/// About 32 MiB of logits at a time; gradients are made in the forward pass. Backward is a scaling when
 /// all rows get the same upstream gradient (a sum or a mean), and one more pass over the head otherwise.
 pub fn linear_nll(
     hidden: &Tensor,
@@ -444,6 +452,23 @@ mod tests {
         let want = Tensor::from_slice(&[1.0 * (1.0 - 0.001) - 0.1, -2.0 * (1.0 - 0.001) - 0.1]);
         assert!(max_difference(&p, &want) < 1e-6, "{p:?}");
         assert_eq!(steps[0].double_value(&[]), 1.0);
+    }
+
+    /// The first walk takes the gradients made in the forward pass, the second makes them anew.
+    #[test]
+    fn linear_nll_can_be_walked_twice() {
+        tch::manual_seed(4);
+        let kind = Kind::Double;
+        let (h, w, b) = (leaf(&[40, 6], kind), leaf(&[30, 6], kind), leaf(&[30], kind));
+        let y = Tensor::randint(29, [40], (Kind::Int64, Device::Cpu));
+        let weight = Tensor::rand([40], (kind, Device::Cpu));
+        let nll = linear_nll(&h, &w, Some(&b), &y, &weight, Some(29)).unwrap();
+        let loss = nll.sum(kind) * 0.5;
+        let walk = |keep| Tensor::run_backward(&[&loss], &[&h, &w, &b], keep, false);
+        for (first, second) in walk(true).iter().zip(&walk(false)) {
+            assert!(max_difference(first, second) < 1e-12);
+            assert!(first.abs().max().double_value(&[]) > 0.0);
+        }
     }
 
     #[test]

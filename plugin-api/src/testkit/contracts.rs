@@ -9,17 +9,6 @@ use crate::{
     Sampler, Walk, ops,
 };
 
-fn context(toy: &Toy) -> Context {
-    Context {
-        vocab_size: toy.vocab_size(),
-        mask_id: toy.mask_id(),
-        length: toy.length(),
-        time_conditioning: toy.time_conditioning(),
-        kind: Kind::Double,
-        cuda: None,
-    }
-}
-
 /// Default options, sent through JSON as they are across the boundary.
 fn make<T: Component>(context: &Context) -> T {
     let text = serde_json::to_string(&T::Config::default()).expect("options are JSON");
@@ -38,7 +27,7 @@ fn close(what: &str, a: &Tensor, b: &Tensor, tolerance: f64) {
 
 /// Sigma is finite and rises, `dsigma` is its derivative, `time_of_alpha` its inverse; shapes and kind stay.
 pub fn noise_contract<T: NoiseSchedule>() {
-    let noise: T = make(&context(&Toy::new(2, 2)));
+    let noise: T = make(&Toy::new(2, 2).context());
     let t = Tensor::linspace(0.01, 0.99, 99, (Kind::Double, Device::Cpu));
     let sigma = noise.sigma(&t);
     assert_eq!((sigma.size(), sigma.kind()), (t.size(), Kind::Double), "shape and kind of sigma");
@@ -58,7 +47,7 @@ pub fn noise_contract<T: NoiseSchedule>() {
 /// Nothing is lost at alpha = 1, everything at alpha = 0; the posterior is a law; equal uniforms give equal draws.
 pub fn process_contract<T: ForwardProcess>() {
     let toy = Toy::new(4, 5);
-    let process: T = make(&context(&toy));
+    let process: T = make(&toy.context());
     let x0 = Tensor::randint(5, [64, 4], (Kind::Int64, Device::Cpu));
     let u = Tensor::rand([64, 4], (Kind::Double, Device::Cpu));
     let alpha = |a: f64| Tensor::full([64], a, (Kind::Double, Device::Cpu));
@@ -126,7 +115,7 @@ pub fn backbone_contract<T: Backbone>(config: T::Config) {
 /// Times stay in (0, 1], the loss is finite, one value for each token; laws of x0 sum to 1.
 pub fn parameterization_contract<T: Parameterization>() {
     let toy = Toy::new(4, 3).time_conditioned();
-    let method: T = make(&context(&toy));
+    let method: T = make(&toy.context());
     let model = Denoiser::new(&toy);
     let u = Tensor::linspace(0.0, 0.999, 32, (Kind::Double, Device::Cpu));
     let t = method.draw_t(&model, &u).expect("draw_t");
@@ -151,7 +140,7 @@ pub fn parameterization_contract<T: Parameterization>() {
 pub fn sampler_contract<T: Sampler>() {
     for length in [5, 1] {
         let toy = Toy::new(length, 3);
-        let (model, mut sampler): (_, T) = (Denoiser::new(&toy), make(&context(&toy)));
+        let (model, mut sampler): (_, T) = (Denoiser::new(&toy), make(&toy.context()));
         let start = toy.masked(4);
         let _ = start.select(1, 0).fill_(2);
         let mut draw = |seed| {
@@ -173,7 +162,7 @@ pub fn sampler_contract<T: Sampler>() {
     }
     let toy = Toy::new(5, 3);
     toy.stop_after(0);
-    let mut sampler: T = make(&context(&toy));
+    let mut sampler: T = make(&toy.context());
     let stopped = sampler.sample(&Denoiser::new(&toy), &toy.masked(1)).map(|x| ops::rows_of(&x));
     assert_eq!(stopped.expect_err("asked to stop").kind, crate::Kind::Interrupted);
 }

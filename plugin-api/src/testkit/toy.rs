@@ -7,7 +7,7 @@ use std::rc::Rc;
 use tch::{Device, IndexOp, Kind as TensorKind, Tensor};
 
 use crate::error::Kind;
-use crate::{Denoiser, Model, PluginError, Result, Sampler, Walk, ops};
+use crate::{Context, Denoiser, Model, PluginError, Result, Sampler, Walk, ops};
 
 /// The exact denoiser of a table of probabilities over sequences of `length` tokens out of `tokens`, plus a mask.
 ///
@@ -83,6 +83,18 @@ impl Toy {
     /// The table: probability of each sequence, first position most significant.
     pub fn joint(&self) -> &[f64] {
         &self.joint
+    }
+
+    /// What a component over this model is told.
+    pub fn context(&self) -> Context {
+        Context {
+            vocab_size: self.tokens as i64 + 1,
+            mask_id: Some(self.tokens as i64),
+            length: self.length(),
+            time_conditioning: self.time_conditioning,
+            kind: TensorKind::Double,
+            cuda: None,
+        }
     }
 
     /// An all-mask start.

@@ -147,16 +147,7 @@ mod tests {
     use maskdiff_plugin_api::testkit::{Toy, chi_square, sampler_contract};
 
     fn sampler(config: Config) -> Confidence {
-        let toy = Toy::new(1, 1);
-        let context = Context {
-            vocab_size: toy.joint().len() as i64 + 1,
-            mask_id: Some(1),
-            length: 1,
-            time_conditioning: false,
-            kind: Kind::Double,
-            cuda: None,
-        };
-        Confidence::new(config, &context).unwrap()
+        Confidence::new(config, &Toy::new(3, 3).context()).unwrap()
     }
 
     #[test]

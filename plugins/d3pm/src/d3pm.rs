@@ -149,16 +149,8 @@ mod tests {
     /// T = 2 puts every second time at t = 1/T, where the original divides by zero.
     #[test]
     fn the_first_interval_is_finite() {
-        let context = Context {
-            vocab_size: 4,
-            mask_id: Some(3),
-            length: 3,
-            time_conditioning: false,
-            kind: Kind::Double,
-            cuda: None,
-        };
-        let d3pm = D3pm::new(Config { t_steps: 2, ..Config::default() }, &context).unwrap();
         let toy = Toy::new(3, 3);
+        let d3pm = D3pm::new(Config { t_steps: 2, ..Config::default() }, &toy.context()).unwrap();
         let model = Denoiser::new(&toy);
         let t_b =
             d3pm.draw_t(&model, &(Tensor::arange(64, (Kind::Double, Device::Cpu)) / 64.0)).unwrap();

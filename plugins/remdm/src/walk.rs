@@ -143,15 +143,7 @@ mod tests {
     };
 
     fn remdm(config: Config) -> Remdm {
-        let context = Context {
-            vocab_size: 4,
-            mask_id: Some(3),
-            length: 3,
-            time_conditioning: false,
-            kind: Kind::Double,
-            cuda: None,
-        };
-        Remdm::new(config, &context).unwrap()
+        Remdm::new(config, &Toy::new(3, 3).context()).unwrap()
     }
 
     #[test]
