@@ -3,7 +3,7 @@
 use maskdiff_plugin_api::{Model, Result};
 use tch::{Device, Kind, Tensor};
 
-/// A network that answers `logits_nv` at every row, whatever it sees; noise masks every token or none.
+/// A network that answers `logits_nv` at every row, whatever it sees; noise masks every token.
 ///
 /// Shape letters: `B` batch, `L` length, `N` rows, `V` vocabulary with the mask.
 pub struct Answers {

@@ -36,6 +36,25 @@ fn the_host_names_no_method() {
 }
 
 #[test]
+fn all_components_are_listed_with_their_help() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let out = maskdiff(folder.path(), &["plugins", "list", "--format", "text"]);
+    let registry = registry();
+    let components = registry.components();
+    assert!(components.len() >= 20, "only {} components", components.len());
+    for (plugin, component) in components {
+        let (name, about) = (&component.name, &component.about);
+        let words = [&**name, &**about, &*plugin.info.name];
+        let fits = |line: &str| {
+            line.trim_start().starts_with(words[0]) && words.iter().all(|w| line.contains(w))
+        };
+        assert!(out.expect(0).stdout.lines().any(fits), "{name}: {}", out.stdout);
+        let shown = maskdiff(folder.path(), &["plugins", "show", name, "--format", "text"]);
+        assert!(shown.expect(0).stdout.contains(&**about), "{name}: {}", shown.stdout);
+    }
+}
+
+#[test]
 fn every_shipped_configuration_resolves() {
     let folder = tempfile::tempdir().expect("a folder");
     let configs = root().join("configs");
