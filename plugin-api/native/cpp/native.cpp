@@ -45,7 +45,8 @@ std::vector<Tensor> list(Tensor* const* tensors, size_t count) {
 }
 
 // x matrixᵀ + bias, and the GELU of it when asked (tanh approximation). Without gradients, in float32 on a CPU, by oneDNN: it
-// fuses the GELU, and for a few rows it reads the matrix once, where libtorch's own path reads it once a row.
+// fuses the GELU, uses AVX-512 where MKL does not (AMD), and for a few rows reads the matrix once, where libtorch's own
+// path reads it once a row. The matrix may be a transposed view.
 Tensor linear(const Tensor& x, const Tensor& matrix, const std::optional<Tensor>& bias, bool gelu) {
   using Call = Tensor(const Tensor&, const Tensor&, const std::optional<Tensor>&, c10::string_view,
                       c10::List<std::optional<at::Scalar>>, std::optional<c10::string_view>);
@@ -54,8 +55,9 @@ Tensor linear(const Tensor& x, const Tensor& matrix, const std::optional<Tensor>
       c10::Dispatcher::singleton().findSchema({"mkldnn::_linear_pointwise", ""});
   const bool tracked = at::GradMode::is_enabled() &&
       (x.requires_grad() || matrix.requires_grad() || (bias && bias->requires_grad()));
-  const bool fits = x.is_cpu() && x.numel() > 0 && x.is_contiguous() && matrix.is_contiguous() &&
-      x.scalar_type() == at::kFloat && matrix.scalar_type() == at::kFloat;
+  const bool dense = x.is_contiguous() && (matrix.is_contiguous() || matrix.t().is_contiguous());
+  const bool fits = x.is_cpu() && x.numel() > 0 && dense && x.scalar_type() == at::kFloat &&
+      matrix.scalar_type() == at::kFloat;
   if (schema && fits && !tracked) {
     const c10::List<std::optional<at::Scalar>> none;
     const auto form = gelu ? std::optional<c10::string_view>("tanh") : std::nullopt;
@@ -65,18 +67,23 @@ Tensor linear(const Tensor& x, const Tensor& matrix, const std::optional<Tensor>
   return gelu ? at::gelu(out, "tanh") : out;
 }
 
-// Rows whose logits are held at once: about 32 MiB of them in float32.
+// Rows whose logits are held at once: about 16 MiB of them in float32, which malloc keeps and hands out again (glibc
+// returns what exceeds 32 MiB to the kernel, and then pays for every page anew).
 int64_t rows_at_once(int64_t vocabulary) {
-  return std::max<int64_t>(16, (int64_t{1} << 23) / std::max<int64_t>(1, vocabulary));
+  return std::max<int64_t>(16, (int64_t{1} << 22) / std::max<int64_t>(1, vocabulary));
 }
 
 struct Chunk {
   Tensor hidden, target, weight;
 };
 
+std::optional<Tensor> option(const Tensor& tensor) {
+  return tensor.defined() ? std::optional(tensor) : std::nullopt;
+}
+
 Tensor log_probabilities(const Tensor& hidden, const Tensor& matrix, const Tensor& bias,
                          int64_t banned) {
-  Tensor logits = bias.defined() ? at::addmm(bias, hidden, matrix.t()) : at::mm(hidden, matrix.t());
+  Tensor logits = linear(hidden, matrix, option(bias), false);
   if (banned >= 0) logits.select(1, banned).fill_(-std::numeric_limits<double>::infinity());
   // In the logits' own memory: each number is read before it is written.
   at::_log_softmax_out(logits, logits, 1, false);
@@ -110,8 +117,7 @@ void pass(const Tensor& hidden, const Tensor& matrix, const Tensor& bias, const 
     if (gradients) {
       into_logit_gradient(log_p, y, w);
       if (gradients->hidden.defined()) {
-        Tensor out = gradients->hidden.narrow(0, start, length);
-        at::mm_out(out, log_p, matrix);
+        gradients->hidden.narrow(0, start, length).copy_(linear(log_p, matrix.t(), {}, false));
       }
       if (gradients->matrix.defined()) gradients->matrix.addmm_(log_p.t(), h);
       if (gradients->bias.defined()) gradients->bias.add_(log_p.sum(0));
