@@ -370,9 +370,11 @@ mod tests {
     fn linear_nll_gradients_equal_the_plain_way() {
         for uniform in [true, false] {
             tch::manual_seed(3);
-            let (n, d, v) = (70, 8, 300_000); // 300,000 tokens: several chunks of rows
+            let (n, d, v) = (170, 64, 50_258); // three chunks of rows
             let kind = Kind::Float;
-            let (h, w, b) = (leaf(&[n, d], kind), leaf(&[v, d], kind), leaf(&[v], kind));
+            let (h, mut w, b) = (leaf(&[n, d], kind), leaf(&[v, d], kind), leaf(&[v], kind));
+            // As large as a trained head's: larger logits lose digits in any order of summing.
+            tch::no_grad(|| w *= 0.05);
             let y = Tensor::randint(v - 1, [n], (Kind::Int64, Device::Cpu));
             let weight = Tensor::rand([n], (kind, Device::Cpu)) + 0.5;
             let upstream = if uniform {
@@ -381,13 +383,18 @@ mod tests {
                 Tensor::rand([n], (kind, Device::Cpu))
             };
             let ours = linear_nll(&h, &w, Some(&b), &y, &weight, Some(v - 1)).unwrap();
-            let plain = plain_nll(&h, &w, &b, &y, &weight);
+            // In float64: the plain way in float32 is no more exact than ours.
+            let exact =
+                |x: &Tensor| x.detach().to_kind(Kind::Double).set_requires_grad(x.requires_grad());
+            let (h64, w64, b64) = (exact(&h), exact(&w), exact(&b));
+            let plain = plain_nll(&h64, &w64, &b64, &y, &exact(&weight));
             assert!(max_difference(&ours, &plain) < 1e-4, "{}", max_difference(&ours, &plain));
-            let total = |nll: &Tensor| (nll * &upstream).sum(kind);
+            let total = |nll: &Tensor| (nll * &upstream).sum(Kind::Double);
             let g_ours = Tensor::run_backward(&[total(&ours)], &[&h, &w, &b], true, false);
-            let g_plain = Tensor::run_backward(&[total(&plain)], &[&h, &w, &b], true, false);
+            let g_plain = Tensor::run_backward(&[total(&plain)], &[&h64, &w64, &b64], true, false);
             for (a, p) in g_ours.iter().zip(&g_plain) {
-                assert!(max_difference(a, p) < 1e-6, "uniform={uniform} {}", max_difference(a, p));
+                let (error, size) = (max_difference(a, p), p.abs().max().double_value(&[]));
+                assert!(error < 1e-6 * size.max(1.0), "uniform={uniform} {error:e} of {size}");
             }
         }
     }

@@ -99,4 +99,28 @@ mod tests {
             }
         }
     }
+
+    #[test]
+    fn gradients_in_float32_are_those_in_float64() {
+        tch::manual_seed(2);
+        for rows in [1, 5, 64] {
+            let draw = |shape: &[i64]| Tensor::randn(shape, (Kind::Double, Device::Cpu));
+            let values = [draw(&[2, rows, 24]), draw(&[50, 24]), draw(&[50])];
+            let upstream = draw(&[2, rows, 50]);
+            let gradients = |kind: Kind, biased: bool| -> Vec<Tensor> {
+                let leaf = |v: &Tensor| v.to_kind(kind).detach().copy().set_requires_grad(true);
+                let [x, w, b] = values.each_ref().map(leaf);
+                let y = linear_then(&x, &w, biased.then_some(&b), Then::Gelu);
+                (y * upstream.to_kind(kind)).sum(kind).backward();
+                [x, w, b].iter().take(if biased { 3 } else { 2 }).map(Tensor::grad).collect()
+            };
+            for biased in [false, true] {
+                let pairs = gradients(Kind::Float, biased).into_iter();
+                for (got, want) in pairs.zip(gradients(Kind::Double, biased)) {
+                    let error = (got - want).abs().max().double_value(&[]);
+                    assert!(error < 1e-4, "{rows} rows, bias {biased}: {error:e}");
+                }
+            }
+        }
+    }
 }
