@@ -27,7 +27,7 @@ pub fn load_cuda() {
 
 /// The folder of the libtorch that this process runs over.
 #[expect(unsafe_code, reason = "asks the loader about an address")]
-fn torch_folder() -> Option<PathBuf> {
+pub fn torch_folder() -> Option<PathBuf> {
     let address = maskdiff_plugin_api::abi::torch_address() as *const libc::c_void;
     // SAFETY: all-zero is a valid Dl_info.
     let mut info: libc::Dl_info = unsafe { std::mem::zeroed() };

@@ -5,6 +5,7 @@ use std::io::IsTerminal as _;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::LazyLock;
+use std::time::Duration;
 
 use clap::{Args, CommandFactory as _, Parser, Subcommand, ValueHint};
 
@@ -94,7 +95,7 @@ enum Command {
         #[command(flatten)]
         given: Given,
     },
-    /// List the loaded plugins, or show one
+    /// List, show, write, build, check and remove plugins
     Plugins {
         #[command(subcommand)]
         command: Plugins,
@@ -163,6 +164,49 @@ enum Plugins {
         /// KEY=VALUE
         overrides: Vec<String>,
     },
+    /// Write a new plugin: a crate that builds, passes its contract and runs
+    ///
+    /// KIND is backbone, noise, parameterization, process or sampler.
+    New {
+        /// The kind of its component
+        kind: String,
+        /// The component's name, and the folder's
+        name: String,
+        /// Where the folder is made
+        #[arg(long, value_name = "DIR", default_value = ".", value_hint = ValueHint::DirPath)]
+        path: PathBuf,
+        /// Where maskdiff-plugin-api comes from: a folder, a git address or a version
+        #[arg(long, value_name = "SOURCE")]
+        api: Option<String>,
+    },
+    /// Build a plugin, check its contract and install it for this user
+    Build {
+        /// The folder of its crate
+        #[arg(value_name = "DIR", value_hint = ValueHint::DirPath)]
+        folder: PathBuf,
+        /// With optimizations
+        #[arg(long)]
+        release: bool,
+    },
+    /// Load a plugin file in processes of its own and run the contract of each component
+    Check {
+        /// The plugin file
+        #[arg(value_hint = ValueHint::FilePath)]
+        file: PathBuf,
+        /// How long a component may take
+        #[arg(long, value_name = "SECONDS", default_value_t = commands::plugins::check::PATIENCE.as_secs())]
+        timeout: u64,
+        /// OPTION=VALUE for every component that has the option, as in T=1000
+        options: Vec<String>,
+    },
+    /// Take away a plugin that was installed
+    Rm {
+        /// The plugin's name, or its component's
+        name: String,
+    },
+    /// What `check` runs for each component
+    #[command(hide = true)]
+    CheckOne { file: PathBuf, kind: Option<String>, name: Option<String>, options: Vec<String> },
 }
 
 /// Runs the command line and reports an error once; gives the exit code.
@@ -204,14 +248,27 @@ fn run(words: Vec<OsString>) -> Result<()> {
             commands::sample::run(&common(trained.into_overrides()), &given.into_asks()?)
         }
         Command::Config { overrides } => commands::config::run(&common(overrides)),
-        Command::Plugins { command: Plugins::List { overrides } } => {
-            commands::plugins::list(&common(overrides))
-        }
-        Command::Plugins { command: Plugins::Show { name, overrides } } => {
-            commands::plugins::show(&common(overrides), &name)
-        }
+        Command::Plugins { command } => plugins(command, common),
         Command::Completions { shell } => {
             clap_complete::generate(shell, &mut Cli::command(), "maskdiff", &mut std::io::stdout());
+            Ok(())
+        }
+    }
+}
+
+fn plugins(command: Plugins, common: impl FnOnce(Vec<String>) -> Common) -> Result<()> {
+    use commands::plugins::{build, check, list, new, remove};
+    match command {
+        Plugins::List { overrides } => list::list(&common(overrides)),
+        Plugins::Show { name, overrides } => list::show(&common(overrides), &name),
+        Plugins::New { kind, name, path, api } => new::new(&kind, &name, &path, api.as_deref()),
+        Plugins::Build { folder, release } => build::build(&common(Vec::new()), &folder, release),
+        Plugins::Check { file, timeout, options } => {
+            check::check(&common(options), &file, Duration::from_secs(timeout))
+        }
+        Plugins::Rm { name } => remove::remove(&common(Vec::new()), &name),
+        Plugins::CheckOne { file, kind, name, options } => {
+            check::check_one(&file, kind.as_deref().zip(name.as_deref()), &options);
             Ok(())
         }
     }

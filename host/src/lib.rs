@@ -4,6 +4,7 @@
 
 pub mod accelerator;
 pub mod assemble;
+pub mod cargo;
 pub mod checkpoint;
 pub mod cli;
 pub mod clock;

@@ -31,11 +31,15 @@ impl Places {
     fn defaults() -> Vec<PathBuf> {
         let executable = std::env::current_exe().ok();
         let beside = executable.and_then(|exe| exe.parent().map(Path::to_path_buf));
+        let packaged = beside.as_ref().map(|folder| folder.join("plugins"));
+        [packaged, beside, Self::of_user()].into_iter().flatten().collect()
+    }
+
+    /// The folder of the plugins that this user has installed, if there is a home.
+    pub fn of_user() -> Option<PathBuf> {
         let data = std::env::var_os("XDG_DATA_HOME").map(PathBuf::from);
         let home = || std::env::var_os("HOME").map(|h| PathBuf::from(h).join(".local/share"));
-        let user = data.or_else(home).map(|folder| folder.join("maskdiff/plugins"));
-        let packaged = beside.as_ref().map(|folder| folder.join("plugins"));
-        [packaged, beside, user].into_iter().flatten().collect()
+        Some(data.or_else(home)?.join("maskdiff/plugins"))
     }
 }
 

@@ -32,14 +32,14 @@ pub fn command(folder: &Path, words: &[&str]) -> Command {
     command
 }
 
-/// Runs a command to its end, which is never far away: what hangs is killed after two minutes.
+/// Runs a command to its end, what hangs is killed after ten minutes.
 pub fn finish(command: &mut Command) -> Output {
     command.stdout(Stdio::piped()).stderr(Stdio::piped());
     let child = command.spawn().expect("the maskdiff binary: run `cargo build` first");
     let pid = child.id().to_string();
     let (done, ended) = std::sync::mpsc::channel::<()>();
     let watch = std::thread::spawn(move || {
-        if ended.recv_timeout(Duration::from_secs(120)) == Err(RecvTimeoutError::Timeout) {
+        if ended.recv_timeout(Duration::from_secs(600)) == Err(RecvTimeoutError::Timeout) {
             Command::new("kill").args(["-9", &pid]).status().expect("kill");
         }
     });

@@ -9,6 +9,8 @@
 #include <c10/core/CachingDeviceAllocator.h>
 #include <torch/csrc/autograd/custom_function.h>
 
+#include <malloc.h>
+
 #include <cmath>
 #include <cstring>
 #include <optional>
@@ -429,6 +431,15 @@ char* maskdiff_set_deterministic(int on) {
   return guarded([&] {
     at::globalContext().setDeterministicAlgorithms(on != 0, false);
   });
+}
+
+// Bytes that malloc has handed out and not got back, modulo 2^32: mallinfo is old, but in every glibc.
+uint32_t maskdiff_allocated_bytes() {
+#pragma GCC diagnostic push
+#pragma GCC diagnostic ignored "-Wdeprecated-declarations"
+  const struct mallinfo info = mallinfo();
+#pragma GCC diagnostic pop
+  return static_cast<uint32_t>(info.uordblks) + static_cast<uint32_t>(info.hblkhd);
 }
 
 void maskdiff_free_message(char* text) { free(text); }

@@ -83,6 +83,7 @@ unsafe extern "C" {
         state: *const C_tensor,
     ) -> *mut c_char;
     fn maskdiff_set_deterministic(on: c_int) -> *mut c_char;
+    fn maskdiff_allocated_bytes() -> u32;
     fn maskdiff_free_message(text: *mut c_char);
 }
 
@@ -344,10 +345,26 @@ pub fn set_deterministic(on: bool) -> Result<()> {
     checked(unsafe { maskdiff_set_deterministic(c_int::from(on)) })
 }
 
+/// Bytes of heap in use by this process, of libtorch and of Rust, modulo 2^32: the difference of two is exact.
+pub fn allocated_bytes() -> u32 {
+    // SAFETY: asks malloc for its counts.
+    unsafe { maskdiff_allocated_bytes() }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use tch::Kind;
+
+    #[test]
+    fn a_tensor_is_seen_on_the_heap_while_it_lives() {
+        let before = allocated_bytes();
+        let tensor = Tensor::zeros([1 << 20], (Kind::Float, Device::Cpu));
+        let held = allocated_bytes().wrapping_sub(before);
+        assert!(held >= 4 << 20, "{held}");
+        drop(tensor);
+        assert!(allocated_bytes().wrapping_sub(before) < 1 << 20);
+    }
 
     fn leaf(shape: &[i64], kind: Kind) -> Tensor {
         Tensor::randn(shape, (kind, Device::Cpu)).set_requires_grad(true)

@@ -6,7 +6,7 @@ use abi_stable::sabi_trait::TD_Opaque;
 use abi_stable::std_types::{ROption, Tuple2};
 use tch::Tensor;
 
-use super::adapters::{Lent, extended, plain};
+use super::adapters::*;
 use super::objects::*;
 use super::tensor::{RTensor, RTensorRef};
 use crate::backbone::{Head, Parameter};
@@ -20,9 +20,16 @@ fn lend<T>(model: &dyn Model, call: impl FnOnce(DenoiserRef<'_>) -> T) -> T {
 }
 
 macro_rules! handle {
-    ($(#[$doc:meta])* $name:ident, $object:ty) => {
+    ($(#[$doc:meta])* $name:ident, $object:ty, $trait:path, $to:ident, $adapter:ident) => {
         $(#[$doc])*
         pub struct $name(pub(crate) $object);
+
+        impl $name {
+            /// Puts a component of this very library behind the boundary.
+            pub(crate) fn of<T: $trait>(component: T) -> Self {
+                Self($to::from_value($adapter(component), TD_Opaque))
+            }
+        }
 
         impl std::fmt::Debug for $name {
             fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -35,27 +42,42 @@ macro_rules! handle {
 handle!(
     /// A loaded [`crate::NoiseSchedule`].
     Noise,
-    NoiseBox
+    NoiseBox,
+    crate::NoiseSchedule,
+    NoiseObject_TO,
+    NoiseAdapter
 );
 handle!(
     /// A loaded [`crate::ForwardProcess`].
     Process,
-    ProcessBox
+    ProcessBox,
+    crate::ForwardProcess,
+    ProcessObject_TO,
+    ProcessAdapter
 );
 handle!(
     /// A loaded [`crate::Backbone`].
     Network,
-    BackboneBox
+    BackboneBox,
+    crate::Backbone,
+    BackboneObject_TO,
+    BackboneAdapter
 );
 handle!(
     /// A loaded [`crate::Parameterization`].
     Method,
-    ParameterizationBox
+    ParameterizationBox,
+    crate::Parameterization,
+    ParameterizationObject_TO,
+    ParameterizationAdapter
 );
 handle!(
     /// A loaded [`crate::Sampler`].
     Walker,
-    SamplerBox
+    SamplerBox,
+    crate::Sampler,
+    SamplerObject_TO,
+    SamplerAdapter
 );
 
 impl Noise {

@@ -9,7 +9,7 @@
 
 pub(crate) mod adapters;
 mod forward;
-mod guard;
+pub(crate) mod guard;
 pub mod handles;
 pub mod load;
 pub mod module;

@@ -8,10 +8,10 @@ use abi_stable::std_types::{RStr, RString};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use super::adapters::*;
 pub use super::forward::HostApi_Ref;
 use super::forward::install;
 use super::guard::{RAnswer, answer};
+use super::handles::{Method, Network, Noise, Process, Walker};
 use super::objects::*;
 use crate::backbone::Backbone;
 use crate::component::Component;
@@ -171,10 +171,9 @@ fn option_message(text: &str) -> String {
 }
 
 macro_rules! maker {
-    ($make:ident, $all:ident, $variant:ident, $bound:ident, $boxed:ident, $object:ident, $adapter:ident) => {
+    ($make:ident, $all:ident, $variant:ident, $bound:ident, $boxed:ident, $handle:ident) => {
         fn $make<T: $bound>(config: &str, context: &str) -> Result<$boxed> {
-            let adapter = $adapter(build::<T>(config, context)?);
-            Ok($object::from_value(adapter, abi_stable::sabi_trait::TD_Opaque))
+            Ok($handle::of(build::<T>(config, context)?).0)
         }
 
         pub extern "C" fn $all(
@@ -198,35 +197,18 @@ macro_rules! maker {
     };
 }
 
-maker!(make_noise, noise, Noise, NoiseSchedule, NoiseBox, NoiseObject_TO, NoiseAdapter);
-maker!(
-    make_process,
-    process,
-    Process,
-    ForwardProcess,
-    ProcessBox,
-    ProcessObject_TO,
-    ProcessAdapter
-);
-maker!(
-    make_backbone,
-    backbone,
-    Backbone,
-    Backbone,
-    BackboneBox,
-    BackboneObject_TO,
-    BackboneAdapter
-);
+maker!(make_noise, noise, Noise, NoiseSchedule, NoiseBox, Noise);
+maker!(make_process, process, Process, ForwardProcess, ProcessBox, Process);
+maker!(make_backbone, backbone, Backbone, Backbone, BackboneBox, Network);
 maker!(
     make_parameterization,
     parameterization,
     Parameterization,
     Parameterization,
     ParameterizationBox,
-    ParameterizationObject_TO,
-    ParameterizationAdapter
+    Method
 );
-maker!(make_sampler, sampler, Sampler, Sampler, SamplerBox, SamplerObject_TO, SamplerAdapter);
+maker!(make_sampler, sampler, Sampler, Sampler, SamplerBox, Walker);
 
 /// What `export_plugin!` calls: everything about this plugin as JSON.
 pub fn info(name: &str, version: &str) -> RString {

@@ -20,10 +20,11 @@ pub struct Toy {
     tokens: usize,
     joint: Vec<f64>,
     time_conditioning: bool,
+    causal: bool,
     calls: Cell<i64>,
     stop_after: Cell<i64>,
-    /// The times of each call for a law of x0.
-    asked: RefCell<Vec<Vec<f64>>>,
+    /// The times of each call for a law of x0, when they are wanted.
+    asked: Option<RefCell<Vec<Vec<f64>>>>,
     /// Conditionals that were asked for before.
     known: RefCell<HashMap<Vec<i64>, Rc<[f64]>>>,
 }
@@ -46,9 +47,10 @@ impl Toy {
             tokens,
             joint: joint.into_iter().map(|w| w / total).collect(),
             time_conditioning: false,
+            causal: false,
             calls: Cell::new(0),
             stop_after: Cell::new(i64::MAX),
-            asked: RefCell::default(),
+            asked: None,
             known: RefCell::default(),
         }
     }
@@ -57,6 +59,20 @@ impl Toy {
     #[must_use]
     pub fn time_conditioned(mut self) -> Self {
         self.time_conditioning = true;
+        self
+    }
+
+    /// The same model as a causal network: at each position the law of the next token given those so far.
+    #[must_use]
+    pub fn causal(mut self) -> Self {
+        self.causal = true;
+        self
+    }
+
+    /// The same model, which notes the times it is asked for, see [`Toy::asked`].
+    #[must_use]
+    pub fn noting_times(mut self) -> Self {
+        self.asked = Some(RefCell::default());
         self
     }
 
@@ -75,9 +91,9 @@ impl Toy {
         self.calls.get()
     }
 
-    /// The times, one for each sequence, of every call for `log_x0` so far.
+    /// The times, one for each sequence, of every call for `log_x0` so far; empty unless it notes them.
     pub fn asked(&self) -> Vec<Vec<f64>> {
-        self.asked.borrow().clone()
+        self.asked.as_ref().map(|asked| asked.borrow().clone()).unwrap_or_default()
     }
 
     /// The table: probability of each sequence, first position most significant.
@@ -206,12 +222,22 @@ impl Model for Toy {
         Ok(opened.where_self(&xt_n.eq(mask).unsqueeze(1), &kept))
     }
 
+    /// A block shorter than L is the start of one.
     fn hidden(&self, xt_bl: &Tensor, _sigma_b: &Tensor) -> Result<Tensor> {
-        self.calls.set(self.calls.get() + xt_bl.size()[0]);
+        if self.causal {
+            return Ok(self.extend(xt_bl, Vec::new())?.0);
+        }
+        let (batch, seen) = (xt_bl.size()[0], xt_bl.size()[1]);
+        self.calls.set(self.calls.get() + batch);
         let tokens = Vec::<i64>::try_from(xt_bl.contiguous().view([-1]))?;
-        let table: Vec<f64> =
-            tokens.chunks(self.length).flat_map(|z| self.conditional(z).to_vec()).collect();
-        let shape = [xt_bl.size()[0], self.length(), self.vocab_size()];
+        let mut table = Vec::new();
+        for block in tokens.chunks(seen as usize) {
+            let mut whole = block.to_vec();
+            whole.resize(self.length, self.tokens as i64);
+            let rows = seen as usize * (self.tokens + 1);
+            table.extend_from_slice(&self.conditional(&whole)[..rows]);
+        }
+        let shape = [batch, seen, self.vocab_size()];
         Ok(Tensor::from_slice(&table).view(shape).log())
     }
 
@@ -254,7 +280,9 @@ impl Model for Toy {
     }
 
     fn log_x0(&self, xt_bl: &Tensor, t_b: &Tensor, rows_n: &Tensor) -> Result<Tensor> {
-        self.asked.borrow_mut().push(Vec::try_from(t_b)?);
+        if let Some(asked) = &self.asked {
+            asked.borrow_mut().push(Vec::try_from(t_b)?);
+        }
         Ok(ops::take_rows(&self.hidden(xt_bl, t_b)?, rows_n))
     }
 

@@ -181,7 +181,7 @@ mod tests {
     #[test]
     fn tokens_open_when_ancestral_sampling_opens_them() {
         tch::manual_seed(3);
-        let (toy, half, t) = (Toy::new(5, 3), 4000, 0.3);
+        let (toy, half, t) = (Toy::new(5, 3).noting_times(), 4000, 0.3);
         let start = toy.masked(2 * half);
         let _ = start.narrow(0, half, half).narrow(1, 0, 2).fill_(1);
         let _ = sampler(1).sample(&Denoiser::new(&toy), &start).unwrap();

@@ -4,32 +4,11 @@ use maskdiff_plugin_api::abi::load::Plugin;
 use maskdiff_plugin_api::abi::module::ComponentInfo;
 use serde_json::{Value, json};
 
-use super::Common;
+use super::{Common, group, key};
 use crate::assemble;
 use crate::error::{Error, Result};
 use crate::plugins::nearest;
 use crate::report::Format;
-
-/// The key of the configuration that picks a component of a kind.
-fn key(kind: &str) -> &str {
-    match kind {
-        "noise" => "noise.type",
-        "process" => "diffusion",
-        "sampler" => "sampling.predictor",
-        other => other,
-    }
-}
-
-/// The group whose keys are a component's options.
-fn group(kind: &str) -> &str {
-    match kind {
-        "backbone" => "model.",
-        "noise" => "noise.",
-        "process" => "process.",
-        "sampler" => "sampling.",
-        _ => "",
-    }
-}
 
 /// Lists all components.
 pub fn list(common: &Common) -> Result<()> {

@@ -1,0 +1,42 @@
+//! `maskdiff plugins build DIR`: build, check the contract, install for this user.
+
+use std::path::{Path, PathBuf};
+
+use super::{Common, check};
+use crate::cargo::{self, Telling};
+use crate::error::{Error, Result};
+use crate::plugins::Places;
+
+/// Builds the crate in `folder`, and installs its plugin when every component keeps its contract.
+pub fn build(common: &Common, folder: &Path, release: bool) -> Result<()> {
+    let telling = if common.quiet { Telling::Problems } else { Telling::All };
+    let file = cargo::build(folder, release, telling)?;
+    check::check(common, &file, check::PATIENCE)?;
+    let installed = install(&file)?;
+    if !common.quiet {
+        eprintln!("installed {}", installed.display());
+    }
+    Ok(())
+}
+
+/// Copies a plugin into the user's folder; a process that has the old one open keeps it.
+fn install(file: &Path) -> Result<PathBuf> {
+    let Some(folder) = Places::of_user() else {
+        return Err(Error::plugin(
+            "there is no folder for this user's plugins: HOME is not set",
+            "set HOME or XDG_DATA_HOME",
+        ));
+    };
+    std::fs::create_dir_all(&folder).map_err(|e| Error::io("write", &folder, &e))?;
+    let name = file.file_name().and_then(|n| n.to_str()).unwrap_or_default();
+    // Only files of this form are looked at.
+    let bare = name.trim_start_matches("lib").trim_start_matches("maskdiff_");
+    let target = folder.join(format!("libmaskdiff_{bare}"));
+    let draft = folder.join(format!(".{bare}.{}", std::process::id()));
+    let copied = std::fs::copy(file, &draft).and_then(|_| std::fs::rename(&draft, &target));
+    copied.map_err(|e| {
+        let _ = std::fs::remove_file(&draft);
+        Error::io("write", &target, &e)
+    })?;
+    Ok(target)
+}

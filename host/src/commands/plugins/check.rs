@@ -1,0 +1,162 @@
+//! `maskdiff plugins check FILE`: the contract of every component of a plugin, each in a process of its own.
+//!
+//! A component that panics gives an error like any other. One that kills its process or never comes back takes only that
+//! process with it.
+
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use maskdiff_plugin_api::abi::load::Plugin;
+use maskdiff_plugin_api::abi::module::ComponentInfo;
+use maskdiff_plugin_api::testkit::contracts;
+use serde_json::{Value, json};
+
+use super::Common;
+use crate::error::{Error, Result};
+use crate::report::Format;
+
+/// How long a component may take.
+pub const PATIENCE: Duration = Duration::from_secs(120);
+
+/// Checks a plugin file with default options, but for those of the overrides, which go to every component that has them.
+/// An error names the components that broke their contract.
+pub fn check(common: &Common, file: &Path, patience: Duration) -> Result<()> {
+    let options = common.overrides.as_slice();
+    if let Some(word) = options.iter().find(|word| !word.contains('=')) {
+        return Err(Error::config(
+            format!("`{word}` is not OPTION=VALUE"),
+            "an option of a component, as in `steps=64`",
+        ));
+    }
+    let listed = in_child(file, None, options, patience)?;
+    let listed = listed.map_err(|why| Error::plugin(why, "build it again, or ask its author"))?;
+    let components = listed["components"].as_array().cloned().unwrap_or_default();
+    if components.is_empty() {
+        return Err(Error::plugin(
+            format!("`{}` has no component", file.display()),
+            "`register!(KIND Type);` beside each component makes it known",
+        ));
+    }
+    let mut broken = Vec::new();
+    let mut results = Vec::new();
+    for component in &components {
+        let (kind, name) = (&component["kind"], &component["name"]);
+        let (kind, name) = (kind.as_str().unwrap_or_default(), name.as_str().unwrap_or_default());
+        let start = Instant::now();
+        let kept = in_child(file, Some((kind, name)), options, patience)?;
+        let seconds = start.elapsed().as_secs_f64();
+        let why = kept.as_ref().err();
+        results.push(json!({"kind": kind, "name": name, "kept": why.is_none(), "why": why, "seconds": seconds}));
+        if common.format != Format::Json {
+            let verdict = why.map_or("keeps its contract".into(), |why| format!("BROKEN: {why}"));
+            println!("{kind} `{name}` {verdict} ({seconds:.1} s)");
+        }
+        broken.extend(why.map(|why| format!("{kind} `{name}`: {why}")));
+    }
+    if common.format == Format::Json {
+        println!("{}", json!({"file": file, "plugin": listed["name"], "components": results}));
+    }
+    if broken.is_empty() {
+        return Ok(());
+    }
+    Err(Error::plugin(
+        format!("`{}` breaks the contract: {}", file.display(), broken.join("; ")),
+        "the rules of a kind are documented at its trait in maskdiff-plugin-api, and in `testkit::contracts`",
+    ))
+}
+
+/// What a child process found out: its JSON, or in words why the component did not keep its contract.
+fn in_child(
+    file: &Path,
+    component: Option<(&str, &str)>,
+    options: &[String],
+    patience: Duration,
+) -> Result<std::result::Result<Value, String>> {
+    let own = std::env::current_exe().map_err(|e| Error::io("find", Path::new("maskdiff"), &e))?;
+    let mut command = Command::new(own);
+    command.args(["plugins", "check-one"]).arg(file);
+    if let Some((kind, name)) = component {
+        command.args([kind, name]).args(options);
+    }
+    // The toys are tiny: a second thread would only wait for the first.
+    command.env("OMP_NUM_THREADS", "1").stdin(Stdio::null());
+    // A panic is reported by what it says; its trace would be printed twice.
+    command.stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut child = command.spawn().map_err(|e| Error::io("run", file, &e))?;
+    let start = Instant::now();
+    let status = loop {
+        match child.try_wait().map_err(|e| Error::io("run", file, &e))? {
+            Some(status) => break status,
+            None if start.elapsed() > patience => {
+                let _ = child.kill();
+                let _ = child.wait();
+                let limit = patience.as_secs_f64();
+                return Ok(Err(format!("it did not come back within {limit} s")));
+            }
+            None => std::thread::sleep(Duration::from_millis(5)),
+        }
+    };
+    let said = child.wait_with_output().map_err(|e| Error::io("run", file, &e))?;
+    let answer = String::from_utf8_lossy(&said.stdout).lines().last().map(str::to_string);
+    let answer = answer.and_then(|line| serde_json::from_str::<Value>(&line).ok());
+    let Some(answer) = answer else {
+        let words = String::from_utf8_lossy(&said.stderr).trim().lines().last().map(str::to_string);
+        let words = words.filter(|w| !w.is_empty()).map(|w| format!(": {w}")).unwrap_or_default();
+        return Ok(Err(format!("it ended its process ({status}){words}")));
+    };
+    Ok(match answer["broken"].as_str() {
+        Some(why) => Err(why.to_string()),
+        None => Ok(answer),
+    })
+}
+
+/// The child's part: loads the file, and checks one component or lists all; prints one line of JSON.
+pub fn check_one(file: &Path, component: Option<(&str, &str)>, options: &[String]) {
+    std::panic::set_hook(Box::new(|_| ()));
+    let answer = Plugin::open(file).map_err(|e| e.to_string()).and_then(|plugin| match component {
+        None => Ok(json!({"name": plugin.info.name, "components": plugin.info.components})),
+        Some((kind, name)) => {
+            let found = plugin.info.components.iter().find(|c| c.kind == kind && c.name == name);
+            let found = found.ok_or_else(|| format!("there is no {kind} `{name}`"))?;
+            let kept = contract(&plugin, found, options).map_err(|e| match e.location.as_str() {
+                // The rule's own place tells an author nothing.
+                place if place.is_empty() || place.contains("testkit/contracts.rs") => {
+                    e.to_string()
+                }
+                place => format!("{e} ({place})"),
+            });
+            kept.map(|()| json!({"kept": true}))
+        }
+    });
+    println!("{}", answer.unwrap_or_else(|why| json!({"broken": why})));
+}
+
+fn contract(
+    plugin: &Plugin,
+    component: &ComponentInfo,
+    given: &[String],
+) -> maskdiff_plugin_api::Result<()> {
+    let ComponentInfo { kind, name, provides, needs, defaults, .. } = component;
+    let mut options = defaults.clone();
+    for (key, value) in given.iter().filter_map(|word| word.split_once('=')) {
+        if let Some(option) = options.get_mut(key) {
+            *option = serde_json::from_str(value).unwrap_or_else(|_| json!(value));
+        }
+    }
+    let options = options.to_string();
+    match kind.as_str() {
+        "noise" => contracts::noise(&|facts| plugin.noise(name, &options, facts)),
+        "process" => contracts::process(&|facts| plugin.process(name, &options, facts)),
+        "backbone" => contracts::backbone(&|facts| plugin.backbone(name, &options, facts)),
+        "parameterization" => {
+            let make = |facts: &_| plugin.parameterization(name, &options, facts);
+            contracts::parameterization(&make, &words_of(provides), &words_of(needs))
+        }
+        _ => contracts::sampler(&|facts| plugin.sampler(name, &options, facts)),
+    }
+}
+
+fn words_of(list: &[String]) -> Vec<&str> {
+    list.iter().map(String::as_str).collect()
+}

@@ -1,0 +1,154 @@
+//! `maskdiff plugins new KIND NAME`: a crate that builds, passes its contract and runs.
+
+use std::path::{Path, PathBuf};
+
+use include_dir::{Dir, include_dir};
+
+use super::key;
+use crate::cargo;
+use crate::error::{Error, Result};
+use crate::plugins::{KINDS, nearest};
+
+static TEMPLATES: Dir<'_> = include_dir!("$CARGO_MANIFEST_DIR/templates/plugin");
+/// The versions this host was built with: a plugin starts from the same ones.
+const LOCK: &str = include_str!("../../../../Cargo.lock");
+
+/// Writes the crate `folder/NAME` and says what comes next. `api` is where plugin-api comes from, see [`source`].
+pub fn new(kind: &str, name: &str, folder: &Path, api: Option<&str>) -> Result<()> {
+    if !KINDS.contains(&kind) {
+        let near = nearest(kind, &KINDS).map(|near| format!("did you mean `{near}`? "));
+        return Err(Error::config(
+            format!("`{kind}` is no kind of component"),
+            format!("{}kinds: {}", near.unwrap_or_default(), KINDS.join(", ")),
+        ));
+    }
+    let named =
+        name.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_' || c == '-')
+            && name.starts_with(|c: char| c.is_ascii_lowercase());
+    if !named {
+        return Err(Error::config(
+            format!("`{name}` cannot be a plugin's name"),
+            "a name is lower-case letters, digits, `_` and `-`, and starts with a letter",
+        ));
+    }
+    let target = folder.join(name);
+    if target.exists() {
+        return Err(Error::config(
+            format!("`{}` is there already", target.display()),
+            "choose another name, or another folder with `--path`",
+        ));
+    }
+    let dependency = source(api)?;
+    let component = name.replace('-', "_");
+    let words = Words {
+        component: &component,
+        crate_name: &format!("maskdiff-{}", name.replace('_', "-")),
+        type_name: &camel_case(&component),
+        kind,
+        api: &dependency,
+    };
+    // Written beside and renamed: a crate is there whole or not at all.
+    let draft = folder.join(format!(".{name}.new"));
+    let written = write(&draft, &words).and_then(|()| {
+        std::fs::rename(&draft, &target).map_err(|e| Error::io("write", &target, &e))
+    });
+    if written.is_err() {
+        let _ = std::fs::remove_dir_all(&draft);
+    }
+    written?;
+    println!("{}: a {kind} plugin; the component is `{component}` in src/lib.rs", target.display());
+    println!("next: maskdiff plugins build {}", target.display());
+    println!("then: maskdiff {}", try_it(kind, &component));
+    Ok(())
+}
+
+struct Words<'a> {
+    component: &'a str,
+    crate_name: &'a str,
+    type_name: &'a str,
+    kind: &'a str,
+    api: &'a str,
+}
+
+fn write(folder: &Path, words: &Words<'_>) -> Result<()> {
+    let filled = |template: &str| {
+        let text = TEMPLATES.get_file(template).and_then(|file| file.contents_utf8());
+        let watch = match words.kind {
+            "sampler" => "; `maskdiff sample --watch . --checkpoint RUN` draws again at each save",
+            _ => "",
+        };
+        text.unwrap_or_default()
+            .replace("{{component}}", words.component)
+            .replace("{{crate}}", words.crate_name)
+            .replace("{{Type}}", words.type_name)
+            .replace("{{kind}}", words.kind)
+            .replace("{{api}}", words.api)
+            .replace("{{watch}}", watch)
+            .replace("{{try}}", &try_it(words.kind, words.component))
+    };
+    let files = [
+        ("Cargo.toml", filled("Cargo.toml.in")),
+        ("Cargo.lock", LOCK.to_string()),
+        ("build.rs", filled("build.rs")),
+        ("rustfmt.toml", filled("rustfmt.toml")),
+        (".gitignore", filled("gitignore")),
+        ("README.md", filled("README.md")),
+        ("src/lib.rs", filled(&format!("{}.rs", words.kind))),
+    ];
+    let source = folder.join("src");
+    std::fs::create_dir_all(&source).map_err(|e| Error::io("write", &source, &e))?;
+    for (name, text) in files {
+        let path = folder.join(name);
+        std::fs::write(&path, text).map_err(|e| Error::io("write", &path, &e))?;
+    }
+    cargo::point_at_libtorch(folder)
+}
+
+/// The dependency on plugin-api as Cargo.toml writes it: a folder, a git address, or a version. By default the one this
+/// host was built from, when it is still there, else the released one.
+fn source(api: Option<&str>) -> Result<String> {
+    let version = maskdiff_plugin_api::abi::API_VERSION;
+    let own = Path::new(env!("CARGO_MANIFEST_DIR")).with_file_name("plugin-api");
+    let folder = |path: &Path| -> Result<String> {
+        let path = path.canonicalize().map_err(|e| Error::io("find", path, &e))?;
+        Ok(format!("{{ path = \"{}\" }}", path.display()))
+    };
+    match api {
+        None if own.join("Cargo.toml").is_file() => folder(&own),
+        None => Ok(format!("\"{version}\"")),
+        Some(git) if git.contains("://") || git.starts_with("git@") => {
+            Ok(format!("{{ git = \"{git}\" }}"))
+        }
+        Some(number) if number.starts_with(|c: char| c.is_ascii_digit()) => {
+            Ok(format!("\"{number}\""))
+        }
+        Some(path) if Path::new(path).join("Cargo.toml").is_file() => folder(&PathBuf::from(path)),
+        Some(other) => Err(Error::config(
+            format!("`--api {other}` is no folder with a Cargo.toml"),
+            "give the folder of plugin-api, a git address, or a version",
+        )),
+    }
+}
+
+/// A command that uses a new component at once.
+fn try_it(kind: &str, component: &str) -> String {
+    let choice = format!("{}={component}", key(kind));
+    match kind {
+        "sampler" => format!("sample --checkpoint RUN {choice}"),
+        _ => format!("train experiment=demo {choice}"),
+    }
+}
+
+/// `my_sampler` as `MySampler`.
+fn camel_case(name: &str) -> String {
+    let capital = |word: &str| {
+        let mut letters = word.chars();
+        letters
+            .next()
+            .map(|c| c.to_ascii_uppercase())
+            .into_iter()
+            .chain(letters)
+            .collect::<String>()
+    };
+    name.split('_').map(capital).collect()
+}

@@ -1,0 +1,82 @@
+//! The contracts for the tests of a plugin: one call with the component's type, panics with what is wrong.
+
+use super::contracts;
+use super::statistics::chi_square;
+use super::toy::{Toy, law_of_walk};
+use crate::abi::handles::{Method, Network, Noise, Process, Walker};
+use crate::{
+    Backbone, Component, Context, Denoiser, ForwardProcess, NoiseSchedule, Parameterization,
+    PluginError, Result, Sampler, Walk,
+};
+
+/// Options, sent through JSON as they are across the boundary.
+fn make<T: Component>(config: &T::Config, context: &Context) -> Result<T> {
+    let text = serde_json::to_string(config)?;
+    T::new(serde_json::from_str(&text)?, context)
+}
+
+fn with_defaults<T: Component>(context: &Context) -> Result<T> {
+    make(&T::Config::default(), context)
+}
+
+#[track_caller]
+fn kept<T: Component>(contract: Result<()>) {
+    let told = |e: PluginError| panic!("`{}`: {e} ({})", T::NAME, e.location);
+    contract.unwrap_or_else(told);
+}
+
+/// [`contracts::noise`], with default options.
+#[track_caller]
+pub fn noise_contract<T: NoiseSchedule>() {
+    kept::<T>(contracts::noise(&|facts| with_defaults::<T>(facts).map(Noise::of)));
+}
+
+/// [`contracts::process`], with default options.
+#[track_caller]
+pub fn process_contract<T: ForwardProcess>() {
+    kept::<T>(contracts::process(&|facts| with_defaults::<T>(facts).map(Process::of)));
+}
+
+/// [`contracts::backbone`], with the given options: small ones are quick.
+#[track_caller]
+pub fn backbone_contract<T: Backbone>(config: T::Config) {
+    kept::<T>(contracts::backbone(&|facts| make::<T>(&config, facts).map(Network::of)));
+}
+
+/// [`contracts::parameterization`], with default options.
+#[track_caller]
+pub fn parameterization_contract<T: Parameterization>() {
+    let make = |facts: &Context| with_defaults::<T>(facts).map(Method::of);
+    kept::<T>(contracts::parameterization(&make, T::PROVIDES, T::NEEDS));
+}
+
+/// [`contracts::sampler`], with default options.
+#[track_caller]
+pub fn sampler_contract<T: Sampler>() {
+    kept::<T>(contracts::sampler(&|facts| with_defaults::<T>(facts).map(Walker::of)));
+}
+
+/// The law of the samples is the exact law of the walk: one sequence at a time and in batches, 4 to 1,000 steps, each
+/// by a chi-square test at 1e-4. `with_steps` makes the sampler of so many steps, and its grid.
+pub fn walk_contract<T: Sampler>(with_steps: impl Fn(i64) -> (T, Walk)) {
+    let (small, large) = (Toy::new(2, 2), Toy::new(3, 3));
+    for (toy, steps, batch, walks) in [
+        (&large, 4, 1, 3000),
+        (&large, 4, 8, 3000),
+        (&large, 64, 8, 300),
+        (&small, 1000, 1, 100),
+        (&small, 1000, 8, 50),
+        (&large, 1000, 4000, 2),
+    ] {
+        let (mut sampler, walk) = with_steps(steps);
+        let law = law_of_walk(&sampler, walk, toy).expect("law");
+        tch::manual_seed(steps + batch);
+        let mut counts = vec![0.0; law.len()];
+        for _ in 0..walks {
+            let x0 = sampler.sample(&Denoiser::new(toy), &toy.masked(batch)).expect("sample");
+            counts.iter_mut().zip(toy.counts(&x0)).for_each(|(sum, count)| *sum += count);
+        }
+        let p = chi_square(&counts, &law);
+        assert!(p > 1e-4, "{steps} steps, batch {batch}: p = {p:e}");
+    }
+}

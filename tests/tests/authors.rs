@@ -1,0 +1,189 @@
+//! End to end: what a plugin's author does. Scaffold, build, check, install, use, remove; and what the check catches.
+
+use std::fs;
+use std::path::Path;
+use std::process::Command;
+use std::time::Instant;
+
+use maskdiff_tests::run::{Output, SMALL, command, finish, maskdiff, train};
+use maskdiff_tests::{root, target};
+use serde_json::Value;
+
+fn file(name: &str) -> String {
+    target().join(format!("lib{name}.so")).display().to_string()
+}
+
+/// A `maskdiff` command of an author whose home is `folder`; what plugins share is built in the target folder.
+fn author(folder: &Path, words: &[&str]) -> Command {
+    let mut command = command(folder, words);
+    command.env("XDG_DATA_HOME", folder.join("data"));
+    command.env("XDG_CACHE_HOME", target().join("authors"));
+    command
+}
+
+fn run(folder: &Path, words: &[&str]) -> Output {
+    finish(&mut author(folder, words))
+}
+
+/// Why each component is said to break its contract, by name.
+fn verdicts(plugin: &str, more: &[&str]) -> Vec<(String, Option<String>)> {
+    let folder = tempfile::tempdir().expect("a folder");
+    let words = [&["plugins", "check", plugin, "--format", "json"], more].concat();
+    let out = maskdiff(folder.path(), &words);
+    let said: Value = serde_json::from_str(out.stdout.lines().last().unwrap_or_default())
+        .unwrap_or_else(|e| panic!("{e}: {} {}", out.stdout, out.stderr));
+    let components = said["components"].as_array().expect("components").clone();
+    let text = |v: &Value| v.as_str().map(str::to_string);
+    let verdict = |c: &Value| (text(&c["name"]).expect("a name"), text(&c["why"]));
+    components.iter().map(verdict).collect()
+}
+
+#[test]
+fn shipped_plugins_keep_their_contract() {
+    for name in ["noise", "absorbing", "mdlm", "sedd", "d3pm", "ar", "first_hitting", "confidence"]
+    {
+        for (component, why) in verdicts(&file(&format!("maskdiff_{name}")), &["T=1000"]) {
+            assert_eq!(why, None, "{name}: {component}");
+        }
+    }
+}
+
+#[test]
+fn what_breaks_the_contract_is_caught_by_name_and_the_host_goes_on() {
+    let found = verdicts(&file("fixture_bad_plugin"), &["--timeout", "5"]);
+    let why = |name: &str| {
+        let (_, why) = found.iter().find(|(n, _)| n == name).expect("the component");
+        why.clone().unwrap_or_default()
+    };
+    for (name, words) in [
+        ("panics", "a bug of the author (tests/fixtures/bad-plugin/src/lib.rs:"),
+        ("throws", "libtorch: Expected size for first two dimensions"),
+        ("wrong_shape", "the sample is [4, 4] Int64, expected [4, 5]"),
+        ("wrong_token", "is outside the vocabulary"),
+        ("leaves_masks", "masks are left"),
+        ("changes_given", "tokens that were given are changed"),
+        ("loops", "did not come back within 5 s"),
+        ("aborts", "it ended its process (signal: 6"),
+        ("leaks", "the walk keeps memory"),
+        ("not_a_number", "the loss is not finite"),
+    ] {
+        assert!(why(name).contains(words), "{name}: {}", why(name));
+    }
+    assert_eq!(why("geometric"), "", "a schedule that is only linear is no fault");
+}
+
+#[test]
+fn a_scaffold_of_every_kind_builds_keeps_its_contract_and_runs() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let folder = folder.path();
+    for (kind, key) in [
+        ("noise", "noise.type"),
+        ("process", "diffusion"),
+        ("backbone", "backbone"),
+        ("parameterization", "parameterization"),
+        ("sampler", "sampling.predictor"),
+    ] {
+        let name = format!("my-{kind}");
+        let component = format!("my_{kind}");
+        run(folder, &["plugins", "new", kind, &name]).expect(0);
+        let out = run(folder, &["plugins", "build", &name]);
+        out.expect(0);
+        assert!(
+            out.stdout.contains(&format!("{kind} `{component}` keeps its contract")),
+            "{out:?}"
+        );
+        let choice = format!("{key}={component}");
+        // A new network has options of its own.
+        let small: Vec<&str> = SMALL
+            .iter()
+            .copied()
+            .filter(|w| kind != "backbone" || !w.contains("cond_dim"))
+            .collect();
+        let dir = format!("run.dir={name}-run");
+        run(folder, &[&["train"], &small[..], &[&choice, &dir]].concat()).expect(0);
+        let own = format!("{name}/src/lib.rs");
+        let lines = fs::read_to_string(folder.join(own)).expect("the source");
+        assert!(!lines.contains("unsafe"), "{kind}");
+    }
+    let sampler = fs::read_to_string(folder.join("my-sampler/src/lib.rs")).expect("the source");
+    assert!(sampler.lines().count() <= 100, "{} lines", sampler.lines().count());
+    // The author's own tests and habits work with plain cargo.
+    for words in [&["test"][..], &["fmt", "--check"], &["clippy", "--", "-D", "warnings"]] {
+        let mut cargo = Command::new("cargo");
+        finish(cargo.args(words).current_dir(folder.join("my-sampler"))).expect(0);
+    }
+    run(folder, &["plugins", "show", "my_sampler"]).expect(0);
+    run(folder, &["plugins", "rm", "maskdiff-my-sampler"]).expect(0);
+    run(folder, &["plugins", "show", "my_sampler"]).expect(3);
+    run(folder, &["plugins", "rm", "my_sampler"]).expect(3).says(&["no plugin that is installed"]);
+    run(folder, &["plugins", "rm", "dit"]).expect(3).says(&["which is not installed"]);
+}
+
+#[test]
+fn a_second_plugin_is_on_the_screen_in_seconds() {
+    let folder = tempfile::tempdir().expect("a folder");
+    train(folder.path(), &["run.dir=run"]).expect(0);
+    // Once, so that what plugins share is built.
+    run(folder.path(), &["plugins", "new", "sampler", "first"]).expect(0);
+    run(folder.path(), &["plugins", "build", "first"]).expect(0);
+    let start = Instant::now();
+    run(folder.path(), &["plugins", "new", "sampler", "second"]).expect(0);
+    run(folder.path(), &["plugins", "build", "second"]).expect(0);
+    let words = ["sample", "--checkpoint", "run", "sampling.predictor=second"];
+    let out = run(folder.path(), &words);
+    assert!(!out.expect(0).lines()[0]["text"].as_str().expect("text").is_empty());
+    let seconds = start.elapsed().as_secs_f64();
+    assert!(seconds < 60.0, "{seconds} s");
+}
+
+#[test]
+fn a_scaffold_over_a_git_address_builds() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let clean = Command::new("git")
+        .args(["status", "--porcelain", "plugin-api"])
+        .current_dir(root())
+        .output();
+    if !clean.is_ok_and(|out| out.status.success() && out.stdout.is_empty()) {
+        eprintln!("skipped: this is no clean git checkout");
+        return;
+    }
+    let address = format!("file://{}", root().display());
+    run(folder.path(), &["plugins", "new", "noise", "far", "--api", &address]).expect(0);
+    run(folder.path(), &["plugins", "build", "far"]).expect(0);
+}
+
+#[test]
+fn mistakes_of_an_author_are_explained_and_leave_nothing() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let folder = folder.path();
+    let plugins = |words: &[&str]| run(folder, &[&["plugins"], words].concat());
+    plugins(&["new", "samplr", "x"])
+        .expect(2)
+        .says(&["no kind of component", "did you mean `sampler`?"]);
+    plugins(&["new", "sampler", "Bad Name"]).expect(2).says(&["cannot be a plugin's name"]);
+    plugins(&["new", "sampler", "x", "--api", "nowhere"])
+        .expect(2)
+        .says(&["no folder with a Cargo.toml"]);
+    plugins(&["new", "sampler", "x", "--path", "missing/folder"]).expect(0);
+    plugins(&["new", "sampler", "x", "--path", "missing/folder"])
+        .expect(2)
+        .says(&["is there already"]);
+    plugins(&["build", "missing"]).expect(3).says(&["holds no Cargo.toml"]);
+    plugins(&["check", "missing.so"]).expect(3).says(&["there is no such file"]);
+    let source = folder.join("missing/folder/x/src/lib.rs");
+    let broken =
+        fs::read_to_string(&source).expect("the source").replace("Ok(Self(config))", "Ok(Self)");
+    fs::write(&source, broken).expect("a file");
+    plugins(&["build", "missing/folder/x"]).expect(3).says(&["does not build", "mismatched types"]);
+    let wrong =
+        fs::read_to_string(&source).expect("the source").replace("Ok(Self)", "Ok(Self(config))");
+    let wrong = wrong.replace(
+        "Ok(ops::put_rows(xt_bl, &rows_n, &ops::categorical(&q_nv.log())))",
+        "Ok(xt_bl.shallow_clone())",
+    );
+    fs::write(&source, wrong).expect("a file");
+    plugins(&["build", "missing/folder/x"])
+        .expect(3)
+        .says(&["breaks the contract", "masks are left"]);
+    assert!(!folder.join("data/maskdiff").exists(), "a broken plugin was installed");
+}
