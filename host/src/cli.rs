@@ -94,6 +94,12 @@ enum Command {
         trained: Trained,
         #[command(flatten)]
         given: Given,
+        /// Build the plugin in this folder at each save, and draw again with its sampler
+        #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath)]
+        watch: Option<PathBuf>,
+        /// What `--watch` runs: draws with each plugin file that is named on stdin
+        #[arg(long, hide = true, conflicts_with = "watch")]
+        follow: bool,
     },
     /// List, show, write, build, check and remove plugins
     Plugins {
@@ -217,16 +223,21 @@ pub fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             let code = error.exit_code();
-            // Paths and commands stay whole, so that they can be copied.
-            let wrapped = std::io::stderr().is_terminal();
-            let _ = miette::set_hook(Box::new(move |_| {
-                let look = miette::MietteHandlerOpts::new().break_words(false).wrap_lines(wrapped);
-                Box::new(look.build())
-            }));
-            eprintln!("{:?}", miette::Report::new(error));
+            show(error);
             ExitCode::from(u8::try_from(code).unwrap_or(5))
         }
     }
+}
+
+/// Prints an error with its hint and its place.
+pub fn show(error: Error) {
+    // Paths and commands stay whole, so that they can be copied.
+    let wrapped = std::io::stderr().is_terminal();
+    let _ = miette::set_hook(Box::new(move |_| {
+        let look = miette::MietteHandlerOpts::new().break_words(false).wrap_lines(wrapped);
+        Box::new(look.build())
+    }));
+    eprintln!("{:?}", miette::Report::new(error));
 }
 
 fn run(words: Vec<OsString>) -> Result<()> {
@@ -244,8 +255,13 @@ fn run(words: Vec<OsString>) -> Result<()> {
     match command {
         Command::Train { overrides } => commands::train::run(&common(overrides)),
         Command::Eval(trained) => commands::eval::run(&common(trained.into_overrides())),
-        Command::Sample { trained, given } => {
-            commands::sample::run(&common(trained.into_overrides()), &given.into_asks()?)
+        Command::Sample { trained, given, watch, follow } => {
+            let (common, asked) = (common(trained.into_overrides()), given.into_asks()?);
+            match watch {
+                Some(folder) => commands::watch::run(&common, &folder),
+                None if follow => commands::watch::follow(common, &asked),
+                None => commands::sample::run(&common, &asked),
+            }
         }
         Command::Config { overrides } => commands::config::run(&common(overrides)),
         Command::Plugins { command } => plugins(command, common),

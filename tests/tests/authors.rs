@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::Path;
 use std::process::Command;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use maskdiff_tests::run::{Output, SMALL, command, finish, maskdiff, train};
 use maskdiff_tests::{root, target};
@@ -186,4 +186,70 @@ fn mistakes_of_an_author_are_explained_and_leave_nothing() {
         .expect(3)
         .says(&["breaks the contract", "masks are left"]);
     assert!(!folder.join("data/maskdiff").exists(), "a broken plugin was installed");
+}
+
+/// A running `sample --watch`, its words in a file.
+struct Watch {
+    child: std::process::Child,
+    words: std::path::PathBuf,
+    seen: usize,
+}
+
+impl Watch {
+    fn start(folder: &Path, words: &[&str]) -> Self {
+        let path = folder.join("watch.txt");
+        let file = fs::File::create(&path).expect("a file");
+        let mut command = author(folder, words);
+        command.stdout(file.try_clone().expect("a handle")).stderr(file);
+        Self { child: command.spawn().expect("maskdiff"), words: path, seen: 0 }
+    }
+
+    /// Waits until new words hold a phrase; gives the seconds it took.
+    #[track_caller]
+    fn until(&mut self, phrase: &str) -> f64 {
+        let start = Instant::now();
+        loop {
+            let all = fs::read_to_string(&self.words).expect("its words");
+            if let Some(place) = all[self.seen..].find(phrase) {
+                self.seen += place + phrase.len();
+                return start.elapsed().as_secs_f64();
+            }
+            assert!(start.elapsed().as_secs() < 60, "`{phrase}` is not in: {all}");
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+}
+
+#[test]
+fn watching_draws_again_at_each_save_and_survives_what_a_sampler_does() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let folder = folder.path();
+    train(folder, &["run.dir=run"]).expect(0);
+    run(folder, &["plugins", "new", "sampler", "mine"]).expect(0);
+    let source = folder.join("mine/src/lib.rs");
+    let first = fs::read_to_string(&source).expect("the source");
+    let line = "        let rows_n = ops::rows_of(&xt_bl.eq(model.mask_id()?));\n";
+    let with = |more: &str| first.replacen(line, &format!("{more}{line}"), 1);
+    let mut watch = Watch::start(
+        folder,
+        &["sample", "--watch", "mine", "--checkpoint", "run", "loader.eval_batch_size=1"],
+    );
+    watch.until("8.0 network calls");
+    let save = |text: &str| fs::write(&source, text).expect("a file");
+    save(&first.replace("steps: self.0.steps", "steps: 3"));
+    let seconds = watch.until("3.0 network calls");
+    assert!(seconds < 5.0, "{seconds} s from save to text");
+    save(&with("if xt_bl.numel() > 0 { panic!(\"my bug\") }"));
+    watch.until("panicked: my bug (src/lib.rs:");
+    save(&with("if xt_bl.numel() > 0 { std::process::abort() }"));
+    watch.until("the sampler ended its process (signal: 6");
+    save(&with("let unfinished"));
+    watch.until("does not build");
+    save(&with("while xt_bl.numel() > 0 {}"));
+    watch.until("build 5");
+    save(&first.replace("steps: self.0.steps", "steps: 4"));
+    watch.until("4.0 network calls");
+    let pid = watch.child.id().to_string();
+    Command::new("kill").args(["-INT", &pid]).status().expect("kill");
+    assert_eq!(watch.child.wait().expect("its end").code(), Some(130));
 }

@@ -5,6 +5,7 @@ pub mod eval;
 pub mod plugins;
 pub mod sample;
 pub mod train;
+pub mod watch;
 
 use std::path::{Path, PathBuf};
 

@@ -43,7 +43,9 @@ pub(crate) fn install(host: HostApi_Ref, source: &'static str) {
 /// The first frame of a backtrace that lies in the plugin's own source: tch's panics name tch's file.
 fn own_frame(backtrace: &str, source: &str) -> Option<String> {
     let lines = backtrace.lines().filter_map(|line| line.trim().strip_prefix("at "));
-    let own = lines.into_iter().find_map(|line| Some(&line[line.find(source)?..]))?;
+    let mut places = lines.map(|place| place.strip_prefix("./").unwrap_or(place));
+    let own =
+        places.find(|place| place.strip_prefix(source).is_some_and(|p| p.starts_with('/')))?;
     Some(own.rsplit_once(':').map_or(own, |(place, _column)| place).to_string())
 }
 
@@ -119,5 +121,6 @@ mod tests {
                      at ./plugins/dit/src/lib.rs:38:12\n";
         assert_eq!(own_frame(trace, "plugins/dit/src").unwrap(), "plugins/dit/src/lib.rs:38");
         assert_eq!(own_frame(trace, "plugins/ar/src"), None);
+        assert_eq!(own_frame(trace, "src"), None, "the sources of others");
     }
 }

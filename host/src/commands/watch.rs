@@ -1,0 +1,216 @@
+//! `maskdiff sample --watch DIR`: at each save of a plugin's source, the plugin is built and the model draws again.
+//!
+//! Two processes. The one the user started watches and builds; the other holds the model and draws. A library that is open
+//! stays open, so each build is loaded beside the ones before, from a copy of its own. A sampler that kills its process or
+//! hangs costs loading the model once more, not the session.
+
+use std::fs;
+use std::io::{BufRead as _, BufReader, Write as _};
+use std::path::{Path, PathBuf};
+use std::process::{Child, ChildStdin, Command, Stdio};
+use std::sync::mpsc::{Receiver, channel};
+use std::time::{Duration, Instant, SystemTime};
+
+use maskdiff_plugin_api::abi::load::Plugin;
+
+use super::Common;
+use super::sample::Session;
+use crate::cargo::{self, Telling};
+use crate::cli::show;
+use crate::error::{Error, Result};
+use crate::prompt::Ask;
+use crate::stop::Stop;
+
+/// How often the source is looked at. Asking for times works on every file system, also one of a network.
+const PACE: Duration = Duration::from_millis(100);
+/// The line, on a stream of texts, with which the drawing process says that it is done.
+const DONE: &str = "\u{1e}done";
+
+/// Watches `folder` until the user stops it.
+pub fn run(common: &Common, folder: &Path) -> Result<()> {
+    let stop = Stop::listen()?;
+    let copies = std::env::temp_dir().join(format!("maskdiff-watch-{}", std::process::id()));
+    fs::create_dir_all(&copies).map_err(|e| Error::io("write", &copies, &e))?;
+    let watched = watch(common, folder, &copies, &stop);
+    let _ = fs::remove_dir_all(&copies);
+    watched
+}
+
+fn watch(common: &Common, folder: &Path, copies: &Path, stop: &Stop) -> Result<()> {
+    let mut drawing: Option<Drawing> = None;
+    let mut seen = None;
+    let mut builds = 0;
+    loop {
+        if stop.asked() {
+            return Err(Error::Interrupted { message: "stopped watching".into() });
+        }
+        if let Some(died) = drawing.as_mut().and_then(Drawing::died) {
+            drawing = None;
+            eprintln!(
+                "the sampler ended its process ({died}); the session goes on with the next save"
+            );
+        }
+        let now = last_change(folder)?;
+        if seen == Some(now) {
+            std::thread::sleep(PACE);
+            continue;
+        }
+        // An editor may write a file in several steps.
+        std::thread::sleep(PACE);
+        if last_change(folder)? != now {
+            continue;
+        }
+        seen = Some(now);
+        let start = Instant::now();
+        let built = match cargo::build(folder, false, Telling::Problems) {
+            Ok(file) => file,
+            // Without a crate there is nothing to wait for.
+            Err(error) if builds == 0 && !folder.join("Cargo.toml").is_file() => return Err(error),
+            Err(error) => {
+                show(error);
+                continue;
+            }
+        };
+        builds += 1;
+        let copy = copies.join(format!("libmaskdiff_{builds}.so"));
+        fs::copy(&built, &copy).map_err(|e| Error::io("write", &copy, &e))?;
+        if !common.quiet {
+            eprintln!("── build {builds}, {:.1} s", start.elapsed().as_secs_f64());
+        }
+        // One that is still at the build before will not come back in time.
+        if drawing.as_mut().is_none_or(|d| !d.is_idle()) {
+            drawing = Some(Drawing::start()?);
+        }
+        if let Some(drawing) = &mut drawing {
+            drawing.ask(&copy);
+        }
+    }
+}
+
+/// The newest change of the crate's source.
+fn last_change(folder: &Path) -> Result<Option<(SystemTime, usize)>> {
+    fn visit(path: &Path, newest: &mut Option<(SystemTime, usize)>) {
+        let changed = fs::metadata(path).and_then(|meta| meta.modified());
+        let (time, files) = newest.unwrap_or((SystemTime::UNIX_EPOCH, 0));
+        if let Ok(changed) = changed {
+            *newest = Some((time.max(changed), files + 1));
+        }
+        for entry in fs::read_dir(path).into_iter().flatten().flatten() {
+            visit(&entry.path(), newest);
+        }
+    }
+    let mut newest = None;
+    visit(&folder.join("src"), &mut newest);
+    visit(&folder.join("Cargo.toml"), &mut newest);
+    if newest.is_none() {
+        return Err(Error::plugin(
+            format!("`{}` holds no Cargo.toml", folder.display()),
+            "give the folder of a plugin's crate: `maskdiff plugins new sampler NAME` makes one",
+        ));
+    }
+    Ok(newest)
+}
+
+/// The process that holds the model. It is killed when this is dropped.
+struct Drawing {
+    child: Child,
+    asks: ChildStdin,
+    done: Receiver<()>,
+    asked: usize,
+    answered: usize,
+}
+
+impl Drawing {
+    /// This very command, but with the plugins to draw with on its standard input.
+    fn start() -> Result<Self> {
+        let failed = |e| Error::io("run", Path::new("maskdiff"), &e);
+        let mut words = std::env::args_os().skip(1).peekable();
+        let mut command = Command::new(std::env::current_exe().map_err(failed)?);
+        while let Some(word) = words.next() {
+            match word.to_string_lossy() {
+                flag if flag == "--watch" => drop(words.next()),
+                flag if flag.starts_with("--watch=") => {}
+                _ => drop(command.arg(word)),
+            }
+        }
+        let mut child = command
+            .arg("--follow")
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .map_err(failed)?;
+        let closed = || Error::plugin("the drawing process has no streams", "");
+        let asks = child.stdin.take().ok_or_else(closed)?;
+        let texts = child.stdout.take().ok_or_else(closed)?;
+        let (tell, done) = channel();
+        std::thread::spawn(move || {
+            for line in BufReader::new(texts).lines().map_while(std::io::Result::ok) {
+                if line == DONE {
+                    let _ = tell.send(());
+                } else {
+                    let _ = writeln!(std::io::stdout(), "{line}");
+                }
+            }
+        });
+        Ok(Self { child, asks, done, asked: 0, answered: 0 })
+    }
+
+    fn ask(&mut self, plugin: &Path) {
+        self.asked += 1;
+        // Where it has died, the next look at it says so.
+        let _ = writeln!(self.asks, "{}", plugin.display());
+    }
+
+    fn is_idle(&mut self) -> bool {
+        self.answered += self.done.try_iter().count();
+        self.answered == self.asked
+    }
+
+    fn died(&mut self) -> Option<String> {
+        Some(self.child.try_wait().ok()??.to_string())
+    }
+}
+
+impl Drop for Drawing {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// The drawing process: draws with each plugin that is named on standard input, and keeps the model in memory.
+pub fn follow(mut common: Common, asked: &[Ask]) -> Result<()> {
+    let (files, overrides) = (common.plugins.clone(), common.overrides.clone());
+    let mut session = Session::default();
+    for line in std::io::stdin().lines().map_while(std::io::Result::ok) {
+        let file = PathBuf::from(line);
+        common.plugins = [vec![file.clone()], files.clone()].concat();
+        let drawn = its_sampler(&file, &overrides).and_then(|choice| {
+            common.overrides = overrides.iter().cloned().chain(choice).collect();
+            session.draw(&common, asked, &Stop::default())
+        });
+        if let Err(error) = drawn {
+            show(error);
+        }
+        println!("{DONE}");
+    }
+    Ok(())
+}
+
+/// The override that picks the plugin's sampler, unless the user picks one.
+fn its_sampler(file: &Path, overrides: &[String]) -> Result<Option<String>> {
+    if overrides.iter().any(|word| word.starts_with("sampling.predictor=")) {
+        return Ok(None);
+    }
+    let plugin = Plugin::open(file).map_err(|e| Error::plugin(e.to_string(), e.hint()))?;
+    let components = plugin.info.components.iter();
+    let samplers: Vec<&str> =
+        components.filter(|c| c.kind == "sampler").map(|c| c.name.as_str()).collect();
+    match samplers[..] {
+        [name] => Ok(Some(format!("sampling.predictor={}:{name}", plugin.info.name))),
+        _ => Err(Error::plugin(
+            format!("`{}` has {} samplers", plugin.info.name, samplers.len()),
+            "say which one to watch: `sampling.predictor=NAME`",
+        )),
+    }
+}
