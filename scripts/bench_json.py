@@ -31,6 +31,7 @@ def ratio(name, table, above, below):
 ratio('ddpm_cache V=50258 L=256 T=1000 B=1: original / ours', seconds, 'large_original', 'large_product')
 ratio('ddpm_cache V=1024 L=128 T=128 B=4: original / ours', seconds, 'small_original', 'small_product')
 ratio('V=50258 L=256 B=8: ddpm_cache T=1000 / first_hitting', seconds, 'batch_1000_steps', 'batch_first_hitting')
+ratio('V=1024 L=256 T=1000 B=1: python / rust', seconds, 'language_python', 'language_rust')
 ratio('ar V=1024 L=1024 B=1: recomputed / cached', seconds, 'causal_recomputed', 'causal_product')
 ratio('training step V=50258: ours / full logits', seconds, 'Fused', 'FullLogits')
 ratio('training step V=50258: ours / original', seconds, 'Fused', 'Original')

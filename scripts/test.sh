@@ -3,9 +3,10 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-scripts/setup.sh
-
 say() { printf '\n== %s\n' "$*"; }
+
+scripts/setup.sh
+scripts/setup.sh --python || say "no Python with torch: the tests of components in Python are skipped"
 
 say "format"
 cargo fmt --all --check

@@ -123,7 +123,13 @@ impl Registry {
     }
 
     /// The component that `name` or `crate:name` means for a kind.
+    ///
+    /// A component with an option `argument` is also meant by `name:ARGUMENT`, see [`Registry::argument`].
     pub fn find(&self, kind: &str, name: &str) -> Result<(&Plugin, &ComponentInfo)> {
+        let name = match self.argument(kind, name) {
+            Some(argument) => &name[..name.len() - argument.len() - 1],
+            None => name,
+        };
         let (of_crate, bare) = name.split_once(':').map_or((None, name), |(c, n)| (Some(c), n));
         let all = self.components();
         let of_kind = || all.iter().filter(|(_, c)| c.kind == kind);
@@ -149,6 +155,13 @@ impl Registry {
             ));
         }
         Ok(first)
+    }
+
+    /// What stands behind the colon in `name:ARGUMENT`, where the named component has an option `argument`.
+    pub fn argument<'n>(&self, kind: &str, name: &'n str) -> Option<&'n str> {
+        let (component, argument) = name.split_once(':')?;
+        let taking = self.having(kind, "argument");
+        taking.iter().any(|c| c.name == component).then_some(argument)
     }
 
     /// The components of a kind that have an option.

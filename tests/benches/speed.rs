@@ -34,6 +34,23 @@ mod sampling {
         bencher.bench_local(|| tch::no_grad(|| sampler.sample(&model, &start).expect("a sample")));
     }
 
+    /// `ddpm_cache` in Rust and as its example in Python, V = 1,024, L = 256, 1,000 steps, batch 1.
+    #[divan::bench(sample_count = 5, sample_size = 1)]
+    fn language_rust(bencher: Bencher) {
+        walk(bencher, (1024, 256, 1), "ddpm_cache", json!({ "steps": 1000 }));
+    }
+
+    #[divan::bench(sample_count = 5, sample_size = 1)]
+    fn language_python(bencher: Bencher) {
+        if maskdiff_tests::python().is_none() {
+            eprintln!("skipped: no Python with torch, see `scripts/setup.sh --python`");
+            return;
+        }
+        let file = maskdiff_tests::root().join("plugins/python/examples/ddpm_cache.py");
+        let argument = format!("{}:DdpmCache", file.display());
+        walk(bencher, (1024, 256, 1), "python", json!({ "argument": argument, "steps": 1000 }));
+    }
+
     /// The same law from 1,000 steps and from one call a token.
     #[divan::bench(sample_count = 2, sample_size = 1)]
     fn batch_1000_steps(bencher: Bencher) {

@@ -40,6 +40,15 @@ pub fn registry() -> Registry {
     Registry::open(&places).expect("the shipped plugins load")
 }
 
+/// The Python with torch that `MASKDIFF_PYTHON` names, or that `scripts/setup.sh --python` made.
+pub fn python() -> Option<PathBuf> {
+    let named = std::env::var_os("MASKDIFF_PYTHON").map(PathBuf::from);
+    let cache = std::env::var_os("XDG_CACHE_HOME").map(PathBuf::from);
+    let home = || std::env::var_os("HOME").map(|home| PathBuf::from(home).join(".cache"));
+    let made = || Some(cache.or_else(home)?.join("maskdiff/python-2.11.0/bin/python3"));
+    named.or_else(made).filter(|python| python.is_file())
+}
+
 /// The folder with the original program's numbers.
 pub fn golden() -> PathBuf {
     let named = std::env::var_os("MASKDIFF_GOLDEN").map(PathBuf::from);

@@ -127,8 +127,13 @@ impl Config {
             .as_object()
             .map(|p| p.keys().map(String::as_str).collect())
             .unwrap_or_default();
+        // One that takes any option checks them itself.
+        let open = component.schema["additionalProperties"] == Value::Bool(true);
+        if let Some(argument) = registry.argument(kind, name) {
+            owner.options.insert("argument".into(), argument.into());
+        }
         for (option, key) in &owner.keys {
-            if known.contains(&option.as_str()) {
+            if open || known.contains(&option.as_str()) {
                 continue;
             }
             let others = registry.having(kind, option);

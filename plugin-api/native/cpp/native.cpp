@@ -433,6 +433,14 @@ char* maskdiff_set_deterministic(int on) {
   });
 }
 
+// A tensor over an implementation that another language holds, whose count goes up by one.
+char* maskdiff_tensor_of_impl(void* impl, Tensor** result) {
+  return guarded([&] {
+    using Pointer = c10::intrusive_ptr<c10::TensorImpl, c10::UndefinedTensorImpl>;
+    *result = new Tensor(Pointer::reclaim_copy(static_cast<c10::TensorImpl*>(impl)));
+  });
+}
+
 // Bytes that malloc has handed out and not got back, modulo 2^32: mallinfo is old, but in every glibc.
 uint32_t maskdiff_allocated_bytes() {
 #pragma GCC diagnostic push

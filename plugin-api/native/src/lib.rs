@@ -7,7 +7,7 @@
 //! Shape letters: `N` rows, `D` hidden size, `V` vocabulary.
 #![expect(unsafe_code, reason = "calls into the C++ shim")]
 
-use std::ffi::{CStr, c_char, c_int};
+use std::ffi::{CStr, c_char, c_int, c_void};
 
 use tch::{Device, Tensor};
 use torch_sys::C_tensor;
@@ -83,6 +83,7 @@ unsafe extern "C" {
         state: *const C_tensor,
     ) -> *mut c_char;
     fn maskdiff_set_deterministic(on: c_int) -> *mut c_char;
+    fn maskdiff_tensor_of_impl(impl_: *mut c_void, result: *mut *mut C_tensor) -> *mut c_char;
     fn maskdiff_allocated_bytes() -> u32;
     fn maskdiff_free_message(text: *mut c_char);
 }
@@ -343,6 +344,18 @@ pub fn set_generator_state(device: Device, state: &Tensor) -> Result<()> {
 pub fn set_deterministic(on: bool) -> Result<()> {
     // SAFETY: a plain number.
     checked(unsafe { maskdiff_set_deterministic(c_int::from(on)) })
+}
+
+/// A tensor that shares a `c10::TensorImpl` with another holder, such as a Python object (`Tensor._cdata`).
+///
+/// # Safety
+/// `tensor_impl` points to a living `c10::TensorImpl` of this process's libtorch.
+pub unsafe fn tensor_of_impl(tensor_impl: *mut c_void) -> Result<Tensor> {
+    let mut out = std::ptr::null_mut();
+    // SAFETY: by the contract of this function; the result is a new handle of ours.
+    checked(unsafe { maskdiff_tensor_of_impl(tensor_impl, &raw mut out) })?;
+    // SAFETY: as above.
+    Ok(unsafe { Tensor::from_ptr(out) })
 }
 
 /// Bytes of heap in use by this process, of libtorch and of Rust, modulo 2^32: the difference of two is exact.

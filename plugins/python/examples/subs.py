@@ -1,0 +1,54 @@
+"""`subs` and the log-linear schedule in Python: what MDLM trains with, and a place to start from.
+
+    maskdiff train parameterization=python:subs.py:Subs noise.type=python:subs.py:LogLinear
+"""
+import torch
+
+
+class Subs:
+    """Shapes: x0, xt [B, L]; t, u [B] float64; rows [N], flat positions."""
+
+    def __init__(self, context, sampling_eps=1e-3):
+        self.eps, self.mask = sampling_eps, context.mask_id
+
+    def draw_t(self, model, u):
+        """Uniform numbers in [0, 1) to training times."""
+        return u * (1 - self.eps) + self.eps
+
+    def loss(self, model, x0, t):
+        """Nats per token, [B, L], with gradients."""
+        sigma = model.sigma(t)
+        xt = model.corrupt(x0, (-sigma).exp())
+        rows = (xt == self.mask).flatten().nonzero()[:, 0]
+        hidden = model.hidden(xt, sigma).flatten(0, 1)[rows]
+        weight = (model.dsigma(t) / torch.expm1(sigma))[rows // x0.shape[1]]
+        nats = model.weighted_nll(hidden, x0.flatten()[rows], weight.to(hidden.dtype), self.mask)
+        return nats.new_zeros(x0.numel()).index_copy(0, rows, nats).view_as(x0)
+
+    def log_x0(self, model, xt, t, rows):
+        """log p(x0 | xt), [N, V]: no mask, and an open token is certain."""
+        logits = model.logits(model.hidden(xt, model.sigma(t)).flatten(0, 1)[rows]).clone()
+        logits[:, self.mask] = -torch.inf
+        log_p = logits.log_softmax(-1)
+        token = xt.flatten()[rows][:, None]
+        certain = torch.full_like(log_p, -torch.inf).scatter(1, token, 0.0)
+        return torch.where(token == self.mask, log_p, certain)
+
+
+class LogLinear:
+    """alpha(t) = 1 - (1 - eps) t; times and results [B] float64."""
+
+    def __init__(self, context, eps=1e-3):
+        self.eps = eps
+
+    def sigma(self, t):
+        return -torch.log1p(-(1 - self.eps) * t)
+
+    def dsigma(self, t):
+        return (1 - self.eps) / (1 - (1 - self.eps) * t)
+
+    def time_of_alpha(self, alpha):
+        return (1 - alpha) / (1 - self.eps)
+
+    def sigma_range(self):
+        return self.eps, -torch.tensor(self.eps, dtype=torch.float64).log().item()

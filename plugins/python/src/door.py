@@ -1,0 +1,187 @@
+"""The Python side of the door: makes objects, calls their methods, and hands the model to them.
+
+Runs inside the host's process. A request is JSON and a list of at::Tensor*; an answer is JSON and a list of
+c10::TensorImpl*, which the host takes while we hold them.
+"""
+import ctypes
+import importlib.util
+import json
+import os
+import sys
+import traceback
+import types
+
+import torch
+
+Pointers = ctypes.POINTER(ctypes.c_void_p)
+Call = ctypes.CFUNCTYPE(None, ctypes.c_char_p, Pointers, ctypes.c_size_t, ctypes.c_void_p, ctypes.c_void_p)
+take_answer = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_char_p, Pointers, ctypes.c_size_t)(TAKE_ANSWER)
+call_model = ctypes.CFUNCTYPE(ctypes.c_char_p, ctypes.c_void_p, ctypes.c_char_p, Pointers, ctypes.c_size_t,
+                              Pointers)(CALL_MODEL)
+
+# torch's own function from at::Tensor to a Python object; a PyDLL call keeps the interpreter's lock.
+_library = ctypes.PyDLL(os.path.join(os.path.dirname(torch.__file__), 'lib', 'libtorch_python.so'))
+wrap = _library._Z16THPVariable_WrapRKN2at10TensorBaseE
+wrap.argtypes, wrap.restype = [ctypes.c_void_p], ctypes.py_object
+
+DTYPES = {'f32': torch.float32, 'f64': torch.float64, 'bf16': torch.bfloat16, 'f16': torch.float16}
+
+
+class HostError(RuntimeError):
+    """What the host answered to a call of the model."""
+
+    def __init__(self, said):
+        super().__init__(said['error'])
+        self.said = said
+
+
+class Model:
+    """The model that a method is given; see `maskdiff_plugin_api::Denoiser` for shapes and meaning."""
+
+    def __init__(self, host, facts, device):
+        self._host = host
+        self.vocab_size = facts['vocab_size']
+        self.mask_id = facts['mask_id']
+        self.time_conditioning = facts['time_conditioning']
+        self.device = device
+
+    def _call(self, name, tensors=(), numbers=()):
+        impls = (ctypes.c_void_p * max(1, len(tensors)))(*[tensor._cdata for tensor in tensors])
+        made = ctypes.c_void_p()
+        request = json.dumps({'name': name, 'numbers': [float(n) for n in numbers]}).encode()
+        said = call_model(self._host, request, impls, len(tensors), ctypes.byref(made))
+        if made.value:
+            return wrap(made.value)
+        said = json.loads(said)
+        if 'error' in said:
+            raise HostError(said)
+        return said['value']
+
+    def sigma(self, t):
+        return self._call('sigma', [t])
+
+    def dsigma(self, t):
+        return self._call('dsigma', [t])
+
+    def alpha(self, t):
+        return self._call('alpha', (), [t])
+
+    def time_of_alpha(self, alpha):
+        return self._call('time_of_alpha', [alpha])
+
+    def sigma_range(self):
+        return tuple(self._call('sigma_range'))
+
+    def importance(self, t):
+        return self._call('importance', [t])
+
+    def corrupt(self, x0, alpha):
+        return self._call('corrupt', [x0, alpha])
+
+    def posterior(self, xt, alpha_t, alpha_s, p):
+        return self._call('posterior', [xt, p], [alpha_t, alpha_s])
+
+    def hidden(self, xt, sigma):
+        return self._call('hidden', [xt, sigma])
+
+    def logits(self, hidden):
+        return self._call('logits', [hidden])
+
+    def weighted_nll(self, hidden, target, weight, banned=None):
+        return self._call('weighted_nll', [hidden, target, weight], [-1 if banned is None else banned])
+
+    def log_x0(self, xt, t, rows):
+        return self._call('log_x0', [xt, t, rows])
+
+    def score(self, xt, t, rows):
+        return self._call('score', [xt, t, rows])
+
+    def progress(self, done, total, xt):
+        self._call('progress', [xt], [done, total])
+
+    def times(self, batch, t):
+        return torch.full([batch], t, dtype=torch.float64, device=self.device)
+
+
+objects, sources = {}, []
+
+
+def make(name, options, context):
+    file, colon, attribute = name.rpartition(':')
+    if not colon:
+        raise ValueError(f'`{name}` is not FILE:CLASS')
+    if not os.path.isfile(file):
+        raise FileNotFoundError(f'there is no file `{file}`')
+    spec = importlib.util.spec_from_file_location(f'maskdiff_plugin_{len(sources)}', file)
+    module = importlib.util.module_from_spec(spec)
+    sources.append(os.path.abspath(file))
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    if not hasattr(module, attribute):
+        names = [n for n, v in vars(module).items() if isinstance(v, type) and v.__module__ == spec.name]
+        raise AttributeError(f'`{file}` has no class `{attribute}`; it has {", ".join(names) or "none"}')
+    device = 'cpu' if context['cuda'] is None else f'cuda:{context["cuda"]}'
+    facts = {**context, 'kind': DTYPES[context['kind']], 'device': torch.device(device)}
+    made = getattr(module, attribute)(types.SimpleNamespace(**facts), **options)
+    number = len(objects) + 1
+    while number in objects:
+        number += 1
+    objects[number] = (made, facts['device'])
+    return number
+
+
+def method(made, name):
+    found = getattr(made, name, None)
+    if found is None:
+        said = {'error': f'`{type(made).__name__}` has no method `{name}`', 'kind': 'Unsupported', 'hint': ''}
+        raise HostError(said)
+    return found
+
+
+def answer_to(request, tensors, host):
+    if 'make' in request:
+        return make(request['make'], request['options'], request['context'])
+    if 'drop' in request:
+        objects.pop(request['drop'], None)
+        return None
+    made, device = objects[request['object']]
+
+    def argument(word):
+        if not isinstance(word, dict):
+            return word
+        return tensors[word['tensor']] if 'tensor' in word else Model(host, word['model'], device)
+
+    return method(made, request['method'])(*[argument(word) for word in request['arguments']])
+
+
+def raised(error):
+    """What was raised, with the part of the traceback that lies in the user's files."""
+    frames = [f for f in traceback.extract_tb(error.__traceback__) if os.path.abspath(f.filename) in sources]
+    trace = ''.join(['the traceback in Python:\n', *traceback.format_list(frames)]).rstrip() if frames else ''
+    place = f'{frames[-1].filename}:{frames[-1].lineno}' if frames else ''
+    if isinstance(error, HostError):
+        hint = '\n'.join(part for part in (error.said['hint'], trace) if part)
+        return {'message': str(error), 'kind': error.said['kind'], 'traceback': hint, 'place': place}
+    # What fails before a line of the class has run is a matter of names and options.
+    return {'message': ''.join(traceback.format_exception_only(type(error), error)).strip(),
+            'kind': 'Other' if frames else 'Config', 'traceback': trace, 'place': place}
+
+
+@Call
+def call(request, tensors, count, host, answer):
+    held = []
+    try:
+        value = answer_to(json.loads(request), [wrap(tensors[i]) for i in range(count)], host)
+        if isinstance(value, torch.Tensor):
+            held, value = [value], None
+        said = json.dumps({'value': value}, default=repr)
+    except BaseException as error:
+        said = json.dumps({'raised': raised(error)})
+    impls = (ctypes.c_void_p * 1)(*[tensor._cdata for tensor in held])
+    take_answer(answer, said.encode(), impls, len(held))
+
+
+# What a user prints comes out line by line: the process ends without Python's own farewell.
+for stream in (sys.stdout, sys.stderr):
+    stream.reconfigure(line_buffering=True)
+ctypes.c_void_p.from_address(SHARED).value = ctypes.cast(call, ctypes.c_void_p).value

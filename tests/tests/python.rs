@@ -1,0 +1,136 @@
+//! End to end: components written in Python. Skipped without `scripts/setup.sh --python`, but for what needs no Python.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use maskdiff_tests::root;
+use maskdiff_tests::run::{Output, SMALL, command, finish};
+use serde_json::Value;
+
+/// The Python of `scripts/setup.sh --python`, or the one that is named.
+fn python() -> Option<PathBuf> {
+    let found = maskdiff_tests::python();
+    if found.is_none() {
+        eprintln!("skipped: no Python with torch, see `scripts/setup.sh --python`");
+    }
+    found
+}
+
+fn run_with(python: &Path, folder: &Path, words: &[&str]) -> Output {
+    finish(command(folder, words).env("MASKDIFF_PYTHON", python))
+}
+
+/// `python:FILE:CLASS` of an example.
+fn example(file: &str, class: &str) -> String {
+    format!("python:{}:{class}", root().join("plugins/python/examples").join(file).display())
+}
+
+fn metrics(run: &Path) -> Vec<Value> {
+    let text = fs::read_to_string(run.join("metrics.jsonl")).expect("metrics");
+    text.lines().map(|line| serde_json::from_str(line).expect("JSON")).collect()
+}
+
+#[test]
+fn training_and_sampling_in_python_give_the_numbers_of_rust() {
+    let Some(python) = python() else { return };
+    let folder = tempfile::tempdir().expect("a folder");
+    let folder = folder.path();
+    let (subs, noise) = (example("subs.py", "Subs"), example("subs.py", "LogLinear"));
+    let sampler = example("ddpm_cache.py", "DdpmCache");
+    let chosen = [
+        format!("parameterization={subs}"),
+        format!("noise.type={noise}"),
+        format!("sampling.predictor={sampler}"),
+    ];
+    let chosen: Vec<&str> = chosen.iter().map(String::as_str).collect();
+    run_with(&python, folder, &[&["train", "run.dir=rust"], SMALL].concat()).expect(0);
+    let words = [&["train", "run.dir=python"], SMALL, &chosen].concat();
+    run_with(&python, folder, &words).expect(0);
+    let (rust, python_) = (metrics(&folder.join("rust")), metrics(&folder.join("python")));
+    let numbers = |all: &[Value], key: &str| -> Vec<f64> {
+        all.iter().filter_map(|line| line[key].as_f64()).collect()
+    };
+    for key in ["train/nelbo", "val/nelbo"] {
+        let (a, b) = (numbers(&rust, key), numbers(&python_, key));
+        assert!(!a.is_empty() && a.len() == b.len(), "{key}: {} {}", a.len(), b.len());
+        for (a, b) in a.iter().zip(&b) {
+            assert!((a - b).abs() < 1e-5, "{key}: {a} in Rust, {b} in Python");
+        }
+    }
+    let out = run_with(&python, folder, &["sample", "--checkpoint", "python"]);
+    assert!(!out.expect(0).lines()[0]["text"].as_str().expect("text").is_empty());
+}
+
+#[test]
+fn a_sampler_in_python_keeps_its_contract() {
+    let Some(python) = python() else { return };
+    let folder = tempfile::tempdir().expect("a folder");
+    let plugin = maskdiff_tests::target().join("libmaskdiff_python.so").display().to_string();
+    let class = example("ddpm_cache.py", "DdpmCache");
+    let argument = format!("argument={}", class.strip_prefix("python:").expect("its name"));
+    let words = ["plugins", "check", &plugin, &argument, "--format", "json"];
+    let out = run_with(&python, folder.path(), &words);
+    let said: Value = serde_json::from_str(&out.stdout).expect("JSON");
+    let components = said["components"].as_array().expect("components");
+    let sampler = components.iter().find(|c| c["kind"] == "sampler").expect("the sampler");
+    assert_eq!(sampler["kept"], true, "{sampler}");
+}
+
+#[test]
+fn what_goes_wrong_in_python_is_told_with_its_traceback() {
+    let Some(python) = python() else { return };
+    let folder = tempfile::tempdir().expect("a folder");
+    let folder = folder.path();
+    run_with(&python, folder, &[&["train", "run.dir=run"], SMALL].concat()).expect(0);
+    let source = fs::read_to_string(root().join("plugins/python/examples/ddpm_cache.py"));
+    let source = source.expect("the example");
+    let write = |name: &str, from: &str, to: &str| {
+        assert!(source.contains(from), "{from}");
+        fs::write(folder.join(name), source.replace(from, to)).expect("a file");
+    };
+    write("good.py", "", "");
+    write("typo.py", "changed = opens", "changed = opns");
+    write("shape.py", "model.log_x0(x,", "model.log_x0(x[0],");
+    write(
+        "none.py",
+        "return self.open(model, xt, xt == model.mask_id, self.t_min, best=True)",
+        "pass",
+    );
+    write("syntax.py", "class DdpmCache:", "class DdpmCache");
+    let sample = |class: &str, more: &[&str]| {
+        let choice = format!("sampling.predictor=python:{class}");
+        run_with(&python, folder, &[&["sample", "--checkpoint", "run", &choice], more].concat())
+    };
+    sample("typo.py:DdpmCache", &[]).expect(5).says(&[
+        "NameError: name 'opns' is not defined",
+        "typo.py:33",
+        "the traceback in Python",
+        "in sample",
+        "changed = opns.any(1)",
+    ]);
+    sample("shape.py:DdpmCache", &[]).expect(5).says(&["expected [B, L] Int64", "shape.py:"]);
+    sample("none.py:DdpmCache", &[]).expect(5).says(&["`sample` returned null, expected a tensor"]);
+    sample("syntax.py:DdpmCache", &[]).expect(2).says(&["SyntaxError"]);
+    sample("good.py:Missing", &[]).expect(2).says(&["no class `Missing`", "it has DdpmCache"]);
+    sample("missing.py:DdpmCache", &[]).expect(2).says(&["there is no file `missing.py`"]);
+    sample("good.py", &[]).expect(2).says(&["is not FILE:CLASS"]);
+    sample("good.py:DdpmCache", &["sampling.stepz=3"]).expect(2).says(&["argument 'stepz'"]);
+    sample("good.py:DdpmCache", &["sampling.steps=0"])
+        .expect(5)
+        .says(&["must be at least 1, got 0"]);
+    sample("good.py:DdpmCache", &["sampling.steps=4"]).expect(0);
+}
+
+#[test]
+fn without_python_only_its_components_are_absent() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let folder = folder.path();
+    let run = |words: &[&str]| run_with(Path::new("/nowhere/python"), folder, words);
+    let listed = run(&["plugins", "list"]);
+    assert!(listed.expect(0).stdout.contains("python:FILE:CLASS"), "{listed:?}");
+    run(&[&["train", "run.dir=run"], SMALL].concat()).expect(0);
+    let words = ["sample", "--checkpoint", "run", "sampling.predictor=python:a.py:A"];
+    run(&words).expect(2).says(&["there is no Python", "/nowhere/python", "setup.sh --python"]);
+    let words = ["sample", "--checkpoint", "run", "sampling.predictor=python"];
+    run(&words).expect(2).says(&["needs a file and a class"]);
+}
