@@ -210,6 +210,12 @@ enum Plugins {
         /// The plugin's name, or its component's
         name: String,
     },
+    /// Write a page for each loaded component
+    Docs {
+        /// The folder for the pages
+        #[arg(value_name = "DIR", value_hint = ValueHint::DirPath)]
+        folder: PathBuf,
+    },
     /// What `check` runs for each component
     #[command(hide = true)]
     CheckOne { file: PathBuf, kind: Option<String>, name: Option<String>, options: Vec<String> },
@@ -273,7 +279,7 @@ fn run(words: Vec<OsString>) -> Result<()> {
 }
 
 fn plugins(command: Plugins, common: impl FnOnce(Vec<String>) -> Common) -> Result<()> {
-    use commands::plugins::{build, check, list, new, remove};
+    use commands::plugins::{build, check, docs, list, new, remove};
     match command {
         Plugins::List { overrides } => list::list(&common(overrides)),
         Plugins::Show { name, overrides } => list::show(&common(overrides), &name),
@@ -282,6 +288,7 @@ fn plugins(command: Plugins, common: impl FnOnce(Vec<String>) -> Common) -> Resu
         Plugins::Check { file, timeout, options } => {
             check::check(&common(options), &file, Duration::from_secs(timeout))
         }
+        Plugins::Docs { folder } => docs::write(&common(Vec::new()), &folder),
         Plugins::Rm { name } => remove::remove(&common(Vec::new()), &name),
         Plugins::CheckOne { file, kind, name, options } => {
             check::check_one(&file, kind.as_deref().zip(name.as_deref()), &options);

@@ -57,6 +57,7 @@
 //! ```
 //!
 //! In a plugin crate, `export_plugin!();` follows in `lib.rs`, and `maskdiff plugins list --plugin FILE` shows it.
+//! `maskdiff plugins new KIND NAME` writes such a crate; the [`guide`] goes on from there.
 //! [`testkit`] has a contract test for each kind and a toy denoiser with a known law.
 
 pub mod abi;
@@ -65,6 +66,7 @@ mod component;
 mod context;
 mod denoiser;
 mod error;
+pub mod guide;
 pub mod nn;
 mod noise;
 pub mod ops;

@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use maskdiff_tests::run::{SMALL, maskdiff, shell};
+use maskdiff_tests::run::{SMALL, command, finish, maskdiff, shell};
 use maskdiff_tests::{registry, root};
 
 /// All files below a folder.
@@ -51,6 +51,27 @@ fn all_components_are_listed_with_their_help() {
         assert!(out.expect(0).stdout.lines().any(fits), "{name}: {}", out.stdout);
         let shown = maskdiff(folder.path(), &["plugins", "show", name, "--format", "text"]);
         assert!(shown.expect(0).stdout.contains(&**about), "{name}: {}", shown.stdout);
+    }
+}
+
+/// `docs/components` is written by `maskdiff plugins docs docs/components`, and kept.
+#[test]
+fn the_pages_of_the_components_are_as_the_components_say() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let words = ["plugins", "docs", "pages"];
+    finish(command(folder.path(), &words).env("XDG_DATA_HOME", folder.path())).expect(0);
+    let kept = root().join("docs/components");
+    let names = |at: &Path| -> Vec<_> {
+        let mut names: Vec<_> =
+            files(at).iter().filter_map(|f| f.file_name().map(ToOwned::to_owned)).collect();
+        names.sort();
+        names
+    };
+    assert_eq!(names(&folder.path().join("pages")), names(&kept), "write the pages again");
+    for page in files(&folder.path().join("pages")) {
+        let same = kept.join(page.file_name().expect("a name"));
+        let text = |path: &Path| fs::read_to_string(path).expect("a page");
+        assert_eq!(text(&page), text(&same), "{}: write the pages again", same.display());
     }
 }
 

@@ -4,7 +4,7 @@ use maskdiff_plugin_api::abi::load::Plugin;
 use maskdiff_plugin_api::abi::module::ComponentInfo;
 use serde_json::{Value, json};
 
-use super::{Common, group, key};
+use super::{Common, key, option_group};
 use crate::assemble;
 use crate::error::{Error, Result};
 use crate::plugins::nearest;
@@ -115,12 +115,4 @@ fn describe(plugin: &Plugin, component: &ComponentInfo) -> String {
         }
     }
     text
-}
-
-/// A parameterization's options stand at the top or in `training`; the original has only `T` and `subs_masking` at the top.
-fn option_group<'a>(kind: &'a str, option: &str) -> &'a str {
-    if kind == "parameterization" && option.chars().next().is_some_and(char::is_lowercase) {
-        return "training.";
-    }
-    group(kind)
 }

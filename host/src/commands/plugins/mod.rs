@@ -2,6 +2,7 @@
 
 pub mod build;
 pub mod check;
+pub mod docs;
 pub mod list;
 pub mod new;
 pub mod remove;
@@ -19,7 +20,7 @@ pub(super) fn key(kind: &str) -> &str {
 }
 
 /// The group whose keys are a component's options.
-pub(super) fn group(kind: &str) -> &str {
+fn group(kind: &str) -> &str {
     match kind {
         "backbone" => "model.",
         "noise" => "noise.",
@@ -27,4 +28,12 @@ pub(super) fn group(kind: &str) -> &str {
         "sampler" => "sampling.",
         _ => "",
     }
+}
+
+/// A parameterization's options stand at the top or in `training`; the original has only `T` and `subs_masking` at the top.
+pub(super) fn option_group<'a>(kind: &'a str, option: &str) -> &'a str {
+    if kind == "parameterization" && option.chars().next().is_some_and(char::is_lowercase) {
+        return "training.";
+    }
+    group(kind)
 }

@@ -13,7 +13,8 @@ static TEMPLATES: Dir<'_> = include_dir!("$CARGO_MANIFEST_DIR/templates/plugin")
 /// The versions this host was built with: a plugin starts from the same ones.
 const LOCK: &str = include_str!("../../../../Cargo.lock");
 
-/// Writes the crate `folder/NAME` and says what comes next. `api` is where plugin-api comes from, see [`source`].
+/// Writes the crate `folder/NAME` and says what comes next. `api` is where plugin-api comes from: a folder, a git address
+/// or a version; by default the one this host was built from.
 pub fn new(kind: &str, name: &str, folder: &Path, api: Option<&str>) -> Result<()> {
     if !KINDS.contains(&kind) {
         let near = nearest(kind, &KINDS).map(|near| format!("did you mean `{near}`? "));
