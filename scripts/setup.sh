@@ -7,6 +7,11 @@ cd "$(dirname "$0")/.."
 
 stop() { echo "setup: $1" >&2; exit 1; }
 
+case "${1:-}" in
+  "" | --python) ;;
+  *) stop "there is no option $1: run scripts/setup.sh, or scripts/setup.sh --python" ;;
+esac
+
 command -v cargo >/dev/null || stop "cargo is missing: install Rust (https://rustup.rs), then run this again"
 command -v c++ >/dev/null || stop "no C++ compiler: install one (Debian and Ubuntu: apt-get install g++), then run this again"
 command -v cc >/dev/null || stop "no C compiler: install one (Debian and Ubuntu: apt-get install gcc), then run this again"
@@ -19,6 +24,13 @@ python=$(command -v python3 || true)
 [ "${1:-}" = "--python" ] || exit 0
 env=${XDG_CACHE_HOME:-$HOME/.cache}/maskdiff/python-2.11.0
 [ -e "$env/ready" ] && exit 0
+"$python" -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 13))' \
+  || stop "torch 2.11 needs Python 3.10 to 3.13, and python3 is $("$python" --version): put another one first on PATH"
+"$python" -c 'import os, sys, sysconfig as s
+names = [s.get_config_var("INSTSONAME") or "", "libpython%d.%d.so.1.0" % sys.version_info[:2]]
+places = [s.get_config_var("LIBDIR") or "", os.path.join(sys.base_prefix, "lib")]
+sys.exit(not any(".so" in n and os.path.exists(os.path.join(p, n)) for n in names for p in places))' \
+  || stop "python3 has no shared library (libpython): install it (Debian and Ubuntu: apt-get install libpython3-dev)"
 mkdir -p "$(dirname "$env")"
 free=$(df --output=avail -B1000000000 "$(dirname "$env")" | tail -1)
 [ "$free" -ge 10 ] || stop "$(dirname "$env") has $free GB free and torch needs 10: free some space, or set XDG_CACHE_HOME"
@@ -26,7 +38,7 @@ rm -rf "$env"
 "$python" -m venv "$env" \
   || stop "python3 makes no environment: install its venv module (Debian and Ubuntu: apt-get install python3-venv)"
 echo "setup: fetching torch 2.11.0 for Python"
-"$env/bin/pip" install --quiet --no-cache-dir torch==2.11.0 numpy==2.2.6 \
-  || stop "pip could not install torch 2.11.0: check the network and run scripts/setup.sh --python again"
+"$env/bin/pip" install --quiet --no-cache-dir torch==2.11.0 'numpy>=2,<3' \
+  || stop "pip could not install torch 2.11.0, for the reason above: mend it and run scripts/setup.sh --python again"
 touch "$env/ready"
 echo "setup: Python with torch 2.11.0 at $env"

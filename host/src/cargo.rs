@@ -12,14 +12,15 @@ use crate::error::{Error, Result};
 const MARK: &str =
     "# Written by `maskdiff plugins`: where this machine's libtorch is. Not for version control.";
 
-/// Writes `.cargo/config.toml` in a plugin's folder, unless one there or above already says where libtorch is.
+/// Writes `.cargo/config.toml` in a plugin's folder, so that plain cargo finds this machine's libtorch; unless a file of the
+/// user's is there, or one above says where libtorch is.
 pub fn point_at_libtorch(folder: &Path) -> Result<()> {
     let file = folder.join(".cargo/config.toml");
-    let ours = |text: &str| text.starts_with(MARK);
     let above = folder.canonicalize().unwrap_or_else(|_| folder.to_path_buf());
-    for place in above.ancestors().map(|up| up.join(".cargo/config.toml")) {
-        let text = std::fs::read_to_string(&place).unwrap_or_default();
-        if text.contains("LIBTORCH") && !ours(&text) {
+    for (i, place) in above.ancestors().map(|up| up.join(".cargo/config.toml")).enumerate() {
+        let Ok(text) = std::fs::read_to_string(&place) else { continue };
+        let ours = text.starts_with(MARK);
+        if !ours && (i == 0 || text.contains("LIBTORCH")) {
             return Ok(());
         }
     }
@@ -36,7 +37,9 @@ pub fn point_at_libtorch(folder: &Path) -> Result<()> {
     }
     let parent = folder.join(".cargo");
     std::fs::create_dir_all(&parent).map_err(|e| Error::io("write", &parent, &e))?;
-    std::fs::write(&file, text).map_err(|e| Error::io("write", &file, &e))
+    let draft = parent.join(format!(".config.toml.{}", std::process::id()));
+    let written = std::fs::write(&draft, text).and_then(|()| std::fs::rename(&draft, &file));
+    written.map_err(|e| Error::io("write", &file, &e))
 }
 
 /// The libtorch of this process, with its headers.
@@ -61,6 +64,37 @@ fn target_folder() -> Result<PathBuf> {
     Ok(cache.join("maskdiff/plugins-target"))
 }
 
+/// Cargo within a folder, so that it reads the folder's own settings.
+fn cargo(folder: &Path) -> Command {
+    let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    command.current_dir(folder);
+    // For a folder whose settings are the user's own; ours say the same.
+    if let Ok(libtorch) = libtorch() {
+        command.env("LIBTORCH", libtorch);
+    }
+    command
+}
+
+/// Two crates of one name share a place in the shared target folder, where the newer one would pass for the other: what
+/// was built from another folder is forgotten.
+fn forget_namesake(folder: &Path) -> Result<()> {
+    let manifest = std::fs::read_to_string(folder.join("Cargo.toml")).unwrap_or_default();
+    let manifest: toml::Table = toml::from_str(&manifest).unwrap_or_default();
+    let Some(name) = manifest.get("package").and_then(|p| p.get("name")?.as_str()) else {
+        return Ok(());
+    };
+    let folder = folder.canonicalize().map_err(|e| Error::io("find", folder, &e))?;
+    let notes = target_folder()?.join("built-from");
+    let note = notes.join(name);
+    let here = folder.display().to_string();
+    let before = std::fs::read_to_string(&note).ok();
+    if before.as_ref().is_some_and(|before| *before != here) {
+        let _ = cargo(&folder).args(["clean", "--quiet", "--package", name]).status();
+    }
+    std::fs::create_dir_all(&notes).map_err(|e| Error::io("write", &notes, &e))?;
+    std::fs::write(&note, here).map_err(|e| Error::io("write", &note, &e))
+}
+
 /// How cargo tells what it does.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Telling {
@@ -80,13 +114,9 @@ pub fn build(folder: &Path, release: bool, telling: Telling) -> Result<PathBuf> 
         ));
     }
     point_at_libtorch(folder)?;
-    let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
-    // From within, so that cargo reads the folder's own settings.
-    command.current_dir(folder).args([
-        "build",
-        "--lib",
-        "--message-format=json-render-diagnostics",
-    ]);
+    forget_namesake(folder)?;
+    let mut command = cargo(folder);
+    command.args(["build", "--lib", "--message-format=json-render-diagnostics"]);
     if release {
         command.arg("--release");
     }

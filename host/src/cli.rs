@@ -202,6 +202,9 @@ enum Plugins {
         /// How long a component may take
         #[arg(long, value_name = "SECONDS", default_value_t = commands::plugins::check::PATIENCE.as_secs())]
         timeout: u64,
+        /// Only the components of this kind
+        #[arg(long)]
+        kind: Option<String>,
         /// OPTION=VALUE for every component that has the option, as in T=1000
         options: Vec<String>,
     },
@@ -218,7 +221,13 @@ enum Plugins {
     },
     /// What `check` runs for each component
     #[command(hide = true)]
-    CheckOne { file: PathBuf, kind: Option<String>, name: Option<String>, options: Vec<String> },
+    CheckOne {
+        file: PathBuf,
+        answer: PathBuf,
+        kind: Option<String>,
+        name: Option<String>,
+        options: Vec<String>,
+    },
 }
 
 /// Runs the command line and reports an error once; gives the exit code.
@@ -283,16 +292,19 @@ fn plugins(command: Plugins, common: impl FnOnce(Vec<String>) -> Common) -> Resu
     match command {
         Plugins::List { overrides } => list::list(&common(overrides)),
         Plugins::Show { name, overrides } => list::show(&common(overrides), &name),
-        Plugins::New { kind, name, path, api } => new::new(&kind, &name, &path, api.as_deref()),
+        Plugins::New { kind, name, path, api } => {
+            new::new(&common(Vec::new()), &kind, &name, &path, api.as_deref())
+        }
         Plugins::Build { folder, release } => build::build(&common(Vec::new()), &folder, release),
-        Plugins::Check { file, timeout, options } => {
-            check::check(&common(options), &file, Duration::from_secs(timeout))
+        Plugins::Check { file, timeout, kind, options } => {
+            let patience = Duration::from_secs(timeout);
+            check::check(&common(options), &file, kind.as_deref(), patience).map(drop)
         }
         Plugins::Docs { folder } => docs::write(&common(Vec::new()), &folder),
         Plugins::Rm { name } => remove::remove(&common(Vec::new()), &name),
-        Plugins::CheckOne { file, kind, name, options } => {
-            check::check_one(&file, kind.as_deref().zip(name.as_deref()), &options);
-            Ok(())
+        Plugins::CheckOne { file, answer, kind, name, options } => {
+            let component = kind.as_deref().zip(name.as_deref());
+            check::check_one(&file, &answer, component, &options)
         }
     }
 }

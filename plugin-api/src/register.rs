@@ -30,9 +30,10 @@ macro_rules! export_plugin {
             }
 
             extern "C" fn init(host: HostApi_Ref) {
-                // `plugins/dit/src/lib.rs` -> `plugins/dit/src/`: frames of this crate start with it.
+                // `plugins/dit/src/lib.rs` -> `plugins/dit`: how this crate's files are told.
                 let file = file!();
-                module::init(host, file.rsplit_once('/').map_or(file, |(folder, _)| folder));
+                let shown = file.find("src/").map_or("", |end| &file[..end]);
+                module::init(host, env!("CARGO_MANIFEST_DIR"), shown);
             }
 
             fn root() -> Module_Ref {

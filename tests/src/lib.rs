@@ -46,7 +46,9 @@ pub fn python() -> Option<PathBuf> {
     let cache = std::env::var_os("XDG_CACHE_HOME").map(PathBuf::from);
     let home = || std::env::var_os("HOME").map(|home| PathBuf::from(home).join(".cache"));
     let made = || Some(cache.or_else(home)?.join("maskdiff/python-2.11.0/bin/python3"));
-    named.or_else(made).filter(|python| python.is_file())
+    let ready =
+        |python: &PathBuf| python.ancestors().nth(2).is_some_and(|env| env.join("ready").is_file());
+    named.filter(|python| python.is_file()).or_else(|| made().filter(ready))
 }
 
 /// The folder with the original program's numbers.

@@ -40,9 +40,11 @@ fn verdicts(plugin: &str, more: &[&str]) -> Vec<(String, Option<String>)> {
 
 #[test]
 fn shipped_plugins_keep_their_contract() {
-    for name in ["noise", "absorbing", "mdlm", "sedd", "d3pm", "ar", "first_hitting", "confidence"]
-    {
-        for (component, why) in verdicts(&file(&format!("maskdiff_{name}")), &["T=1000"]) {
+    let all = ["noise", "absorbing", "mdlm", "sedd", "d3pm", "ar", "first_hitting", "confidence"];
+    for name in all {
+        // One that is for discrete time has no default number of steps.
+        let options: &[&str] = if name == "d3pm" { &["T=1000"] } else { &[] };
+        for (component, why) in verdicts(&file(&format!("maskdiff_{name}")), options) {
             assert_eq!(why, None, "{name}: {component}");
         }
     }
@@ -153,6 +155,34 @@ fn a_scaffold_over_a_git_address_builds() {
 }
 
 #[test]
+fn two_crates_of_one_name_are_not_mixed_up_and_a_users_settings_stay() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let folder = folder.path();
+    for place in ["a", "b"] {
+        run(folder, &["plugins", "new", "noise", "twin", "--path", place]).expect(0);
+        let source = folder.join(place).join("twin/src/lib.rs");
+        let text = fs::read_to_string(&source).expect("the source");
+        let about = format!("the twin in {place}");
+        fs::write(source, text.replace("alpha falls with a power of t", &about)).expect("a file");
+    }
+    let about = || run(folder, &["plugins", "show", "twin", "--format", "text"]).stdout;
+    for place in ["a", "b", "a"] {
+        run(folder, &["plugins", "build", &format!("{place}/twin")]).expect(0);
+        assert!(about().contains(&format!("the twin in {place}")), "{place}: {}", about());
+    }
+    let settings = folder.join("a/twin/.cargo/config.toml");
+    fs::write(&settings, "# mine\n[term]\nquiet = true\n").expect("a file");
+    run(folder, &["plugins", "build", "a/twin"]).expect(0);
+    assert!(fs::read_to_string(&settings).expect("settings").starts_with("# mine"));
+    // One that does not load any more can still be taken away.
+    let installed = folder.join("data/maskdiff/plugins/libmaskdiff_twin.so");
+    fs::write(&installed, "no library").expect("a file");
+    run(folder, &["plugins", "list"]).expect(3);
+    run(folder, &["plugins", "rm", "twin"]).expect(0);
+    run(folder, &["plugins", "list"]).expect(0);
+}
+
+#[test]
 fn mistakes_of_an_author_are_explained_and_leave_nothing() {
     let folder = tempfile::tempdir().expect("a folder");
     let folder = folder.path();
@@ -169,6 +199,12 @@ fn mistakes_of_an_author_are_explained_and_leave_nothing() {
         .expect(2)
         .says(&["is there already"]);
     plugins(&["build", "missing"]).expect(3).says(&["holds no Cargo.toml"]);
+    plugins(&["new", "sampler", "remdm"])
+        .expect(3)
+        .says(&["there is a plugin `maskdiff-remdm`", "found first"]);
+    plugins(&["check", &file("maskdiff_mdlm"), "stepz=3"])
+        .expect(2)
+        .says(&["no component", "`stepz`"]);
     plugins(&["check", "missing.so"]).expect(3).says(&["there is no such file"]);
     let source = folder.join("missing/folder/x/src/lib.rs");
     let broken =
@@ -252,4 +288,27 @@ fn watching_draws_again_at_each_save_and_survives_what_a_sampler_does() {
     let pid = watch.child.id().to_string();
     Command::new("kill").args(["-INT", &pid]).status().expect("kill");
     assert_eq!(watch.child.wait().expect("its end").code(), Some(130));
+}
+
+#[test]
+fn a_sampler_that_never_comes_back_ends_at_the_second_ctrl_c() {
+    let folder = tempfile::tempdir().expect("a folder");
+    train(folder.path(), &["run.dir=run"]).expect(0);
+    let words = [
+        "sample",
+        "--checkpoint",
+        "run",
+        "--plugin",
+        &file("fixture_bad_plugin"),
+        "sampling.predictor=loops",
+    ];
+    let mut child = author(folder.path(), &words).spawn().expect("maskdiff");
+    let pid = child.id().to_string();
+    for _ in 0..2 {
+        // The first asks the walk to stop, which this one never hears.
+        std::thread::sleep(Duration::from_secs(2));
+        assert!(child.try_wait().expect("its state").is_none(), "it ended by itself");
+        Command::new("kill").args(["-INT", &pid]).status().expect("kill");
+    }
+    assert_eq!(child.wait().expect("its end").code(), Some(130));
 }

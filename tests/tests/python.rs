@@ -57,23 +57,44 @@ fn training_and_sampling_in_python_give_the_numbers_of_rust() {
             assert!((a - b).abs() < 1e-5, "{key}: {a} in Rust, {b} in Python");
         }
     }
+    // What a schedule raises is told as well.
+    fs::write(folder.join("bad.py"), "class Bad:\n    def __init__(self, context): pass\n    def sigma(self, t): raise ValueError('no')\n")
+        .expect("a file");
+    let bad = [&["train", "run.dir=bad", "noise.type=python:bad.py:Bad"], SMALL].concat();
+    run_with(&python, folder, &bad).expect(5).says(&[
+        "ValueError: no",
+        "bad.py:3",
+        "the traceback in Python",
+    ]);
+    // A promise that is not made is asked for.
+    fs::write(folder.join("law.py"), "class Law:\n    def __init__(self, context): pass\n")
+        .expect("a file");
+    let law = [&["train", "run.dir=law", "parameterization=python:law.py:Law"], SMALL].concat();
+    run_with(&python, folder, &law).expect(2).says(&["must say `carry_over = True`"]);
     let out = run_with(&python, folder, &["sample", "--checkpoint", "python"]);
     assert!(!out.expect(0).lines()[0]["text"].as_str().expect("text").is_empty());
 }
 
 #[test]
-fn a_sampler_in_python_keeps_its_contract() {
+fn the_examples_in_python_keep_their_contracts() {
     let Some(python) = python() else { return };
     let folder = tempfile::tempdir().expect("a folder");
     let plugin = maskdiff_tests::target().join("libmaskdiff_python.so").display().to_string();
     let class = example("ddpm_cache.py", "DdpmCache");
     let argument = format!("argument={}", class.strip_prefix("python:").expect("its name"));
-    let words = ["plugins", "check", &plugin, &argument, "--format", "json"];
-    let out = run_with(&python, folder.path(), &words);
-    let said: Value = serde_json::from_str(&out.stdout).expect("JSON");
-    let components = said["components"].as_array().expect("components");
-    let sampler = components.iter().find(|c| c["kind"] == "sampler").expect("the sampler");
-    assert_eq!(sampler["kept"], true, "{sampler}");
+    let words = ["plugins", "check", &plugin, "--kind", "sampler", &argument];
+    run_with(&python, folder.path(), &words).expect(0);
+    // An option of the class, not of the plugin.
+    let words = [&words[..], &["steps=0"]].concat();
+    run_with(&python, folder.path(), &words)
+        .expect(3)
+        .says(&["`sampling.steps` must be at least 1"]);
+    for (kind, class) in [("parameterization", "Subs"), ("noise", "LogLinear")] {
+        let class = example("subs.py", class);
+        let argument = format!("argument={}", class.strip_prefix("python:").expect("its name"));
+        let words = ["plugins", "check", &plugin, "--kind", kind, &argument];
+        run_with(&python, folder.path(), &words).expect(0);
+    }
 }
 
 #[test]
@@ -97,6 +118,11 @@ fn what_goes_wrong_in_python_is_told_with_its_traceback() {
         "pass",
     );
     write("syntax.py", "class DdpmCache:", "class DdpmCache");
+    write(
+        "kept.py",
+        "def sample(self, model, xt):",
+        "last = None\n    def sample(self, model, xt):\n        model, DdpmCache.last = DdpmCache.last or model, model",
+    );
     let sample = |class: &str, more: &[&str]| {
         let choice = format!("sampling.predictor=python:{class}");
         run_with(&python, folder, &[&["sample", "--checkpoint", "run", &choice], more].concat())
@@ -111,6 +137,8 @@ fn what_goes_wrong_in_python_is_told_with_its_traceback() {
     sample("shape.py:DdpmCache", &[]).expect(5).says(&["expected [B, L] Int64", "shape.py:"]);
     sample("none.py:DdpmCache", &[]).expect(5).says(&["`sample` returned null, expected a tensor"]);
     sample("syntax.py:DdpmCache", &[]).expect(2).says(&["SyntaxError"]);
+    let twice = ["sampling.num_sample_batches=2", "loader.eval_batch_size=1"];
+    sample("kept.py:DdpmCache", &twice).expect(5).says(&["only during the call that brought it"]);
     sample("good.py:Missing", &[]).expect(2).says(&["no class `Missing`", "it has DdpmCache"]);
     sample("missing.py:DdpmCache", &[]).expect(2).says(&["there is no file `missing.py`"]);
     sample("good.py", &[]).expect(2).says(&["is not FILE:CLASS"]);

@@ -5,7 +5,7 @@
 //! hangs costs loading the model once more, not the session.
 
 use std::fs;
-use std::io::{BufRead as _, BufReader, Write as _};
+use std::io::{BufRead as _, BufReader, IsTerminal as _, Write as _};
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, Command, Stdio};
 use std::sync::mpsc::{Receiver, channel};
@@ -19,6 +19,7 @@ use crate::cargo::{self, Telling};
 use crate::cli::show;
 use crate::error::{Error, Result};
 use crate::prompt::Ask;
+use crate::report::Format;
 use crate::stop::Stop;
 
 /// How often the source is looked at. Asking for times works on every file system, also one of a network.
@@ -29,11 +30,8 @@ const DONE: &str = "\u{1e}done";
 /// Watches `folder` until the user stops it.
 pub fn run(common: &Common, folder: &Path) -> Result<()> {
     let stop = Stop::listen()?;
-    let copies = std::env::temp_dir().join(format!("maskdiff-watch-{}", std::process::id()));
-    fs::create_dir_all(&copies).map_err(|e| Error::io("write", &copies, &e))?;
-    let watched = watch(common, folder, &copies, &stop);
-    let _ = fs::remove_dir_all(&copies);
-    watched
+    let copies = tempfile::tempdir().map_err(|e| Error::io("write", &std::env::temp_dir(), &e))?;
+    watch(common, folder, copies.path(), &stop)
 }
 
 fn watch(common: &Common, folder: &Path, copies: &Path, stop: &Stop) -> Result<()> {
@@ -79,7 +77,7 @@ fn watch(common: &Common, folder: &Path, copies: &Path, stop: &Stop) -> Result<(
         }
         // One that is still at the build before will not come back in time.
         if drawing.as_mut().is_none_or(|d| !d.is_idle()) {
-            drawing = Some(Drawing::start()?);
+            drawing = Some(Drawing::start(common.format)?);
         }
         if let Some(drawing) = &mut drawing {
             drawing.ask(&copy);
@@ -87,21 +85,28 @@ fn watch(common: &Common, folder: &Path, copies: &Path, stop: &Stop) -> Result<(
     }
 }
 
-/// The newest change of the crate's source.
+/// The newest change of the crate's source, and how many files it has. What an editor keeps beside a file does not count.
 fn last_change(folder: &Path) -> Result<Option<(SystemTime, usize)>> {
     fn visit(path: &Path, newest: &mut Option<(SystemTime, usize)>) {
-        let changed = fs::metadata(path).and_then(|meta| meta.modified());
-        let (time, files) = newest.unwrap_or((SystemTime::UNIX_EPOCH, 0));
-        if let Ok(changed) = changed {
-            *newest = Some((time.max(changed), files + 1));
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        if name.starts_with('.') {
+            return;
         }
-        for entry in fs::read_dir(path).into_iter().flatten().flatten() {
-            visit(&entry.path(), newest);
+        if path.is_dir() {
+            for entry in fs::read_dir(path).into_iter().flatten().flatten() {
+                visit(&entry.path(), newest);
+            }
+        } else if path.extension().is_some_and(|e| e == "rs" || e == "toml")
+            && let Ok(changed) = fs::metadata(path).and_then(|meta| meta.modified())
+        {
+            let (time, files) = newest.unwrap_or((SystemTime::UNIX_EPOCH, 0));
+            *newest = Some((time.max(changed), files + 1));
         }
     }
     let mut newest = None;
-    visit(&folder.join("src"), &mut newest);
-    visit(&folder.join("Cargo.toml"), &mut newest);
+    for part in ["src", "build.rs", "Cargo.toml"] {
+        visit(&folder.join(part), &mut newest);
+    }
     if newest.is_none() {
         return Err(Error::plugin(
             format!("`{}` holds no Cargo.toml", folder.display()),
@@ -122,7 +127,7 @@ struct Drawing {
 
 impl Drawing {
     /// This very command, but with the plugins to draw with on its standard input.
-    fn start() -> Result<Self> {
+    fn start(format: Format) -> Result<Self> {
         let failed = |e| Error::io("run", Path::new("maskdiff"), &e);
         let mut words = std::env::args_os().skip(1).peekable();
         let mut command = Command::new(std::env::current_exe().map_err(failed)?);
@@ -132,6 +137,10 @@ impl Drawing {
                 flag if flag.starts_with("--watch=") => {}
                 _ => drop(command.arg(word)),
             }
+        }
+        // Its own output is no terminal.
+        if format == Format::Auto && std::io::stdout().is_terminal() {
+            command.args(["--format", "text"]);
         }
         let mut child = command
             .arg("--follow")
@@ -144,11 +153,18 @@ impl Drawing {
         let texts = child.stdout.take().ok_or_else(closed)?;
         let (tell, done) = channel();
         std::thread::spawn(move || {
-            for line in BufReader::new(texts).lines().map_while(std::io::Result::ok) {
-                if line == DONE {
+            for line in BufReader::new(texts).split(b'\n').map_while(std::io::Result::ok) {
+                let line = String::from_utf8_lossy(&line);
+                // A sampler may have printed something without ending its line.
+                let (text, done) = match line.strip_suffix(DONE) {
+                    Some(text) => (text, true),
+                    None => (&*line, false),
+                };
+                if !done || !text.is_empty() {
+                    let _ = writeln!(std::io::stdout(), "{text}");
+                }
+                if done {
                     let _ = tell.send(());
-                } else {
-                    let _ = writeln!(std::io::stdout(), "{line}");
                 }
             }
         });

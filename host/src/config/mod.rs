@@ -80,11 +80,20 @@ impl Config {
                 let unknown =
                     options.keys().filter(|o| component.schema["properties"].get(o).is_none());
                 let keys = unknown.map(|option| dotted(group, option));
-                strangers.extend(keys.filter(|key| self.layers.rank(key) < since));
+                let old = keys.filter(|key| self.layers.rank(key) < since);
+                strangers
+                    .extend(old.map(|key| (key, component.schema["additionalProperties"] == true)));
             }
         }
-        for key in strangers {
-            tracing::info!("`{key}` was set for another component and is dropped");
+        for (key, open) in strangers {
+            // One that takes any option might have meant this one.
+            if open {
+                tracing::warn!(
+                    "`{key}` was set for another component and is dropped: say it again if it is meant"
+                );
+            } else {
+                tracing::info!("`{key}` was set for another component and is dropped");
+            }
             self.layers.forget(&key);
         }
         Ok(())

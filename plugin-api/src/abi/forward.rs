@@ -26,27 +26,33 @@ pub struct HostApi {
 
 static HOST: OnceLock<HostApi_Ref> = OnceLock::new();
 
-/// Installs the forwarding subscriber and the panic hook in this plugin; `source` is its source folder.
-pub(crate) fn install(host: HostApi_Ref, source: &'static str) {
+/// Installs the forwarding subscriber and the panic hook in this plugin, whose crate lies in `folder` and is told as
+/// `shown`.
+pub(crate) fn install(host: HostApi_Ref, folder: &'static str, shown: &'static str) {
     if HOST.set(host).is_err() {
         return;
     }
     // Fails only if the plugin has set a subscriber of its own, which then wins.
     let _ = tracing::subscriber::set_global_default(Forward);
     std::panic::set_hook(Box::new(move |info| {
-        let own = own_frame(&Backtrace::force_capture().to_string(), source);
+        let own = own_frame(&Backtrace::force_capture().to_string(), folder, shown);
         let place = own.or_else(|| info.location().map(|l| format!("{}:{}", l.file(), l.line())));
         note_panic_place(place.unwrap_or_default());
     }));
 }
 
 /// The first frame of a backtrace that lies in the plugin's own source: tch's panics name tch's file.
-fn own_frame(backtrace: &str, source: &str) -> Option<String> {
-    let lines = backtrace.lines().filter_map(|line| line.trim().strip_prefix("at "));
-    let mut places = lines.map(|place| place.strip_prefix("./").unwrap_or(place));
-    let own =
-        places.find(|place| place.strip_prefix(source).is_some_and(|p| p.starts_with('/')))?;
-    Some(own.rsplit_once(':').map_or(own, |(place, _column)| place).to_string())
+fn own_frame(backtrace: &str, folder: &str, shown: &str) -> Option<String> {
+    let here = std::env::current_dir().unwrap_or_default();
+    let places = backtrace.lines().filter_map(|line| line.trim().strip_prefix("at "));
+    let own = places.into_iter().find_map(|place| {
+        // What lies below the process's folder is told from there.
+        let below = place.strip_prefix("./").map(|rest| here.join(rest).display().to_string());
+        let place = below.unwrap_or_else(|| place.to_string());
+        Some(place.strip_prefix(folder)?.strip_prefix('/')?.to_string())
+    })?;
+    let line = own.rsplit_once(':').map_or(own.as_str(), |(place, _column)| place);
+    Some(format!("{shown}{line}"))
 }
 
 fn number(level: &Level) -> u32 {
@@ -118,9 +124,12 @@ mod tests {
     #[test]
     fn the_plugins_own_frame_is_found() {
         let trace = "   3: tch::f\n             at /registry/tch/src/t.rs:9:1\n   4: me\n             \
-                     at ./plugins/dit/src/lib.rs:38:12\n";
-        assert_eq!(own_frame(trace, "plugins/dit/src").unwrap(), "plugins/dit/src/lib.rs:38");
-        assert_eq!(own_frame(trace, "plugins/ar/src"), None);
-        assert_eq!(own_frame(trace, "src"), None, "the sources of others");
+                     at /home/me/plugins/dit/src/lib.rs:38:12\n";
+        let own = |folder: &str| own_frame(trace, folder, "plugins/dit/");
+        assert_eq!(own("/home/me/plugins/dit").unwrap(), "plugins/dit/src/lib.rs:38");
+        assert_eq!(own("/home/me/plugins/ar"), None);
+        let here = std::env::current_dir().unwrap().display().to_string();
+        let near = own_frame("at ./src/lib.rs:7:1", &here, "");
+        assert_eq!(near.unwrap(), "src/lib.rs:7");
     }
 }

@@ -77,6 +77,10 @@ pub(crate) fn answer<T, R>(
 }
 
 fn panic_error(payload: &(dyn std::any::Any + Send)) -> PluginError {
+    // A method that returns no `Result` may panic with the error itself.
+    if let Some(error) = payload.downcast_ref::<PluginError>() {
+        return error.clone();
+    }
     let text = payload.downcast_ref::<String>().map(String::as_str);
     let text = text.or_else(|| payload.downcast_ref::<&str>().copied()).unwrap_or("a panic");
     // tch's operators unwrap: what libtorch said stands in the message as a Rust literal.

@@ -230,6 +230,6 @@ pub fn info(name: &str, version: &str) -> RString {
 }
 
 /// What `export_plugin!` calls at load.
-pub fn init(host: HostApi_Ref, source: &'static str) {
-    install(host, source);
+pub fn init(host: HostApi_Ref, folder: &'static str, shown: &'static str) {
+    install(host, folder, shown);
 }

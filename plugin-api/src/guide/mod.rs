@@ -7,7 +7,8 @@
 //! 5. [`shapes_and_errors`]: the conventions all of them share
 //! 6. [`testing`]: contracts, the toy whose law is known, statistics
 //! 7. [`performance`]: where the time goes, and what a plugin can do about it
-//! 8. [`publishing`]: versions, what may change, how others build yours
+//! 8. [`python`]: samplers, parameterizations and schedules without a build
+//! 9. [`publishing`]: versions, what may change, how others build yours
 
 #[doc = include_str!("first_sampler.md")]
 pub mod first_sampler {}
@@ -23,5 +24,7 @@ pub mod shapes_and_errors {}
 pub mod testing {}
 #[doc = include_str!("performance.md")]
 pub mod performance {}
+#[doc = include_str!("python.md")]
+pub mod python {}
 #[doc = include_str!("publishing.md")]
 pub mod publishing {}

@@ -8,6 +8,9 @@ import torch
 class Subs:
     """Shapes: x0, xt [B, L]; t, u [B] float64; rows [N], flat positions."""
 
+    # An open token is certain to stay: samplers that carry it over rely on that.
+    carry_over = True
+
     def __init__(self, context, sampling_eps=1e-3):
         self.eps, self.mask = sampling_eps, context.mask_id
 

@@ -8,6 +8,7 @@ import importlib.util
 import json
 import os
 import sys
+import threading
 import traceback
 import types
 
@@ -44,11 +45,14 @@ class Model:
         self.mask_id = facts['mask_id']
         self.time_conditioning = facts['time_conditioning']
         self.device = device
+        self._thread = threading.get_ident()
 
     def _call(self, name, tensors=(), numbers=()):
+        if self._host is None or self._thread != threading.get_ident():
+            raise RuntimeError('a model is there only during the call that brought it, on the thread of that call')
         impls = (ctypes.c_void_p * max(1, len(tensors)))(*[tensor._cdata for tensor in tensors])
         made = ctypes.c_void_p()
-        request = json.dumps({'name': name, 'numbers': [float(n) for n in numbers]}).encode()
+        request = json.dumps({'name': name, 'numbers': [float(n) for n in numbers]}, allow_nan=False).encode()
         said = call_model(self._host, request, impls, len(tensors), ctypes.byref(made))
         if made.value:
             return wrap(made.value)
@@ -106,7 +110,7 @@ class Model:
 objects, sources = {}, []
 
 
-def make(name, options, context):
+def make(name, promises, options, context):
     file, colon, attribute = name.rpartition(':')
     if not colon:
         raise ValueError(f'`{name}` is not FILE:CLASS')
@@ -120,6 +124,9 @@ def make(name, options, context):
     if not hasattr(module, attribute):
         names = [n for n, v in vars(module).items() if isinstance(v, type) and v.__module__ == spec.name]
         raise AttributeError(f'`{file}` has no class `{attribute}`; it has {", ".join(names) or "none"}')
+    for promise in promises:
+        if getattr(getattr(module, attribute), promise, False) is not True:
+            raise TypeError(f'`{attribute}` must say `{promise} = True`: samplers rely on it (see the guide, page python)')
     device = 'cpu' if context['cuda'] is None else f'cuda:{context["cuda"]}'
     facts = {**context, 'kind': DTYPES[context['kind']], 'device': torch.device(device)}
     made = getattr(module, attribute)(types.SimpleNamespace(**facts), **options)
@@ -138,9 +145,9 @@ def method(made, name):
     return found
 
 
-def answer_to(request, tensors, host):
+def answer_to(request, tensors, host, lent):
     if 'make' in request:
-        return make(request['make'], request['options'], request['context'])
+        return make(request['make'], request['promises'], request['options'], request['context'])
     if 'drop' in request:
         objects.pop(request['drop'], None)
         return None
@@ -149,7 +156,10 @@ def answer_to(request, tensors, host):
     def argument(word):
         if not isinstance(word, dict):
             return word
-        return tensors[word['tensor']] if 'tensor' in word else Model(host, word['model'], device)
+        if 'tensor' in word:
+            return tensors[word['tensor']]
+        lent.append(Model(host, word['model'], device))
+        return lent[-1]
 
     return method(made, request['method'])(*[argument(word) for word in request['arguments']])
 
@@ -169,14 +179,17 @@ def raised(error):
 
 @Call
 def call(request, tensors, count, host, answer):
-    held = []
+    held, lent = [], []
     try:
-        value = answer_to(json.loads(request), [wrap(tensors[i]) for i in range(count)], host)
+        value = answer_to(json.loads(request), [wrap(tensors[i]) for i in range(count)], host, lent)
         if isinstance(value, torch.Tensor):
             held, value = [value], None
-        said = json.dumps({'value': value}, default=repr)
+        said = json.dumps({'value': value}, default=repr, allow_nan=False)
     except BaseException as error:
-        said = json.dumps({'raised': raised(error)})
+        held, said = [], json.dumps({'raised': raised(error)})
+    finally:
+        for model in lent:
+            model._host = None
     impls = (ctypes.c_void_p * 1)(*[tensor._cdata for tensor in held])
     take_answer(answer, said.encode(), impls, len(held))
 

@@ -37,9 +37,15 @@ struct Answer {
 
 impl Object {
     /// Makes `FILE:CLASS` with the options as keyword arguments.
-    pub(crate) fn new(class: &str, options: &Map<String, Value>, context: &Value) -> Result<Self> {
+    pub(crate) fn new(
+        class: &str,
+        promises: &[&str],
+        options: &Map<String, Value>,
+        context: &Value,
+    ) -> Result<Self> {
         let python = python()?;
-        let request = json!({"make": class, "options": options, "context": context});
+        let request =
+            json!({"make": class, "promises": promises, "options": options, "context": context});
         let answer = ask(python, &request, &[], None)?;
         let Some(number) = answer.said["value"].as_u64() else {
             bail!(Other, "Python gave no object for `{class}`: {}", answer.said);
@@ -132,6 +138,8 @@ fn ask(
             );
         }
     });
+    // What Python was reading is read: a large tensor must not stay behind.
+    drop(REPLY.take());
     if let Some(raised) = answer.said.get("raised") {
         return Err(raised_error(raised));
     }
@@ -213,6 +221,7 @@ pub(crate) unsafe extern "C" fn call_model(
     count: usize,
     made: *mut *const c_void,
 ) -> *const c_char {
+    drop(REPLY.take());
     // A panic must not unwind into Python.
     let answered = std::panic::catch_unwind(|| -> Result<Made> {
         // SAFETY: Python passes a string that ends in zero, and as many pointers as it says.
@@ -240,6 +249,7 @@ pub(crate) unsafe extern "C" fn call_model(
         }
     };
     REPLY.with_borrow_mut(|reply| {
+        // Empty since the beginning, but for a call within this one.
         *reply = (tensor, CString::new(said.to_string()).unwrap_or_default());
         // SAFETY: Python gives the address of a pointer of its own.
         unsafe { *made = reply.0.as_ref().map_or(std::ptr::null(), |t| t.as_ptr().cast()) };

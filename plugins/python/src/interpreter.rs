@@ -2,7 +2,7 @@
 //!
 //! Which one: the interpreter that `MASKDIFF_PYTHON` names, else the active virtual environment's, else the one that
 //! `scripts/setup.sh --python` made, else `python3`. It is asked where its library and its modules are; the library is
-//! then opened here, by its stable C interface. So one build of this plugin serves every Python from 3.9 on, and none is
+//! then opened here, by its stable C interface. So one build of this plugin serves every Python from 3.10 on, and none is
 //! needed to build it.
 #![expect(unsafe_code, reason = "opens Python's library and calls its C interface")]
 
@@ -32,7 +32,7 @@ torch = importlib.util.find_spec('torch')
 print(json.dumps({
     'executable': sys.executable, 'version': sys.version.split()[0], 'home': sys.base_prefix,
     'prefix': sys.prefix, 'path': sys.path[1:], 'library': next((f for f in files if os.path.exists(f)), None),
-    'torch': importlib.metadata.version('torch') if torch else None, 'new': sys.version_info >= (3, 9)}))
+    'torch': importlib.metadata.version('torch') if torch else None, 'new': sys.version_info >= (3, 10)}))
 ";
 
 /// A request into Python, see `door.py`.
@@ -108,7 +108,7 @@ fn found() -> Result<Value> {
     let version = found["version"].as_str().unwrap_or_default();
     if found["new"] != Value::Bool(true) {
         return Err(problem(
-            format!("`{name}` is Python {version}, expected 3.9 or newer"),
+            format!("`{name}` is Python {version}, expected 3.10 or newer"),
             ENVIRONMENT,
         ));
     }

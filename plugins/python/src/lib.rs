@@ -3,7 +3,7 @@
 //!
 //! The interpreter runs inside this process, over the same libtorch: tensors cross as `torch.Tensor` without a copy, and
 //! autograd goes through. It is looked for when the first such component is made, so this plugin loads on a machine
-//! without Python. See `interpreter` for which Python is used, and README.md for what a class must have.
+//! without Python. See `interpreter` for which Python is used, and the page `python` of plugin-api's guide for what a class has.
 //!
 //! Shape letters: `B` batch, `L` length, `V` vocabulary including the mask, `N` rows.
 
@@ -31,17 +31,18 @@ struct Config {
     options: Map<String, Value>,
 }
 
-fn make(kind: &str, config: &Config, context: &Context) -> Result<Object> {
+/// `promises` are capabilities that the class must claim as well, each by an attribute that is true.
+fn make(kind: &str, promises: &[&str], config: &Config, context: &Context) -> Result<Object> {
     ensure!(
         !config.argument.is_empty(),
         Config,
         "`python` needs a file and a class, as in `python:my_{kind}.py:MyClass`"
     );
-    Object::new(&config.argument, &config.options, &serde_json::to_value(context)?)
+    Object::new(&config.argument, promises, &config.options, &serde_json::to_value(context)?)
 }
 
 macro_rules! component {
-    ($type:ident, $kind:literal, $about:literal, $provides:expr) => {
+    ($type:ident, $kind:literal, $about:literal, $provides:expr, $promises:expr) => {
         struct $type(Object);
 
         impl Component for $type {
@@ -51,24 +52,25 @@ macro_rules! component {
             type Config = Config;
 
             fn new(config: Config, context: &Context) -> Result<Self> {
-                Ok(Self(make($kind, &config, context)?))
+                Ok(Self(make($kind, $promises, &config, context)?))
             }
         }
     };
 }
 
-component!(PythonNoise, "noise", "a noise schedule in Python: python:FILE:CLASS", &[]);
+component!(PythonNoise, "noise", "a noise schedule in Python: python:FILE:CLASS", &[], &[]);
 component!(
     PythonParameterization,
     "parameterization",
     "a parameterization in Python: python:FILE:CLASS",
-    &[capability::LOG_X0, capability::SCORE, capability::CARRY_OVER]
+    &[capability::LOG_X0, capability::CARRY_OVER],
+    &[capability::CARRY_OVER]
 );
-component!(PythonSampler, "sampler", "a sampler in Python: python:FILE:CLASS", &[]);
+component!(PythonSampler, "sampler", "a sampler in Python: python:FILE:CLASS", &[], &[]);
 
-/// A noise schedule's methods cannot fail, so what Python raises is a panic, which the boundary turns into an error.
+/// A noise schedule's methods cannot fail: what Python raises goes to the boundary as a panic with the error itself.
 fn or_panic<T>(result: Result<T>) -> T {
-    result.unwrap_or_else(|error| panic!("{error}"))
+    result.unwrap_or_else(|error| std::panic::panic_any(error))
 }
 
 impl NoiseSchedule for PythonNoise {

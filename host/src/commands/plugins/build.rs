@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use super::{Common, check};
+use crate::assemble;
 use crate::cargo::{self, Telling};
 use crate::error::{Error, Result};
 use crate::plugins::Places;
@@ -11,12 +12,31 @@ use crate::plugins::Places;
 pub fn build(common: &Common, folder: &Path, release: bool) -> Result<()> {
     let telling = if common.quiet { Telling::Problems } else { Telling::All };
     let file = cargo::build(folder, release, telling)?;
-    check::check(common, &file, check::PATIENCE)?;
+    let name = check::check(common, &file, None, check::PATIENCE)?;
+    refuse_shadowed(common, &name)?;
     let installed = install(&file)?;
     if !common.quiet {
         eprintln!("installed {}", installed.display());
     }
     Ok(())
+}
+
+/// A plugin of the same name that is found before the user's folder would always win.
+pub(super) fn refuse_shadowed(common: &Common, name: &str) -> Result<()> {
+    let registry = assemble::registry(&common.plugins, &common.config()?)?;
+    let own = Places::of_user().and_then(|folder| folder.canonicalize().ok());
+    let folder_of = |path: &Path| path.canonicalize().ok()?.parent().map(Path::to_path_buf);
+    let other = registry.plugins().iter().find(|p| p.info.name == name);
+    match other {
+        Some(other) if own.is_none() || folder_of(&other.path) != own => Err(Error::plugin(
+            format!(
+                "there is a plugin `{name}` in `{}`, which is found first",
+                other.path.display()
+            ),
+            "give the crate another name",
+        )),
+        _ => Ok(()),
+    }
 }
 
 /// Copies a plugin into the user's folder; a process that has the old one open keeps it.

@@ -19,28 +19,35 @@ use crate::report::Format;
 /// How long a component may take.
 pub const PATIENCE: Duration = Duration::from_secs(120);
 
-/// Checks a plugin file with default options, but for those of the overrides, which go to every component that has them.
-/// An error names the components that broke their contract.
-pub fn check(common: &Common, file: &Path, patience: Duration) -> Result<()> {
+/// Checks a plugin file with default options, but for those of the overrides, which go to every component that has them;
+/// `kind` picks the components of one kind. Gives the plugin's name; an error names the components that broke their
+/// contract.
+pub fn check(
+    common: &Common,
+    file: &Path,
+    kind: Option<&str>,
+    patience: Duration,
+) -> Result<String> {
     let options = common.overrides.as_slice();
-    if let Some(word) = options.iter().find(|word| !word.contains('=')) {
-        return Err(Error::config(
-            format!("`{word}` is not OPTION=VALUE"),
-            "an option of a component, as in `steps=64`",
-        ));
-    }
     let listed = in_child(file, None, options, patience)?;
     let listed = listed.map_err(|why| Error::plugin(why, "build it again, or ask its author"))?;
-    let components = listed["components"].as_array().cloned().unwrap_or_default();
+    let all = listed["components"].as_array().cloned().unwrap_or_default();
+    let components: Vec<&Value> =
+        all.iter().filter(|c| kind.is_none_or(|kind| c["kind"] == kind)).collect();
     if components.is_empty() {
         return Err(Error::plugin(
-            format!("`{}` has no component", file.display()),
+            format!(
+                "`{}` has no component{}",
+                file.display(),
+                kind.map_or(String::new(), |k| format!(" of kind {k}"))
+            ),
             "`register!(KIND Type);` beside each component makes it known",
         ));
     }
+    check_options(options, &components)?;
     let mut broken = Vec::new();
     let mut results = Vec::new();
-    for component in &components {
+    for component in components {
         let (kind, name) = (&component["kind"], &component["name"]);
         let (kind, name) = (kind.as_str().unwrap_or_default(), name.as_str().unwrap_or_default());
         let start = Instant::now();
@@ -58,7 +65,7 @@ pub fn check(common: &Common, file: &Path, patience: Duration) -> Result<()> {
         println!("{}", json!({"file": file, "plugin": listed["name"], "components": results}));
     }
     if broken.is_empty() {
-        return Ok(());
+        return Ok(listed["name"].as_str().unwrap_or_default().to_string());
     }
     Err(Error::plugin(
         format!("`{}` breaks the contract: {}", file.display(), broken.join("; ")),
@@ -66,27 +73,56 @@ pub fn check(common: &Common, file: &Path, patience: Duration) -> Result<()> {
     ))
 }
 
+/// An option that no component takes is a slip of the pen.
+fn check_options(options: &[String], components: &[&Value]) -> Result<()> {
+    for word in options {
+        let Some((option, _)) = word.split_once('=') else {
+            return Err(Error::config(
+                format!("`{word}` is not OPTION=VALUE"),
+                "an option of a component, as in `steps=64`",
+            ));
+        };
+        let known = |c: &&Value| c["schema"]["properties"].get(option).is_some() || is_open(c);
+        if !components.iter().any(known) {
+            return Err(Error::config(
+                format!("no component of the plugin has an option `{option}`"),
+                "`maskdiff plugins show NAME --plugin FILE` lists a component's options",
+            ));
+        }
+    }
+    Ok(())
+}
+
+/// Whether a component, as its description says, takes any option.
+fn is_open(component: &Value) -> bool {
+    component["schema"]["additionalProperties"] == Value::Bool(true)
+}
+
 /// What a child process found out: its JSON, or in words why the component did not keep its contract.
+///
+/// The answer comes in a file of its own: stdout and stderr are the component's, and go where nobody need read them while
+/// it runs.
 fn in_child(
     file: &Path,
     component: Option<(&str, &str)>,
     options: &[String],
     patience: Duration,
 ) -> Result<std::result::Result<Value, String>> {
-    let own = std::env::current_exe().map_err(|e| Error::io("find", Path::new("maskdiff"), &e))?;
-    let mut command = Command::new(own);
-    command.args(["plugins", "check-one"]).arg(file);
+    let failed = |e: std::io::Error| Error::io("run", file, &e);
+    let answer = tempfile::NamedTempFile::new().map_err(failed)?;
+    let words = tempfile::NamedTempFile::new().map_err(failed)?;
+    let mut command = Command::new(std::env::current_exe().map_err(failed)?);
+    command.args(["plugins", "check-one"]).arg(file).arg(answer.path());
     if let Some((kind, name)) = component {
         command.args([kind, name]).args(options);
     }
     // The toys are tiny: a second thread would only wait for the first.
     command.env("OMP_NUM_THREADS", "1").stdin(Stdio::null());
-    // A panic is reported by what it says; its trace would be printed twice.
-    command.stdout(Stdio::piped()).stderr(Stdio::piped());
-    let mut child = command.spawn().map_err(|e| Error::io("run", file, &e))?;
+    command.stdout(words.reopen().map_err(failed)?).stderr(words.reopen().map_err(failed)?);
+    let mut child = command.spawn().map_err(failed)?;
     let start = Instant::now();
     let status = loop {
-        match child.try_wait().map_err(|e| Error::io("run", file, &e))? {
+        match child.try_wait().map_err(failed)? {
             Some(status) => break status,
             None if start.elapsed() > patience => {
                 let _ = child.kill();
@@ -97,24 +133,30 @@ fn in_child(
             None => std::thread::sleep(Duration::from_millis(5)),
         }
     };
-    let said = child.wait_with_output().map_err(|e| Error::io("run", file, &e))?;
-    let answer = String::from_utf8_lossy(&said.stdout).lines().last().map(str::to_string);
-    let answer = answer.and_then(|line| serde_json::from_str::<Value>(&line).ok());
-    let Some(answer) = answer else {
-        let words = String::from_utf8_lossy(&said.stderr).trim().lines().last().map(str::to_string);
-        let words = words.filter(|w| !w.is_empty()).map(|w| format!(": {w}")).unwrap_or_default();
-        return Ok(Err(format!("it ended its process ({status}){words}")));
-    };
-    Ok(match answer["broken"].as_str() {
+    let said = std::fs::read_to_string(answer.path()).map_err(failed)?;
+    let said: Value = serde_json::from_str(&said).unwrap_or_default();
+    if !status.success() || said.is_null() {
+        let words = std::fs::read(words.path()).map_err(failed)?;
+        let last = String::from_utf8_lossy(&words).trim().lines().last().map(str::to_string);
+        let last = last.filter(|w| !w.is_empty()).map(|w| format!(": {w}")).unwrap_or_default();
+        return Ok(Err(format!("it ended its process ({status}){last}")));
+    }
+    Ok(match said["broken"].as_str() {
         Some(why) => Err(why.to_string()),
-        None => Ok(answer),
+        None => Ok(said),
     })
 }
 
-/// The child's part: loads the file, and checks one component or lists all; prints one line of JSON.
-pub fn check_one(file: &Path, component: Option<(&str, &str)>, options: &[String]) {
+/// The child's part: loads the file, and checks one component or lists all; writes JSON to `answer`.
+pub fn check_one(
+    file: &Path,
+    answer: &Path,
+    component: Option<(&str, &str)>,
+    options: &[String],
+) -> Result<()> {
+    // What a panic says is in the answer.
     std::panic::set_hook(Box::new(|_| ()));
-    let answer = Plugin::open(file).map_err(|e| e.to_string()).and_then(|plugin| match component {
+    let found = Plugin::open(file).map_err(|e| e.to_string()).and_then(|plugin| match component {
         None => Ok(json!({"name": plugin.info.name, "components": plugin.info.components})),
         Some((kind, name)) => {
             let found = plugin.info.components.iter().find(|c| c.kind == kind && c.name == name);
@@ -129,7 +171,8 @@ pub fn check_one(file: &Path, component: Option<(&str, &str)>, options: &[String
             kept.map(|()| json!({"kept": true}))
         }
     });
-    println!("{}", answer.unwrap_or_else(|why| json!({"broken": why})));
+    let found = found.unwrap_or_else(|why| json!({"broken": why}));
+    std::fs::write(answer, found.to_string()).map_err(|e| Error::io("write", answer, &e))
 }
 
 fn contract(
@@ -139,9 +182,10 @@ fn contract(
 ) -> maskdiff_plugin_api::Result<()> {
     let ComponentInfo { kind, name, provides, needs, defaults, .. } = component;
     let mut options = defaults.clone();
+    let open = component.schema["additionalProperties"] == Value::Bool(true);
     for (key, value) in given.iter().filter_map(|word| word.split_once('=')) {
-        if let Some(option) = options.get_mut(key) {
-            *option = serde_json::from_str(value).unwrap_or_else(|_| json!(value));
+        if open || options.get(key).is_some() {
+            options[key] = serde_json::from_str(value).unwrap_or_else(|_| json!(value));
         }
     }
     let options = options.to_string();

@@ -4,7 +4,8 @@ use std::path::{Path, PathBuf};
 
 use include_dir::{Dir, include_dir};
 
-use super::key;
+use super::build::refuse_shadowed;
+use super::{Common, key};
 use crate::cargo;
 use crate::error::{Error, Result};
 use crate::plugins::{KINDS, nearest};
@@ -15,7 +16,13 @@ const LOCK: &str = include_str!("../../../../Cargo.lock");
 
 /// Writes the crate `folder/NAME` and says what comes next. `api` is where plugin-api comes from: a folder, a git address
 /// or a version; by default the one this host was built from.
-pub fn new(kind: &str, name: &str, folder: &Path, api: Option<&str>) -> Result<()> {
+pub fn new(
+    common: &Common,
+    kind: &str,
+    name: &str,
+    folder: &Path,
+    api: Option<&str>,
+) -> Result<()> {
     if !KINDS.contains(&kind) {
         let near = nearest(kind, &KINDS).map(|near| format!("did you mean `{near}`? "));
         return Err(Error::config(
@@ -41,10 +48,12 @@ pub fn new(kind: &str, name: &str, folder: &Path, api: Option<&str>) -> Result<(
     }
     let dependency = source(api)?;
     let component = name.replace('-', "_");
+    let crate_name = format!("maskdiff-{}", name.replace('_', "-"));
+    refuse_shadowed(common, &crate_name)?;
     let words = Words {
         component: &component,
-        crate_name: &format!("maskdiff-{}", name.replace('_', "-")),
-        type_name: &camel_case(&component),
+        crate_name: &crate_name,
+        type_name: &type_name(kind, &component),
         kind,
         api: &dependency,
     };
@@ -117,8 +126,10 @@ fn source(api: Option<&str>) -> Result<String> {
     match api {
         None if own.join("Cargo.toml").is_file() => folder(&own),
         None => Ok(format!("\"{version}\"")),
-        Some(git) if git.contains("://") || git.starts_with("git@") => {
-            Ok(format!("{{ git = \"{git}\" }}"))
+        Some(git) if git.contains("://") => Ok(format!("{{ git = \"{git}\" }}")),
+        // Cargo reads the short form of git only when it is written out.
+        Some(git) if git.starts_with("git@") => {
+            Ok(format!("{{ git = \"ssh://{}\" }}", git.replacen(':', "/", 1)))
         }
         Some(number) if number.starts_with(|c: char| c.is_ascii_digit()) => {
             Ok(format!("\"{number}\""))
@@ -138,6 +149,39 @@ fn try_it(kind: &str, component: &str) -> String {
         "sampler" => format!("sample --checkpoint RUN {choice}"),
         _ => format!("train experiment=demo {choice}"),
     }
+}
+
+/// A name for the type; one that the template uses already gets the kind behind it.
+fn type_name(kind: &str, component: &str) -> String {
+    const TAKEN: [&str; 25] = [
+        "Backbone",
+        "Block",
+        "Component",
+        "Config",
+        "Context",
+        "Denoiser",
+        "Deserialize",
+        "ForwardProcess",
+        "Head",
+        "JsonSchema",
+        "Kind",
+        "Mlp",
+        "NoiseSchedule",
+        "Option",
+        "Parameterization",
+        "Parameters",
+        "Result",
+        "Rotary",
+        "Sampler",
+        "Self",
+        "SelfAttention",
+        "Serialize",
+        "StepSampler",
+        "Tensor",
+        "Walk",
+    ];
+    let name = camel_case(component);
+    if TAKEN.contains(&name.as_str()) { format!("{name}{}", camel_case(kind)) } else { name }
 }
 
 /// `my_sampler` as `MySampler`.

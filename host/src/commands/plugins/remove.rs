@@ -1,38 +1,61 @@
 //! `maskdiff plugins rm NAME`: takes an installed plugin away.
 
+use std::path::PathBuf;
+
+use maskdiff_plugin_api::abi::load::Plugin;
+
 use super::Common;
 use crate::assemble;
 use crate::error::{Error, Result};
 use crate::plugins::{Places, nearest};
 
-/// Removes the plugin of that name, or the one with that component, from the user's folder.
+/// Removes the plugin of that name, or the one with that component, from the user's folder. One that does not load any
+/// more goes by the name of its file.
 pub fn remove(common: &Common, name: &str) -> Result<()> {
-    let registry = assemble::registry(&common.plugins, &common.config()?)?;
-    let folder = Places::of_user().and_then(|folder| folder.canonicalize().ok());
-    let named = |p: &&maskdiff_plugin_api::abi::load::Plugin| {
-        p.info.name == name || p.info.components.iter().any(|c| c.name == name)
+    let folder = Places::of_user().unwrap_or_default();
+    let entries = std::fs::read_dir(&folder).into_iter().flatten().flatten();
+    let installed: Vec<(String, PathBuf, Vec<String>)> = entries
+        .map(|entry| entry.path())
+        .filter(|path| path.extension().is_some_and(|e| e == "so"))
+        .map(|path| match Plugin::open(&path) {
+            Ok(plugin) => {
+                let components = plugin.info.components.iter().map(|c| c.name.clone()).collect();
+                (plugin.info.name, path, components)
+            }
+            Err(_) => {
+                let stem = path.file_stem().unwrap_or_default().to_string_lossy();
+                (stem.trim_start_matches("lib").replace('_', "-"), path, Vec::new())
+            }
+        })
+        .collect();
+    let bare = |name: &str| name.replace('_', "-").trim_start_matches("maskdiff-").to_string();
+    let meant = |(own, _, components): &&(String, PathBuf, Vec<String>)| {
+        own == name || bare(own) == bare(name) || components.iter().any(|c| c == name)
     };
-    let installed = |path: &std::path::Path| {
-        path.canonicalize().ok().as_deref().and_then(std::path::Path::parent) == folder.as_deref()
-            && folder.is_some()
+    let Some((own, path, _)) = installed.iter().find(meant) else {
+        return Err(unknown(common, name, &installed));
     };
-    let found: Vec<_> = registry.plugins().iter().filter(named).collect();
-    let Some(plugin) = found.iter().find(|p| installed(&p.path)) else {
-        if let Some(shipped) = found.first() {
-            return Err(Error::plugin(
-                format!("`{name}` is in `{}`, which is not installed", shipped.path.display()),
-                "only what `maskdiff plugins build` has installed is removed",
-            ));
-        }
-        let all = registry.plugins().iter().filter(|p| installed(&p.path));
-        let known: Vec<&str> = all.map(|p| p.info.name.as_str()).collect();
-        let near = nearest(name, &known).map(|near| format!("did you mean `{near}`? "));
-        return Err(Error::plugin(
-            format!("no plugin that is installed is called `{name}`"),
-            format!("{}installed: {}", near.unwrap_or_default(), known.join(", ")),
-        ));
-    };
-    std::fs::remove_file(&plugin.path).map_err(|e| Error::io("remove", &plugin.path, &e))?;
-    println!("removed {} ({})", plugin.info.name, plugin.path.display());
+    std::fs::remove_file(path).map_err(|e| Error::io("remove", path, &e))?;
+    println!("removed {own} ({})", path.display());
     Ok(())
+}
+
+fn unknown(common: &Common, name: &str, installed: &[(String, PathBuf, Vec<String>)]) -> Error {
+    let registry = common.config().and_then(|config| assemble::registry(&common.plugins, &config));
+    let plugins = registry.as_ref().map(|r| r.plugins()).unwrap_or_default();
+    let named =
+        |p: &&Plugin| p.info.name == name || p.info.components.iter().any(|c| c.name == name);
+    if let Some(shipped) = plugins.iter().find(named) {
+        return Error::plugin(
+            format!("`{name}` is in `{}`, which is not installed", shipped.path.display()),
+            "only what `maskdiff plugins build` has installed is removed",
+        );
+    }
+    let known: Vec<&str> = installed.iter().map(|(own, ..)| own.as_str()).collect();
+    let near = nearest(name, &known).map(|near| format!("did you mean `{near}`? "));
+    let all = if known.is_empty() { "none".to_string() } else { known.join(", ") };
+    Error::plugin(
+        format!("no plugin that is installed is called `{name}`"),
+        format!("{}installed: {all}", near.unwrap_or_default()),
+    )
 }
