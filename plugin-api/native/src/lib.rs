@@ -1,8 +1,9 @@
 //! What libtorch 2.11 has and tch 0.24 does not expose, behind one small C++ shim.
 //!
-//! Optimizer steps over lists of tensors ([`fused_adamw`], [`foreach_lerp`]), gradient norms, a linear head
-//! fused with cross-entropy ([`linear_nll`]) or apart ([`linear`]), the scan of state-space models ([`selective_scan`]), and the state of libtorch's generators. Every C++ exception
-//! becomes an [`Error`] with the first line of its message.
+//! Optimizer steps over lists of tensors ([`fused_adamw`], [`foreach_lerp`]), gradient norms, a linear head fused with
+//! cross-entropy ([`linear_nll`]) or apart ([`linear`]), the scan of state-space models ([`selective_scan`]), the state of
+//! libtorch's generators, the heap in use, tensors of another language. Every C++ exception becomes an [`Error`] with the
+//! first line of its message.
 //!
 //! Shape letters: `N` rows, `D` hidden size, `V` vocabulary.
 #![expect(unsafe_code, reason = "calls into the C++ shim")]
@@ -11,6 +12,12 @@ use std::ffi::{CStr, c_char, c_int, c_void};
 
 use tch::{Device, Tensor};
 use torch_sys::C_tensor;
+
+mod head;
+mod scan;
+
+pub use head::{Then, linear, linear_nll};
+pub use scan::selective_scan;
 
 /// A C++ exception that libtorch threw.
 #[derive(Debug)]
@@ -196,127 +203,6 @@ pub fn global_norm(tensors: &[Tensor]) -> Result<f64> {
     Ok(norm)
 }
 
-/// What follows a linear map in the same pass.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Then {
-    /// Nothing.
-    Nothing,
-    /// GELU in the tanh approximation.
-    Gelu,
-}
-
-/// A linear map, `x matrixᵀ + bias`, and what follows: `[.., D]`, `[O, D]`, `[O]` → `[.., O]`, differentiable.
-///
-/// Without gradients, in float32 on a CPU, it runs over oneDNN, which differs from libtorch's own path by rounding. A head
-/// of 50,258 tokens at 1 row takes half of the time there, at 3 rows a sixth.
-pub fn linear(x: &Tensor, matrix: &Tensor, bias: Option<&Tensor>, then: Then) -> Result<Tensor> {
-    let mut result = std::ptr::null_mut();
-    let bias = bias.map_or(std::ptr::null(), Tensor::as_ptr);
-    let gelu = c_int::from(then == Then::Gelu);
-    // SAFETY: live tensors, and a place for the new one.
-    checked(unsafe { maskdiff_linear(x.as_ptr(), matrix.as_ptr(), bias, gelu, &mut result) })?;
-    // SAFETY: on success the shim hands over a new tensor.
-    Ok(unsafe { Tensor::from_ptr(result) })
-}
-
-/// Weighted cross-entropy of a linear head, without ever holding the `[N, V]` logits.
-///
-/// # Tensors
-/// | name | shape | kind | meaning |
-/// |---|---|---|---|
-/// | `hidden` | `[N, D]` | float | rows that enter the head |
-/// | `matrix` | `[V, D]` | float | the head's weight |
-/// | `bias` | `[V]` | float | the head's bias, if it has one |
-/// | `target` | `[N]` | i64 | the right token of each row, not `banned` |
-/// | `weight` | `[N]` | float | factor of each row |
-/// | returns | `[N]` | float | `-weight * log_softmax(hidden matrixᵀ + bias)[target]` |
-///
-/// `banned` is a token whose logit counts as -∞ (SUBS forbids the mask), or `None`.
-///
-/// # Cost
-/// About 32 MiB of logits at a time; gradients are made in the forward pass. Backward is a scaling when
-/// all rows get the same upstream gradient (a sum or a mean), and one more pass over the head otherwise.
-pub fn linear_nll(
-    hidden: &Tensor,
-    matrix: &Tensor,
-    bias: Option<&Tensor>,
-    target: &Tensor,
-    weight: &Tensor,
-    banned: Option<i64>,
-) -> Result<Tensor> {
-    let mut result = std::ptr::null_mut();
-    let bias = bias.map_or(std::ptr::null(), Tensor::as_ptr);
-    // SAFETY: live tensors, and a place for the new one.
-    checked(unsafe {
-        maskdiff_linear_nll(
-            hidden.as_ptr(),
-            matrix.as_ptr(),
-            bias,
-            target.as_ptr(),
-            weight.as_ptr(),
-            banned.unwrap_or(-1),
-            &mut result,
-        )
-    })?;
-    // SAFETY: on success the shim hands over a new tensor.
-    Ok(unsafe { Tensor::from_ptr(result) })
-}
-
-/// The selective scan of Mamba (Gu and Dao, arXiv:2312.00752), differentiable in all its inputs.
-///
-/// # Equation
-/// `h_t = exp(dt_t a) h_{t-1} + dt_t b_t u_t`, `y_t = Σ_n c_tn h_tn`, `h_0 = 0`, for every channel on its own.
-///
-/// # Tensors
-/// | name | shape | meaning |
-/// |---|---|---|
-/// | `u` | `[B, L, E]` | input |
-/// | `dt` | `[B, L, E]` | step sizes, ≥ 0 |
-/// | `a` | `[E, N]` | rates, ≤ 0 |
-/// | `b`, `c` | `[B, L, N]` | input and output maps |
-/// | returns | `[B, L, E]` | `y` |
-///
-/// # Cost
-/// Two walks of √L steps over all chunks side by side. Kept for backward: the inputs and `√L` states; backward holds
-/// the `L` states of this one call while it runs.
-pub fn selective_scan(
-    u: &Tensor,
-    dt: &Tensor,
-    a: &Tensor,
-    b: &Tensor,
-    c: &Tensor,
-) -> Result<Tensor> {
-    let (size_u, size_a, size_b) = (u.size(), a.size(), b.size());
-    let fits = size_u.len() == 3
-        && dt.size() == size_u
-        && size_a.len() == 2
-        && size_a[0] == size_u[2]
-        && size_b == [size_u[0], size_u[1], size_a[1]]
-        && c.size() == size_b;
-    if !fits || u.numel() == 0 {
-        return Err(Error(format!(
-            "selective scan of u {size_u:?}, dt {:?}, a {size_a:?}, b {size_b:?}, c {:?}: expected [B, L, E], \
-             [B, L, E], [E, N], [B, L, N], [B, L, N], none empty",
-            dt.size(),
-            c.size()
-        )));
-    }
-    let mut result = std::ptr::null_mut();
-    // SAFETY: live tensors, and a place for the new one.
-    checked(unsafe {
-        maskdiff_selective_scan(
-            u.as_ptr(),
-            dt.as_ptr(),
-            a.as_ptr(),
-            b.as_ptr(),
-            c.as_ptr(),
-            &mut result,
-        )
-    })?;
-    // SAFETY: on success the shim hands over a new tensor.
-    Ok(unsafe { Tensor::from_ptr(result) })
-}
-
 fn device_numbers(device: Device) -> (c_int, c_int) {
     match device {
         Device::Cuda(index) => (1, c_int::try_from(index).unwrap_or(c_int::MAX)),
@@ -369,6 +255,10 @@ mod tests {
     use super::*;
     use tch::Kind;
 
+    fn max_difference(a: &Tensor, b: &Tensor) -> f64 {
+        (a - b).abs().max().double_value(&[])
+    }
+
     #[test]
     fn a_tensor_is_seen_on_the_heap_while_it_lives() {
         let before = allocated_bytes();
@@ -377,103 +267,6 @@ mod tests {
         assert!(held >= 4 << 20, "{held}");
         drop(tensor);
         assert!(allocated_bytes().wrapping_sub(before) < 1 << 20);
-    }
-
-    fn leaf(shape: &[i64], kind: Kind) -> Tensor {
-        Tensor::randn(shape, (kind, Device::Cpu)).set_requires_grad(true)
-    }
-
-    fn max_difference(a: &Tensor, b: &Tensor) -> f64 {
-        (a - b).abs().max().double_value(&[])
-    }
-
-    /// The same loss the plain way, with all logits.
-    fn plain_nll(h: &Tensor, w: &Tensor, b: &Tensor, y: &Tensor, weight: &Tensor) -> Tensor {
-        let banned = w.size()[0] - 1;
-        let mut forbid = vec![0.0; usize::try_from(w.size()[0]).unwrap()];
-        forbid[usize::try_from(banned).unwrap()] = f64::NEG_INFINITY;
-        let logits = h.linear(w, Some(b)) + Tensor::from_slice(&forbid).to_kind(h.kind());
-        -logits.log_softmax(-1, h.kind()).gather(1, &y.unsqueeze(1), false).squeeze_dim(1) * weight
-    }
-
-    #[test]
-    fn linear_nll_gradients_equal_the_plain_way() {
-        for uniform in [true, false] {
-            tch::manual_seed(3);
-            let (n, d, v) = (170, 64, 50_258); // three chunks of rows
-            let kind = Kind::Float;
-            let (h, mut w, b) = (leaf(&[n, d], kind), leaf(&[v, d], kind), leaf(&[v], kind));
-            // As large as a trained head's: larger logits lose digits in any order of summing.
-            tch::no_grad(|| w *= 0.05);
-            let y = Tensor::randint(v - 1, [n], (Kind::Int64, Device::Cpu));
-            let weight = Tensor::rand([n], (kind, Device::Cpu)) + 0.5;
-            let upstream = if uniform {
-                Tensor::from(0.25f32)
-            } else {
-                Tensor::rand([n], (kind, Device::Cpu))
-            };
-            let ours = linear_nll(&h, &w, Some(&b), &y, &weight, Some(v - 1)).unwrap();
-            // In float64: the plain way in float32 is no more exact than ours.
-            let exact =
-                |x: &Tensor| x.detach().to_kind(Kind::Double).set_requires_grad(x.requires_grad());
-            let (h64, w64, b64) = (exact(&h), exact(&w), exact(&b));
-            let plain = plain_nll(&h64, &w64, &b64, &y, &exact(&weight));
-            assert!(max_difference(&ours, &plain) < 1e-4, "{}", max_difference(&ours, &plain));
-            let total = |nll: &Tensor| (nll * &upstream).sum(Kind::Double);
-            let g_ours = Tensor::run_backward(&[total(&ours)], &[&h, &w, &b], true, false);
-            let g_plain = Tensor::run_backward(&[total(&plain)], &[&h64, &w64, &b64], true, false);
-            for (a, p) in g_ours.iter().zip(&g_plain) {
-                let (error, size) = (max_difference(a, p), p.abs().max().double_value(&[]));
-                assert!(error < 1e-6 * size.max(1.0), "uniform={uniform} {error:e} of {size}");
-            }
-        }
-    }
-
-    /// The scan one step at a time, through libtorch's own autograd.
-    fn plain_scan(u: &Tensor, dt: &Tensor, a: &Tensor, b: &Tensor, c: &Tensor) -> Tensor {
-        let mut h = Tensor::zeros([u.size()[0], u.size()[2], a.size()[1]], (u.kind(), u.device()));
-        let mut y = Vec::new();
-        for t in 0..u.size()[1] {
-            let (dt, u) = (dt.select(1, t).unsqueeze(-1), u.select(1, t).unsqueeze(-1));
-            h = (&dt * a).exp() * h + dt * u * b.select(1, t).unsqueeze(1);
-            y.push((&h * c.select(1, t).unsqueeze(1)).sum_dim_intlist(-1, false, h.kind()));
-        }
-        Tensor::stack(&y, 1)
-    }
-
-    #[test]
-    fn selective_scan_and_its_gradients_equal_the_plain_loop() {
-        for length in [1, 2, 3, 16, 17, 53] {
-            tch::manual_seed(length);
-            let (batch, e, n) = (2, 3, 4);
-            let leaf = |x: Tensor| x.detach().set_requires_grad(true);
-            let u = leaf(Tensor::randn([batch, length, e], (Kind::Double, Device::Cpu)));
-            let dt = leaf(u.randn_like().exp() * 0.3);
-            let a = leaf(-Tensor::rand([e, n], (Kind::Double, Device::Cpu)) * 3.0);
-            let b = leaf(Tensor::randn([batch, length, n], (Kind::Double, Device::Cpu)));
-            let c = leaf(b.randn_like());
-            let upstream = u.randn_like();
-            let ours = selective_scan(&u, &dt, &a, &b, &c).unwrap();
-            let plain = plain_scan(&u, &dt, &a, &b, &c);
-            assert!(max_difference(&ours, &plain) < 1e-12);
-            let quiet = tch::no_grad(|| selective_scan(&u, &dt, &a, &b, &c).unwrap());
-            assert_eq!(quiet, ours);
-            let leaves = [&u, &dt, &a, &b, &c];
-            let gradients = |y: Tensor| {
-                let loss = (y * &upstream).sum(Kind::Double);
-                Tensor::run_backward(&[loss], &leaves, false, false)
-            };
-            for (ours, plain) in gradients(ours).iter().zip(&gradients(plain)) {
-                assert!(max_difference(ours, plain) < 1e-11, "{}", max_difference(ours, plain));
-            }
-        }
-    }
-
-    #[test]
-    fn selective_scan_names_shapes_that_do_not_fit() {
-        let x = Tensor::ones([2, 5, 3], (Kind::Float, Device::Cpu));
-        let error = selective_scan(&x, &x, &x.get(0), &x, &x).unwrap_err().to_string();
-        assert!(error.contains("a [5, 3]"), "{error}");
     }
 
     #[test]
@@ -489,38 +282,6 @@ mod tests {
         let want = Tensor::from_slice(&[1.0 * (1.0 - 0.001) - 0.1, -2.0 * (1.0 - 0.001) - 0.1]);
         assert!(max_difference(&p, &want) < 1e-6, "{p:?}");
         assert_eq!(steps[0].double_value(&[]), 1.0);
-    }
-
-    /// The first walk takes the gradients made in the forward pass, the second makes them anew.
-    #[test]
-    fn linear_nll_can_be_walked_twice() {
-        tch::manual_seed(4);
-        let kind = Kind::Double;
-        let (h, w, b) = (leaf(&[40, 6], kind), leaf(&[30, 6], kind), leaf(&[30], kind));
-        let y = Tensor::randint(29, [40], (Kind::Int64, Device::Cpu));
-        let weight = Tensor::rand([40], (kind, Device::Cpu));
-        let nll = linear_nll(&h, &w, Some(&b), &y, &weight, Some(29)).unwrap();
-        let loss = nll.sum(kind) * 0.5;
-        let walk = |keep| Tensor::run_backward(&[&loss], &[&h, &w, &b], keep, false);
-        for (first, second) in walk(true).iter().zip(&walk(false)) {
-            assert!(max_difference(first, second) < 1e-12);
-            assert!(first.abs().max().double_value(&[]) > 0.0);
-        }
-    }
-
-    #[test]
-    fn linear_nll_needs_no_bias() {
-        let (h, w) = (leaf(&[3, 4], Kind::Double), leaf(&[6, 4], Kind::Double));
-        let (y, weight) = (Tensor::from_slice(&[0i64, 2, 5]), Tensor::from_slice(&[1.0, 2.0, 0.5]));
-        let ours = linear_nll(&h, &w, None, &y, &weight, None).unwrap();
-        let log_p = h.matmul(&w.tr()).log_softmax(-1, Kind::Double);
-        let plain = -log_p.gather(1, &y.unsqueeze(1), false).squeeze_dim(1) * &weight;
-        assert!(max_difference(&ours, &plain) < 1e-12);
-        let gradients =
-            |nll: Tensor| Tensor::run_backward(&[nll.sum(Kind::Double)], &[&h, &w], false, false);
-        for (ours, plain) in gradients(ours).iter().zip(&gradients(plain)) {
-            assert!(max_difference(ours, plain) < 1e-12);
-        }
     }
 
     #[test]
