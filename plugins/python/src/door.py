@@ -119,6 +119,9 @@ def make(name, promises, options, context):
     spec = importlib.util.spec_from_file_location(f'maskdiff_plugin_{len(sources)}', file)
     module = importlib.util.module_from_spec(spec)
     sources.append(os.path.abspath(file))
+    # As for a script: modules beside it can be imported.
+    if os.path.dirname(sources[-1]) not in sys.path:
+        sys.path.insert(0, os.path.dirname(sources[-1]))
     sys.modules[spec.name] = module
     spec.loader.exec_module(module)
     if not hasattr(module, attribute):
@@ -165,10 +168,12 @@ def answer_to(request, tensors, host, lent):
 
 
 def raised(error):
-    """What was raised, with the part of the traceback that lies in the user's files."""
-    frames = [f for f in traceback.extract_tb(error.__traceback__) if os.path.abspath(f.filename) in sources]
+    """What was raised, with its traceback but for the lines of this file and of the import system."""
+    ours = ('maskdiff/door.py', '<frozen importlib')
+    frames = [f for f in traceback.extract_tb(error.__traceback__) if not f.filename.startswith(ours)]
     trace = ''.join(['the traceback in Python:\n', *traceback.format_list(frames)]).rstrip() if frames else ''
-    place = f'{frames[-1].filename}:{frames[-1].lineno}' if frames else ''
+    own = [f for f in frames if os.path.abspath(f.filename) in sources]
+    place = f'{own[-1].filename}:{own[-1].lineno}' if own else ''
     if isinstance(error, HostError):
         hint = '\n'.join(part for part in (error.said['hint'], trace) if part)
         return {'message': str(error), 'kind': error.said['kind'], 'traceback': hint, 'place': place}
