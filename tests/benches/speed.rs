@@ -43,7 +43,7 @@ mod sampling {
     #[divan::bench(sample_count = 5, sample_size = 1)]
     fn language_python(bencher: Bencher) {
         if maskdiff_tests::python().is_none() {
-            eprintln!("skipped: no Python with torch, see `scripts/setup.sh --python`");
+            maskdiff_tests::skipped("no Python with torch, see `scripts/setup.sh --python`");
             return;
         }
         let file = maskdiff_tests::root().join("plugins/python/examples/ddpm_cache.py");

@@ -40,6 +40,12 @@ pub fn registry() -> Registry {
     Registry::open(&places).expect("the shipped plugins load")
 }
 
+/// Says why a test does nothing, past the capture of a test's output: a skip must be seen.
+pub fn skipped(why: &str) {
+    use std::io::Write as _;
+    let _ = writeln!(std::io::stderr(), "skipped: {why}");
+}
+
 /// The Python with torch that `MASKDIFF_PYTHON` names, or that `scripts/setup.sh --python` made.
 pub fn python() -> Option<PathBuf> {
     let named = std::env::var_os("MASKDIFF_PYTHON").map(PathBuf::from);
@@ -66,7 +72,7 @@ pub fn golden_case(name: &str) -> Option<Value> {
     let cases = manifest["cases"].as_array().expect("cases");
     let found = cases.iter().find(|case| case["case"] == name).cloned();
     if found.is_none() {
-        eprintln!("skipped: golden case {name} is not in {}", golden().display());
+        skipped(&format!("golden case {name} is not in {}", golden().display()));
     }
     found
 }

@@ -146,7 +146,7 @@ fn a_scaffold_over_a_git_address_builds() {
         .current_dir(root())
         .output();
     if !clean.is_ok_and(|out| out.status.success() && out.stdout.is_empty()) {
-        eprintln!("skipped: this is no clean git checkout");
+        maskdiff_tests::skipped("this is no clean git checkout");
         return;
     }
     let address = format!("file://{}", root().display());

@@ -32,7 +32,7 @@ fn run(folder: &Path, words: &[&str]) -> Output {
 /// The plugin of the first version; none on a machine that it was not built for.
 fn first_plugin(folder: &Path) -> Option<String> {
     if !cfg!(all(target_arch = "x86_64", target_os = "linux")) {
-        eprintln!("skipped: the kept plugin is for Linux on x86_64");
+        maskdiff_tests::skipped("the kept plugin is for Linux on x86_64");
         return None;
     }
     let packed = root().join("tests/compat/plugin-api-1.0.0.so.gz");
@@ -230,7 +230,7 @@ fn a_plugin_of_another_compiler_loads() {
     let Some(rustc) =
         others.into_iter().find(|rustc| version(rustc).is_some_and(|v| v.as_str() > ours))
     else {
-        eprintln!("skipped: no toolchain of rustup is newer than {ours}");
+        maskdiff_tests::skipped(&format!("no toolchain of rustup is newer than {ours}"));
         return;
     };
     let folder = workshop("compiler");

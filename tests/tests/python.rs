@@ -11,7 +11,7 @@ use serde_json::Value;
 fn python() -> Option<PathBuf> {
     let found = maskdiff_tests::python();
     if found.is_none() {
-        eprintln!("skipped: no Python with torch, see `scripts/setup.sh --python`");
+        maskdiff_tests::skipped("no Python with torch, see `scripts/setup.sh --python`");
     }
     found
 }

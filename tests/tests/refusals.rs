@@ -272,7 +272,7 @@ fn a_full_disk_ends_the_run_and_keeps_what_was_whole() {
     let mount = ["-t", "tmpfs", "-o", "size=2m", "tmpfs", &target];
     let mounted = std::process::Command::new("mount").args(mount).output();
     if !mounted.is_ok_and(|out| out.status.success()) {
-        eprintln!("skipped: mounting a small disk needs root");
+        maskdiff_tests::skipped("mounting a small disk needs root");
         return;
     }
     let words = [
