@@ -9,8 +9,7 @@ use crate::accelerator::torch_folder;
 use crate::error::{Error, Result};
 
 /// First line of a `.cargo/config.toml` that is ours to write again.
-const MARK: &str =
-    "# Written by `maskdiff plugins`: where this machine's libtorch is. Not for version control.";
+const MARK: &str = "# Written by `maskdiff plugins`, again at each build while this line is here. Not for version control.";
 
 /// Writes `.cargo/config.toml` in a plugin's folder, so that plain cargo finds this machine's libtorch; unless a file of the
 /// user's is there, or one above says where libtorch is.

@@ -129,7 +129,7 @@ impl Drawing {
     /// This very command, but with the plugins to draw with on its standard input.
     fn start(format: Format) -> Result<Self> {
         let failed = |e| Error::io("run", Path::new("maskdiff"), &e);
-        let mut words = std::env::args_os().skip(1).peekable();
+        let mut words = std::env::args_os().skip(1);
         let mut command = Command::new(std::env::current_exe().map_err(failed)?);
         while let Some(word) = words.next() {
             match word.to_string_lossy() {

@@ -81,8 +81,7 @@ impl Config {
                     options.keys().filter(|o| component.schema["properties"].get(o).is_none());
                 let keys = unknown.map(|option| dotted(group, option));
                 let old = keys.filter(|key| self.layers.rank(key) < since);
-                strangers
-                    .extend(old.map(|key| (key, component.schema["additionalProperties"] == true)));
+                strangers.extend(old.map(|key| (key, component.takes_any_option())));
             }
         }
         for (key, open) in strangers {
@@ -137,7 +136,7 @@ impl Config {
             .map(|p| p.keys().map(String::as_str).collect())
             .unwrap_or_default();
         // One that takes any option checks them itself.
-        let open = component.schema["additionalProperties"] == Value::Bool(true);
+        let open = component.takes_any_option();
         if let Some(argument) = registry.argument(kind, name) {
             owner.options.insert("argument".into(), argument.into());
         }

@@ -96,6 +96,18 @@ pub struct ComponentInfo {
     pub defaults: Value,
 }
 
+impl ComponentInfo {
+    /// Whether it takes any option of its group and checks them itself.
+    pub fn takes_any_option(&self) -> bool {
+        self.schema["additionalProperties"] == Value::Bool(true)
+    }
+
+    /// Whether it has an option of that name, or takes any.
+    pub fn takes(&self, option: &str) -> bool {
+        self.takes_any_option() || self.schema["properties"].get(option).is_some()
+    }
+}
+
 /// A component as `register!` notes it in the plugin's own registry.
 pub struct Entry {
     kind: &'static str,

@@ -31,9 +31,10 @@ pub fn check(
     let options = common.overrides.as_slice();
     let listed = in_child(file, None, options, patience)?;
     let listed = listed.map_err(|why| Error::plugin(why, "build it again, or ask its author"))?;
-    let all = listed["components"].as_array().cloned().unwrap_or_default();
-    let components: Vec<&Value> =
-        all.iter().filter(|c| kind.is_none_or(|kind| c["kind"] == kind)).collect();
+    let all: Vec<ComponentInfo> =
+        serde_json::from_value(listed["components"].clone()).unwrap_or_default();
+    let components: Vec<&ComponentInfo> =
+        all.iter().filter(|c| kind.is_none_or(|kind| c.kind == kind)).collect();
     if components.is_empty() {
         return Err(Error::plugin(
             format!(
@@ -48,8 +49,7 @@ pub fn check(
     let mut broken = Vec::new();
     let mut results = Vec::new();
     for component in components {
-        let (kind, name) = (&component["kind"], &component["name"]);
-        let (kind, name) = (kind.as_str().unwrap_or_default(), name.as_str().unwrap_or_default());
+        let ComponentInfo { kind, name, .. } = component;
         let start = Instant::now();
         let kept = in_child(file, Some((kind, name)), options, patience)?;
         let seconds = start.elapsed().as_secs_f64();
@@ -74,7 +74,7 @@ pub fn check(
 }
 
 /// An option that no component takes is a slip of the pen.
-fn check_options(options: &[String], components: &[&Value]) -> Result<()> {
+fn check_options(options: &[String], components: &[&ComponentInfo]) -> Result<()> {
     for word in options {
         let Some((option, _)) = word.split_once('=') else {
             return Err(Error::config(
@@ -82,8 +82,7 @@ fn check_options(options: &[String], components: &[&Value]) -> Result<()> {
                 "an option of a component, as in `steps=64`",
             ));
         };
-        let known = |c: &&Value| c["schema"]["properties"].get(option).is_some() || is_open(c);
-        if !components.iter().any(known) {
+        if !components.iter().any(|component| component.takes(option)) {
             return Err(Error::config(
                 format!("no component of the plugin has an option `{option}`"),
                 "`maskdiff plugins show NAME --plugin FILE` lists a component's options",
@@ -91,11 +90,6 @@ fn check_options(options: &[String], components: &[&Value]) -> Result<()> {
         }
     }
     Ok(())
-}
-
-/// Whether a component, as its description says, takes any option.
-fn is_open(component: &Value) -> bool {
-    component["schema"]["additionalProperties"] == Value::Bool(true)
 }
 
 /// What a child process found out: its JSON, or in words why the component did not keep its contract.
@@ -182,9 +176,8 @@ fn contract(
 ) -> maskdiff_plugin_api::Result<()> {
     let ComponentInfo { kind, name, provides, needs, defaults, .. } = component;
     let mut options = defaults.clone();
-    let open = component.schema["additionalProperties"] == Value::Bool(true);
     for (key, value) in given.iter().filter_map(|word| word.split_once('=')) {
-        if open || options.get(key).is_some() {
+        if component.takes(key) {
             options[key] = serde_json::from_str(value).unwrap_or_else(|_| json!(value));
         }
     }
