@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use tch::Device;
 
 use crate::config::Config;
+use crate::distributed::World;
 use crate::error::Result;
 
 /// Opens libtorch_cuda beside the libtorch_cpu that is in use, if it is there. Must run before anything asks libtorch
@@ -40,23 +41,38 @@ pub fn torch_folder() -> Option<PathBuf> {
     Path::new(name.to_str().ok()?).parent().map(Path::to_path_buf)
 }
 
-/// The device that `trainer.accelerator` means here.
-pub fn device(config: &Config) -> Result<Device> {
+/// The device that `trainer.accelerator` means here: each rank of a machine has a GPU of its own.
+pub fn device(config: &Config, world: &World) -> Result<Device> {
     let wanted = config.trainer.accelerator.as_str();
-    match wanted {
-        "cpu" => Ok(Device::Cpu),
-        "auto" => Ok(Device::cuda_if_available()),
-        "cuda" | "gpu" if tch::Cuda::is_available() => Ok(Device::Cuda(0)),
-        "cuda" | "gpu" => Err(config.layers.error(
-            "trainer.accelerator",
-            &format!("`trainer.accelerator={wanted}`, but libtorch finds no CUDA device"),
-            "use `auto` or `cpu`, or check the driver with `nvidia-smi` and that libtorch has CUDA \
-             (scripts/setup.sh fetches it on a machine with a GPU)",
-        )),
-        other => Err(config.layers.error(
-            "trainer.accelerator",
-            &format!("`trainer.accelerator` is `auto`, `cpu` or `cuda`, got `{other}`"),
-            "",
-        )),
+    let fault = |message: String, hint: &str| {
+        Err(config.layers.error("trainer.accelerator", &message, hint))
+    };
+    let device = match wanted {
+        "cpu" => Device::Cpu,
+        "auto" | "cuda" | "gpu" if tch::Cuda::is_available() => {
+            let visible = usize::try_from(tch::Cuda::device_count()).unwrap_or(1).max(1);
+            Device::Cuda(world.local_rank() % visible)
+        }
+        "auto" => Device::Cpu,
+        "cuda" | "gpu" => {
+            return fault(
+                format!("`trainer.accelerator={wanted}`, but libtorch finds no CUDA device"),
+                "use `auto` or `cpu`, or check the driver with `nvidia-smi` and that libtorch has CUDA \
+                 (scripts/setup.sh fetches it on a machine with a GPU)",
+            );
+        }
+        other => {
+            return fault(
+                format!("`trainer.accelerator` is `auto`, `cpu` or `cuda`, got `{other}`"),
+                "",
+            );
+        }
+    };
+    if device.is_cuda() && world.size() > 1 {
+        return fault(
+            format!("{} ranks on GPUs need NCCL, which this build does not have", world.size()),
+            "train with one rank on a GPU, or with several by `trainer.accelerator=cpu`",
+        );
     }
+    Ok(device)
 }

@@ -12,6 +12,7 @@ use crate::error::{Error, Result};
 use crate::evaluate::Measure;
 use crate::model::{Choices, Model};
 use crate::plugins::{Places, Registry};
+use crate::precision::Precision;
 use crate::sample::NamedSampler;
 
 /// Opens the plugins: those of the command line, the configuration and the environment, then the shipped ones.
@@ -62,12 +63,14 @@ pub fn check_measure(measure: Measure, config: &Config, registry: &Registry) -> 
 
 /// What every component is told.
 pub fn facts(config: &Config, tokenizer: &dyn Tokenizer, device: Device) -> Context {
+    // Checked when the configuration was read.
+    let kind = Precision::new(config).map_or(Kind::Float, Precision::weights);
     Context {
         vocab_size: tokenizer.vocab_size(),
         mask_id: Some(tokenizer.mask_id()),
         length: config.model.length,
         time_conditioning: config.top.time_conditioning,
-        kind: if config.trainer.precision == 64 { Kind::Double } else { Kind::Float },
+        kind,
         cuda: match device {
             Device::Cuda(index) => Some(index),
             _ => None,
@@ -84,6 +87,7 @@ pub fn model(
 ) -> Result<Model> {
     tch::manual_seed(config.top.seed.cast_signed());
     let model = Model::build(registry, choices, facts).map_err(|e| config.locate(e))?;
+    model.set_reduced(Precision::new(config)?.reduced());
     // A schedule may lack what the parameterization's way of drawing times needs: say so before a run begins.
     let probe = Tensor::full([1], 0.5, (Kind::Double, facts.device()));
     let _ = model.draw_t(&probe).map_err(|e| config.locate(e))?;

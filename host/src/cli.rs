@@ -35,7 +35,8 @@ Environment:
 
 The form `maskdiff mode=train KEY=VALUE...` works too (train, ppl_eval, sample_eval).
 
-Exit codes: 0 done, 2 usage, configuration or data, 3 plugin, 4 not a number, 5 other, 130 interrupted";
+Exit codes: 0 done, 2 usage, configuration or data, 3 plugin, 4 not a number, 5 other, 75 stopped by a
+scheduler's signal and to be started again, 130 interrupted";
 
 /// The three versions that matter to a plugin.
 static VERSION: LazyLock<String> = LazyLock::new(|| {
@@ -77,9 +78,16 @@ struct Global {
 enum Command {
     /// Train a model; results go to a run folder
     ///
-    /// The run folder is `run.dir`, or else `outputs/<data>/<date>/<time>`. Ctrl-C finishes the step and writes a
-    /// checkpoint; `run.dir=FOLDER checkpointing.resume_from_ckpt=true` goes on.
+    /// The run folder is `run.dir`, or else `outputs/<data>/<date>/<time>`. Ctrl-C, SIGTERM, SIGUSR1 and SIGUSR2 finish the
+    /// step and write a checkpoint (a second one ends at once); `run.dir=FOLDER checkpointing.resume_from_ckpt=true` goes
+    /// on. Several processes train together when started by --nproc, torchrun or srun.
     Train {
+        /// Train with N processes on this machine
+        #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
+        nproc: Option<u16>,
+        /// Record a few steps into trace.json in the run folder, for Perfetto or chrome://tracing
+        #[arg(long)]
+        profile: bool,
         /// KEY=VALUE
         overrides: Vec<String>,
     },
@@ -232,14 +240,26 @@ enum Plugins {
 
 /// Runs the command line and reports an error once; gives the exit code.
 pub fn main() -> ExitCode {
-    // First of all, see there.
+    quiet_libtorch();
+    // Before anything asks libtorch, see there.
     accelerator::load_cuda();
     match run(std::env::args_os().collect()) {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(code) => ExitCode::from(u8::try_from(code).unwrap_or(5)),
         Err(error) => {
             let code = error.exit_code();
             show(error);
             ExitCode::from(u8::try_from(code).unwrap_or(5))
+        }
+    }
+}
+
+/// libtorch's own warnings repeat in its words what we say in ours.
+#[expect(unsafe_code, reason = "sets variables before there are threads")]
+fn quiet_libtorch() {
+    for (name, value) in [("TORCH_CPP_LOG_LEVEL", "ERROR"), ("KINETO_LOG_LEVEL", "99")] {
+        if std::env::var_os(name).is_none() {
+            // SAFETY: the first thing that `main` does, so no other thread reads the environment.
+            unsafe { std::env::set_var(name, value) };
         }
     }
 }
@@ -255,8 +275,10 @@ pub fn show(error: Error) {
     eprintln!("{:?}", miette::Report::new(error));
 }
 
-fn run(words: Vec<OsString>) -> Result<()> {
-    let Cli { global, command } = Cli::parse_from(with_subcommand(words)?);
+/// Runs the command line; gives the exit code where no error decides it.
+fn run(words: Vec<OsString>) -> Result<i32> {
+    let words = with_subcommand(words)?;
+    let Cli { global, command } = Cli::parse_from(&words);
     let verbosity = if global.quiet { -1 } else { i8::try_from(global.verbose).unwrap_or(3) };
     let log = logging::start(verbosity);
     let common = |overrides| Common {
@@ -267,8 +289,14 @@ fn run(words: Vec<OsString>) -> Result<()> {
         quiet: global.quiet,
         log,
     };
-    match command {
-        Command::Train { overrides } => commands::train::run(&common(overrides)),
+    let done = match command {
+        Command::Train { nproc, profile, overrides } => {
+            let common = common(overrides);
+            match nproc.filter(|n| *n > 1) {
+                Some(n) => return commands::train::launch(&common, n.into(), &words),
+                None => commands::train::run(&common, profile),
+            }
+        }
         Command::Eval(trained) => commands::eval::run(&common(trained.into_overrides())),
         Command::Sample { trained, given, watch, follow } => {
             let (common, asked) = (common(trained.into_overrides()), given.into_asks()?);
@@ -284,7 +312,8 @@ fn run(words: Vec<OsString>) -> Result<()> {
             clap_complete::generate(shell, &mut Cli::command(), "maskdiff", &mut std::io::stdout());
             Ok(())
         }
-    }
+    };
+    done.map(|()| 0)
 }
 
 fn plugins(command: Plugins, common: impl FnOnce(Vec<String>) -> Common) -> Result<()> {

@@ -93,6 +93,23 @@ pub enum Error {
         /// What was saved, and where.
         message: String,
     },
+    /// A scheduler stopped the run; it wants to be started again.
+    #[error("{message}")]
+    #[diagnostic(code(maskdiff::preempted))]
+    Preempted {
+        /// What was saved, and where.
+        message: String,
+    },
+    /// The processes of a run disagree, or one of them is lost.
+    #[error("{message}")]
+    #[diagnostic(code(maskdiff::distributed))]
+    Distributed {
+        /// Which rank, and what it did.
+        message: String,
+        /// What to do.
+        #[help]
+        hint: Option<String>,
+    },
     /// A fault of libtorch that no check foresaw.
     #[error("libtorch failed: {message}")]
     #[diagnostic(code(maskdiff::torch))]
@@ -122,6 +139,8 @@ impl Error {
         checkpoint => Checkpoint,
         /// An error about a number.
         numeric => Numeric,
+        /// An error about the processes of a run.
+        distributed => Distributed,
     }
 
     /// An error about the configuration that points at no file.
@@ -161,7 +180,8 @@ impl Error {
                 _ => 5,
             },
             Self::Numeric { .. } => 4,
-            Self::Interrupted { .. } => 130,
+            Self::Interrupted { .. } => crate::stop::INTERRUPTED,
+            Self::Preempted { .. } => crate::stop::PREEMPTED,
             _ => 5,
         }
     }

@@ -48,6 +48,7 @@ pub struct Model {
     parameters: Vec<Parameter>,
     train: Cell<bool>,
     calls: Cell<i64>,
+    reduced: Cell<Option<Kind>>,
     uniforms: RefCell<Option<Tensor>>,
     progress: RefCell<Option<Progress<'static>>>,
 }
@@ -79,6 +80,7 @@ impl Model {
             parameters,
             train: Cell::new(false),
             calls: Cell::new(0),
+            reduced: Cell::new(None),
             uniforms: RefCell::new(None),
             progress: RefCell::new(None),
         })
@@ -110,14 +112,25 @@ impl Model {
         self.train.set(train);
     }
 
+    /// The type in which the network's products are computed from now on; `None` for that of its weights. All that is
+    /// around the network (noise, losses, laws) keeps its precision.
+    pub fn set_reduced(&self, kind: Option<Kind>) {
+        self.reduced.set(kind);
+    }
+
+    fn reduced<T>(&self, body: impl FnOnce() -> PluginResult<T>) -> PluginResult<T> {
+        maskdiff_native::autocast(self.facts.device(), self.reduced.get(), body)
+            .map_err(|e| PluginError::new(ErrorKind::Other, e.to_string()))?
+    }
+
     /// Network calls so far, counted for each sequence.
     pub fn calls(&self) -> i64 {
         self.calls.get()
     }
 
-    /// The uniform numbers `[B, L]` that the next corruption uses instead of fresh ones.
-    pub fn inject_uniforms(&self, u_bl: Tensor) {
-        *self.uniforms.borrow_mut() = Some(u_bl);
+    /// The uniform numbers `[B, L]` that the next corruption uses instead of fresh ones; `None` takes back what was given.
+    pub fn inject_uniforms(&self, u_bl: Option<Tensor>) {
+        *self.uniforms.borrow_mut() = u_bl;
     }
 
     /// Who is told how far a walk is.
@@ -231,19 +244,20 @@ impl maskdiff_plugin_api::Model for Model {
 
     fn hidden(&self, xt_bl: &Tensor, sigma_b: &Tensor) -> PluginResult<Tensor> {
         self.calls.set(self.calls.get() + xt_bl.size()[0]);
+        let train = self.train.get();
         if self.facts.time_conditioning {
-            return self.network.hidden(xt_bl, sigma_b, self.train.get());
+            return self.reduced(|| self.network.hidden(xt_bl, sigma_b, train));
         }
-        self.network.hidden(xt_bl, &sigma_b.zeros_like(), self.train.get())
+        self.reduced(|| self.network.hidden(xt_bl, &sigma_b.zeros_like(), train))
     }
 
     fn extend(&self, x_bl: &Tensor, cache: Vec<Tensor>) -> PluginResult<(Tensor, Vec<Tensor>)> {
         self.calls.set(self.calls.get() + x_bl.size()[0]);
-        self.network.extend(x_bl, cache)
+        self.reduced(|| self.network.extend(x_bl, cache))
     }
 
     fn logits(&self, hidden_nd: &Tensor) -> PluginResult<Tensor> {
-        self.network.logits(hidden_nd)
+        self.reduced(|| self.network.logits(hidden_nd))
     }
 
     fn weighted_nll(
@@ -254,9 +268,11 @@ impl maskdiff_plugin_api::Model for Model {
         banned: Option<i64>,
     ) -> PluginResult<Tensor> {
         let Some(Head { weight, bias }) = &self.head else {
-            return Ok(plain_nll(self.network.logits(hidden_nd)?, target_n, weight_n, banned));
+            let logits_nv = self.reduced(|| self.network.logits(hidden_nd))?;
+            return Ok(plain_nll(logits_nv, target_n, weight_n, banned));
         };
-        maskdiff_native::linear_nll(hidden_nd, weight, bias.as_ref(), target_n, weight_n, banned)
+        let (bias, reduced) = (bias.as_ref(), self.reduced.get());
+        maskdiff_native::linear_nll(hidden_nd, weight, bias, target_n, weight_n, banned, reduced)
             .map_err(|e| PluginError::new(ErrorKind::Shape, e.to_string()))
     }
 

@@ -18,7 +18,8 @@ use crate::plugins::UsedPlugin;
 #[derive(Debug)]
 pub struct RunDir {
     path: PathBuf,
-    metrics: File,
+    /// None on a rank that writes nothing.
+    metrics: Option<File>,
 }
 
 /// Where a run goes: `run.dir`, or `outputs/<data>/<date>/<time>`.
@@ -36,20 +37,31 @@ pub fn path_for(config: &Config) -> PathBuf {
 }
 
 impl RunDir {
-    /// Creates the folder with configuration, manifest and tokenizer, or opens it again to go on.
-    pub fn create(
-        path: &Path,
-        config: &Config,
-        plugins: &[UsedPlugin],
-        tokenizer: &str,
-        resume: bool,
-    ) -> Result<Self> {
-        if path.join("metrics.jsonl").exists() && !resume {
+    /// The folder of a rank that writes nothing.
+    pub fn follow(path: &Path) -> Self {
+        Self { path: path.to_path_buf(), metrics: None }
+    }
+
+    /// Checks that a fresh run may be made at `path`.
+    pub fn check_fresh(path: &Path) -> Result<()> {
+        if path.join("metrics.jsonl").exists() {
             return Err(Error::config(
                 format!("`run.dir={}` already holds a run", path.display()),
                 "go on with it by `checkpointing.resume_from_ckpt=true`, or name another folder",
             ));
         }
+        Ok(())
+    }
+
+    /// Creates the folder with configuration, manifest and tokenizer, or opens it again to go on after step `resumed`:
+    /// what was logged after it will be logged again.
+    pub fn create(
+        path: &Path,
+        config: &Config,
+        plugins: &[UsedPlugin],
+        tokenizer: &str,
+        resumed: i64,
+    ) -> Result<Self> {
         for folder in [path.to_path_buf(), path.join("checkpoints"), path.join("samples")] {
             fs::create_dir_all(&folder).map_err(|e| Error::io("create", &folder, &e))?;
         }
@@ -62,9 +74,10 @@ impl RunDir {
         let manifest = manifest(config, plugins);
         write("manifest.json", &serde_json::to_string_pretty(&manifest).unwrap_or_default())?;
         let file = path.join("metrics.jsonl");
+        forget_after(&file, resumed)?;
         let metrics = OpenOptions::new().create(true).append(true).open(&file);
         let metrics = metrics.map_err(|e| Error::io("open", &file, &e))?;
-        Ok(Self { path: path.to_path_buf(), metrics })
+        Ok(Self { path: path.to_path_buf(), metrics: Some(metrics) })
     }
 
     /// The folder.
@@ -72,24 +85,33 @@ impl RunDir {
         &self.path
     }
 
-    /// Where logs go.
-    pub fn log(&self) -> PathBuf {
-        self.path.join("log.txt")
-    }
-
-    /// Where checkpoints go.
-    pub fn checkpoints(&self) -> PathBuf {
-        self.path.join("checkpoints")
+    /// Where the logs of a rank go.
+    pub fn log(&self, rank: usize) -> PathBuf {
+        let name = if rank == 0 { "log.txt".to_string() } else { format!("log-rank{rank}.txt") };
+        self.path.join(name)
     }
 
     /// Appends one line of metrics: the truth that every view reads.
     pub fn metrics(&mut self, step: i64, values: Value) -> Result<()> {
+        let Some(metrics) = &mut self.metrics else { return Ok(()) };
         let mut line = json!({"step": step});
         if let (Some(line), Value::Object(values)) = (line.as_object_mut(), values) {
             line.extend(values);
         }
         let file = self.path.join("metrics.jsonl");
-        writeln!(self.metrics, "{line}").map_err(|e| Error::io("write", &file, &e))
+        writeln!(metrics, "{line}").map_err(|e| Error::io("write", &file, &e))
+    }
+
+    /// Forgets the lines of metrics after `step`: the run has gone back to it.
+    pub fn rewind(&mut self, step: i64) -> Result<()> {
+        if self.metrics.is_none() {
+            return Ok(());
+        }
+        let file = self.path.join("metrics.jsonl");
+        forget_after(&file, step)?;
+        let opened = OpenOptions::new().append(true).open(&file);
+        self.metrics = Some(opened.map_err(|e| Error::io("open", &file, &e))?);
+        Ok(())
     }
 
     /// Writes samples drawn at a step.
@@ -98,6 +120,46 @@ impl RunDir {
         let text = texts.join("\n\n---\n\n") + "\n";
         fs::write(&file, text).map_err(|e| Error::io("write", &file, &e))
     }
+}
+
+/// Takes the lines after `step` out of a file of metrics, and a line that a crash has cut off.
+fn forget_after(file: &Path, step: i64) -> Result<()> {
+    let text = match fs::read_to_string(file) {
+        Ok(text) => text,
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(()),
+        Err(e) => return Err(Error::io("read", file, &e)),
+    };
+    let kept = |line: &&str| {
+        let line: Option<Value> = serde_json::from_str(line).ok();
+        line.and_then(|l| l["step"].as_i64()).is_some_and(|s| s <= step)
+    };
+    let kept: String = text.lines().filter(kept).map(|line| format!("{line}\n")).collect();
+    let temporary = file.with_extension("jsonl.tmp");
+    fs::write(&temporary, kept)
+        .and_then(|()| fs::rename(&temporary, file))
+        .map_err(|e| Error::io("write", file, &e))
+}
+
+/// What the configuration says otherwise than the one stored in `file`: `key: stored → now`. Where results go and how
+/// long it trains is no difference.
+pub fn changes(file: &Path, config: &Config) -> Result<Vec<String>> {
+    let text = fs::read_to_string(file).map_err(|e| Error::io("read", file, &e))?;
+    let stored: toml::Table = text.parse().unwrap_or_default();
+    let free = ["run.", "checkpointing.", "trainer.max_steps", "eval.checkpoint_path"];
+    let leaves = config.layers.leaves().into_iter();
+    let leaves = leaves.filter(|(key, _, _)| !free.iter().any(|f| key.starts_with(f)));
+    let changed = leaves.filter_map(|(key, value, _)| {
+        let mut old = Some(&stored).and_then(|t| t.get(key.split('.').next()?));
+        for part in key.split('.').skip(1) {
+            old = old.and_then(|v| v.get(part));
+        }
+        let now: toml::Table = format!("x = {value}").parse().ok()?;
+        (old != now.get("x")).then(|| {
+            let old = old.map_or("unset".to_string(), ToString::to_string);
+            format!("{key}: {old} → {value}")
+        })
+    });
+    Ok(changed.collect())
 }
 
 /// The resolved configuration as TOML, with the source of every value as a comment.

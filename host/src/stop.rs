@@ -1,25 +1,44 @@
-//! Ctrl-C and SIGTERM: the first asks the run to stop in good order, the second ends the process.
+//! Signals: the first asks the run to stop in good order, the second ends the process.
+//!
+//! Ctrl-C (SIGINT) is a person's wish; SIGTERM, SIGUSR1 and SIGUSR2 are a scheduler's, which will start the run again.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::Duration;
 
-use signal_hook::consts::{SIGINT, SIGTERM};
+use signal_hook::consts::{SIGINT, SIGTERM, SIGUSR1, SIGUSR2};
 use signal_hook::flag;
 
 use crate::error::{Error, Result};
 
+/// Exit code of a run that a person stopped.
+pub const INTERRUPTED: i32 = 130;
+/// Exit code of a run that a scheduler stopped and that wants to be started again (EX_TEMPFAIL).
+pub const PREEMPTED: i32 = 75;
+
+const PREEMPTION: f64 = 1e6;
+
 /// Whether somebody asked to stop.
 #[derive(Debug, Clone, Default)]
-pub struct Stop(Arc<AtomicBool>);
+pub struct Stop {
+    asked: Arc<AtomicBool>,
+    signal: Arc<AtomicUsize>,
+}
+
+fn code(signal: i32) -> i32 {
+    if signal == SIGINT { INTERRUPTED } else { PREEMPTED }
+}
 
 impl Stop {
     /// Listens from now on.
     pub fn listen() -> Result<Self> {
         let this = Self::default();
-        for signal in [SIGINT, SIGTERM] {
+        for signal in [SIGINT, SIGTERM, SIGUSR1, SIGUSR2] {
+            let number = signal.unsigned_abs() as usize;
             // The order matters: only a second signal finds the flag set.
-            flag::register_conditional_shutdown(signal, 130, Arc::clone(&this.0))
-                .and_then(|_| flag::register(signal, Arc::clone(&this.0)))
+            flag::register_conditional_shutdown(signal, code(signal), Arc::clone(&this.asked))
+                .and_then(|_| flag::register_usize(signal, Arc::clone(&this.signal), number))
+                .and_then(|_| flag::register(signal, Arc::clone(&this.asked)))
                 .map_err(|e| {
                     Error::config(format!("cannot listen for signal {signal}: {e}"), "")
                 })?;
@@ -29,6 +48,38 @@ impl Stop {
 
     /// True from the first signal on.
     pub fn asked(&self) -> bool {
-        self.0.load(Ordering::Relaxed)
+        self.asked.load(Ordering::Relaxed)
+    }
+
+    /// A number that ranks can sum: 0 when nobody asked, 1 for a person, a million for a scheduler.
+    pub fn level(&self) -> f64 {
+        let signal = self.signal.load(Ordering::Relaxed);
+        match signal {
+            _ if !self.asked() => 0.0,
+            _ if signal == SIGINT.unsigned_abs() as usize => 1.0,
+            _ => PREEMPTION,
+        }
+    }
+
+    /// Whether a scheduler was among those who asked.
+    pub fn is_preemption(level: f64) -> bool {
+        level >= PREEMPTION
+    }
+
+    /// Ends the process when it is still there `grace` after the first signal: what is being written is then half a file
+    /// under a temporary name, and the checkpoint before it is whole.
+    pub fn within(&self, grace: Duration) {
+        let this = self.clone();
+        let watch = move || {
+            while !this.asked() {
+                std::thread::sleep(Duration::from_millis(50));
+            }
+            std::thread::sleep(grace);
+            eprintln!("the grace time of {} s is over: ending at once", grace.as_secs_f64());
+            let signal = this.signal.load(Ordering::Relaxed);
+            // Without the ends of other threads, which are still at work with libtorch.
+            signal_hook::low_level::exit(code(i32::try_from(signal).unwrap_or(SIGTERM)));
+        };
+        let _ = std::thread::Builder::new().name("grace".into()).spawn(watch);
     }
 }

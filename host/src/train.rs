@@ -1,26 +1,35 @@
 //! Training: steps, metrics, evaluations, samples and checkpoints, until the last step or until asked to stop.
 
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
+use std::rc::Rc;
 use std::time::Instant;
 
-use maskdiff_native::{generator_state, set_generator_state};
-use serde_json::json;
+use maskdiff_native::{Profiler, generator_state, set_generator_state};
+use serde_json::{Value, json};
 use tch::Tensor;
 
-use crate::checkpoint::{self, Checkpoint, Content, Named, State};
-use crate::clock;
-use crate::config::Config;
+use crate::checkpoint::{self, Checkpoint, Content, Named, Saver, State};
+use crate::config::{Config, Shares};
 use crate::data::{Corpus, entropy_per_token};
+use crate::distributed::World;
 use crate::error::{Error, Result};
 use crate::evaluate::{self, Bound, Measure, Plan};
-use crate::learner::{Batch, Learner, Step};
+use crate::learner::{Ask, Batch, Learner, Step};
 use crate::model::Model;
+use crate::observe::{self, OnNan, Part, Usual};
+use crate::precision::LossScale;
 use crate::prompt::Given;
 use crate::report::Report;
 use crate::run_dir::{self, RunDir};
 use crate::sample::{self, NamedSampler, Windows};
 use crate::stop::Stop;
+use crate::stream::{self, Purpose};
 
-/// A run from its first to its last step.
+/// The metrics of an evaluation, by which `best` may be chosen.
+pub const MONITORED: &[&str] = &["val/nelbo", "val/bits_per_token", "val/ppl"];
+
+/// A run from its first to its last step, or a rank's part of it.
 pub struct Trainer<'a> {
     /// The resolved configuration.
     pub config: &'a Config,
@@ -38,10 +47,20 @@ pub struct Trainer<'a> {
     pub run: RunDir,
     /// Where words go.
     pub report: Report,
-    /// Ctrl-C.
+    /// Signals.
     pub stop: Stop,
-    /// Lowest validation bound so far, nats per token.
-    pub best: Option<f64>,
+    /// All ranks.
+    pub world: Rc<World>,
+    /// Writes checkpoints; on rank 0.
+    pub saver: Option<Saver>,
+    /// Where they are.
+    pub checkpoints: PathBuf,
+    /// Plugin to hash, for checkpoints.
+    pub plugins: BTreeMap<String, String>,
+    /// Where the loop is.
+    pub progress: Progress,
+    /// `--profile`: where the trace of a few steps goes.
+    pub profile: Option<PathBuf>,
 }
 
 impl std::fmt::Debug for Trainer<'_> {
@@ -50,80 +69,281 @@ impl std::fmt::Debug for Trainer<'_> {
     }
 }
 
+/// What the loop remembers beside what is learnt.
+#[derive(Debug, Clone, Default)]
+pub struct Progress {
+    /// Samples read.
+    pub samples: u64,
+    /// Best value of the monitored metric so far.
+    pub best: Option<f64>,
+    /// Steps whose batches are left out.
+    pub skipped: BTreeSet<i64>,
+    usual: Usual,
+    window: Window,
+}
+
 /// Sums since the last line of metrics.
+#[derive(Debug, Clone, Copy)]
 struct Window {
     loss: f64,
     steps: i64,
+    /// Steps since `since`, which a window that a checkpoint brought back does not have.
+    timed: i64,
     since: Instant,
 }
 
-impl Window {
-    fn new() -> Self {
-        Self { loss: 0.0, steps: 0, since: Instant::now() }
+impl Default for Window {
+    fn default() -> Self {
+        Self { loss: 0.0, steps: 0, timed: 0, since: Instant::now() }
     }
 }
 
+/// Steps before the profiler starts, and steps that it records.
+const PROFILED: (i64, i64) = (3, 5);
+
+/// Batches that may be left out one after the other before something is wrong with the weights themselves.
+const MAX_SKIPPED: i64 = 100;
+
 impl Trainer<'_> {
-    /// Runs all steps that are left; gives the last validation bound.
-    pub fn run(&mut self) -> Result<Bound> {
+    /// Runs all steps that are left; gives the last validation bound, where there is one.
+    pub fn run(&mut self) -> Result<Option<Bound>> {
         let (trainer, every) = (&self.config.trainer, self.config.checkpointing.every_n_steps);
         let (last, log_every) = (trainer.max_steps, trainer.log_every_n_steps);
         let check_every = trainer.val_check_interval;
         let due = |step: i64, interval: i64| interval > 0 && step % interval == 0;
-        let mut window = Window::new();
         let mut evaluated = None;
+        self.sanity_check()?;
         self.report.start("train", self.learner.step, last);
+        let first = self.learner.step;
+        let mut profiler = None;
+        self.progress.window.since = Instant::now();
         while self.learner.step < last {
-            let done = self.step().map_err(|e| self.with_last_checkpoint(e))?;
-            let step = self.learner.step;
-            window.loss += done.loss;
-            window.steps += 1;
-            if due(step, log_every) || step == last {
-                self.log(&done, &window)?;
-                window = Window::new();
+            if self.profile.is_some() && self.learner.step == first + PROFILED.0 {
+                profiler = Some(Profiler::start(self.model.facts().device().is_cuda())?);
             }
-            if self.stop.asked() {
-                return Err(self.interrupted()?);
+            let done = self.advance()?;
+            let step = self.learner.step;
+            if step == first + PROFILED.0 + PROFILED.1 || step == last {
+                self.write_trace(profiler.take())?;
+            }
+            if due(step, log_every) || step == last {
+                self.log(&done)?;
+            }
+            if done.stop > 0.0 {
+                return Err(self.stopped(done.stop)?);
             }
             if due(step, check_every) || step == last {
-                evaluated = Some(self.evaluate()?);
-                window = Window::new();
+                evaluated = match self.evaluate() {
+                    Err(Error::Interrupted { .. }) => return Err(self.stopped(self.stop.level())?),
+                    other => other?,
+                };
+                self.progress.window =
+                    Window { timed: 0, since: Instant::now(), ..self.progress.window };
             } else if due(step, every) {
-                self.save()?;
+                self.save(false)?;
             }
         }
         self.report.finish();
         // A run that was complete already is evaluated, not trained.
-        evaluated.map_or_else(|| self.evaluate(), Ok)
-    }
-
-    /// One optimizer step on the global batch of this step.
-    fn step(&mut self) -> Result<Step> {
-        let (config, device) = (self.config, self.model.facts().device());
-        let (global, parts) = (config.loader.global_batch_size, config.accumulation()?);
-        let step = self.learner.step.cast_unsigned();
-        let x0_bl = self.corpus.train.batch(config.top.seed, step, global as usize);
-        let antithetic = config.training.antithetic_sampling;
-        let u = clock::uniforms(global, parts, antithetic, device);
-        let mut batches = Vec::new();
-        for (x0_bl, u_b) in x0_bl.chunk(parts, 0).into_iter().zip(u) {
-            let t_b = self.model.draw_t(&u_b)?;
-            batches.push(Batch { x0_bl: x0_bl.to_device(device), t_b, counted_bl: None });
+        if first >= last {
+            evaluated = self.evaluate()?;
         }
-        self.learner.step(&self.model, batches)
+        self.written()?;
+        Ok(evaluated)
     }
 
-    fn log(&mut self, done: &Step, window: &Window) -> Result<()> {
+    /// Tries evaluation before the first step: a fault there should not wait for hours.
+    fn sanity_check(&self) -> Result<()> {
+        let batches = self.config.trainer.num_sanity_val_steps;
+        let blocks = self.validation(Some(batches));
+        if blocks.size()[0] == 0 {
+            return Ok(());
+        }
+        let plan = Plan { passes: 1, ..Plan::new(self.config, self.measure) };
+        evaluate::likelihood(&self.model, &blocks, plan, &self.world, |_, _| Ok(())).map(drop)
+    }
+
+    /// The validation blocks that an evaluation uses, at most so many batches of them.
+    fn validation(&self, most: Option<i64>) -> Tensor {
+        let batch = self.config.loader.eval_batch_size;
+        let all = self.corpus.valid.size()[0];
+        let batches = self.config.trainer.limit_val_batches.of((all + batch - 1) / batch);
+        let batches = most.map_or(batches, |most| most.min(batches));
+        self.corpus.valid.narrow(0, 0, (batches * batch).min(all))
+    }
+
+    /// One step, and what is to be done when its loss is no number or a spike.
+    fn advance(&mut self) -> Result<Step> {
+        let on_nan = OnNan::new(self.config)?;
+        let number = self.learner.step;
+        let most = self.progress.usual.limit(self.config.trainer.loss_spike);
+        if self.progress.skipped.contains(&number) {
+            self.progress.samples += self.config.loader.global_batch_size.cast_unsigned();
+            self.learner.step += 1;
+            let mut stop = [self.stop.level()];
+            self.world.sum(&mut stop)?;
+            return Ok(Step::left_out(stop[0]));
+        }
+        let done = self.step(most)?;
+        if done.lr.is_some() {
+            let progress = &mut self.progress;
+            progress.usual.learn(done.loss);
+            progress.window.loss += done.loss;
+            progress.window.steps += 1;
+            progress.window.timed += 1;
+            return Ok(done);
+        }
+        // Float16 overflows now and then; the scale has been lowered.
+        if self.learner.scale.is_some_and(|s| s.factor >= 1.0)
+            && done.loss.is_finite()
+            && !done.finite()
+        {
+            tracing::info!(step = number, "The gradient overflowed: the loss scale is halved");
+            return Ok(done);
+        }
+        let what = format!(
+            "at step {number} the loss is {} and the norm of its gradient {}",
+            done.loss, done.grad_norm
+        );
+        let what = if done.finite() { format!("{what}: a spike") } else { what };
+        match on_nan {
+            OnNan::Stop => {
+                let hint = "nothing was changed by this step; lower `optim.lr`, lengthen the warm-up, or let \
+                            `trainer.on_nan=skip` or `rollback` leave the batch out";
+                Err(self.with_last_checkpoint(&what, hint))
+            }
+            OnNan::Skip => {
+                self.progress.skipped.insert(number);
+                let in_a_row =
+                    (0..MAX_SKIPPED).all(|i| self.progress.skipped.contains(&(number - i)));
+                if in_a_row {
+                    let hint = "it is not the data: go on from an earlier checkpoint with a lower `optim.lr`";
+                    let what = format!("{what}; so were the {MAX_SKIPPED} steps before it");
+                    return Err(self.with_last_checkpoint(&what, hint));
+                }
+                self.report.note(&format!("warning: {what}; its batch is left out"));
+                Ok(done)
+            }
+            OnNan::Rollback => self.roll_back(number, &what),
+        }
+    }
+
+    /// Goes back to the last checkpoint, to come by again without the batch of step `number`.
+    fn roll_back(&mut self, number: i64, what: &str) -> Result<Step> {
+        let left_out = self.progress.skipped.len() as i64;
+        self.written()?;
+        let found = self.newest()?;
+        let Some(checkpoint) = found.filter(|_| left_out < MAX_SKIPPED) else {
+            let hint = "there is nothing to go back to: write checkpoints sooner (`checkpointing.every_n_steps`), or lower \
+                        `optim.lr`";
+            return Err(self.with_last_checkpoint(what, hint));
+        };
+        let skipped = std::mem::take(&mut self.progress.skipped);
+        self.restore(&checkpoint)?;
+        self.progress.skipped.extend(skipped);
+        self.progress.skipped.insert(number);
+        let step = self.learner.step;
+        self.report
+            .note(&format!("warning: {what}; back to step {step}, and on without its batch"));
+        self.run.rewind(step)?;
+        Ok(Step::left_out(0.0))
+    }
+
+    /// The newest checkpoint that is whole, the same on all ranks.
+    fn newest(&self) -> Result<Option<Checkpoint>> {
+        newest(&self.checkpoints, &self.world, |text| self.report.note(text))
+    }
+
+    /// One optimizer step on this rank's share of the global batch.
+    fn step(&mut self, most: f64) -> Result<Step> {
+        let timer = self.learner.split.start(Part::Data);
+        let batches = self.batches()?;
+        self.learner.split.stop(timer);
+        self.progress.samples += self.config.loader.global_batch_size.cast_unsigned();
+        let ask = Ask { stop: self.stop.level(), most };
+        self.learner.step(&self.model, batches, ask)
+    }
+
+    /// This rank's micro-batches of the global batch of this step. Which samples, times and masks the global batch has
+    /// does not depend on the number of ranks; libtorch's own draws (dropout) do.
+    fn batches(&self) -> Result<Vec<Batch>> {
+        let (config, device) = (self.config, self.model.facts().device());
+        let Shares { rows, batch, .. } = config.shares(self.world.size())?;
+        let (seed, length) = (config.top.seed, config.model.length);
+        let step = self.learner.step.cast_unsigned();
+        let first = self.world.rank() as i64 * rows;
+        let (from, per_epoch) = self.source();
+        let x0_bl = self.corpus.train.rows(seed, from + first as u64, rows as usize, per_epoch);
+        let antithetic = config.training.antithetic_sampling;
+        let u = stream::time_uniforms(seed, step, config.loader.global_batch_size, antithetic);
+        let u_b = u.narrow(0, first, rows).to_device(device);
+        let u_bl = stream::mask_uniforms(seed, step, first as u64, rows as usize, length as usize);
+        stream::seed_torch(seed, Purpose::Torch, step, self.world.rank());
+        let (x0_bl, u_bl) = (x0_bl.to_device(device), u_bl.to_device(device));
+        let part = |start: i64| {
+            Ok(Batch {
+                x0_bl: x0_bl.narrow(0, start, batch),
+                t_b: self.model.draw_t(&u_b.narrow(0, start, batch))?,
+                counted_bl: None,
+                u_bl: Some(u_bl.narrow(0, start, batch)),
+            })
+        };
+        (0..rows).step_by(batch as usize).map(part).collect()
+    }
+
+    /// Where the next global batch begins, and how many samples of an epoch are used.
+    fn source(&self) -> (u64, Option<u64>) {
+        let global = self.config.loader.global_batch_size.cast_unsigned();
+        let trainer = &self.config.trainer;
+        if trainer.overfit_batches > 0 {
+            return (
+                self.progress.samples % (global * trainer.overfit_batches.cast_unsigned()),
+                None,
+            );
+        }
+        let per_epoch = self.corpus.train.epoch().map(|samples| {
+            let batches = trainer.limit_train_batches.of((samples / global).max(1).cast_signed());
+            // A corpus smaller than a batch, or all of it: nothing is left out.
+            let all = batches * global.cast_signed() >= samples.cast_signed()
+                || trainer.limit_train_batches == crate::config::groups::Limit::Share(1.0);
+            if all { samples } else { (batches.max(1).cast_unsigned()) * global }
+        });
+        (self.progress.samples, per_epoch)
+    }
+
+    fn log(&mut self, done: &Step) -> Result<()> {
         let (config, step) = (self.config, self.learner.step);
-        let tokens = window.steps * config.loader.global_batch_size * config.model.length;
-        let speed = tokens as f64 / window.since.elapsed().as_secs_f64();
-        let loss = window.loss / window.steps as f64;
-        let line = json!({
-            "train/nelbo": loss,
+        let window = std::mem::take(&mut self.progress.window);
+        let loss = window.loss / window.steps.max(1) as f64;
+        let samples = window.timed * config.loader.global_batch_size;
+        let seconds = window.since.elapsed().as_secs_f64();
+        let speed = (samples * config.model.length) as f64 / seconds;
+        let device = self.model.facts().device();
+        let mut line = json!({
+            "train/nelbo": if window.steps > 0 { json!(loss) } else { Value::Null },
             "train/lr": done.lr,
             "train/grad_norm": done.grad_norm,
+            "train/samples": self.progress.samples,
             "perf/tokens_per_s": speed,
+            "perf/samples_per_s": samples as f64 / seconds,
         });
+        if let Some(epoch) = self.source().1.filter(|n| *n > 0) {
+            line["train/epoch"] = json!(self.progress.samples as f64 / epoch as f64);
+        }
+        if let Some(scale) = self.learner.scale {
+            line["train/loss_scale"] = json!(scale.factor);
+        }
+        if !self.progress.skipped.is_empty() {
+            line["train/batches_left_out"] = json!(self.progress.skipped.len());
+        }
+        if let Some(peak) = observe::peak_tflops(config, device) {
+            let weights = self.learner.params().iter().map(Tensor::numel).sum();
+            line["perf/mfu"] = json!(observe::utilization(weights, speed, peak, self.world.size()));
+        }
+        if let Value::Object(line) = &mut line {
+            line.extend(self.learner.split.take(window.timed));
+            line.extend(observe::memory(device));
+        }
         self.run.metrics(step, line)?;
         let message = format!("loss {loss:.4} nats, {speed:.0} tokens/s");
         self.report.progress("train", step, config.trainer.max_steps, &message);
@@ -132,14 +352,25 @@ impl Trainer<'_> {
     }
 
     /// Bound and samples with the averaged weights, then a checkpoint. Training is not changed by it.
-    fn evaluate(&mut self) -> Result<Bound> {
+    fn evaluate(&mut self) -> Result<Option<Bound>> {
+        let blocks = self.validation(None);
+        if blocks.size()[0] == 0 {
+            self.save(false)?;
+            return Ok(None);
+        }
         let (config, step) = (self.config, self.learner.step);
         let (device, measure) = (self.model.facts().device(), self.measure);
         let (corpus, model, sampler) = (&self.corpus, &self.model, &mut self.sampler);
+        let (world, stop) = (&self.world, &self.stop);
         let (bound, drawn) = self.learner.averaged(|| {
             let plan = Plan::new(config, measure);
-            let bound = evaluate::likelihood(model, &corpus.valid, plan, |_, _| Ok(()))?;
-            let Some(sampler) = sampler else { return Ok((bound, None)) };
+            let bound = evaluate::likelihood(model, &blocks, plan, world, |_, _| {
+                let message = "asked to stop during an evaluation".into();
+                if stop.asked() { Err(Error::Interrupted { message }) } else { Ok(()) }
+            })?;
+            let Some(sampler) = sampler.as_mut().filter(|_| world.is_main()) else {
+                return Ok((bound, None));
+            };
             let state = generator_state(device)?;
             tch::manual_seed(plan.seed.wrapping_add(step));
             let given = vec![Given::default(); config.sampling.num_sample_log as usize];
@@ -170,119 +401,186 @@ impl Trainer<'_> {
         }
         self.run.metrics(step, line.clone())?;
         tracing::info!(step, nelbo = bound.nats_per_token, ppl = bound.perplexity, "Evaluated");
+        let value = line[config.checkpointing.monitor.as_str()].as_f64().unwrap_or(f64::NAN);
         line["step"] = json!(step);
-        self.report.result(&line, &text);
-        let better = self.best.is_none_or(|best| bound.nats_per_token < best);
-        if better {
-            self.best = Some(bound.nats_per_token);
+        if self.world.is_main() {
+            self.report.result(&line, &text);
         }
-        self.save()?;
+        let smaller = config.checkpointing.mode == "min";
+        let better = self.progress.best.is_none_or(|b| if smaller { value < b } else { value > b });
         if better {
-            let folder = self.run.checkpoints();
-            checkpoint::link(&folder, "best", &checkpoint::name(step))?;
-            checkpoint::prune(&folder)?;
+            self.progress.best = Some(value);
         }
-        Ok(bound)
+        self.save(better)?;
+        Ok(Some(bound))
     }
 
-    /// Writes a checkpoint of everything that going on needs.
-    fn save(&mut self) -> Result<()> {
-        let (learner, model) = (&self.learner, &self.model);
-        let trained: Vec<String> =
-            model.parameters().iter().filter(|p| p.trainable).map(|p| p.name.clone()).collect();
-        let named = |prefix: &str, list: &[Tensor]| -> Named {
-            let name = |n: &String| format!("{prefix}{n}");
-            trained.iter().map(name).zip(list.iter().map(Tensor::shallow_clone)).collect()
+    /// Hands a copy of everything that going on needs to the writer. All ranks take part.
+    ///
+    /// A checkpoint that could not be written is told of, and the next one is tried: training is worth more.
+    fn save(&mut self, best: bool) -> Result<()> {
+        let names: Vec<String> = self.names();
+        let learnt = self.learner.state(&names)?;
+        let Some(saver) = &mut self.saver else { return Ok(()) };
+        if let Err(error) = saver.wait() {
+            self.report.note(&format!("warning: the last checkpoint was not written: {error}"));
+        }
+        // The weights as they are learnt; buffers as the network has them.
+        let mut masters: BTreeMap<&str, &Tensor> =
+            names.iter().map(String::as_str).zip(self.learner.masters()).collect();
+        let learnt_or = |(name, tensor): (String, Tensor)| {
+            let master = masters.remove(name.as_str()).map(Tensor::shallow_clone);
+            (name, master.unwrap_or(tensor))
         };
-        let optimizer = &learner.optimizer;
-        let mut moments = named("exp_avg/", &optimizer.exp_avg);
-        moments.extend(named("exp_avg_sq/", &optimizer.exp_avg_sq));
-        moments.extend(named("step/", &optimizer.steps));
-        moments.push((GENERATOR.into(), generator_state(model.facts().device())?));
-        let updates = learner.ema.as_ref().map_or(0, |ema| ema.updates);
-        let folder = self.run.checkpoints();
-        let content = Content {
-            state: State::new(learner.step, updates, self.best),
-            model: model.named(),
-            ema: learner.ema.as_ref().map(|ema| named("", &ema.shadow)),
-            optimizer: moments,
-            config: &run_dir::to_toml(self.config),
-            tokenizer: &self.corpus.tokenizer.to_json(),
-        };
-        let path = checkpoint::write(&folder, content)?;
-        tracing::info!(path = %path.display(), "Wrote a checkpoint");
-        checkpoint::prune(&folder)
+        let model: Named = self.model.named().into_iter().map(learnt_or).collect();
+        let (progress, learner) = (&self.progress, &self.learner);
+        saver.save(Content {
+            state: State {
+                format: checkpoint::FORMAT,
+                step: learner.step,
+                samples: progress.samples,
+                ema_updates: learner.ema.as_ref().map_or(0, |ema| ema.updates),
+                best: progress.best,
+                window: (progress.window.loss, progress.window.steps),
+                usual: (progress.usual.mean, progress.usual.seen),
+                loss_scale: learner.scale.map(|s| (s.factor, s.steps)),
+                skipped: progress.skipped.iter().copied().collect(),
+                world: self.world.size(),
+                plugins: self.plugins.clone(),
+                files: BTreeMap::new(),
+            },
+            model,
+            ema: learnt.ema,
+            optimizer: learnt.optimizer,
+            config: run_dir::to_toml(self.config),
+            tokenizer: self.corpus.tokenizer.to_json(),
+            best,
+        })
     }
 
-    /// Takes over weights, moments, average, generator and step of a checkpoint.
+    /// Waits for the checkpoint that is being written.
+    fn written(&mut self) -> Result<()> {
+        let waited = match &mut self.saver {
+            Some(saver) => saver.wait().map(drop),
+            None => Ok(()),
+        };
+        // The others must not run ahead of a checkpoint that they will read.
+        let mut fault = [f64::from(u8::from(waited.is_err()))];
+        self.world.sum(&mut fault)?;
+        waited?;
+        if fault[0] > 0.0 {
+            return Err(Error::distributed(
+                "rank 0 could not write its checkpoint",
+                "see what it said",
+            ));
+        }
+        Ok(())
+    }
+
+    /// Names of the trained parameters, in the backbone's order.
+    fn names(&self) -> Vec<String> {
+        let trained = self.model.parameters().iter().filter(|p| p.trainable);
+        trained.map(|p| p.name.clone()).collect()
+    }
+
+    /// Takes over weights, moments, average and position of a checkpoint. Nothing is changed unless all of it fits.
     pub fn restore(&mut self, from: &Checkpoint) -> Result<()> {
         let path = &from.path;
         let part = |file: &str| {
             from.tensors(file)?.ok_or_else(|| {
                 Error::checkpoint(
                     format!("`{}` has no `{file}`", path.display()),
-                    "training goes on only from a checkpoint that a training run wrote",
+                    "training goes on only from a checkpoint that a training run wrote, with the same `training.ema` on or off",
                 )
             })
         };
-        let mut moments = part(checkpoint::OPTIMIZER)?;
-        let generator = moments.remove(GENERATOR);
-        let mut targets = Named::new();
-        let trained = self.model.parameters().iter().filter(|p| p.trainable);
-        for (i, parameter) in trained.enumerate() {
-            let optimizer = &self.learner.optimizer;
-            for (prefix, list) in [
-                ("exp_avg/", &optimizer.exp_avg),
-                ("exp_avg_sq/", &optimizer.exp_avg_sq),
-                ("step/", &optimizer.steps),
-            ] {
-                targets.push((format!("{prefix}{}", parameter.name), list[i].shallow_clone()));
+        let names = self.names();
+        let masters: BTreeMap<&str, &Tensor> =
+            names.iter().map(String::as_str).zip(self.learner.masters()).collect();
+        let target = |(name, tensor): (String, Tensor)| {
+            let master = masters.get(name.as_str()).map(|t| t.shallow_clone());
+            (name, master.unwrap_or(tensor))
+        };
+        let weights: Named = self.model.named().into_iter().map(target).collect();
+        checkpoint::load_into(&weights, part(checkpoint::MODEL)?, path)?;
+        self.learner.refresh()?;
+        let own = self.learner.own_state(&names);
+        // Of what the ranks share, each takes its part.
+        let shared = self.config.trainer.strategy == "zero1" && self.world.size() > 1;
+        let only = |own: &Named, mut stored: BTreeMap<String, Tensor>| {
+            if shared {
+                stored.retain(|name, _| own.iter().any(|(mine, _)| mine == name));
             }
-        }
-        let weights = part(checkpoint::MODEL)?;
-        checkpoint::load_into(&self.model.named(), weights, path)?;
-        checkpoint::load_into(&targets, moments, path)?;
+            stored
+        };
+        let optimizer = only(&own.optimizer, part(checkpoint::OPTIMIZER)?);
+        checkpoint::load_into(&own.optimizer, optimizer, path)?;
         if let Some(ema) = &mut self.learner.ema {
-            let names = self.model.parameters().iter().filter(|p| p.trainable);
-            let names = names.map(|p| p.name.clone());
-            let shadow = names.zip(ema.shadow.iter().map(Tensor::shallow_clone)).collect::<Named>();
-            checkpoint::load_into(&shadow, part(checkpoint::EMA)?, path)?;
+            checkpoint::load_into(&own.ema, only(&own.ema, part(checkpoint::EMA)?), path)?;
             ema.updates = from.state.ema_updates;
         }
-        if let Some(state) = generator {
-            set_generator_state(self.model.facts().device(), &state)?;
-        }
-        self.learner.step = from.state.step;
-        self.best = from.state.best;
+        let state = &from.state;
+        self.learner.step = state.step;
+        let scale = state.loss_scale.map(|(factor, steps)| LossScale { factor, steps });
+        self.learner.scale = self.learner.scale.map(|fresh| scale.unwrap_or(fresh));
+        self.progress = Progress {
+            samples: state.samples,
+            best: state.best,
+            skipped: state.skipped.iter().copied().collect(),
+            usual: Usual { mean: state.usual.0, seen: state.usual.1 },
+            window: Window { loss: state.window.0, steps: state.window.1, ..Window::default() },
+        };
         Ok(())
     }
 
-    fn interrupted(&mut self) -> Result<Error> {
+    fn write_trace(&self, profiler: Option<Profiler>) -> Result<()> {
+        let (Some(profiler), Some(path)) = (profiler, &self.profile) else { return Ok(()) };
+        profiler.write(path)?;
+        self.report.note(&format!("trace of {} steps: {}", PROFILED.1, path.display()));
+        Ok(())
+    }
+
+    /// Saves and says how to go on.
+    fn stopped(&mut self, level: f64) -> Result<Error> {
         self.report.finish();
-        self.save()?;
+        self.save(false)?;
+        self.written()?;
         let (step, run) = (self.learner.step, self.run.path().display());
-        Ok(Error::Interrupted {
-            message: format!(
-                "stopped after step {step}, checkpoint written; the same command with `run.dir={run} \
-                 checkpointing.resume_from_ckpt=true` goes on"
-            ),
+        let message = format!(
+            "stopped after step {step}, checkpoint written; the same command with `run.dir={run} \
+             checkpointing.resume_from_ckpt=true` goes on"
+        );
+        Ok(if Stop::is_preemption(level) {
+            Error::Preempted { message }
+        } else {
+            Error::Interrupted { message }
         })
     }
 
     /// Says which checkpoint is left when a step fails.
-    fn with_last_checkpoint(&mut self, error: Error) -> Error {
+    fn with_last_checkpoint(&mut self, what: &str, hint: &str) -> Error {
         self.report.finish();
-        let Error::Numeric { message, hint } = error else { return error };
-        let kept = checkpoint::resolve(&self.run.checkpoints());
+        let _ = self.written();
+        let kept = checkpoint::resolve(&self.checkpoints);
         let kept =
             kept.and_then(|path| path.canonicalize().map_err(|e| Error::io("read", &path, &e)));
         let left = match kept {
             Ok(path) => format!("the last good checkpoint is `{}`", path.display()),
             Err(_) => "no checkpoint had been written yet".into(),
         };
-        Error::Numeric { message: format!("{message}; {left}"), hint }
+        Error::numeric(format!("{what}; {left}"), hint)
     }
 }
 
-/// Name of the generator's state among the optimizer's tensors.
-const GENERATOR: &str = "generator";
+/// The newest whole checkpoint of a folder, chosen by rank 0 for all.
+pub fn newest(folder: &Path, world: &World, tell: impl FnMut(&str)) -> Result<Option<Checkpoint>> {
+    let mut found = None;
+    let path = world.share("checkpoint", || {
+        found = checkpoint::newest(folder, tell)?;
+        Ok(found.as_ref().map_or(String::new(), |c: &Checkpoint| c.path.display().to_string()))
+    })?;
+    if world.is_main() || path.is_empty() {
+        return Ok(found);
+    }
+    Checkpoint::open_unchecked(Path::new(&path)).map(Some)
+}

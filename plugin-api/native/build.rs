@@ -4,7 +4,7 @@ fn main() {
     let lib = std::env::var("DEP_TCH_LIBTORCH_LIB")
         .expect("torch-sys did not say where libtorch is: run scripts/setup.sh and build again");
     let include = format!("{lib}/../include");
-    println!("cargo::rerun-if-changed=cpp/native.cpp");
+    println!("cargo::rerun-if-changed=cpp");
     cc::Build::new()
         .cpp(true)
         .std("c++17")
@@ -12,7 +12,8 @@ fn main() {
         .opt_level(2)
         .flag(format!("-isystem{include}"))
         .flag(format!("-isystem{include}/torch/csrc/api/include"))
-        .file("cpp/native.cpp")
+        .include("cpp")
+        .files(["cpp/native.cpp", "cpp/training.cpp", "cpp/distributed.cpp"])
         .compile("maskdiff_native");
     println!("cargo::rustc-link-search=native={lib}");
     println!("cargo::rustc-link-lib=torch_cpu");

@@ -4,8 +4,9 @@
 
 use divan::Bencher;
 use maskdiff::config::groups::Optim;
-use maskdiff::optim::Optimizer;
+use maskdiff::optim::{Optimizer, clip_divisor};
 use maskdiff::plugins::Registry;
+use maskdiff_native::{clear_grads, global_norm};
 use maskdiff_plugin_api::Denoiser;
 use maskdiff_tests::bench::{Loss, Size, loss, original_walk, recomputed_walk, tokens};
 use maskdiff_tests::registry;
@@ -118,12 +119,16 @@ fn training_step(bencher: Bencher, how: Loss) {
     let size = Size { hidden_size: 384, n_heads: 6, n_blocks: 6, vocab_size: 50_258, length: 256 };
     let model = size.model(&registry());
     let x0_bl = tokens(&size, 8);
-    let mut optimizer = Optimizer::new(model.trainable(), Optim::default());
+    let params = model.trainable();
+    let mine = vec![true; params.len()];
+    let optimizer = Optimizer::new(&params, &mine, size.vocab_size, Optim::default());
+    let mut optimizer = optimizer.expect("an optimizer");
     let mut step = || {
-        optimizer.zero_grad().expect("gradients");
+        clear_grads(&params).expect("gradients");
         loss(&model, how, &x0_bl).backward();
-        optimizer.clip(1.0).expect("a norm");
-        optimizer.step(1e-4).expect("a step");
+        let grads: Vec<tch::Tensor> = params.iter().map(tch::Tensor::grad).collect();
+        let norm = global_norm(&grads).expect("a norm");
+        optimizer.step(&grads, 1e-4, clip_divisor(norm, 1.0)).expect("a step");
     };
     // The first step also makes the optimizer's moments.
     step();

@@ -64,7 +64,7 @@ fn golden_losses() {
                 Some(u_t) => {
                     let u_t = u_t.to_kind(Kind::Double);
                     let u_t = if antithetic { clock::stratify(&u_t) } else { u_t };
-                    model.inject_uniforms(golden.get("u_mask").to_kind(Kind::Double));
+                    model.inject_uniforms(Some(golden.get("u_mask").to_kind(Kind::Double)));
                     model.draw_t(&u_t).expect("times")
                 }
                 None => Tensor::zeros([golden.get("x0").size()[0]], (Kind::Double, Device::Cpu)),

@@ -4,6 +4,7 @@ use serde_json::json;
 
 use super::Common;
 use crate::data::{self, entropy_per_token};
+use crate::distributed::World;
 use crate::error::{Error, Result};
 use crate::evaluate::{self, Measure, Plan};
 use crate::report::Report;
@@ -18,7 +19,7 @@ pub fn run(common: &Common) -> Result<()> {
     let plan = Plan::new(&config, Measure::new(&config)?);
     assemble::check_measure(plan.measure, &config, &registry)?;
     let corpus = data::open(&config, Some(tokenizer))?;
-    let device = accelerator::device(&config)?;
+    let device = accelerator::device(&config, &World::alone())?;
     let facts = assemble::facts(&config, corpus.tokenizer.as_ref(), device);
     let model = assemble::model(&config, &registry, choices, facts)?;
     assemble::load_weights(&model, &checkpoint, &config)?;
@@ -33,7 +34,7 @@ pub fn run(common: &Common) -> Result<()> {
         }
         Ok(())
     };
-    let bound = evaluate::likelihood(&model, &corpus.valid, plan, tick);
+    let bound = evaluate::likelihood(&model, &corpus.valid, plan, &World::alone(), tick);
     report.finish();
     let bound = bound.map_err(|e| config.locate(e))?;
     let mut line = json!({

@@ -6,6 +6,7 @@ use serde_json::json;
 use super::Common;
 use crate::config::Config;
 use crate::data::Tokenizer;
+use crate::distributed::World;
 use crate::error::Result;
 use crate::model::{Model, Progress};
 use crate::prompt::{Ask, Given};
@@ -34,7 +35,11 @@ impl Session {
         let registry = assemble::registry(&common.plugins, &config)?;
         let choices = assemble::choices(&mut config, &registry, true)?;
         let given = given(&config, asked, tokenizer.as_ref())?;
-        let facts = assemble::facts(&config, tokenizer.as_ref(), accelerator::device(&config)?);
+        let facts = assemble::facts(
+            &config,
+            tokenizer.as_ref(),
+            accelerator::device(&config, &World::alone())?,
+        );
         let mut sampler = assemble::sampler(&config, &registry, &facts)?;
         let model = match self.model.take() {
             Some(model) => model,

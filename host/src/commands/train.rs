@@ -1,42 +1,73 @@
 //! `maskdiff train`
 
-use std::path::Path;
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
+use std::rc::Rc;
+use std::time::Duration;
 
 use super::Common;
-use crate::checkpoint::{self, Checkpoint};
+use crate::checkpoint::{Checkpoint, Saver};
 use crate::config::Config;
 use crate::data::{self, Tokenizer, load_tokenizer};
+use crate::distributed::World;
 use crate::error::Result;
 use crate::evaluate::Measure;
 use crate::learner::Learner;
+use crate::plugins::UsedPlugin;
 use crate::report::Report;
 use crate::run_dir::{self, RunDir};
 use crate::stop::Stop;
-use crate::train::Trainer;
-use crate::{accelerator, assemble, plugins};
+use crate::train::{self, Progress, Trainer};
+use crate::{accelerator, assemble, launch, plugins, precision};
 
-/// Trains, or goes on with a run. Everything that can be wrong is found before the run folder is made.
-pub fn run(common: &Common) -> Result<()> {
+/// Trains, or goes on with a run; as one rank of several when the environment says so. Everything that can be wrong is
+/// found before the run folder is made.
+pub fn run(common: &Common, profile: bool) -> Result<()> {
     let mut config = common.config()?;
+    let world = Rc::new(World::join(&config)?);
     let registry = assemble::registry(&common.plugins, &config)?;
     let logs = config.sampling.num_sample_log > 0;
     let choices = assemble::choices(&mut config, &registry, logs)?;
     let measure = Measure::bound(&config)?;
     assemble::check_measure(measure, &config, &registry)?;
-    let device = accelerator::device(&config)?;
-    let path = run_dir::path_for(&config);
-    let resumed = resumed(&config, &path)?;
+    let device = accelerator::device(&config, &world)?;
+    config.shares(world.size())?;
+    precision::set_modes(&config)?;
+    let path =
+        PathBuf::from(world.share("run", || Ok(run_dir::path_for(&config).display().to_string()))?);
+    let report = Report::new(common.format, common.quiet || !world.is_main());
+    let folder = checkpoints(&config, &path);
+    let resumed = match config.checkpointing.resume_from_ckpt {
+        true => train::newest(&folder, &world, |text| report.note(text))?,
+        false => None,
+    };
+    if !config.checkpointing.resume_from_ckpt && world.is_main() {
+        RunDir::check_fresh(&path)?;
+    }
     let corpus = data::open(&config, tokenizer_of(resumed.as_ref())?)?;
     let facts = assemble::facts(&config, corpus.tokenizer.as_ref(), device);
     let sampler = logs.then(|| assemble::sampler(&config, &registry, &facts)).transpose()?;
     let named = sampler.as_ref().map(|(name, _)| name.as_str());
     let used = plugins::used(&registry, &choices, named)?;
+    world.agree("configuration", &settings(&config))?;
+    world.agree("plugin", &used.iter().map(hash_line).collect::<Vec<String>>())?;
     let model = assemble::model(&config, &registry, choices, facts)?;
-    let learner = Learner::new(&model, &config)?;
+    let learner = Learner::new(&model, &config, Rc::clone(&world))?;
     let stop = Stop::listen()?;
-    let run =
-        RunDir::create(&path, &config, &used, &corpus.tokenizer.to_json(), resumed.is_some())?;
-    common.log.open(&run.log())?;
+    stop.within(Duration::from_secs_f64(config.trainer.grace_s));
+    let saver =
+        world.is_main().then(|| Saver::new(&folder, config.checkpointing.keep_last as usize));
+    let saver = saver.transpose()?;
+    let run = if world.is_main() {
+        // A run that was ended before its first checkpoint begins again.
+        let step = resumed.as_ref().map_or(0, |c| c.state.step);
+        RunDir::create(&path, &config, &used, &corpus.tokenizer.to_json(), step)?
+    } else {
+        RunDir::follow(&path)
+    };
+    // The others' logs go into the folder that rank 0 makes.
+    world.sum(&mut [0.0])?;
+    common.log.open(&run.log(world.rank()))?;
     let mut trainer = Trainer {
         config: &config,
         corpus,
@@ -44,42 +75,91 @@ pub fn run(common: &Common) -> Result<()> {
         learner,
         measure,
         sampler,
-        run,
-        report: Report::new(common.format, common.quiet),
+        report,
         stop,
-        best: None,
+        saver,
+        checkpoints: folder,
+        plugins: used.iter().map(|p| (p.name.clone(), p.sha256.clone())).collect(),
+        progress: Progress::default(),
+        profile: (profile && world.is_main()).then(|| path.join("trace.json")),
+        world,
+        run,
     };
     if let Some(checkpoint) = &resumed {
-        trainer.restore(checkpoint)?;
-        trainer.report.note(&format!("going on after step {}", trainer.learner.step));
+        go_on(&mut trainer, checkpoint)?;
     }
     trainer.report.note(&introduction(&trainer));
     trainer.run().map_err(|e| config.locate(e))?;
-    trainer
-        .report
-        .note(&format!("done; use it with `maskdiff sample --checkpoint {}`", path.display()));
+    let done = format!("done; use it with `maskdiff sample --checkpoint {}`", path.display());
+    trainer.report.note(&done);
     Ok(())
+}
+
+/// `--nproc N`: this command as `world` ranks on this machine; gives the exit code.
+pub fn launch(common: &Common, world: usize, words: &[OsString]) -> Result<i32> {
+    // What one process can tell is told once.
+    common.config()?.shares(world)?;
+    let mut rest = words.iter().skip(1);
+    let mut kept = Vec::new();
+    while let Some(word) = rest.next() {
+        if word == "--nproc" {
+            rest.next();
+        } else if !word.to_string_lossy().starts_with("--nproc=") {
+            kept.push(word.clone());
+        }
+    }
+    launch::ranks(world, &kept)
+}
+
+/// Takes a checkpoint over and says what is no longer as it was.
+fn go_on(trainer: &mut Trainer<'_>, checkpoint: &Checkpoint) -> Result<()> {
+    trainer.restore(checkpoint)?;
+    let state = &checkpoint.state;
+    let mut words = format!("going on after step {}", state.step);
+    let mut changed = run_dir::changes(&checkpoint.config(), trainer.config)?;
+    if state.world != trainer.world.size() {
+        changed.push(format!("ranks: {} → {}", state.world, trainer.world.size()));
+    }
+    for (name, hash) in &trainer.plugins {
+        if state.plugins.get(name) != Some(hash) {
+            changed.push(format!("plugin {name}: another file"));
+        }
+    }
+    if !changed.is_empty() {
+        words += &format!("; changed since then: {}", changed.join(", "));
+    }
+    trainer.report.note(&words);
+    Ok(())
+}
+
+fn hash_line(plugin: &UsedPlugin) -> String {
+    format!("{} {}", plugin.name, plugin.sha256)
+}
+
+/// Every value of the configuration, a line each.
+fn settings(config: &Config) -> Vec<String> {
+    config.layers.leaves().into_iter().map(|(key, value, _)| format!("{key} = {value}")).collect()
+}
+
+/// Where the checkpoints of a run are.
+fn checkpoints(config: &Config, run: &Path) -> PathBuf {
+    config.checkpointing.save_dir.as_ref().map_or_else(|| run.join("checkpoints"), PathBuf::from)
 }
 
 fn introduction(trainer: &Trainer<'_>) -> String {
     let weights: usize = trainer.model.trainable().iter().map(tch::Tensor::numel).sum();
+    let ranks = match trainer.world.size() {
+        1 => String::new(),
+        n => format!("{n} ranks; "),
+    };
     format!(
-        "{:.2} million parameters, {} tokens in the vocabulary, {} validation blocks of {}; run folder {}",
+        "{ranks}{:.2} million parameters, {} tokens in the vocabulary, {} validation blocks of {}; run folder {}",
         weights as f64 / 1e6,
         trainer.model.facts().vocab_size,
         trainer.corpus.valid.size()[0],
         trainer.config.model.length,
         trainer.run.path().display()
     )
-}
-
-/// The checkpoint to go on from: the last one of `run.dir`, when the configuration says so and there is one.
-fn resumed(config: &Config, run: &Path) -> Result<Option<Checkpoint>> {
-    let folder = run.join("checkpoints");
-    if !config.checkpointing.resume_from_ckpt || checkpoint::resolve(&folder).is_err() {
-        return Ok(None);
-    }
-    Checkpoint::open(&folder).map(Some)
 }
 
 fn tokenizer_of(checkpoint: Option<&Checkpoint>) -> Result<Option<Box<dyn Tokenizer>>> {

@@ -23,6 +23,61 @@ macro_rules! group {
     };
 }
 
+/// A word that looks like a number to TOML, as in `precision=32`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(transparent)]
+pub struct Word(pub String);
+
+impl Word {
+    /// The word.
+    pub fn name(&self) -> String {
+        self.0.clone()
+    }
+}
+
+impl<'de> Deserialize<'de> for Word {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        #[derive(Deserialize)]
+        #[serde(untagged)]
+        enum Either {
+            Number(i64),
+            Text(String),
+        }
+        Ok(Self(match Either::deserialize(deserializer)? {
+            Either::Number(number) => number.to_string(),
+            Either::Text(text) => text,
+        }))
+    }
+}
+
+/// A part of what there is: a whole number of batches, or a share of all.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum Limit {
+    /// So many.
+    Count(i64),
+    /// A share in [0, 1].
+    Share(f64),
+}
+
+impl Limit {
+    /// Of `total` batches, those that are used.
+    pub fn of(self, total: i64) -> i64 {
+        match self {
+            Self::Count(count) => count.min(total),
+            Self::Share(share) => (share * total as f64) as i64,
+        }
+    }
+
+    /// Whether it is a number of batches, or a share of them.
+    pub fn is_valid(self) -> bool {
+        match self {
+            Self::Count(count) => count >= 0,
+            Self::Share(share) => (0.0..=1.0).contains(&share),
+        }
+    }
+}
+
 group! {
     /// Keys at the top. What else stands there is an option of the parameterization.
     Top {
@@ -110,9 +165,9 @@ group! {
 group! {
     /// Batches.
     Loader {
-        /// Sequences between two optimizer steps.
+        /// Sequences between two optimizer steps, those of all ranks together.
         global_batch_size: i64 = 32,
-        /// Sequences in memory at once; a divisor of the global batch, which it is by default.
+        /// Sequences in memory at once on each rank; by default a rank's share of the global batch.
         batch_size: Option<i64> = None,
         /// Sequences in memory at once while evaluating and sampling.
         eval_batch_size: i64 = 32,
@@ -120,8 +175,10 @@ group! {
 }
 
 group! {
-    /// AdamW.
+    /// The optimizer.
     Optim {
+        /// `adamw`, or `muon` for the matrices inside the network and AdamW for the rest.
+        name: String = "adamw".into(),
         /// Peak learning rate.
         lr: f64 = 3e-4,
         /// Decay of the first moment.
@@ -130,8 +187,12 @@ group! {
         beta2: f64 = 0.999,
         /// Numerical floor of the denominator.
         eps: f64 = 1e-8,
-        /// Decoupled weight decay, on all parameters.
+        /// Decoupled weight decay.
         weight_decay: f64 = 0.0,
+        /// What decays: `all` parameters as in the original, or the `matrices` inside the network.
+        weight_decay_on: String = "all".into(),
+        /// Muon: decay of the momentum, in [0, 1).
+        muon_momentum: f64 = 0.95,
     }
 }
 
@@ -158,23 +219,58 @@ group! {
         max_steps: i64 = 1_000_000,
         /// Largest 2-norm of the gradient; 0 turns clipping off.
         gradient_clip_val: f64 = 1.0,
+        /// Micro-batches of each rank in a step; follows from the sizes in `loader`, which it must fit.
+        accumulate_grad_batches: Option<i64> = None,
         /// Steps between two lines of metrics.
         log_every_n_steps: i64 = 10,
         /// Steps between two evaluations; 0 evaluates at the end only.
         val_check_interval: i64 = 1000,
+        /// Training batches of an epoch: a whole number, or a share as in 0.5.
+        limit_train_batches: Limit = Limit::Share(1.0),
+        /// Validation batches of an evaluation: a whole number, or a share as in 0.5. 0 leaves evaluation out.
+        limit_val_batches: Limit = Limit::Share(1.0),
+        /// Validation batches tried before the first step, so that a fault there is found at once.
+        num_sanity_val_steps: i64 = 2,
+        /// Train on the first so many batches again and again; 0 trains on all.
+        overfit_batches: i64 = 0,
         /// `auto` (a GPU when there is one), `cpu` or `cuda`.
         accelerator: String = "auto".into(),
-        /// 32 or 64 bits a number.
-        precision: i64 = 32,
+        /// `fp32`, `bf16` or `fp16` (float32 weights, 16-bit products), `bf16-pure` (a 16-bit network beside float32
+        /// weights), `64`.
+        precision: Word = Word("fp32".into()),
+        /// Let a GPU round the inputs of float32 products to TF32.
+        tf32: bool = false,
+        /// Refuse operations whose result may differ from run to run.
+        deterministic: bool = false,
+        /// `ddp`: every rank holds everything; `zero1`: each holds its share of the optimizer and of the average.
+        strategy: String = "ddp".into(),
+        /// Seconds that a rank waits for the others before it gives up.
+        timeout_s: f64 = 1800.0,
+        /// Seconds from a signal to the end, whatever is left to do.
+        grace_s: f64 = 120.0,
+        /// A loss that is no number, or a spike: `stop`, `skip` the batch, or `rollback` to the last checkpoint and skip it.
+        on_nan: String = "stop".into(),
+        /// A loss so many times the usual one is a spike; 0 lets all pass.
+        loss_spike: f64 = 0.0,
+        /// The device's peak in TFLOPS, for `perf/mfu`; known for common GPUs.
+        peak_tflops: Option<f64> = None,
     }
 }
 
 group! {
     /// Checkpoints.
     Checkpointing {
+        /// The folder; by default `checkpoints` in the run folder.
+        save_dir: Option<String> = None,
         /// Steps between two checkpoints; 0 writes at evaluations and at the end only.
         every_n_steps: i64 = 0,
-        /// Go on from the newest checkpoint in `run.dir`, if there is one.
+        /// How many of the newest are kept, beside the best one.
+        keep_last: i64 = 2,
+        /// The metric of an evaluation by which `best` is chosen.
+        monitor: String = "val/nelbo".into(),
+        /// `min` or `max`: which value of it is best.
+        mode: String = "min".into(),
+        /// Go on from the newest checkpoint of the run, if there is one.
         resume_from_ckpt: bool = false,
     }
 }

@@ -241,12 +241,54 @@ fn check_ranges(config: &Config) -> Result<()> {
         let message = format!("`data.valid_fraction` must lie in (0, 1), got {share}");
         return Err(config.layers.error("data.valid_fraction", &message, ""));
     }
-    if ![32, 64].contains(&config.trainer.precision) {
-        let message = format!("`trainer.precision` is 32 or 64, got {}", config.trainer.precision);
-        return Err(config.layers.error("trainer.precision", &message, ""));
-    }
-    config.accumulation()?;
+    check_trainer(config)?;
+    crate::precision::Precision::new(config)?;
+    crate::observe::OnNan::new(config)?;
     Ok(())
+}
+
+fn check_trainer(config: &Config) -> Result<()> {
+    let trainer = &config.trainer;
+    for (key, limit) in [
+        ("trainer.limit_train_batches", trainer.limit_train_batches),
+        ("trainer.limit_val_batches", trainer.limit_val_batches),
+    ] {
+        if !limit.is_valid() {
+            let message = format!("`{key}` is a number of batches or a share of them in [0, 1]");
+            return Err(config.layers.error(key, &message, "`1` is one batch, `1.0` is all"));
+        }
+    }
+    let at_least = [
+        ("trainer.num_sanity_val_steps", trainer.num_sanity_val_steps as f64, 0.0),
+        ("trainer.overfit_batches", trainer.overfit_batches as f64, 0.0),
+        ("trainer.loss_spike", trainer.loss_spike, 0.0),
+        ("trainer.grace_s", trainer.grace_s, 0.0),
+        ("trainer.timeout_s", trainer.timeout_s, 1.0),
+        ("checkpointing.keep_last", config.checkpointing.keep_last as f64, 1.0),
+        ("checkpointing.every_n_steps", config.checkpointing.every_n_steps as f64, 0.0),
+    ];
+    for (key, value, least) in at_least {
+        if value < least || !value.is_finite() {
+            let message = format!("`{key}` must be at least {least}, got {value}");
+            return Err(config.layers.error(key, &message, ""));
+        }
+    }
+    let momentum = config.optim.muon_momentum;
+    if !(0.0..1.0).contains(&momentum) {
+        let message = format!("`optim.muon_momentum` must lie in [0, 1), got {momentum}");
+        return Err(config.layers.error("optim.muon_momentum", &message, ""));
+    }
+    let (monitor, mode) = (&config.checkpointing.monitor, &config.checkpointing.mode);
+    if !crate::train::MONITORED.contains(&monitor.as_str()) {
+        let message = format!("`checkpointing.monitor={monitor}` is no metric of an evaluation");
+        let hint = format!("metrics: {}", crate::train::MONITORED.join(", "));
+        return Err(config.layers.error("checkpointing.monitor", &message, &hint));
+    }
+    if !["min", "max"].contains(&mode.as_str()) {
+        let message = format!("`checkpointing.mode` is `min` or `max`, got `{mode}`");
+        return Err(config.layers.error("checkpointing.mode", &message, ""));
+    }
+    config.shares(1).map(drop)
 }
 
 /// `KEY=VALUE` words: choices of group files, and values.
@@ -434,7 +476,7 @@ mod tests {
             (&["optim.lr=fast"], "`optim.lr`: invalid type"),
             (&["optim"], "`optim` is not KEY=VALUE"),
             (&["trainer=big"], "`trainer` is a group"),
-            (&["loader.batch_size=5"], "must divide `loader.global_batch_size`"),
+            (&["loader.batch_size=5"], "must divide a rank's share of `loader.global_batch_size`"),
             (&["training.ema=1.5"], "`training.ema` must lie in [0, 1), got 1.5"),
         ];
         for (words, expected) in cases {

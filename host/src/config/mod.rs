@@ -230,19 +230,63 @@ impl Config {
         }
     }
 
-    /// Micro-batches that make one global batch.
-    pub fn accumulation(&self) -> Result<i64> {
-        let global = self.loader.global_batch_size;
-        let batch = self.loader.batch_size.unwrap_or(global);
-        if batch < 1 || global < 1 || global % batch != 0 {
-            return Err(self.layers.error(
-                "loader.batch_size",
-                &format!("`loader.batch_size` ({batch}) must divide `loader.global_batch_size` ({global})"),
-                "the optimizer steps once for every global batch; a smaller `batch_size` only saves memory",
-            ));
+    /// How `world` ranks share a global batch.
+    pub fn shares(&self, world: usize) -> Result<Shares> {
+        let (global, world) = (self.loader.global_batch_size, world as i64);
+        let fault =
+            |key: &str, message: String, hint: String| Err(self.layers.error(key, &message, &hint));
+        if global % world != 0 {
+            let (below, above) = (global - global % world, global - global % world + world);
+            let sizes = if below > 0 { format!("{below} or {above}") } else { above.to_string() };
+            return fault(
+                "loader.global_batch_size",
+                format!(
+                    "{world} ranks cannot share a `loader.global_batch_size` of {global} evenly"
+                ),
+                format!("the nearest sizes that they can share: {sizes}"),
+            );
         }
-        Ok(global / batch)
+        let rows = global / world;
+        let wanted = self.trainer.accumulate_grad_batches;
+        let batch = match (self.loader.batch_size, wanted) {
+            (Some(batch), _) => batch,
+            (None, Some(parts)) if parts > 0 => rows / parts,
+            _ => rows,
+        };
+        if batch < 1 || rows % batch != 0 {
+            return fault(
+                "loader.batch_size",
+                format!(
+                    "`loader.batch_size` ({batch}) must divide a rank's share of `loader.global_batch_size`: \
+                     {global} over {world} is {rows}"
+                ),
+                "the optimizer steps once for every global batch; a smaller `batch_size` only saves memory".into(),
+            );
+        }
+        let parts = rows / batch;
+        if let Some(wanted) = wanted.filter(|wanted| *wanted != parts) {
+            return fault(
+                "trainer.accumulate_grad_batches",
+                format!(
+                    "`trainer.accumulate_grad_batches={wanted}` does not fit: a global batch of {global} over {world} \
+                     ranks in batches of {batch} makes {parts}"
+                ),
+                "leave it out: it follows from the sizes".into(),
+            );
+        }
+        Ok(Shares { rows, batch, parts })
     }
+}
+
+/// How a rank goes through its share of a global batch.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Shares {
+    /// Sequences of a rank in a step.
+    pub rows: i64,
+    /// Sequences in memory at once.
+    pub batch: i64,
+    /// Micro-batches in a step.
+    pub parts: i64,
 }
 
 /// Whether two values are equal, 1 and 1.0 too.

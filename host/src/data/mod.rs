@@ -1,6 +1,6 @@
 //! Data: text in, blocks of token ids out.
 //!
-//! A batch is a function of the seed and the step, so that a run can go on anywhere. Shape letters: `B` batch, `L` length.
+//! A sample is a function of the seed and its number, so that a run can go on anywhere and ranks can share a batch. Shape letters: `B` batch, `L` length.
 
 pub mod stories;
 mod text;
@@ -8,12 +8,14 @@ pub(crate) mod tokenizer;
 
 pub use tokenizer::{Tokenizer, load as load_tokenizer};
 
-use rand::{Rng, SeedableRng, seq::SliceRandom};
-use rand_chacha::ChaCha8Rng;
+use std::cell::RefCell;
+
+use rand::{Rng, seq::SliceRandom};
 use tch::Tensor;
 
 use crate::config::Config;
 use crate::error::{Error, Result};
+use crate::stream::{Purpose, generator};
 
 /// What a run reads.
 pub struct Corpus {
@@ -43,52 +45,66 @@ pub enum Source {
         length: usize,
         /// Blocks start anywhere.
         random_offsets: bool,
+        /// The order of the epoch that was read last.
+        order: RefCell<Order>,
     },
 }
 
-/// Keeps the streams of random numbers of one seed apart.
-fn generator(seed: u64, purpose: u64, step: u64) -> ChaCha8Rng {
-    let mut rng = ChaCha8Rng::seed_from_u64(seed);
-    rng.set_stream(purpose << 56 | step);
-    rng
-}
-
-const TRAIN: u64 = 1;
-const VALID: u64 = 2;
-const ORDER: u64 = 3;
-
 impl Source {
-    /// The global batch of a step: `[B, L] i64`. The same for the same seed and step, always.
-    pub fn batch(&self, seed: u64, step: u64, batch: usize) -> Tensor {
-        let mut rng = generator(seed, TRAIN, step);
+    /// Samples of an epoch, where there are epochs.
+    pub fn epoch(&self) -> Option<u64> {
         match self {
-            Self::Stories => to_blocks((0..batch).flat_map(|_| stories::story(&mut rng)), batch),
-            Self::Stream { tokens, length, random_offsets: true } => {
-                let last = tokens.len() - length;
-                let starts = (0..batch).map(|_| rng.random_range(0..=last));
-                let of =
-                    |start: usize| tokens[start..start + length].iter().map(|id| i64::from(*id));
-                to_blocks(starts.flat_map(of), batch)
+            Self::Stream { tokens, length, random_offsets: false, .. } => {
+                Some((tokens.len() / length) as u64)
             }
-            Self::Stream { tokens, length, random_offsets: false } => {
+            _ => None,
+        }
+    }
+
+    /// Samples `first..first + n` of the endless sequence of samples, `[n, L] i64`: the same for the same seed, always.
+    ///
+    /// An epoch of a stream of tokens holds each block once; with `per_epoch` it holds so many of them.
+    pub fn rows(&self, seed: u64, first: u64, n: usize, per_epoch: Option<u64>) -> Tensor {
+        let numbers = first..first + n as u64;
+        match self {
+            Self::Stories => {
+                let story = |i| stories::story(&mut generator(seed, Purpose::Sample, i));
+                to_blocks(numbers.flat_map(story), n)
+            }
+            Self::Stream { tokens, length, random_offsets, order } => {
                 let blocks = tokens.len() / length;
-                let first = step * batch as u64;
-                let mut epoch = (u64::MAX, Vec::new());
-                let number = |i: u64| {
-                    let (pass, place) = (i / blocks as u64, (i % blocks as u64) as usize);
-                    if epoch.0 != pass {
-                        let mut order: Vec<usize> = (0..blocks).collect();
-                        order.shuffle(&mut generator(seed, ORDER, pass));
-                        epoch = (pass, order);
+                let start = |i: u64| {
+                    if *random_offsets {
+                        let last = tokens.len() - length;
+                        return generator(seed, Purpose::Sample, i).random_range(0..=last);
                     }
-                    epoch.1[place] * length
+                    let size = per_epoch.map_or(blocks as u64, |n| n.min(blocks as u64));
+                    order.borrow_mut().place(seed, i / size, (i % size) as usize, blocks) * length
                 };
-                let starts: Vec<usize> = (first..first + batch as u64).map(number).collect();
                 let of =
                     |start: usize| tokens[start..start + length].iter().map(|id| i64::from(*id));
-                to_blocks(starts.into_iter().flat_map(of), batch)
+                to_blocks(numbers.map(start).flat_map(of), n)
             }
         }
+    }
+}
+
+/// The order of the blocks in an epoch.
+#[derive(Debug, Default)]
+pub struct Order {
+    of: Option<(u64, u64)>,
+    blocks: Vec<u32>,
+}
+
+impl Order {
+    /// The block at a place of an epoch.
+    fn place(&mut self, seed: u64, epoch: u64, place: usize, blocks: usize) -> usize {
+        if self.of != Some((seed, epoch)) {
+            self.blocks = (0..u32::try_from(blocks).unwrap_or(u32::MAX)).collect();
+            self.blocks.shuffle(&mut generator(seed, Purpose::Order, epoch));
+            self.of = Some((seed, epoch));
+        }
+        self.blocks[place] as usize
     }
 }
 
@@ -118,7 +134,7 @@ fn open_stories(config: &Config) -> Result<Corpus> {
             &format!("set `model.length={want}`, or choose other data"),
         ));
     }
-    let mut rng = generator(config.top.seed, VALID, 0);
+    let mut rng = generator(config.top.seed, Purpose::Valid, 0);
     let blocks = config.data.valid_blocks as usize;
     let valid = to_blocks((0..blocks).flat_map(|_| stories::story(&mut rng)), blocks);
     Ok(Corpus { tokenizer: tokenizer::stories(), train: Source::Stories, valid })
@@ -150,26 +166,41 @@ mod tests {
     use super::*;
 
     fn stream(random_offsets: bool) -> Source {
-        Source::Stream { tokens: (0..103).collect(), length: 10, random_offsets }
+        Source::Stream {
+            tokens: (0..103).collect(),
+            length: 10,
+            random_offsets,
+            order: RefCell::default(),
+        }
     }
 
     #[test]
-    fn a_batch_is_a_function_of_seed_and_step() {
+    fn a_sample_is_a_function_of_seed_and_number() {
         for source in [Source::Stories, stream(true), stream(false)] {
-            assert_eq!(source.batch(1, 5, 4), source.batch(1, 5, 4));
-            assert_ne!(source.batch(1, 5, 4), source.batch(1, 6, 4));
-            assert_ne!(source.batch(1, 5, 4), source.batch(2, 5, 4));
+            let rows = |seed, first, n| source.rows(seed, first, n, None);
+            assert_eq!(rows(1, 20, 4), rows(1, 20, 4));
+            assert_ne!(rows(1, 20, 4), rows(1, 24, 4));
+            assert_ne!(rows(1, 20, 4), rows(2, 20, 4));
+            let halves = [rows(1, 20, 2), rows(1, 22, 2)];
+            assert_eq!(rows(1, 20, 4), Tensor::cat(&halves, 0), "ranks share a batch");
         }
     }
 
     #[test]
     fn an_epoch_holds_every_block_once() {
         let source = stream(false);
-        let seen: Vec<Tensor> = (0..5).map(|step| source.batch(3, step, 2)).collect();
-        let mut starts = Vec::<i64>::try_from(Tensor::cat(&seen, 0).select(1, 0)).unwrap();
-        starts.sort_unstable();
-        assert_eq!(starts, (0..10).map(|i| i * 10).collect::<Vec<i64>>());
-        let second = Tensor::cat(&[source.batch(3, 5, 5), source.batch(3, 1, 5)], 0);
-        assert_eq!(second.size(), [10, 10]);
+        let starts = |first, n, per_epoch| {
+            let rows = source.rows(3, first, n, per_epoch);
+            Vec::<i64>::try_from(rows.select(1, 0)).unwrap()
+        };
+        for epoch in 0..3 {
+            let mut seen = starts(epoch * 10, 10, None);
+            seen.sort_unstable();
+            assert_eq!(seen, (0..10).map(|i| i * 10).collect::<Vec<i64>>());
+        }
+        assert_ne!(starts(0, 10, None), starts(10, 10, None), "a new order each epoch");
+        // An epoch of four: the first four of each order.
+        let short = starts(0, 8, Some(4));
+        assert_eq!(short, [starts(0, 4, None), starts(10, 4, None)].concat());
     }
 }

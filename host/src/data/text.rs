@@ -50,7 +50,9 @@ pub(super) fn open(config: &Config, given: Option<Box<dyn Tokenizer>>) -> Result
     }
     let ids: Vec<i64> = valid.chunks_exact(length).flatten().map(|id| i64::from(*id)).collect();
     let valid = Tensor::from_slice(&ids).view([-1, length as i64]);
-    let train = Source::Stream { tokens: train, length, random_offsets: data.random_offsets };
+    let random_offsets = data.random_offsets;
+    let order = std::cell::RefCell::default();
+    let train = Source::Stream { tokens: train, length, random_offsets, order };
     Ok(Corpus { tokenizer, train, valid })
 }
 

@@ -12,8 +12,10 @@ use tch::{Kind, Tensor};
 
 use crate::clock;
 use crate::config::Config;
+use crate::distributed::World;
 use crate::error::{Error, Result};
 use crate::model::Model;
+use crate::stream::{Purpose, seed_torch};
 
 /// How likelihood is measured.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -166,37 +168,52 @@ impl Plan {
     }
 }
 
-/// Evaluates the blocks `[n, L] i64`. The draws come from the plan's seed alone, and libtorch's generator is left as it
-/// was, so an evaluation changes nothing about training. `tick` is called after every batch with blocks done and in all.
+/// Evaluates the blocks `[n, L] i64`, shared out over the ranks; all get the result. The draws of a batch come from the
+/// plan's seed and the batch's number, so they are the same for any number of ranks. libtorch's generator is left as it
+/// was. `tick` is called after every batch of this rank with blocks done and in all; when it fails on any rank, no rank
+/// gets a result.
 pub fn likelihood(
     model: &Model,
     blocks: &Tensor,
     plan: Plan,
+    world: &World,
     mut tick: impl FnMut(i64, i64) -> Result<()>,
 ) -> Result<Bound> {
     let Plan { measure, batch, passes, seed } = plan;
     let device = model.facts().device();
     let state = generator_state(device)?;
-    tch::manual_seed(seed);
-    let result = tch::no_grad(|| {
-        let (n, mut sums) = (blocks.size()[0], Vec::new());
-        let mut tokens = 0;
-        for pass in 0..passes {
-            for start in (0..n).step_by(batch as usize) {
-                let size = batch.min(n - start);
-                let x0_bl = blocks.narrow(0, start, size).to_device(device);
-                let u_b = clock::uniforms(size, 1, true, device).remove(0);
-                let (nats_b, scored) = measure.nats(model, &x0_bl, &u_b)?;
-                tokens += scored;
-                sums.extend(Vec::<f64>::try_from(nats_b)?);
-                tick(pass * n + start + size, passes * n)?;
+    let n = blocks.size()[0];
+    // What the ranks tell each other: nats of each block in each pass, then tokens and faults.
+    let mut told = vec![0.0; (n * passes + 2) as usize];
+    let fault = tch::no_grad(|| {
+        let starts =
+            (0..passes).flat_map(|pass| (0..n).step_by(batch as usize).map(move |s| (pass, s)));
+        for (number, (pass, start)) in starts.enumerate() {
+            if number % world.size() != world.rank() {
+                continue;
             }
+            seed_torch(seed.cast_unsigned(), Purpose::Evaluate, number as u64, 0);
+            let size = batch.min(n - start);
+            let x0_bl = blocks.narrow(0, start, size).to_device(device);
+            let u_b = clock::stratify(&Tensor::rand([size], (Kind::Double, device)));
+            let (nats_b, scored) = measure.nats(model, &x0_bl, &u_b)?;
+            let from = (pass * n + start) as usize;
+            nats_b.copy_data(&mut told[from..], size as usize);
+            told[(n * passes) as usize] += scored as f64;
+            tick(pass * n + start + size, passes * n)?;
         }
-        Ok::<_, Error>((sums, tokens))
+        Ok::<_, Error>(())
     });
     set_generator_state(device, &state)?;
-    let (sums, tokens) = result?;
-    summarize(&sums, tokens, passes)
+    let (tokens, faults) = ((n * passes) as usize, (n * passes + 1) as usize);
+    told[faults] = f64::from(u8::from(fault.is_err()));
+    world.sum(&mut told)?;
+    fault?;
+    if told[faults] > 0.0 {
+        let message = "another rank stopped during the evaluation".into();
+        return Err(Error::Interrupted { message });
+    }
+    summarize(&told[..tokens], told[tokens] as i64, passes)
 }
 
 /// The mean over `tokens` of the total nats of each sequence in each pass.

@@ -1,5 +1,4 @@
-// What libtorch has and tch does not expose. Every function catches all C++ exceptions (unwinding
-// through Rust aborts) and returns its message, or null when all went well; the caller frees it.
+// Optimizer steps, the fused head, the scan, generators: see shim.h for how errors leave.
 
 #include <ATen/ATen.h>
 #include <ATen/CPUGeneratorImpl.h>
@@ -12,39 +11,11 @@
 #include <malloc.h>
 
 #include <cmath>
-#include <cstring>
 #include <optional>
-#include <string>
-#include <vector>
+
+#include "shim.h"
 
 namespace {
-
-using at::Tensor;
-
-// The message without libtorch's C++ frames.
-char* message(const std::exception& error) {
-  auto* torch_error = dynamic_cast<const c10::Error*>(&error);
-  return strdup(torch_error ? torch_error->what_without_backtrace() : error.what());
-}
-
-template <typename F>
-char* guarded(F&& body) noexcept {
-  try {
-    body();
-    return nullptr;
-  } catch (const std::exception& error) {
-    return message(error);
-  } catch (...) {
-    return strdup("an exception that is not a std::exception");
-  }
-}
-
-std::vector<Tensor> list(Tensor* const* tensors, size_t count) {
-  std::vector<Tensor> result;
-  result.reserve(count);
-  for (size_t i = 0; i < count; ++i) result.push_back(*tensors[i]);
-  return result;
-}
 
 // x matrixᵀ + bias, and the GELU of it when asked (tanh approximation), outside of autograd. The matrix may be a transposed
 // view. In float32 on a CPU by oneDNN, where libtorch was built with it: it fuses the GELU, uses AVX-512 where MKL does
@@ -76,10 +47,16 @@ Tensor linear(const Tensor& x, const Tensor& matrix, const std::optional<Tensor>
   return gelu ? at::gelu(out, "tanh") : out;
 }
 
-// Rows whose logits are held at once: about 16 MiB of them in float32, which malloc keeps and hands out again (glibc
-// returns what exceeds 32 MiB to the kernel, and then pays for every page anew).
-int64_t rows_at_once(int64_t vocabulary) {
-  return std::max<int64_t>(16, (int64_t{1} << 22) / std::max<int64_t>(1, vocabulary));
+// Rows whose logits are held at once. On a CPU about 16 MiB of them in float32, which malloc keeps and hands out again
+// (glibc returns what exceeds 32 MiB to the kernel, and then pays for every page anew); on a GPU 512 MiB, to fill it.
+int64_t rows_at_once(const Tensor& matrix) {
+  const int64_t numbers = int64_t{1} << (matrix.is_cuda() ? 27 : 22);
+  return std::max<int64_t>(16, numbers / std::max<int64_t>(1, matrix.size(0)));
+}
+
+// In reduced precision sums, softmax and losses are float32.
+at::ScalarType wide(at::ScalarType type) {
+  return type == at::kBFloat16 || type == at::kHalf ? at::kFloat : type;
 }
 
 struct Chunk {
@@ -92,7 +69,7 @@ std::optional<Tensor> option(const Tensor& tensor) {
 
 Tensor log_probabilities(const Tensor& hidden, const Tensor& matrix, const Tensor& bias,
                          int64_t banned) {
-  Tensor logits = product(hidden, matrix, option(bias), false);
+  Tensor logits = product(hidden, matrix, option(bias), false).to(wide(hidden.scalar_type()));
   if (banned >= 0) logits.select(1, banned).fill_(-std::numeric_limits<double>::infinity());
   // In the logits' own memory: each number is read before it is written.
   at::_log_softmax_out(logits, logits, 1, false);
@@ -111,10 +88,11 @@ struct Gradients {
 };
 
 // One pass over the rows in chunks. Fills `nll` [N] when defined and the gradients when asked; the
-// [N, V] logits never exist. `weight` [N] multiplies each row's nats and gradient.
+// [N, V] logits never exist. `weight` [N] multiplies each row's nats and gradient. `hidden`, `matrix` and `bias` are of
+// the type in which products are computed; `nll` and the gradients of matrix and bias of its wide type.
 void pass(const Tensor& hidden, const Tensor& matrix, const Tensor& bias, const Tensor& target,
           const Tensor& weight, int64_t banned, Tensor nll, Gradients* gradients) {
-  const int64_t rows = hidden.size(0), step = rows_at_once(matrix.size(0));
+  const int64_t rows = hidden.size(0), step = rows_at_once(matrix);
   for (int64_t start = 0; start < rows; start += step) {
     const int64_t length = std::min(step, rows - start);
     const Tensor h = hidden.narrow(0, start, length), y = target.narrow(0, start, length);
@@ -125,11 +103,18 @@ void pass(const Tensor& hidden, const Tensor& matrix, const Tensor& bias, const 
     }
     if (gradients) {
       into_logit_gradient(log_p, y, w);
+      log_p = log_p.to(hidden.scalar_type());
       if (gradients->hidden.defined()) {
         gradients->hidden.narrow(0, start, length).copy_(product(log_p, matrix.t(), {}, false));
       }
-      if (gradients->matrix.defined()) gradients->matrix.addmm_(log_p.t(), h);
-      if (gradients->bias.defined()) gradients->bias.add_(log_p.sum(0));
+      if (gradients->matrix.defined()) {
+        if (gradients->matrix.scalar_type() == log_p.scalar_type()) {
+          gradients->matrix.addmm_(log_p.t(), h);
+        } else {
+          gradients->matrix.add_(at::mm(log_p.t(), h));
+        }
+      }
+      if (gradients->bias.defined()) gradients->bias.add_(log_p.sum(0, false, gradients->bias.scalar_type()));
     }
   }
 }
@@ -138,8 +123,8 @@ Gradients zeros_like_wanted(const Tensor& hidden, const Tensor& matrix, const Te
                             bool want_hidden, bool want_matrix, bool want_bias) {
   Gradients g;
   if (want_hidden) g.hidden = at::empty_like(hidden);
-  if (want_matrix) g.matrix = at::zeros_like(matrix);
-  if (want_bias && bias.defined()) g.bias = at::zeros_like(bias);
+  if (want_matrix) g.matrix = at::zeros_like(matrix, matrix.options().dtype(wide(matrix.scalar_type())));
+  if (want_bias && bias.defined()) g.bias = at::zeros_like(bias, bias.options().dtype(wide(bias.scalar_type())));
   return g;
 }
 
@@ -147,15 +132,18 @@ Gradients zeros_like_wanted(const Tensor& hidden, const Tensor& matrix, const Te
 // logits is there, for the case that every row's output gets the same gradient (a sum or a mean).
 // Any other upstream gradient takes a second pass over the rows.
 struct LinearNll : torch::autograd::Function<LinearNll> {
-  static Tensor forward(torch::autograd::AutogradContext* ctx, const Tensor& hidden,
-                        const Tensor& matrix, const std::optional<Tensor>& with_bias,
-                        const Tensor& target, const Tensor& weight, int64_t banned) {
+  static Tensor forward(torch::autograd::AutogradContext* ctx, const Tensor& hidden_in,
+                        const Tensor& matrix_in, const std::optional<Tensor>& with_bias,
+                        const Tensor& target, const Tensor& weight_in, int64_t banned, at::ScalarType type) {
+    const bool wants[3] = {hidden_in.requires_grad(), matrix_in.requires_grad(),
+                           with_bias && with_bias->requires_grad()};
+    ctx->saved_data["hidden_type"] = static_cast<int64_t>(hidden_in.scalar_type());
+    ctx->saved_data["matrix_type"] = static_cast<int64_t>(matrix_in.scalar_type());
     // Autograd takes no undefined tensor as an argument, but an empty option.
-    const Tensor bias = with_bias.value_or(Tensor());
-    const bool wants[3] = {hidden.requires_grad(), matrix.requires_grad(),
-                           bias.defined() && bias.requires_grad()};
+    const Tensor hidden = hidden_in.to(type), matrix = matrix_in.to(type);
+    const Tensor bias = with_bias ? with_bias->to(type) : Tensor(), weight = weight_in.to(wide(type));
     Gradients g = zeros_like_wanted(hidden, matrix, bias, wants[0], wants[1], wants[2]);
-    Tensor nll = at::empty({hidden.size(0)}, hidden.options());
+    Tensor nll = at::empty({hidden.size(0)}, hidden.options().dtype(wide(type)));
     pass(hidden, matrix, bias, target, weight, banned, nll, &g);
     ctx->save_for_backward({hidden, matrix, bias, target, weight});
     ctx->saved_data["banned"] = banned;
@@ -192,7 +180,12 @@ struct LinearNll : torch::autograd::Function<LinearNll> {
       pass(saved[0], saved[1], saved[2], saved[3], saved[4] * up,
            ctx->saved_data["banned"].toInt(), Tensor(), &g);
     }
-    return {g.hidden, g.matrix, g.bias, Tensor(), Tensor(), Tensor()};
+    const auto as = [&](const Tensor& gradient, const char* key) {
+      const auto type = static_cast<at::ScalarType>(ctx->saved_data[key].toInt());
+      return gradient.defined() ? gradient.to(type) : gradient;
+    };
+    return {as(g.hidden, "hidden_type"), as(g.matrix, "matrix_type"), as(g.bias, "matrix_type"),
+            Tensor(), Tensor(), Tensor(), Tensor()};
   }
 };
 
@@ -330,13 +323,23 @@ extern "C" {
 
 char* maskdiff_fused_adamw(Tensor* const* params, Tensor* const* grads, Tensor* const* exp_avgs,
                            Tensor* const* exp_avg_sqs, Tensor* const* steps, size_t count, double lr,
-                           double beta1, double beta2, double weight_decay, double eps) {
+                           double beta1, double beta2, double weight_decay, double eps, double divisor) {
   return guarded([&] {
+    if (count == 0) return;
     at::NoGradGuard no_grad;
     auto p = list(params, count), g = list(grads, count), m = list(exp_avgs, count);
     auto v = list(exp_avg_sqs, count), s = list(steps, count);
     at::_foreach_add_(s, 1);
-    at::_fused_adamw_(p, g, m, v, {}, s, lr, beta1, beta2, weight_decay, eps, false, false);
+    std::optional<Tensor> scale;
+    if (divisor != 1.0) {
+      // The kernel holds the divisor in float32, which is too coarse for gradients in float64.
+      if (g[0].scalar_type() == at::kDouble) {
+        at::_foreach_mul_(g, 1.0 / divisor);
+      } else {
+        scale = at::full({}, divisor, g[0].options().dtype(at::kFloat));
+      }
+    }
+    at::_fused_adamw_(p, g, m, v, {}, s, lr, beta1, beta2, weight_decay, eps, false, false, scale);
   });
 }
 
@@ -379,17 +382,19 @@ char* maskdiff_linear(const Tensor* x, const Tensor* matrix, const Tensor* bias,
 }
 
 char* maskdiff_linear_nll(const Tensor* hidden, const Tensor* matrix, const Tensor* bias,
-                          const Tensor* target, const Tensor* weight, int64_t banned,
+                          const Tensor* target, const Tensor* weight, int64_t banned, int type,
                           Tensor** result) {
   return guarded([&] {
     const auto b = bias ? std::optional(*bias) : std::nullopt;
+    const auto computed = type < 0 ? hidden->scalar_type() : static_cast<at::ScalarType>(type);
     const bool tracked = at::GradMode::is_enabled() &&
         (hidden->requires_grad() || matrix->requires_grad() || (b && b->requires_grad()));
     if (tracked) {
-      *result = new Tensor(LinearNll::apply(*hidden, *matrix, b, *target, *weight, banned));
+      *result = new Tensor(LinearNll::apply(*hidden, *matrix, b, *target, *weight, banned, computed));
     } else {
-      Tensor nll = at::empty({hidden->size(0)}, hidden->options());
-      pass(*hidden, *matrix, b.value_or(Tensor()), *target, *weight, banned, nll, nullptr);
+      Tensor nll = at::empty({hidden->size(0)}, hidden->options().dtype(wide(computed)));
+      pass(hidden->to(computed), matrix->to(computed), b ? b->to(computed) : Tensor(), *target,
+           weight->to(wide(computed)), banned, nll, nullptr);
       *result = new Tensor(nll);
     }
   });
@@ -442,6 +447,17 @@ char* maskdiff_tensor_of_impl(void* impl, Tensor** result) {
 }
 
 // Bytes that malloc has handed out and not got back, modulo 2^32: mallinfo is old, but in every glibc.
+// Bytes that tensors hold on a GPU: now, at most so far, and at most with what the allocator keeps for later.
+char* maskdiff_device_bytes(int index, int64_t* now, int64_t* peak, int64_t* reserved) {
+  return guarded([&] {
+    const auto stats = at::getDeviceAllocator(at::kCUDA)->getDeviceStats(static_cast<c10::DeviceIndex>(index));
+    const auto& bytes = stats.allocated_bytes[0];
+    *now = bytes.current;
+    *peak = bytes.peak;
+    *reserved = stats.reserved_bytes[0].peak;
+  });
+}
+
 uint32_t maskdiff_allocated_bytes() {
 #pragma GCC diagnostic push
 #pragma GCC diagnostic ignored "-Wdeprecated-declarations"

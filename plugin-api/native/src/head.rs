@@ -1,6 +1,6 @@
 //! Linear maps, and a linear head fused with cross-entropy.
 
-use tch::Tensor;
+use tch::{Kind, Tensor};
 
 use crate::*;
 
@@ -39,7 +39,8 @@ pub fn linear(x: &Tensor, matrix: &Tensor, bias: Option<&Tensor>, then: Then) ->
 /// | `weight` | `[N]` | float | factor of each row |
 /// | returns | `[N]` | float | `-weight * log_softmax(hidden matrixᵀ + bias)[target]` |
 ///
-/// `banned` is a token whose logit counts as -∞ (SUBS forbids the mask), or `None`.
+/// `banned` is a token whose logit counts as -∞ (SUBS forbids the mask), or `None`. The products are computed in `reduced`
+/// where it is given, else in the type of `hidden`; softmax, sums and the result are float32 then.
 ///
 /// # Cost
 /// About 16 MiB of logits at a time; gradients are made in the forward pass. Backward is a scaling when
@@ -51,8 +52,9 @@ pub fn linear_nll(
     target: &Tensor,
     weight: &Tensor,
     banned: Option<i64>,
+    reduced: Option<Kind>,
 ) -> Result<Tensor> {
-    let mut result = std::ptr::null_mut();
+    let (mut result, kind) = (std::ptr::null_mut(), crate::modes::reduced(reduced)?);
     let bias = bias.map_or(std::ptr::null(), Tensor::as_ptr);
     // SAFETY: live tensors, and a place for the new one.
     checked(unsafe {
@@ -63,6 +65,7 @@ pub fn linear_nll(
             target.as_ptr(),
             weight.as_ptr(),
             banned.unwrap_or(-1),
+            kind,
             &mut result,
         )
     })?;
@@ -73,7 +76,7 @@ pub fn linear_nll(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use tch::Kind;
+    use tch::Device;
 
     fn leaf(shape: &[i64], kind: Kind) -> Tensor {
         Tensor::randn(shape, (kind, Device::Cpu)).set_requires_grad(true)
@@ -108,7 +111,7 @@ mod tests {
             } else {
                 Tensor::rand([n], (kind, Device::Cpu))
             };
-            let ours = linear_nll(&h, &w, Some(&b), &y, &weight, Some(v - 1)).unwrap();
+            let ours = linear_nll(&h, &w, Some(&b), &y, &weight, Some(v - 1), None).unwrap();
             // In float64: the plain way in float32 is no more exact than ours.
             let exact =
                 |x: &Tensor| x.detach().to_kind(Kind::Double).set_requires_grad(x.requires_grad());
@@ -133,7 +136,7 @@ mod tests {
         let (h, w, b) = (leaf(&[40, 6], kind), leaf(&[30, 6], kind), leaf(&[30], kind));
         let y = Tensor::randint(29, [40], (Kind::Int64, Device::Cpu));
         let weight = Tensor::rand([40], (kind, Device::Cpu));
-        let nll = linear_nll(&h, &w, Some(&b), &y, &weight, Some(29)).unwrap();
+        let nll = linear_nll(&h, &w, Some(&b), &y, &weight, Some(29), None).unwrap();
         let loss = nll.sum(kind) * 0.5;
         let walk = |keep| Tensor::run_backward(&[&loss], &[&h, &w, &b], keep, false);
         for (first, second) in walk(true).iter().zip(&walk(false)) {
@@ -142,11 +145,41 @@ mod tests {
         }
     }
 
+    /// Products in bfloat16 with float32 around them: as near to float32 as eight bits of a product allow.
+    #[test]
+    fn linear_nll_in_reduced_precision_is_near_full() {
+        tch::manual_seed(6);
+        let (n, d, v) = (90, 48, 50_000);
+        let (h, mut w) = (leaf(&[n, d], Kind::Float), leaf(&[v, d], Kind::Float));
+        tch::no_grad(|| w *= 0.05);
+        let y = Tensor::randint(v - 1, [n], (Kind::Int64, Device::Cpu));
+        let weight = Tensor::rand([n], (Kind::Float, Device::Cpu));
+        let run = |h: &Tensor, w: &Tensor, kind| {
+            let nll = linear_nll(h, w, None, &y, &weight, Some(v - 1), kind).unwrap();
+            assert_eq!(nll.kind(), Kind::Float);
+            let gradients = Tensor::run_backward(&[nll.sum(Kind::Float)], &[h, w], false, false);
+            (nll, gradients)
+        };
+        let (full, g_full) = run(&h, &w, None);
+        let (cast, g_cast) = run(&h, &w, Some(Kind::BFloat16));
+        let half = |x: &Tensor| x.detach().to_kind(Kind::BFloat16).set_requires_grad(true);
+        let (pure, g_pure) = run(&half(&h), &half(&w), None);
+        for (nll, gradients, kind) in [(cast, g_cast, Kind::Float), (pure, g_pure, Kind::BFloat16)]
+        {
+            assert!(max_difference(&nll, &full) < 0.02, "{}", max_difference(&nll, &full));
+            for (a, b) in gradients.iter().zip(&g_full) {
+                assert_eq!(a.kind(), kind);
+                let (error, size) = (max_difference(a, b), b.abs().max().double_value(&[]));
+                assert!(error < 0.02 * size, "{error:e} of {size}");
+            }
+        }
+    }
+
     #[test]
     fn linear_nll_needs_no_bias() {
         let (h, w) = (leaf(&[3, 4], Kind::Double), leaf(&[6, 4], Kind::Double));
         let (y, weight) = (Tensor::from_slice(&[0i64, 2, 5]), Tensor::from_slice(&[1.0, 2.0, 0.5]));
-        let ours = linear_nll(&h, &w, None, &y, &weight, None).unwrap();
+        let ours = linear_nll(&h, &w, None, &y, &weight, None, None).unwrap();
         let log_p = h.matmul(&w.tr()).log_softmax(-1, Kind::Double);
         let plain = -log_p.gather(1, &y.unsqueeze(1), false).squeeze_dim(1) * &weight;
         assert!(max_difference(&ours, &plain) < 1e-12);

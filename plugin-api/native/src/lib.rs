@@ -1,8 +1,9 @@
 //! What libtorch 2.11 has and tch 0.24 does not expose, behind one small C++ shim.
 //!
 //! Optimizer steps over lists of tensors ([`fused_adamw`], [`foreach_lerp`]), gradient norms, a linear head fused with
-//! cross-entropy ([`linear_nll`]) or apart ([`linear`]), the scan of state-space models ([`selective_scan`]), the state of
-//! libtorch's generators, the heap in use, tensors of another language. Every C++ exception becomes an [`Error`] with the
+//! cross-entropy ([`linear_nll`]) or apart ([`linear`]), the scan of state-space models ([`selective_scan`]), processes
+//! that train together ([`Group`], [`Reducer`]), reduced precision and the profiler, the state of libtorch's generators,
+//! the heap in use, tensors of another language. Every C++ exception becomes an [`Error`] with the
 //! first line of its message.
 //!
 //! Shape letters: `N` rows, `D` hidden size, `V` vocabulary.
@@ -13,15 +14,26 @@ use std::ffi::{CStr, c_char, c_int, c_void};
 use tch::{Device, Tensor};
 use torch_sys::C_tensor;
 
+mod distributed;
 mod head;
+mod modes;
 mod scan;
 
+pub use distributed::{Group, Op, Reducer, Rendezvous};
 pub use head::{Then, linear, linear_nll};
+pub use modes::{Profiler, autocast, set_autocast, set_deterministic, set_tf32, torch_version};
 pub use scan::selective_scan;
 
 /// A C++ exception that libtorch threw.
 #[derive(Debug)]
 pub struct Error(String);
+
+impl Error {
+    /// An error with libtorch's words, for those who heard them elsewhere.
+    pub fn new(words: impl Into<String>) -> Self {
+        Self(words.into())
+    }
+}
 
 impl std::fmt::Display for Error {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -50,8 +62,10 @@ unsafe extern "C" {
         beta2: f64,
         weight_decay: f64,
         eps: f64,
+        divisor: f64,
     ) -> *mut c_char;
     fn maskdiff_foreach_lerp(into: List, from: List, count: usize, weight: f64) -> *mut c_char;
+    fn maskdiff_foreach_copy(into: List, from: List, count: usize) -> *mut c_char;
     fn maskdiff_foreach_mul(tensors: List, count: usize, factor: f64) -> *mut c_char;
     fn maskdiff_global_norm(tensors: List, count: usize, norm: *mut f64) -> *mut c_char;
     fn maskdiff_clear_grads(tensors: List, count: usize) -> *mut c_char;
@@ -69,6 +83,7 @@ unsafe extern "C" {
         target: *const C_tensor,
         weight: *const C_tensor,
         banned: i64,
+        kind: c_int,
         result: *mut *mut C_tensor,
     ) -> *mut c_char;
     fn maskdiff_selective_scan(
@@ -89,8 +104,13 @@ unsafe extern "C" {
         index: c_int,
         state: *const C_tensor,
     ) -> *mut c_char;
-    fn maskdiff_set_deterministic(on: c_int) -> *mut c_char;
     fn maskdiff_tensor_of_impl(impl_: *mut c_void, result: *mut *mut C_tensor) -> *mut c_char;
+    fn maskdiff_device_bytes(
+        index: c_int,
+        now: *mut i64,
+        peak: *mut i64,
+        reserved: *mut i64,
+    ) -> *mut c_char;
     fn maskdiff_allocated_bytes() -> u32;
     fn maskdiff_free_message(text: *mut c_char);
 }
@@ -134,6 +154,8 @@ pub struct AdamW {
     pub weight_decay: f64,
     /// Numerical floor in the denominator.
     pub eps: f64,
+    /// The gradients are divided by it first, in the same pass: for clipping and loss scaling. 1 leaves them alone.
+    pub divisor: f64,
 }
 
 /// One AdamW step over all parameters by libtorch's fused kernel.
@@ -151,7 +173,7 @@ pub fn fused_adamw(
     let count = same_length(&[params, grads, exp_avgs, exp_avg_sqs, steps])?;
     let (p, g, m) = (pointers(params), pointers(grads), pointers(exp_avgs));
     let (v, s) = (pointers(exp_avg_sqs), pointers(steps));
-    let AdamW { lr, beta1, beta2, weight_decay, eps } = options;
+    let AdamW { lr, beta1, beta2, weight_decay, eps, divisor } = options;
     // SAFETY: five lists of `count` live tensors; the shim copies the handles.
     checked(unsafe {
         maskdiff_fused_adamw(
@@ -166,6 +188,7 @@ pub fn fused_adamw(
             beta2,
             weight_decay,
             eps,
+            divisor,
         )
     })
 }
@@ -176,6 +199,14 @@ pub fn foreach_lerp(into: &[Tensor], from: &[Tensor], weight: f64) -> Result<()>
     let (a, b) = (pointers(into), pointers(from));
     // SAFETY: two lists of `count` live tensors.
     checked(unsafe { maskdiff_foreach_lerp(a.as_ptr(), b.as_ptr(), count, weight) })
+}
+
+/// Copies every tensor of `from` into the one of `into`, which may be of another type of number or on another device.
+pub fn foreach_copy(into: &[Tensor], from: &[Tensor]) -> Result<()> {
+    let count = same_length(&[into, from])?;
+    let (a, b) = (pointers(into), pointers(from));
+    // SAFETY: two lists of `count` live tensors.
+    checked(unsafe { maskdiff_foreach_copy(a.as_ptr(), b.as_ptr(), count) })
 }
 
 /// Forgets the gradients: the next backward makes new ones, which become the parameters' own without a sum or a copy.
@@ -226,12 +257,6 @@ pub fn set_generator_state(device: Device, state: &Tensor) -> Result<()> {
     checked(unsafe { maskdiff_set_generator_state(cuda, index, state.as_ptr()) })
 }
 
-/// Makes libtorch refuse operations whose result may differ from run to run.
-pub fn set_deterministic(on: bool) -> Result<()> {
-    // SAFETY: a plain number.
-    checked(unsafe { maskdiff_set_deterministic(c_int::from(on)) })
-}
-
 /// A tensor that shares a `c10::TensorImpl` with another holder, such as a Python object (`Tensor._cdata`).
 ///
 /// # Safety
@@ -242,6 +267,28 @@ pub unsafe fn tensor_of_impl(tensor_impl: *mut c_void) -> Result<Tensor> {
     checked(unsafe { maskdiff_tensor_of_impl(tensor_impl, &raw mut out) })?;
     // SAFETY: as above.
     Ok(unsafe { Tensor::from_ptr(out) })
+}
+
+/// Memory of a GPU that libtorch uses, in bytes.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct DeviceBytes {
+    /// Held by tensors now.
+    pub now: i64,
+    /// Held by tensors at most so far.
+    pub peak: i64,
+    /// Taken from the GPU at most so far.
+    pub reserved: i64,
+}
+
+/// The memory that libtorch uses on GPU `index`; an error where there is none.
+pub fn device_bytes(index: usize) -> Result<DeviceBytes> {
+    let mut bytes = DeviceBytes::default();
+    let index = c_int::try_from(index).unwrap_or(c_int::MAX);
+    // SAFETY: three places for numbers.
+    checked(unsafe {
+        maskdiff_device_bytes(index, &mut bytes.now, &mut bytes.peak, &mut bytes.reserved)
+    })?;
+    Ok(bytes)
 }
 
 /// Bytes of heap in use by this process, of libtorch and of Rust, modulo 2^32: the difference of two is exact.
@@ -275,7 +322,14 @@ mod tests {
         let g = Tensor::from_slice(&[0.5f64, 0.25]);
         let (m, v) = (p.zeros_like(), p.zeros_like());
         let steps = [Tensor::zeros([], (Kind::Float, Device::Cpu))];
-        let o = AdamW { lr: 0.1, beta1: 0.9, beta2: 0.999, weight_decay: 0.01, eps: 1e-8 };
+        let o = AdamW {
+            lr: 0.1,
+            beta1: 0.9,
+            beta2: 0.999,
+            weight_decay: 0.01,
+            eps: 1e-8,
+            divisor: 1.0,
+        };
         let one = |t: &Tensor| vec![t.shallow_clone()];
         fused_adamw(&one(&p), &one(&g), &one(&m), &one(&v), &steps, o).unwrap();
         // First step: the bias-corrected moments are g and g², so the step is lr * sign(g).
@@ -285,10 +339,46 @@ mod tests {
     }
 
     #[test]
+    fn fused_adamw_divides_in_the_same_pass() {
+        for kind in [Kind::Float, Kind::Double] {
+            let step = |grad: &[f64], divisor: f64| {
+                let p = Tensor::from_slice(&[1.0, -2.0]).to_kind(kind);
+                let one = |t: &Tensor| vec![t.shallow_clone()];
+                let steps = one(&Tensor::zeros([], (Kind::Float, Device::Cpu)));
+                let o = AdamW {
+                    lr: 0.1,
+                    beta1: 0.9,
+                    beta2: 0.999,
+                    weight_decay: 0.0,
+                    eps: 1.0,
+                    divisor,
+                };
+                let g = Tensor::from_slice(grad).to_kind(kind);
+                fused_adamw(
+                    &one(&p),
+                    &one(&g),
+                    &one(&p.zeros_like()),
+                    &one(&p.zeros_like()),
+                    &steps,
+                    o,
+                )
+                .unwrap();
+                p
+            };
+            let (plain, divided) = (step(&[0.5, 0.25], 1.0), step(&[4.0, 2.0], 8.0));
+            assert!(max_difference(&plain, &divided) < 1e-7);
+            assert!(max_difference(&plain, &step(&[4.0, 2.0], 1.0)) > 1e-3);
+        }
+    }
+
+    #[test]
     fn lists_and_norms() {
         let (a, b) = (Tensor::from_slice(&[1.0f32, 2.0]), Tensor::from_slice(&[3.0f32, 6.0]));
         foreach_lerp(&[a.shallow_clone()], &[b.shallow_clone()], 0.25).unwrap();
         assert_eq!(Vec::<f32>::try_from(&a).unwrap(), [1.5, 3.0]);
+        let half = Tensor::zeros([2], (Kind::BFloat16, Device::Cpu));
+        foreach_copy(&[half.shallow_clone()], &[a.shallow_clone()]).unwrap();
+        assert_eq!(Vec::<f32>::try_from(half.to_kind(Kind::Float)).unwrap(), [1.5, 3.0]);
         foreach_mul(&[a.shallow_clone()], 2.0).unwrap();
         assert_eq!(Vec::<f32>::try_from(&a).unwrap(), [3.0, 6.0]);
         assert!((global_norm(&[a, b]).unwrap() - 90f64.sqrt()).abs() < 1e-5);
@@ -308,8 +398,8 @@ mod tests {
     fn an_exception_becomes_an_error() {
         let (h, w) = (Tensor::ones([2, 3], (Kind::Float, Device::Cpu)), Tensor::from(1.0));
         let y = Tensor::zeros([2], (Kind::Int64, Device::Cpu));
-        let error =
-            linear_nll(&h, &w, None, &y, &Tensor::ones([2], (Kind::Float, Device::Cpu)), None);
+        let weight = Tensor::ones([2], (Kind::Float, Device::Cpu));
+        let error = linear_nll(&h, &w, None, &y, &weight, None, None);
         assert!(error.unwrap_err().to_string().starts_with("libtorch: "));
     }
 }

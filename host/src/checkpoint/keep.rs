@@ -1,0 +1,95 @@
+//! Which checkpoints of a run there are, which are kept, and which is gone on from.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use super::{Checkpoint, remove};
+use crate::error::{Error, Result};
+
+/// Points the link `name` at a checkpoint of the same folder, in one step.
+pub fn link(folder: &Path, name: &str, checkpoint: &str) -> Result<()> {
+    let temporary = folder.join(format!(".{name}.tmp"));
+    let _ = fs::remove_file(&temporary);
+    std::os::unix::fs::symlink(checkpoint, &temporary)
+        .and_then(|()| fs::rename(&temporary, folder.join(name)))
+        .map_err(|e| Error::io("link", &folder.join(name), &e))
+}
+
+/// The checkpoints of a folder, newest first.
+pub fn list(folder: &Path) -> Vec<PathBuf> {
+    let mut names: Vec<String> = fs::read_dir(folder)
+        .into_iter()
+        .flatten()
+        .flatten()
+        .filter_map(|entry| entry.file_name().into_string().ok())
+        .filter(|name| name.starts_with("step-"))
+        .collect();
+    // Eight digits and more: a longer number is a later step.
+    names.sort_by_key(|name| std::cmp::Reverse((name.len(), name.clone())));
+    names.into_iter().map(|name| folder.join(name)).collect()
+}
+
+/// Removes all but the newest `keep` checkpoints and those that `last` and `best` point at, and what a write that was
+/// cut off has left.
+pub fn prune(folder: &Path, keep: usize) -> Result<()> {
+    let linked = |name: &str| fs::read_link(folder.join(name)).ok();
+    let kept = [linked("last"), linked("best")];
+    for path in list(folder).iter().skip(keep.max(1)) {
+        let name = path.file_name().map(PathBuf::from);
+        if name.is_some() && kept.contains(&name) {
+            continue;
+        }
+        // Out of sight first: a removal that is cut off leaves no half checkpoint under its name.
+        let Some(name) = name else { continue };
+        let hidden = folder.join(format!(".{}.tmp", name.display()));
+        remove(&hidden)?;
+        fs::rename(path, &hidden).map_err(|e| Error::io("rename", path, &e))?;
+        remove(&hidden)?;
+    }
+    Ok(())
+}
+
+/// Removes what a write or a removal that was cut off has left.
+pub fn sweep(folder: &Path) -> Result<()> {
+    for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
+        let name = entry.file_name().to_string_lossy().into_owned();
+        if name.starts_with(".step-") && name.ends_with(".tmp") {
+            remove(&entry.path())?;
+        }
+    }
+    Ok(())
+}
+
+/// The newest checkpoint that is whole; none when there are none. Damaged ones that are newer are set aside under another
+/// name, and `tell` hears of it.
+///
+/// # Errors
+/// There are checkpoints, and all are damaged: nothing is moved then.
+pub fn newest(folder: &Path, mut tell: impl FnMut(&str)) -> Result<Option<Checkpoint>> {
+    let mut damaged: Vec<(PathBuf, Error)> = Vec::new();
+    for path in list(folder) {
+        match Checkpoint::open(&path) {
+            Ok(checkpoint) => {
+                for (path, error) in damaged {
+                    let aside = set_aside(folder, &path)?;
+                    let name = checkpoint.path.display();
+                    tell(&format!(
+                        "warning: {error}; it is set aside as `{aside}`, and `{name}` is used"
+                    ));
+                }
+                return Ok(Some(checkpoint));
+            }
+            Err(error) => damaged.push((path, error)),
+        }
+    }
+    damaged.into_iter().next().map_or(Ok(None), |(_, error)| Err(error))
+}
+
+/// Gives a damaged checkpoint a name that is not taken for a checkpoint.
+fn set_aside(folder: &Path, path: &Path) -> Result<String> {
+    let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+    let mut names = (1..).map(|n| folder.join(format!("damaged-{n}-{name}")));
+    let aside = names.find(|p| !p.exists()).unwrap_or_default();
+    fs::rename(path, &aside).map_err(|e| Error::io("rename", path, &e))?;
+    Ok(aside.display().to_string())
+}

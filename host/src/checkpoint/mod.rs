@@ -1,0 +1,296 @@
+//! Checkpoints: safetensors plus JSON in a folder of their own, whole or not there at all.
+//!
+//! ```text
+//! step-00000500/
+//!   model.safetensors      parameters and buffers under the backbone's names, as they are learnt
+//!   ema.safetensors        the average of the trained ones (absent when `training.ema = 0`)
+//!   optimizer.safetensors  exp_avg/NAME, exp_avg_sq/NAME and step/NAME (AdamW), momentum/NAME (Muon)
+//!   state.json             position, EMA updates, best value, checksums of the files above
+//!   config.toml            the resolved configuration
+//!   tokenizer.json         the tokenizer
+//! ```
+//!
+//! Written under a temporary name, flushed to disk, renamed. `last` and `best` are links beside the folders. Neither the
+//! number of ranks nor the strategy shows in it. There is no state of random generators: every draw is a function of the
+//! seed and of the position (see [`crate::stream`]).
+
+pub mod keep;
+pub mod tensors;
+pub mod write;
+
+pub use keep::{list, newest};
+pub use tensors::{Named, load_into};
+pub use write::{Content, Saver};
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+use tch::Tensor;
+
+use crate::error::{Error, Result};
+use crate::plugins::hex;
+
+/// The numbers of a checkpoint that are not tensors.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+pub struct State {
+    /// Version of this layout.
+    pub format: u32,
+    /// Steps done.
+    pub step: i64,
+    /// Samples read: the number of the next batch's first one.
+    pub samples: u64,
+    /// Updates of the average.
+    pub ema_updates: i64,
+    /// Best value of the monitored metric so far.
+    pub best: Option<f64>,
+    /// Sum of the losses since the last line of metrics, and their number.
+    pub window: (f64, i64),
+    /// Mean of the losses and their number, to tell a spike.
+    pub usual: (f64, i64),
+    /// Factor of a float16 loss, and steps since it changed.
+    pub loss_scale: Option<(f64, i64)>,
+    /// Steps whose batches are left out.
+    pub skipped: Vec<i64>,
+    /// Ranks that wrote it.
+    pub world: usize,
+    /// Plugin to SHA-256 of its file.
+    pub plugins: BTreeMap<String, String>,
+    /// File name to SHA-256 of its content.
+    pub files: BTreeMap<String, String>,
+}
+
+/// Version of the layout.
+pub const FORMAT: u32 = 2;
+
+/// File of the parameters and buffers.
+pub const MODEL: &str = "model.safetensors";
+/// File of the averaged weights.
+pub const EMA: &str = "ema.safetensors";
+/// File of the moments and step counts.
+pub const OPTIMIZER: &str = "optimizer.safetensors";
+
+/// The folder name of a step's checkpoint.
+pub fn name(step: i64) -> String {
+    format!("step-{step:08}")
+}
+
+fn remove(path: &Path) -> Result<()> {
+    match fs::remove_dir_all(path) {
+        Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(Error::io("remove", path, &e)),
+        _ => Ok(()),
+    }
+}
+
+/// The checkpoint that a path means: a checkpoint, a `checkpoints` folder, or a run folder (its last one).
+pub fn resolve(path: &Path) -> Result<PathBuf> {
+    let candidates = [path.to_path_buf(), path.join("last"), path.join("checkpoints/last")];
+    let found = candidates.into_iter().find(|p| p.join("state.json").is_file());
+    found.ok_or_else(|| {
+        let why = if path.exists() { "holds no checkpoint" } else { "does not exist" };
+        Error::checkpoint(
+            format!("`{}` {why}", path.display()),
+            "give a run folder, or a folder with state.json and model.safetensors",
+        )
+    })
+}
+
+/// A checkpoint on disk whose files have been checked.
+#[derive(Debug)]
+pub struct Checkpoint {
+    /// Its folder.
+    pub path: PathBuf,
+    /// Its numbers.
+    pub state: State,
+}
+
+impl Checkpoint {
+    /// Opens a checkpoint and checks every file against its checksum.
+    pub fn open(path: &Path) -> Result<Self> {
+        let this = Self::open_unchecked(path)?;
+        for (name, expected) in &this.state.files {
+            let file = this.path.join(name);
+            let bytes = tensors::map(&file).map_err(|e| damaged(&file, &e.to_string()))?;
+            if hex(&Sha256::digest(&bytes[..])) != *expected {
+                return Err(damaged(&file, "its checksum differs, so it was cut off or changed"));
+            }
+        }
+        Ok(this)
+    }
+
+    /// Opens a checkpoint that another rank has checked.
+    pub fn open_unchecked(path: &Path) -> Result<Self> {
+        let path = resolve(path)?;
+        let file = path.join("state.json");
+        let text = fs::read(&file).map_err(|e| Error::io("read", &file, &e))?;
+        /// The version alone, which must be right before the rest can be read.
+        #[derive(Deserialize)]
+        struct Version {
+            format: u32,
+        }
+        let broken = |e: serde_json::Error| damaged(&file, &e.to_string());
+        let Version { format } = serde_json::from_slice(&text).map_err(broken)?;
+        if format != FORMAT {
+            return Err(damaged(&file, &format!("layout {format}, expected {FORMAT}")));
+        }
+        Ok(Self { path, state: serde_json::from_slice(&text).map_err(broken)? })
+    }
+
+    /// The stored configuration.
+    pub fn config(&self) -> PathBuf {
+        self.path.join("config.toml")
+    }
+
+    /// The tensors of one of its files by name; `None` when the checkpoint has no such file.
+    pub fn tensors(&self, file: &str) -> Result<Option<BTreeMap<String, Tensor>>> {
+        if !self.state.files.contains_key(file) {
+            return Ok(None);
+        }
+        tensors::read(&self.path.join(file)).map(Some)
+    }
+}
+
+fn damaged(file: &Path, why: &str) -> Error {
+    Error::checkpoint(
+        format!("`{}` is damaged: {why}", file.display()),
+        "use another checkpoint of the run (`checkpoints/` keeps the newest ones, `last` and `best`)",
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tch::{Device, Kind};
+
+    fn content(step: i64, value: f32) -> Content {
+        let tensor = Tensor::from_slice(&[value, 2.0]);
+        let scalar = Tensor::from(1.5f64);
+        Content {
+            state: State { format: FORMAT, step, ema_updates: 3, ..State::default() },
+            model: vec![("w".into(), tensor.shallow_clone()), ("s".into(), scalar)],
+            ema: vec![],
+            optimizer: vec![("b".into(), Tensor::from_slice(&[1u8, 2, 3]))],
+            config: "seed = 1".into(),
+            tokenizer: "{}".into(),
+            best: false,
+        }
+    }
+
+    fn weight(checkpoint: &Checkpoint) -> Vec<f32> {
+        let tensors = checkpoint.tensors(MODEL).unwrap().unwrap();
+        Vec::<f32>::try_from(&tensors["w"]).unwrap()
+    }
+
+    #[test]
+    fn what_is_written_is_read_and_links_follow() {
+        let folder = tempfile::tempdir().unwrap();
+        write::write(folder.path(), &mut content(1, 1.0), 1).unwrap();
+        let path = write::write(folder.path(), &mut content(2, 5.0), 1).unwrap();
+        let read = Checkpoint::open(folder.path()).unwrap();
+        assert_eq!(
+            (read.state.step, fs::canonicalize(&read.path).unwrap()),
+            (2, fs::canonicalize(path).unwrap())
+        );
+        assert_eq!(weight(&read), [5.0, 2.0]);
+        assert_eq!(read.tensors(MODEL).unwrap().unwrap()["s"].double_value(&[]), 1.5);
+        assert!(read.tensors(EMA).unwrap().is_none());
+        assert!(!folder.path().join("step-00000001").exists());
+    }
+
+    #[test]
+    fn the_newest_and_the_best_are_kept() {
+        let folder = tempfile::tempdir().unwrap();
+        for step in 1..=5 {
+            let mut content = content(step, 1.0);
+            content.best = step == 2;
+            write::write(folder.path(), &mut content, 2).unwrap();
+        }
+        let steps: Vec<String> = list(folder.path())
+            .iter()
+            .map(|p| p.file_name().unwrap().to_string_lossy().into_owned())
+            .collect();
+        assert_eq!(steps, ["step-00000005", "step-00000004", "step-00000002"]);
+        assert_eq!(fs::read_link(folder.path().join("best")).unwrap(), Path::new("step-00000002"));
+    }
+
+    /// What training changes while the thread writes is not what is written.
+    #[test]
+    fn a_snapshot_is_taken_before_training_goes_on() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut saver = Saver::new(folder.path(), 2).unwrap();
+        let weights = Tensor::ones([100_000], (Kind::Float, Device::Cpu));
+        for step in 1..=4 {
+            let mut content = content(step, 1.0);
+            content.model = vec![("w".into(), weights.shallow_clone())];
+            saver.save(content).unwrap();
+            let _ = weights.shallow_clone().g_add_scalar_(1.0);
+        }
+        saver.wait().unwrap();
+        for path in list(folder.path()) {
+            let read = Checkpoint::open(&path).unwrap();
+            assert!(weight(&read).iter().all(|w| *w == read.state.step as f32));
+        }
+    }
+
+    #[test]
+    fn a_damaged_newest_one_is_set_aside() {
+        let folder = tempfile::tempdir().unwrap();
+        write::write(folder.path(), &mut content(1, 1.0), 3).unwrap();
+        let path = write::write(folder.path(), &mut content(2, 2.0), 3).unwrap();
+        fs::write(path.join(MODEL), b"nothing").unwrap();
+        let mut said = Vec::new();
+        let found = newest(folder.path(), |text| said.push(text.to_string())).unwrap().unwrap();
+        assert_eq!(found.state.step, 1);
+        assert!(
+            said[0].contains("is damaged") && said[0].contains("damaged-1-step-00000002"),
+            "{said:?}"
+        );
+        assert!(folder.path().join("damaged-1-step-00000002").is_dir());
+        assert_eq!(list(folder.path()).len(), 1);
+        // The last one is not given up on silently.
+        fs::write(list(folder.path())[0].join(MODEL), b"nothing").unwrap();
+        newest(folder.path(), |_| panic!("nothing is set aside")).unwrap_err();
+        assert_eq!(list(folder.path()).len(), 1);
+    }
+
+    #[test]
+    fn damage_and_strangers_are_named() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = write::write(folder.path(), &mut content(1, 1.0), 1).unwrap();
+        let target = [
+            ("w".to_string(), Tensor::zeros([3], (Kind::Float, Device::Cpu))),
+            ("v".to_string(), Tensor::zeros([1], (Kind::Float, Device::Cpu))),
+        ];
+        let stored = tensors::read(&path.join(MODEL)).unwrap();
+        let said = load_into(&target, stored, &path).unwrap_err().to_string();
+        for part in ["`w` is [2], the model has [3]", "`v` is missing", "`s` is not in the model"] {
+            assert!(said.contains(part), "{said}");
+        }
+        let file = path.join(MODEL);
+        let bytes = fs::read(&file).unwrap();
+        fs::write(&file, &bytes[..bytes.len() - 3]).unwrap();
+        let said = Checkpoint::open(&path).unwrap_err().to_string();
+        assert!(said.contains("model.safetensors` is damaged"), "{said}");
+        let said = Checkpoint::open(Path::new("/nowhere")).unwrap_err().to_string();
+        assert!(said.contains("does not exist"), "{said}");
+    }
+
+    #[test]
+    fn a_failed_write_leaves_what_was_there() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut saver = Saver::new(folder.path(), 2).unwrap();
+        saver.save(content(1, 1.0)).unwrap();
+        let mut bad = content(2, 2.0);
+        bad.optimizer.push(("bool".into(), Tensor::from_slice(&[true])));
+        saver.save(bad).unwrap();
+        saver.wait().unwrap_err();
+        assert_eq!(Checkpoint::open(folder.path()).unwrap().state.step, 1);
+        let left = fs::read_dir(folder.path()).unwrap().count();
+        assert_eq!(left, 2, "one checkpoint and one link");
+        let file = folder.path().join("file");
+        fs::write(&file, "").unwrap();
+        Saver::new(&file, 1).unwrap_err();
+    }
+}

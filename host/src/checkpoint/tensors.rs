@@ -1,0 +1,146 @@
+//! Named tensors in safetensors files.
+
+use std::borrow::Cow;
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use memmap2::Mmap;
+use safetensors::tensor::{Dtype, SafeTensors, View};
+use tch::{Device, Kind, Tensor};
+
+use super::damaged;
+use crate::error::{Error, Result};
+
+/// Named tensors in order.
+pub type Named = Vec<(String, Tensor)>;
+
+fn dtype(kind: Kind) -> Result<Dtype> {
+    Ok(match kind {
+        Kind::Float => Dtype::F32,
+        Kind::Double => Dtype::F64,
+        Kind::Int64 => Dtype::I64,
+        Kind::Uint8 => Dtype::U8,
+        Kind::BFloat16 => Dtype::BF16,
+        Kind::Half => Dtype::F16,
+        other => {
+            return Err(Error::Torch { message: format!("{other:?} tensors are not stored") });
+        }
+    })
+}
+
+fn kind(dtype: Dtype) -> Option<Kind> {
+    Some(match dtype {
+        Dtype::F32 => Kind::Float,
+        Dtype::F64 => Kind::Double,
+        Dtype::I64 => Kind::Int64,
+        Dtype::U8 => Kind::Uint8,
+        Dtype::BF16 => Kind::BFloat16,
+        Dtype::F16 => Kind::Half,
+        _ => return None,
+    })
+}
+
+/// A tensor on the CPU whose numbers lie one after the other, lent to safetensors.
+struct Lent<'a> {
+    tensor: &'a Tensor,
+    dtype: Dtype,
+    shape: Vec<usize>,
+}
+
+impl View for &Lent<'_> {
+    fn dtype(&self) -> Dtype {
+        self.dtype
+    }
+
+    fn shape(&self) -> &[usize] {
+        &self.shape
+    }
+
+    #[expect(unsafe_code, reason = "borrows a tensor's numbers instead of copying gigabytes")]
+    fn data(&self) -> Cow<'_, [u8]> {
+        let pointer = self.tensor.data_ptr().cast::<u8>().cast_const();
+        if self.data_len() == 0 {
+            return Cow::Borrowed(&[]);
+        }
+        // SAFETY: a contiguous tensor on the CPU (`write`) of so many bytes, which lives as long as `self` and which nobody
+        // writes while it is lent.
+        Cow::Borrowed(unsafe { std::slice::from_raw_parts(pointer, self.data_len()) })
+    }
+
+    fn data_len(&self) -> usize {
+        self.tensor.numel() * self.tensor.kind().elt_size_in_bytes()
+    }
+}
+
+/// Writes named tensors into a file. Those on the CPU are written from where they are.
+pub fn write(named: &Named, path: &Path) -> Result<()> {
+    let place = |t: &Tensor| t.detach().to_device(Device::Cpu).contiguous();
+    let tensors: Vec<Tensor> = named.iter().map(|(_, tensor)| place(tensor)).collect();
+    let lend = |tensor| -> Result<Lent<'_>> {
+        let tensor: &Tensor = tensor;
+        let shape = tensor.size().iter().map(|n| *n as usize).collect();
+        Ok(Lent { tensor, dtype: dtype(tensor.kind())?, shape })
+    };
+    let lent = tensors.iter().map(lend).collect::<Result<Vec<Lent<'_>>>>()?;
+    let pairs = named.iter().map(|(name, _)| name.as_str()).zip(&lent);
+    safetensors::serialize_to_file(pairs, None, path).map_err(|error| match error {
+        safetensors::SafeTensorError::IoError(error) => Error::io("write", path, &error),
+        other => Error::Torch { message: format!("safetensors: {other}") },
+    })
+}
+
+/// The tensors of a safetensors file by name, on the CPU.
+pub fn read(path: &Path) -> Result<BTreeMap<String, Tensor>> {
+    let bytes = map(path)?;
+    let file = SafeTensors::deserialize(&bytes).map_err(|e| damaged(path, &e.to_string()))?;
+    let mut tensors = BTreeMap::new();
+    for (name, view) in file.tensors() {
+        let kind = kind(view.dtype())
+            .ok_or_else(|| damaged(path, &format!("`{name}` is {:?}", view.dtype())))?;
+        let shape: Vec<i64> = view.shape().iter().map(|n| *n as i64).collect();
+        let tensor = Tensor::f_from_data_size(view.data(), &shape, kind)?;
+        tensors.insert(name, tensor);
+    }
+    Ok(tensors)
+}
+
+/// A file as memory, without reading it before it is used.
+#[expect(unsafe_code, reason = "maps a file")]
+pub(super) fn map(path: &Path) -> Result<Mmap> {
+    let file = std::fs::File::open(path).map_err(|e| Error::io("read", path, &e))?;
+    // SAFETY: a finished file of ours, which is replaced whole and never changed in place.
+    unsafe { Mmap::map(&file) }.map_err(|e| Error::io("read", path, &e))
+}
+
+/// Copies stored tensors into parameters by name. All differences are listed before anything is changed.
+pub fn load_into(
+    parameters: &[(String, Tensor)],
+    mut stored: BTreeMap<String, Tensor>,
+    from: &Path,
+) -> Result<()> {
+    let mut faults = Vec::new();
+    let mut pairs = Vec::new();
+    for (name, tensor) in parameters {
+        match stored.remove(name) {
+            None => faults.push(format!("`{name}` is missing")),
+            Some(value) if value.size() != tensor.size() => faults.push(format!(
+                "`{name}` is {:?}, the model has {:?}",
+                value.size(),
+                tensor.size()
+            )),
+            Some(value) => pairs.push((tensor, value)),
+        }
+    }
+    faults.extend(stored.keys().map(|name| format!("`{name}` is not in the model")));
+    if !faults.is_empty() {
+        let shown = faults.iter().take(12).cloned().collect::<Vec<String>>().join("\n  ");
+        let rest = faults.len().saturating_sub(12);
+        let more = if rest > 0 { format!("\n  and {rest} more") } else { String::new() };
+        return Err(Error::checkpoint(
+            format!("`{}` is of another architecture:\n  {shown}{more}", from.display()),
+            "choose the backbone and model sizes it was trained with, or leave them to the checkpoint",
+        ));
+    }
+    tch::no_grad(|| pairs.iter().for_each(|(tensor, value)| tensor.shallow_clone().copy_(value)));
+    Ok(())
+}

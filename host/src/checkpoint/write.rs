@@ -1,0 +1,195 @@
+//! Writing in the background: training stands still for as long as it takes to copy what is to be written.
+
+use std::collections::BTreeMap;
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+use std::thread::JoinHandle;
+
+use maskdiff_native::foreach_copy;
+use sha2::{Digest, Sha256};
+use tch::{Device, Tensor};
+
+use super::keep::{link, prune, sweep};
+use super::tensors::{self, Named};
+use super::{EMA, MODEL, OPTIMIZER, State, name, remove};
+use crate::error::{Error, Result};
+use crate::plugins::hex;
+
+/// What is written.
+#[derive(Debug)]
+pub struct Content {
+    /// Step and friends; `files` is filled in.
+    pub state: State,
+    /// Parameters and buffers.
+    pub model: Named,
+    /// Averages of the trained parameters; empty when there are none.
+    pub ema: Named,
+    /// Moments and step counts.
+    pub optimizer: Named,
+    /// The resolved configuration as TOML.
+    pub config: String,
+    /// [`crate::data::Tokenizer::to_json`].
+    pub tokenizer: String,
+    /// Whether it is the best so far.
+    pub best: bool,
+}
+
+/// Writes checkpoints into a folder, one at a time, in a thread of its own.
+#[derive(Debug)]
+pub struct Saver {
+    folder: PathBuf,
+    keep: usize,
+    worker: Option<JoinHandle<(Content, Result<PathBuf>)>>,
+    /// Memory of the last snapshot, for the next one.
+    spare: Option<Content>,
+}
+
+impl Saver {
+    /// A writer into `folder` that keeps the newest `keep` checkpoints beside `last` and `best`.
+    ///
+    /// # Errors
+    /// A folder that cannot be made or written: found now, not after hours of training.
+    pub fn new(folder: &Path, keep: usize) -> Result<Self> {
+        fs::create_dir_all(folder).map_err(|e| Error::io("create", folder, &e))?;
+        let probe = folder.join(".probe.tmp");
+        fs::write(&probe, b"")
+            .and_then(|()| fs::remove_file(&probe))
+            .map_err(|e| Error::io("write into", folder, &e))?;
+        sweep(folder)?;
+        Ok(Self { folder: folder.to_path_buf(), keep, worker: None, spare: None })
+    }
+
+    /// Copies the content and writes the copy in the background. Waits for the one before it.
+    ///
+    /// # Errors
+    /// What went wrong with the one before; the new one is not written then.
+    pub fn save(&mut self, content: Content) -> Result<()> {
+        self.wait()?;
+        let copy = snapshot(content, self.spare.take())?;
+        let (folder, keep) = (self.folder.clone(), self.keep);
+        let write = move || {
+            yield_to_training();
+            let mut copy = copy;
+            let written = write(&folder, &mut copy, keep);
+            (copy, written)
+        };
+        let thread = std::thread::Builder::new().name("checkpoint".into());
+        let worker =
+            thread.spawn(write).map_err(|e| Error::io("start a thread for", &self.folder, &e))?;
+        self.worker = Some(worker);
+        Ok(())
+    }
+
+    /// Waits until what is being written is on disk; gives its path.
+    pub fn wait(&mut self) -> Result<Option<PathBuf>> {
+        let Some(worker) = self.worker.take() else { return Ok(None) };
+        let Ok((spare, written)) = worker.join() else {
+            return Err(Error::checkpoint(
+                "the thread that writes checkpoints panicked",
+                "report this as a bug",
+            ));
+        };
+        self.spare = Some(spare);
+        let path = written?;
+        tracing::info!(path = %path.display(), "Wrote a checkpoint");
+        Ok(Some(path))
+    }
+}
+
+impl Drop for Saver {
+    fn drop(&mut self) {
+        if let Err(error) = self.wait() {
+            eprintln!("warning: {error}");
+        }
+    }
+}
+
+/// Gives this thread what training leaves of the processor.
+#[expect(unsafe_code, reason = "a call of the system")]
+fn yield_to_training() {
+    // SAFETY: plain numbers; on Linux 0 means the calling thread alone. A refusal changes nothing.
+    unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, 10) };
+}
+
+/// A copy on the CPU that training does not change, in the memory of an earlier one where it fits.
+fn snapshot(mut content: Content, spare: Option<Content>) -> Result<Content> {
+    let spare = spare.map_or_else(Default::default, |s| [s.model, s.ema, s.optimizer]);
+    let [model, ema, optimizer] = spare;
+    content.model = copied(content.model, model)?;
+    content.ema = copied(content.ema, ema)?;
+    content.optimizer = copied(content.optimizer, optimizer)?;
+    Ok(content)
+}
+
+fn copied(named: Named, spare: Named) -> Result<Named> {
+    let mut spare = spare.into_iter().map(|(_, tensor)| tensor);
+    let room = |tensor: &Tensor| {
+        let old = spare.next();
+        let fits = |old: &Tensor| old.size() == tensor.size() && old.kind() == tensor.kind();
+        old.filter(fits)
+            .unwrap_or_else(|| Tensor::empty(tensor.size(), (tensor.kind(), Device::Cpu)))
+    };
+    let (names, from): (Vec<String>, Vec<Tensor>) =
+        named.into_iter().map(|(name, tensor)| (name, tensor.detach())).unzip();
+    let into: Vec<Tensor> = from.iter().map(room).collect();
+    if !from.is_empty() {
+        foreach_copy(&into, &from)?;
+    }
+    Ok(names.into_iter().zip(into).collect())
+}
+
+/// Writes a checkpoint into `folder` under a temporary name, flushes and renames it, links `last` (and `best`) to it and
+/// removes what is no longer kept; gives its path.
+pub fn write(folder: &Path, content: &mut Content, keep: usize) -> Result<PathBuf> {
+    let name = name(content.state.step);
+    let target = folder.join(&name);
+    let temporary = folder.join(format!(".{name}.tmp"));
+    fs::create_dir_all(folder).map_err(|e| Error::io("create", folder, &e))?;
+    remove(&temporary)?;
+    let written = write_files(&temporary, content).and_then(|()| {
+        remove(&target)?;
+        fs::rename(&temporary, &target).map_err(|e| Error::io("rename", &temporary, &e))?;
+        flush(folder)
+    });
+    if let Err(error) = written {
+        // Half a checkpoint is worse than none; what was there before stays.
+        let _ = fs::remove_dir_all(&temporary);
+        return Err(error);
+    }
+    link(folder, "last", &name)?;
+    if content.best {
+        link(folder, "best", &name)?;
+    }
+    prune(folder, keep)?;
+    Ok(target)
+}
+
+fn write_files(folder: &Path, content: &mut Content) -> Result<()> {
+    fs::create_dir(folder).map_err(|e| Error::io("create", folder, &e))?;
+    let mut files = BTreeMap::new();
+    let ema = (!content.ema.is_empty()).then_some((EMA, &content.ema));
+    let parts = [Some((MODEL, &content.model)), ema, Some((OPTIMIZER, &content.optimizer))];
+    for (name, named) in parts.into_iter().flatten() {
+        let path = folder.join(name);
+        tensors::write(named, &path)?;
+        flush(&path)?;
+        files.insert(name.to_string(), hex(&Sha256::digest(&tensors::map(&path)?[..])));
+    }
+    for (name, text) in [("config.toml", &content.config), ("tokenizer.json", &content.tokenizer)] {
+        write_flushed(&folder.join(name), text.as_bytes())?;
+        files.insert(name.to_string(), hex(&Sha256::digest(text.as_bytes())));
+    }
+    content.state.files = files;
+    let state = serde_json::to_vec_pretty(&content.state).unwrap_or_default();
+    write_flushed(&folder.join("state.json"), &state)?;
+    flush(folder)
+}
+
+fn write_flushed(path: &Path, bytes: &[u8]) -> Result<()> {
+    fs::write(path, bytes).map_err(|e| Error::io("write", path, &e))?;
+    flush(path)
+}
+
+fn flush(path: &Path) -> Result<()> {
+    File::open(path).and_then(|f| f.sync_all()).map_err(|e| Error::io("flush", path, &e))
+}

@@ -1,0 +1,398 @@
+//! The processes that train together: who we are among them, and what we tell each other.
+//!
+//! Ranks come from torchrun's variables or from Slurm's; without either, or for one process, nothing is set up and every
+//! call here is free.
+
+use std::time::Duration;
+
+use maskdiff_native::{Group, Op, Reducer, Rendezvous};
+use tch::Tensor;
+
+use crate::config::Config;
+use crate::error::{Error, Result};
+
+/// Where a process stands, from its environment.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Place {
+    /// This process, in 0..world.
+    pub rank: usize,
+    /// Processes in all.
+    pub world: usize,
+    /// This process among those of its machine: the number of its GPU.
+    pub local_rank: usize,
+    /// Rank 0's machine.
+    pub host: String,
+    /// The port of the rendezvous there.
+    pub port: u16,
+}
+
+impl Place {
+    /// From the environment: `RANK WORLD_SIZE LOCAL_RANK MASTER_ADDR MASTER_PORT`, else Slurm's variables of a step; `None`
+    /// for a process that is alone.
+    pub fn from_environment() -> Result<Option<Self>> {
+        Self::find(|name| std::env::var(name).ok().filter(|value| !value.is_empty()))
+    }
+
+    fn find(var: impl Fn(&str) -> Option<String>) -> Result<Option<Self>> {
+        let place = if var("WORLD_SIZE").is_some() || var("RANK").is_some() {
+            Self::torchrun(&var)?
+        } else if var("SLURM_JOB_ID").is_some() {
+            Self::slurm(&var)?
+        } else {
+            None
+        };
+        let Some(place) = place.filter(|p| p.world > 1) else { return Ok(None) };
+        if place.rank >= place.world {
+            let Self { rank, world, .. } = place;
+            let message = format!("rank {rank} of {world} processes: ranks are 0 to {}", world - 1);
+            return Err(Error::config(message, "RANK must be less than WORLD_SIZE"));
+        }
+        Ok(Some(place))
+    }
+
+    fn torchrun(var: &impl Fn(&str) -> Option<String>) -> Result<Option<Self>> {
+        let (rank, world) = (number(var, "RANK")?, number(var, "WORLD_SIZE")?);
+        if world == 1 {
+            return Ok(None);
+        }
+        let local_rank =
+            if var("LOCAL_RANK").is_some() { number(var, "LOCAL_RANK")? } else { rank };
+        let host = var("MASTER_ADDR").ok_or_else(|| missing("MASTER_ADDR"))?;
+        Ok(Some(Self { rank, world, local_rank, host, port: number(var, "MASTER_PORT")? }))
+    }
+
+    fn slurm(var: &impl Fn(&str) -> Option<String>) -> Result<Option<Self>> {
+        // A batch script has the variables of its tasks as well, but is none of them: only a step has a number.
+        let tasks = if var("SLURM_NTASKS").is_some() { number(var, "SLURM_NTASKS")? } else { 1 };
+        let Some(step) = var("SLURM_STEP_ID") else {
+            if tasks > 1 {
+                return Err(Error::config(
+                    format!("this Slurm job has {tasks} tasks, and this process is none of them"),
+                    "start it by `srun maskdiff train ...`; to train alone here, set WORLD_SIZE=1 and RANK=0",
+                ));
+            }
+            return Ok(None);
+        };
+        let nodes = var("SLURM_JOB_NODELIST").ok_or_else(|| missing("SLURM_JOB_NODELIST"))?;
+        let hosts = expand_nodes(&nodes).ok_or_else(|| {
+            Error::config(format!("SLURM_JOB_NODELIST=`{nodes}` is no list of nodes"), "")
+        })?;
+        let (job, step): (u64, u64) =
+            (number(var, "SLURM_JOB_ID")?, step.parse().unwrap_or_default());
+        let port = match var("MASTER_PORT") {
+            Some(_) => number(var, "MASTER_PORT")?,
+            None => u16::try_from(15_000 + (job + step) % 20_000).unwrap_or(15_000),
+        };
+        let first = hosts.into_iter().next().ok_or_else(|| missing("SLURM_JOB_NODELIST"))?;
+        Ok(Some(Self {
+            rank: number(var, "SLURM_PROCID")?,
+            world: tasks,
+            local_rank: number(var, "SLURM_LOCALID")?,
+            host: var("MASTER_ADDR").unwrap_or(first),
+            port,
+        }))
+    }
+}
+
+fn missing(name: &str) -> Error {
+    Error::config(
+        format!("this process is one of several, and {name} is not set"),
+        "start them by `maskdiff train --nproc N`, by torchrun or by srun; for one process, unset RANK and WORLD_SIZE",
+    )
+}
+
+fn number<T: std::str::FromStr>(var: &impl Fn(&str) -> Option<String>, name: &str) -> Result<T> {
+    let text = var(name).ok_or_else(|| missing(name))?;
+    text.parse().map_err(|_| Error::config(format!("{name}=`{text}` is not a number"), ""))
+}
+
+/// The names in a list of Slurm's, as in `a[01-03,7],b2`. Zeros in front are kept.
+pub fn expand_nodes(list: &str) -> Option<Vec<String>> {
+    let mut names = Vec::new();
+    let mut rest = list;
+    while !rest.is_empty() {
+        let end = rest.find([',', '[']).unwrap_or(rest.len());
+        let (prefix, tail) = rest.split_at(end);
+        let Some(inner) = tail.strip_prefix('[') else {
+            names.push(prefix.to_string());
+            rest = tail.strip_prefix(',').unwrap_or(tail);
+            continue;
+        };
+        let (ranges, after) = inner.split_once(']')?;
+        // What follows the brackets up to the next comma belongs to each name, and may have brackets itself.
+        let end = after.find(',').filter(|_| !after.starts_with('['));
+        let (suffix, next) = after.split_at(end.unwrap_or(after.len()));
+        let suffixes = if suffix.is_empty() { vec![String::new()] } else { expand_nodes(suffix)? };
+        for range in ranges.split(',') {
+            let (low, high) = range.split_once('-').unwrap_or((range, range));
+            let (first, last): (u64, u64) = (low.parse().ok()?, high.parse().ok()?);
+            for n in first..=last {
+                let width = low.len();
+                names.extend(suffixes.iter().map(|s| format!("{prefix}{n:0width$}{s}")));
+            }
+        }
+        rest = next.strip_prefix(',').unwrap_or(next);
+    }
+    Some(names)
+}
+
+/// The processes of a run.
+#[derive(Debug)]
+pub struct World {
+    group: Option<Group>,
+    place: Option<Place>,
+}
+
+/// How long the survivors of a failed collective wait for each other, to learn who is missing.
+const ROLL_CALL: Duration = Duration::from_secs(2);
+
+impl World {
+    /// A process of its own.
+    pub fn alone() -> Self {
+        Self { group: None, place: None }
+    }
+
+    /// Joins the others that the environment speaks of; waits until all are there.
+    pub fn join(config: &Config) -> Result<Self> {
+        let Some(place) = Place::from_environment()? else { return Ok(Self::alone()) };
+        let timeout = Duration::from_secs_f64(config.trainer.timeout_s);
+        let at = Rendezvous {
+            host: place.host.clone(),
+            port: place.port,
+            rank: place.rank,
+            world: place.world,
+            timeout,
+            join: timeout.min(Duration::from_secs(600)),
+            interface: std::env::var("GLOO_SOCKET_IFNAME").ok().filter(|name| !name.is_empty()),
+        };
+        let group = Group::join(&at).map_err(|e| {
+            let (Place { rank, world, host, port, .. }, said) = (&place, e.to_string());
+            let hint = if said.contains("EADDRINUSE") {
+                "another process listens there: choose another MASTER_PORT, or end that process"
+            } else {
+                "check that all ranks were started with the same MASTER_ADDR and MASTER_PORT and can reach that \
+                 address; GLOO_SOCKET_IFNAME chooses the network interface, trainer.timeout_s the patience"
+            };
+            let message = format!(
+                "rank {rank} could not join the other {} at {host}:{port}: {said}",
+                world - 1
+            );
+            Error::distributed(message, hint)
+        })?;
+        Ok(Self { group: Some(group), place: Some(place) })
+    }
+
+    /// This process, in 0..[`World::size`].
+    pub fn rank(&self) -> usize {
+        self.place.as_ref().map_or(0, |p| p.rank)
+    }
+
+    /// Processes in all.
+    pub fn size(&self) -> usize {
+        self.place.as_ref().map_or(1, |p| p.world)
+    }
+
+    /// This process among those of its machine.
+    pub fn local_rank(&self) -> usize {
+        self.place.as_ref().map_or(0, |p| p.local_rank)
+    }
+
+    /// Whether this is the process that writes and speaks.
+    pub fn is_main(&self) -> bool {
+        self.rank() == 0
+    }
+
+    /// A reducer of gradients, where there is somebody to share them with.
+    pub fn reducer(&self, params: &[Tensor]) -> Result<Option<Reducer>> {
+        let Some(group) = &self.group else { return Ok(None) };
+        Reducer::new(group, params).map(Some).map_err(|e| self.lost(&e))
+    }
+
+    /// Sums numbers over all ranks.
+    pub fn sum(&self, numbers: &mut [f64]) -> Result<()> {
+        let Some(group) = &self.group else { return Ok(()) };
+        let tensor = Tensor::from_slice(numbers);
+        group.all_reduce(&[tensor.shallow_clone()], Op::Sum).map_err(|e| self.lost(&e))?;
+        tensor.copy_data(numbers, numbers.len());
+        Ok(())
+    }
+
+    /// Puts `root`'s values into the tensors, in place, also where they are on a GPU.
+    pub fn broadcast(&self, tensors: &[Tensor], root: usize) -> Result<()> {
+        let Some(group) = &self.group else { return Ok(()) };
+        group.broadcast(tensors, root).map_err(|e| self.lost(&e))
+    }
+
+    /// Rank 0 computes a text, all get it; an error of rank 0 is everybody's.
+    pub fn share(&self, key: &str, make: impl FnOnce() -> Result<String>) -> Result<String> {
+        let Some(group) = &self.group else { return make() };
+        if self.is_main() {
+            let made = make();
+            let (good, text) = match &made {
+                Ok(text) => (1.0, text.clone()),
+                Err(error) => (0.0, error.to_string()),
+            };
+            group.set(key, text.as_bytes()).map_err(|e| self.lost(&e))?;
+            self.sum(&mut [good])?;
+            return made;
+        }
+        let mut good = [0.0];
+        self.sum(&mut good)?;
+        let bytes = group.get(key, Duration::from_secs(60)).map_err(|e| self.lost(&e))?;
+        let text = String::from_utf8_lossy(&bytes).into_owned();
+        if good[0] == 1.0 {
+            Ok(text)
+        } else {
+            Err(Error::distributed(format!("rank 0: {text}"), ""))
+        }
+    }
+
+    /// Checks that all ranks have the same lines; names the first rank that differs, and where.
+    pub fn agree(&self, what: &str, lines: &[String]) -> Result<()> {
+        let Some(group) = &self.group else { return Ok(()) };
+        let key = |rank: usize| format!("agree/{what}/{rank}");
+        let wait = Duration::from_secs(600);
+        group.set(&key(self.rank()), lines.join("\n").as_bytes()).map_err(|e| self.lost(&e))?;
+        let mut fault = None;
+        let first = group.get(&key(0), wait).map_err(|e| self.lost(&e))?;
+        for rank in 1..self.size() {
+            let other = group.get(&key(rank), wait).map_err(|e| self.lost(&e))?;
+            if other != first && fault.is_none() {
+                let (a, b) = (String::from_utf8_lossy(&first), String::from_utf8_lossy(&other));
+                let (a, b): (Vec<&str>, Vec<&str>) = (a.lines().collect(), b.lines().collect());
+                let at = (0..a.len().max(b.len())).find(|i| a.get(*i) != b.get(*i)).unwrap_or(0);
+                let line = |of: &[&str]| of.get(at).map_or("nothing".into(), |l| format!("`{l}`"));
+                fault = Some(Error::distributed(
+                    format!(
+                        "rank {rank} has another {what} than rank 0: {} where rank 0 has {}",
+                        line(&b),
+                        line(&a)
+                    ),
+                    "start all ranks with the same command and the same files",
+                ));
+            }
+        }
+        // Nobody leaves before all have looked: rank 0 holds what they look at.
+        self.sum(&mut [0.0])?;
+        fault.map_or(Ok(()), Err)
+    }
+
+    /// What a failed collective means: who did not answer the roll call.
+    pub fn lost(&self, error: &maskdiff_native::Error) -> Error {
+        let Some(group) = &self.group else { return Error::distributed(error.to_string(), "") };
+        let here = |rank: usize| format!("roll-call/{rank}");
+        let mut missing = Vec::new();
+        if group.set(&here(self.rank()), b"here").is_err() {
+            // The store is rank 0's.
+            missing.push(0);
+        } else {
+            let mut wait = ROLL_CALL;
+            for rank in 0..self.size() {
+                if group.get(&here(rank), wait).is_err() {
+                    missing.push(rank);
+                    // The others had their time already.
+                    wait = Duration::from_millis(100);
+                }
+            }
+        }
+        let names: Vec<String> = missing.iter().map(|rank| format!("rank {rank}")).collect();
+        let who = match names.len() {
+            0 => "a rank was lost".to_string(),
+            1 => format!("{} no longer answers", names[0]),
+            _ => format!("{} no longer answer", names.join(", ")),
+        };
+        Error::distributed(
+            format!("{who} (noticed by rank {}: {error})", self.rank()),
+            "look at what that rank said last; then go on with `checkpointing.resume_from_ckpt=true`",
+        )
+    }
+}
+
+/// Which rank owns each parameter's share of the optimizer and of the average: neighbours, about equal in size.
+pub fn owners(params: &[Tensor], world: usize) -> Vec<usize> {
+    let sizes: Vec<usize> = params.iter().map(Tensor::numel).collect();
+    let total = sizes.iter().sum::<usize>().max(1);
+    let mut before = 0;
+    let owner = |size: &usize| {
+        // Where the middle of the parameter lies.
+        let rank = (before + size / 2) * world / total;
+        before += size;
+        rank.min(world - 1)
+    };
+    sizes.iter().map(owner).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn place(vars: &[(&str, &str)]) -> Result<Option<Place>> {
+        Place::find(|name| {
+            vars.iter().find(|(key, _)| *key == name).map(|(_, value)| (*value).to_string())
+        })
+    }
+
+    #[test]
+    fn ranks_come_from_torchrun_or_slurm() {
+        let torchrun =
+            [("RANK", "1"), ("WORLD_SIZE", "2"), ("MASTER_ADDR", "h"), ("MASTER_PORT", "99")];
+        let found = place(&torchrun).unwrap().unwrap();
+        assert_eq!((found.rank, found.world, found.local_rank, found.port), (1, 2, 1, 99));
+        let slurm = [
+            ("SLURM_JOB_ID", "1234"),
+            ("SLURM_STEP_ID", "0"),
+            ("SLURM_NTASKS", "4"),
+            ("SLURM_PROCID", "3"),
+            ("SLURM_LOCALID", "1"),
+            ("SLURM_JOB_NODELIST", "n[07-08]"),
+        ];
+        let found = place(&slurm).unwrap().unwrap();
+        assert_eq!((found.rank, found.world, found.local_rank), (3, 4, 1));
+        assert_eq!((found.host.as_str(), found.port), ("n07", 16_234));
+        assert_eq!(place(&[]).unwrap(), None);
+        assert_eq!(place(&[("RANK", "0"), ("WORLD_SIZE", "1")]).unwrap(), None);
+    }
+
+    #[test]
+    fn what_is_wrong_with_the_environment_is_named() {
+        let batch = [("SLURM_JOB_ID", "1"), ("SLURM_NTASKS", "4"), ("SLURM_PROCID", "0")];
+        let cases: [(&[(&str, &str)], &str); 4] = [
+            (&[("WORLD_SIZE", "2")], "RANK is not set"),
+            (&[("RANK", "x"), ("WORLD_SIZE", "2")], "RANK=`x` is not a number"),
+            (
+                &[("RANK", "2"), ("WORLD_SIZE", "2"), ("MASTER_ADDR", "h"), ("MASTER_PORT", "1")],
+                "rank 2 of 2",
+            ),
+            (&batch, "has 4 tasks"),
+        ];
+        for (vars, expected) in cases {
+            let said = place(vars).unwrap_err().to_string();
+            assert!(said.contains(expected), "{said}");
+        }
+    }
+
+    #[test]
+    fn lists_of_nodes_are_expanded() {
+        let cases = [
+            ("n1", vec!["n1"]),
+            ("a[01-03,7],b2", vec!["a01", "a02", "a03", "a7", "b2"]),
+            ("x,y-[9-11]-ib", vec!["x", "y-9-ib", "y-10-ib", "y-11-ib"]),
+            ("r[1-2]n[1-2]", vec!["r1n1", "r1n2", "r2n1", "r2n2"]),
+        ];
+        for (list, names) in cases {
+            assert_eq!(expand_nodes(list).unwrap(), names, "{list}");
+        }
+        assert_eq!(expand_nodes("a[1-"), None);
+    }
+
+    #[test]
+    fn owners_share_evenly_and_in_order() {
+        let params: Vec<Tensor> =
+            [1000, 10, 500, 490, 20].map(|n| Tensor::zeros([n], tch::kind::FLOAT_CPU)).into();
+        let owned = owners(&params, 2);
+        assert!(owned.is_sorted(), "{owned:?}");
+        assert_eq!(owned[0], 0);
+        assert_eq!(*owned.last().unwrap(), 1);
+        assert_eq!(owners(&params, 1), [0; 5]);
+    }
+}

@@ -1,0 +1,165 @@
+//! `--nproc N`: several processes of this program on this machine, as one command.
+
+use std::io::{BufRead as _, BufReader};
+use std::os::unix::process::{CommandExt as _, ExitStatusExt as _};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use signal_hook::consts::{SIGINT, SIGKILL, SIGTERM, SIGUSR1, SIGUSR2};
+
+use crate::error::{Error, Result};
+
+/// How long the others may take to notice that a rank has failed, before they are ended.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// Runs this command line without `--nproc` once for each rank; gives the exit code.
+///
+/// Rank 0 speaks as the command would; what others say to standard error follows with their rank in front. Signals are
+/// passed on. When a rank fails the others are ended after a while, and the code is that of the first that failed.
+pub fn ranks(world: usize, words: &[std::ffi::OsString]) -> Result<i32> {
+    let program = std::env::current_exe()
+        .map_err(|e| Error::config(format!("cannot find this program: {e}"), ""))?;
+    let port = free_port()?;
+    let signals = Signals::listen()?;
+    let threads = std::thread::available_parallelism().map_or(1, std::num::NonZero::get) / world;
+    let mut children = Vec::new();
+    for rank in 0..world {
+        let mut command = Command::new(&program);
+        command.args(words).env("RANK", rank.to_string()).env("LOCAL_RANK", rank.to_string());
+        command.env("WORLD_SIZE", world.to_string()).env("MASTER_ADDR", "127.0.0.1");
+        command.env("MASTER_PORT", port.to_string());
+        if std::env::var_os("OMP_NUM_THREADS").is_none() {
+            command.env("OMP_NUM_THREADS", threads.max(1).to_string());
+        }
+        if rank > 0 {
+            command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
+        }
+        match start(command) {
+            Ok(mut child) => {
+                follow(rank, &mut child);
+                children.push(Rank { rank, child, ended: None });
+            }
+            Err(e) => {
+                children.iter_mut().for_each(|r: &mut Rank| drop(r.child.kill()));
+                return Err(Error::config(format!("cannot start rank {rank}: {e}"), ""));
+            }
+        }
+    }
+    Ok(watch(&mut children, &signals))
+}
+
+struct Rank {
+    rank: usize,
+    child: Child,
+    ended: Option<ExitStatus>,
+}
+
+/// In a group of its own, so that Ctrl-C reaches it through us and once; ended by the kernel when we are.
+#[expect(unsafe_code, reason = "asks the kernel to end the child with its parent")]
+fn start(mut command: Command) -> std::io::Result<Child> {
+    let parent = std::process::id();
+    command.process_group(0);
+    // SAFETY: between fork and exec only calls that may be made there: prctl and getppid.
+    unsafe {
+        command.pre_exec(move || {
+            libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL);
+            // The parent may have died before the call.
+            let orphan = libc::getppid().unsigned_abs() != parent;
+            if orphan { Err(std::io::ErrorKind::Interrupted.into()) } else { Ok(()) }
+        });
+    }
+    command.spawn()
+}
+
+/// Passes on what a rank says to standard error.
+fn follow(rank: usize, child: &mut Child) {
+    let Some(stderr) = child.stderr.take() else { return };
+    std::thread::spawn(move || {
+        for line in BufReader::new(stderr).lines().map_while(std::result::Result::ok) {
+            eprintln!("[rank {rank}] {line}");
+        }
+    });
+}
+
+fn free_port() -> Result<u16> {
+    let bound = std::net::TcpListener::bind("127.0.0.1:0").and_then(|l| l.local_addr());
+    bound.map(|a| a.port()).map_err(|e| Error::distributed(format!("no free port: {e}"), ""))
+}
+
+/// The signals that came, by number; the ranks get each as often as we did.
+struct Signals {
+    seen: [(i32, Arc<AtomicUsize>); 4],
+    any: Arc<AtomicBool>,
+}
+
+impl Signals {
+    fn listen() -> Result<Self> {
+        let any = Arc::new(AtomicBool::new(false));
+        let seen = [SIGINT, SIGTERM, SIGUSR1, SIGUSR2].map(|s| (s, Arc::new(AtomicUsize::new(0))));
+        for (signal, count) in &seen {
+            let (count, any) = (Arc::clone(count), Arc::clone(&any));
+            let note = move || {
+                count.fetch_add(1, Ordering::SeqCst);
+                any.store(true, Ordering::SeqCst);
+            };
+            #[expect(unsafe_code, reason = "a handler that only touches atomics")]
+            // SAFETY: the handler does nothing that a signal handler may not.
+            let registered = unsafe { signal_hook::low_level::register(*signal, note) };
+            registered.map_err(|e| {
+                Error::config(format!("cannot listen for signal {signal}: {e}"), "")
+            })?;
+        }
+        Ok(Self { seen, any })
+    }
+
+    fn take(&self) -> Vec<i32> {
+        self.any.store(false, Ordering::SeqCst);
+        let times = |(signal, count): &(i32, Arc<AtomicUsize>)| {
+            vec![*signal; count.swap(0, Ordering::SeqCst)]
+        };
+        self.seen.iter().flat_map(times).collect()
+    }
+}
+
+fn watch(ranks: &mut [Rank], signals: &Signals) -> i32 {
+    let (mut code, mut deadline) = (0, None);
+    loop {
+        for signal in signals.take() {
+            send(ranks, signal);
+        }
+        for rank in ranks.iter_mut().filter(|r| r.ended.is_none()) {
+            let Ok(Some(status)) = rank.child.try_wait() else { continue };
+            rank.ended = Some(status);
+            if !status.success() && code == 0 {
+                code = status.code().unwrap_or(5);
+                deadline = Some(Instant::now() + PATIENCE);
+            }
+            if let Some(signal) = status.signal().filter(|_| deadline.is_some()) {
+                eprintln!("rank {} was ended by signal {signal}", rank.rank);
+            }
+        }
+        if ranks.iter().all(|r| r.ended.is_some()) {
+            // What the ranks said last is still on its way through the threads that pass it on.
+            std::thread::sleep(Duration::from_millis(50));
+            return code;
+        }
+        if deadline.is_some_and(|at| Instant::now() > at) {
+            send(
+                ranks,
+                if deadline.is_some_and(|at| at.elapsed() > PATIENCE) { SIGKILL } else { SIGTERM },
+            );
+            std::thread::sleep(Duration::from_millis(500));
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+#[expect(unsafe_code, reason = "a call of the system")]
+fn send(ranks: &[Rank], signal: i32) {
+    for rank in ranks.iter().filter(|r| r.ended.is_none()) {
+        // SAFETY: a process that we started and have not waited for, so its number is still its own.
+        unsafe { libc::kill(rank.child.id().cast_signed(), signal) };
+    }
+}

@@ -1,0 +1,42 @@
+// What libtorch has and tch does not expose. Every function of the shim catches all C++ exceptions (unwinding
+// through Rust aborts) and returns its message, or null when all went well; the caller frees it.
+
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+#include <cstring>
+#include <exception>
+#include <string>
+#include <vector>
+
+namespace {
+
+using at::Tensor;
+
+// The message without libtorch's C++ frames.
+char* message(const std::exception& error) {
+  auto* torch_error = dynamic_cast<const c10::Error*>(&error);
+  return strdup(torch_error ? torch_error->what_without_backtrace() : error.what());
+}
+
+template <typename F>
+char* guarded(F&& body) noexcept {
+  try {
+    body();
+    return nullptr;
+  } catch (const std::exception& error) {
+    return message(error);
+  } catch (...) {
+    return strdup("an exception that is not a std::exception");
+  }
+}
+
+std::vector<Tensor> list(Tensor* const* tensors, size_t count) {
+  std::vector<Tensor> result;
+  result.reserve(count);
+  for (size_t i = 0; i < count; ++i) result.push_back(*tensors[i]);
+  return result;
+}
+
+}  // namespace

@@ -1,0 +1,275 @@
+//! Processes that train together, through libtorch's c10d: a store of keys at rank 0, collectives over Gloo, and the
+//! reducer that averages gradients while the backward pass still runs.
+//!
+//! Every collective must be called by all ranks in the same order. A peer that dies makes the others' next collective an
+//! error within milliseconds; one that hangs, after the timeout.
+
+use std::ffi::{CString, c_char, c_int, c_void};
+use std::time::Duration;
+
+use tch::Tensor;
+use torch_sys::C_tensor;
+
+use crate::{Error, List, Result, checked, pointers};
+
+// SAFETY: the signatures repeat cpp/distributed.cpp.
+unsafe extern "C" {
+    fn maskdiff_group_new(
+        host: *const c_char,
+        port: u16,
+        rank: c_int,
+        world: c_int,
+        timeout_ms: i64,
+        join_ms: i64,
+        interface: *const c_char,
+        result: *mut *mut c_void,
+    ) -> *mut c_char;
+    fn maskdiff_group_free(group: *mut c_void);
+    fn maskdiff_group_all_reduce(
+        group: *mut c_void,
+        tensors: List,
+        count: usize,
+        op: c_int,
+    ) -> *mut c_char;
+    fn maskdiff_group_broadcast(
+        group: *mut c_void,
+        tensors: List,
+        count: usize,
+        root: c_int,
+    ) -> *mut c_char;
+    fn maskdiff_group_set(
+        group: *mut c_void,
+        key: *const c_char,
+        bytes: *const u8,
+        count: usize,
+    ) -> *mut c_char;
+    fn maskdiff_group_get(
+        group: *mut c_void,
+        key: *const c_char,
+        timeout_ms: i64,
+        result: *mut *mut C_tensor,
+    ) -> *mut c_char;
+    fn maskdiff_reducer_new(
+        group: *mut c_void,
+        params: List,
+        count: usize,
+        result: *mut *mut c_void,
+    ) -> *mut c_char;
+    fn maskdiff_reducer_prepare(reducer: *mut c_void) -> *mut c_char;
+    fn maskdiff_reducer_free(reducer: *mut c_void);
+}
+
+/// Where and as whom a process joins.
+#[derive(Debug, Clone)]
+pub struct Rendezvous {
+    /// Name or address of rank 0's machine. For an address of the loopback all ranks must be on one machine.
+    pub host: String,
+    /// A free port there.
+    pub port: u16,
+    /// This process, in 0..world.
+    pub rank: usize,
+    /// Processes in all.
+    pub world: usize,
+    /// How long a collective waits for the others.
+    pub timeout: Duration,
+    /// How long the start waits for the others.
+    pub join: Duration,
+    /// The network interface to use, as in `eth0`; by default the one that the machine's name resolves to.
+    pub interface: Option<String>,
+}
+
+/// What a reduction computes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Op {
+    /// Sum over the ranks.
+    Sum,
+    /// Maximum over the ranks.
+    Max,
+}
+
+/// A group of processes.
+#[derive(Debug)]
+pub struct Group {
+    handle: *mut c_void,
+    rank: usize,
+    world: usize,
+}
+
+fn text(value: &str) -> Result<CString> {
+    CString::new(value).map_err(|_| Error(format!("`{value}` holds a NUL")))
+}
+
+fn number(value: usize) -> Result<c_int> {
+    c_int::try_from(value).map_err(|_| Error(format!("{value} ranks are too many")))
+}
+
+fn milliseconds(time: Duration) -> i64 {
+    i64::try_from(time.as_millis()).unwrap_or(i64::MAX)
+}
+
+impl Group {
+    /// Waits until all ranks are there. Rank 0 listens at the port.
+    ///
+    /// # Errors
+    /// A port in use, a name that does not resolve, or ranks that do not come in time.
+    pub fn join(at: &Rendezvous) -> Result<Self> {
+        let (host, mut handle) = (text(&at.host)?, std::ptr::null_mut());
+        let interface = at.interface.as_deref().map(text).transpose()?;
+        let interface = interface.as_ref().map_or(std::ptr::null(), |name| name.as_ptr());
+        let (rank, world) = (number(at.rank)?, number(at.world)?);
+        let (timeout, join) = (milliseconds(at.timeout), milliseconds(at.join));
+        // SAFETY: strings that live through the call, and a place for the new group.
+        checked(unsafe {
+            maskdiff_group_new(
+                host.as_ptr(),
+                at.port,
+                rank,
+                world,
+                timeout,
+                join,
+                interface,
+                &raw mut handle,
+            )
+        })?;
+        Ok(Self { handle, rank: at.rank, world: at.world })
+    }
+
+    /// This process, in 0..world.
+    pub fn rank(&self) -> usize {
+        self.rank
+    }
+
+    /// Processes in all.
+    pub fn world(&self) -> usize {
+        self.world
+    }
+
+    /// Puts the sum or maximum over all ranks into each tensor, in place.
+    pub fn all_reduce(&self, tensors: &[Tensor], op: Op) -> Result<()> {
+        let list = pointers(tensors);
+        let op = c_int::from(op == Op::Max);
+        // SAFETY: a live group and a list of live tensors.
+        checked(unsafe { maskdiff_group_all_reduce(self.handle, list.as_ptr(), list.len(), op) })
+    }
+
+    /// Puts rank `root`'s values into each tensor, in place.
+    pub fn broadcast(&self, tensors: &[Tensor], root: usize) -> Result<()> {
+        let (list, root) = (pointers(tensors), number(root)?);
+        // SAFETY: as above.
+        checked(unsafe { maskdiff_group_broadcast(self.handle, list.as_ptr(), list.len(), root) })
+    }
+
+    /// Sets a key of the common store.
+    pub fn set(&self, key: &str, value: &[u8]) -> Result<()> {
+        let key = text(key)?;
+        // SAFETY: a live group, a string and bytes that live through the call.
+        checked(unsafe {
+            maskdiff_group_set(self.handle, key.as_ptr(), value.as_ptr(), value.len())
+        })
+    }
+
+    /// A key of the common store, once somebody has set it.
+    pub fn get(&self, key: &str, wait: Duration) -> Result<Vec<u8>> {
+        let (key, mut bytes) = (text(key)?, std::ptr::null_mut());
+        // SAFETY: a live group, a string, and a place for the new tensor.
+        checked(unsafe {
+            maskdiff_group_get(self.handle, key.as_ptr(), milliseconds(wait), &raw mut bytes)
+        })?;
+        // SAFETY: on success the shim hands over a new tensor.
+        let bytes = unsafe { Tensor::from_ptr(bytes) };
+        Vec::<u8>::try_from(bytes).map_err(|e| Error(e.to_string()))
+    }
+}
+
+impl Drop for Group {
+    fn drop(&mut self) {
+        // SAFETY: made by `maskdiff_group_new` and not used again.
+        unsafe { maskdiff_group_free(self.handle) };
+    }
+}
+
+/// Averages the gradients of the parameters over all ranks, bucket by bucket while the backward pass still runs.
+///
+/// After a prepared backward the gradients are views of the buckets, equal on all ranks. They may be cleared with
+/// [`crate::clear_grads`], not with `Tensor::zero_grad`, which detaches and cannot be done to a view.
+#[derive(Debug)]
+pub struct Reducer {
+    handle: *mut c_void,
+}
+
+impl Reducer {
+    /// A reducer of parameters that are equal on all ranks. Each must get a gradient in every prepared backward.
+    pub fn new(group: &Group, params: &[Tensor]) -> Result<Self> {
+        let (list, mut handle) = (pointers(params), std::ptr::null_mut());
+        // SAFETY: a live group, a list of live tensors, and a place for the new reducer.
+        checked(unsafe {
+            maskdiff_reducer_new(group.handle, list.as_ptr(), list.len(), &raw mut handle)
+        })?;
+        Ok(Self { handle })
+    }
+
+    /// To be called before the last forward pass of a step: its backward averages what has been accumulated. Backward
+    /// passes before it only accumulate and send nothing.
+    pub fn prepare(&self) -> Result<()> {
+        // SAFETY: a live reducer.
+        checked(unsafe { maskdiff_reducer_prepare(self.handle) })
+    }
+}
+
+impl Drop for Reducer {
+    fn drop(&mut self) {
+        // SAFETY: made by `maskdiff_reducer_new` and not used again.
+        unsafe { maskdiff_reducer_free(self.handle) };
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tch::{Device, Kind};
+
+    fn alone(port: u16) -> Rendezvous {
+        let (timeout, join) = (Duration::from_secs(5), Duration::from_secs(2));
+        let host = "127.0.0.1".into();
+        Rendezvous { host, port, rank: 0, world: 1, timeout, join, interface: None }
+    }
+
+    fn free_port() -> u16 {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        listener.local_addr().unwrap().port()
+    }
+
+    #[test]
+    fn a_group_of_one_keeps_its_values() {
+        let group = Group::join(&alone(free_port())).unwrap();
+        let x = Tensor::from_slice(&[1.0f32, 2.0]);
+        group.all_reduce(&[x.shallow_clone()], Op::Sum).unwrap();
+        group.broadcast(&[x.shallow_clone()], 0).unwrap();
+        assert_eq!(Vec::<f32>::try_from(&x).unwrap(), [1.0, 2.0]);
+        group.set("key", b"value").unwrap();
+        assert_eq!(group.get("key", Duration::from_secs(1)).unwrap(), b"value");
+        group.get("other", Duration::from_millis(50)).unwrap_err();
+        let w = Tensor::from_slice(&[3.0f32]).set_requires_grad(true);
+        let reducer = Reducer::new(&group, &[w.shallow_clone()]).unwrap();
+        // Two accumulated, the last one prepared.
+        for prepared in [false, true] {
+            if prepared {
+                reducer.prepare().unwrap();
+            }
+            (&w * &w).sum(Kind::Float).backward();
+        }
+        assert_eq!(w.grad(), Tensor::from_slice(&[12.0f32]).to_device(Device::Cpu));
+    }
+
+    #[test]
+    fn a_taken_port_and_a_missing_rank_are_errors() {
+        let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let port = taken.local_addr().unwrap().port();
+        let said = Group::join(&alone(port)).unwrap_err().to_string();
+        assert!(said.contains("EADDRINUSE"), "{said}");
+        let mut two = alone(free_port());
+        two.world = 2;
+        two.join = Duration::from_millis(500);
+        Group::join(&two).unwrap_err();
+    }
+}

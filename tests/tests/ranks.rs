@@ -1,0 +1,267 @@
+//! Several processes that train together: the same numbers as one, and errors that name the rank.
+
+use std::fs;
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use maskdiff_tests::distance;
+use maskdiff_tests::run::{Output, SMALL, command, finish, train};
+use serde_json::Value;
+
+fn lines(run: &Path, key: &str) -> Vec<(i64, f64)> {
+    let text = fs::read_to_string(run.join("metrics.jsonl")).expect("metrics.jsonl");
+    let parse = |line: &str| serde_json::from_str::<Value>(line).expect("JSON");
+    let value = |line: Value| Some((line["step"].as_i64()?, line[key].as_f64()?));
+    text.lines().map(parse).filter_map(value).collect()
+}
+
+/// Largest distance between two runs' tensors of a checkpoint file.
+fn apart(a: &Path, b: &Path, file: &str) -> f64 {
+    let read = |run: &Path| {
+        maskdiff::checkpoint::tensors::read(&run.join("checkpoints/last").join(file)).expect(file)
+    };
+    let (a, b) = (read(a), read(b));
+    assert_eq!(a.keys().collect::<Vec<_>>(), b.keys().collect::<Vec<_>>());
+    a.iter().map(|(name, tensor)| distance(tensor, &b[name], false)).fold(0.0, f64::max)
+}
+
+fn train_by(folder: &Path, ranks: &str, dir: &str, more: &[&str]) -> Output {
+    let dir = format!("run.dir={dir}");
+    train(folder, &[&["--nproc", ranks, &dir], more].concat())
+}
+
+/// In float64, where another order of summing cannot hide a fault.
+#[test]
+fn ranks_and_accumulation_compute_the_step_of_one_process() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let base = [
+        "trainer.precision=64",
+        "trainer.max_steps=6",
+        "training.ema=0.9",
+        "trainer.val_check_interval=3",
+    ];
+    let ways: [(&str, &str, &[&str]); 5] = [
+        ("one", "1", &[]),
+        ("accumulated", "1", &["loader.batch_size=2"]),
+        ("two", "2", &[]),
+        ("two-accumulated", "2", &["trainer.accumulate_grad_batches=2"]),
+        ("four-zero1", "4", &["trainer.strategy=zero1"]),
+    ];
+    for (name, ranks, more) in ways {
+        train_by(folder.path(), ranks, name, &[&base[..], more].concat()).expect(0);
+    }
+    let run = |name: &str| folder.path().join(name);
+    for (name, _, _) in &ways[1..] {
+        for file in ["model.safetensors", "ema.safetensors", "optimizer.safetensors"] {
+            let off = apart(&run("one"), &run(name), file);
+            assert!(off < 1e-9, "{name}, {file}: {off:e}");
+        }
+        for key in ["train/nelbo", "train/grad_norm", "val/nelbo"] {
+            for (a, b) in lines(&run("one"), key).iter().zip(lines(&run(name), key)) {
+                assert!(a.0 == b.0 && (a.1 - b.1).abs() < 1e-9, "{name}, {key}: {a:?} {b:?}");
+            }
+        }
+    }
+}
+
+/// The gradients that the issue of a user would look at: float32, after one step from equal weights.
+#[test]
+fn gradients_of_two_ranks_are_those_of_one() {
+    let folder = tempfile::tempdir().expect("a folder");
+    // After one step exp_avg is a tenth of the gradient.
+    let base =
+        ["trainer.max_steps=1", "trainer.gradient_clip_val=0", "trainer.val_check_interval=0"];
+    for ranks in ["1", "2"] {
+        train_by(folder.path(), ranks, &format!("run-{ranks}"), &base).expect(0);
+    }
+    let off = 10.0
+        * apart(
+            &folder.path().join("run-1"),
+            &folder.path().join("run-2"),
+            "optimizer.safetensors",
+        );
+    assert!(off < 1e-6, "{off:e}");
+}
+
+/// ZeRO-1 is another place for the state, not another optimizer; Muon's too.
+#[test]
+fn a_sharded_optimizer_takes_the_same_steps_and_either_goes_on_from_the_other() {
+    let folder = tempfile::tempdir().expect("a folder");
+    for optimizer in ["adamw", "muon"] {
+        let name = format!("optim.name={optimizer}");
+        let base =
+            [&name, "model.dropout=0.1", "training.ema=0.9", "checkpointing.resume_from_ckpt=true"];
+        let go = |dir: &str, strategy: &str, steps: &str| {
+            let dir = format!("{dir}-{optimizer}");
+            let more = [&base[..], &[strategy, steps]].concat();
+            train_by(folder.path(), "2", &dir, &more).expect(0);
+            folder.path().join(dir)
+        };
+        let ddp = go("ddp", "trainer.strategy=ddp", "trainer.max_steps=8");
+        let zero = go("zero1", "trainer.strategy=zero1", "trainer.max_steps=8");
+        go("mixed", "trainer.strategy=zero1", "trainer.max_steps=3");
+        go("mixed", "trainer.strategy=ddp", "trainer.max_steps=6");
+        let mixed = go("mixed", "trainer.strategy=zero1", "trainer.max_steps=8");
+        for other in [zero, mixed] {
+            for file in ["model.safetensors", "ema.safetensors", "optimizer.safetensors"] {
+                assert_eq!(apart(&ddp, &other, file), 0.0, "{optimizer}: {file}");
+            }
+        }
+    }
+}
+
+/// Without dropout the number of ranks is no part of the result, also when it changes on the way.
+#[test]
+fn the_number_of_ranks_may_change() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let base = ["trainer.precision=64", "checkpointing.resume_from_ckpt=true"];
+    let go = |ranks: &str, dir: &str, steps: &str| {
+        train_by(folder.path(), ranks, dir, &[&base[..], &[steps]].concat())
+    };
+    go("1", "whole", "trainer.max_steps=9").expect(0);
+    go("2", "changing", "trainer.max_steps=4").expect(0);
+    let out = go("4", "changing", "trainer.max_steps=7");
+    out.expect(0).says(&["going on after step 4", "ranks: 2 → 4"]);
+    go("1", "changing", "trainer.max_steps=9").expect(0);
+    let off =
+        apart(&folder.path().join("whole"), &folder.path().join("changing"), "model.safetensors");
+    assert!(off < 1e-9, "{off:e}");
+}
+
+#[test]
+fn sizes_that_do_not_fit_are_refused_with_those_that_do() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let out = train_by(folder.path(), "3", "run", &[]);
+    out.expect(2).says(&["3 ranks cannot share a `loader.global_batch_size` of 8", "6 or 9"]);
+    let out = train_by(
+        folder.path(),
+        "2",
+        "run",
+        &["trainer.accumulate_grad_batches=2", "loader.batch_size=4"],
+    );
+    out.expect(2).says(&["`trainer.accumulate_grad_batches=2` does not fit", "makes 1"]);
+    let out = train_by(folder.path(), "2", "run", &["trainer.strategy=fsdp"]);
+    out.expect(2).says(&["no `trainer.strategy=fsdp`", "zero1"]);
+    assert!(!folder.path().join("run").exists());
+}
+
+/// A rank as torchrun would start it.
+fn rank(folder: &Path, rank: &str, port: &str, words: &[&str]) -> Command {
+    let mut command = command(folder, &[&["train"], SMALL, words].concat());
+    command.env("RANK", rank).env("LOCAL_RANK", rank).env("WORLD_SIZE", "2");
+    command.env("MASTER_ADDR", "127.0.0.1").env("MASTER_PORT", port);
+    command
+}
+
+fn in_background(mut command: Command) -> Child {
+    command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().expect("the binary")
+}
+
+fn free_port() -> String {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
+    listener.local_addr().expect("its address").port().to_string()
+}
+
+fn said(child: Child) -> (Option<i32>, String) {
+    let output = child.wait_with_output().expect("the end");
+    (output.status.code(), String::from_utf8_lossy(&output.stderr).into_owned())
+}
+
+#[test]
+fn torchrun_variables_are_enough_and_a_rank_that_differs_is_named() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let port = free_port();
+    let other = in_background(rank(folder.path(), "1", &port, &["run.dir=run"]));
+    finish(&mut rank(folder.path(), "0", &port, &["run.dir=run"])).expect(0);
+    assert_eq!(said(other).0, Some(0));
+    let port = free_port();
+    let other = in_background(rank(folder.path(), "1", &port, &["run.dir=b", "optim.lr=1e-2"]));
+    let out = finish(&mut rank(folder.path(), "0", &port, &["run.dir=b"]));
+    let phrases =
+        ["rank 1 has another configuration than rank 0", "optim.lr = 0.01", "optim.lr = 0.0003"];
+    out.expect(5).says(&phrases);
+    assert_eq!(said(other).0, Some(5));
+    assert!(!folder.path().join("b").exists());
+}
+
+#[test]
+fn a_port_in_use_and_a_rank_that_never_comes_are_said() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
+    let port = taken.local_addr().expect("its address").port().to_string();
+    let out = finish(&mut rank(folder.path(), "0", &port, &["run.dir=run"]));
+    out.expect(5).says(&["could not join", "EADDRINUSE", "another MASTER_PORT"]);
+    let begun = Instant::now();
+    let alone = ["run.dir=run", "trainer.timeout_s=2"];
+    let out = finish(&mut rank(folder.path(), "0", &free_port(), &alone));
+    out.expect(5).says(&["rank 0 could not join the other 1"]);
+    assert!(begun.elapsed() < Duration::from_secs(20));
+    let mut odd = command(folder.path(), &["train", "run.dir=run"]);
+    finish(odd.env("SLURM_JOB_ID", "7").env("SLURM_NTASKS", "4"))
+        .expect(2)
+        .says(&["has 4 tasks", "srun maskdiff train"]);
+    assert!(!folder.path().join("run").exists());
+}
+
+/// A rank that is killed is noticed at once; one that hangs, after the timeout. The others name it.
+#[test]
+fn a_dead_rank_ends_the_others_and_is_named() {
+    let folder = tempfile::tempdir().expect("a folder");
+    for (signal, timeout, patience) in [("-9", "600", 10), ("-STOP", "3", 20)] {
+        let (dir, timeout) =
+            (format!("run.dir=run{signal}"), format!("trainer.timeout_s={timeout}"));
+        let words = [&dir, &timeout, "trainer.max_steps=1000000", "trainer.val_check_interval=0"];
+        let port = free_port();
+        let mut other = in_background(rank(folder.path(), "1", &port, &words));
+        let first = in_background(rank(folder.path(), "0", &port, &words));
+        let run = folder.path().join(format!("run{signal}"));
+        let begun = Instant::now();
+        while !run.join("metrics.jsonl").exists() || lines(&run, "train/nelbo").len() < 3 {
+            assert!(begun.elapsed() < Duration::from_secs(60), "nothing was logged");
+            std::thread::sleep(Duration::from_millis(50));
+        }
+        let pid = other.id().to_string();
+        Command::new("kill").args([signal, &pid]).status().expect("kill");
+        let begun = Instant::now();
+        let (code, words) = said(first);
+        assert!(begun.elapsed() < Duration::from_secs(patience), "{:?}", begun.elapsed());
+        other.kill().expect("kill");
+        other.wait().expect("the end");
+        assert_eq!(code, Some(5), "{words}");
+        assert!(words.contains("rank 1 no longer answers"), "{words}");
+    }
+}
+
+/// The launcher says which rank was lost, and leaves nobody behind.
+#[test]
+fn the_launcher_ends_all_when_one_is_killed() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let words = [
+        "train",
+        "--nproc",
+        "2",
+        "run.dir=run",
+        "trainer.max_steps=1000000",
+        "trainer.val_check_interval=0",
+    ];
+    let launcher =
+        in_background(command(folder.path(), &[&words[..], SMALL, &words[4..]].concat()));
+    let run = folder.path().join("run");
+    let begun = Instant::now();
+    while !run.join("metrics.jsonl").exists() || lines(&run, "train/nelbo").len() < 3 {
+        assert!(begun.elapsed() < Duration::from_secs(60), "nothing was logged");
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    let children = fs::read_to_string(format!("/proc/{0}/task/{0}/children", launcher.id()));
+    let children: Vec<String> =
+        children.expect("its children").split_whitespace().map(str::to_string).collect();
+    assert_eq!(children.len(), 2);
+    Command::new("kill").args(["-9", &children[1]]).status().expect("kill");
+    let (code, words) = said(launcher);
+    assert_eq!(code, Some(5), "{words}");
+    assert!(words.contains("rank 1 was ended by signal 9"), "{words}");
+    for child in children {
+        assert!(!Path::new("/proc").join(child).exists());
+    }
+}

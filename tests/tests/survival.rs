@@ -1,0 +1,272 @@
+//! Runs that are killed, stopped by a scheduler, or meet a bad batch: what is left is whole, and going on changes nothing.
+
+use std::fs;
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use maskdiff_tests::run::{SMALL, command, maskdiff, train};
+use serde_json::Value;
+
+fn metrics(run: &Path) -> Vec<Value> {
+    let text = fs::read_to_string(run.join("metrics.jsonl")).expect("metrics.jsonl");
+    text.lines().map(|line| serde_json::from_str(line).expect("JSON")).collect()
+}
+
+/// Steps with their losses.
+fn losses(run: &Path) -> Vec<(i64, f64)> {
+    let step = |line: &Value| Some((line["step"].as_i64()?, line["train/nelbo"].as_f64()?));
+    metrics(run).iter().filter_map(step).collect()
+}
+
+/// Fails when a file of the last checkpoint differs.
+#[track_caller]
+fn same_end(a: &Path, b: &Path) {
+    for file in ["model.safetensors", "ema.safetensors", "optimizer.safetensors"] {
+        let read = |run: &Path| fs::read(run.join("checkpoints/last").join(file)).expect(file);
+        assert!(read(a) == read(b), "{file} differs");
+    }
+    assert_eq!(losses(a), losses(b), "every line of metrics once, bit for bit");
+}
+
+fn start(folder: &Path, words: &[&str]) -> Child {
+    let words = [&["train"], SMALL, words].concat();
+    let mut command = command(folder, &words);
+    command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("the binary")
+}
+
+fn kill(child: &Child, signal: &str) {
+    let pid = child.id().to_string();
+    Command::new("kill").args([signal, &pid]).status().expect("kill");
+}
+
+/// Waits until the run has logged so many lines.
+#[track_caller]
+fn wait_for_lines(run: &Path, lines: usize) {
+    let deadline = Instant::now() + Duration::from_secs(60);
+    let logged =
+        || fs::read_to_string(run.join("metrics.jsonl")).map_or(0, |text| text.lines().count());
+    while logged() < lines {
+        assert!(Instant::now() < deadline, "nothing was logged");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+/// Numbers below `limit`, from a seed that a failure prints.
+struct Draw(u64);
+
+impl Draw {
+    fn below(&mut self, limit: u64) -> u64 {
+        // SplitMix64.
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        (z ^ (z >> 31)) % limit
+    }
+}
+
+/// Dropout, accumulation, the average, evaluations and checkpoints all take part.
+const EVENTFUL: &[&str] = &[
+    "model.dropout=0.2",
+    "loader.batch_size=2",
+    "training.ema=0.99",
+    "checkpointing.every_n_steps=7",
+    "checkpointing.resume_from_ckpt=true",
+    "trainer.val_check_interval=100",
+    "trainer.log_every_n_steps=3",
+    "trainer.max_steps=700",
+];
+
+fn killed_again_and_again(ranks: &str, kills: usize) {
+    let folder = tempfile::tempdir().expect("a folder");
+    let base = [&["--nproc", ranks], EVENTFUL].concat();
+    train(folder.path(), &[&base[..], &["run.dir=whole"]].concat()).expect(0);
+    let words = [&base[..], &["run.dir=killed"]].concat();
+    let seed = std::time::UNIX_EPOCH.elapsed().expect("a clock").as_millis() as u64;
+    println!("seed {seed}");
+    let mut draw = Draw(seed);
+    let mut landed = 0;
+    for _ in 0..kills {
+        let mut child = start(folder.path(), &words);
+        std::thread::sleep(Duration::from_millis(250 + draw.below(450)));
+        landed += usize::from(child.try_wait().expect("its state").is_none());
+        kill(&child, "-9");
+        child.wait().expect("the end");
+    }
+    assert!(landed * 10 >= kills * 8, "{landed} of {kills} kills met a living run");
+    train(folder.path(), &words).expect(0);
+    let run = |name: &str| folder.path().join(name);
+    same_end(&run("whole"), &run("killed"));
+    let left = fs::read_dir(run("killed/checkpoints")).expect("checkpoints").flatten();
+    let left: Vec<String> = left.map(|e| e.file_name().to_string_lossy().into_owned()).collect();
+    assert!(!left.iter().any(|name| name.ends_with(".tmp")), "{left:?}");
+}
+
+#[test]
+fn twenty_kills_change_nothing() {
+    killed_again_and_again("1", 20);
+}
+
+#[test]
+fn twenty_kills_of_two_ranks_change_nothing() {
+    killed_again_and_again("2", 20);
+}
+
+/// A requeued job that never came to its first checkpoint begins again.
+#[test]
+fn a_run_killed_before_its_first_checkpoint_begins_again() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let words = ["run.dir=run", "trainer.max_steps=100000", "checkpointing.resume_from_ckpt=true"];
+    let mut child = start(folder.path(), &words);
+    wait_for_lines(&folder.path().join("run"), 3);
+    kill(&child, "-9");
+    child.wait().expect("the end");
+    let again = [&words[..], &["trainer.max_steps=4"]].concat();
+    train(folder.path(), &again).expect(0);
+    let steps: Vec<i64> = losses(&folder.path().join("run")).iter().map(|(s, _)| *s).collect();
+    assert_eq!(steps, [1, 2, 3, 4]);
+}
+
+#[test]
+fn a_scheduler_gets_a_checkpoint_and_its_exit_code() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let base = ["model.dropout=0.2", "trainer.val_check_interval=0"];
+    for (ranks, signal) in [("1", "-TERM"), ("1", "-USR1"), ("2", "-USR2")] {
+        let name = format!("run{signal}");
+        let dir = format!("run.dir={name}");
+        let words = [
+            &["--nproc", ranks, &dir, "checkpointing.resume_from_ckpt=true"],
+            &base[..],
+            &["trainer.max_steps=100000"],
+        ]
+        .concat();
+        let mut child = start(folder.path(), &words);
+        let run = folder.path().join(&name);
+        wait_for_lines(&run, 5);
+        kill(&child, signal);
+        assert_eq!(child.wait().expect("the end").code(), Some(75), "{signal}");
+        let done = losses(&run).len() as i64;
+        let last = done + 3;
+        let more = format!("trainer.max_steps={last}");
+        train(folder.path(), &[&words[..], &[&more]].concat()).expect(0);
+        let whole = format!("run.dir=whole{signal}");
+        train(folder.path(), &[&["--nproc", ranks, &whole], &base[..], &[&more]].concat())
+            .expect(0);
+        same_end(&run, &folder.path().join(format!("whole{signal}")));
+    }
+}
+
+/// A second signal, and a grace time that is over, end the process at once; the checkpoint before is whole.
+#[test]
+fn a_second_signal_ends_at_once_without_damage() {
+    let folder = tempfile::tempdir().expect("a folder");
+    // Samples of a million steps: nothing that would end by itself.
+    let words = [
+        "sampling.steps=1000000",
+        "trainer.val_check_interval=6",
+        "checkpointing.every_n_steps=2",
+        "trainer.max_steps=100",
+    ];
+    for (name, more, signals) in
+        [("twice", "trainer.grace_s=600", 2), ("late", "trainer.grace_s=0.5", 1)]
+    {
+        let dir = format!("run.dir={name}");
+        let mut child = start(folder.path(), &[&words[..], &[&dir, more]].concat());
+        let run = folder.path().join(name);
+        wait_for_lines(&run, 6);
+        std::thread::sleep(Duration::from_millis(500));
+        for _ in 0..signals {
+            kill(&child, "-TERM");
+            std::thread::sleep(Duration::from_millis(200));
+        }
+        let begun = Instant::now();
+        assert_eq!(child.wait().expect("the end").code(), Some(75));
+        assert!(begun.elapsed() < Duration::from_secs(5));
+        maskdiff(folder.path(), &["eval", "--checkpoint", name]).expect(0);
+    }
+}
+
+#[test]
+fn a_damaged_newest_checkpoint_costs_its_steps_only() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let base =
+        ["model.dropout=0.2", "checkpointing.every_n_steps=4", "trainer.val_check_interval=0"];
+    train(folder.path(), &[&base[..], &["run.dir=whole", "trainer.max_steps=14"]].concat())
+        .expect(0);
+    let words = [&base[..], &["run.dir=run", "checkpointing.resume_from_ckpt=true"]].concat();
+    train(folder.path(), &[&words[..], &["trainer.max_steps=10"]].concat()).expect(0);
+    let run = folder.path().join("run");
+    let newest = run.join("checkpoints/step-00000010/optimizer.safetensors");
+    fs::write(&newest, b"half a file").expect("the checkpoint of step 10");
+    let out = train(folder.path(), &[&words[..], &["trainer.max_steps=14"]].concat());
+    out.expect(0).says(&[
+        "optimizer.safetensors` is damaged",
+        "set aside",
+        "going on after step 8",
+    ]);
+    // The damaged one was also the end of a run, where it was evaluated.
+    assert_eq!(losses(&run), losses(&folder.path().join("whole")));
+    assert!(run.join("checkpoints/damaged-1-step-00000010").is_dir());
+}
+
+#[test]
+fn another_model_or_a_changed_setting_is_told_of() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let words = ["run.dir=run", "checkpointing.resume_from_ckpt=true", "trainer.max_steps=2"];
+    train(folder.path(), &words).expect(0);
+    let before = fs::read(folder.path().join("run/metrics.jsonl")).expect("metrics");
+    let other = [&words[..], &["model.hidden_size=64"]].concat();
+    train(folder.path(), &other).expect(5).says(&["is of another architecture", "has [198, 64]"]);
+    assert_eq!(fs::read(folder.path().join("run/metrics.jsonl")).expect("metrics"), before);
+    let changed = [&words[..], &["optim.lr=1e-4", "trainer.max_steps=3"]].concat();
+    let out = train(folder.path(), &changed);
+    out.expect(0).says(&["going on after step 2", "changed since then", "optim.lr: 0.0003"]);
+    // A folder that cannot be written is found before the first step.
+    fs::write(folder.path().join("file"), "").expect("a file");
+    let out = train(folder.path(), &["run.dir=other", "checkpointing.save_dir=file/checkpoints"]);
+    out.expect(5).says(&["file/checkpoints"]);
+    assert!(!folder.path().join("other").exists());
+}
+
+fn hiccup(folder: &Path, more: &[&str]) -> maskdiff_tests::run::Output {
+    let plugin = maskdiff_tests::target().join("libfixture_bad_plugin.so").display().to_string();
+    let words = [
+        "--plugin",
+        &plugin,
+        "parameterization=hiccup",
+        "sampling.num_sample_log=0",
+        "trainer.num_sanity_val_steps=0",
+        "trainer.val_check_interval=0",
+        "checkpointing.every_n_steps=2",
+        "trainer.max_steps=12",
+    ];
+    train(folder, &[&words[..], more].concat())
+}
+
+/// The fixture's loss is no number in the sixth call, or fifty times the usual one.
+#[test]
+fn a_bad_batch_is_left_out() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let out = hiccup(folder.path(), &["run.dir=skip", "trainer.on_nan=skip"]);
+    out.expect(0).says(&["at step 5 the loss is NaN", "its batch is left out"]);
+    let steps = |name: &str| {
+        let lines = losses(&folder.path().join(name));
+        lines.iter().map(|(step, _)| *step).collect::<Vec<i64>>()
+    };
+    let without_six: Vec<i64> = (1..=12).filter(|step| *step != 6).collect();
+    assert_eq!(steps("skip"), without_six);
+    let out = hiccup(folder.path(), &["run.dir=back", "trainer.on_nan=rollback"]);
+    out.expect(0).says(&["at step 5 the loss is NaN", "back to step 4, and on without its batch"]);
+    assert_eq!(steps("back"), without_six);
+    // Both have learnt from the same batches.
+    same_end(&folder.path().join("skip"), &folder.path().join("back"));
+    let out = hiccup(folder.path(), &["run.dir=stop"]);
+    out.expect(4).says(&["at step 5 the loss is NaN", "step-00000004", "trainer.on_nan=skip"]);
+    let spike =
+        ["spike=true", "trainer.loss_spike=10", "trainer.max_steps=70", "trainer.on_nan=skip"];
+    let out = hiccup(folder.path(), &[&spike[..], &["run.dir=spike"]].concat());
+    out.expect(0).says(&["at step 60 the loss is", "a spike; its batch is left out"]);
+    let again = hiccup(folder.path(), &["run.dir=wrong", "trainer.on_nan=hope"]);
+    again.expect(2).says(&["`stop`, `skip` or `rollback`, got `hope`"]);
+}
