@@ -24,8 +24,16 @@ pub fn modulated_norm(x: &Tensor, weight: &Tensor, shift: &Tensor, scale: &Tenso
     if shift.size()[0] > 1 {
         return norm(x, weight) * (scale + 1.0) + shift;
     }
-    let (weight, shift) = (weight * (scale + 1.0).view([-1]), shift.view([-1]));
+    // Under autocast the modulation is in 16 bits, and the stream it modulates is not.
+    let (weight, shift) = (weight * (scale + 1.0).view([-1]), shift.view([-1]).to_kind(x.kind()));
+    let weight = weight.to_kind(x.kind());
     x.layer_norm(weight.size(), Some(weight), Some(shift), 1e-5, false)
+}
+
+/// `x + gate h`: `[B, L, D]` with `gate [B, 1, D]` or `[1, 1, D]`, in the type of `x`, which under autocast is wider than that
+/// of the others.
+pub fn gated_sum(x: &Tensor, gate: &Tensor, h: &Tensor) -> Tensor {
+    x.addcmul(&gate.to_kind(x.kind()), &h.to_kind(x.kind()))
 }
 
 /// Root-mean-square norm (arXiv:1910.07467) with a weight: `[.., D]`.

@@ -1,6 +1,6 @@
 //! One transformer block: modulated attention and a modulated MLP, each behind a gate.
 
-use maskdiff_plugin_api::nn::{Mlp, Modulation, Rotation, SelfAttention, modulated_norm};
+use maskdiff_plugin_api::nn::{Mlp, Modulation, Rotation, SelfAttention, gated_sum, modulated_norm};
 use maskdiff_plugin_api::prelude::*;
 
 use crate::Config;
@@ -38,8 +38,8 @@ impl Block {
         let m = self.modulation.chunks(c_bc, 6);
         let h = modulated_norm(x_bld, &self.norm1, &m[0], &m[1]);
         let h = self.attention.forward(&h, rotation, false);
-        let x = x_bld.addcmul(&m[2], &h.dropout(self.dropout, train));
+        let x = gated_sum(x_bld, &m[2], &h.dropout(self.dropout, train));
         let h = modulated_norm(&x, &self.norm2, &m[3], &m[4]);
-        x.addcmul(&m[5], &self.mlp.forward(&h).dropout(self.dropout, train))
+        gated_sum(&x, &m[5], &self.mlp.forward(&h).dropout(self.dropout, train))
     }
 }
