@@ -85,10 +85,15 @@ impl Size {
 
 /// The original's substitution: log p(x0 | xt) `[B, L, V]` over all positions of all logits.
 fn substituted(model: &Denoiser, xt_bl: &Tensor, sigma_b: &Tensor) -> Tensor {
-    let mask = model.mask_id().expect("a mask");
     let [batch, length] = xt_bl.size()[..] else { panic!("xt_bl {:?}", xt_bl.size()) };
     let hidden = model.hidden(xt_bl, sigma_b).expect("hidden").flatten(0, 1);
     let logits = model.logits(&hidden).expect("logits").view([batch, length, -1]);
+    substituted_logits(model, xt_bl, logits)
+}
+
+/// The same from logits `[B, L, V]`.
+pub fn substituted_logits(model: &Denoiser, xt_bl: &Tensor, logits: Tensor) -> Tensor {
+    let mask = model.mask_id().expect("a mask");
     let _ = logits.select(2, mask).fill_(-1e6);
     let total = logits.logsumexp([-1], true);
     let logits = logits - total;

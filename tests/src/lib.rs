@@ -4,6 +4,7 @@
 
 mod answers;
 pub mod bench;
+pub mod original;
 pub mod run;
 
 pub use answers::Answers;

@@ -1,6 +1,8 @@
 //! One transformer block: modulated attention and a modulated MLP, each behind a gate.
 
-use maskdiff_plugin_api::nn::{Mlp, Modulation, Rotation, SelfAttention, gated_sum, modulated_norm};
+use maskdiff_plugin_api::nn::{
+    Mlp, Modulation, Rotation, SelfAttention, gated_sum, modulated_norm,
+};
 use maskdiff_plugin_api::prelude::*;
 
 use crate::Config;
