@@ -1,15 +1,15 @@
 #!/usr/bin/env bash
 # Makes this checkout ready for plain `cargo build`, `cargo run` and `cargo test`. Safe to run again; quick when done.
 # With --python it also makes the environment for components written in Python: about 3 GB of download, 5 GB on disk, in
-# the user's cache.
+# the user's cache; with --s3 the small one of a server of the S3 protocol, for the tests.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
 stop() { echo "setup: $1" >&2; exit 1; }
 
 case "${1:-}" in
-  "" | --python) ;;
-  *) stop "there is no option $1: run scripts/setup.sh, or scripts/setup.sh --python" ;;
+  "" | --python | --s3) ;;
+  *) stop "there is no option $1: run scripts/setup.sh, scripts/setup.sh --python or scripts/setup.sh --s3" ;;
 esac
 
 command -v cargo >/dev/null || stop "cargo is missing: install Rust (https://rustup.rs), then run this again"
@@ -20,6 +20,19 @@ python=$(command -v python3 || true)
 "$python" -c 'import sys; sys.exit(sys.version_info < (3, 9))' \
   || stop "$("$python" --version) is too old: install Python 3.9 or newer, then run this again"
 "$python" scripts/libtorch.py
+
+if [ "${1:-}" = "--s3" ]; then
+  env=${XDG_CACHE_HOME:-$HOME/.cache}/maskdiff/moto-5.2.5
+  [ -e "$env/ready" ] && exit 0
+  rm -rf "$env"
+  mkdir -p "$(dirname "$env")"
+  "$python" -m venv "$env" \
+    || stop "python3 makes no environment: install its venv module (Debian and Ubuntu: apt-get install python3-venv)"
+  "$env/bin/pip" install --quiet --no-cache-dir 'moto[s3,server]==5.2.5' \
+    || stop "pip could not install moto, for the reason above: mend it and run scripts/setup.sh --s3 again"
+  touch "$env/ready"
+  echo "setup: the S3 server at $env"
+fi
 
 [ "${1:-}" = "--python" ] || exit 0
 env=${XDG_CACHE_HOME:-$HOME/.cache}/maskdiff/python-2.11.0

@@ -8,6 +8,8 @@ say() { printf '\n== %s\n' "$*"; }
 scripts/setup.sh
 scripts/setup.sh --python || say "no Python with torch: the tests of components in Python are skipped"
 
+scripts/setup.sh --s3 || say "no S3 server: the tests of object stores are skipped"
+
 say "format"
 cargo fmt --all --check
 say "clippy"

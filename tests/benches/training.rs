@@ -101,7 +101,7 @@ fn checkpointing() {
     let config = config(&[]);
     let mut learner = Learner::new(&model, &config, Rc::new(World::alone())).expect("a learner");
     let folder = tempfile::tempdir().expect("a folder");
-    let mut saver = Saver::new(folder.path(), 1).expect("a saver");
+    let mut saver = Saver::new(folder.path(), None, 1).expect("a saver");
     let trained = model.parameters().iter().filter(|p| p.trainable);
     let names: Vec<String> = trained.map(|p| p.name.clone()).collect();
     let weights: usize = learner.params().iter().map(Tensor::numel).sum();

@@ -58,6 +58,14 @@ pub fn python() -> Option<PathBuf> {
     named.filter(|python| python.is_file()).or_else(|| made().filter(ready))
 }
 
+/// The Python with moto, a server of the S3 protocol, that `scripts/setup.sh --s3` made.
+pub fn moto() -> Option<PathBuf> {
+    let cache = std::env::var_os("XDG_CACHE_HOME").map(PathBuf::from);
+    let home = || std::env::var_os("HOME").map(|home| PathBuf::from(home).join(".cache"));
+    let env = cache.or_else(home)?.join("maskdiff/moto-5.2.5");
+    env.join("ready").is_file().then(|| env.join("bin/python3"))
+}
+
 /// The folder with the original program's numbers.
 pub fn golden() -> PathBuf {
     let named = std::env::var_os("MASKDIFF_GOLDEN").map(PathBuf::from);

@@ -15,10 +15,18 @@
 //! seed and of the position (see [`crate::stream`]).
 
 pub mod keep;
+#[cfg(not(feature = "remote"))]
+mod local;
+#[cfg(feature = "remote")]
+mod remote;
 pub mod tensors;
 pub mod write;
 
 pub use keep::{list, newest};
+#[cfg(not(feature = "remote"))]
+pub use local::Mirror;
+#[cfg(feature = "remote")]
+pub use remote::Mirror;
 pub use tensors::{Named, load_into};
 pub use write::{Content, Saver};
 
@@ -219,7 +227,7 @@ mod tests {
     #[test]
     fn a_snapshot_is_taken_before_training_goes_on() {
         let folder = tempfile::tempdir().unwrap();
-        let mut saver = Saver::new(folder.path(), 2).unwrap();
+        let mut saver = Saver::new(folder.path(), None, 2).unwrap();
         let weights = Tensor::ones([100_000], (Kind::Float, Device::Cpu));
         for step in 1..=4 {
             let mut content = content(step, 1.0);
@@ -280,7 +288,7 @@ mod tests {
     #[test]
     fn a_failed_write_leaves_what_was_there() {
         let folder = tempfile::tempdir().unwrap();
-        let mut saver = Saver::new(folder.path(), 2).unwrap();
+        let mut saver = Saver::new(folder.path(), None, 2).unwrap();
         saver.save(content(1, 1.0)).unwrap();
         let mut bad = content(2, 2.0);
         bad.optimizer.push(("bool".into(), Tensor::from_slice(&[true])));
@@ -291,6 +299,6 @@ mod tests {
         assert_eq!(left, 2, "one checkpoint and one link");
         let file = folder.path().join("file");
         fs::write(&file, "").unwrap();
-        Saver::new(&file, 1).unwrap_err();
+        Saver::new(&file, None, 1).unwrap_err();
     }
 }

@@ -11,7 +11,7 @@ use tch::{Device, Tensor};
 
 use super::keep::{link, prune, sweep};
 use super::tensors::{self, Named};
-use super::{EMA, MODEL, OPTIMIZER, State, name, remove};
+use super::{EMA, MODEL, Mirror, OPTIMIZER, State, name, remove};
 use crate::error::{Error, Result};
 use crate::plugins::hex;
 
@@ -38,6 +38,7 @@ pub struct Content {
 #[derive(Debug)]
 pub struct Saver {
     folder: PathBuf,
+    mirror: Option<Mirror>,
     keep: usize,
     worker: Option<JoinHandle<(Content, Result<PathBuf>)>>,
     /// Memory of the last snapshot, for the next one.
@@ -45,18 +46,18 @@ pub struct Saver {
 }
 
 impl Saver {
-    /// A writer into `folder` that keeps the newest `keep` checkpoints beside `last` and `best`.
+    /// A writer into `folder` that keeps the newest `keep` checkpoints beside `last` and `best`, with a copy in `mirror`.
     ///
     /// # Errors
     /// A folder that cannot be made or written: found now, not after hours of training.
-    pub fn new(folder: &Path, keep: usize) -> Result<Self> {
+    pub fn new(folder: &Path, mirror: Option<Mirror>, keep: usize) -> Result<Self> {
         fs::create_dir_all(folder).map_err(|e| Error::io("create", folder, &e))?;
         let probe = folder.join(".probe.tmp");
         fs::write(&probe, b"")
             .and_then(|()| fs::remove_file(&probe))
             .map_err(|e| Error::io("write into", folder, &e))?;
         sweep(folder)?;
-        Ok(Self { folder: folder.to_path_buf(), keep, worker: None, spare: None })
+        Ok(Self { folder: folder.to_path_buf(), mirror, keep, worker: None, spare: None })
     }
 
     /// Copies the content and writes the copy in the background. Waits for the one before it.
@@ -66,11 +67,16 @@ impl Saver {
     pub fn save(&mut self, content: Content) -> Result<()> {
         self.wait()?;
         let copy = snapshot(content, self.spare.take())?;
-        let (folder, keep) = (self.folder.clone(), self.keep);
+        let (folder, mirror, keep) = (self.folder.clone(), self.mirror.clone(), self.keep);
         let write = move || {
             yield_to_training();
             let mut copy = copy;
-            let written = write(&folder, &mut copy, keep);
+            let mut written = write(&folder, &mut copy, keep);
+            if let (Ok(path), Some(mirror)) = (&written, &mirror)
+                && let Err(error) = mirror.upload(path, copy.best, keep)
+            {
+                written = Err(error);
+            }
             (copy, written)
         };
         let thread = std::thread::Builder::new().name("checkpoint".into());

@@ -6,7 +6,7 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use super::Common;
-use crate::checkpoint::{Checkpoint, Saver};
+use crate::checkpoint::{self, Checkpoint, Mirror, Saver};
 use crate::config::Config;
 use crate::data::{self, Tokenizer, load_tokenizer};
 use crate::distributed::World;
@@ -37,9 +37,18 @@ pub fn run(common: &Common, profile: bool) -> Result<()> {
         PathBuf::from(world.share("run", || Ok(run_dir::path_for(&config).display().to_string()))?);
     let report = Report::new(common.format, common.quiet || !world.is_main());
     let folder = checkpoints(&config, &path);
-    let resumed = match config.checkpointing.resume_from_ckpt {
-        true => train::newest(&folder, &world, |text| report.note(text))?,
-        false => None,
+    let mirror = config.checkpointing.mirror.as_deref().filter(|_| world.is_main());
+    let mirror = mirror.map(Mirror::open).transpose()?;
+    let resumed = if config.checkpointing.resume_from_ckpt {
+        if let Some(mirror) = &mirror {
+            let have =
+                checkpoint::list(&folder).first().and_then(|p| p.file_name().map(OsString::from));
+            let have = have.map(|name| name.to_string_lossy().into_owned());
+            mirror.fetch(&folder, have.as_deref(), |text| report.note(text))?;
+        }
+        train::newest(&folder, &world, |text| report.note(text))?
+    } else {
+        None
     };
     if !config.checkpointing.resume_from_ckpt && world.is_main() {
         RunDir::check_fresh(&path)?;
@@ -55,8 +64,8 @@ pub fn run(common: &Common, profile: bool) -> Result<()> {
     let learner = Learner::new(&model, &config, Rc::clone(&world))?;
     let stop = Stop::listen()?;
     stop.within(Duration::from_secs_f64(config.trainer.grace_s));
-    let saver =
-        world.is_main().then(|| Saver::new(&folder, config.checkpointing.keep_last as usize));
+    let keep = config.checkpointing.keep_last as usize;
+    let saver = world.is_main().then(|| Saver::new(&folder, mirror, keep));
     let saver = saver.transpose()?;
     let run = if world.is_main() {
         // A run that was ended before its first checkpoint begins again.

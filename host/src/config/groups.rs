@@ -262,6 +262,8 @@ group! {
     Checkpointing {
         /// The folder; by default `checkpoints` in the run folder.
         save_dir: Option<String> = None,
+        /// Copy them to `s3://BUCKET/PREFIX` or `gs://BUCKET/PREFIX` as well.
+        mirror: Option<String> = None,
         /// Steps between two checkpoints; 0 writes at evaluations and at the end only.
         every_n_steps: i64 = 0,
         /// How many of the newest are kept, beside the best one.

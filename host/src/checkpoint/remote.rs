@@ -1,0 +1,219 @@
+//! A copy of the checkpoints in an object store: `s3://BUCKET/PREFIX` or `gs://BUCKET/PREFIX`.
+//!
+//! An object store has no rename. A checkpoint's `state.json` is put there last, and a checkpoint without one does not
+//! count; the objects `last` and `best` hold the name of a checkpoint. Addresses and keys come from the variables that the
+//! stores' own tools read (`AWS_ACCESS_KEY_ID`, `AWS_ENDPOINT_URL`, `GOOGLE_APPLICATION_CREDENTIALS`, …).
+
+use std::collections::BTreeSet;
+use std::fs::{self, File};
+use std::io::{Read as _, Write as _};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::{StreamExt as _, TryStreamExt as _};
+use object_store::aws::AmazonS3Builder;
+use object_store::gcp::GoogleCloudStorageBuilder;
+use object_store::path::Path as Key;
+use object_store::{ObjectStore, ObjectStoreExt as _, PutPayload, RetryConfig, WriteMultipart};
+use tokio::runtime::Runtime;
+
+use super::{Checkpoint, remove};
+use crate::error::{Error, Result};
+
+/// Where checkpoints are copied to.
+#[derive(Clone, Debug)]
+pub struct Mirror {
+    store: Arc<dyn ObjectStore>,
+    prefix: Key,
+    runtime: Arc<Runtime>,
+    url: String,
+}
+
+/// Bytes that are read and sent at once, and parts that are under way at once.
+const PART: usize = 8 << 20;
+const PARTS: usize = 4;
+
+/// How long one request is tried again.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+const STATE: &str = "state.json";
+
+impl Mirror {
+    /// Opens a store and tries it: a place that cannot be written is found now.
+    pub fn open(url: &str) -> Result<Self> {
+        // Only one provider is built in; a second call finds it installed.
+        let _ = rustls::crypto::ring::default_provider().install_default();
+        let wrong = |why: String| {
+            Error::checkpoint(
+                format!("`checkpointing.mirror={url}`: {why}"),
+                "give s3://BUCKET/PREFIX or gs://BUCKET/PREFIX, and the store's own variables, as in AWS_ACCESS_KEY_ID, \
+                 AWS_SECRET_ACCESS_KEY, AWS_REGION, AWS_ENDPOINT_URL (with AWS_ALLOW_HTTP=true for http)",
+            )
+        };
+        let address = url::Url::parse(url).map_err(|e| wrong(e.to_string()))?;
+        let retry =
+            RetryConfig { max_retries: 5, retry_timeout: PATIENCE, ..RetryConfig::default() };
+        let store: Arc<dyn ObjectStore> = match address.scheme() {
+            "s3" | "s3a" => {
+                let store = AmazonS3Builder::from_env().with_url(url).with_retry(retry).build();
+                Arc::new(store.map_err(|e| wrong(e.to_string()))?)
+            }
+            "gs" => {
+                let builder = GoogleCloudStorageBuilder::from_env();
+                let store = builder.with_url(url).with_retry(retry).build();
+                Arc::new(store.map_err(|e| wrong(e.to_string()))?)
+            }
+            other => return Err(wrong(format!("there is no store for `{other}://`"))),
+        };
+        let prefix = Key::from(address.path());
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+        let runtime = Arc::new(runtime.map_err(|e| wrong(e.to_string()))?);
+        let this = Self { store, prefix, runtime, url: url.to_string() };
+        let probe = this.key("probe");
+        let tried = this.runtime.block_on(async {
+            this.store.put(&probe, PutPayload::from_static(b"")).await?;
+            this.store.delete(&probe).await
+        });
+        tried.map_err(|e| wrong(e.to_string()))?;
+        Ok(this)
+    }
+
+    fn key(&self, name: &str) -> Key {
+        name.split('/').fold(self.prefix.clone(), |key, part| key.join(part))
+    }
+
+    fn fault(&self, act: &str, error: impl std::fmt::Display) -> Error {
+        Error::checkpoint(
+            format!("cannot {act} `{}`: {error}", self.url),
+            "the checkpoints in the run folder are whole; the next one is copied again",
+        )
+    }
+
+    /// Copies a checkpoint, points `last` (and `best`) to it, and removes all but the newest `keep` and the best.
+    pub fn upload(&self, checkpoint: &Path, best: bool, keep: usize) -> Result<()> {
+        let name = checkpoint.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        let entries = fs::read_dir(checkpoint).map_err(|e| Error::io("read", checkpoint, &e))?;
+        let mut files: Vec<String> =
+            entries.flatten().map(|e| e.file_name().to_string_lossy().into_owned()).collect();
+        // What makes it whole comes last.
+        files.sort_by_key(|file| file == STATE);
+        self.runtime.block_on(async {
+            for file in &files {
+                self.put(&checkpoint.join(file), &self.key(&format!("{name}/{file}"))).await?;
+            }
+            for link in ["last", "best"].into_iter().take(if best { 2 } else { 1 }) {
+                let text = PutPayload::from(name.clone().into_bytes());
+                let pointed = self.store.put(&self.key(link), text).await;
+                pointed.map_err(|e| self.fault("write into", e))?;
+            }
+            self.prune(keep).await
+        })
+    }
+
+    async fn put(&self, file: &Path, key: &Key) -> Result<()> {
+        let mut source = File::open(file).map_err(|e| Error::io("read", file, &e))?;
+        let said = |e| self.fault("write into", e);
+        let length = source.metadata().map_err(|e| Error::io("read", file, &e))?.len();
+        let mut buffer = vec![0; PART.min(length as usize)];
+        if length <= PART as u64 {
+            source.read_exact(&mut buffer).map_err(|e| Error::io("read", file, &e))?;
+            self.store.put(key, PutPayload::from(buffer)).await.map_err(said)?;
+            return Ok(());
+        }
+        let upload = self.store.put_multipart(key).await.map_err(said)?;
+        let mut upload = WriteMultipart::new_with_chunk_size(upload, PART);
+        loop {
+            let read = source.read(&mut buffer).map_err(|e| Error::io("read", file, &e))?;
+            if read == 0 {
+                break;
+            }
+            upload.wait_for_capacity(PARTS).await.map_err(said)?;
+            upload.write(&buffer[..read]);
+        }
+        upload.finish().await.map_err(said)?;
+        Ok(())
+    }
+
+    /// Names of checkpoints with the keys of their objects, newest first; those that are whole alone, or all.
+    async fn list(&self, whole: bool) -> Result<Vec<(String, Vec<Key>)>> {
+        let found = self.store.list(Some(&self.prefix)).map_ok(|meta| meta.location);
+        let keys: Vec<Key> = found.try_collect().await.map_err(|e| self.fault("list", e))?;
+        let depth = self.prefix.parts().count();
+        let name = |key: &Key| key.parts().nth(depth).map(|part| part.as_ref().to_string());
+        let names: BTreeSet<(usize, String)> = keys
+            .iter()
+            .filter_map(name)
+            .filter(|name| name.starts_with("step-"))
+            .map(|name| (name.len(), name))
+            .collect();
+        let of = |(_, checkpoint): (usize, String)| {
+            let own = keys.iter().filter(|k| name(k).as_deref() == Some(&checkpoint)).cloned();
+            (checkpoint.clone(), own.collect::<Vec<Key>>())
+        };
+        let all = names.into_iter().rev().map(of);
+        let has_state = |keys: &Vec<Key>| keys.iter().any(|k| k.filename() == Some(STATE));
+        Ok(all.filter(|(_, keys)| !whole || has_state(keys)).collect())
+    }
+
+    async fn text(&self, name: &str) -> Option<String> {
+        let bytes = self.store.get(&self.key(name)).await.ok()?.bytes().await.ok()?;
+        Some(String::from_utf8_lossy(&bytes).into_owned())
+    }
+
+    async fn prune(&self, keep: usize) -> Result<()> {
+        let best = self.text("best").await;
+        for (name, mut keys) in self.list(false).await?.into_iter().skip(keep.max(1)) {
+            if Some(&name) == best.as_ref() {
+                continue;
+            }
+            // What makes it whole goes first.
+            keys.sort_by_key(|key| key.filename() != Some(STATE));
+            for key in keys {
+                self.store.delete(&key).await.map_err(|e| self.fault("remove from", e))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Brings the newest whole checkpoint into `folder` when it is newer than `have`, the newest one there; one that
+    /// arrives damaged is passed over, and `tell` hears of it.
+    pub fn fetch(
+        &self,
+        folder: &Path,
+        have: Option<&str>,
+        mut tell: impl FnMut(&str),
+    ) -> Result<Option<PathBuf>> {
+        let newer = |name: &str| have.is_none_or(|have| (name.len(), name) > (have.len(), have));
+        self.runtime.block_on(async {
+            for (name, keys) in self.list(true).await?.into_iter().filter(|(name, _)| newer(name)) {
+                let temporary = folder.join(format!(".{name}.tmp"));
+                remove(&temporary)?;
+                fs::create_dir_all(&temporary).map_err(|e| Error::io("create", &temporary, &e))?;
+                for key in keys {
+                    self.get(&key, &temporary.join(key.filename().unwrap_or_default())).await?;
+                }
+                if let Err(error) = Checkpoint::open(&temporary) {
+                    tell(&format!("warning: `{}/{name}`: {error}", self.url));
+                    remove(&temporary)?;
+                    continue;
+                }
+                let target = folder.join(&name);
+                fs::rename(&temporary, &target).map_err(|e| Error::io("rename", &temporary, &e))?;
+                tell(&format!("fetched `{}/{name}`", self.url));
+                return Ok(Some(target));
+            }
+            Ok(None)
+        })
+    }
+
+    async fn get(&self, key: &Key, file: &Path) -> Result<()> {
+        let said = |e| self.fault("read", e);
+        let mut stream = self.store.get(key).await.map_err(said)?.into_stream();
+        let mut sink = File::create(file).map_err(|e| Error::io("write", file, &e))?;
+        while let Some(bytes) = stream.next().await {
+            sink.write_all(&bytes.map_err(said)?).map_err(|e| Error::io("write", file, &e))?;
+        }
+        sink.sync_all().map_err(|e| Error::io("flush", file, &e))
+    }
+}
