@@ -73,7 +73,9 @@ impl Place {
             }
             return Ok(None);
         };
-        let nodes = var("SLURM_JOB_NODELIST").ok_or_else(|| missing("SLURM_JOB_NODELIST"))?;
+        // A step may run on a part of the job's nodes.
+        let nodes = var("SLURM_STEP_NODELIST").or_else(|| var("SLURM_JOB_NODELIST"));
+        let nodes = nodes.ok_or_else(|| missing("SLURM_JOB_NODELIST"))?;
         let hosts = expand_nodes(&nodes).ok_or_else(|| {
             Error::config(format!("SLURM_JOB_NODELIST=`{nodes}` is no list of nodes"), "")
         })?;
@@ -219,7 +221,9 @@ impl World {
 
     /// Puts `root`'s values into the tensors, in place, also where they are on a GPU.
     pub fn broadcast(&self, tensors: &[Tensor], root: usize) -> Result<()> {
-        let Some(group) = &self.group else { return Ok(()) };
+        let Some(group) = self.group.as_ref().filter(|_| !tensors.is_empty()) else {
+            return Ok(());
+        };
         group.broadcast(tensors, root).map_err(|e| self.lost(&e))
     }
 
@@ -251,8 +255,10 @@ impl World {
     pub fn agree(&self, what: &str, lines: &[String]) -> Result<()> {
         let Some(group) = &self.group else { return Ok(()) };
         let key = |rank: usize| format!("agree/{what}/{rank}");
-        let wait = Duration::from_secs(600);
+        let wait = Duration::from_secs(60);
         group.set(&key(self.rank()), lines.join("\n").as_bytes()).map_err(|e| self.lost(&e))?;
+        // Waits for all as a collective does, which notices a rank that has died.
+        self.sum(&mut [0.0])?;
         let mut fault = None;
         let first = group.get(&key(0), wait).map_err(|e| self.lost(&e))?;
         for rank in 1..self.size() {
@@ -280,21 +286,8 @@ impl World {
     /// What a failed collective means: who did not answer the roll call.
     pub fn lost(&self, error: &maskdiff_native::Error) -> Error {
         let Some(group) = &self.group else { return Error::distributed(error.to_string(), "") };
-        let here = |rank: usize| format!("roll-call/{rank}");
-        let mut missing = Vec::new();
-        if group.set(&here(self.rank()), b"here").is_err() {
-            // The store is rank 0's.
-            missing.push(0);
-        } else {
-            let mut wait = ROLL_CALL;
-            for rank in 0..self.size() {
-                if group.get(&here(rank), wait).is_err() {
-                    missing.push(rank);
-                    // The others had their time already.
-                    wait = Duration::from_millis(100);
-                }
-            }
-        }
+        // The store is rank 0's: when it does not answer in time, rank 0 is the one that is lost.
+        let missing = group.roll_call(ROLL_CALL).unwrap_or_else(|| vec![0]);
         let names: Vec<String> = missing.iter().map(|rank| format!("rank {rank}")).collect();
         let who = match names.len() {
             0 => "a rank was lost".to_string(),

@@ -86,6 +86,9 @@ pub struct Learner {
     clip: f64,
     world: Rc<World>,
     reducer: Option<Reducer>,
+    /// Whether the reducer knows the order in which gradients arrive.
+    warm: bool,
+    names: Vec<String>,
     /// The rank that updates each parameter; `None` when every rank updates all.
     owner: Option<Vec<usize>>,
 }
@@ -127,6 +130,11 @@ impl Learner {
             scale: LossScale::new(precision),
             split: Split::default(),
             reducer: world.reducer(&params)?,
+            warm: false,
+            names: {
+                let trained = model.parameters().iter().filter(|p| p.trainable);
+                trained.map(|p| p.name.clone()).collect()
+            },
             params,
             masters,
             schedule: Schedule::new(&config.lr_scheduler, config.optim.lr)?,
@@ -149,6 +157,39 @@ impl Learner {
     fn mine(&self) -> Vec<bool> {
         let rank = self.world.rank();
         (0..self.params.len()).map(|i| self.owner.as_ref().is_none_or(|o| o[i] == rank)).collect()
+    }
+
+    /// Whether [`Learner::warm_up`] is needed.
+    pub fn is_cold(&self) -> bool {
+        self.reducer.is_some() && !self.warm
+    }
+
+    /// A gradient that is thrown away. The reducer makes its buckets anew after the first one, in the order of arrival, and
+    /// another layout of the buckets sums in another order: so every step has the same one, also the first after a resume.
+    ///
+    /// # Errors
+    /// A parameter that gets no gradient: the other ranks would wait for it.
+    pub fn warm_up(&mut self, model: &Model, batches: Vec<Batch>) -> Result<()> {
+        let Some(reducer) = &self.reducer else { return Ok(()) };
+        model.set_train(true);
+        for batch in batches.into_iter().take(1) {
+            reducer.prepare().map_err(|e| self.world.lost(&e))?;
+            model.inject_uniforms(batch.u_bl);
+            let nats = model.loss(&batch.x0_bl, &batch.t_b);
+            model.inject_uniforms(None);
+            nats?.mean(Kind::Float).f_backward().map_err(|e| self.failed(&e))?;
+        }
+        let without = self.params.iter().position(|p| !p.grad().defined());
+        if let Some(i) = without {
+            return Err(Error::distributed(
+                format!("the loss does not reach the parameter `{}`", self.names[i]),
+                "several ranks need a gradient for each: leave the parameter out of the backbone, or train with one rank",
+            ));
+        }
+        clear_grads(&self.params)?;
+        model.set_train(false);
+        self.warm = true;
+        Ok(())
     }
 
     /// One step over this rank's micro-batches of a global batch.

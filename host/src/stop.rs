@@ -1,13 +1,12 @@
-//! Signals: the first asks the run to stop in good order, the second ends the process.
+//! Signals: the first asks the run to stop in good order, a second one a second later or more ends the process.
 //!
 //! Ctrl-C (SIGINT) is a person's wish; SIGTERM, SIGUSR1 and SIGUSR2 are a scheduler's, which will start the run again.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::time::Duration;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
 
 use signal_hook::consts::{SIGINT, SIGTERM, SIGUSR1, SIGUSR2};
-use signal_hook::flag;
 
 use crate::error::{Error, Result};
 
@@ -18,11 +17,16 @@ pub const PREEMPTED: i32 = 75;
 
 const PREEMPTION: f64 = 1e6;
 
+/// A signal that comes so soon after the first is the same one: a scheduler may send it to a process and to its group.
+const ECHO: Duration = Duration::from_secs(1);
+
 /// Whether somebody asked to stop.
 #[derive(Debug, Clone, Default)]
 pub struct Stop {
-    asked: Arc<AtomicBool>,
+    /// The first signal; 0 before.
     signal: Arc<AtomicUsize>,
+    /// When it came, milliseconds after the start.
+    at: Arc<AtomicU64>,
 }
 
 fn code(signal: i32) -> i32 {
@@ -33,29 +37,42 @@ impl Stop {
     /// Listens from now on.
     pub fn listen() -> Result<Self> {
         let this = Self::default();
+        let started = Instant::now();
         for signal in [SIGINT, SIGTERM, SIGUSR1, SIGUSR2] {
+            let Self { signal: first, at } = this.clone();
             let number = signal.unsigned_abs() as usize;
-            // The order matters: only a second signal finds the flag set.
-            flag::register_conditional_shutdown(signal, code(signal), Arc::clone(&this.asked))
-                .and_then(|_| flag::register_usize(signal, Arc::clone(&this.signal), number))
-                .and_then(|_| flag::register(signal, Arc::clone(&this.asked)))
-                .map_err(|e| {
-                    Error::config(format!("cannot listen for signal {signal}: {e}"), "")
-                })?;
+            let handle = move || {
+                let now = started.elapsed().as_millis() as u64;
+                if first.load(Ordering::SeqCst) == 0 {
+                    at.store(now, Ordering::SeqCst);
+                    first.store(number, Ordering::SeqCst);
+                } else if now.saturating_sub(at.load(Ordering::SeqCst)) > ECHO.as_millis() as u64 {
+                    signal_hook::low_level::exit(code(signal));
+                }
+            };
+            #[expect(
+                unsafe_code,
+                reason = "a handler that reads a clock, touches atomics and exits"
+            )]
+            // SAFETY: all of which a signal handler may do.
+            let registered = unsafe { signal_hook::low_level::register(signal, handle) };
+            registered.map_err(|e| {
+                Error::config(format!("cannot listen for signal {signal}: {e}"), "")
+            })?;
         }
         Ok(this)
     }
 
     /// True from the first signal on.
     pub fn asked(&self) -> bool {
-        self.asked.load(Ordering::Relaxed)
+        self.signal.load(Ordering::Relaxed) != 0
     }
 
     /// A number that ranks can sum: 0 when nobody asked, 1 for a person, a million for a scheduler.
     pub fn level(&self) -> f64 {
         let signal = self.signal.load(Ordering::Relaxed);
         match signal {
-            _ if !self.asked() => 0.0,
+            0 => 0.0,
             _ if signal == SIGINT.unsigned_abs() as usize => 1.0,
             _ => PREEMPTION,
         }

@@ -78,6 +78,10 @@ pub struct Progress {
     pub best: Option<f64>,
     /// Steps whose batches are left out.
     pub skipped: BTreeSet<i64>,
+    /// The last step that was evaluated.
+    pub evaluated: i64,
+    /// The step of the best checkpoint.
+    pub best_step: Option<i64>,
     usual: Usual,
     window: Window,
 }
@@ -116,12 +120,18 @@ impl Trainer<'_> {
         self.report.start("train", self.learner.step, last);
         let first = self.learner.step;
         let mut profiler = None;
+        if due(first, check_every) && first > 0 && first < last && self.progress.evaluated != first
+        {
+            // The run was stopped when this evaluation was due.
+            self.evaluate_or_stop()?;
+        }
         self.progress.window.since = Instant::now();
         while self.learner.step < last {
             if self.profile.is_some() && self.learner.step == first + PROFILED.0 {
                 profiler = Some(Profiler::start(self.model.facts().device().is_cuda())?);
             }
-            let done = self.advance()?;
+            // Nothing is due at a step to which the run went back: it was there before.
+            let Some(done) = self.advance()? else { continue };
             let step = self.learner.step;
             if step == first + PROFILED.0 + PROFILED.1 || step == last {
                 self.write_trace(profiler.take())?;
@@ -133,10 +143,7 @@ impl Trainer<'_> {
                 return Err(self.stopped(done.stop)?);
             }
             if due(step, check_every) || step == last {
-                evaluated = match self.evaluate() {
-                    Err(Error::Interrupted { .. }) => return Err(self.stopped(self.stop.level())?),
-                    other => other?,
-                };
+                evaluated = self.evaluate_or_stop()?;
                 self.progress.window =
                     Window { timed: 0, since: Instant::now(), ..self.progress.window };
             } else if due(step, every) {
@@ -146,7 +153,7 @@ impl Trainer<'_> {
         self.report.finish();
         // A run that was complete already is evaluated, not trained.
         if first >= last {
-            evaluated = self.evaluate()?;
+            evaluated = self.evaluate_or_stop()?;
         }
         self.written()?;
         Ok(evaluated)
@@ -172,8 +179,8 @@ impl Trainer<'_> {
         self.corpus.valid.narrow(0, 0, (batches * batch).min(all))
     }
 
-    /// One step, and what is to be done when its loss is no number or a spike.
-    fn advance(&mut self) -> Result<Step> {
+    /// One step, and what is to be done when its loss is no number or a spike; none when the run went back.
+    fn advance(&mut self) -> Result<Option<Step>> {
         let on_nan = OnNan::new(self.config)?;
         let number = self.learner.step;
         let most = self.progress.usual.limit(self.config.trainer.loss_spike);
@@ -182,7 +189,7 @@ impl Trainer<'_> {
             self.learner.step += 1;
             let mut stop = [self.stop.level()];
             self.world.sum(&mut stop)?;
-            return Ok(Step::left_out(stop[0]));
+            return Ok(Some(Step::left_out(stop[0])));
         }
         let done = self.step(most)?;
         if done.lr.is_some() {
@@ -191,7 +198,7 @@ impl Trainer<'_> {
             progress.window.loss += done.loss;
             progress.window.steps += 1;
             progress.window.timed += 1;
-            return Ok(done);
+            return Ok(Some(done));
         }
         // Float16 overflows now and then; the scale has been lowered.
         if self.learner.scale.is_some_and(|s| s.factor >= 1.0)
@@ -199,7 +206,7 @@ impl Trainer<'_> {
             && !done.finite()
         {
             tracing::info!(step = number, "The gradient overflowed: the loss scale is halved");
-            return Ok(done);
+            return Ok(Some(done));
         }
         let what = format!(
             "at step {number} the loss is {} and the norm of its gradient {}",
@@ -222,18 +229,22 @@ impl Trainer<'_> {
                     return Err(self.with_last_checkpoint(&what, hint));
                 }
                 self.report.note(&format!("warning: {what}; its batch is left out"));
-                Ok(done)
+                Ok(Some(done))
             }
-            OnNan::Rollback => self.roll_back(number, &what),
+            OnNan::Rollback => self.roll_back(number, &what).map(|()| None),
         }
     }
 
     /// Goes back to the last checkpoint, to come by again without the batch of step `number`.
-    fn roll_back(&mut self, number: i64, what: &str) -> Result<Step> {
-        let left_out = self.progress.skipped.len() as i64;
+    fn roll_back(&mut self, number: i64, what: &str) -> Result<()> {
+        if self.progress.skipped.len() as i64 >= MAX_SKIPPED {
+            let hint =
+                "it is not the data: go on from an earlier checkpoint with a lower `optim.lr`";
+            let what = format!("{what}, after {MAX_SKIPPED} batches that were left out");
+            return Err(self.with_last_checkpoint(&what, hint));
+        }
         self.written()?;
-        let found = self.newest()?;
-        let Some(checkpoint) = found.filter(|_| left_out < MAX_SKIPPED) else {
+        let Some(checkpoint) = self.newest()? else {
             let hint = "there is nothing to go back to: write checkpoints sooner (`checkpointing.every_n_steps`), or lower \
                         `optim.lr`";
             return Err(self.with_last_checkpoint(what, hint));
@@ -245,8 +256,7 @@ impl Trainer<'_> {
         let step = self.learner.step;
         self.report
             .note(&format!("warning: {what}; back to step {step}, and on without its batch"));
-        self.run.rewind(step)?;
-        Ok(Step::left_out(0.0))
+        self.run.rewind(step)
     }
 
     /// The newest checkpoint that is whole, the same on all ranks.
@@ -256,6 +266,10 @@ impl Trainer<'_> {
 
     /// One optimizer step on this rank's share of the global batch.
     fn step(&mut self, most: f64) -> Result<Step> {
+        if self.learner.is_cold() {
+            let batches = self.batches()?;
+            self.learner.warm_up(&self.model, batches)?;
+        }
         let timer = self.learner.split.start(Part::Data);
         let batches = self.batches()?;
         self.learner.split.stop(timer);
@@ -401,6 +415,7 @@ impl Trainer<'_> {
         }
         self.run.metrics(step, line.clone())?;
         tracing::info!(step, nelbo = bound.nats_per_token, ppl = bound.perplexity, "Evaluated");
+        self.progress.evaluated = step;
         let value = line[config.checkpointing.monitor.as_str()].as_f64().unwrap_or(f64::NAN);
         line["step"] = json!(step);
         if self.world.is_main() {
@@ -409,7 +424,7 @@ impl Trainer<'_> {
         let smaller = config.checkpointing.mode == "min";
         let better = self.progress.best.is_none_or(|b| if smaller { value < b } else { value > b });
         if better {
-            self.progress.best = Some(value);
+            (self.progress.best, self.progress.best_step) = (Some(value), Some(step));
         }
         self.save(better)?;
         Ok(Some(bound))
@@ -424,6 +439,9 @@ impl Trainer<'_> {
         let Some(saver) = &mut self.saver else { return Ok(()) };
         if let Err(error) = saver.wait() {
             self.report.note(&format!("warning: the last checkpoint was not written: {error}"));
+        }
+        if let Some(error) = saver.not_copied() {
+            self.report.note(&format!("warning: {error}"));
         }
         // The weights as they are learnt; buffers as the network has them.
         let mut masters: BTreeMap<&str, &Tensor> =
@@ -441,6 +459,8 @@ impl Trainer<'_> {
                 samples: progress.samples,
                 ema_updates: learner.ema.as_ref().map_or(0, |ema| ema.updates),
                 best: progress.best,
+                best_step: progress.best_step,
+                evaluated: progress.evaluated,
                 window: (progress.window.loss, progress.window.steps),
                 usual: (progress.usual.mean, progress.usual.seen),
                 loss_scale: learner.scale.map(|s| (s.factor, s.steps)),
@@ -464,6 +484,9 @@ impl Trainer<'_> {
             Some(saver) => saver.wait().map(drop),
             None => Ok(()),
         };
+        if let Some(error) = self.saver.as_mut().and_then(Saver::not_copied) {
+            self.report.note(&format!("warning: {error}"));
+        }
         // The others must not run ahead of a checkpoint that they will read.
         let mut fault = [f64::from(u8::from(waited.is_err()))];
         self.world.sum(&mut fault)?;
@@ -502,8 +525,7 @@ impl Trainer<'_> {
             (name, master.unwrap_or(tensor))
         };
         let weights: Named = self.model.named().into_iter().map(target).collect();
-        checkpoint::load_into(&weights, part(checkpoint::MODEL)?, path)?;
-        self.learner.refresh()?;
+        let weights = checkpoint::matched(&weights, part(checkpoint::MODEL)?, path)?;
         let own = self.learner.own_state(&names);
         // Of what the ranks share, each takes its part.
         let shared = self.config.trainer.strategy == "zero1" && self.world.size() > 1;
@@ -514,9 +536,22 @@ impl Trainer<'_> {
             stored
         };
         let optimizer = only(&own.optimizer, part(checkpoint::OPTIMIZER)?);
-        checkpoint::load_into(&own.optimizer, optimizer, path)?;
+        let optimizer = checkpoint::matched(&own.optimizer, optimizer, path).map_err(|e| {
+            Error::checkpoint(
+                format!("the optimizer's state does not fit: {e}"),
+                "go on with the `optim.name` that the checkpoint was trained with",
+            )
+        })?;
+        let averages = match &self.learner.ema {
+            Some(_) => checkpoint::matched(&own.ema, only(&own.ema, part(checkpoint::EMA)?), path)?,
+            None => Vec::new(),
+        };
+        // Everything fits.
+        for part in [weights, optimizer, averages] {
+            checkpoint::copy(part);
+        }
+        self.learner.refresh()?;
         if let Some(ema) = &mut self.learner.ema {
-            checkpoint::load_into(&own.ema, only(&own.ema, part(checkpoint::EMA)?), path)?;
             ema.updates = from.state.ema_updates;
         }
         let state = &from.state;
@@ -526,6 +561,8 @@ impl Trainer<'_> {
         self.progress = Progress {
             samples: state.samples,
             best: state.best,
+            best_step: state.best_step,
+            evaluated: state.evaluated,
             skipped: state.skipped.iter().copied().collect(),
             usual: Usual { mean: state.usual.0, seen: state.usual.1 },
             window: Window { loss: state.window.0, steps: state.window.1, ..Window::default() },
@@ -538,6 +575,18 @@ impl Trainer<'_> {
         profiler.write(path)?;
         self.report.note(&format!("trace of {} steps: {}", PROFILED.1, path.display()));
         Ok(())
+    }
+
+    /// An evaluation; when any rank was asked to stop in it, what saving and leaving gives.
+    fn evaluate_or_stop(&mut self) -> Result<Option<Bound>> {
+        match self.evaluate() {
+            Err(Error::Interrupted { .. }) => {
+                let mut level = [self.stop.level()];
+                self.world.sum(&mut level)?;
+                Err(self.stopped(level[0])?)
+            }
+            other => other,
+        }
     }
 
     /// Saves and says how to go on.

@@ -111,6 +111,37 @@ fn a_sharded_optimizer_takes_the_same_steps_and_either_goes_on_from_the_other() 
     }
 }
 
+/// Three ranks sum in an order that depends on the layout of the buckets: it must not depend on where a run was resumed.
+#[test]
+fn three_ranks_resume_bit_for_bit() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let base =
+        ["loader.global_batch_size=9", "model.dropout=0.1", "checkpointing.resume_from_ckpt=true"];
+    let go = |dir: &str, steps: &str| {
+        train_by(folder.path(), "3", dir, &[&base[..], &[steps]].concat()).expect(0);
+    };
+    go("whole", "trainer.max_steps=9");
+    for steps in ["trainer.max_steps=3", "trainer.max_steps=4", "trainer.max_steps=9"] {
+        go("parts", steps);
+    }
+    let (whole, parts) = (folder.path().join("whole"), folder.path().join("parts"));
+    assert_eq!(apart(&whole, &parts, "model.safetensors"), 0.0);
+    assert_eq!(lines(&whole, "train/nelbo"), lines(&parts, "train/nelbo"));
+}
+
+/// So many ranks that some own no parameter.
+#[test]
+fn a_rank_may_own_nothing() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let base = ["trainer.max_steps=2", "trainer.val_check_interval=0"];
+    for strategy in ["ddp", "zero1"] {
+        let word = format!("trainer.strategy={strategy}");
+        train_by(folder.path(), "8", strategy, &[&base[..], &[&word]].concat()).expect(0);
+    }
+    let off = apart(&folder.path().join("ddp"), &folder.path().join("zero1"), "ema.safetensors");
+    assert_eq!(off, 0.0);
+}
+
 /// Without dropout the number of ranks is no part of the result, also when it changes on the way.
 #[test]
 fn the_number_of_ranks_may_change() {
@@ -208,28 +239,32 @@ fn a_port_in_use_and_a_rank_that_never_comes_are_said() {
 #[test]
 fn a_dead_rank_ends_the_others_and_is_named() {
     let folder = tempfile::tempdir().expect("a folder");
-    for (signal, timeout, patience) in [("-9", "600", 10), ("-STOP", "3", 20)] {
-        let (dir, timeout) =
-            (format!("run.dir=run{signal}"), format!("trainer.timeout_s={timeout}"));
+    for (signal, victim, timeout, patience) in
+        [("-9", 1, "600", 10), ("-9", 0, "600", 10), ("-STOP", 1, "3", 20), ("-STOP", 0, "3", 20)]
+    {
+        let name = format!("run{signal}-{victim}");
+        let (dir, timeout) = (format!("run.dir={name}"), format!("trainer.timeout_s={timeout}"));
         let words = [&dir, &timeout, "trainer.max_steps=1000000", "trainer.val_check_interval=0"];
         let port = free_port();
-        let mut other = in_background(rank(folder.path(), "1", &port, &words));
-        let first = in_background(rank(folder.path(), "0", &port, &words));
-        let run = folder.path().join(format!("run{signal}"));
+        let mut ranks =
+            ["0", "1"].map(|r| Some(in_background(rank(folder.path(), r, &port, &words))));
+        let run = folder.path().join(&name);
         let begun = Instant::now();
         while !run.join("metrics.jsonl").exists() || lines(&run, "train/nelbo").len() < 3 {
             assert!(begun.elapsed() < Duration::from_secs(60), "nothing was logged");
             std::thread::sleep(Duration::from_millis(50));
         }
-        let pid = other.id().to_string();
+        let mut lost = ranks[victim].take().expect("the victim");
+        let left = ranks.into_iter().flatten().next().expect("the survivor");
+        let pid = lost.id().to_string();
         Command::new("kill").args([signal, &pid]).status().expect("kill");
         let begun = Instant::now();
-        let (code, words) = said(first);
+        let (code, words) = said(left);
         assert!(begun.elapsed() < Duration::from_secs(patience), "{:?}", begun.elapsed());
-        other.kill().expect("kill");
-        other.wait().expect("the end");
+        lost.kill().expect("kill");
+        lost.wait().expect("the end");
         assert_eq!(code, Some(5), "{words}");
-        assert!(words.contains("rank 1 no longer answers"), "{words}");
+        assert!(words.contains(&format!("rank {victim} no longer answers")), "{words}");
     }
 }
 

@@ -157,6 +157,33 @@ fn a_scheduler_gets_a_checkpoint_and_its_exit_code() {
     }
 }
 
+/// What was due when the signal came is made up for, once.
+#[test]
+fn an_evaluation_that_was_broken_off_is_made_again() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let base = ["trainer.val_check_interval=5", "trainer.max_steps=10"];
+    // Long enough to be broken off; what a kill leaves undone must be the same.
+    let words =
+        [&base[..], &["run.dir=run", "eval.passes=3000", "checkpointing.resume_from_ckpt=true"]]
+            .concat();
+    let mut child = start(folder.path(), &words);
+    let run = folder.path().join("run");
+    wait_for_lines(&run, 5);
+    std::thread::sleep(Duration::from_millis(300));
+    kill(&child, "-TERM");
+    assert_eq!(child.wait().expect("the end").code(), Some(75));
+    let evaluated = |run: &Path| -> Vec<i64> {
+        let line = |l: &Value| l["val/nelbo"].as_f64().and_then(|_| l["step"].as_i64());
+        metrics(run).iter().filter_map(line).collect()
+    };
+    assert!(evaluated(&run).is_empty(), "the evaluation was under way");
+    let quick = [&words[..], &["eval.passes=1"]].concat();
+    train(folder.path(), &quick).expect(0);
+    assert_eq!(evaluated(&run), [5, 10]);
+    train(folder.path(), &[&base[..], &["run.dir=whole"]].concat()).expect(0);
+    same_end(&run, &folder.path().join("whole"));
+}
+
 /// A second signal, and a grace time that is over, end the process at once; the checkpoint before is whole.
 #[test]
 fn a_second_signal_ends_at_once_without_damage() {
@@ -178,7 +205,8 @@ fn a_second_signal_ends_at_once_without_damage() {
         std::thread::sleep(Duration::from_millis(500));
         for _ in 0..signals {
             kill(&child, "-TERM");
-            std::thread::sleep(Duration::from_millis(200));
+            // One that follows at once would be the same signal by another way.
+            std::thread::sleep(Duration::from_millis(1200));
         }
         let begun = Instant::now();
         assert_eq!(child.wait().expect("the end").code(), Some(75));
@@ -222,6 +250,13 @@ fn another_model_or_a_changed_setting_is_told_of() {
     let changed = [&words[..], &["optim.lr=1e-4", "trainer.max_steps=3"]].concat();
     let out = train(folder.path(), &changed);
     out.expect(0).says(&["going on after step 2", "changed since then", "optim.lr: 0.0003"]);
+    let muon = [&words[..], &["optim.name=muon"]].concat();
+    train(folder.path(), &muon)
+        .expect(5)
+        .says(&["the optimizer's state does not fit", "`optim.name`"]);
+    // A folder with another run's checkpoints is not written into.
+    let out = train(folder.path(), &["run.dir=other", "checkpointing.save_dir=run/checkpoints"]);
+    out.expect(2).says(&["`run/checkpoints` already holds checkpoints of a run"]);
     // A folder that cannot be written is found before the first step.
     fs::write(folder.path().join("file"), "").expect("a file");
     let out = train(folder.path(), &["run.dir=other", "checkpointing.save_dir=file/checkpoints"]);

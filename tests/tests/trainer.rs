@@ -30,8 +30,9 @@ fn reduced_precision_trains_what_full_precision_does() {
     for precision in ["bf16", "bf16-pure", "fp16"] {
         let losses = numbers(&run(precision), "train/nelbo");
         assert_ne!(losses, full, "{precision} computes in another precision");
-        for (a, b) in losses.iter().zip(&full) {
-            assert!((a - b).abs() < 0.01 * b, "{precision}: {a} where fp32 has {b}");
+        // The same weights at first; later the trainings drift apart as two of one precision would.
+        for (a, b) in losses.iter().zip(&full).take(5) {
+            assert!((a - b).abs() < 0.002 * b, "{precision}: {a} where fp32 has {b}");
         }
         let bound = |name: &str| numbers(&run(name), "val/nelbo").pop().expect("a bound");
         assert!((bound(precision) - bound("fp32")).abs() < 0.02 * bound("fp32"), "{precision}");
@@ -138,11 +139,18 @@ fn limits_bound_what_is_read() {
     );
     let none = run("none", &["trainer.limit_val_batches=0"]);
     assert!(numbers(&none, "val/nelbo").is_empty() && none.join("checkpoints/last").exists());
-    // The same batch again and again is soon known by heart.
-    let more = ["trainer.overfit_batches=1", "optim.lr=1e-2", "trainer.max_steps=60"];
-    let known = numbers(&run("overfit", &more), "train/nelbo");
-    let mean = |part: &[f64]| part.iter().sum::<f64>() / part.len() as f64;
-    assert!(mean(&known[50..]) < 0.9 * mean(&known[..10]), "{known:?}");
+    // The same batch again and again is soon known by heart, and nothing else is.
+    let more = [
+        "trainer.overfit_batches=1",
+        "optim.lr=1e-2",
+        "trainer.max_steps=400",
+        "trainer.val_check_interval=0",
+    ];
+    let known = run("overfit", &more);
+    let losses = numbers(&known, "train/nelbo");
+    let mean = losses[200..].iter().sum::<f64>() / 200.0;
+    let unknown = numbers(&known, "val/nelbo")[0];
+    assert!(mean < 0.6 * unknown, "{mean} on what it saw, {unknown} on the rest");
     let out = train(folder.path(), &["trainer.limit_val_batches=1.5"]);
     out.expect(2).says(&["`trainer.limit_val_batches`", "`1` is one batch, `1.0` is all"]);
 }

@@ -18,6 +18,16 @@ impl Mirror {
     }
 
     /// See the build with object stores.
+    pub fn url(&self) -> &str {
+        match *self {}
+    }
+
+    /// See the build with object stores.
+    pub fn is_empty(&self) -> Result<bool> {
+        match *self {}
+    }
+
+    /// See the build with object stores.
     pub fn upload(&self, _: &Path, _: bool, _: usize) -> Result<()> {
         match *self {}
     }

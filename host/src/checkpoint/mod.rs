@@ -27,7 +27,7 @@ pub use keep::{list, newest};
 pub use local::Mirror;
 #[cfg(feature = "remote")]
 pub use remote::Mirror;
-pub use tensors::{Named, load_into};
+pub use tensors::{Named, copy, load_into, matched};
 pub use write::{Content, Saver};
 
 use std::collections::BTreeMap;
@@ -54,6 +54,10 @@ pub struct State {
     pub ema_updates: i64,
     /// Best value of the monitored metric so far.
     pub best: Option<f64>,
+    /// The step of the best checkpoint.
+    pub best_step: Option<i64>,
+    /// The last step that was evaluated.
+    pub evaluated: i64,
     /// Sum of the losses since the last line of metrics, and their number.
     pub window: (f64, i64),
     /// Mean of the losses and their number, to tell a spike.

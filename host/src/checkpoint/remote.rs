@@ -107,7 +107,7 @@ impl Mirror {
                 let pointed = self.store.put(&self.key(link), text).await;
                 pointed.map_err(|e| self.fault("write into", e))?;
             }
-            self.prune(keep).await
+            self.prune(&name, keep).await
         })
     }
 
@@ -135,6 +135,16 @@ impl Mirror {
         Ok(())
     }
 
+    /// Its address, as the configuration gives it.
+    pub fn url(&self) -> &str {
+        &self.url
+    }
+
+    /// Whether it holds no checkpoint.
+    pub fn is_empty(&self) -> Result<bool> {
+        Ok(self.runtime.block_on(self.list(true))?.is_empty())
+    }
+
     /// Names of checkpoints with the keys of their objects, newest first; those that are whole alone, or all.
     async fn list(&self, whole: bool) -> Result<Vec<(String, Vec<Key>)>> {
         let found = self.store.list(Some(&self.prefix)).map_ok(|meta| meta.location);
@@ -156,15 +166,25 @@ impl Mirror {
         Ok(all.filter(|(_, keys)| !whole || has_state(keys)).collect())
     }
 
-    async fn text(&self, name: &str) -> Option<String> {
-        let bytes = self.store.get(&self.key(name)).await.ok()?.bytes().await.ok()?;
-        Some(String::from_utf8_lossy(&bytes).into_owned())
+    /// What a link holds; none when there is no link.
+    async fn link(&self, name: &str) -> Result<Option<String>> {
+        let found = match self.store.get(&self.key(name)).await {
+            Err(object_store::Error::NotFound { .. }) => return Ok(None),
+            found => found.map_err(|e| self.fault("read", e))?,
+        };
+        let bytes = found.bytes().await.map_err(|e| self.fault("read", e))?;
+        Ok(Some(String::from_utf8_lossy(&bytes).into_owned()))
     }
 
-    async fn prune(&self, keep: usize) -> Result<()> {
-        let best = self.text("best").await;
-        for (name, mut keys) in self.list(false).await?.into_iter().skip(keep.max(1)) {
-            if Some(&name) == best.as_ref() {
+    /// Removes what is older than the newest whole checkpoints and is neither the best nor `latest`; half ones too.
+    async fn prune(&self, latest: &str, keep: usize) -> Result<()> {
+        let best = self.link("best").await?;
+        let newest = self.list(true).await?.into_iter().take(keep.max(1)).map(|(name, _)| name);
+        let mut kept: BTreeSet<String> = newest.collect();
+        kept.extend(best);
+        kept.insert(latest.to_string());
+        for (name, mut keys) in self.list(false).await? {
+            if kept.contains(&name) {
                 continue;
             }
             // What makes it whole goes first.

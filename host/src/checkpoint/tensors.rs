@@ -115,9 +115,24 @@ pub(super) fn map(path: &Path) -> Result<Mmap> {
 /// Copies stored tensors into parameters by name. All differences are listed before anything is changed.
 pub fn load_into(
     parameters: &[(String, Tensor)],
-    mut stored: BTreeMap<String, Tensor>,
+    stored: BTreeMap<String, Tensor>,
     from: &Path,
 ) -> Result<()> {
+    copy(matched(parameters, stored, from)?);
+    Ok(())
+}
+
+/// Copies the second of each pair into the first, without the graph noticing.
+pub fn copy(pairs: Vec<(Tensor, Tensor)>) {
+    tch::no_grad(|| pairs.into_iter().for_each(|(mut to, from)| to.copy_(&from)));
+}
+
+/// Parameters with the stored tensors of their names. All differences are listed.
+pub fn matched(
+    parameters: &[(String, Tensor)],
+    mut stored: BTreeMap<String, Tensor>,
+    from: &Path,
+) -> Result<Vec<(Tensor, Tensor)>> {
     let mut faults = Vec::new();
     let mut pairs = Vec::new();
     for (name, tensor) in parameters {
@@ -128,7 +143,7 @@ pub fn load_into(
                 value.size(),
                 tensor.size()
             )),
-            Some(value) => pairs.push((tensor, value)),
+            Some(value) => pairs.push((tensor.shallow_clone(), value)),
         }
     }
     faults.extend(stored.keys().map(|name| format!("`{name}` is not in the model")));
@@ -141,6 +156,5 @@ pub fn load_into(
             "choose the backbone and model sizes it was trained with, or leave them to the checkpoint",
         ));
     }
-    tch::no_grad(|| pairs.iter().for_each(|(tensor, value)| tensor.shallow_clone().copy_(value)));
-    Ok(())
+    Ok(pairs)
 }

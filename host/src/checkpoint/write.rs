@@ -34,13 +34,18 @@ pub struct Content {
     pub best: bool,
 }
 
+/// What the thread gives back: the memory of the copy, the path, and why it could not be copied to the mirror.
+type Done = (Content, Result<PathBuf>, Option<Error>);
+
 /// Writes checkpoints into a folder, one at a time, in a thread of its own.
 #[derive(Debug)]
 pub struct Saver {
     folder: PathBuf,
     mirror: Option<Mirror>,
     keep: usize,
-    worker: Option<JoinHandle<(Content, Result<PathBuf>)>>,
+    worker: Option<JoinHandle<Done>>,
+    /// Why the last copy to the mirror failed.
+    not_copied: Option<Error>,
     /// Memory of the last snapshot, for the next one.
     spare: Option<Content>,
 }
@@ -57,7 +62,14 @@ impl Saver {
             .and_then(|()| fs::remove_file(&probe))
             .map_err(|e| Error::io("write into", folder, &e))?;
         sweep(folder)?;
-        Ok(Self { folder: folder.to_path_buf(), mirror, keep, worker: None, spare: None })
+        Ok(Self {
+            folder: folder.to_path_buf(),
+            mirror,
+            keep,
+            worker: None,
+            not_copied: None,
+            spare: None,
+        })
     }
 
     /// Copies the content and writes the copy in the background. Waits for the one before it.
@@ -71,13 +83,12 @@ impl Saver {
         let write = move || {
             yield_to_training();
             let mut copy = copy;
-            let mut written = write(&folder, &mut copy, keep);
-            if let (Ok(path), Some(mirror)) = (&written, &mirror)
-                && let Err(error) = mirror.upload(path, copy.best, keep)
-            {
-                written = Err(error);
-            }
-            (copy, written)
+            let written = write(&folder, &mut copy, keep);
+            let copied = match (&written, &mirror) {
+                (Ok(path), Some(mirror)) => mirror.upload(path, copy.best, keep).err(),
+                _ => None,
+            };
+            (copy, written, copied)
         };
         let thread = std::thread::Builder::new().name("checkpoint".into());
         let worker =
@@ -86,16 +97,22 @@ impl Saver {
         Ok(())
     }
 
+    /// Why the last copy to the mirror failed, once: the checkpoint itself is whole on disk.
+    pub fn not_copied(&mut self) -> Option<Error> {
+        self.not_copied.take()
+    }
+
     /// Waits until what is being written is on disk; gives its path.
     pub fn wait(&mut self) -> Result<Option<PathBuf>> {
         let Some(worker) = self.worker.take() else { return Ok(None) };
-        let Ok((spare, written)) = worker.join() else {
+        let Ok((spare, written, not_copied)) = worker.join() else {
             return Err(Error::checkpoint(
                 "the thread that writes checkpoints panicked",
                 "report this as a bug",
             ));
         };
         self.spare = Some(spare);
+        self.not_copied = not_copied.or(self.not_copied.take());
         let path = written?;
         tracing::info!(path = %path.display(), "Wrote a checkpoint");
         Ok(Some(path))
@@ -153,8 +170,7 @@ pub fn write(folder: &Path, content: &mut Content, keep: usize) -> Result<PathBu
     fs::create_dir_all(folder).map_err(|e| Error::io("create", folder, &e))?;
     remove(&temporary)?;
     let written = write_files(&temporary, content).and_then(|()| {
-        remove(&target)?;
-        fs::rename(&temporary, &target).map_err(|e| Error::io("rename", &temporary, &e))?;
+        put_in_place(&temporary, &target)?;
         flush(folder)
     });
     if let Err(error) = written {
@@ -168,6 +184,25 @@ pub fn write(folder: &Path, content: &mut Content, keep: usize) -> Result<PathBu
     }
     prune(folder, keep)?;
     Ok(target)
+}
+
+/// Renames a folder, in one step also where there is one of that name already, which is removed then.
+#[expect(unsafe_code, reason = "a call of the system")]
+fn put_in_place(temporary: &Path, target: &Path) -> Result<()> {
+    if target.exists() {
+        let name = |path: &Path| std::ffi::CString::new(path.as_os_str().as_encoded_bytes());
+        if let (Ok(from), Ok(to)) = (name(temporary), name(target)) {
+            let (here, swap) = (libc::AT_FDCWD, libc::RENAME_EXCHANGE);
+            // SAFETY: two strings that live through the call.
+            let code = unsafe { libc::renameat2(here, from.as_ptr(), here, to.as_ptr(), swap) };
+            if code == 0 {
+                return remove(temporary);
+            }
+        }
+        // A file system that cannot exchange.
+        remove(target)?;
+    }
+    fs::rename(temporary, target).map_err(|e| Error::io("rename", temporary, &e))
 }
 
 fn write_files(folder: &Path, content: &mut Content) -> Result<()> {

@@ -10,7 +10,7 @@ use crate::checkpoint::{self, Checkpoint, Mirror, Saver};
 use crate::config::Config;
 use crate::data::{self, Tokenizer, load_tokenizer};
 use crate::distributed::World;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::evaluate::Measure;
 use crate::learner::Learner;
 use crate::plugins::UsedPlugin;
@@ -24,6 +24,8 @@ use crate::{accelerator, assemble, launch, plugins, precision};
 /// found before the run folder is made.
 pub fn run(common: &Common, profile: bool) -> Result<()> {
     let mut config = common.config()?;
+    let stop = Stop::listen()?;
+    stop.within(Duration::from_secs_f64(config.trainer.grace_s));
     let world = Rc::new(World::join(&config)?);
     let registry = assemble::registry(&common.plugins, &config)?;
     let logs = config.sampling.num_sample_log > 0;
@@ -41,9 +43,9 @@ pub fn run(common: &Common, profile: bool) -> Result<()> {
     let mirror = mirror.map(Mirror::open).transpose()?;
     let resumed = if config.checkpointing.resume_from_ckpt {
         if let Some(mirror) = &mirror {
-            let have =
-                checkpoint::list(&folder).first().and_then(|p| p.file_name().map(OsString::from));
-            let have = have.map(|name| name.to_string_lossy().into_owned());
+            let whole = |path: &PathBuf| Checkpoint::open(path).is_ok();
+            let have = checkpoint::list(&folder).into_iter().find(whole);
+            let have = have.and_then(|p| Some(p.file_name()?.to_string_lossy().into_owned()));
             mirror.fetch(&folder, have.as_deref(), |text| report.note(text))?;
         }
         train::newest(&folder, &world, |text| report.note(text))?
@@ -52,6 +54,7 @@ pub fn run(common: &Common, profile: bool) -> Result<()> {
     };
     if !config.checkpointing.resume_from_ckpt && world.is_main() {
         RunDir::check_fresh(&path)?;
+        check_empty(&folder, mirror.as_ref())?;
     }
     let corpus = data::open(&config, tokenizer_of(resumed.as_ref())?)?;
     let facts = assemble::facts(&config, corpus.tokenizer.as_ref(), device);
@@ -62,21 +65,9 @@ pub fn run(common: &Common, profile: bool) -> Result<()> {
     world.agree("plugin", &used.iter().map(hash_line).collect::<Vec<String>>())?;
     let model = assemble::model(&config, &registry, choices, facts)?;
     let learner = Learner::new(&model, &config, Rc::clone(&world))?;
-    let stop = Stop::listen()?;
-    stop.within(Duration::from_secs_f64(config.trainer.grace_s));
     let keep = config.checkpointing.keep_last as usize;
     let saver = world.is_main().then(|| Saver::new(&folder, mirror, keep));
     let saver = saver.transpose()?;
-    let run = if world.is_main() {
-        // A run that was ended before its first checkpoint begins again.
-        let step = resumed.as_ref().map_or(0, |c| c.state.step);
-        RunDir::create(&path, &config, &used, &corpus.tokenizer.to_json(), step)?
-    } else {
-        RunDir::follow(&path)
-    };
-    // The others' logs go into the folder that rank 0 makes.
-    world.sum(&mut [0.0])?;
-    common.log.open(&run.log(world.rank()))?;
     let mut trainer = Trainer {
         config: &config,
         corpus,
@@ -91,12 +82,21 @@ pub fn run(common: &Common, profile: bool) -> Result<()> {
         plugins: used.iter().map(|p| (p.name.clone(), p.sha256.clone())).collect(),
         progress: Progress::default(),
         profile: (profile && world.is_main()).then(|| path.join("trace.json")),
-        world,
-        run,
+        world: Rc::clone(&world),
+        run: RunDir::follow(&path),
     };
     if let Some(checkpoint) = &resumed {
         go_on(&mut trainer, checkpoint)?;
     }
+    if world.is_main() {
+        // A run that was ended before its first checkpoint begins again.
+        let step = resumed.as_ref().map_or(0, |c| c.state.step);
+        let tokenizer = trainer.corpus.tokenizer.to_json();
+        trainer.run = RunDir::create(&path, &config, &used, &tokenizer, step)?;
+    }
+    // The others' logs go into the folder that rank 0 makes.
+    world.sum(&mut [0.0])?;
+    common.log.open(&trainer.run.log(world.rank()))?;
     trainer.report.note(&introduction(&trainer));
     trainer.run().map_err(|e| config.locate(e))?;
     let done = format!("done; use it with `maskdiff sample --checkpoint {}`", path.display());
@@ -124,6 +124,13 @@ pub fn launch(common: &Common, world: usize, words: &[OsString]) -> Result<i32> 
 fn go_on(trainer: &mut Trainer<'_>, checkpoint: &Checkpoint) -> Result<()> {
     trainer.restore(checkpoint)?;
     let state = &checkpoint.state;
+    if let Some(step) = state.best_step.filter(|_| trainer.world.is_main()) {
+        // A kill may have come between a checkpoint and its link.
+        let name = checkpoint::name(step);
+        if trainer.checkpoints.join(&name).is_dir() {
+            checkpoint::keep::link(&trainer.checkpoints, "best", &name)?;
+        }
+    }
     let mut words = format!("going on after step {}", state.step);
     let mut changed = run_dir::changes(&checkpoint.config(), trainer.config)?;
     if state.world != trainer.world.size() {
@@ -143,6 +150,19 @@ fn go_on(trainer: &mut Trainer<'_>, checkpoint: &Checkpoint) -> Result<()> {
 
 fn hash_line(plugin: &UsedPlugin) -> String {
     format!("{} {}", plugin.name, plugin.sha256)
+}
+
+/// Refuses a place that holds checkpoints already: they are another run's.
+fn check_empty(folder: &Path, mirror: Option<&Mirror>) -> Result<()> {
+    let place = match mirror {
+        _ if !checkpoint::list(folder).is_empty() => folder.display().to_string(),
+        Some(mirror) if !mirror.is_empty()? => mirror.url().to_string(),
+        _ => return Ok(()),
+    };
+    Err(Error::config(
+        format!("`{place}` already holds checkpoints of a run"),
+        "go on with it by `checkpointing.resume_from_ckpt=true`, or name another place",
+    ))
 }
 
 /// Every value of the configuration, a line each.

@@ -253,7 +253,8 @@ fn check_trainer(config: &Config) -> Result<()> {
         ("trainer.limit_train_batches", trainer.limit_train_batches),
         ("trainer.limit_val_batches", trainer.limit_val_batches),
     ] {
-        if !limit.is_valid() {
+        let none = limit.of(i64::MAX) == 0 && key == "trainer.limit_train_batches";
+        if !limit.is_valid() || none {
             let message = format!("`{key}` is a number of batches or a share of them in [0, 1]");
             return Err(config.layers.error(key, &message, "`1` is one batch, `1.0` is all"));
         }

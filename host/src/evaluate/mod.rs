@@ -99,6 +99,9 @@ impl Measure {
     }
 }
 
+/// What a rank that failed tells the others, where one that was asked to stop tells 1: more than all ranks together.
+const FAULT: f64 = 1e6;
+
 /// Numbers of a law that is held at once: 256 MiB in float32.
 const LAW_NUMBERS: i64 = 1 << 26;
 
@@ -206,9 +209,17 @@ pub fn likelihood(
     });
     set_generator_state(device, &state)?;
     let (tokens, faults) = ((n * passes) as usize, (n * passes + 1) as usize);
-    told[faults] = f64::from(u8::from(fault.is_err()));
+    told[faults] = match &fault {
+        Ok(()) => 0.0,
+        Err(Error::Interrupted { .. }) => 1.0,
+        Err(_) => FAULT,
+    };
     world.sum(&mut told)?;
     fault?;
+    if told[faults] >= FAULT {
+        let message = "an evaluation failed on another rank";
+        return Err(Error::distributed(message, "see what that rank said"));
+    }
     if told[faults] > 0.0 {
         let message = "another rank stopped during the evaluation".into();
         return Err(Error::Interrupted { message });

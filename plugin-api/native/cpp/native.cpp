@@ -345,6 +345,7 @@ char* maskdiff_fused_adamw(Tensor* const* params, Tensor* const* grads, Tensor* 
 
 char* maskdiff_foreach_lerp(Tensor* const* into, Tensor* const* from, size_t count, double weight) {
   return guarded([&] {
+    if (count == 0) return;
     at::NoGradGuard no_grad;
     auto a = list(into, count), b = list(from, count);
     at::_foreach_lerp_(a, b, weight);

@@ -54,6 +54,7 @@ char* maskdiff_set_tf32(int on) {
 
 char* maskdiff_foreach_copy(Tensor* const* into, Tensor* const* from, size_t count) {
   return guarded([&] {
+    if (count == 0) return;
     at::NoGradGuard no_grad;
     auto a = list(into, count), b = list(from, count);
     at::_foreach_copy_(a, b);

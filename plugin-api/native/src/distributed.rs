@@ -4,6 +4,7 @@
 //! Every collective must be called by all ranks in the same order. A peer that dies makes the others' next collective an
 //! error within milliseconds; one that hangs, after the timeout.
 
+use std::cell::Cell;
 use std::ffi::{CString, c_char, c_int, c_void};
 use std::time::Duration;
 
@@ -93,7 +94,21 @@ pub struct Group {
     handle: *mut c_void,
     rank: usize,
     world: usize,
+    abandoned: Cell<bool>,
 }
+
+/// The handle of a group that another thread may use: c10d's store has a lock of its own, and the group lives as long as the
+/// process once it is abandoned.
+struct Shared(*mut c_void);
+
+impl Shared {
+    fn get(&self) -> *mut c_void {
+        self.0
+    }
+}
+
+// SAFETY: see the type.
+unsafe impl Send for Shared {}
 
 fn text(value: &str) -> Result<CString> {
     CString::new(value).map_err(|_| Error(format!("`{value}` holds a NUL")))
@@ -131,7 +146,7 @@ impl Group {
                 &raw mut handle,
             )
         })?;
-        Ok(Self { handle, rank: at.rank, world: at.world })
+        Ok(Self { handle, rank: at.rank, world: at.world, abandoned: Cell::new(false) })
     }
 
     /// This process, in 0..world.
@@ -159,6 +174,33 @@ impl Group {
         checked(unsafe { maskdiff_group_broadcast(self.handle, list.as_ptr(), list.len(), root) })
     }
 
+    /// The ranks that do not report within `wait` of each other after a failure, each of which calls this; `None` when the
+    /// store itself does not answer. The group is not used after it, and is left to the end of the process: a peer that
+    /// hangs would hold up its orderly end.
+    pub fn roll_call(&self, wait: Duration) -> Option<Vec<usize>> {
+        self.abandoned.set(true);
+        let (rank, world) = (self.rank, self.world);
+        // A store whose process hangs does not even answer that the time is over.
+        let handle = Shared(self.handle);
+        let (said, heard) = std::sync::mpsc::channel();
+        std::thread::spawn(move || {
+            let group = Self { handle: handle.get(), rank, world, abandoned: Cell::new(true) };
+            let here = |rank: usize| format!("roll-call/{rank}");
+            let mut missing = Vec::new();
+            let mut wait = wait;
+            let answered = group.set(&here(rank), b"here").is_ok();
+            for other in (0..world).filter(|other| *other != rank) {
+                if group.get(&here(other), wait).is_err() {
+                    missing.push(other);
+                    // The others had their time already.
+                    wait = Duration::from_millis(100);
+                }
+            }
+            let _ = said.send(answered.then_some(missing));
+        });
+        heard.recv_timeout(2 * wait + Duration::from_secs(1)).ok().flatten()
+    }
+
     /// Sets a key of the common store.
     pub fn set(&self, key: &str, value: &[u8]) -> Result<()> {
         let key = text(key)?;
@@ -183,6 +225,9 @@ impl Group {
 
 impl Drop for Group {
     fn drop(&mut self) {
+        if self.abandoned.get() {
+            return;
+        }
         // SAFETY: made by `maskdiff_group_new` and not used again.
         unsafe { maskdiff_group_free(self.handle) };
     }
