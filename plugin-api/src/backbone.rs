@@ -24,6 +24,11 @@ pub struct Parameters {
     device: Device,
 }
 
+/// The type in which constants and angles are computed beside weights of `kind`.
+pub(crate) fn wide(kind: Kind) -> Kind {
+    if matches!(kind, Kind::BFloat16 | Kind::Half) { Kind::Float } else { kind }
+}
+
 impl Parameters {
     /// An empty store for parameters of the context's kind, on its device.
     pub fn new(context: &Context) -> Self {
@@ -43,9 +48,15 @@ impl Parameters {
         self.push(name, value, self.kind, true)
     }
 
-    /// Adds a buffer: saved, loaded, never trained.
+    /// Adds a buffer: saved, loaded, never trained; in float32 also where the parameters have 16 bits, which are too few
+    /// for a constant such as a frequency.
     pub fn buffer(&mut self, name: &str, value: Tensor) -> Tensor {
-        self.push(name, value, self.kind, false)
+        self.push(name, value, wide(self.kind), false)
+    }
+
+    /// The type of the parameters.
+    pub fn kind(&self) -> Kind {
+        self.kind
     }
 
     /// A matrix `[out, in]` drawn as torch's `nn.Linear` does: uniform in ±1/√in.

@@ -34,8 +34,13 @@ fn reduced_precision_trains_what_full_precision_does() {
         for (a, b) in losses.iter().zip(&full).take(5) {
             assert!((a - b).abs() < 0.002 * b, "{precision}: {a} where fp32 has {b}");
         }
-        let bound = |name: &str| numbers(&run(name), "val/nelbo").pop().expect("a bound");
-        assert!((bound(precision) - bound("fp32")).abs() < 0.02 * bound("fp32"), "{precision}");
+        let last = |name: &str, key: &str| numbers(&run(name), key).pop().expect(key);
+        let (bound, full) = (last(precision, "val/nelbo"), last("fp32", "val/nelbo"));
+        let error = last("fp32", "val/standard_error");
+        assert!(
+            (bound - full).abs() < error,
+            "{precision}: {bound} where fp32 has {full} ± {error}"
+        );
         // What is stored is float32 whatever the network computes in, and another precision reads it.
         let stored = run(precision).join("checkpoints/last/model.safetensors");
         let stored = maskdiff::checkpoint::tensors::read(&stored).expect("weights");
@@ -139,7 +144,14 @@ fn limits_bound_what_is_read() {
     );
     let none = run("none", &["trainer.limit_val_batches=0"]);
     assert!(numbers(&none, "val/nelbo").is_empty() && none.join("checkpoints/last").exists());
-    // The same batch again and again is soon known by heart, and nothing else is.
+    // Random letters: the same batch again and again is soon known by heart, and nothing else can be.
+    let mut seed = 1u32;
+    let letter = || {
+        seed = seed.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+        char::from(b'a' + (seed >> 24) as u8 % 26)
+    };
+    let noise: String = std::iter::repeat_with(letter).take(4000).collect();
+    fs::write(folder.path().join("text.txt"), noise).expect("a file");
     let more = [
         "trainer.overfit_batches=1",
         "optim.lr=1e-2",
@@ -150,7 +162,7 @@ fn limits_bound_what_is_read() {
     let losses = numbers(&known, "train/nelbo");
     let mean = losses[200..].iter().sum::<f64>() / 200.0;
     let unknown = numbers(&known, "val/nelbo")[0];
-    assert!(mean < 0.6 * unknown, "{mean} on what it saw, {unknown} on the rest");
+    assert!(mean < 0.8 * unknown, "{mean} on what it saw, {unknown} on the rest");
     let out = train(folder.path(), &["trainer.limit_val_batches=1.5"]);
     out.expect(2).says(&["`trainer.limit_val_batches`", "`1` is one batch, `1.0` is all"]);
 }

@@ -19,6 +19,7 @@ pub mod keep;
 mod local;
 #[cfg(feature = "remote")]
 mod remote;
+mod sink;
 pub mod tensors;
 pub mod write;
 

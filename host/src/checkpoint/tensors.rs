@@ -1,14 +1,15 @@
 //! Named tensors in safetensors files.
 
-use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::path::Path;
 
 use memmap2::Mmap;
-use safetensors::tensor::{Dtype, SafeTensors, View};
+use safetensors::tensor::{Dtype, SafeTensors};
+use serde_json::{Value, json};
 use tch::{Device, Kind, Tensor};
 
 use super::damaged;
+use super::sink::Sink;
 use crate::error::{Error, Result};
 
 /// Named tensors in order.
@@ -40,53 +41,52 @@ fn kind(dtype: Dtype) -> Option<Kind> {
     })
 }
 
-/// A tensor on the CPU whose numbers lie one after the other, lent to safetensors.
-struct Lent<'a> {
-    tensor: &'a Tensor,
-    dtype: Dtype,
-    shape: Vec<usize>,
+/// The bytes of a tensor on the CPU whose numbers lie one after the other.
+#[expect(unsafe_code, reason = "borrows a tensor's numbers instead of copying gigabytes")]
+fn bytes(tensor: &Tensor) -> &[u8] {
+    let length = tensor.numel() * tensor.kind().elt_size_in_bytes();
+    if length == 0 {
+        return &[];
+    }
+    // SAFETY: a contiguous tensor on the CPU (`write`) of so many bytes, which lives as long as the borrow and which nobody
+    // writes meanwhile.
+    unsafe { std::slice::from_raw_parts(tensor.data_ptr().cast::<u8>().cast_const(), length) }
 }
 
-impl View for &Lent<'_> {
-    fn dtype(&self) -> Dtype {
-        self.dtype
+/// The header of a safetensors file of these tensors in this order: its length, and JSON padded to eight bytes.
+fn header(named: &[(&str, &Tensor)]) -> Result<Vec<u8>> {
+    let (mut table, mut end) = (serde_json::Map::new(), 0);
+    for (name, tensor) in named {
+        let (start, length) = (end, bytes(tensor).len());
+        end += length;
+        let entry = json!({
+            "dtype": dtype(tensor.kind())?,
+            "shape": tensor.size(),
+            "data_offsets": [start, end],
+        });
+        table.insert((*name).to_string(), entry);
     }
-
-    fn shape(&self) -> &[usize] {
-        &self.shape
-    }
-
-    #[expect(unsafe_code, reason = "borrows a tensor's numbers instead of copying gigabytes")]
-    fn data(&self) -> Cow<'_, [u8]> {
-        let pointer = self.tensor.data_ptr().cast::<u8>().cast_const();
-        if self.data_len() == 0 {
-            return Cow::Borrowed(&[]);
-        }
-        // SAFETY: a contiguous tensor on the CPU (`write`) of so many bytes, which lives as long as `self` and which nobody
-        // writes while it is lent.
-        Cow::Borrowed(unsafe { std::slice::from_raw_parts(pointer, self.data_len()) })
-    }
-
-    fn data_len(&self) -> usize {
-        self.tensor.numel() * self.tensor.kind().elt_size_in_bytes()
-    }
+    let mut text = Value::Object(table).to_string();
+    text += &" ".repeat(text.len().next_multiple_of(8) - text.len());
+    Ok([&(text.len() as u64).to_le_bytes()[..], text.as_bytes()].concat())
 }
 
-/// Writes named tensors into a file. Those on the CPU are written from where they are.
-pub fn write(named: &Named, path: &Path) -> Result<()> {
+/// Writes named tensors into a file and flushes it; gives the SHA-256 of its content. Those on the CPU are read from where
+/// they are, once.
+pub fn write(named: &Named, path: &Path) -> Result<String> {
     let place = |t: &Tensor| t.detach().to_device(Device::Cpu).contiguous();
     let tensors: Vec<Tensor> = named.iter().map(|(_, tensor)| place(tensor)).collect();
-    let lend = |tensor| -> Result<Lent<'_>> {
-        let tensor: &Tensor = tensor;
-        let shape = tensor.size().iter().map(|n| *n as usize).collect();
-        Ok(Lent { tensor, dtype: dtype(tensor.kind())?, shape })
-    };
-    let lent = tensors.iter().map(lend).collect::<Result<Vec<Lent<'_>>>>()?;
-    let pairs = named.iter().map(|(name, _)| name.as_str()).zip(&lent);
-    safetensors::serialize_to_file(pairs, None, path).map_err(|error| match error {
-        safetensors::SafeTensorError::IoError(error) => Error::io("write", path, &error),
-        other => Error::Torch { message: format!("safetensors: {other}") },
-    })
+    let mut ordered: Vec<(&str, &Tensor)> =
+        named.iter().map(|(name, _)| name.as_str()).zip(&tensors).collect();
+    // As safetensors orders them, so that every number lies at a multiple of its size.
+    ordered.sort_by_key(|(name, t)| (std::cmp::Reverse(t.kind().elt_size_in_bytes()), *name));
+    let mut sink = Sink::create(path).map_err(|e| Error::io("write", path, &e))?;
+    let header = header(&ordered)?;
+    let parts = std::iter::once(&header[..]).chain(ordered.iter().map(|(_, t)| bytes(t)));
+    for part in parts {
+        sink.write(part).map_err(|e| Error::io("write", path, &e))?;
+    }
+    sink.finish().map_err(|e| Error::io("write", path, &e))
 }
 
 /// The tensors of a safetensors file by name, on the CPU.

@@ -212,9 +212,7 @@ fn write_files(folder: &Path, content: &mut Content) -> Result<()> {
     let parts = [Some((MODEL, &content.model)), ema, Some((OPTIMIZER, &content.optimizer))];
     for (name, named) in parts.into_iter().flatten() {
         let path = folder.join(name);
-        tensors::write(named, &path)?;
-        flush(&path)?;
-        files.insert(name.to_string(), hex(&Sha256::digest(&tensors::map(&path)?[..])));
+        files.insert(name.to_string(), tensors::write(named, &path)?);
     }
     for (name, text) in [("config.toml", &content.config), ("tokenizer.json", &content.tokenizer)] {
         write_flushed(&folder.join(name), text.as_bytes())?;

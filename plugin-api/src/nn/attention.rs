@@ -7,7 +7,10 @@ use crate::Parameters;
 
 /// Rotary positions (arXiv:2104.09864); halves are rotated, not neighbours.
 #[derive(Debug)]
-pub struct Rotary(Tensor);
+pub struct Rotary {
+    inv_freq: Tensor,
+    kind: Kind,
+}
 
 /// Cosines and sines of some positions, `[1, 1, L, K/2]` each.
 pub type Rotation = (Tensor, Tensor);
@@ -17,15 +20,16 @@ impl Rotary {
     pub fn new(p: &mut Parameters, head_size: i64) -> Self {
         let even = Tensor::arange_start_step(0, head_size, 2, (Kind::Float, Device::Cpu));
         let inv_freq = (even / head_size as f64 * -(10_000f64.ln())).exp();
-        Self(p.buffer("rotary_emb.inv_freq", inv_freq))
+        Self { inv_freq: p.buffer("rotary_emb.inv_freq", inv_freq), kind: p.kind() }
     }
 
     /// The rotation of positions `first .. first + length`.
     pub fn at(&self, first: i64, length: i64) -> Rotation {
-        let options = (self.0.kind(), self.0.device());
+        let options = (self.inv_freq.kind(), self.inv_freq.device());
         let positions = Tensor::arange_start(first, first + length, options);
-        let angle = positions.unsqueeze(1) * &self.0;
-        (angle.cos().view([1, 1, length, -1]), angle.sin().view([1, 1, length, -1]))
+        let angle = positions.unsqueeze(1) * &self.inv_freq;
+        let shaped = |x: Tensor| x.view([1, 1, length, -1]).to_kind(self.kind);
+        (shaped(angle.cos()), shaped(angle.sin()))
     }
 }
 

@@ -34,8 +34,9 @@ impl TimestepEmbedder {
     /// `sigma_b [B] f64` → `[B, C]`.
     pub fn forward(&self, sigma_b: &Tensor) -> Tensor {
         let kind = self.weights[0].kind();
-        let angle = sigma_b.to_kind(kind).unsqueeze(1) * self.frequencies.to_kind(kind);
-        let features = Tensor::cat(&[angle.cos(), angle.sin()], -1);
+        let wide = crate::backbone::wide(kind);
+        let angle = sigma_b.to_kind(wide).unsqueeze(1) * self.frequencies.to_kind(wide);
+        let features = Tensor::cat(&[angle.cos(), angle.sin()], -1).to_kind(kind);
         let hidden = features.linear(&self.weights[0], Some(&self.biases[0])).silu();
         hidden.linear(&self.weights[1], Some(&self.biases[1]))
     }
