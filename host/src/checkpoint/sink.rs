@@ -91,7 +91,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let file = folder.path().join("file");
         for size in [0, 1, BLOCK, CHUNK - 1, CHUNK, CHUNK + 1, 2 * CHUNK + 12_345] {
-            let bytes: Vec<u8> = (0..size).map(|i| (i * i >> 7) as u8).collect();
+            let bytes: Vec<u8> = (0..size).map(|i| ((i * i) >> 7) as u8).collect();
             let mut sink = Sink::create(&file).unwrap();
             for piece in bytes.chunks(1_000_003) {
                 sink.write(piece).unwrap();
