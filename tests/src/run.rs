@@ -116,3 +116,33 @@ impl Output {
         self.stdout.lines().map(parse).collect()
     }
 }
+
+/// The lines of metrics of a run folder.
+pub fn metrics(run: &Path) -> Vec<Value> {
+    let text = std::fs::read_to_string(run.join("metrics.jsonl")).expect("metrics.jsonl");
+    text.lines().map(|line| serde_json::from_str(line).expect("JSON")).collect()
+}
+
+/// The steps at which a metric was logged, with its values.
+pub fn logged(run: &Path, key: &str) -> Vec<(i64, f64)> {
+    let value = |line: &Value| Some((line["step"].as_i64()?, line[key].as_f64()?));
+    metrics(run).iter().filter_map(value).collect()
+}
+
+/// Losses by step.
+pub fn losses(run: &Path) -> Vec<(i64, f64)> {
+    logged(run, "train/nelbo")
+}
+
+/// Waits until the run has logged so many lines.
+#[track_caller]
+pub fn wait_for_lines(run: &Path, lines: usize) {
+    let deadline = std::time::Instant::now() + Duration::from_secs(60);
+    let logged = || {
+        std::fs::read_to_string(run.join("metrics.jsonl")).map_or(0, |text| text.lines().count())
+    };
+    while logged() < lines {
+        assert!(std::time::Instant::now() < deadline, "nothing was logged");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}

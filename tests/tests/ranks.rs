@@ -6,15 +6,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use maskdiff_tests::distance;
-use maskdiff_tests::run::{Output, SMALL, command, finish, train};
-use serde_json::Value;
-
-fn lines(run: &Path, key: &str) -> Vec<(i64, f64)> {
-    let text = fs::read_to_string(run.join("metrics.jsonl")).expect("metrics.jsonl");
-    let parse = |line: &str| serde_json::from_str::<Value>(line).expect("JSON");
-    let value = |line: Value| Some((line["step"].as_i64()?, line[key].as_f64()?));
-    text.lines().map(parse).filter_map(value).collect()
-}
+use maskdiff_tests::run::{Output, SMALL, command, finish, logged, train, wait_for_lines};
 
 /// Largest distance between two runs' tensors of a checkpoint file.
 fn apart(a: &Path, b: &Path, file: &str) -> f64 {
@@ -58,7 +50,7 @@ fn ranks_and_accumulation_compute_the_step_of_one_process() {
             assert!(off < 1e-9, "{name}, {file}: {off:e}");
         }
         for key in ["train/nelbo", "train/grad_norm", "val/nelbo"] {
-            for (a, b) in lines(&run("one"), key).iter().zip(lines(&run(name), key)) {
+            for (a, b) in logged(&run("one"), key).iter().zip(logged(&run(name), key)) {
                 assert!(a.0 == b.0 && (a.1 - b.1).abs() < 1e-9, "{name}, {key}: {a:?} {b:?}");
             }
         }
@@ -126,7 +118,7 @@ fn three_ranks_resume_bit_for_bit() {
     }
     let (whole, parts) = (folder.path().join("whole"), folder.path().join("parts"));
     assert_eq!(apart(&whole, &parts, "model.safetensors"), 0.0);
-    assert_eq!(lines(&whole, "train/nelbo"), lines(&parts, "train/nelbo"));
+    assert_eq!(logged(&whole, "train/nelbo"), logged(&parts, "train/nelbo"));
 }
 
 /// So many ranks that some own no parameter.
@@ -249,11 +241,7 @@ fn a_dead_rank_ends_the_others_and_is_named() {
         let mut ranks =
             ["0", "1"].map(|r| Some(in_background(rank(folder.path(), r, &port, &words))));
         let run = folder.path().join(&name);
-        let begun = Instant::now();
-        while !run.join("metrics.jsonl").exists() || lines(&run, "train/nelbo").len() < 3 {
-            assert!(begun.elapsed() < Duration::from_secs(60), "nothing was logged");
-            std::thread::sleep(Duration::from_millis(50));
-        }
+        wait_for_lines(&run, 3);
         let mut lost = ranks[victim].take().expect("the victim");
         let left = ranks.into_iter().flatten().next().expect("the survivor");
         let pid = lost.id().to_string();
@@ -283,11 +271,7 @@ fn the_launcher_ends_all_when_one_is_killed() {
     let launcher =
         in_background(command(folder.path(), &[&words[..], SMALL, &words[4..]].concat()));
     let run = folder.path().join("run");
-    let begun = Instant::now();
-    while !run.join("metrics.jsonl").exists() || lines(&run, "train/nelbo").len() < 3 {
-        assert!(begun.elapsed() < Duration::from_secs(60), "nothing was logged");
-        std::thread::sleep(Duration::from_millis(50));
-    }
+    wait_for_lines(&run, 3);
     let children = fs::read_to_string(format!("/proc/{0}/task/{0}/children", launcher.id()));
     let children: Vec<String> =
         children.expect("its children").split_whitespace().map(str::to_string).collect();

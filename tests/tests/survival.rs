@@ -5,19 +5,7 @@ use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use maskdiff_tests::run::{SMALL, command, maskdiff, train};
-use serde_json::Value;
-
-fn metrics(run: &Path) -> Vec<Value> {
-    let text = fs::read_to_string(run.join("metrics.jsonl")).expect("metrics.jsonl");
-    text.lines().map(|line| serde_json::from_str(line).expect("JSON")).collect()
-}
-
-/// Steps with their losses.
-fn losses(run: &Path) -> Vec<(i64, f64)> {
-    let step = |line: &Value| Some((line["step"].as_i64()?, line["train/nelbo"].as_f64()?));
-    metrics(run).iter().filter_map(step).collect()
-}
+use maskdiff_tests::run::{SMALL, command, logged, losses, maskdiff, train, wait_for_lines};
 
 /// Fails when a file of the last checkpoint differs.
 #[track_caller]
@@ -38,18 +26,6 @@ fn start(folder: &Path, words: &[&str]) -> Child {
 fn kill(child: &Child, signal: &str) {
     let pid = child.id().to_string();
     Command::new("kill").args([signal, &pid]).status().expect("kill");
-}
-
-/// Waits until the run has logged so many lines.
-#[track_caller]
-fn wait_for_lines(run: &Path, lines: usize) {
-    let deadline = Instant::now() + Duration::from_secs(60);
-    let logged =
-        || fs::read_to_string(run.join("metrics.jsonl")).map_or(0, |text| text.lines().count());
-    while logged() < lines {
-        assert!(Instant::now() < deadline, "nothing was logged");
-        std::thread::sleep(Duration::from_millis(20));
-    }
 }
 
 /// Numbers below `limit`, from a seed that a failure prints.
@@ -173,8 +149,7 @@ fn an_evaluation_that_was_broken_off_is_made_again() {
     kill(&child, "-TERM");
     assert_eq!(child.wait().expect("the end").code(), Some(75));
     let evaluated = |run: &Path| -> Vec<i64> {
-        let line = |l: &Value| l["val/nelbo"].as_f64().and_then(|_| l["step"].as_i64());
-        metrics(run).iter().filter_map(line).collect()
+        logged(run, "val/nelbo").iter().map(|(step, _)| *step).collect()
     };
     assert!(evaluated(&run).is_empty(), "the evaluation was under way");
     let quick = [&words[..], &["eval.passes=1"]].concat();

@@ -4,19 +4,8 @@ use std::fs;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use maskdiff_tests::run::{SMALL, command, maskdiff, train};
+use maskdiff_tests::run::{SMALL, command, losses, maskdiff, metrics, train};
 use serde_json::Value;
-
-fn metrics(run: &Path) -> Vec<Value> {
-    let text = fs::read_to_string(run.join("metrics.jsonl")).expect("metrics.jsonl");
-    text.lines().map(|line| serde_json::from_str(line).expect("JSON")).collect()
-}
-
-/// Losses by step.
-fn losses(run: &Path) -> Vec<(i64, f64)> {
-    let step = |line: &Value| Some((line["step"].as_i64()?, line["train/nelbo"].as_f64()?));
-    metrics(run).iter().filter_map(step).collect()
-}
 
 #[test]
 fn a_run_leaves_everything_that_repeats_it() {

@@ -3,16 +3,11 @@
 use std::fs;
 use std::path::Path;
 
-use maskdiff_tests::run::{maskdiff, train};
+use maskdiff_tests::run::{logged, maskdiff, metrics, train};
 use serde_json::Value;
 
-fn metrics(run: &Path) -> Vec<Value> {
-    let text = fs::read_to_string(run.join("metrics.jsonl")).expect("metrics.jsonl");
-    text.lines().map(|line| serde_json::from_str(line).expect("JSON")).collect()
-}
-
 fn numbers(run: &Path, key: &str) -> Vec<f64> {
-    metrics(run).iter().filter_map(|line| line[key].as_f64()).collect()
+    logged(run, key).iter().map(|(_, value)| *value).collect()
 }
 
 /// Sixteen bits in the network change a loss by less than its own rounding, and the trained network by little.
