@@ -145,11 +145,9 @@ fn watch(ranks: &mut [Rank], signals: &Signals) -> i32 {
             std::thread::sleep(Duration::from_millis(50));
             return code;
         }
-        if deadline.is_some_and(|at| Instant::now() > at) {
-            send(
-                ranks,
-                if deadline.is_some_and(|at| at.elapsed() > PATIENCE) { SIGKILL } else { SIGTERM },
-            );
+        let late = deadline.map_or(Duration::ZERO, |at: Instant| at.elapsed());
+        if !late.is_zero() {
+            send(ranks, if late > PATIENCE { SIGKILL } else { SIGTERM });
             std::thread::sleep(Duration::from_millis(500));
         }
         std::thread::sleep(Duration::from_millis(20));

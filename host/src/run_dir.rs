@@ -66,8 +66,10 @@ impl RunDir {
             fs::create_dir_all(&folder).map_err(|e| Error::io("create", &folder, &e))?;
         }
         let write = |name: &str, text: &str| {
-            let file = path.join(name);
-            fs::write(&file, text).map_err(|e| Error::io("write", &file, &e))
+            let (file, temporary) = (path.join(name), path.join(format!(".{name}.tmp")));
+            fs::write(&temporary, text)
+                .and_then(|()| fs::rename(&temporary, &file))
+                .map_err(|e| Error::io("write", &file, &e))
         };
         write("config.toml", &to_toml(config))?;
         write("tokenizer.json", tokenizer)?;
