@@ -219,7 +219,7 @@ impl World {
         Ok(())
     }
 
-    /// Puts `root`'s values into the tensors, in place, also where they are on a GPU.
+    /// Puts `root`'s values into the tensors, in place.
     pub fn broadcast(&self, tensors: &[Tensor], root: usize) -> Result<()> {
         let Some(group) = self.group.as_ref().filter(|_| !tensors.is_empty()) else {
             return Ok(());
@@ -247,7 +247,7 @@ impl World {
         if good[0] == 1.0 {
             Ok(text)
         } else {
-            Err(Error::distributed(format!("rank 0: {text}"), ""))
+            Err(Error::distributed(format!("rank 0: {text}"), "see what rank 0 said"))
         }
     }
 
@@ -387,5 +387,9 @@ mod tests {
         assert_eq!(owned[0], 0);
         assert_eq!(*owned.last().unwrap(), 1);
         assert_eq!(owners(&params, 1), [0; 5]);
+        // A rank whose share lies inside one large parameter owns nothing.
+        let large: Vec<Tensor> =
+            [6000, 4000, 6000].map(|n| Tensor::zeros([n], tch::kind::FLOAT_CPU)).into();
+        assert!(!owners(&large, 8).contains(&0));
     }
 }

@@ -88,6 +88,7 @@ pub struct Learner {
     reducer: Option<Reducer>,
     /// Whether the reducer knows the order in which gradients arrive.
     warm: bool,
+    /// Of the trained parameters, in the backbone's order.
     names: Vec<String>,
     /// The rank that updates each parameter; `None` when every rank updates all.
     owner: Option<Vec<usize>>,
@@ -149,9 +150,9 @@ impl Learner {
         &self.params
     }
 
-    /// The trained parameters in the precision in which they are learnt.
-    pub fn masters(&self) -> &[Tensor] {
-        &self.masters
+    /// The trained parameters by name, in the precision in which they are learnt.
+    pub fn masters(&self) -> impl Iterator<Item = (&str, &Tensor)> {
+        self.names.iter().map(String::as_str).zip(&self.masters)
     }
 
     fn mine(&self) -> Vec<bool> {
@@ -307,7 +308,8 @@ impl Learner {
 
     /// All of the optimizer's state and of the average, with the names of the parameters: on rank 0 that of all ranks, on
     /// the others their own.
-    pub fn state(&self, names: &[String]) -> Result<Learnt> {
+    pub fn state(&self) -> Result<Learnt> {
+        let names = &self.names;
         let mut learnt = Learnt::default();
         let key = |part: &str, i: usize| format!("{part}/{}", names[i]);
         let Some(owner) = &self.owner else {
@@ -346,7 +348,8 @@ impl Learner {
     }
 
     /// The tensors of [`Learner::state`] that are this rank's, to be filled from a checkpoint.
-    pub fn own_state(&self, names: &[String]) -> Learnt {
+    pub fn own_state(&self) -> Learnt {
+        let names = &self.names;
         let state = self.optimizer.state().into_iter();
         let optimizer = state.map(|(part, i, t)| (format!("{part}/{}", names[i]), t)).collect();
         let mine = self.mine();

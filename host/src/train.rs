@@ -1,7 +1,7 @@
 //! Training: steps, metrics, evaluations, samples and checkpoints, until the last step or until asked to stop.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::rc::Rc;
 use std::time::Instant;
 
@@ -9,7 +9,7 @@ use maskdiff_native::{Profiler, generator_state, set_generator_state};
 use serde_json::{Value, json};
 use tch::Tensor;
 
-use crate::checkpoint::{self, Checkpoint, Content, Named, Saver, State};
+use crate::checkpoint::Saver;
 use crate::config::{Config, Shares};
 use crate::data::{Corpus, entropy_per_token};
 use crate::distributed::World;
@@ -18,13 +18,16 @@ use crate::evaluate::{self, Bound, Measure, Plan};
 use crate::learner::{Ask, Batch, Learner, Step};
 use crate::model::Model;
 use crate::observe::{self, OnNan, Part, Usual};
-use crate::precision::LossScale;
 use crate::prompt::Given;
 use crate::report::Report;
-use crate::run_dir::{self, RunDir};
+use crate::run_dir::RunDir;
 use crate::sample::{self, NamedSampler, Windows};
 use crate::stop::Stop;
 use crate::stream::{self, Purpose};
+
+mod checkpoints;
+
+pub use checkpoints::newest;
 
 /// The metrics of an evaluation, by which `best` may be chosen.
 pub const MONITORED: &[&str] = &["val/nelbo", "val/bits_per_token", "val/ppl"];
@@ -259,11 +262,6 @@ impl Trainer<'_> {
         self.run.rewind(step)
     }
 
-    /// The newest checkpoint that is whole, the same on all ranks.
-    fn newest(&self) -> Result<Option<Checkpoint>> {
-        newest(&self.checkpoints, &self.world, |text| self.report.note(text))
-    }
-
     /// One optimizer step on this rank's share of the global batch.
     fn step(&mut self, most: f64) -> Result<Step> {
         if self.learner.is_cold() {
@@ -430,146 +428,6 @@ impl Trainer<'_> {
         Ok(Some(bound))
     }
 
-    /// Hands a copy of everything that going on needs to the writer. All ranks take part.
-    ///
-    /// A checkpoint that could not be written is told of, and the next one is tried: training is worth more.
-    fn save(&mut self, best: bool) -> Result<()> {
-        let names: Vec<String> = self.names();
-        let learnt = self.learner.state(&names)?;
-        let Some(saver) = &mut self.saver else { return Ok(()) };
-        if let Err(error) = saver.wait() {
-            self.report.note(&format!("warning: the last checkpoint was not written: {error}"));
-        }
-        if let Some(error) = saver.not_copied() {
-            self.report.note(&format!("warning: {error}"));
-        }
-        // The weights as they are learnt; buffers as the network has them.
-        let mut masters: BTreeMap<&str, &Tensor> =
-            names.iter().map(String::as_str).zip(self.learner.masters()).collect();
-        let learnt_or = |(name, tensor): (String, Tensor)| {
-            let master = masters.remove(name.as_str()).map(Tensor::shallow_clone);
-            (name, master.unwrap_or(tensor))
-        };
-        let model: Named = self.model.named().into_iter().map(learnt_or).collect();
-        let (progress, learner) = (&self.progress, &self.learner);
-        saver.save(Content {
-            state: State {
-                format: checkpoint::FORMAT,
-                step: learner.step,
-                samples: progress.samples,
-                ema_updates: learner.ema.as_ref().map_or(0, |ema| ema.updates),
-                best: progress.best,
-                best_step: progress.best_step,
-                evaluated: progress.evaluated,
-                window: (progress.window.loss, progress.window.steps),
-                usual: (progress.usual.mean, progress.usual.seen),
-                loss_scale: learner.scale.map(|s| (s.factor, s.steps)),
-                skipped: progress.skipped.iter().copied().collect(),
-                world: self.world.size(),
-                plugins: self.plugins.clone(),
-                files: BTreeMap::new(),
-            },
-            model,
-            ema: learnt.ema,
-            optimizer: learnt.optimizer,
-            config: run_dir::to_toml(self.config),
-            tokenizer: self.corpus.tokenizer.to_json(),
-            best,
-        })
-    }
-
-    /// Waits for the checkpoint that is being written.
-    fn written(&mut self) -> Result<()> {
-        let waited = match &mut self.saver {
-            Some(saver) => saver.wait().map(drop),
-            None => Ok(()),
-        };
-        if let Some(error) = self.saver.as_mut().and_then(Saver::not_copied) {
-            self.report.note(&format!("warning: {error}"));
-        }
-        // The others must not run ahead of a checkpoint that they will read.
-        let mut fault = [f64::from(u8::from(waited.is_err()))];
-        self.world.sum(&mut fault)?;
-        waited?;
-        if fault[0] > 0.0 {
-            return Err(Error::distributed(
-                "rank 0 could not write its checkpoint",
-                "see what it said",
-            ));
-        }
-        Ok(())
-    }
-
-    /// Names of the trained parameters, in the backbone's order.
-    fn names(&self) -> Vec<String> {
-        let trained = self.model.parameters().iter().filter(|p| p.trainable);
-        trained.map(|p| p.name.clone()).collect()
-    }
-
-    /// Takes over weights, moments, average and position of a checkpoint. Nothing is changed unless all of it fits.
-    pub fn restore(&mut self, from: &Checkpoint) -> Result<()> {
-        let path = &from.path;
-        let part = |file: &str| {
-            from.tensors(file)?.ok_or_else(|| {
-                Error::checkpoint(
-                    format!("`{}` has no `{file}`", path.display()),
-                    "training goes on only from a checkpoint that a training run wrote, with the same `training.ema` on or off",
-                )
-            })
-        };
-        let names = self.names();
-        let masters: BTreeMap<&str, &Tensor> =
-            names.iter().map(String::as_str).zip(self.learner.masters()).collect();
-        let target = |(name, tensor): (String, Tensor)| {
-            let master = masters.get(name.as_str()).map(|t| t.shallow_clone());
-            (name, master.unwrap_or(tensor))
-        };
-        let weights: Named = self.model.named().into_iter().map(target).collect();
-        let weights = checkpoint::matched(&weights, part(checkpoint::MODEL)?, path)?;
-        let own = self.learner.own_state(&names);
-        // Of what the ranks share, each takes its part.
-        let shared = self.config.trainer.strategy == "zero1" && self.world.size() > 1;
-        let only = |own: &Named, mut stored: BTreeMap<String, Tensor>| {
-            if shared {
-                stored.retain(|name, _| own.iter().any(|(mine, _)| mine == name));
-            }
-            stored
-        };
-        let optimizer = only(&own.optimizer, part(checkpoint::OPTIMIZER)?);
-        let optimizer = checkpoint::matched(&own.optimizer, optimizer, path).map_err(|e| {
-            Error::checkpoint(
-                format!("the optimizer's state does not fit: {e}"),
-                "go on with the `optim.name` that the checkpoint was trained with",
-            )
-        })?;
-        let averages = match &self.learner.ema {
-            Some(_) => checkpoint::matched(&own.ema, only(&own.ema, part(checkpoint::EMA)?), path)?,
-            None => Vec::new(),
-        };
-        // Everything fits.
-        for part in [weights, optimizer, averages] {
-            checkpoint::copy(part);
-        }
-        self.learner.refresh()?;
-        if let Some(ema) = &mut self.learner.ema {
-            ema.updates = from.state.ema_updates;
-        }
-        let state = &from.state;
-        self.learner.step = state.step;
-        let scale = state.loss_scale.map(|(factor, steps)| LossScale { factor, steps });
-        self.learner.scale = self.learner.scale.map(|fresh| scale.unwrap_or(fresh));
-        self.progress = Progress {
-            samples: state.samples,
-            best: state.best,
-            best_step: state.best_step,
-            evaluated: state.evaluated,
-            skipped: state.skipped.iter().copied().collect(),
-            usual: Usual { mean: state.usual.0, seen: state.usual.1 },
-            window: Window { loss: state.window.0, steps: state.window.1, ..Window::default() },
-        };
-        Ok(())
-    }
-
     fn write_trace(&self, profiler: Option<Profiler>) -> Result<()> {
         let (Some(profiler), Some(path)) = (profiler, &self.profile) else { return Ok(()) };
         profiler.write(path)?;
@@ -605,31 +463,4 @@ impl Trainer<'_> {
             Error::Interrupted { message }
         })
     }
-
-    /// Says which checkpoint is left when a step fails.
-    fn with_last_checkpoint(&mut self, what: &str, hint: &str) -> Error {
-        self.report.finish();
-        let _ = self.written();
-        let kept = checkpoint::resolve(&self.checkpoints);
-        let kept =
-            kept.and_then(|path| path.canonicalize().map_err(|e| Error::io("read", &path, &e)));
-        let left = match kept {
-            Ok(path) => format!("the last good checkpoint is `{}`", path.display()),
-            Err(_) => "no checkpoint had been written yet".into(),
-        };
-        Error::numeric(format!("{what}; {left}"), hint)
-    }
-}
-
-/// The newest whole checkpoint of a folder, chosen by rank 0 for all.
-pub fn newest(folder: &Path, world: &World, tell: impl FnMut(&str)) -> Result<Option<Checkpoint>> {
-    let mut found = None;
-    let path = world.share("checkpoint", || {
-        found = checkpoint::newest(folder, tell)?;
-        Ok(found.as_ref().map_or(String::new(), |c: &Checkpoint| c.path.display().to_string()))
-    })?;
-    if world.is_main() || path.is_empty() {
-        return Ok(found);
-    }
-    Checkpoint::open_unchecked(Path::new(&path)).map(Some)
 }

@@ -102,13 +102,11 @@ fn checkpointing() {
     let mut learner = Learner::new(&model, &config, Rc::new(World::alone())).expect("a learner");
     let folder = tempfile::tempdir().expect("a folder");
     let mut saver = Saver::new(folder.path(), None, 1).expect("a saver");
-    let trained = model.parameters().iter().filter(|p| p.trainable);
-    let names: Vec<String> = trained.map(|p| p.name.clone()).collect();
     let weights: usize = learner.params().iter().map(Tensor::numel).sum();
     let mut run = |seconds: f64, saver: Option<&mut Saver>| {
         let (begun, mut steps, mut stall) = (Instant::now(), 0u64, 0.0);
         if let Some(saver) = saver {
-            let learnt = learner.state(&names).expect("the state");
+            let learnt = learner.state().expect("the state");
             let content = Content {
                 state: State { format: FORMAT, step: learner.step, ..State::default() },
                 model: model.named(),

@@ -29,8 +29,7 @@ pub fn list(folder: &Path) -> Vec<PathBuf> {
     names.into_iter().map(|name| folder.join(name)).collect()
 }
 
-/// Removes all but the newest `keep` checkpoints and those that `last` and `best` point at, and what a write that was
-/// cut off has left.
+/// Removes all but the newest `keep` checkpoints and those that `last` and `best` point at.
 pub fn prune(folder: &Path, keep: usize) -> Result<()> {
     let linked = |name: &str| fs::read_link(folder.join(name)).ok();
     let kept = [linked("last"), linked("best")];
