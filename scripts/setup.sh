@@ -1,15 +1,16 @@
 #!/usr/bin/env bash
 # Makes this checkout ready for plain `cargo build`, `cargo run` and `cargo test`. Safe to run again; quick when done.
 # With --python it also makes the environment for components written in Python: about 3 GB of download, 5 GB on disk, in
-# the user's cache; with --s3 the small one of a server of the S3 protocol, for the tests.
+# the user's cache; with --s3 the small one of a server of the S3 protocol, for the tests; with --hub that of the official
+# client of the Hugging Face Hub, for the tests, and of `datasets`, for the benches.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
 stop() { echo "setup: $1" >&2; exit 1; }
 
 case "${1:-}" in
-  "" | --python | --s3) ;;
-  *) stop "there is no option $1: run scripts/setup.sh, scripts/setup.sh --python or scripts/setup.sh --s3" ;;
+  "" | --python | --s3 | --hub) ;;
+  *) stop "there is no option $1: run scripts/setup.sh alone or with --python, --s3 or --hub" ;;
 esac
 
 command -v cargo >/dev/null || stop "cargo is missing: install Rust (https://rustup.rs), then run this again"
@@ -21,18 +22,25 @@ python=$(command -v python3 || true)
   || stop "$("$python" --version) is too old: install Python 3.9 or newer, then run this again"
 "$python" scripts/libtorch.py
 
-if [ "${1:-}" = "--s3" ]; then
-  env=${XDG_CACHE_HOME:-$HOME/.cache}/maskdiff/moto-5.2.5
-  [ -e "$env/ready" ] && exit 0
+# An environment in the user's cache: small OPTION NAME WHAT PACKAGES...
+small() {
+  local option=$1 env=${XDG_CACHE_HOME:-$HOME/.cache}/maskdiff/$2 what=$3
+  shift 3
+  [ -e "$env/ready" ] && return 0
   rm -rf "$env"
   mkdir -p "$(dirname "$env")"
   "$python" -m venv "$env" \
     || stop "python3 makes no environment: install its venv module (Debian and Ubuntu: apt-get install python3-venv)"
-  "$env/bin/pip" install --quiet --no-cache-dir 'moto[s3,server]==5.2.5' \
-    || stop "pip could not install moto, for the reason above: mend it and run scripts/setup.sh --s3 again"
+  "$env/bin/pip" install --quiet --no-cache-dir "$@" \
+    || stop "pip could not install $*, for the reason above: mend it and run scripts/setup.sh $option again"
   touch "$env/ready"
-  echo "setup: the S3 server at $env"
-fi
+  echo "setup: $what at $env"
+}
+
+case "${1:-}" in
+  --s3) small --s3 moto-5.2.5 "the S3 server" 'moto[s3,server]==5.2.5' ;;
+  --hub) small --hub hub-2.4.0 "the hub's client" huggingface_hub==2.4.0 datasets==5.2.0 tokenizers==0.23.1 ;;
+esac
 
 [ "${1:-}" = "--python" ] || exit 0
 env=${XDG_CACHE_HOME:-$HOME/.cache}/maskdiff/python-2.11.0

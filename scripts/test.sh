@@ -10,6 +10,8 @@ scripts/setup.sh --python || say "no Python with torch: the tests of components 
 
 scripts/setup.sh --s3 || say "no S3 server: the tests of object stores are skipped"
 
+scripts/setup.sh --hub || say "no client of the hub: the tests with it are skipped"
+
 say "format"
 cargo fmt --all --check
 say "clippy"

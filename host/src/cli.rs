@@ -114,6 +114,11 @@ enum Command {
         #[command(subcommand)]
         command: Plugins,
     },
+    /// Prepare, check and look at blocks of tokens
+    Data {
+        #[command(subcommand)]
+        command: Data,
+    },
     /// Print the resolved configuration with the source of every value
     Config {
         /// KEY=VALUE
@@ -238,6 +243,38 @@ enum Plugins {
     },
 }
 
+#[derive(Debug, Subcommand)]
+enum Data {
+    /// All corpora that have a name, with where they come from and their licences
+    List,
+    /// Fetch and tokenize what a configuration trains and validates on
+    Build {
+        /// KEY=VALUE
+        overrides: Vec<String>,
+    },
+    /// What blocks hold and how they were made
+    Info {
+        /// Files of blocks, or the KEY=VALUE of a configuration that they were made for
+        words: Vec<String>,
+    },
+    /// Read every byte of blocks and compare it with their hash
+    Verify {
+        /// Files of blocks, or KEY=VALUE
+        words: Vec<String>,
+    },
+    /// Print blocks as text
+    Show {
+        /// Files of blocks, or KEY=VALUE
+        words: Vec<String>,
+        /// The first block
+        #[arg(long, default_value_t = 0)]
+        first: u64,
+        /// How many blocks
+        #[arg(long, default_value_t = 3)]
+        blocks: u64,
+    },
+}
+
 /// Runs the command line and reports an error once; gives the exit code.
 pub fn main() -> ExitCode {
     quiet_libtorch();
@@ -308,6 +345,7 @@ fn run(words: Vec<OsString>) -> Result<i32> {
         }
         Command::Config { overrides } => commands::config::run(&common(overrides)),
         Command::Plugins { command } => plugins(command, common),
+        Command::Data { command } => data(command, common),
         Command::Completions { shell } => {
             clap_complete::generate(shell, &mut Cli::command(), "maskdiff", &mut std::io::stdout());
             Ok(())
@@ -335,6 +373,17 @@ fn plugins(command: Plugins, common: impl FnOnce(Vec<String>) -> Common) -> Resu
             let component = kind.as_deref().zip(name.as_deref());
             check::check_one(&file, &answer, component, &options)
         }
+    }
+}
+
+fn data(command: Data, common: impl FnOnce(Vec<String>) -> Common) -> Result<()> {
+    use commands::data;
+    match command {
+        Data::List => data::list(&common(Vec::new())),
+        Data::Build { overrides } => data::build(&common(overrides)),
+        Data::Info { words } => data::info(common(Vec::new()), words),
+        Data::Verify { words } => data::verify(common(Vec::new()), words),
+        Data::Show { words, first, blocks } => data::show(common(Vec::new()), words, first, blocks),
     }
 }
 

@@ -407,7 +407,8 @@ impl Tokens {
     }
 }
 
-fn scored(counted_bl: &Tensor, nats: &Tensor) -> Tensor {
+/// Of `counted_bl [B, L]` the columns that a loss `[B, L - k]` scores, as its kind.
+pub(crate) fn scored(counted_bl: &Tensor, nats: &Tensor) -> Tensor {
     let (all, scored) = (counted_bl.size()[1], nats.size()[1]);
     counted_bl.narrow(1, all - scored, scored).to_kind(nats.kind())
 }

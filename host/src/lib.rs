@@ -14,6 +14,8 @@ pub mod data;
 pub mod distributed;
 pub mod error;
 pub mod evaluate;
+pub mod files;
+pub mod hub;
 pub mod launch;
 pub mod learner;
 pub mod logging;

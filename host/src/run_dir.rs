@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 use serde_json::{Value, json};
 
 use crate::config::Config;
+use crate::data::{Corpus, Reads};
 use crate::error::{Error, Result};
 use crate::plugins::UsedPlugin;
 
@@ -59,7 +60,7 @@ impl RunDir {
         path: &Path,
         config: &Config,
         plugins: &[UsedPlugin],
-        tokenizer: &str,
+        corpus: &Corpus,
         resumed: i64,
     ) -> Result<Self> {
         for folder in [path.to_path_buf(), path.join("checkpoints"), path.join("samples")] {
@@ -72,8 +73,8 @@ impl RunDir {
                 .map_err(|e| Error::io("write", &file, &e))
         };
         write("config.toml", &to_toml(config))?;
-        write("tokenizer.json", tokenizer)?;
-        let manifest = manifest(config, plugins);
+        write("tokenizer.json", &corpus.tokenizer.to_json())?;
+        let manifest = manifest(config, plugins, &corpus.reads);
         write("manifest.json", &serde_json::to_string_pretty(&manifest).unwrap_or_default())?;
         let file = path.join("metrics.jsonl");
         forget_after(&file, resumed)?;
@@ -179,8 +180,8 @@ pub fn to_toml(config: &Config) -> String {
     text
 }
 
-/// What ran: command, versions, plugins with hashes, machine, commit.
-fn manifest(config: &Config, plugins: &[UsedPlugin]) -> Value {
+/// What ran: command, versions, plugins and data with hashes, machine, commit.
+fn manifest(config: &Config, plugins: &[UsedPlugin], reads: &[Reads]) -> Value {
     use maskdiff_plugin_api::abi::{API_VERSION, RUSTC, TORCH_VERSION};
     json!({
         "command": std::env::args().collect::<Vec<String>>(),
@@ -192,6 +193,7 @@ fn manifest(config: &Config, plugins: &[UsedPlugin]) -> Value {
         "rustc": RUSTC,
         "git_commit": git_commit(),
         "plugins": plugins,
+        "data": reads,
         "machine": {
             "host": fs::read_to_string("/etc/hostname").ok().map(|h| h.trim().to_string()),
             "cpus": std::thread::available_parallelism().map_or(0, std::num::NonZero::get),

@@ -11,7 +11,7 @@ use tch::Tensor;
 
 use crate::checkpoint::Saver;
 use crate::config::{Config, Shares};
-use crate::data::{Corpus, entropy_per_token};
+use crate::data::{Corpus, Rows, Samples, entropy_per_token};
 use crate::distributed::World;
 use crate::error::{Error, Result};
 use crate::evaluate::{self, Bound, Measure, Plan};
@@ -162,24 +162,30 @@ impl Trainer<'_> {
         Ok(evaluated)
     }
 
+    /// SHA-256 of the blocks that are trained on; empty where they are generated.
+    pub fn data(&self) -> &str {
+        self.corpus.reads.first().map_or("", |part| &part.sha256)
+    }
+
     /// Tries evaluation before the first step: a fault there should not wait for hours.
     fn sanity_check(&self) -> Result<()> {
         let batches = self.config.trainer.num_sanity_val_steps;
-        let blocks = self.validation(Some(batches));
-        if blocks.size()[0] == 0 {
+        let n = self.validation(Some(batches));
+        if n == 0 {
             return Ok(());
         }
         let plan = Plan { passes: 1, ..Plan::new(self.config, self.measure) };
-        evaluate::likelihood(&self.model, &blocks, plan, &self.world, |_, _| Ok(())).map(drop)
+        let (blocks, tick) = (&self.corpus.valid, |_, _| Ok(()));
+        evaluate::likelihood(&self.model, blocks, n, plan, &self.world, tick).map(drop)
     }
 
-    /// The validation blocks that an evaluation uses, at most so many batches of them.
-    fn validation(&self, most: Option<i64>) -> Tensor {
+    /// How many validation blocks an evaluation uses, at most so many batches of them.
+    fn validation(&self, most: Option<i64>) -> i64 {
         let batch = self.config.loader.eval_batch_size;
-        let all = self.corpus.valid.size()[0];
+        let all = self.corpus.valid.len();
         let batches = self.config.trainer.limit_val_batches.of((all + batch - 1) / batch);
         let batches = most.map_or(batches, |most| most.min(batches));
-        self.corpus.valid.narrow(0, 0, (batches * batch).min(all))
+        (batches * batch).min(all)
     }
 
     /// One step, and what is to be done when its loss is no number or a spike; none when the run went back.
@@ -285,18 +291,21 @@ impl Trainer<'_> {
         let step = self.learner.step.cast_unsigned();
         let first = self.world.rank() as i64 * rows;
         let (from, per_epoch) = self.source();
-        let x0_bl = self.corpus.train.rows(seed, from + first as u64, rows as usize, per_epoch);
+        let first_sample = from + first.cast_unsigned();
+        let samples = Samples { seed, first: first_sample, n: rows as usize, per_epoch };
+        let stride = config.loader.global_batch_size.cast_unsigned();
+        let Rows { x0_bl, counted_bl } = self.corpus.train.rows(samples, stride)?.to_device(device);
         let antithetic = config.training.antithetic_sampling;
         let u = stream::time_uniforms(seed, step, config.loader.global_batch_size, antithetic);
         let u_b = u.narrow(0, first, rows).to_device(device);
         let u_bl = stream::mask_uniforms(seed, step, first as u64, rows as usize, length as usize);
         stream::seed_torch(seed, Purpose::Torch, step, self.world.rank());
-        let (x0_bl, u_bl) = (x0_bl.to_device(device), u_bl.to_device(device));
+        let u_bl = u_bl.to_device(device);
         let part = |start: i64| {
             Ok(Batch {
                 x0_bl: x0_bl.narrow(0, start, batch),
                 t_b: self.model.draw_t(&u_b.narrow(0, start, batch))?,
-                counted_bl: None,
+                counted_bl: counted_bl.as_ref().map(|counted| counted.narrow(0, start, batch)),
                 u_bl: Some(u_bl.narrow(0, start, batch)),
             })
         };
@@ -365,8 +374,8 @@ impl Trainer<'_> {
 
     /// Bound and samples with the averaged weights, then a checkpoint. Training is not changed by it.
     fn evaluate(&mut self) -> Result<Option<Bound>> {
-        let blocks = self.validation(None);
-        if blocks.size()[0] == 0 {
+        let n = self.validation(None);
+        if n == 0 {
             self.save(false)?;
             return Ok(None);
         }
@@ -376,7 +385,7 @@ impl Trainer<'_> {
         let (world, stop) = (&self.world, &self.stop);
         let (bound, drawn) = self.learner.averaged(|| {
             let plan = Plan::new(config, measure);
-            let bound = evaluate::likelihood(model, &blocks, plan, world, |_, _| {
+            let bound = evaluate::likelihood(model, &corpus.valid, n, plan, world, |_, _| {
                 let message = "asked to stop during an evaluation".into();
                 if stop.asked() { Err(Error::Interrupted { message }) } else { Ok(()) }
             })?;

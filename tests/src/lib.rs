@@ -4,6 +4,8 @@
 
 mod answers;
 pub mod bench;
+pub mod corpora;
+pub mod hub;
 pub mod original;
 pub mod run;
 
@@ -63,6 +65,14 @@ pub fn moto() -> Option<PathBuf> {
     let cache = std::env::var_os("XDG_CACHE_HOME").map(PathBuf::from);
     let home = || std::env::var_os("HOME").map(|home| PathBuf::from(home).join(".cache"));
     let env = cache.or_else(home)?.join("maskdiff/moto-5.2.5");
+    env.join("ready").is_file().then(|| env.join("bin/python3"))
+}
+
+/// The Python with the official client of the hub, and `datasets`, that `scripts/setup.sh --hub` made.
+pub fn hub_client() -> Option<PathBuf> {
+    let cache = std::env::var_os("XDG_CACHE_HOME").map(PathBuf::from);
+    let home = || std::env::var_os("HOME").map(|home| PathBuf::from(home).join(".cache"));
+    let env = cache.or_else(home)?.join("maskdiff/hub-2.4.0");
     env.join("ready").is_file().then(|| env.join("bin/python3"))
 }
 

@@ -29,6 +29,7 @@ pub fn command(folder: &Path, words: &[&str]) -> Command {
             command.env_remove(name);
         }
     }
+    command.env("MASKDIFF_DATA__CACHE_DIR", folder.join("blocks"));
     command
 }
 
@@ -64,6 +65,7 @@ pub fn shell(folder: &Path, line: &str) -> Output {
     let path = std::env::var("PATH").unwrap_or_default();
     let mut command = Command::new("sh");
     command.args(["-c", line]).current_dir(folder).stdin(Stdio::null());
+    command.env("MASKDIFF_DATA__CACHE_DIR", folder.join("blocks"));
     finish(command.env("PATH", format!("{}:{path}", target().display())))
 }
 

@@ -46,7 +46,9 @@ fn mistakes_in_the_configuration_name_key_source_and_remedy() {
         (&["loader.batch_size=3"], &["`loader.batch_size` (3) must divide"]),
         (&["trainer.accelerator=tpu"], &["`auto`, `cpu` or `cuda`, got `tpu`"]),
         (&["lr_scheduler.name=cyclic"], &["no learning-rate schedule `cyclic`", "constant_warmup"]),
-        (&["data.train=books"], &["no data source `books`"]),
+        (&["data.train=books"], &["no corpus `books`", "wikitext2"]),
+        (&["data.train=wikitext"], &["did you mean `wikitext2`?"]),
+        (&["data.packing=tight"], &["`data.packing` is one of canonical, reference, got `tight`"]),
         (&["model.length=63"], &["a story is a block of 64 tokens"]),
         (&["data=text"], &["needs `data.path`"]),
         (&["experiment=demmo"], &["did you mean `experiment=demo`?"]),
@@ -247,8 +249,8 @@ fn texts_that_cannot_be_used_say_why() {
     fs::create_dir(folder.path().join("nothing")).expect("a folder");
     write("tokenizer.json", b"{\"no\": \"tokenizer\"}");
     let cases: &[(&[&str], &[&str])] = &[
-        (&["data.path=empty.txt"], &["`empty.txt` holds no text"]),
-        (&["data.path=nothing"], &["`nothing` holds no text", "folder with `.txt` files"]),
+        (&["data.path=empty.txt"], &["no text in empty.txt (0 bytes)"]),
+        (&["data.path=nothing"], &["`nothing` holds no `.txt` files"]),
         (&["data.path=short.txt"], &["less than one block of 64", "model.length"]),
         (&["data.path=binary.txt"], &["`binary.txt` is not UTF-8", "byte 0"]),
         (&["data.path=missing.txt"], &["missing.txt", "No such file"]),

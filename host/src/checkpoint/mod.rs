@@ -71,6 +71,9 @@ pub struct State {
     pub world: usize,
     /// Plugin to SHA-256 of its file.
     pub plugins: BTreeMap<String, String>,
+    /// SHA-256 of the blocks that were trained on; empty where they are generated.
+    #[serde(default)]
+    pub data: String,
     /// File name to SHA-256 of its content.
     pub files: BTreeMap<String, String>,
 }

@@ -3,7 +3,7 @@
 use serde_json::json;
 
 use super::Common;
-use crate::data::{self, entropy_per_token};
+use crate::data::{self, Observer, entropy_per_token};
 use crate::distributed::World;
 use crate::error::{Error, Result};
 use crate::evaluate::{self, Measure, Plan};
@@ -18,13 +18,13 @@ pub fn run(common: &Common) -> Result<()> {
     let choices = assemble::choices(&mut config, &registry, false)?;
     let plan = Plan::new(&config, Measure::new(&config)?);
     assemble::check_measure(plan.measure, &config, &registry)?;
-    let corpus = data::open(&config, Some(tokenizer))?;
+    let (stop, mut report) = (Stop::listen()?, Report::new(common.format, common.quiet));
+    let blocks = data::open_valid(&config, tokenizer.as_ref(), &Observer::new(&mut report, &stop))?;
     let device = accelerator::device(&config, &World::alone())?;
-    let facts = assemble::facts(&config, corpus.tokenizer.as_ref(), device);
+    let facts = assemble::facts(&config, tokenizer.as_ref(), device);
     let model = assemble::model(&config, &registry, choices, facts)?;
     assemble::load_weights(&model, &checkpoint, &config)?;
-    let (stop, mut report) = (Stop::listen()?, Report::new(common.format, common.quiet));
-    report.start("evaluate", 0, corpus.valid.size()[0] * plan.passes);
+    report.start("evaluate", 0, blocks.len() * plan.passes);
     let tick = |done, total| {
         report.progress("evaluate", done, total, "");
         if stop.asked() {
@@ -34,7 +34,7 @@ pub fn run(common: &Common) -> Result<()> {
         }
         Ok(())
     };
-    let bound = evaluate::likelihood(&model, &corpus.valid, plan, &World::alone(), tick);
+    let bound = evaluate::likelihood(&model, &blocks, blocks.len(), plan, &World::alone(), tick);
     report.finish();
     let bound = bound.map_err(|e| config.locate(e))?;
     let mut line = json!({

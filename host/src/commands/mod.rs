@@ -1,6 +1,7 @@
 //! The subcommands, one file each.
 
 pub mod config;
+pub mod data;
 pub mod eval;
 pub mod plugins;
 pub mod sample;

@@ -8,7 +8,7 @@ use std::time::Duration;
 use super::Common;
 use crate::checkpoint::{self, Checkpoint, Mirror, Saver};
 use crate::config::Config;
-use crate::data::{self, Tokenizer, load_tokenizer};
+use crate::data::{self, Observer, Tokenizer, load_tokenizer};
 use crate::distributed::World;
 use crate::error::{Error, Result};
 use crate::evaluate::Measure;
@@ -37,7 +37,7 @@ pub fn run(common: &Common, profile: bool) -> Result<()> {
     precision::set_modes(&config)?;
     let path =
         PathBuf::from(world.share("run", || Ok(run_dir::path_for(&config).display().to_string()))?);
-    let report = Report::new(common.format, common.quiet || !world.is_main());
+    let mut report = Report::new(common.format, common.quiet || !world.is_main());
     let folder = checkpoints(&config, &path);
     let mirror = config.checkpointing.mirror.as_deref().filter(|_| world.is_main());
     let mirror = mirror.map(Mirror::open).transpose()?;
@@ -56,12 +56,15 @@ pub fn run(common: &Common, profile: bool) -> Result<()> {
         RunDir::check_fresh(&path)?;
         check_empty(&folder, mirror.as_ref())?;
     }
-    let corpus = data::open(&config, tokenizer_of(resumed.as_ref())?)?;
+    world.agree("configuration", &settings(&config))?;
+    let corpus =
+        data::open(&config, tokenizer_of(resumed.as_ref())?, &Observer::new(&mut report, &stop))?;
     let facts = assemble::facts(&config, corpus.tokenizer.as_ref(), device);
     let sampler = logs.then(|| assemble::sampler(&config, &registry, &facts)).transpose()?;
     let named = sampler.as_ref().map(|(name, _)| name.as_str());
     let used = plugins::used(&registry, &choices, named)?;
-    world.agree("configuration", &settings(&config))?;
+    let hashes = corpus.reads.iter().map(|part| format!("{} {}", part.corpus, part.sha256));
+    world.agree("data", &hashes.collect::<Vec<String>>())?;
     world.agree("plugin", &used.iter().map(hash_line).collect::<Vec<String>>())?;
     let model = assemble::model(&config, &registry, choices, facts)?;
     let learner = Learner::new(&model, &config, Rc::clone(&world))?;
@@ -91,8 +94,7 @@ pub fn run(common: &Common, profile: bool) -> Result<()> {
     if world.is_main() {
         // A run that was ended before its first checkpoint begins again.
         let step = resumed.as_ref().map_or(0, |c| c.state.step);
-        let tokenizer = trainer.corpus.tokenizer.to_json();
-        trainer.run = RunDir::create(&path, &config, &used, &tokenizer, step)?;
+        trainer.run = RunDir::create(&path, &config, &used, &trainer.corpus, step)?;
     }
     // The others' logs go into the folder that rank 0 makes.
     world.sum(&mut [0.0])?;
@@ -141,6 +143,9 @@ fn go_on(trainer: &mut Trainer<'_>, checkpoint: &Checkpoint) -> Result<()> {
             changed.push(format!("plugin {name}: another file"));
         }
     }
+    if !state.data.is_empty() && state.data != trainer.data() {
+        changed.push("data: other blocks to train on".into());
+    }
     if !changed.is_empty() {
         words += &format!("; changed since then: {}", changed.join(", "));
     }
@@ -185,7 +190,7 @@ fn introduction(trainer: &Trainer<'_>) -> String {
         "{ranks}{:.2} million parameters, {} tokens in the vocabulary, {} validation blocks of {}; run folder {}",
         weights as f64 / 1e6,
         trainer.model.facts().vocab_size,
-        trainer.corpus.valid.size()[0],
+        trainer.corpus.valid.len(),
         trainer.config.model.length,
         trainer.run.path().display()
     )

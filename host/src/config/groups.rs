@@ -99,17 +99,54 @@ group! {
     Data {
         /// Name of the corpus, for the run folder.
         name: String = "stories".into(),
-        /// `stories` (embedded grammar) or `text` (files).
+        /// What is trained on: `stories` (embedded grammar), `text`, `jsonl`, `parquet` (your files), `hf` (any corpus of the
+        /// hub), or the name of a file of `configs/corpus/`.
         train: String = "stories".into(),
-        /// `text`: a file, or a folder of `.txt` files.
-        path: Option<String> = None,
-        /// `text`: the same for validation; without it the end of the training text is held out.
-        valid_path: Option<String> = None,
-        /// `text`: share of the text that is held out, in (0, 1).
-        valid_fraction: f64 = 0.1,
-        /// `char`, or the path of a Hugging Face `tokenizer.json`.
+        /// What is validated on, the same names; by default the corpus that is trained on.
+        valid: Option<String> = None,
+        /// The part of it that is validated on; by default the corpus' own choice.
+        valid_split: Option<String> = None,
+        /// `char`, `text8`, a tokenizer's file or folder, or a model of the hub, as in `gpt2`.
         tokenizer_name_or_path: String = "char".into(),
-        /// `text`: training blocks start anywhere instead of at multiples of the length.
+        /// Documents one after the other, cut where a block is full; or else a block for each, cut off or filled.
+        wrap: bool = true,
+        /// `wrap`: where an EOS ends each document: `both`, `train`, `valid` or `none`.
+        insert_eos: String = "both".into(),
+        /// `wrap`: where each block stands between BOS and EOS: `both`, `train`, `valid` or `none`.
+        insert_special: String = "both".into(),
+        /// `canonical`: nothing but the last rest is lost, whatever made the blocks; `reference`: as the original's workers.
+        packing: String = "canonical".into(),
+        /// `reference`: how many workers the original had.
+        reference_num_proc: i64 = 1,
+        /// Read the training corpus as it comes and keep only what is under way.
+        streaming: bool = false,
+        /// `streaming`: blocks among which the order is random; 1 keeps the corpus' order.
+        stream_window: i64 = 1024,
+        /// Where blocks are kept; by default `maskdiff/data` in the user's cache folder.
+        cache_dir: Option<String> = None,
+        /// Text that is not valid: `error`, `replace` it, or `skip` the document.
+        on_invalid: String = "error".into(),
+        /// Your files: one, a folder, or a pattern as in `texts/*.txt`. For `text8`, your copy of it.
+        path: Option<String> = None,
+        /// Your files for validation; without it the last blocks of the training text are held out.
+        valid_path: Option<String> = None,
+        /// Share of the blocks that is held out where there is no part for validation, in (0, 1).
+        valid_fraction: f64 = 0.1,
+        /// `text`: a document is a `file` or a `line`.
+        documents: String = "file".into(),
+        /// `jsonl`, `parquet`, `hf`: where the text is.
+        column: String = "text".into(),
+        /// Your files and `hf`: what is done to the text first: `wikitext`, `ptb`, `lm1b`, `lambada`, `scientific_papers`.
+        detokenizer: Option<String> = None,
+        /// `hf`: `owner/name`.
+        repo: Option<String> = None,
+        /// `hf`: branch, tag or commit; by default `main`, and the hub's own parquet where that has none.
+        revision: Option<String> = None,
+        /// `hf`: which of the repository's configurations.
+        config: Option<String> = None,
+        /// `hf`: which part is trained on.
+        split: String = "train".into(),
+        /// Training blocks start anywhere instead of at multiples of the length.
         random_offsets: bool = false,
         /// `stories`: blocks held out for validation.
         valid_blocks: i64 = 512,
@@ -171,6 +208,8 @@ group! {
         batch_size: Option<i64> = None,
         /// Sequences in memory at once while evaluating and sampling.
         eval_batch_size: i64 = 32,
+        /// Threads that tokenize; by default one for each core. The blocks do not depend on it.
+        num_workers: Option<i64> = None,
     }
 }
 

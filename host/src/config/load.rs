@@ -67,6 +67,15 @@ impl Builder {
         self.figment = figment.merge(layer);
     }
 
+    /// A checkpoint's configuration without the groups that were chosen anew.
+    fn add_stored(&mut self, name: &str, text: &str, without: &[&str]) -> Result<()> {
+        let mut values = parse(name, text)?;
+        values.retain(|group, _| !without.contains(&group.as_str()));
+        self.texts.insert(name.to_string(), text.to_string());
+        self.add(Layer { name: name.to_string(), file: Some(name.to_string()), values });
+        Ok(())
+    }
+
     fn add_text(&mut self, name: &str, text: &str, under: Option<&str>) -> Result<()> {
         let values = parse(name, text)?;
         // A group file holds the group's keys; they go under its name, and so do their places.
@@ -117,7 +126,7 @@ pub fn load(request: &Request) -> Result<Config> {
         builder.add_text(&file, &text, Some(group))?;
     }
     if let Some((file, text)) = &stored {
-        builder.add_text(file, text, None)?;
+        builder.add_stored(file, text, &from_command)?;
     }
     if let Some((_, file, text)) = &experiment {
         builder.add_text(file, text, None)?;
@@ -214,6 +223,9 @@ fn check_ranges(config: &Config) -> Result<()> {
         ("sampling.num_sample_batches", config.sampling.num_sample_batches),
         ("sampling.stride_length", config.sampling.stride_length),
         ("data.valid_blocks", config.data.valid_blocks),
+        ("data.reference_num_proc", config.data.reference_num_proc),
+        ("data.stream_window", config.data.stream_window),
+        ("loader.num_workers", config.loader.num_workers.unwrap_or(1)),
     ];
     for (key, value) in positive {
         if value < 1 {
@@ -241,9 +253,28 @@ fn check_ranges(config: &Config) -> Result<()> {
         let message = format!("`data.valid_fraction` must lie in (0, 1), got {share}");
         return Err(config.layers.error("data.valid_fraction", &message, ""));
     }
+    check_data(config)?;
     check_trainer(config)?;
     crate::precision::Precision::new(config)?;
     crate::observe::OnNan::new(config)?;
+    Ok(())
+}
+
+fn check_data(config: &Config) -> Result<()> {
+    let data = &config.data;
+    let places: &[&str] = &["both", "train", "valid", "none"];
+    for (key, value, words) in [
+        ("data.insert_eos", &data.insert_eos, places),
+        ("data.insert_special", &data.insert_special, places),
+        ("data.packing", &data.packing, &["canonical", "reference"]),
+        ("data.on_invalid", &data.on_invalid, &["error", "replace", "skip"]),
+        ("data.documents", &data.documents, &["file", "line"]),
+    ] {
+        if !words.contains(&value.as_str()) {
+            let message = format!("`{key}` is one of {}, got `{value}`", words.join(", "));
+            return Err(config.layers.error(key, &message, ""));
+        }
+    }
     Ok(())
 }
 
@@ -417,6 +448,16 @@ fn named_file(group: &str, name: &str) -> Result<(String, String)> {
 
 fn no_file(name: &str) -> Error {
     Error::config(format!("`configs/{name}.toml` is missing"), "build the host again")
+}
+
+/// The name and the text of the file of a corpus.
+pub fn corpus_file(name: &str) -> Option<(String, String)> {
+    config_file(&format!("corpus/{name}"))
+}
+
+/// The corpora that have a file.
+pub fn corpus_names() -> Vec<String> {
+    names("corpus")
 }
 
 /// The built-in and the current folder's files of a group.

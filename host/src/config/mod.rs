@@ -7,7 +7,7 @@ pub mod groups;
 mod load;
 mod place;
 
-pub use load::{Request, load};
+pub use load::{Request, corpus_file, corpus_names, load};
 pub use place::Layers;
 
 use serde_json::{Map, Value};

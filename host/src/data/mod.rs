@@ -1,30 +1,87 @@
 //! Data: text in, blocks of token ids out.
 //!
-//! A sample is a function of the seed and its number, so that a run can go on anywhere and ranks can share a batch. Shape letters: `B` batch, `L` length.
+//! ```text
+//! files, hub ──read──> documents ──build──> ids ──pack──> blocks ──cache──> file ──source, loader──> batches
+//! ```
+//!
+//! Shape letters: `B` batch, `L` length, `V` vocabulary with the mask.
 
+mod build;
+mod cache;
+pub mod corpora;
+pub mod detokenize;
+mod loader;
+mod pack;
+mod permutation;
+mod places;
+pub mod prepare;
+mod read;
+mod source;
+mod spec;
 pub mod stories;
-mod text;
+mod streaming;
 pub(crate) mod tokenizer;
 
+pub use build::{Recipe, run as build_blocks};
+pub(crate) use cache::hex;
+pub use cache::{Cache, Header, Writer};
+pub use loader::Loader;
+pub use pack::{Packed, Packer, Packing};
+pub use read::{Format, OnInvalid, Reader, Slice};
+pub use source::{Blocks, Cached, Rows, Samples, Source};
 pub use tokenizer::{Tokenizer, load as load_tokenizer};
 
 use std::cell::RefCell;
+use std::sync::Arc;
 
-use rand::{Rng, seq::SliceRandom};
 use tch::Tensor;
 
 use crate::config::Config;
 use crate::error::{Error, Result};
+use crate::report::Report;
+use crate::stop::Stop;
 use crate::stream::{Purpose, generator};
+use corpora::{LazyHub, Part, Role};
+use streaming::{Plan, Streamer};
 
 /// What a run reads.
 pub struct Corpus {
     /// Text to ids and back; its vocabulary includes the mask.
-    pub tokenizer: Box<dyn Tokenizer>,
+    pub tokenizer: Arc<dyn Tokenizer>,
     /// Where training batches come from.
-    pub train: Source,
-    /// Validation blocks `[n, L] i64`.
-    pub valid: Tensor,
+    pub train: Loader,
+    /// Validation blocks.
+    pub valid: Blocks,
+    /// Where both come from, training first.
+    pub reads: Vec<Reads>,
+}
+
+/// What a run reads, for its manifest and its checkpoints.
+#[derive(Debug, Clone, serde::Serialize)]
+pub struct Reads {
+    /// Name of the corpus.
+    pub corpus: String,
+    /// Its part.
+    pub split: String,
+    /// Its files with sizes, or its repository with the commit.
+    pub origin: Vec<String>,
+    /// The file of its blocks; none of a stream.
+    pub blocks: Option<String>,
+    /// SHA-256 of the blocks; of a stream, of what tells its text from another.
+    pub sha256: String,
+}
+
+impl Reads {
+    fn cached(cache: &Cache) -> Self {
+        let Header { corpus, split, origin, sha256, .. } = cache.header.clone();
+        Self { corpus, split, origin, blocks: Some(cache.path().display().to_string()), sha256 }
+    }
+
+    fn streamed(part: &Part) -> Self {
+        let sha256 = hex(&<sha2::Sha256 as sha2::Digest>::digest(&part.identity));
+        let Part { corpus, split, origin, .. } = part.clone();
+        Self { corpus, split, origin, blocks: None, sha256 }
+    }
 }
 
 impl std::fmt::Debug for Corpus {
@@ -33,96 +90,232 @@ impl std::fmt::Debug for Corpus {
     }
 }
 
-/// An endless source of training blocks.
-pub enum Source {
-    /// The grammar of [`stories`].
-    Stories,
-    /// Blocks of a token stream: anywhere, or at multiples of the length in a new order each epoch.
-    Stream {
-        /// All tokens.
-        tokens: Vec<u32>,
-        /// L.
-        length: usize,
-        /// Blocks start anywhere.
-        random_offsets: bool,
-        /// The order of the epoch that was read last.
-        order: RefCell<Order>,
-    },
+/// Hears of long work on a corpus, and may end it.
+#[derive(Debug)]
+pub struct Observer<'a> {
+    report: RefCell<&'a mut Report>,
+    stop: &'a Stop,
+    what: RefCell<&'static str>,
 }
 
-impl Source {
-    /// Samples of an epoch, where there are epochs.
-    pub fn epoch(&self) -> Option<u64> {
-        match self {
-            Self::Stream { tokens, length, random_offsets: false, .. } => {
-                Some((tokens.len() / length) as u64)
-            }
-            _ => None,
+impl<'a> Observer<'a> {
+    /// Tells `report`; work ends when somebody asked to stop.
+    pub fn new(report: &'a mut Report, stop: &'a Stop) -> Self {
+        Self { report: RefCell::new(report), stop, what: RefCell::new("") }
+    }
+
+    /// So much of `what` is done, of `total` where that is known.
+    pub(crate) fn tick(
+        &self,
+        what: &'static str,
+        done: u64,
+        total: u64,
+        message: &str,
+    ) -> Result<()> {
+        let mut report = self.report.borrow_mut();
+        if self.what.replace(what) != what {
+            report.finish();
+            report.start(what, 0, total.cast_signed());
         }
+        report.progress(what, done.cast_signed(), total.max(done).cast_signed(), message);
+        drop(report);
+        self.check()
     }
 
-    /// Samples `first..first + n` of the endless sequence of samples, `[n, L] i64`: the same for the same seed, always.
-    ///
-    /// An epoch of a stream of tokens holds each block once; with `per_epoch` it holds so many of them.
-    pub fn rows(&self, seed: u64, first: u64, n: usize, per_epoch: Option<u64>) -> Tensor {
-        let numbers = first..first + n as u64;
-        match self {
-            Self::Stories => {
-                let story = |i| stories::story(&mut generator(seed, Purpose::Sample, i));
-                to_blocks(numbers.flat_map(story), n)
-            }
-            Self::Stream { tokens, length, random_offsets, order } => {
-                let blocks = tokens.len() / length;
-                let start = |i: u64| {
-                    if *random_offsets {
-                        let last = tokens.len() - length;
-                        return generator(seed, Purpose::Sample, i).random_range(0..=last);
-                    }
-                    let size = per_epoch.map_or(blocks as u64, |n| n.min(blocks as u64));
-                    order.borrow_mut().place(seed, i / size, (i % size) as usize, blocks) * length
-                };
-                let of =
-                    |start: usize| tokens[start..start + length].iter().map(|id| i64::from(*id));
-                to_blocks(numbers.map(start).flat_map(of), n)
-            }
+    /// An error when somebody asked to stop.
+    pub(crate) fn check(&self) -> Result<()> {
+        if !self.stop.asked() {
+            return Ok(());
         }
+        self.report.borrow_mut().finish();
+        let message = "stopped while the corpus was prepared; nothing half-made is left".into();
+        Err(Error::Interrupted { message })
+    }
+
+    pub(crate) fn done(&self) {
+        self.what.replace("");
+        self.report.borrow_mut().finish();
+    }
+
+    pub(crate) fn note(&self, text: &str) {
+        self.report.borrow().note(text);
     }
 }
 
-/// The order of the blocks in an epoch.
-#[derive(Debug, Default)]
-pub struct Order {
-    of: Option<(u64, u64)>,
-    blocks: Vec<u32>,
-}
-
-impl Order {
-    /// The block at a place of an epoch.
-    fn place(&mut self, seed: u64, epoch: u64, place: usize, blocks: usize) -> usize {
-        if self.of != Some((seed, epoch)) {
-            self.blocks = (0..u32::try_from(blocks).unwrap_or(u32::MAX)).collect();
-            self.blocks.shuffle(&mut generator(seed, Purpose::Order, epoch));
-            self.of = Some((seed, epoch));
+/// Opens what the configuration trains and validates on. A tokenizer that comes with a checkpoint is used as it is.
+pub fn open(
+    config: &Config,
+    tokenizer: Option<Box<dyn Tokenizer>>,
+    observer: &Observer<'_>,
+) -> Result<Corpus> {
+    if is_stories(config)? {
+        return open_stories(config);
+    }
+    let hub = LazyHub::default();
+    let train = Part::find(config, Role::Train, &hub)?;
+    let train =
+        train.ok_or_else(|| Error::config("there is nothing to train on", "set `data.train`"))?;
+    let valid = Part::find(config, Role::Valid, &hub)?;
+    check_use(config, &train, valid.is_some())?;
+    let parts: Vec<&Part> = std::iter::once(&train).chain(&valid).collect();
+    let tokenizer = match tokenizer {
+        Some(given) => given.into(),
+        None => prepare::tokenizer(config, &parts, &hub, observer)?,
+    };
+    let blocks = |part: &Part, role| {
+        let blocks = prepare::blocks(part, config, role, tokenizer.as_ref(), &hub, observer);
+        observer.done();
+        blocks
+    };
+    let valid = valid.map(|part| blocks(&part, Role::Valid)).transpose()?;
+    let mut reads: Vec<Reads> = valid.iter().map(|cache| Reads::cached(cache)).collect();
+    if config.data.streaming {
+        reads.insert(0, Reads::streamed(&train));
+        let source = Source::Stream(stream(config, train, &tokenizer)?);
+        let valid = valid.ok_or_else(|| Error::data("a stream holds nothing out", ""))?;
+        let rows = 0..valid.rows();
+        let valid = Blocks::Cached(Cached::new(valid, rows));
+        return Ok(Corpus { tokenizer, train: Loader::new(source), valid, reads });
+    }
+    let cache = blocks(&train, Role::Train)?;
+    reads.insert(0, Reads::cached(&cache));
+    let (kept, valid) = match valid {
+        Some(valid) => {
+            let rows = 0..valid.rows();
+            (cache.rows(), Cached::new(valid, rows))
         }
-        self.blocks[place] as usize
-    }
+        None => {
+            let kept = kept(config, &cache)?;
+            (kept, Cached::new(Arc::clone(&cache), kept..cache.rows()))
+        }
+    };
+    let cached = Cached::new(cache, 0..kept);
+    let source = match (train.crop, config.data.random_offsets) {
+        (true, _) => Source::Cropped(cached),
+        (false, true) => Source::Anywhere(cached),
+        (false, false) => Source::Blocks(cached),
+    };
+    Ok(Corpus { tokenizer, train: Loader::new(source), valid: Blocks::Cached(valid), reads })
 }
 
-fn to_blocks(ids: impl Iterator<Item = i64>, blocks: usize) -> Tensor {
-    Tensor::from_slice(&ids.collect::<Vec<i64>>()).view([blocks as i64, -1])
+/// Opens what the configuration validates on, for a model with this tokenizer.
+pub fn open_valid(
+    config: &Config,
+    tokenizer: &dyn Tokenizer,
+    observer: &Observer<'_>,
+) -> Result<Blocks> {
+    if is_stories(config)? {
+        return open_stories(config).map(|corpus| corpus.valid);
+    }
+    let hub = LazyHub::default();
+    if let Some(part) = Part::find(config, Role::Valid, &hub)? {
+        let cache = prepare::blocks(&part, config, Role::Valid, tokenizer, &hub, observer)?;
+        let rows = 0..cache.rows();
+        return Ok(Blocks::Cached(Cached::new(cache, rows)));
+    }
+    let part = Part::find(config, Role::Train, &hub)?;
+    let part =
+        part.ok_or_else(|| Error::config("there is nothing to validate on", "set `data.valid`"))?;
+    let cache = prepare::blocks(&part, config, Role::Train, tokenizer, &hub, observer)?;
+    let rows = kept(config, &cache)?..cache.rows();
+    Ok(Blocks::Cached(Cached::new(cache, rows)))
 }
 
-/// Opens the corpus that the configuration names. A tokenizer that comes with a checkpoint is used as it is.
-pub fn open(config: &Config, tokenizer: Option<Box<dyn Tokenizer>>) -> Result<Corpus> {
-    match config.data.train.as_str() {
-        "stories" => open_stories(config),
-        "text" => text::open(config, tokenizer),
-        other => Err(config.layers.error(
-            "data.train",
-            &format!("there is no data source `{other}`"),
-            "sources: stories (built in), text (your files, with data.path)",
-        )),
+/// Of the blocks of a corpus without a part for validation, those that are trained on.
+fn kept(config: &Config, cache: &Cache) -> Result<u64> {
+    let rows = cache.rows();
+    if rows < 2 {
+        let Packed { tokens, .. } = cache.header.packed;
+        return Err(Error::data(
+            format!(
+                "the training text has {tokens} tokens, {rows} blocks of {}: there is none to hold out for validation",
+                cache.header.packing.length
+            ),
+            "give more text, set a smaller `model.length`, or name other text by `data.valid_path` or `data.valid`",
+        ));
     }
+    let kept = (rows as f64 * (1.0 - config.data.valid_fraction)) as u64;
+    Ok(kept.clamp(1, rows - 1))
+}
+
+fn check_use(config: &Config, train: &Part, validated: bool) -> Result<()> {
+    let data = &config.data;
+    let wrong = |key: &str, message: &str, hint: &str| Err(config.layers.error(key, message, hint));
+    let special = ["both", "train"].contains(&data.insert_special.as_str());
+    if data.random_offsets && (!data.wrap || special || train.crop || data.streaming) {
+        let message =
+            "`data.random_offsets` cuts blocks out of plain text, and these have ends of their own";
+        return wrong(
+            "data.random_offsets",
+            message,
+            "set `data.wrap=true data.insert_special=none`",
+        );
+    }
+    if train.crop && !data.wrap {
+        let message = format!(
+            "`{}` cuts samples out of longer blocks, which `data.wrap=false` fills",
+            train.corpus
+        );
+        return wrong("data.wrap", &message, "set `data.wrap=true`");
+    }
+    if !data.streaming {
+        return Ok(());
+    }
+    if train.crop || !train.slice.is_all() {
+        let message = format!("`{}` cannot be streamed: a part of it is left out", train.corpus);
+        return wrong(
+            "data.streaming",
+            &message,
+            "set `data.streaming=false`, or stream `openwebtext`",
+        );
+    }
+    if !validated {
+        let message = "a stream holds nothing out for validation";
+        return wrong(
+            "data.streaming",
+            message,
+            "set `data.valid_path`, `data.valid_split` or `data.valid`",
+        );
+    }
+    if data.packing == "reference" && data.reference_num_proc > 1 {
+        let message = "shards of a stream are not known before it is read";
+        return wrong("data.reference_num_proc", message, "set it to 1, or `data.streaming=false`");
+    }
+    if data.tokenizer_name_or_path == "char" {
+        let message = "the characters of a stream are not known before it is read";
+        return wrong(
+            "data.tokenizer_name_or_path",
+            message,
+            "as in `data.tokenizer_name_or_path=gpt2`",
+        );
+    }
+    Ok(())
+}
+
+fn stream(config: &Config, part: Part, tokenizer: &Arc<dyn Tokenizer>) -> Result<Streamer> {
+    let packing = prepare::packing(config, &part, Role::Train, tokenizer.as_ref())?;
+    Ok(Streamer::new(Plan {
+        journal: prepare::journal(&part, config, packing, tokenizer.as_ref())?,
+        part,
+        packing,
+        tokenizer: Arc::clone(tokenizer),
+        on_invalid: prepare::on_invalid(config),
+        workers: prepare::workers(config),
+        window: config.data.stream_window.cast_unsigned(),
+        folder: prepare::cache_dir(config)?,
+    }))
+}
+
+/// Whether the run uses the built-in grammar, which goes with nothing else.
+fn is_stories(config: &Config) -> Result<bool> {
+    let stories = |name: &str| name == "stories";
+    let (train, valid) = (&config.data.train, config.data.valid.as_deref());
+    if stories(train) != valid.map_or(stories(train), stories) {
+        let message = "`stories` have words of their own and go with no other corpus";
+        let hint = "choose `data=stories` as a whole, or another corpus for both";
+        return Err(config.layers.error("data.valid", message, hint));
+    }
+    Ok(stories(train))
 }
 
 fn open_stories(config: &Config) -> Result<Corpus> {
@@ -135,72 +328,15 @@ fn open_stories(config: &Config) -> Result<Corpus> {
         ));
     }
     let mut rng = generator(config.top.seed, Purpose::Valid, 0);
-    let blocks = config.data.valid_blocks as usize;
-    let valid = to_blocks((0..blocks).flat_map(|_| stories::story(&mut rng)), blocks);
-    Ok(Corpus { tokenizer: tokenizer::stories(), train: Source::Stories, valid })
+    let blocks = config.data.valid_blocks;
+    let ids: Vec<i64> = (0..blocks).flat_map(|_| stories::story(&mut rng)).collect();
+    let valid = Blocks::Given(Tensor::from_slice(&ids).view([blocks, -1]));
+    let train = Loader::new(Source::Stories);
+    Ok(Corpus { tokenizer: tokenizer::stories().into(), train, valid, reads: Vec::new() })
 }
 
 /// The exact entropy of the data in bits per token, where it is known.
 pub fn entropy_per_token(config: &Config) -> Option<f64> {
     let known = config.data.train == "stories";
     known.then(|| stories::entropy_bits() / stories::LENGTH as f64)
-}
-
-/// Checks ids against a vocabulary: a token outside would read foreign memory or train nonsense.
-pub(crate) fn check_ids(ids: &[u32], vocab_size: i64, mask_id: i64, what: &str) -> Result<()> {
-    match ids.iter().find(|id| i64::from(**id) >= vocab_size || i64::from(**id) == mask_id) {
-        None => Ok(()),
-        Some(id) if i64::from(*id) == mask_id => Err(Error::data(
-            format!("{what} holds the mask token (id {id}), which only noise may make"),
-            "remove the mask token from the text",
-        )),
-        Some(id) => Err(Error::data(
-            format!("{what} holds token id {id}, outside the vocabulary 0..{vocab_size}"),
-            "use the tokenizer that belongs to the model",
-        )),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn stream(random_offsets: bool) -> Source {
-        Source::Stream {
-            tokens: (0..103).collect(),
-            length: 10,
-            random_offsets,
-            order: RefCell::default(),
-        }
-    }
-
-    #[test]
-    fn a_sample_is_a_function_of_seed_and_number() {
-        for source in [Source::Stories, stream(true), stream(false)] {
-            let rows = |seed, first, n| source.rows(seed, first, n, None);
-            assert_eq!(rows(1, 20, 4), rows(1, 20, 4));
-            assert_ne!(rows(1, 20, 4), rows(1, 24, 4));
-            assert_ne!(rows(1, 20, 4), rows(2, 20, 4));
-            let halves = [rows(1, 20, 2), rows(1, 22, 2)];
-            assert_eq!(rows(1, 20, 4), Tensor::cat(&halves, 0), "ranks share a batch");
-        }
-    }
-
-    #[test]
-    fn an_epoch_holds_every_block_once() {
-        let source = stream(false);
-        let starts = |first, n, per_epoch| {
-            let rows = source.rows(3, first, n, per_epoch);
-            Vec::<i64>::try_from(rows.select(1, 0)).unwrap()
-        };
-        for epoch in 0..3 {
-            let mut seen = starts(epoch * 10, 10, None);
-            seen.sort_unstable();
-            assert_eq!(seen, (0..10).map(|i| i * 10).collect::<Vec<i64>>());
-        }
-        assert_ne!(starts(0, 10, None), starts(10, 10, None), "a new order each epoch");
-        // An epoch of four: the first four of each order.
-        let short = starts(0, 8, Some(4));
-        assert_eq!(short, [starts(0, 4, None), starts(10, 4, None)].concat());
-    }
 }

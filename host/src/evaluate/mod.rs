@@ -12,8 +12,10 @@ use tch::{Kind, Tensor};
 
 use crate::clock;
 use crate::config::Config;
+use crate::data::{Blocks, Rows};
 use crate::distributed::World;
 use crate::error::{Error, Result};
+use crate::learner::scored;
 use crate::model::Model;
 use crate::stream::{Purpose, seed_torch};
 
@@ -77,12 +79,17 @@ impl Measure {
         }
     }
 
-    /// Total nats `[B] f64` of the sequences `x0_bl [B, L]` and the number of tokens scored.
-    fn nats(self, model: &Model, x0_bl: &Tensor, u_b: &Tensor) -> Result<(Tensor, i64)> {
+    /// Total nats `[B] f64` of some sequences and the number of tokens scored in each, `[B] f64`.
+    fn nats(self, model: &Model, rows: &Rows, u_b: &Tensor) -> Result<(Tensor, Tensor)> {
+        let Rows { x0_bl, counted_bl } = rows;
+        let sum = |t: &Tensor| t.sum_dim_intlist([1i64].as_slice(), false, Kind::Double);
         if self == Self::Reference {
             let loss = model.loss(x0_bl, &model.draw_t(u_b)?)?;
-            let nats_b = loss.sum_dim_intlist([1i64].as_slice(), false, Kind::Double);
-            return Ok((nats_b, loss.numel() as i64));
+            let counted = match counted_bl {
+                Some(counted_bl) => scored(counted_bl, &loss),
+                None => loss.ones_like(),
+            };
+            return Ok((sum(&(loss * &counted)), sum(&counted)));
         }
         let facts = model.facts();
         // A law over the whole vocabulary at every token: so many sequences at once that it fits.
@@ -95,7 +102,7 @@ impl Measure {
         };
         let nats = parts.map(nats).collect::<maskdiff_plugin_api::Result<Vec<Tensor>>>();
         let nats = nats.map_err(|e| model.method_error(e))?;
-        Ok((Tensor::cat(&nats, 0), x0_bl.numel() as i64))
+        Ok((Tensor::cat(&nats, 0), sum(&x0_bl.ones_like())))
     }
 }
 
@@ -171,23 +178,29 @@ impl Plan {
     }
 }
 
-/// Evaluates the blocks `[n, L] i64`, shared out over the ranks; all get the result. The draws of a batch come from the
+/// Evaluates the first `n` blocks, shared out over the ranks; all get the result. The draws of a batch come from the
 /// plan's seed and the batch's number, so they are the same for any number of ranks. libtorch's generator is left as it
 /// was. `tick` is called after every batch of this rank with blocks done and in all; when it fails on any rank, no rank
 /// gets a result.
 pub fn likelihood(
     model: &Model,
-    blocks: &Tensor,
+    blocks: &Blocks,
+    n: i64,
     plan: Plan,
     world: &World,
     mut tick: impl FnMut(i64, i64) -> Result<()>,
 ) -> Result<Bound> {
     let Plan { measure, batch, passes, seed } = plan;
+    if blocks.padded() && measure != Measure::Reference {
+        let message =
+            format!("`{}` takes whole blocks, and these are filled up", measure.chosen_by());
+        return Err(Error::config(message, "set `data.wrap=true`, or `eval.bound=reference`"));
+    }
     let device = model.facts().device();
     let state = generator_state(device)?;
-    let n = blocks.size()[0];
-    // What the ranks tell each other: nats of each block in each pass, then tokens and faults.
-    let mut told = vec![0.0; (n * passes + 2) as usize];
+    // What the ranks tell each other: nats of each block in each pass, then its tokens, then faults.
+    let all = (n * passes) as usize;
+    let mut told = vec![0.0; 2 * all + 1];
     let fault = tch::no_grad(|| {
         let starts =
             (0..passes).flat_map(|pass| (0..n).step_by(batch as usize).map(move |s| (pass, s)));
@@ -197,18 +210,18 @@ pub fn likelihood(
             }
             seed_torch(seed.cast_unsigned(), Purpose::Evaluate, number as u64, 0);
             let size = batch.min(n - start);
-            let x0_bl = blocks.narrow(0, start, size).to_device(device);
+            let rows = blocks.rows(start, size).to_device(device);
             let u_b = clock::stratify(&Tensor::rand([size], (Kind::Double, device)));
-            let (nats_b, scored) = measure.nats(model, &x0_bl, &u_b)?;
+            let (nats_b, scored_b) = measure.nats(model, &rows, &u_b)?;
             let from = (pass * n + start) as usize;
             nats_b.copy_data(&mut told[from..], size as usize);
-            told[(n * passes) as usize] += scored as f64;
+            scored_b.copy_data(&mut told[all + from..], size as usize);
             tick(pass * n + start + size, passes * n)?;
         }
         Ok::<_, Error>(())
     });
     set_generator_state(device, &state)?;
-    let (tokens, faults) = ((n * passes) as usize, (n * passes + 1) as usize);
+    let faults = 2 * all;
     told[faults] = match &fault {
         Ok(()) => 0.0,
         Err(Error::Interrupted { .. }) => 1.0,
@@ -224,28 +237,30 @@ pub fn likelihood(
         let message = "another rank stopped during the evaluation".into();
         return Err(Error::Interrupted { message });
     }
-    summarize(&told[..tokens], told[tokens] as i64, passes)
+    summarize(&told[..all], &told[all..faults], passes)
 }
 
-/// The mean over `tokens` of the total nats of each sequence in each pass.
-pub fn summarize(sums: &[f64], tokens: i64, passes: i64) -> Result<Bound> {
+/// The mean over tokens, of the total nats and the number of tokens of each sequence in each pass.
+pub fn summarize(sums: &[f64], counts: &[f64], passes: i64) -> Result<Bound> {
     let n = sums.len() as f64;
-    let per_block = tokens as f64 / n;
-    let nats = sums.iter().sum::<f64>() / tokens as f64;
+    let tokens = counts.iter().sum::<f64>();
+    let per_block = tokens / n;
+    let nats = sums.iter().sum::<f64>() / tokens;
     if !nats.is_finite() {
         return Err(Error::numeric(
             format!("the validation bound is {nats}"),
             "the weights are broken: evaluate an earlier checkpoint, or lower `optim.lr`",
         ));
     }
-    let deviation = |s: &f64| (s / per_block - nats).powi(2);
-    let variance = sums.iter().map(deviation).sum::<f64>() / (n - 1.0).max(1.0);
+    // Of a ratio of two sums; the counts are all alike when nothing is filled.
+    let deviation = |(s, count): (&f64, &f64)| ((s - nats * count) / per_block).powi(2);
+    let variance = sums.iter().zip(counts).map(deviation).sum::<f64>() / (n - 1.0).max(1.0);
     Ok(Bound {
         nats_per_token: nats,
         bits_per_token: nats / std::f64::consts::LN_2,
         perplexity: nats.exp(),
         standard_error: (variance / n).sqrt(),
-        tokens,
+        tokens: tokens as i64,
         passes,
     })
 }

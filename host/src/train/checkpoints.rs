@@ -19,6 +19,7 @@ impl Trainer<'_> {
     /// A checkpoint that could not be written is told of, and the next one is tried: training is worth more.
     pub(super) fn save(&mut self, best: bool) -> Result<()> {
         let learnt = self.learner.state()?;
+        let data = self.data().to_string();
         let Some(saver) = &mut self.saver else { return Ok(()) };
         if let Err(error) = saver.wait() {
             self.report.note(&format!("warning: the last checkpoint was not written: {error}"));
@@ -49,6 +50,7 @@ impl Trainer<'_> {
                 skipped: progress.skipped.iter().copied().collect(),
                 world: self.world.size(),
                 plugins: self.plugins.clone(),
+                data,
                 files: BTreeMap::new(),
             },
             model,

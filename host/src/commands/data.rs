@@ -1,0 +1,187 @@
+//! `maskdiff data list|build|info|verify|show`
+
+use std::path::{Path, PathBuf};
+
+use serde_json::json;
+
+use super::Common;
+use crate::config::{Config, corpus_names};
+use crate::data::corpora::{LazyHub, Part, Role, Spec};
+use crate::data::{self, Cache, Header, Observer, prepare};
+use crate::error::{Error, Result};
+use crate::report::Report;
+use crate::stop::Stop;
+
+/// Prints the corpora that have a name.
+pub fn list(common: &Common) -> Result<()> {
+    let report = Report::new(common.format, common.quiet);
+    for name in corpus_names() {
+        let spec = Spec::named(&name)?;
+        let place = spec.repo.as_ref().or(spec.url.as_ref());
+        let place = place.map_or_else(String::new, |place| match &spec.revision {
+            Some(revision) if revision != "main" => format!("{place} ({revision})"),
+            _ => place.clone(),
+        });
+        let parts: Vec<String> = spec
+            .split
+            .iter()
+            .map(|(part, spec)| match spec.rows {
+                Some(rows) => format!("{part} {rows}"),
+                None => part.clone(),
+            })
+            .collect();
+        let line = json!({
+            "name": name, "about": spec.about, "licence": spec.licence, "from": place,
+            "documents": spec.split.iter().map(|(part, spec)| (part.clone(), json!(spec.rows)))
+                .collect::<serde_json::Map<String, serde_json::Value>>(),
+        });
+        let text = format!(
+            "{name}\n    {}\n    from {place}; {}\n    licence: {}",
+            spec.about,
+            parts.join(", "),
+            spec.licence
+        );
+        report.result(&line, &text);
+    }
+    Ok(())
+}
+
+/// Prepares what a configuration trains and validates on.
+pub fn build(common: &Common) -> Result<()> {
+    let config = common.config()?;
+    if config.data.train == "stories" {
+        return Err(config.layers.error(
+            "data.train",
+            "`stories` are made as they are read: there is nothing to build",
+            "choose other data, as in `data=wikitext2`",
+        ));
+    }
+    let (stop, mut report) = (Stop::listen()?, Report::new(common.format, common.quiet));
+    data::open(&config, None, &Observer::new(&mut report, &stop))?;
+    let made = files_of(&config, &mut report, &stop)?;
+    made.iter().try_for_each(|path| Cache::open(path).map(|cache| tell(&report, &cache)))
+}
+
+/// Prints what blocks are.
+pub fn info(common: Common, words: Vec<String>) -> Result<()> {
+    let (report, caches) = named(common, words)?;
+    caches.iter().for_each(|cache| tell(&report, cache));
+    Ok(())
+}
+
+/// Reads every byte of blocks.
+pub fn verify(common: Common, words: Vec<String>) -> Result<()> {
+    let (report, caches) = named(common, words)?;
+    for cache in &caches {
+        cache.verify()?;
+        let Header { packed, sha256, .. } = &cache.header;
+        let path = cache.path().display().to_string();
+        let line = json!({"file": path, "blocks": packed.rows, "sha256": sha256, "whole": true});
+        report.result(&line, &format!("{path}: {} blocks, SHA-256 {sha256}: whole", packed.rows));
+    }
+    Ok(())
+}
+
+/// Prints blocks as text.
+pub fn show(common: Common, words: Vec<String>, first: u64, blocks: u64) -> Result<()> {
+    let (report, caches) = named(common, words)?;
+    for cache in &caches {
+        let folder = tempfile::tempdir().map_err(|e| Error::io("create", Path::new("/tmp"), &e))?;
+        let path = folder.path().join("tokenizer.json");
+        std::fs::write(&path, &cache.header.tokenizer)
+            .map_err(|e| Error::io("write", &path, &e))?;
+        let tokenizer = data::load_tokenizer(&path)?;
+        let rows = cache.rows();
+        if first >= rows {
+            return Err(Error::config(
+                format!(
+                    "`{}` has {rows} blocks, and there is no block {first}",
+                    cache.path().display()
+                ),
+                "blocks are counted from 0",
+            ));
+        }
+        let length = cache.header.packing.length;
+        let mut ids = vec![0; length];
+        for number in first..rows.min(first.saturating_add(blocks)) {
+            cache.read(number * length as u64, &mut ids);
+            let used = cache.used(number);
+            let text = tokenizer.decode(&ids[..used]);
+            let line = json!({"block": number, "text": text, "tokens": used, "ids": ids});
+            let filled =
+                if used < length { format!(", {} filled", length - used) } else { String::new() };
+            report.result(
+                &line,
+                &format!("--- block {number} of {rows}, {used} tokens{filled}\n{text}"),
+            );
+        }
+    }
+    Ok(())
+}
+
+fn tell(report: &Report, cache: &Cache) {
+    let path = cache.path().display().to_string();
+    let mut line = json!(cache.header);
+    let header = line.as_object_mut();
+    if let Some(header) = header {
+        header.remove("tokenizer");
+        header.insert("file".into(), json!(path));
+    }
+    let Header { origin, tokenizer_sha256, vocab_size, width, sha256, .. } = &cache.header;
+    let origin = match &origin[..] {
+        [first, .., last] if origin.len() > 4 => {
+            format!("{first} … {last} ({} lines)", origin.len())
+        }
+        all => all.join(", "),
+    };
+    let text = format!(
+        "{path}\n    {}\n    from {origin}\n    {vocab_size} tokens in the vocabulary, {width} bytes each, tokenizer {}\n    \
+         SHA-256 {sha256}",
+        prepare::in_words(&cache.header),
+        &tokenizer_sha256[..tokenizer_sha256.len().min(16)]
+    );
+    report.result(&line, &text);
+}
+
+/// The blocks that words name: files, or those of a configuration, which must be there.
+fn named(mut common: Common, words: Vec<String>) -> Result<(Report, Vec<Cache>)> {
+    let (overrides, mut files): (Vec<String>, Vec<String>) =
+        words.into_iter().partition(|word| word.contains('=') && !Path::new(word).exists());
+    let mut report = Report::new(common.format, common.quiet);
+    if files.is_empty() {
+        common.overrides = overrides;
+        let made = files_of(&common.config()?, &mut report, &Stop::default())?;
+        files.extend(made.iter().map(|path| path.display().to_string()));
+    } else if let Some(word) = overrides.first() {
+        return Err(Error::config(
+            format!("`{word}` beside the file `{}`", files[0]),
+            "give files of blocks, or the KEY=VALUE of a configuration",
+        ));
+    }
+    let caches = files.iter().map(|file| Cache::open(Path::new(file)));
+    Ok((report, caches.collect::<Result<Vec<Cache>>>()?))
+}
+
+/// Where the blocks of a configuration are; an error when they are not made yet.
+fn files_of(config: &Config, report: &mut Report, stop: &Stop) -> Result<Vec<PathBuf>> {
+    let hub = LazyHub::default();
+    let train = Part::find(config, Role::Train, &hub)?.filter(|_| !config.data.streaming);
+    let valid = Part::find(config, Role::Valid, &hub)?;
+    let parts: Vec<&Part> = train.iter().chain(&valid).collect();
+    let observer = Observer::new(report, stop);
+    let tokenizer = prepare::tokenizer(config, &parts, &hub, &observer)?;
+    let roles = train.iter().map(|part| (part, Role::Train));
+    let roles = roles.chain(valid.iter().map(|part| (part, Role::Valid)));
+    let path = |(part, role)| {
+        let path = prepare::path(part, config, role, tokenizer.as_ref())?;
+        if path.exists() {
+            return Ok(path);
+        }
+        let Part { corpus, split, .. } = part;
+        Err(Error::data(
+            format!("the blocks of `{corpus}` ({split}) are not made for this configuration"),
+            "make them by `maskdiff data build` with the same KEY=VALUE, or train",
+        ))
+    };
+    roles.map(path).collect()
+}

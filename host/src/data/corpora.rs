@@ -1,0 +1,391 @@
+//! Corpora by name: which files hold them, and what is done to their text.
+//!
+//! A name is that of a file of `configs/corpus/`, in the program or in the current folder; `text`, `jsonl`, `parquet` and
+//! `hf` are described by the keys of `data` instead.
+
+use std::cell::OnceCell;
+use std::path::{Path, PathBuf};
+
+use sha2::{Digest as _, Sha256};
+
+use super::cache::hex;
+use super::detokenize::Detokenizer;
+use super::places::{Fetched, Files, local, on_hub, own_files};
+use super::read::{Format, Slice, check_text8};
+pub use super::spec::Spec;
+use crate::config::Config;
+use crate::error::{Error, Result};
+use crate::hub::{Hub, Kind, Tick, matches};
+
+/// What a part of a corpus is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Role {
+    /// Training.
+    Train,
+    /// Validation.
+    Valid,
+}
+
+/// The hub, connected when it is first needed.
+#[derive(Debug, Default)]
+pub struct LazyHub(OnceCell<Hub>);
+
+impl LazyHub {
+    /// The hub.
+    pub fn get(&self) -> Result<&Hub> {
+        if let Some(hub) = self.0.get() {
+            return Ok(hub);
+        }
+        let hub = Hub::from_environment()?;
+        Ok(self.0.get_or_init(|| hub))
+    }
+}
+
+/// A part of a corpus: found, and fetched when it is read.
+#[derive(Debug, Clone)]
+pub struct Part {
+    /// Name of the corpus.
+    pub corpus: String,
+    /// Name of the part.
+    pub split: String,
+    /// Its files, for the header of its blocks.
+    pub origin: Vec<String>,
+    /// What changes when its text does.
+    pub identity: String,
+    /// How documents lie in its files.
+    pub format: Format,
+    /// Which rows are used.
+    pub slice: Slice,
+    /// What is done to the text.
+    pub detokenizer: Option<Detokenizer>,
+    /// How many documents there should be.
+    pub rows: Option<u64>,
+    /// Blocks have twice the length, and a sample is cut from one.
+    pub crop: bool,
+    files: Files,
+}
+
+impl Part {
+    /// The part of the configured corpus for a purpose; none when validation has no part of its own.
+    pub fn find(config: &Config, role: Role, hub: &LazyHub) -> Result<Option<Self>> {
+        let data = &config.data;
+        let name = match role {
+            Role::Train => &data.train,
+            Role::Valid => data.valid.as_ref().unwrap_or(&data.train),
+        };
+        let part = match name.as_str() {
+            "text" | "jsonl" | "parquet" => Self::own(config, name, role)?,
+            "hf" => Self::on_hub(config, role, hub)?,
+            named => Some(Self::named(config, named, role, hub)?),
+        };
+        let Some(mut part) = part else { return Ok(None) };
+        if part.crop && role == Role::Valid {
+            part.crop = false;
+        }
+        if let Format::Text8 { chunk, .. } = &mut part.format {
+            // As the original, which doubles the length twice for samples that are cut.
+            *chunk = config.model.length as usize * if part.crop { 4 } else { 1 };
+            part.identity += &format!(" in {chunk}");
+        }
+        Ok(Some(part))
+    }
+
+    fn named(config: &Config, name: &str, role: Role, hub: &LazyHub) -> Result<Self> {
+        check_keys(config, name)?;
+        let spec = Spec::named(name)?;
+        let asked = config.data.valid_split.as_ref();
+        let split = match role {
+            Role::Train => "train",
+            Role::Valid => asked.unwrap_or(&spec.valid).as_str(),
+        };
+        let Some(part) = spec.split.get(split) else {
+            let parts: Vec<&str> = spec.split.keys().map(String::as_str).collect();
+            let (key, hint) = match role {
+                Role::Train => ("data.train", "choose another corpus to train on".to_string()),
+                Role::Valid => ("data.valid_split", format!("parts: {}", parts.join(", "))),
+            };
+            let message = format!("corpus `{name}` has no part `{split}`");
+            return Err(config.layers.error(key, &message, &hint));
+        };
+        let slice = part.slice.as_deref().map(Slice::parse);
+        let slice = slice.map_or(Some(Slice::default()), |slice| slice).ok_or_else(|| {
+            Error::config(format!("corpus `{name}`: its slice is not FROM:TO"), "")
+        })?;
+        let detokenizer = spec.detokenizer.as_deref().map(detokenizer).transpose()?;
+        let base = |files, origin, identity, format, slice| Self {
+            corpus: name.to_string(),
+            split: split.to_string(),
+            origin,
+            identity,
+            format,
+            slice,
+            detokenizer,
+            rows: part.rows,
+            crop: spec.crop,
+            files,
+        };
+        if spec.format == "text8" {
+            let format = Format::Text8 { chunk: 0, slice };
+            // The path is the corpus' own, or else that of other text.
+            let own = |name: &str| Spec::named(name).is_ok_and(|spec| spec.format == "text8");
+            let path = match role {
+                Role::Valid if !own(&config.data.train) => &config.data.valid_path,
+                _ => &config.data.path,
+            };
+            let (files, origin, identity) = match (path, &spec.url) {
+                (Some(path), _) => local(&[PathBuf::from(path)])?,
+                (None, Some(url)) => (Files::Address(url.clone()), vec![url.clone()], url.clone()),
+                (None, None) => {
+                    let message = format!("corpus `{name}` has no `url`");
+                    return Err(Error::config(message, "set `data.path` to your copy of it"));
+                }
+            };
+            let identity = format!("{identity} {slice:?}");
+            return Ok(base(files, origin, identity, format, Slice::default()));
+        }
+        let Some(repo) = &spec.repo else {
+            return Err(Error::config(format!("corpus `{name}` has no `repo`"), ""));
+        };
+        let revision = config.data.revision.as_ref().or(spec.revision.as_ref());
+        let revision = revision.map_or("main", String::as_str);
+        let snapshot = hub.get()?.snapshot(Kind::Dataset, repo, revision)?;
+        let entries = snapshot.matching(&part.files);
+        if entries.is_empty() {
+            let patterns = part.files.join(", ");
+            return Err(Error::data(
+                format!("`{repo}` at `{revision}` has no file {patterns}"),
+                format!(
+                    "the corpus may have moved: a file `configs/corpus/{name}.toml` in the current folder is used first"
+                ),
+            ));
+        }
+        let (files, origin, identity) = on_hub(snapshot, entries)?;
+        let format = Format::Parquet { column: spec.column.clone() };
+        let identity = format!("{identity} {format:?} {slice:?}");
+        Ok(base(files, origin, identity, format, slice))
+    }
+
+    /// `text`, `jsonl`, `parquet`: the user's files.
+    fn own(config: &Config, kind: &str, role: Role) -> Result<Option<Self>> {
+        let data = &config.data;
+        let path = match role {
+            Role::Train => data.path.as_ref(),
+            // Another corpus is trained on: the path is this one's.
+            Role::Valid if data.train != kind => data.valid_path.as_ref().or(data.path.as_ref()),
+            Role::Valid => data.valid_path.as_ref(),
+        };
+        let Some(path) = path else {
+            if role == Role::Valid && data.train == kind {
+                return Ok(None);
+            }
+            return Err(config.layers.error(
+                "data.train",
+                &format!("`data.train={kind}` needs `data.path`"),
+                "set `data.path=FILE`, `data.path=FOLDER` or `data.path=\"FOLDER/*.txt\"`",
+            ));
+        };
+        let (endings, format): (&[&str], _) = match kind {
+            "text" => {
+                (&["txt"], if data.documents == "line" { Format::Lines } else { Format::Files })
+            }
+            "jsonl" => (&["jsonl", "json"], Format::JsonLines { column: data.column.clone() }),
+            _ => (&["parquet"], Format::Parquet { column: data.column.clone() }),
+        };
+        let (files, origin, identity) = local(&own_files(path, endings)?)?;
+        Ok(Some(Self {
+            corpus: kind.to_string(),
+            split: if role == Role::Train { "train" } else { "validation" }.to_string(),
+            origin,
+            identity: format!("{identity} {format:?}"),
+            format,
+            slice: Slice::default(),
+            detokenizer: data.detokenizer.as_deref().map(detokenizer).transpose()?,
+            rows: None,
+            crop: false,
+            files,
+        }))
+    }
+
+    /// `hf`: any corpus of the hub whose files are parquet.
+    fn on_hub(config: &Config, role: Role, hub: &LazyHub) -> Result<Option<Self>> {
+        let data = &config.data;
+        let split = match (role, &data.valid_split) {
+            (Role::Train, _) => &data.split,
+            (Role::Valid, Some(split)) => split,
+            (Role::Valid, None) if data.train == "hf" => return Ok(None),
+            (Role::Valid, None) => {
+                let hint = "as in `data.valid_split=validation`";
+                let message = "`data.valid=hf` needs `data.valid_split`";
+                return Err(config.layers.error("data.valid", message, hint));
+            }
+        };
+        let Some(repo) = &data.repo else {
+            let hint = "as in `data.repo=roneneldan/TinyStories`";
+            return Err(config.layers.error(
+                "data.train",
+                "`data.train=hf` needs `data.repo`",
+                hint,
+            ));
+        };
+        // The branch may hold a script only; the hub then has parquet of its own.
+        let revisions = match &data.revision {
+            Some(revision) => vec![revision.as_str()],
+            None => vec!["main", "refs/convert/parquet"],
+        };
+        let mut seen = Vec::new();
+        for revision in revisions {
+            let snapshot = match hub.get()?.snapshot(Kind::Dataset, repo, revision) {
+                Ok(snapshot) => snapshot,
+                // The hub has converted nothing: what the branch has is told below.
+                Err(_) if !seen.is_empty() => continue,
+                Err(error) => return Err(error),
+            };
+            // The first place that has any: a repository may keep its files twice.
+            let places = usual_places(data.config.as_deref(), split);
+            let entries = places.into_iter().map(|place| snapshot.matching(&[place]));
+            let entries = entries.into_iter().find(|found| !found.is_empty()).unwrap_or_default();
+            if entries.is_empty() {
+                seen.extend(snapshot.entries.into_iter().map(|entry| entry.path));
+                continue;
+            }
+            let (files, origin, identity) = on_hub(snapshot, entries)?;
+            let format = Format::Parquet { column: data.column.clone() };
+            return Ok(Some(Self {
+                corpus: repo.replace('/', "--"),
+                split: split.clone(),
+                origin,
+                identity: format!("{identity} {format:?}"),
+                format,
+                slice: Slice::default(),
+                detokenizer: data.detokenizer.as_deref().map(detokenizer).transpose()?,
+                rows: None,
+                crop: false,
+                files,
+            }));
+        }
+        seen.retain(|path| matches("*.parquet", path.rsplit('/').next().unwrap_or(path)));
+        seen.truncate(8);
+        Err(Error::data(
+            format!("`{repo}` has no parquet files of part `{split}`"),
+            format!("set `data.config` and `data.split`; some of its files: {}", seen.join(", ")),
+        ))
+    }
+
+    /// Its files on this machine, fetched where they are not.
+    pub fn fetch(&self, hub: &LazyHub, cache: &Path, tick: Tick<'_>) -> Result<Vec<PathBuf>> {
+        match &self.files {
+            Files::Local(paths) => Ok(paths.clone()),
+            Files::Hub(snapshot, entries) => {
+                let fetch = |entry| hub.get()?.fetch(snapshot, entry, tick);
+                entries.iter().map(fetch).collect()
+            }
+            Files::Address(url) => {
+                let name = url.rsplit('/').next().unwrap_or("download");
+                let path = cache.join("downloads").join(format!("{}-{name}", short_hash(url)));
+                if !path.is_file() {
+                    hub.get()?.fetch_address(url, &path, tick, check_text8)?;
+                }
+                Ok(vec![path])
+            }
+        }
+    }
+
+    /// How many files there are.
+    pub fn files(&self) -> usize {
+        match &self.files {
+            Files::Local(paths) => paths.len(),
+            Files::Hub(_, entries) => entries.len(),
+            Files::Address(_) => 1,
+        }
+    }
+
+    /// Some of its files from number `from` on, for a corpus that is never stored whole: several small ones, or one. What is
+    /// not on this machine yet lies in a folder of its own, until the result is dropped.
+    pub fn fetch_some(
+        &self,
+        hub: &LazyHub,
+        from: usize,
+        cache: &Path,
+        tick: Tick<'_>,
+    ) -> Result<Fetched> {
+        let Files::Hub(snapshot, entries) = &self.files else {
+            let mut bytes = 0;
+            let size = |path: &PathBuf| std::fs::metadata(path).map_or(SOME, |file| file.len());
+            let few = |path: &PathBuf| {
+                let more = bytes < SOME;
+                bytes += size(path);
+                more
+            };
+            let files = self.fetch(hub, cache, tick)?;
+            return Ok(Fetched::here(files.into_iter().skip(from).take_while(few).collect()));
+        };
+        let (hub, entry) = (hub.get()?, &entries[from]);
+        match hub.have(snapshot, entry) {
+            Some(path) => Ok(Fetched::here(vec![path])),
+            None => Fetched::apart(cache, |folder| hub.fetch_apart(snapshot, entry, folder, tick)),
+        }
+    }
+}
+
+/// Bytes of small files that are read together.
+const SOME: u64 = 16 << 20;
+
+/// Refuses keys that describe the user's own corpus where no corpus is.
+fn check_keys(config: &Config, name: &str) -> Result<()> {
+    let data = &config.data;
+    let valid = data.valid.as_ref().unwrap_or(&data.train);
+    if [&data.train, valid].iter().any(|name| OWN.contains(&name.as_str())) {
+        return Ok(());
+    }
+    let set = [
+        ("data.column", data.column != "text"),
+        ("data.documents", data.documents != "file"),
+        ("data.detokenizer", data.detokenizer.is_some()),
+        ("data.repo", data.repo.is_some()),
+        ("data.config", data.config.is_some()),
+        ("data.split", data.split != "train"),
+    ];
+    match set.iter().find(|(_, set)| *set) {
+        None => Ok(()),
+        Some((key, _)) => {
+            let message = format!("`{key}` means nothing to the corpus `{name}`");
+            let hint =
+                format!("leave it out, or describe a corpus of your own: {}", OWN.join(", "));
+            Err(config.layers.error(key, &message, &hint))
+        }
+    }
+}
+
+/// Corpora that the keys of `data` describe.
+const OWN: [&str; 4] = ["text", "jsonl", "parquet", "hf"];
+
+fn detokenizer(name: &str) -> Result<Detokenizer> {
+    Detokenizer::named(name).ok_or_else(|| {
+        let known = Detokenizer::ALL.map(|(known, _)| known).join(", ");
+        Error::config(format!("there is no detokenizer `{name}`"), format!("detokenizers: {known}"))
+    })
+}
+
+/// Where repositories usually have the files of a part.
+fn usual_places(config: Option<&str>, split: &str) -> Vec<String> {
+    let own = config.unwrap_or("default");
+    let mut places = vec![
+        format!("{own}/{split}-*.parquet"),
+        format!("{own}/{split}/*.parquet"),
+        format!("{own}/partial-{split}/*.parquet"),
+    ];
+    if config.is_none() {
+        places.extend([
+            format!("data/{split}-*.parquet"),
+            format!("{split}-*.parquet"),
+            format!("{split}.parquet"),
+            format!("data/{split}.parquet"),
+        ]);
+    }
+    places
+}
+
+/// A short name for what has this description.
+pub fn short_hash(text: &str) -> String {
+    hex(&Sha256::digest(text))[..16].to_string()
+}

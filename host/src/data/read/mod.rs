@@ -1,0 +1,422 @@
+//! Documents of files: text, JSON lines, parquet, and the letters of text8.
+
+mod lines;
+mod parquet;
+mod text8;
+
+pub(super) use text8::check_text8;
+
+use std::fs::File;
+use std::io::Read as _;
+use std::path::{Path, PathBuf};
+
+use crate::error::{Error, Result};
+
+/// A document, or a piece of a long one.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Piece {
+    /// Its text.
+    pub text: String,
+    /// Whether the document starts with it.
+    pub starts: bool,
+    /// Whether the document ends with it.
+    pub ends: bool,
+    /// Number of the document in its corpus, from 0, for messages.
+    pub document: u64,
+}
+
+/// How documents lie in files.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Format {
+    /// A document is a file.
+    Files,
+    /// A document is a line.
+    Lines,
+    /// A document is the text under a key of a JSON object on each line.
+    JsonLines {
+        /// The key.
+        column: String,
+    },
+    /// A document is the text in a column of a row.
+    Parquet {
+        /// The column.
+        column: String,
+    },
+    /// A document is so many letters of one long text; what is left at the end is dropped, as in the original.
+    Text8 {
+        /// Letters in a document.
+        chunk: usize,
+        /// The letters that are used.
+        slice: Slice,
+    },
+}
+
+/// A part of the rows of a corpus, as in Python: `:-100000`, `-100000:`, `90000000:95000000`.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Slice {
+    from: Option<i64>,
+    to: Option<i64>,
+}
+
+impl Slice {
+    /// Reads `FROM:TO`; either may be left out or count from the end.
+    pub fn parse(text: &str) -> Option<Self> {
+        let (from, to) = text.split_once(':')?;
+        let number = |text: &str| {
+            if text.is_empty() { Some(None) } else { text.parse().ok().map(Some) }
+        };
+        Some(Self { from: number(from)?, to: number(to)? })
+    }
+
+    /// The rows of `n`. An end that the corpus is too short for is no slice of it.
+    pub fn of(self, n: u64) -> Option<std::ops::Range<u64>> {
+        let place = |at: i64| {
+            if at < 0 { n.checked_sub(at.unsigned_abs()) } else { Some(at.unsigned_abs().min(n)) }
+        };
+        let from = self.from.map_or(Some(0), place)?;
+        let to = self.to.map_or(Some(n), place)?;
+        (from <= to).then_some(from..to)
+    }
+
+    /// Whether it is all rows.
+    pub fn is_all(self) -> bool {
+        self == Self::default()
+    }
+}
+
+/// What happens to a document that is no valid text.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum OnInvalid {
+    /// Everything ends.
+    Error,
+    /// What is invalid becomes U+FFFD; what cannot be mended is left out.
+    Replace,
+    /// The document is left out.
+    Skip,
+}
+
+/// Documents that were left out or mended.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Losses {
+    /// Left out.
+    pub skipped: u64,
+    /// Mended.
+    pub replaced: u64,
+}
+
+/// Bytes of a long document that are read at once.
+const PIECE: usize = 1 << 20;
+
+/// The longest text without a cut: the library needs a hundred times its size.
+const LONGEST: usize = 8 << 20;
+
+/// The longest document that is taken whole.
+const LONGEST_WHOLE: usize = 64 << 20;
+
+/// Reads the documents of files in their order.
+pub struct Reader<'a> {
+    /// How they lie there.
+    pub format: &'a Format,
+    /// Which rows are used, of parquet files.
+    pub slice: Slice,
+    /// What happens to one that is no valid text.
+    pub on_invalid: OnInvalid,
+    /// Where a long text may be cut: see [`super::Tokenizer::cut`].
+    pub cut: &'a (dyn Fn(&str) -> Option<usize> + Sync),
+    /// Documents are handed out whole.
+    pub whole: bool,
+}
+
+/// Takes the pieces of documents one after the other.
+pub(super) type Sink<'a> = &'a mut dyn FnMut(Piece) -> Result<()>;
+
+impl std::fmt::Debug for Reader<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Reader({:?})", self.format)
+    }
+}
+
+impl Reader<'_> {
+    /// Hands all documents to `sink`; gives what was left out or mended.
+    pub fn read(&self, files: &[PathBuf], sink: Sink<'_>) -> Result<Losses> {
+        let mut losses = Losses::default();
+        if let Format::Parquet { column } = self.format {
+            parquet::read(self, files, column, &mut losses, sink)?;
+            return Ok(losses);
+        }
+        let mut number = 0;
+        for path in files {
+            match self.format {
+                Format::Files => self.file(path, &mut number, &mut losses, sink)?,
+                Format::Lines => self.lines(path, &mut number, &mut losses, sink)?,
+                Format::JsonLines { column } => {
+                    self.json_lines(path, column, &mut number, &mut losses, sink)?;
+                }
+                Format::Text8 { chunk, slice } => text8::read(path, *chunk, *slice, sink)?,
+                Format::Parquet { .. } => {}
+            }
+        }
+        Ok(losses)
+    }
+
+    /// The text of bytes that stand at an offset of their file, or none for a document that is left out.
+    fn text(
+        &self,
+        bytes: Vec<u8>,
+        place: &str,
+        offset: u64,
+        losses: &mut Losses,
+    ) -> Result<Option<String>> {
+        match String::from_utf8(bytes) {
+            Ok(text) => Ok(Some(text)),
+            Err(e) => match self.on_invalid {
+                OnInvalid::Error => {
+                    Err(not_utf8(place, offset + e.utf8_error().valid_up_to() as u64))
+                }
+                OnInvalid::Replace => {
+                    losses.replaced += 1;
+                    Ok(Some(String::from_utf8_lossy(e.as_bytes()).into_owned()))
+                }
+                OnInvalid::Skip => {
+                    losses.skipped += 1;
+                    Ok(None)
+                }
+            },
+        }
+    }
+
+    /// A row or line that holds no text at all.
+    fn no_text(&self, what: String, hint: &str, losses: &mut Losses) -> Result<()> {
+        if self.on_invalid == OnInvalid::Error {
+            let hint = format!("{hint}; `data.on_invalid=skip` leaves such documents out");
+            return Err(Error::data(what, hint));
+        }
+        losses.skipped += 1;
+        Ok(())
+    }
+
+    /// A file as one document, in pieces where the tokenizer can take them.
+    fn file(
+        &self,
+        path: &Path,
+        number: &mut u64,
+        losses: &mut Losses,
+        sink: Sink<'_>,
+    ) -> Result<()> {
+        let said = |e: std::io::Error| Error::io("read", path, &e);
+        let mut file = File::open(path).map_err(said)?;
+        // A document that is left out is left out whole.
+        if self.on_invalid == OnInvalid::Skip && !is_utf8(path)? {
+            losses.skipped += 1;
+            *number += 1;
+            return Ok(());
+        }
+        let place = format!("`{}`", path.display());
+        let (mut held, mut offset, mut mended, mut starts) = (Vec::new(), 0u64, false, true);
+        let mut text = String::new();
+        loop {
+            let got = (&mut file).take(PIECE as u64).read_to_end(&mut held).map_err(said)?;
+            let over = got == 0;
+            offset += take_text(
+                &mut held,
+                over,
+                |bad| {
+                    if self.on_invalid == OnInvalid::Error {
+                        return Err(not_utf8(&place, offset + bad as u64));
+                    }
+                    mended = true;
+                    Ok(())
+                },
+                &mut text,
+            )?;
+            if over {
+                break;
+            }
+            let cut = if self.whole { None } else { (self.cut)(&text).filter(|at| *at > 0) };
+            match cut {
+                Some(at) => {
+                    let rest = text.split_off(at);
+                    let piece = std::mem::replace(&mut text, rest);
+                    sink(Piece { text: piece, starts, ends: false, document: *number })?;
+                    starts = false;
+                }
+                None if self.whole && text.len() > LONGEST_WHOLE => {
+                    return Err(Error::data(
+                        format!(
+                            "{place} has more than {LONGEST_WHOLE} bytes, and a detokenizer takes a document whole"
+                        ),
+                        "set `data.documents=line`, or split the file",
+                    ));
+                }
+                None if !self.whole && text.len() > LONGEST => {
+                    return Err(Error::data(
+                        format!(
+                            "{place} has {LONGEST} bytes and more where this tokenizer cannot be cut"
+                        ),
+                        "set `data.documents=line`, or split the file",
+                    ));
+                }
+                None => {}
+            }
+        }
+        losses.replaced += u64::from(mended);
+        sink(Piece { text, starts, ends: true, document: *number })?;
+        *number += 1;
+        Ok(())
+    }
+}
+
+fn not_utf8(place: &str, offset: u64) -> Error {
+    Error::data(
+        format!("{place} is not UTF-8 text: byte {offset} is not"),
+        "convert it, for example with `iconv -t UTF-8`, or set `data.on_invalid=replace` or `skip`",
+    )
+}
+
+/// Moves the text at the start of `bytes` behind `text` and leaves a character that is not whole yet; `bad` is told of
+/// each place that is invalid, which becomes U+FFFD. Gives the number of bytes that were taken.
+fn take_text(
+    bytes: &mut Vec<u8>,
+    over: bool,
+    mut bad: impl FnMut(usize) -> Result<()>,
+    text: &mut String,
+) -> Result<u64> {
+    let mut taken = 0;
+    loop {
+        match std::str::from_utf8(&bytes[taken..]) {
+            Ok(rest) => {
+                text.push_str(rest);
+                taken = bytes.len();
+                break;
+            }
+            Err(e) => {
+                let valid = e.valid_up_to();
+                text.push_str(
+                    std::str::from_utf8(&bytes[taken..taken + valid]).unwrap_or_default(),
+                );
+                taken += valid;
+                match e.error_len() {
+                    None if !over => break,
+                    length => {
+                        bad(taken)?;
+                        text.push('\u{fffd}');
+                        taken += length.unwrap_or(bytes.len() - taken);
+                    }
+                }
+            }
+        }
+    }
+    bytes.drain(..taken);
+    Ok(taken as u64)
+}
+
+fn is_utf8(path: &Path) -> Result<bool> {
+    let said = |e: std::io::Error| Error::io("read", path, &e);
+    let mut file = File::open(path).map_err(said)?;
+    let (mut held, mut text, mut fine) = (Vec::new(), String::new(), true);
+    loop {
+        let got = (&mut file).take(PIECE as u64).read_to_end(&mut held).map_err(said)?;
+        take_text(
+            &mut held,
+            got == 0,
+            |_| {
+                fine = false;
+                Ok(())
+            },
+            &mut text,
+        )?;
+        text.clear();
+        if got == 0 || !fine {
+            return Ok(fine);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(
+        format: &Format,
+        on_invalid: OnInvalid,
+        content: &[u8],
+    ) -> Result<(Vec<String>, Losses)> {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("file");
+        std::fs::write(&path, content).unwrap();
+        let cut = |text: &str| text.rfind(' ');
+        let reader =
+            Reader { format, slice: Slice::default(), on_invalid, cut: &cut, whole: false };
+        let (mut documents, mut open) = (Vec::new(), String::new());
+        let losses = reader.read(&[path], &mut |piece| {
+            open.push_str(&piece.text);
+            if piece.ends {
+                documents.push(std::mem::take(&mut open));
+            }
+            Ok(())
+        })?;
+        Ok((documents, losses))
+    }
+
+    #[test]
+    fn long_files_come_in_pieces_and_are_whole() {
+        let text = "wörter und wörter ".repeat(200_000);
+        let (documents, _) = read(&Format::Files, OnInvalid::Error, text.as_bytes()).unwrap();
+        assert!(documents == [text]);
+    }
+
+    #[test]
+    fn invalid_bytes_are_told_mended_or_left_out() {
+        for at in [3, PIECE - 1, PIECE + 5] {
+            let mut bytes = "ab ".repeat(PIECE / 3 + 100).into_bytes();
+            bytes[at] = 0xff;
+            let error = read(&Format::Files, OnInvalid::Error, &bytes).unwrap_err().to_string();
+            assert!(error.contains(&format!("byte {at} is not")), "{error}");
+            let (documents, losses) = read(&Format::Files, OnInvalid::Replace, &bytes).unwrap();
+            assert!(documents[0] == String::from_utf8_lossy(&bytes) && losses.replaced == 1);
+            let (documents, losses) = read(&Format::Files, OnInvalid::Skip, &bytes).unwrap();
+            assert!(documents.is_empty() && losses.skipped == 1);
+        }
+        let lines = b"one\r\n23\xff\n\nlast";
+        let error = read(&Format::Lines, OnInvalid::Error, lines).unwrap_err().to_string();
+        assert!(error.contains("line 2 is not UTF-8") && error.contains("byte 7"), "{error}");
+        let (documents, losses) = read(&Format::Lines, OnInvalid::Skip, lines).unwrap();
+        assert_eq!(
+            (documents, losses.skipped),
+            (vec!["one".into(), String::new(), "last".into()], 1)
+        );
+        // A character that the end of the file cuts off.
+        let error = read(&Format::Files, OnInvalid::Error, b"a\xc3").unwrap_err().to_string();
+        assert!(error.contains("byte 1 is not"), "{error}");
+    }
+
+    #[test]
+    fn json_lines_name_what_is_wrong() {
+        let format = Format::JsonLines { column: "text".into() };
+        let lines = b"{\"text\": \"a\\nb\", \"id\": 1}\n\n{\"text\": \"c\"}\n";
+        assert_eq!(read(&format, OnInvalid::Error, lines).unwrap().0, ["a\nb", "c"]);
+        for (bad, said) in [
+            (&b"{\"id\": 1, \"body\": \"x\"}"[..], "no key `text`"),
+            (b"{\"text\": 5}", "`text` is no text"),
+            (b"{\"text\": \"a\"", "line 1: no JSON object"),
+        ] {
+            let error = read(&format, OnInvalid::Error, bad).unwrap_err().to_string();
+            assert!(error.contains(said), "{error}");
+        }
+        let (documents, losses) =
+            read(&format, OnInvalid::Skip, b"{\"text\": 5}\nnonsense\n{\"text\": \"c\"}").unwrap();
+        assert_eq!((documents, losses.skipped), (vec!["c".to_string()], 2));
+    }
+
+    #[test]
+    fn slices_are_pythons() {
+        let of = |text: &str, n| Slice::parse(text).and_then(|slice| slice.of(n));
+        assert_eq!(of(":-3", 10), Some(0..7));
+        assert_eq!(of("-3:", 10), Some(7..10));
+        assert_eq!(of("2:5", 10), Some(2..5));
+        assert_eq!(of("2:", 10), Some(2..10));
+        assert_eq!(of("-3:", 2), None);
+        assert_eq!(of("x:", 2), None);
+        assert!(Slice::parse(":").unwrap().is_all());
+    }
+}

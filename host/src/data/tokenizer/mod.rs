@@ -1,0 +1,227 @@
+//! Text to token ids and back.
+//!
+//! The vocabulary of a model includes the mask. A tokenizer that has a `[MASK]` token of its own keeps its id; any
+//! other gets the mask appended behind its last token, as the original does.
+
+mod characters;
+mod hugging_face;
+mod text8;
+mod words;
+
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+pub(crate) use characters::Characters;
+use hugging_face::HuggingFace;
+pub(crate) use hugging_face::Special;
+
+use super::stories;
+use crate::error::{Error, Result};
+
+/// Text to token ids and back.
+pub trait Tokenizer: Send + Sync {
+    /// Tokens including the mask.
+    fn vocab_size(&self) -> i64;
+    /// Id of the mask.
+    fn mask_id(&self) -> i64;
+    /// Id in front of a block: the tokenizer's BOS, or else its CLS.
+    fn bos(&self) -> Option<u32> {
+        None
+    }
+    /// Id behind a document: the tokenizer's EOS, or else its SEP.
+    fn eos(&self) -> Option<u32>;
+    /// What the original takes for EOS when it wraps: the first token that its tokenizer makes of it.
+    fn reference_eos(&self) -> Option<u32> {
+        self.eos()
+    }
+    /// Id that fills a short block. Never the mask, which the original's is for GPT-2: there the EOS.
+    fn pad(&self) -> Option<u32> {
+        self.eos()
+    }
+    /// Ids of a text; an error names what has no token.
+    fn encode(&self, text: &str) -> Result<Vec<u32>>;
+    /// Text of ids; a mask shows as `[MASK]`.
+    fn decode(&self, ids: &[i64]) -> String;
+    /// Id that stands for text without a token of its own, if the tokenizer has such.
+    fn unknown(&self) -> Option<u32> {
+        None
+    }
+    /// Ids of text that stands behind other text.
+    fn encode_behind(&self, text: &str) -> Result<Vec<u32>> {
+        self.encode(text)
+    }
+    /// Whether the space between two words belongs to the second's token.
+    fn space_leads(&self) -> bool {
+        false
+    }
+    /// For many texts: it may remember what it has seen. Same ids as [`Tokenizer::encode`].
+    fn encoder(&self) -> Box<dyn Encoder + '_>;
+    /// The last place where `text` may be cut so that the ids of both parts are those of the whole; where its end is such
+    /// a place whatever follows, that. None when only a whole text can be encoded.
+    fn cut(&self, text: &str) -> Option<usize>;
+    /// What [`load`] reads back.
+    fn to_json(&self) -> String;
+}
+
+/// Encodes many texts.
+pub trait Encoder {
+    /// Puts the ids of a text behind `ids`.
+    fn encode(&mut self, text: &str, ids: &mut Vec<u32>) -> Result<()>;
+}
+
+/// One that remembers nothing.
+struct Plain<'a, T: ?Sized>(&'a T);
+
+impl<T: Tokenizer + ?Sized> Encoder for Plain<'_, T> {
+    fn encode(&mut self, text: &str, ids: &mut Vec<u32>) -> Result<()> {
+        ids.extend(self.0.encode(text)?);
+        Ok(())
+    }
+}
+
+/// How our own tokenizers are stored; any other JSON is a Hugging Face tokenizer.
+#[derive(Serialize, Deserialize)]
+#[serde(tag = "maskdiff_tokenizer", rename_all = "snake_case", deny_unknown_fields)]
+enum Stored {
+    Char {
+        vocabulary: String,
+    },
+    Stories,
+    Text8,
+    /// One whose special tokens were named beside its file.
+    HuggingFace {
+        special: Special,
+        tokenizer: serde_json::Value,
+    },
+}
+
+/// The file of a tokenizer, or the folder that holds one: one of ours, a Hugging Face `tokenizer.json`, GPT-2's
+/// `vocab.json` beside `merges.txt`, or BERT's `vocab.txt`.
+pub fn load(path: &Path) -> Result<Box<dyn Tokenizer>> {
+    let folder = if path.is_dir() { path } else { path.parent().unwrap_or(path) };
+    let file = if path.is_dir() { file_in(path)? } else { path.to_path_buf() };
+    let read = |file: &Path| std::fs::read_to_string(file).map_err(|e| Error::io("read", file, &e));
+    let text = read(&file)?;
+    let name = file.file_name().unwrap_or_default().to_string_lossy().into_owned();
+    if name.ends_with("vocab.txt") {
+        let lower = Special::lower_case(folder)?;
+        return HuggingFace::word_piece(&text, lower, &Special::beside(folder)?, &file);
+    }
+    if name.ends_with("vocab.json") {
+        let merges = file.with_file_name(name.replace("vocab.json", "merges.txt"));
+        return HuggingFace::byte_pairs(&text, &read(&merges)?, &Special::beside(folder)?, &file);
+    }
+    match serde_json::from_str::<Stored>(&text) {
+        Ok(Stored::Char { vocabulary }) => Ok(Box::new(Characters::new(vocabulary.chars()))),
+        Ok(Stored::Stories) => Ok(stories()),
+        Ok(Stored::Text8) => Ok(Box::new(text8::Text8)),
+        Ok(Stored::HuggingFace { special, tokenizer }) => {
+            HuggingFace::parse(&tokenizer.to_string(), &special, &file)
+        }
+        Err(_) => HuggingFace::parse(&text, &Special::beside(folder)?, &file),
+    }
+}
+
+/// Files that a tokenizer may be kept in, best first.
+const FILES: [&str; 3] = ["tokenizer.json", "vocab.json", "vocab.txt"];
+
+/// Those and what may lie beside them.
+pub(crate) const REPOSITORY_FILES: [&str; 6] = [
+    "tokenizer.json",
+    "vocab.json",
+    "merges.txt",
+    "vocab.txt",
+    "special_tokens_map.json",
+    "tokenizer_config.json",
+];
+
+fn file_in(folder: &Path) -> Result<PathBuf> {
+    let found = FILES.iter().map(|name| folder.join(name)).find(|file| file.is_file());
+    found.ok_or_else(|| {
+        Error::data(
+            format!("`{}` holds no tokenizer", folder.display()),
+            "it should have `tokenizer.json`, `vocab.json` with `merges.txt`, or `vocab.txt`",
+        )
+    })
+}
+
+/// One token for each character of a text, in code-point order.
+#[cfg(test)]
+pub(crate) fn characters(text: &str) -> Box<dyn Tokenizer> {
+    let all: std::collections::BTreeSet<char> = text.chars().collect();
+    Box::new(Characters::new(all.into_iter()))
+}
+
+/// The letters of text8, as the original has them.
+pub(crate) fn text8() -> Box<dyn Tokenizer> {
+    Box::new(text8::Text8)
+}
+
+/// The words of the stories.
+pub(crate) fn stories() -> Box<dyn Tokenizer> {
+    Box::new(Stories(stories::vocabulary().into_iter().map(String::from).collect()))
+}
+
+struct Stories(Vec<String>);
+
+impl Tokenizer for Stories {
+    fn vocab_size(&self) -> i64 {
+        self.mask_id() + 1
+    }
+
+    fn mask_id(&self) -> i64 {
+        self.0.len() as i64
+    }
+
+    fn eos(&self) -> Option<u32> {
+        None
+    }
+
+    fn encode(&self, text: &str) -> Result<Vec<u32>> {
+        let id = |word: &str| {
+            let found = self.0.iter().position(|w| w == word);
+            found
+                .map(|id| id as u32)
+                .ok_or_else(|| Error::data(format!("`{word}` is not a word of the stories"), ""))
+        };
+        // Full stops are words that stand close to the one before.
+        text.replace('.', " . ").replace('!', " ! ").split_whitespace().map(id).collect()
+    }
+
+    fn decode(&self, ids: &[i64]) -> String {
+        stories::detokenize(ids, &self.0)
+    }
+
+    fn encoder(&self) -> Box<dyn Encoder + '_> {
+        Box::new(Plain(self))
+    }
+
+    fn cut(&self, text: &str) -> Option<usize> {
+        text.rfind(' ')
+    }
+
+    fn to_json(&self) -> String {
+        serde_json::to_string(&Stored::Stories).unwrap_or_default()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_stored_tokenizer_reads_back() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("tokenizer.json");
+        for tokenizer in [characters("abc"), stories(), text8()] {
+            std::fs::write(&path, tokenizer.to_json()).unwrap();
+            assert_eq!(load(&path).unwrap().vocab_size(), tokenizer.vocab_size());
+        }
+        std::fs::write(&path, "{}").unwrap();
+        assert!(load(&path).map(|_| ()).unwrap_err().to_string().contains("is not a tokenizer"));
+        std::fs::remove_file(&path).unwrap();
+        let error = load(folder.path()).map(|_| ()).unwrap_err().to_string();
+        assert!(error.contains("holds no tokenizer"), "{error}");
+    }
+}

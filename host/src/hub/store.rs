@@ -1,0 +1,190 @@
+//! The cache on disk, in the layout of the official client, so that both use each other's files:
+//!
+//! ```text
+//! datasets--OWNER--NAME/blobs/HASH                 content
+//! datasets--OWNER--NAME/refs/REVISION              the commit that a branch points to
+//! datasets--OWNER--NAME/snapshots/COMMIT/PATH      links to content
+//! .locks/datasets--OWNER--NAME/HASH.lock           held while content is fetched
+//! ```
+//!
+//! The list of a commit's files, which the official client does not keep, lies in `maskdiff/COMMIT.json` beside them.
+
+use std::fs::{self, File};
+use std::os::unix::fs::symlink;
+use std::path::{Path, PathBuf};
+
+use super::{Entry, Kind, Snapshot};
+use crate::error::{Error, Result};
+use crate::files;
+
+#[derive(Debug)]
+pub(super) struct Store {
+    folder: PathBuf,
+}
+
+fn made(folder: &Path) -> Result<()> {
+    fs::create_dir_all(folder).map_err(|e| Error::io("create", folder, &e))
+}
+
+/// Keeps a note that helps without a connection; one that is there already is left alone, so a cache that others own can
+/// be used.
+fn keep(path: &Path, text: &str) {
+    if fs::read_to_string(path).is_ok_and(|known| known == text) {
+        return;
+    }
+    if let Err(error) = files::put(path, text) {
+        tracing::warn!("{error}");
+    }
+}
+
+impl Store {
+    pub(super) fn new(folder: PathBuf) -> Self {
+        Self { folder }
+    }
+
+    pub(super) fn folder(&self) -> &Path {
+        &self.folder
+    }
+
+    fn name(kind: Kind, repo: &str) -> String {
+        format!("{}--{}", kind.plural(), repo.replace('/', "--"))
+    }
+
+    fn repo(&self, kind: Kind, repo: &str) -> PathBuf {
+        self.folder.join(Self::name(kind, repo))
+    }
+
+    /// Keeps which commit a revision is, under the name that was asked for, and its files.
+    pub(super) fn remember(&self, snapshot: &Snapshot, asked: &str, revision: &str) {
+        let Snapshot { kind, repo, sha, entries } = snapshot;
+        // A repository may have another name by now: both know the commit.
+        for name in [asked, repo].into_iter().take(if asked == repo { 1 } else { 2 }) {
+            if revision != sha {
+                keep(&self.repo(*kind, name).join("refs").join(revision), sha);
+            }
+        }
+        let list = serde_json::json!({"repo": repo, "entries": entries});
+        let path = self.repo(*kind, asked).join("maskdiff").join(format!("{sha}.json"));
+        keep(&path, &list.to_string());
+    }
+
+    /// What the cache has of a repository; the files that Python fetched where no list of them was kept.
+    pub(super) fn known(
+        &self,
+        kind: Kind,
+        asked: &str,
+        revision: &str,
+    ) -> Result<Option<Snapshot>> {
+        let folder = self.repo(kind, asked);
+        let sha = match fs::read_to_string(folder.join("refs").join(revision)) {
+            Ok(sha) => sha.trim().to_string(),
+            Err(_) => revision.to_string(),
+        };
+        if let Ok(text) = fs::read_to_string(folder.join("maskdiff").join(format!("{sha}.json"))) {
+            let list: serde_json::Value = serde_json::from_str(&text).unwrap_or_default();
+            let entries = serde_json::from_value::<Vec<Entry>>(list["entries"].clone());
+            if let (Some(repo), Ok(entries)) = (list["repo"].as_str(), entries) {
+                return Ok(Some(Snapshot { kind, repo: repo.into(), sha, entries }));
+            }
+        }
+        let snapshot = folder.join("snapshots").join(&sha);
+        if !snapshot.is_dir() {
+            return Ok(None);
+        }
+        tracing::warn!(
+            "which files `{asked}` has is not known without a connection: only those in the cache are used"
+        );
+        let mut entries = Vec::new();
+        walk(&snapshot, &snapshot, &mut entries).map_err(|e| Error::io("read", &snapshot, &e))?;
+        Ok(Some(Snapshot { kind, repo: asked.into(), sha, entries }))
+    }
+
+    fn link(&self, snapshot: &Snapshot, entry: &Entry) -> PathBuf {
+        let folder = self.repo(snapshot.kind, &snapshot.repo);
+        folder.join("snapshots").join(&snapshot.sha).join(&entry.path)
+    }
+
+    fn blob(&self, snapshot: &Snapshot, entry: &Entry) -> PathBuf {
+        self.repo(snapshot.kind, &snapshot.repo).join("blobs").join(&entry.hash)
+    }
+
+    /// The path of a file that is there.
+    pub(super) fn have(&self, snapshot: &Snapshot, entry: &Entry) -> Option<PathBuf> {
+        let whole = |path: &Path| fs::metadata(path).is_ok_and(|file| file.len() == entry.size);
+        let link = self.link(snapshot, entry);
+        if whole(&link) {
+            return Some(link);
+        }
+        // The content may be there from another commit.
+        let known = whole(&self.blob(snapshot, entry));
+        known.then(|| self.point(snapshot, entry)).and_then(Result::ok)
+    }
+
+    /// Waits until no other process fetches a file.
+    pub(super) fn lock(
+        &self,
+        snapshot: &Snapshot,
+        entry: &Entry,
+        waiting: impl Fn() -> Result<()>,
+    ) -> Result<File> {
+        let folder = self.folder.join(".locks").join(Self::name(snapshot.kind, &snapshot.repo));
+        made(&folder)?;
+        files::lock(&folder.join(format!("{}.lock", entry.hash)), |first| {
+            if first {
+                tracing::info!("waiting for another process that fetches `{}`", entry.path);
+            }
+            waiting()
+        })
+    }
+
+    /// Where a file grows until it is whole.
+    pub(super) fn partial(&self, snapshot: &Snapshot, entry: &Entry) -> Result<PathBuf> {
+        let blob = self.blob(snapshot, entry);
+        made(blob.parent().unwrap_or(&self.folder))?;
+        Ok(blob.with_file_name(format!("{}.incomplete", entry.hash)))
+    }
+
+    /// Gives a checked file its name.
+    pub(super) fn keep(
+        &self,
+        snapshot: &Snapshot,
+        entry: &Entry,
+        partial: &Path,
+    ) -> Result<PathBuf> {
+        let blob = self.blob(snapshot, entry);
+        fs::rename(partial, &blob).map_err(|e| Error::io("write", &blob, &e))?;
+        self.point(snapshot, entry)
+    }
+
+    fn point(&self, snapshot: &Snapshot, entry: &Entry) -> Result<PathBuf> {
+        let link = self.link(snapshot, entry);
+        let folder = link.parent().unwrap_or(&self.folder);
+        made(folder)?;
+        // From the folder of the link: up to the repository's folder, over `snapshots/COMMIT`.
+        let up = "../".repeat(entry.path.split('/').count() + 1);
+        let place = tempfile::Builder::new().prefix(".link-").tempdir_in(folder);
+        let said = |e: std::io::Error| Error::io("write", &link, &e);
+        let place = place.map_err(said)?;
+        let fresh = place.path().join("link");
+        symlink(format!("{up}blobs/{}", entry.hash), &fresh).map_err(said)?;
+        fs::rename(&fresh, &link).map_err(said)?;
+        Ok(link)
+    }
+}
+
+/// The files of a snapshot that another client made; their content's name is where their link leads.
+fn walk(root: &Path, folder: &Path, entries: &mut Vec<Entry>) -> std::io::Result<()> {
+    for item in fs::read_dir(folder)? {
+        let path = item?.path();
+        if path.is_dir() {
+            walk(root, &path, entries)?;
+            continue;
+        }
+        let Ok(size) = fs::metadata(&path).map(|file| file.len()) else { continue };
+        let blob = fs::read_link(&path).unwrap_or_else(|_| path.clone());
+        let hash = blob.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        let inside = path.strip_prefix(root).unwrap_or(&path).to_string_lossy().into_owned();
+        entries.push(Entry { path: inside, size, hash });
+    }
+    Ok(())
+}
