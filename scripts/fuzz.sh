@@ -8,11 +8,18 @@ seconds=${1:-600}
 scripts/setup.sh
 export LD_LIBRARY_PATH=$PWD/.libtorch/torch/lib${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}
 work=target/fuzz
-for target in header detokenizers; do
+for target in header detokenizers pickle; do
   mkdir -p "$work/corpus/$target" "$work/artifacts"
   # Seeds: whole blocks, and the texts of the golden cases.
   case $target in
     header) [ -d tests/fuzz/seeds ] && cp -n tests/fuzz/seeds/* "$work/corpus/$target/" || true ;;
+    pickle)
+      python3 - "$work/corpus/$target/data.pkl" <<'END'
+import sys, zipfile
+archive = zipfile.ZipFile('tests/golden/k_lightning_ckpt/last.ckpt')
+open(sys.argv[1], 'wb').write(archive.read('archive/data.pkl'))
+END
+      ;;
     detokenizers) cp -n tests/golden/h_detokenizers/detokenizers.json "$work/corpus/$target/" || true ;;
   esac
   # No sanitizer: the code is safe Rust, and libtorch is not built for one.

@@ -109,6 +109,19 @@ enum Command {
         #[arg(long, hide = true, conflicts_with = "watch")]
         follow: bool,
     },
+    /// Write a checkpoint for another program
+    ///
+    /// The averaged weights where there are such; `eval.disable_ema=true` takes the others.
+    Export {
+        #[command(flatten)]
+        trained: Trained,
+        /// What is written; `--format KIND` is the same
+        #[arg(long = "as", value_enum, value_name = "KIND")]
+        kind: commands::export::As,
+        /// The folder or the file, which must not be there yet
+        #[arg(long, value_name = "PATH", value_hint = ValueHint::AnyPath)]
+        output: PathBuf,
+    },
     /// List, show, write, build, check and remove plugins
     Plugins {
         #[command(subcommand)]
@@ -343,6 +356,9 @@ fn run(words: Vec<OsString>) -> Result<i32> {
                 None => commands::sample::run(&common, &asked),
             }
         }
+        Command::Export { trained, kind, output } => {
+            commands::export::run(&common(trained.into_overrides()), kind, &output)
+        }
         Command::Config { overrides } => commands::config::run(&common(overrides)),
         Command::Plugins { command } => plugins(command, common),
         Command::Data { command } => data(command, common),
@@ -389,6 +405,16 @@ fn data(command: Data, common: impl FnOnce(Vec<String>) -> Common) -> Result<()>
 
 /// The original's form: `mode=ppl_eval KEY=VALUE...` becomes `eval KEY=VALUE...`; without a mode it trains.
 fn with_subcommand(mut words: Vec<OsString>) -> Result<Vec<OsString>> {
+    if words.iter().any(|word| word == "export") {
+        // Of an export, `--format` is what is written, unless it is how results are printed.
+        let printed = ["auto", "text", "json"];
+        let last = words.len().saturating_sub(1);
+        for at in 0..last {
+            if words[at] == "--format" && !printed.iter().any(|word| words[at + 1] == *word) {
+                words[at] = "--as".into();
+            }
+        }
+    }
     let mode = words.iter().position(|w| w.to_string_lossy().starts_with("mode="));
     let bare = words.get(1).is_some_and(|w| {
         let word = w.to_string_lossy();
@@ -434,6 +460,7 @@ mod tests {
             ("maskdiff --quiet mode=sample_eval", "maskdiff sample --quiet"),
             ("maskdiff model=small", "maskdiff train model=small"),
             ("maskdiff train model=small", "maskdiff train model=small"),
+            ("maskdiff export --format hf --format json", "maskdiff export --as hf --format json"),
         ];
         for (line, expected) in cases {
             assert_eq!(rewritten(line).unwrap(), expected);

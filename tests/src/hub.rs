@@ -78,7 +78,8 @@ impl Hub {
         let port = folder.path().join("port");
         let mut command = Command::new("python3");
         command.arg(script).arg("--root").arg(root).arg("--port-file").arg(&port).args(faults);
-        command.stdout(Stdio::null()).stderr(Stdio::null());
+        // It leaves a trace where it is started.
+        command.current_dir(folder.path()).stdout(Stdio::null()).stderr(Stdio::null());
         let process = Some(command.spawn().expect("a server"));
         let mut this = Self { url: String::new(), own: None, process };
         let started = Instant::now();

@@ -63,14 +63,14 @@ fn text_that_is_no_text_says_where() {
     fs::write(at.join("long.txt"), format!("a b\n{}\nc d\n", "x".repeat(5 << 20)))
         .expect("written");
     let lines = ["data=text", "data.path=long.txt", "data.documents=line"];
-    build(at, &lines).expect(2).says(&["document 1", "a word of 5242880 bytes"]);
+    build(at, &lines).expect(2).says(&["`long.txt`, line 2", "a word of 5242880 bytes"]);
     // The mask's own name in a text would train nonsense.
     let bert = golden().join("h_pipeline/bert-base-uncased");
     let bert = format!("data.tokenizer_name_or_path={}", bert.display());
     let masked = format!("{}\n\n[MASK] it\n", sentence(3).repeat(20));
     fs::write(at.join("masked.txt"), masked).expect("written");
     let base = ["data=text", "data.path=masked.txt", "data.documents=line", &bert];
-    build(at, &base).expect(2).says(&["document 2", "holds the mask token"]);
+    build(at, &base).expect(2).says(&["`masked.txt`, line 3", "holds the mask token"]);
     let made = build(at, &[&base[..], &["data.on_invalid=replace"]].concat());
     assert_eq!(made.expect(0).lines()[0]["replaced"], 1);
 }

@@ -14,6 +14,7 @@
 //! number of ranks nor the strategy shows in it. There is no state of random generators: every draw is a function of the
 //! seed and of the position (see [`crate::stream`]).
 
+pub mod foreign;
 pub mod keep;
 #[cfg(not(feature = "remote"))]
 mod local;
@@ -108,7 +109,7 @@ pub fn resolve(path: &Path) -> Result<PathBuf> {
         let why = if path.exists() { "holds no checkpoint" } else { "does not exist" };
         Error::checkpoint(
             format!("`{}` {why}", path.display()),
-            "give a run folder, or a folder with state.json and model.safetensors",
+            "give a run folder, a Hugging Face folder, or a `.ckpt` of the original",
         )
     })
 }
@@ -120,11 +121,22 @@ pub struct Checkpoint {
     pub path: PathBuf,
     /// Its numbers.
     pub state: State,
+    /// What another program wrote, in its place.
+    pub foreign: Option<foreign::Foreign>,
 }
 
 impl Checkpoint {
     /// Opens a checkpoint and checks every file against its checksum.
     pub fn open(path: &Path) -> Result<Self> {
+        if let Some(foreign) = foreign::Foreign::open(path)? {
+            let state = State {
+                format: FORMAT,
+                step: foreign.step,
+                ema_updates: foreign.ema_updates,
+                ..State::default()
+            };
+            return Ok(Self { path: path.to_path_buf(), state, foreign: Some(foreign) });
+        }
         let this = Self::open_unchecked(path)?;
         for (name, expected) in &this.state.files {
             let file = this.path.join(name);
@@ -151,16 +163,35 @@ impl Checkpoint {
         if format != FORMAT {
             return Err(damaged(&file, &format!("layout {format}, expected {FORMAT}")));
         }
-        Ok(Self { path, state: serde_json::from_slice(&text).map_err(broken)? })
+        Ok(Self { path, state: serde_json::from_slice(&text).map_err(broken)?, foreign: None })
     }
 
-    /// The stored configuration.
+    /// The file of the stored configuration.
     pub fn config(&self) -> PathBuf {
         self.path.join("config.toml")
     }
 
+    /// The stored configuration: its name for messages, and its text.
+    pub fn stored(&self) -> Result<(String, String)> {
+        if let Some(foreign) = &self.foreign {
+            return Ok((foreign.path.display().to_string(), foreign.config.clone()));
+        }
+        let file = self.config();
+        let text = fs::read_to_string(&file).map_err(|e| Error::io("read", &file, &e))?;
+        Ok((file.display().to_string(), text))
+    }
+
     /// The tensors of one of its files by name; `None` when the checkpoint has no such file.
     pub fn tensors(&self, file: &str) -> Result<Option<BTreeMap<String, Tensor>>> {
+        if let Some(foreign) = &self.foreign {
+            let tensors = match file {
+                MODEL => Some(&foreign.weights),
+                EMA => foreign.ema.as_ref(),
+                _ => Some(&foreign.optimizer).filter(|all| !all.is_empty()),
+            };
+            let shared = |(name, t): (&String, &Tensor)| (name.clone(), t.shallow_clone());
+            return Ok(tensors.map(|all| all.iter().map(shared).collect()));
+        }
         if !self.state.files.contains_key(file) {
             return Ok(None);
         }

@@ -43,7 +43,7 @@ fn kind(dtype: Dtype) -> Option<Kind> {
 
 /// The bytes of a tensor on the CPU whose numbers lie one after the other.
 #[expect(unsafe_code, reason = "borrows a tensor's numbers instead of copying gigabytes")]
-fn bytes(tensor: &Tensor) -> &[u8] {
+pub(super) fn bytes(tensor: &Tensor) -> &[u8] {
     let length = tensor.numel() * tensor.kind().elt_size_in_bytes();
     if length == 0 {
         return &[];
@@ -56,6 +56,8 @@ fn bytes(tensor: &Tensor) -> &[u8] {
 /// The header of a safetensors file of these tensors in this order: its length, and JSON padded to eight bytes.
 fn header(named: &[(&str, &Tensor)]) -> Result<Vec<u8>> {
     let (mut table, mut end) = (serde_json::Map::new(), 0);
+    // Without it, programs in Python take a file for another framework's.
+    table.insert("__metadata__".into(), json!({"format": "pt"}));
     for (name, tensor) in named {
         let (start, length) = (end, bytes(tensor).len());
         end += length;

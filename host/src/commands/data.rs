@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use serde_json::json;
 
 use super::Common;
-use crate::config::{Config, corpus_names};
+use crate::config::{Config, shelf_names};
 use crate::data::corpora::{LazyHub, Part, Role, Spec};
 use crate::data::{self, Cache, Header, Observer, prepare};
 use crate::error::{Error, Result};
@@ -15,7 +15,7 @@ use crate::stop::Stop;
 /// Prints the corpora that have a name.
 pub fn list(common: &Common) -> Result<()> {
     let report = Report::new(common.format, common.quiet);
-    for name in corpus_names() {
+    for name in shelf_names("corpus") {
         let spec = Spec::named(&name)?;
         let place = spec.repo.as_ref().or(spec.url.as_ref());
         let place = place.map_or_else(String::new, |place| match &spec.revision {
@@ -49,13 +49,7 @@ pub fn list(common: &Common) -> Result<()> {
 /// Prepares what a configuration trains and validates on.
 pub fn build(common: &Common) -> Result<()> {
     let config = common.config()?;
-    if config.data.train == "stories" {
-        return Err(config.layers.error(
-            "data.train",
-            "`stories` are made as they are read: there is nothing to build",
-            "choose other data, as in `data=wikitext2`",
-        ));
-    }
+    check_made(&config)?;
     let (stop, mut report) = (Stop::listen()?, Report::new(common.format, common.quiet));
     data::open(&config, None, &Observer::new(&mut report, &stop))?;
     let made = files_of(&config, &mut report, &stop)?;
@@ -101,22 +95,35 @@ pub fn show(common: Common, words: Vec<String>, first: u64, blocks: u64) -> Resu
                 "blocks are counted from 0",
             ));
         }
+        let Header { corpus, split, .. } = &cache.header;
         let length = cache.header.packing.length;
         let mut ids = vec![0; length];
         for number in first..rows.min(first.saturating_add(blocks)) {
             cache.read(number * length as u64, &mut ids);
             let used = cache.used(number);
             let text = tokenizer.decode(&ids[..used]);
-            let line = json!({"block": number, "text": text, "tokens": used, "ids": ids});
+            let line = json!({"corpus": corpus, "split": split, "block": number, "text": text, "tokens": used, "ids": ids});
             let filled =
                 if used < length { format!(", {} filled", length - used) } else { String::new() };
             report.result(
                 &line,
-                &format!("--- block {number} of {rows}, {used} tokens{filled}\n{text}"),
+                &format!("--- {corpus} ({split}), block {number} of {rows}, {used} tokens{filled}\n{text}"),
             );
         }
     }
     Ok(())
+}
+
+/// Refuses data that has no blocks.
+fn check_made(config: &Config) -> Result<()> {
+    if config.data.train != "stories" {
+        return Ok(());
+    }
+    Err(config.layers.error(
+        "data.train",
+        "`stories` are made as they are read: there are no blocks of them",
+        "choose other data, as in `data=wikitext2`, or name a file of blocks",
+    ))
 }
 
 fn tell(report: &Report, cache: &Cache) {
@@ -164,6 +171,7 @@ fn named(mut common: Common, words: Vec<String>) -> Result<(Report, Vec<Cache>)>
 
 /// Where the blocks of a configuration are; an error when they are not made yet.
 fn files_of(config: &Config, report: &mut Report, stop: &Stop) -> Result<Vec<PathBuf>> {
+    check_made(config)?;
     let hub = LazyHub::default();
     let train = Part::find(config, Role::Train, &hub)?.filter(|_| !config.data.streaming);
     let valid = Part::find(config, Role::Valid, &hub)?;

@@ -3,19 +3,24 @@
 pub mod config;
 pub mod data;
 pub mod eval;
+pub mod export;
 pub mod plugins;
 pub mod sample;
 pub mod train;
 pub mod watch;
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use crate::checkpoint::Checkpoint;
 use crate::config::{Config, Request, load};
-use crate::data::{Tokenizer, load_tokenizer};
+use crate::data::corpora::LazyHub;
+use crate::data::{Observer, Tokenizer, load_tokenizer, prepare};
 use crate::error::{Error, Result};
+use crate::hub::{Hub, Kind};
 use crate::logging::LogFile;
-use crate::report::Format;
+use crate::report::{Format, Report};
+use crate::stop::Stop;
 
 /// What every subcommand is given.
 #[derive(Debug)]
@@ -35,17 +40,17 @@ pub struct Common {
 }
 
 impl Common {
-    fn request(&self, stored: Option<PathBuf>) -> Request {
-        Request { overrides: self.overrides.clone(), file: self.file.clone(), stored }
+    fn request(&self, stored: Option<(String, String)>, foreign: bool) -> Request {
+        Request { overrides: self.overrides.clone(), file: self.file.clone(), stored, foreign }
     }
 
     /// The configuration with nothing stored.
     fn config(&self) -> Result<Config> {
-        load(&self.request(None))
+        load(&self.request(None, false))
     }
 
     /// Opens the checkpoint that `eval.checkpoint_path` names, with its configuration and tokenizer.
-    fn trained(&self) -> Result<(Checkpoint, Config, Box<dyn Tokenizer>)> {
+    fn trained(&self) -> Result<(Checkpoint, Config, Arc<dyn Tokenizer>)> {
         let named = self.config()?.eval.checkpoint_path;
         let Some(path) = named else {
             return Err(Error::config(
@@ -53,9 +58,59 @@ impl Common {
                 "give a run folder: `--checkpoint outputs/DATA/DATE/TIME`",
             ));
         };
-        let checkpoint = Checkpoint::open(Path::new(&path))?;
-        let config = load(&self.request(Some(checkpoint.config())))?;
-        let tokenizer = load_tokenizer(&checkpoint.path.join("tokenizer.json"))?;
+        let checkpoint = Checkpoint::open(&fetched(&path)?)?;
+        let config = load(&self.request(Some(checkpoint.stored()?), checkpoint.foreign.is_some()))?;
+        let Some(foreign) = &checkpoint.foreign else {
+            let tokenizer = load_tokenizer(&checkpoint.path.join("tokenizer.json"))?;
+            if config.layers.source("data.tokenizer_name_or_path") == "command line" {
+                tracing::warn!(
+                    "`data.tokenizer_name_or_path` is ignored: a checkpoint has its own tokenizer"
+                );
+            }
+            return Ok((checkpoint, config, tokenizer.into()));
+        };
+        let mut report = Report::new(self.format, self.quiet);
+        let (hub, stop) = (LazyHub::default(), Stop::default());
+        let tokenizer = match &foreign.tokenizer {
+            Some(folder) => load_tokenizer(folder)?.into(),
+            None => prepare::tokenizer(&config, &[], &hub, &Observer::new(&mut report, &stop))?,
+        };
+        let (has, wants) = (tokenizer.vocab_size(), foreign.vocab_size);
+        if has != wants {
+            return Err(Error::config(
+                format!("`{path}` has {wants} tokens with the mask, and the tokenizer makes {has}"),
+                "name its own tokenizer: `data.tokenizer_name_or_path=gpt2`, a file or a folder",
+            ));
+        }
         Ok((checkpoint, config, tokenizer))
     }
+}
+
+/// The path of a checkpoint; one of the hub, `owner/name`, is fetched first.
+fn fetched(named: &str) -> Result<PathBuf> {
+    let path = PathBuf::from(named);
+    let owner =
+        named.split_once('/').filter(|(_, name)| !name.contains('/')).map(|(owner, _)| owner);
+    let of_hub = owner.is_some_and(|owner| !owner.is_empty() && !owner.starts_with(['.', '~']));
+    // A name beside a folder of its owner's name is a path that was meant.
+    if path.exists() || !of_hub || owner.is_some_and(|owner| Path::new(owner).is_dir()) {
+        return Ok(path);
+    }
+    let hub = Hub::from_environment()?;
+    let snapshot = hub.snapshot(Kind::Model, named, "main").map_err(|error| match error {
+        Error::Data { message, hint } => {
+            let message = format!("there is no `{named}` here, and of the hub: {message}");
+            Error::Data { message, hint }
+        }
+        other => other,
+    })?;
+    let wanted = ["*.json", "*.safetensors", "*.txt"].map(String::from);
+    let mut folder = None;
+    for entry in snapshot.matching(&wanted) {
+        folder = hub.fetch(&snapshot, &entry, &|_, _, _| Ok(()))?.parent().map(Path::to_path_buf);
+    }
+    folder.ok_or_else(|| {
+        let message = format!("`{named}` of the hub holds no checkpoint");
+        Error::checkpoint(message, "it should have `config.json` and `model.safetensors`")
+    })
 }

@@ -48,7 +48,12 @@ pub fn run(common: &Common, profile: bool) -> Result<()> {
             let have = have.and_then(|p| Some(p.file_name()?.to_string_lossy().into_owned()));
             mirror.fetch(&folder, have.as_deref(), |text| report.note(text))?;
         }
-        train::newest(&folder, &world, |text| report.note(text))?
+        let newest = train::newest(&folder, &world, |text| report.note(text))?;
+        let other = config.checkpointing.resume_ckpt_path.as_deref().map(Path::new);
+        match (newest, other) {
+            (None, Some(path)) => Some(Checkpoint::open(path)?),
+            (newest, _) => newest,
+        }
     } else {
         None
     };
@@ -134,6 +139,10 @@ fn go_on(trainer: &mut Trainer<'_>, checkpoint: &Checkpoint) -> Result<()> {
         }
     }
     let mut words = format!("going on after step {}", state.step);
+    if checkpoint.foreign.is_some() {
+        trainer.report.note(&format!("{words} of `{}`", checkpoint.path.display()));
+        return Ok(());
+    }
     let mut changed = run_dir::changes(&checkpoint.config(), trainer.config)?;
     if state.world != trainer.world.size() {
         changed.push(format!("ranks: {} → {}", state.world, trainer.world.size()));
@@ -197,5 +206,7 @@ fn introduction(trainer: &Trainer<'_>) -> String {
 }
 
 fn tokenizer_of(checkpoint: Option<&Checkpoint>) -> Result<Option<Box<dyn Tokenizer>>> {
-    checkpoint.map(|c| load_tokenizer(&c.path.join("tokenizer.json"))).transpose()
+    // Another program's is named by the configuration.
+    let own = checkpoint.filter(|checkpoint| checkpoint.foreign.is_none());
+    own.map(|c| load_tokenizer(&c.path.join("tokenizer.json"))).transpose()
 }

@@ -313,6 +313,8 @@ group! {
         mode: String = "min".into(),
         /// Go on from the newest checkpoint of the run, if there is one.
         resume_from_ckpt: bool = false,
+        /// `resume_from_ckpt`: where a run begins that has no checkpoint yet: another run's, or a `.ckpt` of the original.
+        resume_ckpt_path: Option<String> = None,
     }
 }
 

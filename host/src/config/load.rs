@@ -28,8 +28,10 @@ pub struct Request {
     pub overrides: Vec<String>,
     /// `--config FILE`.
     pub file: Option<PathBuf>,
-    /// Configuration stored with a checkpoint: what it was trained with is the default for using it.
-    pub stored: Option<PathBuf>,
+    /// Configuration stored with a checkpoint, its name and its text: what it was trained with is the default for using it.
+    pub stored: Option<(String, String)>,
+    /// The stored configuration is of another program: its options that no chosen component has are dropped.
+    pub foreign: bool,
 }
 
 /// A layer with a name for people and, for a file, its text for messages.
@@ -114,7 +116,7 @@ pub fn load(request: &Request) -> Result<Config> {
     }
     chosen.extend(CHOSEN.iter().filter_map(|g| Some((g.to_string(), overrides.chosen(g)?))));
     builder.add_text(&base_name, &base, None)?;
-    let stored = request.stored.as_deref().map(read).transpose()?;
+    let stored = request.stored.clone();
     let from_command: Vec<&str> =
         CHOSEN.iter().copied().filter(|group| overrides.chosen(group).is_some()).collect();
     for (group, name) in &chosen {
@@ -138,7 +140,8 @@ pub fn load(request: &Request) -> Result<Config> {
         Env::prefixed("MASKDIFF_").split("__").filter(|key| key.as_str().contains('.'));
     builder.add(Named("environment", environment));
     builder.add(Layer { name: "command line".into(), file: None, values: overrides.values });
-    finish(builder)
+    let foreign = stored.filter(|_| request.foreign).map(|(name, _)| name);
+    finish(builder, foreign)
 }
 
 /// A provider under a plain name.
@@ -154,7 +157,7 @@ impl<P: Provider> Provider for Named<P> {
     }
 }
 
-fn finish(builder: Builder) -> Result<Config> {
+fn finish(builder: Builder, foreign: Option<String>) -> Result<Config> {
     // The choice of group files has been followed; it is no value of its own.
     let figment = builder.figment;
     let layers = Layers::new(figment, builder.order, builder.texts)
@@ -176,6 +179,7 @@ fn finish(builder: Builder) -> Result<Config> {
         eval: part(&layers, "eval")?,
         run: part(&layers, "run")?,
         plugins: part(&layers, "plugins")?,
+        foreign,
         layers,
     };
     check_ranges(&config)?;
@@ -450,14 +454,14 @@ fn no_file(name: &str) -> Error {
     Error::config(format!("`configs/{name}.toml` is missing"), "build the host again")
 }
 
-/// The name and the text of the file of a corpus.
-pub fn corpus_file(name: &str) -> Option<(String, String)> {
-    config_file(&format!("corpus/{name}"))
+/// The name and the text of a file of `configs/SHELF/`: one that is looked up by name and is no layer of the configuration.
+pub fn shelf_file(shelf: &str, name: &str) -> Option<(String, String)> {
+    config_file(&format!("{shelf}/{name}"))
 }
 
-/// The corpora that have a file.
-pub fn corpus_names() -> Vec<String> {
-    names("corpus")
+/// The names of the files there.
+pub fn shelf_names(shelf: &str) -> Vec<String> {
+    names(shelf)
 }
 
 /// The built-in and the current folder's files of a group.

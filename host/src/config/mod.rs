@@ -7,7 +7,7 @@ pub mod groups;
 mod load;
 mod place;
 
-pub use load::{Request, corpus_file, corpus_names, load};
+pub use load::{Request, load, shelf_file, shelf_names};
 pub use place::Layers;
 
 use serde_json::{Map, Value};
@@ -47,6 +47,8 @@ pub struct Config {
     pub run: groups::Run,
     /// `plugins`.
     pub plugins: groups::Plugins,
+    /// The layer that another program's checkpoint is.
+    pub foreign: Option<String>,
     /// All values with their sources.
     pub layers: Layers,
 }
@@ -80,7 +82,9 @@ impl Config {
                 let unknown =
                     options.keys().filter(|o| component.schema["properties"].get(o).is_none());
                 let keys = unknown.map(|option| dotted(group, option));
-                let old = keys.filter(|key| self.layers.rank(key) < since);
+                let foreign =
+                    |key: &String| self.foreign.as_ref() == Some(&self.layers.source(key));
+                let old = keys.filter(|key| self.layers.rank(key) < since || foreign(key));
                 strangers.extend(old.map(|key| (key, component.takes_any_option())));
             }
         }

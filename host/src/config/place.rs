@@ -81,6 +81,13 @@ impl Layers {
         }
     }
 
+    /// The value of a dotted key.
+    pub fn value(&self, key: &str) -> Option<serde_json::Value> {
+        let all = serde_json::to_value(&self.values).ok()?;
+        let value = key.split('.').try_fold(&all, |value, part| value.get(part))?;
+        Some(value.clone())
+    }
+
     /// Which layer a key's value came from; a later one wins.
     pub(super) fn rank(&self, key: &str) -> usize {
         let source = self.source(key);

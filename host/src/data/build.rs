@@ -14,7 +14,7 @@ use std::sync::{Condvar, Mutex, PoisonError};
 
 use super::detokenize::Detokenizer;
 use super::pack::Packer;
-use super::read::{Losses, OnInvalid, Piece, Reader};
+use super::read::{Losses, OnInvalid, Piece, Place, Reader};
 use super::tokenizer::{Encoder, Tokenizer};
 use crate::error::{Error, Result};
 
@@ -209,7 +209,7 @@ fn encode(job: &Job, recipe: Recipe<'_>, encoder: &mut dyn Encoder) -> Result<Do
         };
         match (fault, recipe.on_invalid) {
             (None, _) => {}
-            (Some((error, _)), OnInvalid::Error) => return Err(in_document(error, piece.document)),
+            (Some((error, _)), OnInvalid::Error) => return Err(in_document(error, &piece.place)),
             (Some((_, true)), OnInvalid::Replace) => {
                 done.losses.replaced += 1;
                 let usable = |id: u32| i64::from(id) != mask && i64::from(id) < size;
@@ -248,10 +248,10 @@ fn check(ids: &[u32], mask: i64, size: i64) -> Result<()> {
     }
 }
 
-fn in_document(error: Error, document: u64) -> Error {
+fn in_document(error: Error, place: &Place) -> Error {
     match error {
         Error::Data { message, hint } => {
-            Error::Data { message: format!("document {document}: {message}"), hint }
+            Error::Data { message: format!("{place}: {message}"), hint }
         }
         other => other,
     }
@@ -387,7 +387,7 @@ mod tests {
             let error = build(&long("boom"), workers, OnInvalid::Error, || Ok(())).unwrap_err();
             assert!(error.to_string().contains("panicked"), "{error}");
             let error = build(&long("[MASK]"), workers, OnInvalid::Error, || Ok(())).unwrap_err();
-            assert!(error.to_string().contains("document 50000: it holds the mask"), "{error}");
+            assert!(error.to_string().contains("line 50001: it holds the mask"), "{error}");
             let full = || Err(Error::data("the disk is full", ""));
             let error = build(&long(""), workers, OnInvalid::Error, full).unwrap_err();
             assert_eq!(error.to_string(), "the disk is full");

@@ -154,10 +154,12 @@ impl Cache {
         // person who cuts it off while it is open gets SIGBUS, as with any mapped file.
         let bytes = unsafe { Mmap::map(&file) }.map_err(|e| Error::io("map", path, &e))?;
         let (header, from) = Header::parse(&bytes, bytes.len() as u64).map_err(|why| {
-            Error::data(
-                format!("`{}`: {why}", path.display()),
-                "remove the file: the next run builds it again",
-            )
+            let hint = if bytes.starts_with(MAGIC) {
+                "remove the file: the next run builds it again"
+            } else {
+                "give a `.blocks` file, or the KEY=VALUE of a configuration"
+            };
+            Error::data(format!("`{}`: {why}", path.display()), hint)
         })?;
         Ok(Self { header, path: path.to_path_buf(), bytes, from })
     }

@@ -76,7 +76,7 @@ impl Part {
         let part = match name.as_str() {
             "text" | "jsonl" | "parquet" => Self::own(config, name, role)?,
             "hf" => Self::on_hub(config, role, hub)?,
-            named => Some(Self::named(config, named, role, hub)?),
+            named => Self::named(config, named, role, hub)?,
         };
         let Some(mut part) = part else { return Ok(None) };
         if part.crop && role == Role::Valid {
@@ -90,7 +90,7 @@ impl Part {
         Ok(Some(part))
     }
 
-    fn named(config: &Config, name: &str, role: Role, hub: &LazyHub) -> Result<Self> {
+    fn named(config: &Config, name: &str, role: Role, hub: &LazyHub) -> Result<Option<Self>> {
         check_keys(config, name)?;
         let spec = Spec::named(name)?;
         let asked = config.data.valid_split.as_ref();
@@ -99,6 +99,10 @@ impl Part {
             Role::Valid => asked.unwrap_or(&spec.valid).as_str(),
         };
         let Some(part) = spec.split.get(split) else {
+            if role == Role::Valid && asked.is_none() && config.data.train == name {
+                // The last blocks of what is trained on are held out.
+                return Ok(None);
+            }
             let parts: Vec<&str> = spec.split.keys().map(String::as_str).collect();
             let (key, hint) = match role {
                 Role::Train => ("data.train", "choose another corpus to train on".to_string()),
@@ -141,7 +145,7 @@ impl Part {
                 }
             };
             let identity = format!("{identity} {slice:?}");
-            return Ok(base(files, origin, identity, format, Slice::default()));
+            return Ok(Some(base(files, origin, identity, format, Slice::default())));
         }
         let Some(repo) = &spec.repo else {
             return Err(Error::config(format!("corpus `{name}` has no `repo`"), ""));
@@ -162,7 +166,7 @@ impl Part {
         let (files, origin, identity) = on_hub(snapshot, entries)?;
         let format = Format::Parquet { column: spec.column.clone() };
         let identity = format!("{identity} {format:?} {slice:?}");
-        Ok(base(files, origin, identity, format, slice))
+        Ok(Some(base(files, origin, identity, format, slice)))
     }
 
     /// `text`, `jsonl`, `parquet`: the user's files.

@@ -29,7 +29,7 @@ pub use loader::Loader;
 pub use pack::{Packed, Packer, Packing};
 pub use read::{Format, OnInvalid, Reader, Slice};
 pub use source::{Blocks, Cached, Rows, Samples, Source};
-pub use tokenizer::{Tokenizer, load as load_tokenizer};
+pub use tokenizer::{Tokenizer, has_tokenizer, load as load_tokenizer};
 
 use std::cell::RefCell;
 use std::sync::Arc;
@@ -218,6 +218,11 @@ pub fn open_valid(
         part.ok_or_else(|| Error::config("there is nothing to validate on", "set `data.valid`"))?;
     let cache = prepare::blocks(&part, config, Role::Train, tokenizer, &hub, observer)?;
     let rows = kept(config, &cache)?..cache.rows();
+    observer.note(&format!(
+        "the last {} of {} blocks are held out and measured; `data.valid_path=FILE` measures all of a file",
+        rows.end - rows.start,
+        cache.rows()
+    ));
     Ok(Blocks::Cached(Cached::new(cache, rows)))
 }
 
@@ -242,7 +247,11 @@ fn check_use(config: &Config, train: &Part, validated: bool) -> Result<()> {
     let data = &config.data;
     let wrong = |key: &str, message: &str, hint: &str| Err(config.layers.error(key, message, hint));
     let special = ["both", "train"].contains(&data.insert_special.as_str());
-    if data.random_offsets && (!data.wrap || special || train.crop || data.streaming) {
+    if data.random_offsets && data.streaming {
+        let message = "a stream is read in its order: its blocks cannot start anywhere";
+        return wrong("data.random_offsets", message, "set one of both to `false`");
+    }
+    if data.random_offsets && (!data.wrap || special || train.crop) {
         let message =
             "`data.random_offsets` cuts blocks out of plain text, and these have ends of their own";
         return wrong(

@@ -93,7 +93,10 @@ pub(super) fn own_files(path: &str, endings: &[&str]) -> Result<Vec<PathBuf>> {
     let wanted = |path: &PathBuf| {
         let name = path.file_name().unwrap_or_default().to_string_lossy();
         let ending = path.extension().unwrap_or_default().to_string_lossy();
-        path.is_file() && pattern.map_or(endings.contains(&&*ending), |p| matches(p, &name))
+        // As a shell: hidden files are not meant.
+        path.is_file()
+            && !name.starts_with('.')
+            && pattern.map_or(endings.contains(&&*ending), |p| matches(p, &name))
     };
     let paths = entries.map(|entry| entry.map(|entry| entry.path()));
     let paths = paths.collect::<std::io::Result<Vec<PathBuf>>>();

@@ -19,7 +19,7 @@ use crate::files;
 
 /// Where blocks are kept.
 pub fn cache_dir(config: &Config) -> Result<PathBuf> {
-    if let Some(folder) = &config.data.cache_dir {
+    if let Some(folder) = config.data.cache_dir.as_ref().filter(|folder| !folder.is_empty()) {
         return Ok(PathBuf::from(folder));
     }
     let said = |name: &str| std::env::var_os(name).filter(|v| !v.is_empty()).map(PathBuf::from);
@@ -71,9 +71,6 @@ pub fn packing(
         (false, _) => both(tokenizer.eos()),
     };
     let eos = eos.filter(|_| data.wrap && here(&data.insert_eos));
-    if data.wrap && here(&data.insert_eos) && eos.is_none() {
-        tracing::warn!("the tokenizer has no EOS: nothing stands between two documents");
-    }
     let packing = Packing {
         length: config.model.length as usize * if part.crop { 2 } else { 1 },
         wrap: data.wrap,
@@ -291,6 +288,12 @@ fn make(
     observer: &Observer<'_>,
 ) -> Result<()> {
     let packing = header.packing;
+    let ended = !["train", "valid", "none"].contains(&config.data.insert_eos.as_str());
+    if packing.wrap && packing.eos.is_none() && ended {
+        observer.note(
+            "the tokenizer has no EOS: documents follow each other with nothing between them",
+        );
+    }
     let cut = |text: &str| tokenizer.cut(text);
     let reader = reader(part, config, &cut);
     let shards = packing.reference_shards.is_some_and(|n| n > 1);
@@ -319,7 +322,13 @@ fn make(
                 "the text of `{}` ({}) has {} tokens, less than one block of {}",
                 part.corpus, part.split, header.packed.tokens, packing.length
             ),
-            "give more text, or set a smaller `model.length`",
+            if skipped > 0 {
+                "its documents were left out as no valid text: see `data.on_invalid`"
+            } else if packing.reference_shards.is_some() {
+                "the rest of every shard is dropped: give more text, or set a smaller `data.reference_num_proc`"
+            } else {
+                "give more text, or set a smaller `model.length`"
+            },
         ));
     }
     observer.note(&in_words(&header));
@@ -345,8 +354,9 @@ fn count(reader: &Reader<'_>, files: &[PathBuf], observer: &Observer<'_>) -> Res
 /// What became of a corpus, in a line.
 pub fn in_words(header: &Header) -> String {
     let Packed { documents, tokens, dropped, rows } = header.packed;
+    let lost = if header.packing.wrap { "fill no block" } else { "were cut off" };
     let mut words = format!(
-        "{} ({}): {documents} documents, {tokens} tokens, {rows} blocks of {}; {dropped} tokens fill no block",
+        "{} ({}): {documents} documents, {tokens} tokens, {rows} blocks of {}; {dropped} tokens {lost}",
         header.corpus, header.split, header.packing.length
     );
     if header.skipped + header.replaced > 0 {

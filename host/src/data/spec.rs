@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use serde::Deserialize;
 
-use crate::config::{corpus_file, corpus_names};
+use crate::config::{shelf_file, shelf_names};
 use crate::error::{Error, Result};
 use crate::plugins::nearest;
 
@@ -68,8 +68,8 @@ fn validation() -> String {
 impl Spec {
     /// The corpus of a name.
     pub fn named(name: &str) -> Result<Self> {
-        let Some((file, text)) = corpus_file(name) else {
-            let known = corpus_names();
+        let Some((file, text)) = shelf_file("corpus", name) else {
+            let known = shelf_names("corpus");
             let own = ["stories", "text", "jsonl", "parquet", "hf"].map(String::from);
             let all: Vec<&str> = known.iter().chain(&own).map(String::as_str).collect();
             let hint = match nearest(name, &all) {

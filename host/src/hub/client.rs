@@ -117,7 +117,7 @@ impl Client {
             });
             match tried {
                 Ok(answer) => return Ok(answer),
-                Err(fault) => self.pause(fault, &mut tries)?,
+                Err(fault) => self.pause(fault, &mut tries, about)?,
             }
         }
     }
@@ -144,7 +144,7 @@ impl Client {
                     if length(&file, partial)? > before {
                         tries = 0;
                     }
-                    self.pause(fault, &mut tries).map_err(Fault::into_error)?;
+                    self.pause(fault, &mut tries, about).map_err(Fault::into_error)?;
                     continue;
                 }
             }
@@ -198,7 +198,7 @@ impl Client {
             });
             match tried {
                 Ok(()) => return Ok(()),
-                Err(fault) => self.pause(fault, &mut tries).map_err(Fault::into_error)?,
+                Err(fault) => self.pause(fault, &mut tries, about).map_err(Fault::into_error)?,
             }
         }
     }
@@ -359,23 +359,33 @@ impl Client {
     }
 
     /// Waits before the next try, or gives up.
-    fn pause(&self, fault: Try, tries: &mut u32) -> std::result::Result<(), Fault> {
+    fn pause(
+        &self,
+        fault: Try,
+        tries: &mut u32,
+        about: &About<'_>,
+    ) -> std::result::Result<(), Fault> {
         let (why, asked) = match fault {
             Try::Final(error) => return Err(Fault::Final(error)),
             Try::Again(why, asked) => (why, asked),
             Try::NoRest => ("the file has another size".to_string(), None),
         };
+        let what = match about.file {
+            Some(file) => format!("{}/{file}", about.repo),
+            None => about.repo.to_string(),
+        };
         *tries += 1;
         if *tries == TRIES || asked.is_some_and(|wait| wait > PATIENCE) {
             return Err(Fault::Unreachable(Error::data(
-                format!("the hub cannot be used: {why} (tried {tries} times)"),
-                "try again later: what has been fetched is kept; HF_HUB_OFFLINE=1 uses the cache alone",
+                format!("`{what}` cannot be fetched: {why} (tried {tries} times)"),
+                "try again later: what has been fetched is kept; HF_HUB_OFFLINE=1 uses the cache alone, and a tokenizer may be a \
+                 file: `data.tokenizer_name_or_path=FILE`",
             )));
         }
         // A little apart, so that many processes do not come at once.
         let spread = 1.0 + 0.5 * rand::random::<f64>();
         let pause = asked.unwrap_or(PAUSE * 2u32.pow(*tries - 1)).mul_f64(spread);
-        tracing::info!("{why}; trying again in {:.1} s", pause.as_secs_f64());
+        tracing::warn!("`{what}`: {why}; trying again in {:.1} s", pause.as_secs_f64());
         std::thread::sleep(pause);
         Ok(())
     }

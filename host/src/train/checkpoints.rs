@@ -135,7 +135,11 @@ impl Trainer<'_> {
         let scale = state.loss_scale.map(|(factor, steps)| LossScale { factor, steps });
         self.learner.scale = self.learner.scale.map(|fresh| scale.unwrap_or(fresh));
         self.progress = Progress {
-            samples: state.samples,
+            // The original counts no samples: a step has read a batch.
+            samples: match from.foreign {
+                Some(_) => (state.step * self.config.loader.global_batch_size).cast_unsigned(),
+                None => state.samples,
+            },
             best: state.best,
             best_step: state.best_step,
             evaluated: state.evaluated,

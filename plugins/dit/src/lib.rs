@@ -19,6 +19,7 @@ use block::Block;
 
 export_plugin!();
 register!(backbone Dit);
+register!(backbone HfDit);
 
 /// Options of the `model` group for `dit`.
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
@@ -158,6 +159,37 @@ impl Backbone for Dit {
     }
 }
 
+/// `hf_dit`: `dit` by the name that published command lines give it for a Hugging Face folder.
+struct HfDit(Dit);
+
+impl Component for HfDit {
+    const NAME: &'static str = "hf_dit";
+    const ABOUT: &'static str = "`dit`, as command lines for Hugging Face folders call it";
+    type Config = Config;
+
+    fn new(config: Config, context: &Context) -> Result<Self> {
+        Dit::new(config, context).map(Self)
+    }
+}
+
+impl Backbone for HfDit {
+    fn parameters(&self) -> &Parameters {
+        self.0.parameters()
+    }
+
+    fn hidden(&self, xt_bl: &Tensor, sigma_b: &Tensor, train: bool) -> Result<Tensor> {
+        self.0.hidden(xt_bl, sigma_b, train)
+    }
+
+    fn logits(&self, hidden_nd: &Tensor) -> Result<Tensor> {
+        self.0.logits(hidden_nd)
+    }
+
+    fn head(&self) -> Option<Head> {
+        self.0.head()
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -171,6 +203,7 @@ mod tests {
         maskdiff_plugin_api::testkit::backbone_contract::<Dit>(small());
         let tied = Config { tie_word_embeddings: true, ..small() };
         maskdiff_plugin_api::testkit::backbone_contract::<Dit>(tied);
+        maskdiff_plugin_api::testkit::backbone_contract::<HfDit>(small());
     }
 
     #[test]

@@ -4,23 +4,16 @@ use std::fs::File;
 use std::io::{BufRead as _, BufReader};
 use std::path::Path;
 
-use super::{Losses, PIECE, Piece, Reader, Sink};
+use super::{BOM, Losses, PIECE, Piece, Place, Reader, Sink};
 use crate::error::{Error, Result};
 
 impl Reader<'_> {
-    pub(super) fn lines(
-        &self,
-        path: &Path,
-        number: &mut u64,
-        losses: &mut Losses,
-        sink: Sink<'_>,
-    ) -> Result<()> {
+    pub(super) fn lines(&self, path: &Path, losses: &mut Losses, sink: Sink<'_>) -> Result<()> {
+        let whole = Place::whole(path);
         each_line(path, |line, bytes, offset| {
-            let document = *number;
-            *number += 1;
-            let place = format!("`{}`, line {line}", path.display());
-            let text = self.text(bytes, &place, offset, losses)?;
-            text.map_or(Ok(()), |text| sink(Piece { text, starts: true, ends: true, document }))
+            let place = whole.at("line", line);
+            let text = self.text(bytes, &place.to_string(), offset, losses)?;
+            text.map_or(Ok(()), |text| sink(Piece { text, starts: true, ends: true, place }))
         })
     }
 
@@ -28,18 +21,18 @@ impl Reader<'_> {
         &self,
         path: &Path,
         column: &str,
-        number: &mut u64,
         losses: &mut Losses,
         sink: Sink<'_>,
     ) -> Result<()> {
+        let whole = Place::whole(path);
         each_line(path, |line, bytes, offset| {
             if bytes.iter().all(u8::is_ascii_whitespace) {
                 return Ok(());
             }
-            let document = *number;
-            *number += 1;
-            let place = format!("`{}`, line {line}", path.display());
-            let Some(text) = self.text(bytes, &place, offset, losses)? else { return Ok(()) };
+            let place = whole.at("line", line);
+            let Some(text) = self.text(bytes, &place.to_string(), offset, losses)? else {
+                return Ok(());
+            };
             let object = serde_json::from_str::<serde_json::Map<String, serde_json::Value>>(&text);
             let mut object = match object {
                 Ok(object) => object,
@@ -50,7 +43,7 @@ impl Reader<'_> {
             };
             match object.remove(column) {
                 Some(serde_json::Value::String(text)) => {
-                    sink(Piece { text, starts: true, ends: true, document })
+                    sink(Piece { text, starts: true, ends: true, place })
                 }
                 None => {
                     let keys: Vec<&str> = object.keys().map(String::as_str).collect();
@@ -84,6 +77,10 @@ fn each_line(path: &Path, mut line: impl FnMut(u64, Vec<u8>, u64) -> Result<()>)
             if bytes.last() == Some(&b'\r') {
                 bytes.pop();
             }
+        }
+        // Some editors mark UTF-8 at the start of a file; it is no text.
+        if number == 0 && bytes.starts_with(BOM) {
+            bytes.drain(..BOM.len());
         }
         number += 1;
         line(number, bytes, offset)?;

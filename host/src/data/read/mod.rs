@@ -9,6 +9,7 @@ pub(super) use text8::check_text8;
 use std::fs::File;
 use std::io::Read as _;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use crate::error::{Error, Result};
 
@@ -21,8 +22,36 @@ pub struct Piece {
     pub starts: bool,
     /// Whether the document ends with it.
     pub ends: bool,
-    /// Number of the document in its corpus, from 0, for messages.
-    pub document: u64,
+    /// Where it is, for messages.
+    pub place: Place,
+}
+
+/// A place in a corpus.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Place {
+    /// The file.
+    pub file: Arc<str>,
+    /// What documents are in it, and which one it is.
+    pub of: Option<(&'static str, u64)>,
+}
+
+impl Place {
+    fn whole(path: &Path) -> Self {
+        Self { file: path.display().to_string().into(), of: None }
+    }
+
+    fn at(&self, what: &'static str, number: u64) -> Self {
+        Self { file: Arc::clone(&self.file), of: Some((what, number)) }
+    }
+}
+
+impl std::fmt::Display for Place {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self.of {
+            Some((what, number)) => write!(f, "`{}`, {what} {number}", self.file),
+            None => write!(f, "`{}`", self.file),
+        }
+    }
 }
 
 /// How documents lie in files.
@@ -104,6 +133,9 @@ pub struct Losses {
     pub replaced: u64,
 }
 
+/// The mark of UTF-8 at the start of a file.
+const BOM: &[u8] = "\u{feff}".as_bytes();
+
 /// Bytes of a long document that are read at once.
 const PIECE: usize = 1 << 20;
 
@@ -144,13 +176,12 @@ impl Reader<'_> {
             parquet::read(self, files, column, &mut losses, sink)?;
             return Ok(losses);
         }
-        let mut number = 0;
         for path in files {
             match self.format {
-                Format::Files => self.file(path, &mut number, &mut losses, sink)?,
-                Format::Lines => self.lines(path, &mut number, &mut losses, sink)?,
+                Format::Files => self.file(path, &mut losses, sink)?,
+                Format::Lines => self.lines(path, &mut losses, sink)?,
                 Format::JsonLines { column } => {
-                    self.json_lines(path, column, &mut number, &mut losses, sink)?;
+                    self.json_lines(path, column, &mut losses, sink)?;
                 }
                 Format::Text8 { chunk, slice } => text8::read(path, *chunk, *slice, sink)?,
                 Format::Parquet { .. } => {}
@@ -196,33 +227,30 @@ impl Reader<'_> {
     }
 
     /// A file as one document, in pieces where the tokenizer can take them.
-    fn file(
-        &self,
-        path: &Path,
-        number: &mut u64,
-        losses: &mut Losses,
-        sink: Sink<'_>,
-    ) -> Result<()> {
+    fn file(&self, path: &Path, losses: &mut Losses, sink: Sink<'_>) -> Result<()> {
         let said = |e: std::io::Error| Error::io("read", path, &e);
         let mut file = File::open(path).map_err(said)?;
         // A document that is left out is left out whole.
         if self.on_invalid == OnInvalid::Skip && !is_utf8(path)? {
             losses.skipped += 1;
-            *number += 1;
             return Ok(());
         }
-        let place = format!("`{}`", path.display());
+        let place = Place::whole(path);
         let (mut held, mut offset, mut mended, mut starts) = (Vec::new(), 0u64, false, true);
         let mut text = String::new();
         loop {
             let got = (&mut file).take(PIECE as u64).read_to_end(&mut held).map_err(said)?;
             let over = got == 0;
+            if starts && offset == 0 && held.starts_with(BOM) {
+                held.drain(..BOM.len());
+                offset = BOM.len() as u64;
+            }
             offset += take_text(
                 &mut held,
                 over,
                 |bad| {
                     if self.on_invalid == OnInvalid::Error {
-                        return Err(not_utf8(&place, offset + bad as u64));
+                        return Err(not_utf8(&place.to_string(), offset + bad as u64));
                     }
                     mended = true;
                     Ok(())
@@ -237,7 +265,7 @@ impl Reader<'_> {
                 Some(at) => {
                     let rest = text.split_off(at);
                     let piece = std::mem::replace(&mut text, rest);
-                    sink(Piece { text: piece, starts, ends: false, document: *number })?;
+                    sink(Piece { text: piece, starts, ends: false, place: place.clone() })?;
                     starts = false;
                 }
                 None if self.whole && text.len() > LONGEST_WHOLE => {
@@ -260,8 +288,7 @@ impl Reader<'_> {
             }
         }
         losses.replaced += u64::from(mended);
-        sink(Piece { text, starts, ends: true, document: *number })?;
-        *number += 1;
+        sink(Piece { text, starts, ends: true, place: place.clone() })?;
         Ok(())
     }
 }

@@ -7,7 +7,7 @@ use parquet::column::reader::ColumnReader;
 use parquet::data_type::{AsBytes as _, ByteArray};
 use parquet::file::reader::{FileReader as _, SerializedFileReader};
 
-use super::{Losses, Piece, Reader, Sink};
+use super::{Losses, Piece, Place, Reader, Sink};
 use crate::error::{Error, Result};
 
 /// Rows that are read at once.
@@ -32,7 +32,7 @@ pub(super) fn read(
     for path in files {
         let file = Table::open(path)?;
         let place = file.column(column)?;
-        let first = number;
+        let (first, whole) = (number, Place::whole(path));
         for group in 0..file.reader.num_row_groups() {
             let size = file.reader.metadata().row_group(group).num_rows().cast_unsigned();
             if number + size <= range.start {
@@ -48,13 +48,13 @@ pub(super) fn read(
                 if !range.contains(&document) {
                     return Ok(());
                 }
-                let row = || format!("`{}`, row {}", path.display(), document - first);
+                let place = whole.at("row", document - first);
                 let Some(bytes) = value else {
-                    let what = format!("{}: `{column}` is empty (null)", row());
+                    let what = format!("{place}: `{column}` is empty (null)");
                     return how.no_text(what, "a document is a text", losses);
                 };
-                let text = how.text(bytes, &row(), 0, losses)?;
-                text.map_or(Ok(()), |text| sink(Piece { text, starts: true, ends: true, document }))
+                let text = how.text(bytes, &place.to_string(), 0, losses)?;
+                text.map_or(Ok(()), |text| sink(Piece { text, starts: true, ends: true, place }))
             })?;
         }
     }
@@ -136,6 +136,13 @@ impl<'a> Table<'a> {
 }
 
 fn broken(path: &Path, error: &parquet::errors::ParquetError) -> Error {
+    let words = error.to_string();
+    if words.contains("Disabled feature") {
+        return Error::data(
+            format!("`{}` is compressed in a way that is not read: {words}", path.display()),
+            "write it again with zstd, snappy, gzip or lz4",
+        );
+    }
     Error::data(
         format!("`{}` is no whole parquet file: {error}", path.display()),
         "fetch the file again; one from the hub is fetched anew when it is removed from the hub's cache",

@@ -4,7 +4,7 @@ use std::fs::File;
 use std::io::Read as _;
 use std::path::Path;
 
-use super::{Piece, Sink, Slice};
+use super::{Piece, Place, Sink, Slice};
 use crate::error::{Error, Result};
 
 /// Hands out the documents of the letters in `slice`.
@@ -16,9 +16,10 @@ pub(super) fn read(path: &Path, chunk: usize, slice: Slice, sink: Sink<'_>) -> R
     };
     let taken = (range.end - range.start) as usize / chunk.max(1);
     let mut letters = text.chars().skip(range.start as usize);
+    let place = Place::whole(path);
     for document in 0..taken as u64 {
         let text = letters.by_ref().take(chunk).collect();
-        sink(Piece { text, starts: true, ends: true, document })?;
+        sink(Piece { text, starts: true, ends: true, place: place.at("document", document) })?;
     }
     Ok(())
 }

@@ -39,7 +39,7 @@ impl Tokenizer for Characters {
             self.ids.get(&c).copied().ok_or_else(|| {
                 Error::data(
                     format!("the character {c:?} has no token"),
-                    "the vocabulary is the set of characters of the training text",
+                    "the vocabulary is the set of characters of the training text; `data.on_invalid=skip` leaves such documents out",
                 )
             })
         };

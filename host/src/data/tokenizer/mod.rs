@@ -136,6 +136,11 @@ pub(crate) const REPOSITORY_FILES: [&str; 6] = [
     "tokenizer_config.json",
 ];
 
+/// Whether a folder holds a tokenizer.
+pub fn has_tokenizer(folder: &Path) -> bool {
+    FILES.iter().any(|name| folder.join(name).is_file())
+}
+
 fn file_in(folder: &Path) -> Result<PathBuf> {
     let found = FILES.iter().map(|name| folder.join(name)).find(|file| file.is_file());
     found.ok_or_else(|| {

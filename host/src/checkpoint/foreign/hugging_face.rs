@@ -1,0 +1,78 @@
+//! A Hugging Face folder: `config.json` beside `model.safetensors`, in one piece or several.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
+
+use serde_json::Value;
+use tch::Tensor;
+
+use super::super::{damaged, tensors};
+use super::Foreign;
+use super::layout::Layout;
+use crate::data::has_tokenizer;
+use crate::error::{Error, Result};
+
+pub(super) fn read(folder: &Path) -> Result<Foreign> {
+    let file = folder.join("config.json");
+    let text = std::fs::read_to_string(&file).map_err(|e| Error::io("read", &file, &e))?;
+    let config: Value = serde_json::from_str(&text).map_err(|e| damaged(&file, &e.to_string()))?;
+    let layouts = Layout::all()?;
+    let Some(layout) = layouts.iter().find(|layout| layout.fits(&config)) else {
+        let kind = config["model_type"].as_str().unwrap_or("no model type");
+        let known: Vec<&str> = layouts.iter().map(|layout| layout.about.as_str()).collect();
+        return Err(Error::checkpoint(
+            format!("`{}` is of `{kind}`, a kind of model that is not here", folder.display()),
+            format!(
+                "folders that are read: {}; a file in `configs/layout/` adds one",
+                known.join(", ")
+            ),
+        ));
+    };
+    Ok(Foreign {
+        path: folder.to_path_buf(),
+        config: layout.translated(&config).map_err(|why| damaged(&file, &why))?,
+        step: 0,
+        vocab_size: 0,
+        weights: weights(folder, &layout.prefix)?,
+        ema: None,
+        ema_updates: 0,
+        optimizer: BTreeMap::new(),
+        tokenizer: has_tokenizer(folder).then(|| folder.to_path_buf()),
+    })
+}
+
+/// All tensors, without the prefix of the wrapper around the network.
+fn weights(folder: &Path, prefix: &str) -> Result<BTreeMap<String, Tensor>> {
+    let mut all = BTreeMap::new();
+    for file in files(folder)? {
+        for (name, tensor) in tensors::read(&file)? {
+            let name = name.strip_prefix(prefix).unwrap_or(&name).to_string();
+            if all.insert(name.clone(), tensor).is_some() {
+                return Err(damaged(&file, &format!("`{name}` is there twice")));
+            }
+        }
+    }
+    Ok(all)
+}
+
+fn files(folder: &Path) -> Result<Vec<PathBuf>> {
+    let whole = folder.join("model.safetensors");
+    if whole.is_file() {
+        return Ok(vec![whole]);
+    }
+    let index = folder.join("model.safetensors.index.json");
+    let Ok(text) = std::fs::read_to_string(&index) else {
+        return Err(Error::checkpoint(
+            format!("`{}` has no `model.safetensors`", folder.display()),
+            "weights in `pytorch_model.bin` are not read: convert them with the program that made them",
+        ));
+    };
+    let table: Value = serde_json::from_str(&text).map_err(|e| damaged(&index, &e.to_string()))?;
+    let names = table["weight_map"].as_object().into_iter().flat_map(|map| map.values());
+    let names: BTreeSet<&str> = names.filter_map(Value::as_str).collect();
+    let plain = |name: &&str| !name.contains('/') && !name.is_empty();
+    if names.is_empty() || !names.iter().all(plain) {
+        return Err(damaged(&index, "its `weight_map` names no files of this folder"));
+    }
+    Ok(names.into_iter().map(|name| folder.join(name)).collect())
+}

@@ -1,0 +1,66 @@
+//! `maskdiff export`
+
+use std::path::Path;
+
+use serde_json::json;
+use tch::Device;
+
+use super::Common;
+use crate::assemble;
+use crate::checkpoint::foreign::write::Export;
+use crate::checkpoint::{self, EMA, MODEL};
+use crate::error::{Error, Result};
+use crate::report::Report;
+
+/// What a checkpoint is written as.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum As {
+    /// A folder with `config.json`, as published models are
+    Hf,
+    /// A `.ckpt` for the original program
+    Lightning,
+    /// A folder of plain safetensors
+    Safetensors,
+}
+
+/// Writes a checkpoint for another program.
+pub fn run(common: &Common, format: As, output: &Path) -> Result<()> {
+    if output.exists() {
+        let message = format!("`{}` is there already", output.display());
+        return Err(Error::config(message, "give another place, or remove it"));
+    }
+    let (checkpoint, mut config, tokenizer) = common.trained()?;
+    let registry = assemble::registry(&common.plugins, &config)?;
+    let choices = assemble::choices(&mut config, &registry, false)?;
+    // The model knows the order of its tensors, and that the stored ones are all of them.
+    let facts = assemble::facts(&config, tokenizer.as_ref(), Device::Cpu);
+    let model = assemble::model(&config, &registry, choices, facts)?;
+    let missing =
+        || Error::checkpoint(format!("`{}` has no weights", checkpoint.path.display()), "");
+    let weights = checkpoint.tensors(MODEL)?.ok_or_else(missing)?;
+    checkpoint::load_into(&model.named(), weights, &checkpoint.path)?;
+    let average = if config.eval.disable_ema { None } else { checkpoint.tensors(EMA)? };
+    let export = Export {
+        vocab_size: tokenizer.vocab_size(),
+        mask_id: tokenizer.mask_id(),
+        weights: model.named(),
+        trained: model.parameters().iter().map(|p| p.trainable).collect(),
+        ema: average.map(|tensors| tensors.into_iter().collect()),
+        ema_updates: checkpoint.state.ema_updates,
+        step: checkpoint.state.step,
+        tokenizer: tokenizer.to_json(),
+        config: &config,
+    };
+    let averaged = export.ema.is_some();
+    match format {
+        As::Hf => export.hugging_face(output)?,
+        As::Lightning => export.lightning(output)?,
+        As::Safetensors => export.safetensors(output)?,
+    }
+    let path = output.display().to_string();
+    let which = if averaged { "averaged weights" } else { "weights as they are" };
+    let report = Report::new(common.format, common.quiet);
+    let line = json!({"output": path, "step": checkpoint.state.step, "averaged": averaged});
+    report.result(&line, &format!("{path}: {which} of step {}", checkpoint.state.step));
+    Ok(())
+}
