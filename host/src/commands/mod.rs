@@ -60,9 +60,10 @@ impl Common {
         };
         let checkpoint = Checkpoint::open(&fetched(&path)?)?;
         let config = load(&self.request(Some(checkpoint.stored()?), checkpoint.foreign.is_some()))?;
+        let asked = config.layers.source("data.tokenizer_name_or_path") == "command line";
         let Some(foreign) = &checkpoint.foreign else {
             let tokenizer = load_tokenizer(&checkpoint.path.join("tokenizer.json"))?;
-            if config.layers.source("data.tokenizer_name_or_path") == "command line" {
+            if asked {
                 tracing::warn!(
                     "`data.tokenizer_name_or_path` is ignored: a checkpoint has its own tokenizer"
                 );
@@ -72,8 +73,8 @@ impl Common {
         let mut report = Report::new(self.format, self.quiet);
         let (hub, stop) = (LazyHub::default(), Stop::default());
         let tokenizer = match &foreign.tokenizer {
-            Some(folder) => load_tokenizer(folder)?.into(),
-            None => prepare::tokenizer(&config, &[], &hub, &Observer::new(&mut report, &stop))?,
+            Some(folder) if !asked => load_tokenizer(folder)?.into(),
+            _ => prepare::tokenizer(&config, &[], &hub, &Observer::new(&mut report, &stop))?,
         };
         let (has, wants) = (tokenizer.vocab_size(), foreign.vocab_size);
         if has != wants {
