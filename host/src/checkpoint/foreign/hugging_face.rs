@@ -6,16 +6,17 @@ use std::path::{Path, PathBuf};
 use serde_json::Value;
 use tch::Tensor;
 
-use super::super::{damaged, tensors};
+use super::super::tensors;
 use super::Foreign;
 use super::layout::Layout;
+use super::unusable;
 use crate::data::has_tokenizer;
 use crate::error::{Error, Result};
 
 pub(super) fn read(folder: &Path) -> Result<Foreign> {
     let file = folder.join("config.json");
     let text = std::fs::read_to_string(&file).map_err(|e| Error::io("read", &file, &e))?;
-    let config: Value = serde_json::from_str(&text).map_err(|e| damaged(&file, &e.to_string()))?;
+    let config: Value = serde_json::from_str(&text).map_err(|e| unusable(&file, &e.to_string()))?;
     let layouts = Layout::all()?;
     let Some(layout) = layouts.iter().find(|layout| layout.fits(&config)) else {
         let kind = config["model_type"].as_str().unwrap_or("no model type");
@@ -30,7 +31,7 @@ pub(super) fn read(folder: &Path) -> Result<Foreign> {
     };
     Ok(Foreign {
         path: folder.to_path_buf(),
-        config: layout.translated(&config).map_err(|why| damaged(&file, &why))?,
+        config: layout.translated(&config).map_err(|why| unusable(&file, &why))?,
         step: 0,
         vocab_size: 0,
         weights: weights(folder, &layout.prefix)?,
@@ -48,7 +49,7 @@ fn weights(folder: &Path, prefix: &str) -> Result<BTreeMap<String, Tensor>> {
         for (name, tensor) in tensors::read(&file)? {
             let name = name.strip_prefix(prefix).unwrap_or(&name).to_string();
             if all.insert(name.clone(), tensor).is_some() {
-                return Err(damaged(&file, &format!("`{name}` is there twice")));
+                return Err(unusable(&file, &format!("`{name}` is there twice")));
             }
         }
     }
@@ -67,12 +68,12 @@ fn files(folder: &Path) -> Result<Vec<PathBuf>> {
             "weights in `pytorch_model.bin` are not read: convert them with the program that made them",
         ));
     };
-    let table: Value = serde_json::from_str(&text).map_err(|e| damaged(&index, &e.to_string()))?;
+    let table: Value = serde_json::from_str(&text).map_err(|e| unusable(&index, &e.to_string()))?;
     let names = table["weight_map"].as_object().into_iter().flat_map(|map| map.values());
     let names: BTreeSet<&str> = names.filter_map(Value::as_str).collect();
     let plain = |name: &&str| !name.contains('/') && !name.is_empty();
     if names.is_empty() || !names.iter().all(plain) {
-        return Err(damaged(&index, "its `weight_map` names no files of this folder"));
+        return Err(unusable(&index, "its `weight_map` names no files of this folder"));
     }
     Ok(names.into_iter().map(|name| folder.join(name)).collect())
 }

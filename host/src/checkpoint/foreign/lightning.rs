@@ -11,8 +11,9 @@ use memmap2::Mmap;
 use serde_json::{Map, Value as Json, json};
 use tch::{Kind, Tensor};
 
-use super::super::{damaged, tensors};
+use super::super::tensors;
 use super::pickle::{Pickle, Ref, Value};
+use super::unusable;
 use crate::error::Result;
 
 /// What a `.ckpt` holds of what we need.
@@ -48,7 +49,7 @@ struct Archive {
 
 /// Reads a `.ckpt`.
 pub(super) fn read(path: &Path) -> Result<Lightning> {
-    let wrong = |why: String| damaged(path, &why);
+    let wrong = |why: String| unusable(path, &why);
     let archive = Archive::open(path).map_err(wrong)?;
     let pickle = &archive.pickle;
     let state = pickle.path(&["state_dict"]);

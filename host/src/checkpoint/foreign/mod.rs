@@ -40,6 +40,14 @@ pub struct Foreign {
     pub tokenizer: Option<PathBuf>,
 }
 
+/// A file of another program that cannot be used.
+fn unusable(file: &Path, why: &str) -> Error {
+    Error::checkpoint(
+        format!("`{}` is damaged: {why}", file.display()),
+        "fetch or copy it again; docs/checkpoints.md says what is read",
+    )
+}
+
 /// The embedding, which says how many tokens there are.
 const EMBEDDING: &str = "vocab_embed.embedding";
 
