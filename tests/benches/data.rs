@@ -141,22 +141,8 @@ fn write_large(path: &Path, text: &str) {
 fn blocks(folder: &Path, length: usize, rows: u64) -> PathBuf {
     let packing =
         Packing { length, wrap: true, eos: None, ends: None, pad: None, reference_shards: None };
-    let header = Header {
-        corpus: "bench".into(),
-        split: "train".into(),
-        origin: Vec::new(),
-        detokenizer: None,
-        on_invalid: "error".into(),
-        tokenizer_sha256: String::new(),
-        tokenizer: String::new(),
-        vocab_size: 50_258,
-        packing,
-        packed: Packed { rows, ..Packed::default() },
-        skipped: 0,
-        replaced: 0,
-        width: Header::width(50_258),
-        sha256: String::new(),
-    };
+    let packed = Packed { rows, ..Packed::default() };
+    let header = Header { packed, ..Header::new(packing, 50_258) };
     let path = folder.join(format!("{length}.blocks"));
     let mut writer = Writer::create(&path, &header).expect("a file");
     let mut row = vec![0; length];

@@ -79,8 +79,28 @@ impl Header {
         Some((tokens, lengths))
     }
 
+    /// That of blocks of which nothing else is said.
+    pub fn new(packing: Packing, vocab_size: i64) -> Self {
+        Self {
+            corpus: String::new(),
+            split: String::new(),
+            origin: Vec::new(),
+            detokenizer: None,
+            on_invalid: String::new(),
+            tokenizer_sha256: String::new(),
+            tokenizer: String::new(),
+            vocab_size,
+            packing,
+            packed: Packed::default(),
+            skipped: 0,
+            replaced: 0,
+            width: Self::width(vocab_size),
+            sha256: String::new(),
+        }
+    }
+
     /// The narrowest token for a vocabulary.
-    pub fn width(vocab_size: i64) -> usize {
+    fn width(vocab_size: i64) -> usize {
         if vocab_size <= 1 << 16 { 2 } else { 4 }
     }
 
@@ -314,29 +334,10 @@ mod tests {
     use super::*;
 
     fn header(wrap: bool, vocab_size: i64) -> Header {
-        Header {
-            corpus: "test".into(),
-            split: "train".into(),
-            origin: vec!["a.txt (12 bytes)".into()],
-            detokenizer: None,
-            tokenizer_sha256: String::new(),
-            tokenizer: String::new(),
-            on_invalid: "error".into(),
-            vocab_size,
-            packing: Packing {
-                length: 4,
-                wrap,
-                eos: None,
-                ends: None,
-                pad: Some(0),
-                reference_shards: None,
-            },
-            packed: Packed::default(),
-            skipped: 0,
-            replaced: 0,
-            width: Header::width(vocab_size),
-            sha256: String::new(),
-        }
+        let pad = Some(0);
+        let packing =
+            Packing { length: 4, wrap, eos: None, ends: None, pad, reference_shards: None };
+        Header::new(packing, vocab_size)
     }
 
     fn written(folder: &Path, wrap: bool, vocab_size: i64) -> PathBuf {

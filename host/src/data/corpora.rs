@@ -10,7 +10,7 @@ use sha2::{Digest as _, Sha256};
 
 use super::cache::hex;
 use super::detokenize::Detokenizer;
-use super::places::{Fetched, Files, local, on_hub, own_files};
+use super::places::{Fetched, Files, Found, local, on_hub, own_files};
 use super::read::{Format, Slice, check_text8};
 pub use super::spec::Spec;
 use crate::config::Config;
@@ -174,18 +174,24 @@ impl Part {
         let data = &config.data;
         let path = match role {
             Role::Train => data.path.as_ref(),
-            // Another corpus is trained on: the path is this one's.
-            Role::Valid if data.train != kind => data.valid_path.as_ref().or(data.path.as_ref()),
+            // Nothing of the user's is trained on: the path is for validation.
+            Role::Valid if !FILES.contains(&data.train.as_str()) => {
+                data.valid_path.as_ref().or(data.path.as_ref())
+            }
             Role::Valid => data.valid_path.as_ref(),
         };
         let Some(path) = path else {
             if role == Role::Valid && data.train == kind {
                 return Ok(None);
             }
+            let (key, needed) = match role {
+                Role::Train => ("data.train", "data.path"),
+                Role::Valid => ("data.valid", "data.valid_path"),
+            };
             return Err(config.layers.error(
-                "data.train",
-                &format!("`data.train={kind}` needs `data.path`"),
-                "set `data.path=FILE`, `data.path=FOLDER` or `data.path=\"FOLDER/*.txt\"`",
+                key,
+                &format!("`{key}={kind}` needs `{needed}`"),
+                &format!("set `{needed}=FILE`, `{needed}=FOLDER` or `{needed}=\"FOLDER/*.txt\"`"),
             ));
         };
         let (endings, format): (&[&str], _) = match kind {
@@ -195,19 +201,32 @@ impl Part {
             "jsonl" => (&["jsonl", "json"], Format::JsonLines { column: data.column.clone() }),
             _ => (&["parquet"], Format::Parquet { column: data.column.clone() }),
         };
-        let (files, origin, identity) = local(&own_files(path, endings)?)?;
-        Ok(Some(Self {
-            corpus: kind.to_string(),
-            split: if role == Role::Train { "train" } else { "validation" }.to_string(),
+        let split = if role == Role::Train { "train" } else { "validation" };
+        let found = local(&own_files(path, endings)?)?;
+        Self::described(config, kind.to_string(), split, found, format).map(Some)
+    }
+
+    /// A part that the keys of `data` describe.
+    fn described(
+        config: &Config,
+        corpus: String,
+        split: &str,
+        (files, origin, identity): Found,
+        format: Format,
+    ) -> Result<Self> {
+        let named = config.data.detokenizer.as_deref();
+        Ok(Self {
+            corpus,
+            split: split.to_string(),
             origin,
             identity: format!("{identity} {format:?}"),
             format,
             slice: Slice::default(),
-            detokenizer: data.detokenizer.as_deref().map(detokenizer).transpose()?,
+            detokenizer: named.map(detokenizer).transpose()?,
             rows: None,
             crop: false,
             files,
-        }))
+        })
     }
 
     /// `hf`: any corpus of the hub whose files are parquet.
@@ -252,20 +271,10 @@ impl Part {
                 seen.extend(snapshot.entries.into_iter().map(|entry| entry.path));
                 continue;
             }
-            let (files, origin, identity) = on_hub(snapshot, entries)?;
+            let found = on_hub(snapshot, entries)?;
             let format = Format::Parquet { column: data.column.clone() };
-            return Ok(Some(Self {
-                corpus: repo.replace('/', "--"),
-                split: split.clone(),
-                origin,
-                identity: format!("{identity} {format:?}"),
-                format,
-                slice: Slice::default(),
-                detokenizer: data.detokenizer.as_deref().map(detokenizer).transpose()?,
-                rows: None,
-                crop: false,
-                files,
-            }));
+            let corpus = repo.replace('/', "--");
+            return Self::described(config, corpus, split, found, format).map(Some);
         }
         seen.retain(|path| matches("*.parquet", path.rsplit('/').next().unwrap_or(path)));
         seen.truncate(8);
@@ -359,6 +368,9 @@ fn check_keys(config: &Config, name: &str) -> Result<()> {
         }
     }
 }
+
+/// Corpora that are the user's files.
+const FILES: [&str; 3] = ["text", "jsonl", "parquet"];
 
 /// Corpora that the keys of `data` describe.
 const OWN: [&str; 4] = ["text", "jsonl", "parquet", "hf"];

@@ -200,13 +200,7 @@ fn header(part: &Part, config: &Config, packing: Packing, tokenizer: &dyn Tokeni
         on_invalid: config.data.on_invalid.clone(),
         tokenizer_sha256: hex(&Sha256::digest(&json)),
         tokenizer: json,
-        vocab_size: tokenizer.vocab_size(),
-        packing,
-        packed: Packed::default(),
-        skipped: 0,
-        replaced: 0,
-        width: Header::width(tokenizer.vocab_size()),
-        sha256: String::new(),
+        ..Header::new(packing, tokenizer.vocab_size())
     }
 }
 

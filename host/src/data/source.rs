@@ -241,22 +241,8 @@ mod tests {
             pad: Some(0),
             reference_shards: None,
         };
-        let header = Header {
-            corpus: "test".into(),
-            split: "train".into(),
-            origin: Vec::new(),
-            detokenizer: None,
-            on_invalid: "error".into(),
-            tokenizer_sha256: String::new(),
-            tokenizer: String::new(),
-            vocab_size: 100,
-            packing,
-            packed: Packed { rows: 10, ..Packed::default() },
-            skipped: 0,
-            replaced: 0,
-            width: 2,
-            sha256: String::new(),
-        };
+        let packed = Packed { rows: 10, ..Packed::default() };
+        let header = Header { packed, ..Header::new(packing, 100) };
         let mut writer = Writer::create(&folder.join("a.blocks"), &header).unwrap();
         for block in 0..10u32 {
             let row: Vec<u32> = (block * 10..block * 10 + 10).collect();
