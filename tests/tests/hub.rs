@@ -122,6 +122,26 @@ fn what_cannot_be_had_is_told_at_once_and_leaves_nothing() {
     }
 }
 
+/// A hub that only makes excuses is given up after a bounded time, and what the cache has is used without asking again.
+#[test]
+fn a_hub_that_stays_down_is_given_up() {
+    let (root, content) = root();
+    let down = Hub::own(root.path(), &["--fail-first", "1000"]);
+    let cache = tempfile::tempdir().expect("a folder");
+    let started = Instant::now();
+    let error = fetch(&client(&down.url, None, cache.path())).expect_err("down");
+    told(&error, "`org/corpus` cannot be fetched", "try again later");
+    assert!(error.to_string().contains("503") && started.elapsed().as_secs() < 60, "{error}");
+    assert_eq!(std::fs::read_dir(cache.path()).expect("a folder").count(), 0, "nothing is made");
+    let up = Hub::own(root.path(), &[]);
+    let _ = fetch(&client(&up.url, None, cache.path())).expect("fetched");
+    let client = client(&down.url, None, cache.path());
+    check(cache.path(), &fetch(&client).expect("from the cache"), &content);
+    let before = down.requests().len();
+    let _ = fetch(&client).expect("from the cache");
+    assert_eq!(down.requests().len(), before, "it is not asked again");
+}
+
 fn told(error: &Error, said: &str, hint: &str) {
     let Error::Data { message, hint: told } = error else { panic!("{error:?}") };
     assert!(message.contains(said), "{message}");
