@@ -4,6 +4,7 @@
 
 mod answers;
 pub mod bench;
+pub mod browser;
 pub mod corpora;
 pub mod hub;
 pub mod original;
@@ -14,6 +15,7 @@ pub use answers::Answers;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
+use maskdiff::checkpoint::Stored;
 use maskdiff::model::{Choice, Choices, Model};
 use maskdiff::plugins::{Places, Registry};
 use maskdiff_plugin_api::Context;
@@ -121,6 +123,12 @@ impl Tensors {
     pub fn iter(&self) -> impl Iterator<Item = (&String, &Tensor)> {
         self.0.iter()
     }
+}
+
+/// The tensors of a checkpoint in memory.
+pub fn in_memory(stored: BTreeMap<String, Stored>) -> BTreeMap<String, Tensor> {
+    let read = |stored: Stored| stored.tensor().expect("a tensor");
+    stored.into_iter().map(|(name, stored)| (name, read(stored))).collect()
 }
 
 /// Largest distance between two tensors of one shape, relative to `max(1, |want|)` when `relative`.

@@ -5,13 +5,14 @@ use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use maskdiff_tests::distance;
 use maskdiff_tests::run::{Output, SMALL, command, finish, logged, train, wait_for_lines};
+use maskdiff_tests::{distance, in_memory};
 
 /// Largest distance between two runs' tensors of a checkpoint file.
 fn apart(a: &Path, b: &Path, file: &str) -> f64 {
     let read = |run: &Path| {
-        maskdiff::checkpoint::tensors::read(&run.join("checkpoints/last").join(file)).expect(file)
+        let file = run.join("checkpoints/last").join(file);
+        in_memory(maskdiff::checkpoint::tensors::read(&file).expect("tensors"))
     };
     let (a, b) = (read(a), read(b));
     assert_eq!(a.keys().collect::<Vec<_>>(), b.keys().collect::<Vec<_>>());

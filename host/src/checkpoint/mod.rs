@@ -29,7 +29,7 @@ pub use keep::{list, newest};
 pub use local::Mirror;
 #[cfg(feature = "remote")]
 pub use remote::Mirror;
-pub use tensors::{Named, copy, load_into, matched};
+pub use tensors::{Named, Stored, copy, load_into, matched};
 pub use write::{Content, Saver};
 
 use std::collections::BTreeMap;
@@ -38,7 +38,6 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
-use tch::Tensor;
 
 use crate::error::{Error, Result};
 use crate::plugins::hex;
@@ -171,6 +170,26 @@ impl Checkpoint {
         self.path.join("config.toml")
     }
 
+    /// SHA-256 of its weights, hex: of what the files hold, not of where they are.
+    pub fn hash(&self) -> Result<String> {
+        let mut all = Sha256::new();
+        if let Some(foreign) = &self.foreign {
+            for file in &foreign.files {
+                let opened = fs::File::open(file).map_err(|e| Error::io("read", file, &e))?;
+                let mut reader = std::io::BufReader::with_capacity(1 << 20, opened);
+                std::io::copy(&mut reader, &mut DigestWriter(&mut all))
+                    .map_err(|e| Error::io("read", file, &e))?;
+            }
+        } else {
+            for (name, hash) in
+                self.state.files.iter().filter(|(name, _)| [MODEL, EMA].contains(&&name[..]))
+            {
+                all.update(format!("{name} {hash}\n"));
+            }
+        }
+        Ok(hex(&all.finalize()))
+    }
+
     /// The stored configuration: its name for messages, and its text.
     pub fn stored(&self) -> Result<(String, String)> {
         if let Some(foreign) = &self.foreign {
@@ -182,20 +201,32 @@ impl Checkpoint {
     }
 
     /// The tensors of one of its files by name; `None` when the checkpoint has no such file.
-    pub fn tensors(&self, file: &str) -> Result<Option<BTreeMap<String, Tensor>>> {
+    pub fn tensors(&self, file: &str) -> Result<Option<BTreeMap<String, Stored>>> {
         if let Some(foreign) = &self.foreign {
-            let tensors = match file {
-                MODEL => Some(&foreign.weights),
-                EMA => foreign.ema.as_ref(),
-                _ => Some(&foreign.optimizer).filter(|all| !all.is_empty()),
-            };
-            let shared = |(name, t): (&String, &Tensor)| (name.clone(), t.shallow_clone());
-            return Ok(tensors.map(|all| all.iter().map(shared).collect()));
+            return Ok(match file {
+                MODEL => Some(foreign.weights.clone()),
+                EMA => foreign.ema.clone(),
+                _ => Some(foreign.optimizer.clone()).filter(|all| !all.is_empty()),
+            });
         }
         if !self.state.files.contains_key(file) {
             return Ok(None);
         }
         tensors::read(&self.path.join(file)).map(Some)
+    }
+}
+
+/// Hashes what is written.
+struct DigestWriter<'a>(&'a mut Sha256);
+
+impl std::io::Write for DigestWriter<'_> {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        self.0.update(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
     }
 }
 
@@ -209,7 +240,7 @@ fn damaged(file: &Path, why: &str) -> Error {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use tch::{Device, Kind};
+    use tch::{Device, Kind, Tensor};
 
     fn content(step: i64, value: f32) -> Content {
         let tensor = Tensor::from_slice(&[value, 2.0]);
@@ -227,7 +258,7 @@ mod tests {
 
     fn weight(checkpoint: &Checkpoint) -> Vec<f32> {
         let tensors = checkpoint.tensors(MODEL).unwrap().unwrap();
-        Vec::<f32>::try_from(&tensors["w"]).unwrap()
+        Vec::<f32>::try_from(tensors["w"].tensor().unwrap()).unwrap()
     }
 
     #[test]
@@ -241,7 +272,10 @@ mod tests {
             (2, fs::canonicalize(path).unwrap())
         );
         assert_eq!(weight(&read), [5.0, 2.0]);
-        assert_eq!(read.tensors(MODEL).unwrap().unwrap()["s"].double_value(&[]), 1.5);
+        assert_eq!(
+            read.tensors(MODEL).unwrap().unwrap()["s"].tensor().unwrap().double_value(&[]),
+            1.5
+        );
         assert!(read.tensors(EMA).unwrap().is_none());
         assert!(!folder.path().join("step-00000001").exists());
     }

@@ -1,7 +1,10 @@
-//! Named tensors in safetensors files.
+//! Named tensors in safetensors files, whose numbers are read when somebody asks for them.
 
 use std::collections::BTreeMap;
+use std::fs::File;
+use std::os::unix::fs::FileExt as _;
 use std::path::Path;
+use std::sync::Arc;
 
 use memmap2::Mmap;
 use safetensors::tensor::{Dtype, SafeTensors};
@@ -91,17 +94,100 @@ pub fn write(named: &Named, path: &Path) -> Result<String> {
     sink.finish().map_err(|e| Error::io("write", path, &e))
 }
 
-/// The tensors of a safetensors file by name, on the CPU.
-pub fn read(path: &Path) -> Result<BTreeMap<String, Tensor>> {
+/// A tensor of a checkpoint: in memory, or still in its file, so that a model takes gigabytes over without a second copy.
+#[derive(Debug)]
+pub struct Stored {
+    shape: Vec<i64>,
+    kind: Kind,
+    place: Place,
+}
+
+#[derive(Debug)]
+enum Place {
+    Memory(Tensor),
+    /// From this byte on.
+    File(Arc<File>, u64),
+}
+
+impl From<Tensor> for Stored {
+    fn from(tensor: Tensor) -> Self {
+        Self { shape: tensor.size(), kind: tensor.kind(), place: Place::Memory(tensor) }
+    }
+}
+
+impl Clone for Stored {
+    /// Shares the numbers.
+    fn clone(&self) -> Self {
+        let place = match &self.place {
+            Place::Memory(tensor) => Place::Memory(tensor.shallow_clone()),
+            Place::File(file, at) => Place::File(Arc::clone(file), *at),
+        };
+        Self { shape: self.shape.clone(), kind: self.kind, place }
+    }
+}
+
+impl Stored {
+    /// Its shape.
+    pub fn size(&self) -> &[i64] {
+        &self.shape
+    }
+
+    /// Its numbers, on the CPU.
+    pub fn tensor(&self) -> Result<Tensor> {
+        if let Place::Memory(tensor) = &self.place {
+            return Ok(tensor.shallow_clone());
+        }
+        let tensor = Tensor::f_empty(&self.shape, (self.kind, Device::Cpu))?;
+        self.copy_into(&tensor)?;
+        Ok(tensor)
+    }
+
+    /// Copies it into a tensor of its shape, of any type and on any device, without the graph noticing.
+    pub fn copy_into(&self, to: &Tensor) -> Result<()> {
+        let mut to = to.detach();
+        match &self.place {
+            Place::Memory(tensor) => to.f_copy_(tensor)?,
+            Place::File(file, at)
+                if to.device() == Device::Cpu && to.kind() == self.kind && to.is_contiguous() =>
+            {
+                file.read_exact_at(bytes_mut(&mut to), *at).map_err(|e| {
+                    Error::checkpoint(
+                        format!("a tensor could not be read: {e}"),
+                        "is the disk whole?",
+                    )
+                })?;
+            }
+            Place::File(..) => to.f_copy_(&self.tensor()?)?,
+        }
+        Ok(())
+    }
+}
+
+/// As [`bytes`], to be written.
+#[expect(unsafe_code, reason = "reads a file into a tensor's own memory")]
+fn bytes_mut(tensor: &mut Tensor) -> &mut [u8] {
+    let length = tensor.numel() * tensor.kind().elt_size_in_bytes();
+    if length == 0 {
+        return &mut [];
+    }
+    // SAFETY: a contiguous tensor on the CPU (`copy_into`) of so many bytes, which nobody else reads or writes meanwhile.
+    unsafe { std::slice::from_raw_parts_mut(tensor.data_ptr().cast::<u8>(), length) }
+}
+
+/// The tensors of a safetensors file by name. Its header is checked against its length now, its numbers are read later.
+pub fn read(path: &Path) -> Result<BTreeMap<String, Stored>> {
     let bytes = map(path)?;
-    let file = SafeTensors::deserialize(&bytes).map_err(|e| damaged(path, &e.to_string()))?;
+    let wrong = |e: safetensors::SafeTensorError| damaged(path, &e.to_string());
+    let (header, table) = SafeTensors::read_metadata(&bytes).map_err(wrong)?;
+    let file = Arc::new(File::open(path).map_err(|e| Error::io("read", path, &e))?);
     let mut tensors = BTreeMap::new();
-    for (name, view) in file.tensors() {
-        let kind = kind(view.dtype())
-            .ok_or_else(|| damaged(path, &format!("`{name}` is {:?}", view.dtype())))?;
-        let shape: Vec<i64> = view.shape().iter().map(|n| *n as i64).collect();
-        let tensor = Tensor::f_from_data_size(view.data(), &shape, kind)?;
-        tensors.insert(name, tensor);
+    for (name, info) in table.tensors() {
+        let kind = kind(info.dtype)
+            .ok_or_else(|| damaged(path, &format!("`{name}` is {:?}", info.dtype)))?;
+        let shape = info.shape.iter().map(|n| *n as i64).collect();
+        let at = (8 + header + info.data_offsets.0) as u64;
+        let place = Place::File(Arc::clone(&file), at);
+        tensors.insert(name, Stored { shape, kind, place });
     }
     Ok(tensors)
 }
@@ -117,24 +203,23 @@ pub(super) fn map(path: &Path) -> Result<Mmap> {
 /// Copies stored tensors into parameters by name. All differences are listed before anything is changed.
 pub fn load_into(
     parameters: &[(String, Tensor)],
-    stored: BTreeMap<String, Tensor>,
+    stored: BTreeMap<String, Stored>,
     from: &Path,
 ) -> Result<()> {
-    copy(matched(parameters, stored, from)?);
-    Ok(())
+    copy(matched(parameters, stored, from)?)
 }
 
 /// Copies the second of each pair into the first, without the graph noticing.
-pub fn copy(pairs: Vec<(Tensor, Tensor)>) {
-    tch::no_grad(|| pairs.into_iter().for_each(|(mut to, from)| to.copy_(&from)));
+pub fn copy(pairs: Vec<(Tensor, Stored)>) -> Result<()> {
+    pairs.into_iter().try_for_each(|(to, from)| from.copy_into(&to))
 }
 
 /// Parameters with the stored tensors of their names. All differences are listed.
 pub fn matched(
     parameters: &[(String, Tensor)],
-    mut stored: BTreeMap<String, Tensor>,
+    mut stored: BTreeMap<String, Stored>,
     from: &Path,
-) -> Result<Vec<(Tensor, Tensor)>> {
+) -> Result<Vec<(Tensor, Stored)>> {
     let mut faults = Vec::new();
     let mut pairs = Vec::new();
     for (name, tensor) in parameters {

@@ -8,7 +8,7 @@ use tch::Device;
 use super::Common;
 use crate::assemble;
 use crate::checkpoint::foreign::write::Export;
-use crate::checkpoint::{self, EMA, MODEL};
+use crate::checkpoint::{self, EMA, MODEL, Named};
 use crate::error::{Error, Result};
 use crate::report::Report;
 
@@ -40,12 +40,14 @@ pub fn run(common: &Common, format: As, output: &Path) -> Result<()> {
     let weights = checkpoint.tensors(MODEL)?.ok_or_else(missing)?;
     checkpoint::load_into(&model.named(), weights, &checkpoint.path)?;
     let average = if config.eval.disable_ema { None } else { checkpoint.tensors(EMA)? };
+    let average = average.into_iter().flatten().map(|(name, stored)| Ok((name, stored.tensor()?)));
+    let average = average.collect::<Result<Named>>()?;
     let export = Export {
         vocab_size: tokenizer.vocab_size(),
         mask_id: tokenizer.mask_id(),
         weights: model.named(),
         trained: model.parameters().iter().map(|p| p.trainable).collect(),
-        ema: average.map(|tensors| tensors.into_iter().collect()),
+        ema: Some(average).filter(|average| !average.is_empty()),
         ema_updates: checkpoint.state.ema_updates,
         step: checkpoint.state.step,
         tokenizer: tokenizer.to_json(),

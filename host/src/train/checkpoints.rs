@@ -6,7 +6,7 @@ use std::path::Path;
 use tch::Tensor;
 
 use super::{Progress, Trainer, Window};
-use crate::checkpoint::{self, Checkpoint, Content, Named, Saver, State};
+use crate::checkpoint::{self, Checkpoint, Content, Named, Saver, State, Stored};
 use crate::distributed::World;
 use crate::error::{Error, Result};
 use crate::observe::Usual;
@@ -105,7 +105,7 @@ impl Trainer<'_> {
         let own = self.learner.own_state();
         // Of what the ranks share, each takes its part.
         let shared = self.config.trainer.strategy == "zero1" && self.world.size() > 1;
-        let only = |own: &Named, mut stored: BTreeMap<String, Tensor>| {
+        let only = |own: &Named, mut stored: BTreeMap<String, Stored>| {
             if shared {
                 stored.retain(|name, _| own.iter().any(|(mine, _)| mine == name));
             }
@@ -124,7 +124,7 @@ impl Trainer<'_> {
         };
         // Everything fits.
         for part in [weights, optimizer, averages] {
-            checkpoint::copy(part);
+            checkpoint::copy(part)?;
         }
         self.learner.refresh()?;
         if let Some(ema) = &mut self.learner.ema {

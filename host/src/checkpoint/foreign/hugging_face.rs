@@ -6,10 +6,10 @@ use std::path::{Path, PathBuf};
 use serde_json::Value;
 use tch::Tensor;
 
-use super::super::tensors;
+use super::super::{Stored, tensors};
 use super::Foreign;
 use super::layout::Layout;
-use super::unusable;
+use super::{unusable, vocab_size};
 use crate::data::has_tokenizer;
 use crate::error::{Error, Result};
 
@@ -29,12 +29,22 @@ pub(super) fn read(folder: &Path) -> Result<Foreign> {
             ),
         ));
     };
+    let mut weights = weights(folder, layout)?;
+    let embedding = &layout.vocabulary.embedding;
+    let mut vocab_size = vocab_size(folder, &weights, embedding)?;
+    if layout.lacks_mask(&config) {
+        if let Some(rows) = weights.get_mut(embedding) {
+            *rows = with_a_row(&rows.tensor()?).into();
+        }
+        vocab_size += 1;
+    }
     Ok(Foreign {
         path: folder.to_path_buf(),
+        files: files(folder)?,
         config: layout.translated(&config).map_err(|why| unusable(&file, &why))?,
         step: 0,
-        vocab_size: 0,
-        weights: weights(folder, &layout.prefix)?,
+        vocab_size,
+        weights,
         ema: None,
         ema_updates: 0,
         optimizer: BTreeMap::new(),
@@ -42,18 +52,27 @@ pub(super) fn read(folder: &Path) -> Result<Foreign> {
     })
 }
 
-/// All tensors, without the prefix of the wrapper around the network.
-fn weights(folder: &Path, prefix: &str) -> Result<BTreeMap<String, Tensor>> {
+/// The network's tensors, without the prefix of the wrapper around it.
+fn weights(folder: &Path, layout: &Layout) -> Result<BTreeMap<String, Stored>> {
     let mut all = BTreeMap::new();
     for file in files(folder)? {
         for (name, tensor) in tensors::read(&file)? {
-            let name = name.strip_prefix(prefix).unwrap_or(&name).to_string();
+            let name = name.strip_prefix(&layout.prefix).unwrap_or(&name).to_string();
+            if layout.ignores(&name) {
+                continue;
+            }
             if all.insert(name.clone(), tensor).is_some() {
                 return Err(unusable(&file, &format!("`{name}` is there twice")));
             }
         }
     }
     Ok(all)
+}
+
+/// A matrix with a row of zeros behind the others.
+fn with_a_row(matrix: &Tensor) -> Tensor {
+    let row = Tensor::zeros([1, matrix.size()[1]], (matrix.kind(), matrix.device()));
+    Tensor::cat(&[matrix, &row], 0)
 }
 
 fn files(folder: &Path) -> Result<Vec<PathBuf>> {

@@ -15,22 +15,30 @@ pub(super) struct Layout {
     pub(super) about: String,
     /// In front of the tensors' names.
     pub(super) prefix: String,
+    /// Tensors that are none of the network's, `*` for a number.
+    #[serde(default)]
+    ignored: Vec<String>,
     /// Their keys with the values by which a folder is known.
     when: Map<String, Value>,
     /// Our keys with what they always are; of several words any is written.
     model: Map<String, Value>,
     /// Our keys with theirs.
     keys: Map<String, Value>,
-    vocabulary: Vocabulary,
+    pub(super) vocabulary: Vocabulary,
     /// What else stands in their file.
     written: Map<String, Value>,
 }
 
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
-struct Vocabulary {
+pub(super) struct Vocabulary {
     key: String,
+    /// Whether the number counts the mask.
     with_mask: bool,
+    /// The matrix with a row for each token.
+    pub(super) embedding: String,
+    /// It has no row for the mask, unless their file has this key and says yes; without a key it always has one.
+    unless: Option<String>,
 }
 
 /// The value of a dotted key.
@@ -67,6 +75,27 @@ impl Layout {
     /// Whether a folder with this `config.json` is of this layout.
     pub(super) fn fits(&self, theirs: &Value) -> bool {
         self.when.iter().all(|(key, value)| get(theirs, key) == value)
+    }
+
+    /// Whether a tensor is none of the network's.
+    pub(super) fn ignores(&self, name: &str) -> bool {
+        let alike = |pattern: &String| {
+            let (mut parts, mut theirs) = (pattern.split('.'), name.split('.'));
+            loop {
+                match (parts.next(), theirs.next()) {
+                    (None, None) => return true,
+                    (Some("*"), Some(part)) if part.parse::<u32>().is_ok() => {}
+                    (Some(a), Some(b)) if a == b => {}
+                    _ => return false,
+                }
+            }
+        };
+        self.ignored.iter().any(alike)
+    }
+
+    /// Whether the network of this `config.json` knows no mask.
+    pub(super) fn lacks_mask(&self, theirs: &Value) -> bool {
+        self.vocabulary.unless.as_ref().is_some_and(|key| *get(theirs, key) != Value::Bool(true))
     }
 
     /// What a `config.json` says in our words, as TOML. An error names a key that it lacks.

@@ -15,6 +15,7 @@ use std::path::{Path, PathBuf};
 use serde_json::Value;
 use tch::Tensor;
 
+use super::Stored;
 use crate::error::{Error, Result};
 
 /// An open checkpoint of another program.
@@ -22,6 +23,8 @@ use crate::error::{Error, Result};
 pub struct Foreign {
     /// Where it is.
     pub path: PathBuf,
+    /// The files of its weights.
+    pub files: Vec<PathBuf>,
     /// A configuration in our words.
     pub config: String,
     /// Steps done, where it is known.
@@ -29,13 +32,13 @@ pub struct Foreign {
     /// V, with the mask.
     pub vocab_size: i64,
     /// The network's tensors.
-    pub weights: BTreeMap<String, Tensor>,
+    pub weights: BTreeMap<String, Stored>,
     /// The average, where it is kept apart.
-    pub ema: Option<BTreeMap<String, Tensor>>,
+    pub ema: Option<BTreeMap<String, Stored>>,
     /// Updates of the average.
     pub ema_updates: i64,
     /// The optimizer's moments and steps; empty where they are not kept.
-    pub optimizer: BTreeMap<String, Tensor>,
+    pub optimizer: BTreeMap<String, Stored>,
     /// The folder of its tokenizer, where it has one.
     pub tokenizer: Option<PathBuf>,
 }
@@ -48,47 +51,51 @@ fn unusable(file: &Path, why: &str) -> Error {
     )
 }
 
-/// The embedding, which says how many tokens there are.
+/// The embedding of the original's networks.
 const EMBEDDING: &str = "vocab_embed.embedding";
+
+/// How many tokens there are, as the embedding says.
+fn vocab_size(path: &Path, weights: &BTreeMap<String, Stored>, embedding: &str) -> Result<i64> {
+    match weights.get(embedding).map(Stored::size) {
+        Some([rows, _]) => Ok(*rows),
+        _ => Err(Error::checkpoint(
+            format!("`{}` has no matrix `{embedding}`: its network is another", path.display()),
+            "docs/checkpoints.md says which networks are read",
+        )),
+    }
+}
 
 impl Foreign {
     /// Opens a path that is a checkpoint of another program; none when it is not.
     pub fn open(path: &Path) -> Result<Option<Self>> {
         let ending = path.extension().unwrap_or_default();
-        let mut this = if path.is_file() && ["ckpt", "pt", "pth"].iter().any(|e| ending == *e) {
-            from_lightning(path)?
+        if path.is_file() && ["ckpt", "pt", "pth"].iter().any(|e| ending == *e) {
+            from_lightning(path).map(Some)
         } else if path.join("config.json").is_file() && !path.join("state.json").is_file() {
-            hugging_face::read(path)?
+            hugging_face::read(path).map(Some)
         } else {
-            return Ok(None);
-        };
-        let embedding = this.weights.get(EMBEDDING).map(|t| t.size());
-        let Some([vocab_size, _]) = embedding.as_deref() else {
-            return Err(Error::checkpoint(
-                format!(
-                    "`{}` has no `{EMBEDDING}`: its network is not one of the original's",
-                    path.display()
-                ),
-                "networks that are read have the tensors of the original's",
-            ));
-        };
-        this.vocab_size = *vocab_size;
-        Ok(Some(this))
+            Ok(None)
+        }
     }
 }
 
 fn from_lightning(path: &Path) -> Result<Foreign> {
     let lightning::Lightning { weights, ema, ema_updates, optimizer, step, config } =
         lightning::read(path)?;
+    let stored = |tensors: BTreeMap<String, Tensor>| -> BTreeMap<String, Stored> {
+        tensors.into_iter().map(|(name, tensor)| (name, tensor.into())).collect()
+    };
+    let weights = stored(weights);
     Ok(Foreign {
         path: path.to_path_buf(),
+        files: vec![path.to_path_buf()],
         config: translated(&config),
         step,
-        vocab_size: 0,
+        vocab_size: vocab_size(path, &weights, EMBEDDING)?,
         weights,
-        ema,
+        ema: ema.map(stored),
         ema_updates,
-        optimizer,
+        optimizer: stored(optimizer),
         tokenizer: None,
     })
 }

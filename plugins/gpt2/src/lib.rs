@@ -1,0 +1,265 @@
+//! `gpt2`: the transformer of GPT-2 with the parameter names of its published weights, which judges generated text.
+//!
+//! Shape letters: `B` batch, `L` length, `D` hidden size, `V` vocabulary, `P` earlier positions.
+
+use maskdiff_plugin_api::prelude::*;
+use tch::Device;
+
+maskdiff_plugin_api::export_plugin!();
+register!(backbone Gpt2);
+
+/// Options of the `model` group for `gpt2`.
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+struct Config {
+    /// D, a multiple of `n_heads`.
+    hidden_size: i64,
+    /// Not used: the group files name it for networks that see the noise level.
+    cond_dim: i64,
+    /// Transformer blocks.
+    n_blocks: i64,
+    /// Attention heads.
+    n_heads: i64,
+    /// Dropout of embeddings, attention weights and what joins the residual stream, while training, in [0, 1).
+    dropout: f64,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self { hidden_size: 768, cond_dim: 128, n_blocks: 12, n_heads: 12, dropout: 0.1 }
+    }
+}
+
+/// A layer norm with a bias.
+struct Norm {
+    weight: Tensor,
+    bias: Tensor,
+}
+
+impl Norm {
+    fn new(p: &mut Parameters, name: &str, d: i64) -> Self {
+        let weight = p.constant(&format!("{name}.weight"), &[d], 1.0);
+        Self { weight, bias: p.constant(&format!("{name}.bias"), &[d], 0.0) }
+    }
+
+    fn forward(&self, x: &Tensor) -> Tensor {
+        x.layer_norm(self.weight.size(), Some(&self.weight), Some(&self.bias), 1e-5, false)
+    }
+}
+
+/// A linear map whose matrix is `[in, out]`, as published.
+struct Map {
+    weight: Tensor,
+    bias: Tensor,
+}
+
+impl Map {
+    /// Drawn from a normal law of deviation `std`.
+    fn new(p: &mut Parameters, name: &str, inputs: i64, outputs: i64, std: f64) -> Self {
+        let weight = p.add(&format!("{name}.weight"), normal(&[inputs, outputs], std));
+        Self { weight, bias: p.constant(&format!("{name}.bias"), &[outputs], 0.0) }
+    }
+
+    /// `[B, L, in]` → `[B, L, out]`.
+    fn forward(&self, x: &Tensor) -> Tensor {
+        let size = x.size();
+        let rows = self.bias.addmm(&x.flatten(0, 1), &self.weight);
+        rows.view([size[0], size[1], -1])
+    }
+}
+
+fn normal(shape: &[i64], std: f64) -> Tensor {
+    Tensor::randn(shape, (tch::Kind::Float, Device::Cpu)) * std
+}
+
+struct Block {
+    ln_1: Norm,
+    c_attn: Map,
+    attn_c_proj: Map,
+    ln_2: Norm,
+    c_fc: Map,
+    mlp_c_proj: Map,
+}
+
+/// # Source
+/// Radford et al. 2019, "Language Models are Unsupervised Multitask Learners"; parameter names and the tanh GELU as in the
+/// weights published as `gpt2`, `gpt2-medium`, `gpt2-large` and `gpt2-xl`. Differences: none known.
+struct Gpt2 {
+    config: Config,
+    parameters: Parameters,
+    wte: Tensor,
+    wpe: Tensor,
+    blocks: Vec<Block>,
+    ln_f: Norm,
+}
+
+/// Deviation of the first weights.
+const INIT_STD: f64 = 0.02;
+
+impl Component for Gpt2 {
+    const NAME: &'static str = "gpt2";
+    const ABOUT: &'static str = "GPT-2, by default its small size; reads published weights";
+    const PROVIDES: &'static [&'static str] = &[capability::CAUSAL, capability::KV_CACHE];
+    type Config = Config;
+
+    fn new(config: Config, context: &Context) -> Result<Self> {
+        let Config { hidden_size: d, n_blocks, n_heads, dropout, .. } = config;
+        for (name, value) in [("hidden_size", d), ("n_blocks", n_blocks), ("n_heads", n_heads)] {
+            ensure!(value > 0, Config, "`{name}` must be at least 1, got {value}");
+        }
+        ensure!(
+            d % n_heads == 0,
+            Config,
+            "`hidden_size` ({d}) must be a multiple of `n_heads` ({n_heads})"
+        );
+        ensure!(
+            (0.0..1.0).contains(&dropout),
+            Config,
+            "`dropout` must lie in [0, 1), got {dropout}"
+        );
+        let mut p = Parameters::new(context);
+        let wte = p.add("wte.weight", normal(&[context.vocab_size, d], INIT_STD));
+        let wpe = p.add("wpe.weight", normal(&[context.length, d], INIT_STD));
+        // What joins the residual stream is the smaller, the more joins it.
+        let joining = INIT_STD / (2.0 * n_blocks as f64).sqrt();
+        let mut blocks = Vec::new();
+        for i in 0..n_blocks {
+            let name = |part: &str| format!("h.{i}.{part}");
+            blocks.push(Block {
+                ln_1: Norm::new(&mut p, &name("ln_1"), d),
+                c_attn: Map::new(&mut p, &name("attn.c_attn"), d, 3 * d, INIT_STD),
+                attn_c_proj: Map::new(&mut p, &name("attn.c_proj"), d, d, joining),
+                ln_2: Norm::new(&mut p, &name("ln_2"), d),
+                c_fc: Map::new(&mut p, &name("mlp.c_fc"), d, 4 * d, INIT_STD),
+                mlp_c_proj: Map::new(&mut p, &name("mlp.c_proj"), 4 * d, d, joining),
+            });
+        }
+        let ln_f = Norm::new(&mut p, "ln_f", d);
+        Ok(Self { config, parameters: p, wte, wpe, blocks, ln_f })
+    }
+}
+
+impl Gpt2 {
+    /// Tokens at positions `first ..`: `[B, L]` → `[B, L, D]`.
+    fn embed(&self, x_bl: &Tensor, first: i64, train: bool) -> Result<Tensor> {
+        let (_b, l) = check_shape!(x_bl, [B, L], Int64);
+        let most = self.wpe.size()[0];
+        ensure!(first + l <= most, Shape, "this network has {most} positions, got {}", first + l);
+        let tokens = Tensor::embedding(&self.wte, x_bl, -1, false, false);
+        Ok((tokens + self.wpe.narrow(0, first, l)).dropout(self.config.dropout, train))
+    }
+
+    /// `[B, L, D]` over `past` keys and values, `[B, H, P, K]` each; with the longer ones.
+    fn attend(
+        &self,
+        block: &Block,
+        h_bld: &Tensor,
+        past: Option<(&Tensor, &Tensor)>,
+        train: bool,
+    ) -> (Tensor, [Tensor; 2]) {
+        let size = h_bld.size();
+        let qkv = block.c_attn.forward(h_bld);
+        let qkv = qkv.view([size[0], size[1], 3, self.config.n_heads, -1]).permute([2, 0, 3, 1, 4]);
+        let (q, k, v) = (qkv.get(0), qkv.get(1), qkv.get(2));
+        let dropout = if train { self.config.dropout } else { 0.0 };
+        let attention = |k: &Tensor, v: &Tensor, bias: Option<&Tensor>, causal| {
+            let out =
+                Tensor::scaled_dot_product_attention(&q, k, v, bias, dropout, causal, None, false);
+            block.attn_c_proj.forward(&out.transpose(1, 2).flatten(2, 3))
+        };
+        let Some((past_k, past_v)) = past else {
+            return (attention(&k, &v, None, true), [k, v]);
+        };
+        let (new, earlier) = (q.size()[2], past_k.size()[2]);
+        let (k, v) = (Tensor::cat(&[past_k, &k], 2), Tensor::cat(&[past_v, &v], 2));
+        let seen = Tensor::ones([new, earlier + new], (tch::Kind::Bool, q.device())).tril(earlier);
+        (attention(&k, &v, Some(&seen), false), [k, v])
+    }
+
+    /// The residual stream through all blocks, with the keys and values of each.
+    fn blocks(&self, mut x_bld: Tensor, past: &[Tensor], train: bool) -> (Tensor, Vec<Tensor>) {
+        let dropout = self.config.dropout;
+        let mut kept = Vec::with_capacity(2 * self.blocks.len());
+        for (i, block) in self.blocks.iter().enumerate() {
+            let past = past.get(2 * i).zip(past.get(2 * i + 1));
+            let (attended, longer) = self.attend(block, &block.ln_1.forward(&x_bld), past, train);
+            kept.extend(longer);
+            x_bld = &x_bld + attended.dropout(dropout, train);
+            let wide = block.c_fc.forward(&block.ln_2.forward(&x_bld)).gelu("tanh");
+            x_bld = &x_bld + block.mlp_c_proj.forward(&wide).dropout(dropout, train);
+        }
+        (self.ln_f.forward(&x_bld), kept)
+    }
+}
+
+impl Backbone for Gpt2 {
+    fn parameters(&self) -> &Parameters {
+        &self.parameters
+    }
+
+    fn hidden(&self, xt_bl: &Tensor, _sigma_b: &Tensor, train: bool) -> Result<Tensor> {
+        Ok(self.blocks(self.embed(xt_bl, 0, train)?, &[], train).0)
+    }
+
+    fn logits(&self, hidden_nd: &Tensor) -> Result<Tensor> {
+        Ok(maskdiff_plugin_api::nn::linear(hidden_nd, &self.wte, None))
+    }
+
+    fn head(&self) -> Option<Head> {
+        Some(Head { weight: self.wte.shallow_clone(), bias: None })
+    }
+
+    /// The cache holds keys and values of every block, `[B, H, P, K]` each.
+    fn extend(&self, x_bl: &Tensor, cache: Vec<Tensor>) -> Result<(Tensor, Vec<Tensor>)> {
+        let wanted = 2 * self.blocks.len();
+        ensure!(
+            cache.is_empty() || cache.len() == wanted,
+            Shape,
+            "a cache of this network has {wanted} tensors, got {}",
+            cache.len()
+        );
+        let first = cache.first().map_or(0, |k| k.size()[2]);
+        Ok(self.blocks(self.embed(x_bl, first, false)?, &cache, false))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tch::Kind;
+
+    fn small() -> Config {
+        Config { hidden_size: 16, n_blocks: 2, n_heads: 2, dropout: 0.0, ..Config::default() }
+    }
+
+    #[test]
+    fn contract() {
+        maskdiff_plugin_api::testkit::backbone_contract::<Gpt2>(small());
+    }
+
+    #[test]
+    fn the_cache_changes_nothing() {
+        let context = Context {
+            vocab_size: 11,
+            mask_id: None,
+            length: 12,
+            time_conditioning: false,
+            kind: Kind::Double,
+            cuda: None,
+        };
+        tch::manual_seed(3);
+        let net = Gpt2::new(small(), &context).unwrap();
+        let x = Tensor::randint(11, [3, 12], (Kind::Int64, Device::Cpu));
+        let sigma = Tensor::zeros([3], (Kind::Double, Device::Cpu));
+        let whole = net.hidden(&x, &sigma, false).unwrap();
+        let (mut cache, mut at) = (Vec::new(), 0);
+        for piece in [3, 1, 1, 4, 1, 2] {
+            let (hidden, longer) = net.extend(&x.narrow(1, at, piece), cache).unwrap();
+            let error = (hidden - whole.narrow(1, at, piece)).abs().max().double_value(&[]);
+            assert!(error < 1e-12, "positions {at}..{}: {error:e}", at + piece);
+            (cache, at) = (longer, at + piece);
+        }
+        let said = net.extend(&x.narrow(1, 0, 1), cache).unwrap_err().to_string();
+        assert!(said.contains("12 positions, got 13"), "{said}");
+    }
+}
