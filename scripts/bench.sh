@@ -8,7 +8,8 @@ out=${1:-target/bench.json}
 scripts/setup.sh
 scripts/setup.sh --hub || echo "no client of the hub: nothing beside our tokenizing"
 cargo build --workspace --release --locked
-cargo bench -p maskdiff-tests --locked --bench memory --bench speed --bench training --bench data | tee "$out.txt"
+cargo bench -p maskdiff-tests --locked --bench memory --bench speed --bench training --bench data \
+  --bench evaluation | tee "$out.txt"
 scripts/bench_json.py "$out.txt" >"$out"
 rm "$out.txt"
 cat "$out"

@@ -20,12 +20,18 @@ words = [line.split() for line in lines]
 memory = {w[1]: float(w[2]) for w in words if w[:1] == ['memory']}
 load_ms = next((float(w[2]) for w in words if w[:1] == ['load']), None)
 
-training = {}
-for w in words:
-    if w[:1] == ['training']:
-        training.setdefault(w[1], []).append(float(w[2]))
-# A way that ran several times counts by its best, as the other does.
-training = {name: max(numbers) for name, numbers in training.items()}
+
+
+def best(bench):
+    """A way that ran several times counts by its best, as the other does."""
+    numbers = {}
+    for w in words:
+        if w[:1] == [bench]:
+            numbers.setdefault(w[1], []).append(float(w[2]))
+    return {name: max(all) for name, all in numbers.items()}
+
+
+training, evaluation = best('training'), best('evaluation')
 
 data = {w[1]: float(w[2]) for w in words if w[:1] == ['data']}
 
@@ -58,6 +64,13 @@ ratio('170M parameters, a checkpoint a minute: steps/s with / without', training
 ratio('dimamba memory: 4,096 tokens / 1,024 tokens', memory, 'scan_4096', 'scan_1024')
 ratio('GPT-2 tokens/s into blocks: ours / datasets.map with two processes', data,
       'tokenize_tokens_per_s', 'datasets_map_tokens_per_s')
-result = {'seconds': seconds, 'memory_mib': memory, 'training': training, 'data': data,
+ratio('likelihood V=50258 L=128 B=32: tokens/s, ours / original', evaluation,
+      'product_tokens_per_s', 'original_tokens_per_s')
+ratio('likelihood V=50258 L=128 B=32: peak memory, ours / original', evaluation,
+      'product_peak_mib', 'original_peak_mib')
+ratio('700 MB of weights: time as tensors / as bytes', evaluation, 'read_tensors_s', 'read_file_s')
+ratio('700 MB of weights: peak memory of reading tensors / size', evaluation, 'read_tensors_peak_mib', 'file_mib')
+ratio('700 MB of weights: peak memory of loading a model / size', evaluation, 'load_peak_mib', 'file_mib')
+result = {'seconds': seconds, 'memory_mib': memory, 'training': training, 'evaluation': evaluation, 'data': data,
           'load_plugins_ms': load_ms, 'ratios': ratios}
 print(json.dumps(result, indent=1, ensure_ascii=False))

@@ -2,15 +2,16 @@
 # Makes this checkout ready for plain `cargo build`, `cargo run` and `cargo test`. Safe to run again; quick when done.
 # With --python it also makes the environment for components written in Python: about 3 GB of download, 5 GB on disk, in
 # the user's cache; with --s3 the small one of a server of the S3 protocol, for the tests; with --hub that of the official
-# client of the Hugging Face Hub, for the tests, and of `datasets`, for the benches.
+# client of the Hugging Face Hub, for the tests, and of `datasets`, for the benches; with --browser a headless Chromium and
+# its driver, from the system's packages, for the tests of pages.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
 stop() { echo "setup: $1" >&2; exit 1; }
 
 case "${1:-}" in
-  "" | --python | --s3 | --hub) ;;
-  *) stop "there is no option $1: run scripts/setup.sh alone or with --python, --s3 or --hub" ;;
+  "" | --python | --s3 | --hub | --browser) ;;
+  *) stop "there is no option $1: run scripts/setup.sh alone or with --python, --s3, --hub or --browser" ;;
 esac
 
 command -v cargo >/dev/null || stop "cargo is missing: install Rust (https://rustup.rs), then run this again"
@@ -37,7 +38,17 @@ small() {
   echo "setup: $what at $env"
 }
 
+browser() {
+  command -v chromium >/dev/null && command -v chromedriver >/dev/null && return 0
+  command -v apt-get >/dev/null || stop "install Chromium and its driver as \`chromium\` and \`chromedriver\` on PATH"
+  [ "$(id -u)" = 0 ] || stop "as root: apt-get install chromium chromium-driver"
+  { apt-get update && apt-get install -y --no-install-recommends chromium chromium-driver; } >/dev/null \
+    || stop "apt-get could not install chromium and chromium-driver, for the reason above"
+  echo "setup: $(chromium --version)"
+}
+
 case "${1:-}" in
+  --browser) browser ;;
   --s3) small --s3 moto-5.2.5 "the S3 server" 'moto[s3,server]==5.2.5' ;;
   --hub) small --hub hub-2.4.0 "the hub's client" huggingface_hub==2.4.0 datasets==5.2.0 tokenizers==0.23.1 ;;
 esac

@@ -12,7 +12,7 @@ use clap::{Args, CommandFactory as _, Parser, Subcommand, ValueHint};
 use crate::commands::{self, Common};
 use crate::error::{Error, Result};
 use crate::prompt::Ask;
-use crate::report::Format;
+use crate::report::{Format, Report};
 use crate::{accelerator, logging};
 
 const LONG_ABOUT: &str = "\
@@ -91,8 +91,22 @@ enum Command {
         /// KEY=VALUE
         overrides: Vec<String>,
     },
-    /// Bound the likelihood of the validation text
-    Eval(Trained),
+    /// Bound the likelihood of text: of the validation text, of a file, or of several sets (`data=zeroshot`)
+    Eval {
+        #[command(flatten)]
+        trained: Trained,
+        /// A text file to measure on; the same as data=text data.valid_path=FILE
+        #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
+        text: Option<String>,
+    },
+    /// Score generated text by a judge: generative perplexity, entropy, distinct n-grams, MAUVE
+    ///
+    /// `eval.gen_ppl_eval_model_name_or_path` names the judge, `eval.gen_ppl.protocol` says what counts.
+    Score {
+        /// What `maskdiff sample --format json` printed (FILE.jsonl), or texts between lines `---`; and KEY=VALUE
+        #[arg(required = true, value_name = "FILE", value_hint = ValueHint::FilePath)]
+        words: Vec<String>,
+    },
     /// Draw text
     ///
     /// Without a prompt, `sampling.num_sample_batches` batches of `loader.eval_batch_size` texts; with prompts and
@@ -102,12 +116,25 @@ enum Command {
         trained: Trained,
         #[command(flatten)]
         given: Given,
+        #[command(flatten)]
+        shown: commands::sample::Shown,
         /// Build the plugin in this folder at each save, and draw again with its sampler
         #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath)]
         watch: Option<PathBuf>,
         /// What `--watch` runs: draws with each plugin file that is named on stdin
         #[arg(long, hide = true, conflicts_with = "watch")]
         follow: bool,
+    },
+    /// Make one page of runs: curves, results beside published figures, samples, and how they came to be
+    ///
+    /// The page holds all it shows and needs no network.
+    Report {
+        /// Run folders, or folders that hold some
+        #[arg(required = true, value_name = "FOLDER", value_hint = ValueHint::DirPath)]
+        folders: Vec<PathBuf>,
+        /// Where the page goes
+        #[arg(long, value_name = "FILE", default_value = "report.html", value_hint = ValueHint::FilePath)]
+        output: PathBuf,
     },
     /// Write a checkpoint for another program
     ///
@@ -347,17 +374,28 @@ fn run(words: Vec<OsString>) -> Result<i32> {
                 None => commands::train::run(&common, profile),
             }
         }
-        Command::Eval(trained) => commands::eval::run(&common(trained.into_overrides())),
-        Command::Sample { trained, given, watch, follow } => {
+        Command::Eval { trained, text } => {
+            let mut overrides = trained.into_overrides();
+            if let Some(file) = text {
+                overrides.extend(["data=text".to_string(), format!("data.valid_path={file}")]);
+            }
+            commands::eval::run(&common(overrides))
+        }
+        Command::Score { words } => commands::score::run(common(Vec::new()), words),
+        Command::Sample { trained, given, shown, watch, follow } => {
             let (common, asked) = (common(trained.into_overrides()), given.into_asks()?);
             match watch {
                 Some(folder) => commands::watch::run(&common, &folder),
                 None if follow => commands::watch::follow(common, &asked),
-                None => commands::sample::run(&common, &asked),
+                None => commands::sample::run(&common, &asked, &shown),
             }
         }
         Command::Export { trained, kind, output } => {
             commands::export::run(&common(trained.into_overrides()), kind, &output)
+        }
+        Command::Report { folders, output } => {
+            let common = common(Vec::new());
+            commands::report::run(&Report::new(common.format, common.quiet), &folders, &output)
         }
         Command::Config { overrides } => commands::config::run(&common(overrides)),
         Command::Plugins { command } => plugins(command, common),

@@ -16,12 +16,15 @@ pub enum Format {
     Text,
     /// One JSON object a line.
     Json,
+    /// Text, tables as Markdown.
+    Markdown,
 }
 
 /// Where a command's words go: results to stdout, progress to stderr.
 #[derive(Debug)]
 pub struct Report {
     json: bool,
+    markdown: bool,
     quiet: bool,
     bar: Option<ProgressBar>,
     started: Instant,
@@ -38,12 +41,50 @@ impl Report {
             Format::Auto => !std::io::stdout().is_terminal(),
             other => other == Format::Json,
         };
-        Self { json, quiet, bar: None, started: Instant::now(), last_line: None }
+        let markdown = format == Format::Markdown;
+        Self { json, markdown, quiet, bar: None, started: Instant::now(), last_line: None }
     }
 
     /// Whether results are JSON lines.
     pub fn json(&self) -> bool {
         self.json
+    }
+
+    /// Prints a table of results that were printed one by one; as Markdown instead of them. JSON needs none.
+    pub fn table(&self, headers: &[&str], rows: &[Vec<String>]) {
+        if self.json {
+            return;
+        }
+        let widths: Vec<usize> = (0..headers.len())
+            .map(|i| {
+                let cells = rows.iter().map(|row| row[i].chars().count());
+                cells.chain([headers[i].chars().count()]).max().unwrap_or(0)
+            })
+            .collect();
+        let line = |cells: &[String]| {
+            let padded = cells.iter().zip(&widths).enumerate().map(|(i, (cell, width))| {
+                // Names to the left, numbers to the right.
+                if i == 0 { format!("{cell:<width$}") } else { format!("{cell:>width$}") }
+            });
+            let padded: Vec<String> = padded.collect();
+            if self.markdown { format!("| {} |", padded.join(" | ")) } else { padded.join("  ") }
+        };
+        let headers: Vec<String> = headers.iter().map(ToString::to_string).collect();
+        let mut lines = vec![line(&headers)];
+        if self.markdown {
+            let rules = widths.iter().enumerate().map(|(i, width)| {
+                let dashes = "-".repeat(width.saturating_sub(usize::from(i > 0)));
+                if i == 0 { dashes } else { dashes + ":" }
+            });
+            lines.push(format!("| {} |", rules.collect::<Vec<String>>().join(" | ")));
+        }
+        lines.extend(rows.iter().map(|row| line(row)));
+        let _ = writeln!(std::io::stdout(), "{}", lines.join("\n"));
+    }
+
+    /// Whether tables are printed as Markdown.
+    pub fn markdown(&self) -> bool {
+        self.markdown
     }
 
     /// Prints a result: an object with `--format json`, else its text.

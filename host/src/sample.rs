@@ -1,16 +1,21 @@
 //! Drawing text: a start from the prior with what is given, the sampler's walk, ids to text.
 
+use std::cell::RefCell;
+use std::rc::Rc;
 use std::time::Instant;
 
 use maskdiff_plugin_api::abi::handles::Walker;
+use maskdiff_plugin_api::{Kind as ErrorKind, PluginError};
 use serde::Serialize;
 use tch::Tensor;
 
 use crate::config::groups;
 use crate::data::Tokenizer;
 use crate::error::{Error, Result};
+use crate::evaluate::diversity;
 use crate::model::{Model, Progress};
 use crate::prompt::Given;
+use crate::trace::Recorder;
 
 /// A loaded sampler with its name.
 pub type NamedSampler = (String, Walker);
@@ -65,6 +70,8 @@ pub struct Sample {
     pub text: String,
     /// Its tokens.
     pub ids: Vec<i64>,
+    /// Their entropy, nats.
+    pub entropy: f64,
 }
 
 /// A batch of draws and what it cost.
@@ -78,7 +85,7 @@ pub struct Drawn {
     pub seconds: f64,
 }
 
-/// Draws a sequence for each of `given`, which stays as it is.
+/// Draws a sequence for each of `given`, which stays as it is. A recorder hears of every step.
 pub fn draw(
     model: &Model,
     sampler: &mut NamedSampler,
@@ -86,6 +93,7 @@ pub fn draw(
     given: &[Given],
     windows: Windows,
     progress: Option<Progress<'static>>,
+    recorder: Option<&Rc<RefCell<Recorder>>>,
 ) -> Result<Drawn> {
     let (start, calls) = (Instant::now(), model.calls());
     let count = given.len() as i64;
@@ -93,21 +101,44 @@ pub fn draw(
     for (row, given) in (0..).zip(given) {
         given.put_into(&xt_bl.get(row));
     }
-    model.on_progress(progress);
+    model.on_progress(recorded(progress, recorder.map(Rc::clone)));
     let prior = || model.prior(count, model.facts().length);
-    let walked = windows.walk(&xt_bl, prior, |xt_bl| window(model, sampler, xt_bl));
+    let mut number = 0;
+    let walked = windows.walk(&xt_bl, prior, |xt_bl| {
+        let Some(recorder) = recorder else { return window(model, sampler, xt_bl) };
+        recorder.borrow_mut().begin(xt_bl, number * windows.stride)?;
+        number += 1;
+        let x0_bl = window(model, sampler, xt_bl)?;
+        recorder.borrow_mut().end(&x0_bl)?;
+        Ok(x0_bl)
+    });
     model.on_progress(None);
     let rows = walked?.unbind(0).into_iter().zip(given);
     let sample = |(row, given): (Tensor, &Given)| -> Result<Sample> {
         let mut ids = Vec::<i64>::try_from(row)?;
         given.cut(&mut ids);
-        Ok(Sample { given: given.text.clone(), text: tokenizer.decode(&ids), ids })
+        let (text, entropy) = (tokenizer.decode(&ids), diversity::entropy(&ids));
+        Ok(Sample { given: given.text.clone(), text, ids, entropy })
     };
     Ok(Drawn {
         samples: rows.map(sample).collect::<Result<_>>()?,
         nfe: (model.calls() - calls) as f64 / count as f64,
         seconds: start.elapsed().as_secs_f64(),
     })
+}
+
+/// Tells a recorder of what `progress` is told.
+fn recorded(
+    progress: Option<Progress<'static>>,
+    recorder: Option<Rc<RefCell<Recorder>>>,
+) -> Option<Progress<'static>> {
+    let Some(recorder) = recorder else { return progress };
+    let mut progress = progress.unwrap_or_else(|| Box::new(|_, _, _| Ok(())));
+    Some(Box::new(move |done, total, x_bl| {
+        let written = recorder.borrow_mut().step(done, total, x_bl);
+        written.map_err(|e| PluginError::new(ErrorKind::Other, e.to_string()))?;
+        progress(done, total, x_bl)
+    }))
 }
 
 fn window(model: &Model, (name, walker): &mut NamedSampler, xt_bl: &Tensor) -> Result<Tensor> {

@@ -396,7 +396,7 @@ impl Trainer<'_> {
             tch::manual_seed(plan.seed.wrapping_add(step));
             let given = vec![Given::default(); config.sampling.num_sample_log as usize];
             let tokenizer = corpus.tokenizer.as_ref();
-            let drawn = sample::draw(model, sampler, tokenizer, &given, Windows::ONE, None);
+            let drawn = sample::draw(model, sampler, tokenizer, &given, Windows::ONE, None, None);
             set_generator_state(device, &state)?;
             Ok((bound, Some(drawn?)))
         })?;

@@ -15,7 +15,7 @@ use maskdiff::distributed::World;
 use maskdiff::learner::{Ask, Batch, Learner};
 use maskdiff::model::Model;
 use maskdiff::stream::{mask_uniforms, time_uniforms};
-use maskdiff_tests::bench::{Size, tokens};
+use maskdiff_tests::bench::{Size, median, peak_mib, tokens};
 use maskdiff_tests::original::{Original, loss_difference};
 use maskdiff_tests::{registry, target};
 use serde_json::Value;
@@ -27,17 +27,6 @@ const BATCH: i64 = 32;
 fn config(more: &[&str]) -> Config {
     let overrides = more.iter().map(ToString::to_string).collect();
     load(&Request { overrides, ..Request::default() }).expect("a configuration")
-}
-
-fn median(mut numbers: Vec<f64>) -> f64 {
-    numbers.sort_by(f64::total_cmp);
-    numbers[numbers.len() / 2]
-}
-
-fn peak_mib() -> f64 {
-    let status = fs::read_to_string("/proc/self/status").expect("/proc/self/status");
-    let line = status.lines().find(|l| l.starts_with("VmHWM")).expect("the field");
-    line.split_whitespace().nth(1).and_then(|n| n.parse::<f64>().ok()).expect("a number") / 1024.0
 }
 
 fn batch(size: &Size, model: &Model, step: u64) -> Batch {

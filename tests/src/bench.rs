@@ -10,6 +10,19 @@ use tch::{Kind, Tensor};
 /// Threads of the stated machine.
 pub const THREADS: i32 = 2;
 
+/// The middle one of some numbers.
+pub fn median(mut numbers: Vec<f64>) -> f64 {
+    numbers.sort_by(f64::total_cmp);
+    numbers[numbers.len() / 2]
+}
+
+/// The most memory that this process has held, MiB.
+pub fn peak_mib() -> f64 {
+    let status = std::fs::read_to_string("/proc/self/status").expect("/proc/self/status");
+    let line = status.lines().find(|l| l.starts_with("VmHWM")).expect("the field");
+    line.split_whitespace().nth(1).and_then(|n| n.parse::<f64>().ok()).expect("a number") / 1024.0
+}
+
 /// A DiT over `vocab_size` tokens, the last of which is the mask; weights random and not zero.
 pub struct Size {
     /// Width of the network.

@@ -1,4 +1,4 @@
-//! The original program's training step, operation by operation over the same libtorch: its network (float32, its attention
+//! The original program's training step and its likelihood, operation by operation over the same libtorch: its network (float32, its attention
 //! by libtorch's own kernel), SUBS over all logits, PyTorch's AdamW, clipping and average in their default forms on a CPU.
 
 use std::collections::BTreeMap;
@@ -32,6 +32,24 @@ impl Original {
         let (exp_avg, exp_avg_sq) = (zeros(), zeros());
         let weights = model.named().into_iter().collect();
         Self { weights, trained, exp_avg, exp_avg_sq, shadow, steps: 0, n_heads, n_blocks, dropout }
+    }
+
+    /// The same without what only a training step needs.
+    pub fn for_likelihood(model: &Model, n_heads: i64, n_blocks: i64) -> Self {
+        let weights = model.named().into_iter().collect();
+        let none = Vec::new;
+        let (trained, exp_avg, exp_avg_sq, shadow) = (none(), none(), none(), none());
+        Self {
+            weights,
+            trained,
+            exp_avg,
+            exp_avg_sq,
+            shadow,
+            steps: 0,
+            n_heads,
+            n_blocks,
+            dropout: 0.0,
+        }
     }
 
     fn at(&self, name: &str) -> &Tensor {

@@ -61,7 +61,8 @@ fn evaluation_and_sampling_need_the_checkpoint_alone() {
         assert!(ids.iter().all(|id| id.as_i64().expect("an id") < 197), "no mask is left");
     }
     let again = maskdiff(folder.path(), &["mode=sample_eval", path, "loader.eval_batch_size=3"]);
-    assert_eq!(again.expect(0).lines(), drawn, "one seed, one text");
+    let ids = |lines: &[Value]| lines.iter().map(|line| line["ids"].clone()).collect::<Vec<_>>();
+    assert_eq!(ids(&again.expect(0).lines()), ids(&drawn), "one seed, one text");
     let text = maskdiff(folder.path(), &["sample", "--checkpoint", "moved", "--format", "text"]);
     assert!(text.expect(0).stdout.contains("\n---\n"));
 }

@@ -5,7 +5,9 @@ pub mod data;
 pub mod eval;
 pub mod export;
 pub mod plugins;
+pub mod report;
 pub mod sample;
+pub mod score;
 pub mod train;
 pub mod watch;
 
@@ -40,13 +42,21 @@ pub struct Common {
 }
 
 impl Common {
-    fn request(&self, stored: Option<(String, String)>, foreign: bool) -> Request {
-        Request { overrides: self.overrides.clone(), file: self.file.clone(), stored, foreign }
-    }
-
     /// The configuration with nothing stored.
     fn config(&self) -> Result<Config> {
-        load(&self.request(None, false))
+        let (overrides, file) = (self.overrides.clone(), self.file.clone());
+        load(&Request { overrides, file, stored: None, foreign: false })
+    }
+
+    /// The configuration for a checkpoint, with some words more; a group that they choose is theirs alone.
+    fn for_checkpoint(&self, checkpoint: &Checkpoint, more: &[String]) -> Result<Config> {
+        let chosen = |word: &String| word.split_once('=').map(|(key, _)| key.to_string());
+        let mut overrides = self.overrides.clone();
+        overrides.retain(|word| !more.iter().any(|other| chosen(other) == chosen(word)));
+        overrides.extend(more.iter().cloned());
+        let foreign = checkpoint.foreign.is_some();
+        let stored = Some(checkpoint.stored()?);
+        load(&Request { overrides, file: self.file.clone(), stored, foreign })
     }
 
     /// Opens the checkpoint that `eval.checkpoint_path` names, with its configuration and tokenizer.
@@ -58,8 +68,20 @@ impl Common {
                 "give a run folder: `--checkpoint outputs/DATA/DATE/TIME`",
             ));
         };
-        let checkpoint = Checkpoint::open(&fetched(&path)?)?;
-        let config = load(&self.request(Some(checkpoint.stored()?), checkpoint.foreign.is_some()))?;
+        self.open(&fetched(&path, false)?, self.overrides.clone(), self.file.clone())
+    }
+
+    /// Opens a checkpoint with its configuration, to which words and a file are added, and its tokenizer.
+    fn open(
+        &self,
+        path: &Path,
+        overrides: Vec<String>,
+        file: Option<PathBuf>,
+    ) -> Result<(Checkpoint, Config, Arc<dyn Tokenizer>)> {
+        let checkpoint = Checkpoint::open(path)?;
+        let foreign = checkpoint.foreign.is_some();
+        let stored = Some(checkpoint.stored()?);
+        let config = load(&Request { overrides, file, stored, foreign })?;
         let asked = config.layers.source("data.tokenizer_name_or_path") == "command line";
         let Some(foreign) = &checkpoint.foreign else {
             let tokenizer = load_tokenizer(&checkpoint.path.join("tokenizer.json"))?;
@@ -79,7 +101,10 @@ impl Common {
         let (has, wants) = (tokenizer.vocab_size(), foreign.vocab_size);
         if has != wants {
             return Err(Error::config(
-                format!("`{path}` has {wants} tokens with the mask, and the tokenizer makes {has}"),
+                format!(
+                    "`{}` has {wants} tokens with the mask, and the tokenizer makes {has}",
+                    path.display()
+                ),
                 "name its own tokenizer: `data.tokenizer_name_or_path=gpt2`, a file or a folder",
             ));
         }
@@ -87,12 +112,15 @@ impl Common {
     }
 }
 
-/// The path of a checkpoint; one of the hub, `owner/name`, is fetched first.
-fn fetched(named: &str) -> Result<PathBuf> {
+/// The path of a checkpoint; one of the hub, `owner/name`, is fetched first, where `bare` one that is a name alone too.
+fn fetched(named: &str, bare: bool) -> Result<PathBuf> {
     let path = PathBuf::from(named);
     let owner =
         named.split_once('/').filter(|(_, name)| !name.contains('/')).map(|(owner, _)| owner);
-    let of_hub = owner.is_some_and(|owner| !owner.is_empty() && !owner.starts_with(['.', '~']));
+    let of_hub = match owner {
+        Some(owner) => !owner.is_empty() && !owner.starts_with(['.', '~']),
+        None => bare && !named.contains('/'),
+    };
     // A name beside a folder of its owner's name is a path that was meant.
     if path.exists() || !of_hub || owner.is_some_and(|owner| Path::new(owner).is_dir()) {
         return Ok(path);

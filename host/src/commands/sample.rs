@@ -1,24 +1,72 @@
 //! `maskdiff sample`
 
+use std::cell::RefCell;
+use std::path::PathBuf;
+use std::rc::Rc;
+
 use maskdiff_plugin_api::{Kind, PluginError};
 use serde_json::json;
 
 use super::Common;
+use super::score::Scorer;
 use crate::config::Config;
-use crate::data::Tokenizer;
+use crate::data::{Observer, Tokenizer};
 use crate::distributed::World;
-use crate::error::Result;
+use crate::error::{Error, Result};
+use crate::evaluate::generated::Generated;
+use crate::ledger::{self, Ledger};
 use crate::model::{Model, Progress};
 use crate::prompt::{Ask, Given};
 use crate::report::Report;
 use crate::sample::{self, Sample, Windows};
 use crate::stop::Stop;
-use crate::{accelerator, assemble};
+use crate::trace::{self, Recorder, Trace, Walk};
+use crate::{accelerator, assemble, files, page, plugins};
+
+/// Files that show how texts came to be.
+#[derive(Debug, Clone, Default, clap::Args)]
+pub struct Shown {
+    /// Write what each step wrote where
+    #[arg(long, conflicts_with = "watch", value_name = "FILE.json", value_hint = clap::ValueHint::FilePath)]
+    pub trace: Option<PathBuf>,
+    /// Write a page that plays it
+    #[arg(long, conflicts_with = "watch", value_name = "FILE.html", value_hint = clap::ValueHint::FilePath)]
+    pub html: Option<PathBuf>,
+}
+
+impl Shown {
+    /// Looks before hours of drawing whether the files can be.
+    fn check(&self) -> Result<()> {
+        for path in self.trace.iter().chain(&self.html) {
+            let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
+            if path.is_dir() || folder.is_some_and(|folder| !folder.is_dir()) {
+                return Err(Error::config(
+                    format!("`{}` cannot be written", path.display()),
+                    "name a file in a folder that is there",
+                ));
+            }
+        }
+        Ok(())
+    }
+
+    fn write(&self, trace: &Trace) -> Result<()> {
+        if let Some(path) = &self.trace {
+            files::put(path, serde_json::to_string(trace).unwrap_or_default())?;
+        }
+        if let Some(path) = &self.html {
+            let mut shown = json!(trace);
+            shown["name"] = json!(trace.sampler);
+            files::put(path, page::html("How the text came to be", json!({"traces": [shown]})))?;
+        }
+        Ok(())
+    }
+}
 
 /// Draws text from a checkpoint: freely, or one text for everything that is asked for.
-pub fn run(common: &Common, asked: &[Ask]) -> Result<()> {
+pub fn run(common: &Common, asked: &[Ask], shown: &Shown) -> Result<()> {
+    shown.check()?;
     let mut session = Session::default();
-    session.draw(common, asked, &Stop::listen()?)
+    session.draw(common, asked, shown, &Stop::listen()?)
 }
 
 /// A model in memory, which draws as often as it is asked to.
@@ -30,11 +78,21 @@ pub(super) struct Session {
 impl Session {
     /// Draws with the sampler that the configuration picks among the plugins as they are now, and prints the texts. The
     /// model is loaded the first time.
-    pub(super) fn draw(&mut self, common: &Common, asked: &[Ask], stop: &Stop) -> Result<()> {
+    pub(super) fn draw(
+        &mut self,
+        common: &Common,
+        asked: &[Ask],
+        shown: &Shown,
+        stop: &Stop,
+    ) -> Result<()> {
         let (checkpoint, mut config, tokenizer) = common.trained()?;
         let registry = assemble::registry(&common.plugins, &config)?;
         let choices = assemble::choices(&mut config, &registry, true)?;
         let given = given(&config, asked, tokenizer.as_ref())?;
+        // A judge that is not there should not be missed after hours of drawing.
+        let judged = config.eval.compute_generative_perplexity;
+        let scorer = judged.then(|| Scorer::open(common, &config)).transpose()?;
+        let used = plugins::used(&registry, &choices, Some(&config.sampling.predictor))?;
         let facts = assemble::facts(
             &config,
             tokenizer.as_ref(),
@@ -54,27 +112,61 @@ impl Session {
         let windows = Windows::new(&config.sampling);
         let rounds = 0..config.sampling.num_sample_batches;
         let all: Vec<Given> = rounds.flat_map(|_| given.iter().cloned()).collect();
+        let recorder = (shown.trace.is_some() || shown.html.is_some())
+            .then(|| Rc::new(RefCell::new(Recorder::default())));
+        let mask_id = model.facts().mask_id;
+        let mut trace = Trace {
+            format: trace::FORMAT,
+            sampler: sampler.0.clone(),
+            mask_id,
+            ..Trace::default()
+        };
+        let mut texts = Vec::new();
         let mut rule = "";
         for given in all.chunks(config.loader.eval_batch_size as usize) {
             let bar = progress(Report::new(common.format, common.quiet), stop.clone());
+            let tokenizer = tokenizer.as_ref();
+            let record = recorder.as_ref();
             let drawn =
-                sample::draw(model, &mut sampler, tokenizer.as_ref(), given, windows, Some(bar));
+                sample::draw(model, &mut sampler, tokenizer, given, windows, Some(bar), record);
             let drawn = drawn.map_err(|e| config.locate(e))?;
             let report = Report::new(common.format, common.quiet);
             let (count, nfe, seconds) = (drawn.samples.len(), drawn.nfe, drawn.seconds);
-            for Sample { given, text, ids } in drawn.samples {
-                let mut line = json!({"text": text, "ids": ids, "nfe": nfe});
+            let each = seconds / count as f64;
+            let (steps, walks) = record.map(|r| r.borrow_mut().take()).unwrap_or_default();
+            let mut walks = walks.into_iter();
+            for Sample { given, text, ids, entropy } in drawn.samples {
+                let mut line = json!({"text": text, "ids": ids, "nfe": nfe, "seconds": each, "entropy": entropy});
                 if !given.is_empty() {
                     line["given"] = json!(given);
                 }
                 report.result(&line, &format!("{rule}{text}"));
                 rule = "\n---\n";
+                if let Some(Walk { start, events }) = walks.next() {
+                    let sample =
+                        trace::Sample { given, nfe, seconds: each, entropy, start, events };
+                    trace.add(sample, steps, tokenizer);
+                }
+                if judged {
+                    texts.push(Generated { text, ids: Some(ids) });
+                }
             }
             report.note(&format!(
                 "{count} sequences in {seconds:.2} s, {nfe:.1} network calls for each"
             ));
         }
-        Ok(())
+        shown.write(&trace)?;
+        let Some(mut scorer) = scorer else { return Ok(()) };
+        if config.eval.gen_ppl.mauve && scorer.plan.references.is_none() {
+            let mut report = Report::new(common.format, common.quiet);
+            let observer = Observer::new(&mut report, stop);
+            scorer.compare_with_validation(&config, tokenizer.as_ref(), texts.len(), &observer)?;
+        }
+        let mut origin = ledger::used(&checkpoint, &config, &used)?;
+        origin["sampler"] = json!(sampler.0);
+        origin["sampling"] = config.layers.value("sampling").unwrap_or_default();
+        let ledger = Ledger::new(&config, Some(&checkpoint));
+        scorer.score(common, &config, &texts, &ledger, &origin)
     }
 }
 

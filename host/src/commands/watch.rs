@@ -14,7 +14,7 @@ use std::time::{Duration, Instant, SystemTime};
 use maskdiff_plugin_api::abi::load::Plugin;
 
 use super::Common;
-use super::sample::Session;
+use super::sample::{Session, Shown};
 use crate::cargo::{self, Telling};
 use crate::cli::show;
 use crate::error::{Error, Result};
@@ -203,7 +203,7 @@ pub fn follow(mut common: Common, asked: &[Ask]) -> Result<()> {
         common.plugins = [vec![file.clone()], files.clone()].concat();
         let drawn = its_sampler(&file, &overrides).and_then(|choice| {
             common.overrides = overrides.iter().cloned().chain(choice).collect();
-            session.draw(&common, asked, &Stop::default())
+            session.draw(&common, asked, &Shown::default(), &Stop::default())
         });
         if let Err(error) = drawn {
             show(error);

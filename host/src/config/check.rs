@@ -31,6 +31,8 @@ pub(super) fn ranges(config: &Config) -> Result<()> {
         ("trainer.log_every_n_steps", config.trainer.log_every_n_steps),
         ("eval.passes", config.eval.passes),
         ("eval.duel_tokens", config.eval.duel_tokens),
+        ("eval.perplexity_batch_size", config.eval.perplexity_batch_size),
+        ("eval.gen_ppl.max_length", config.eval.gen_ppl.max_length.unwrap_or(1)),
         ("sampling.num_sample_batches", config.sampling.num_sample_batches),
         ("sampling.stride_length", config.sampling.stride_length),
         ("data.valid_blocks", config.data.valid_blocks),

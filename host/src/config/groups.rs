@@ -6,8 +6,8 @@ use serde::{Deserialize, Serialize};
 
 macro_rules! group {
     ($(#[$doc:meta])* $name:ident { $($(#[$field_doc:meta])* $field:ident: $type:ty = $default:expr,)+ }) => {
-        $(#[$doc])*
         #[derive(Debug, Clone, Serialize, Deserialize)]
+        $(#[$doc])*
         pub struct $name { $($(#[$field_doc])* pub $field: $type,)+ }
 
         impl Default for $name {
@@ -146,6 +146,8 @@ group! {
         config: Option<String> = None,
         /// `hf`: which part is trained on.
         split: String = "train".into(),
+        /// `maskdiff eval` measures on each of these, files of `configs/data/`, instead of on `valid`.
+        sets: Vec<String> = Vec::new(),
         /// Training blocks start anywhere instead of at multiples of the length.
         random_offsets: bool = false,
         /// `stories`: blocks held out for validation.
@@ -319,6 +321,23 @@ group! {
 }
 
 group! {
+    /// Scores of generated text by a judge.
+    #[serde(default, deny_unknown_fields)]
+    GenPpl {
+        /// What counts: the name of a file of `configs/protocol/`.
+        protocol: String = String::new(),
+        /// Let the judge's tokenizer read the text; or else take the tokens that were drawn, where they are the judge's too.
+        retokenize: bool = true,
+        /// Tokens at which a protocol cuts a text; by default as many as were drawn.
+        max_length: Option<i64> = None,
+        /// Compare with texts by people as well (MAUVE).
+        mauve: bool = false,
+        /// `mauve`: those texts, a file as `maskdiff score` takes; by default the validation text of the checkpoint.
+        references: Option<String> = None,
+    }
+}
+
+group! {
     /// Evaluation.
     Eval {
         /// The checkpoint folder to evaluate or sample; a run folder means its last one.
@@ -335,6 +354,17 @@ group! {
         duel_order: String = "margin".into(),
         /// `duel`: tokens revealed at once, ≥ 1.
         duel_tokens: i64 = 1,
+        /// `maskdiff sample` scores what it drew.
+        compute_generative_perplexity: bool = false,
+        /// The judge: a folder, a name of the hub, or a run of a causal network.
+        gen_ppl_eval_model_name_or_path: String = "gpt2-large".into(),
+        /// Windows of text that it scores at once.
+        perplexity_batch_size: i64 = 8,
+        /// How it scores.
+        gen_ppl: GenPpl = GenPpl::default(),
+        /// The ledger to which each evaluation adds a line; by default `results.jsonl` in the run folder of the checkpoint, or
+        /// else here. `none` writes nothing.
+        results: Option<String> = None,
     }
 }
 

@@ -252,7 +252,7 @@ fn insert(dict: &mut Dict, key: &str, value: Figured) {
     }
 }
 
-/// A value as TOML reads it; `True`, `False` and bare words as the original's command lines have them.
+/// A value as TOML reads it; `True`, `False`, bare words and lists of such as the original's command lines have them.
 fn toml_value(text: &str) -> Figured {
     match text {
         "True" => return Figured::from(true),
@@ -260,8 +260,16 @@ fn toml_value(text: &str) -> Figured {
         _ => {}
     }
     let parsed = toml::from_str::<Dict>(&format!("value = {text}"));
-    let value = parsed.ok().and_then(|mut dict| dict.remove("value"));
-    value.unwrap_or_else(|| Figured::from(text))
+    if let Some(value) = parsed.ok().and_then(|mut dict| dict.remove("value")) {
+        return value;
+    }
+    match text.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')) {
+        Some(words) if !words.contains(['[', '"']) => {
+            let words = words.split(',').map(str::trim).filter(|word| !word.is_empty());
+            Figured::from(words.map(toml_value).collect::<Vec<Figured>>())
+        }
+        _ => Figured::from(text),
+    }
 }
 
 fn parse(name: &str, text: &str) -> Result<Dict> {

@@ -63,7 +63,10 @@ impl Layers {
     pub fn leaves(&self) -> Vec<(String, String, String)> {
         let mut leaves = Vec::new();
         self.walk("", &self.values, &mut leaves);
-        leaves.sort_by_key(|(key, _, _)| (key.contains('.'), key.clone()));
+        // Groups in one piece each, the keys of a group before those of a group inside it.
+        let group =
+            |key: &str| key.rsplit_once('.').map_or(String::new(), |(group, _)| group.into());
+        leaves.sort_by_key(|(key, _, _)| (group(key), key.clone()));
         leaves
     }
 

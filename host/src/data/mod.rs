@@ -148,6 +148,12 @@ pub fn open(
     tokenizer: Option<Box<dyn Tokenizer>>,
     observer: &Observer<'_>,
 ) -> Result<Corpus> {
+    if !config.data.sets.is_empty() {
+        let message =
+            format!("`{}` is several texts to measure on, and none to train on", config.data.name);
+        let hint = "choose one corpus; `maskdiff eval` takes several";
+        return Err(config.layers.error("data.sets", &message, hint));
+    }
     if is_stories(config)? {
         return open_stories(config);
     }
@@ -198,20 +204,61 @@ pub fn open(
     Ok(Corpus { tokenizer, train: Loader::new(source), valid: Blocks::Cached(valid), reads })
 }
 
+/// Text that a model is measured on.
+pub struct Valid {
+    /// Its blocks.
+    pub blocks: Blocks,
+    /// Where they come from; none where they are generated.
+    pub reads: Option<Reads>,
+}
+
+impl std::fmt::Debug for Valid {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Valid({} blocks of {:?})", self.blocks.len(), self.reads)
+    }
+}
+
+impl Valid {
+    fn cached(cache: Arc<Cache>, rows: std::ops::Range<u64>) -> Self {
+        let reads = Some(Reads::cached(&cache));
+        Self { blocks: Blocks::Cached(Cached::new(cache, rows)), reads }
+    }
+
+    /// Characters of the text of all blocks; what stands for no text has none.
+    pub fn characters(&self, tokenizer: &dyn Tokenizer) -> Result<u64> {
+        let special = [tokenizer.bos(), tokenizer.eos(), tokenizer.pad()];
+        let special = special.map(|id| id.map_or(-1, i64::from));
+        let mut characters = 0;
+        for block in 0..self.blocks.len() {
+            let Rows { x0_bl, counted_bl } = self.blocks.rows(block, 1);
+            let mut ids = Vec::<i64>::try_from(x0_bl.flatten(0, 1))?;
+            if let Some(counted_bl) = counted_bl {
+                let counted =
+                    Vec::<bool>::try_from(counted_bl.flatten(0, 1).to_kind(tch::Kind::Bool))?;
+                ids = ids.into_iter().zip(counted).filter(|(_, c)| *c).map(|(id, _)| id).collect();
+            }
+            ids.retain(|id| !special.contains(id));
+            characters += tokenizer.decode(&ids).chars().count() as u64;
+        }
+        Ok(characters)
+    }
+}
+
 /// Opens what the configuration validates on, for a model with this tokenizer.
 pub fn open_valid(
     config: &Config,
     tokenizer: &dyn Tokenizer,
     observer: &Observer<'_>,
-) -> Result<Blocks> {
+) -> Result<Valid> {
     if is_stories(config)? {
-        return open_stories(config).map(|corpus| corpus.valid);
+        let blocks = open_stories(config)?.valid;
+        return Ok(Valid { blocks, reads: None });
     }
     let hub = LazyHub::default();
     if let Some(part) = Part::find(config, Role::Valid, &hub)? {
         let cache = prepare::blocks(&part, config, Role::Valid, tokenizer, &hub, observer)?;
         let rows = 0..cache.rows();
-        return Ok(Blocks::Cached(Cached::new(cache, rows)));
+        return Ok(Valid::cached(cache, rows));
     }
     let part = Part::find(config, Role::Train, &hub)?;
     let part =
@@ -223,7 +270,7 @@ pub fn open_valid(
         rows.end - rows.start,
         cache.rows()
     ));
-    Ok(Blocks::Cached(Cached::new(cache, rows)))
+    Ok(Valid::cached(cache, rows))
 }
 
 /// Of the blocks of a corpus without a part for validation, those that are trained on.

@@ -1,7 +1,12 @@
 //! Likelihood of the validation blocks: the parameterization's own bound, a strict one, or the exact likelihood of an
 //! order of unmasking.
 
+pub mod diversity;
 pub mod duel;
+pub mod generated;
+pub mod judge;
+pub mod mauve;
+pub mod protocol;
 pub mod strict;
 
 use maskdiff_native::{generator_state, set_generator_state};

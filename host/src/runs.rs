@@ -1,0 +1,193 @@
+//! Run folders as they are found on disk: what was asked for, what was logged, what was drawn.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use serde_json::{Map, Value, json};
+
+use crate::error::{Error, Result};
+use crate::ledger;
+
+/// The file that makes a folder a run.
+const METRICS: &str = "metrics.jsonl";
+
+/// How deep below a folder runs are looked for.
+const DEPTH: usize = 6;
+
+/// A run folder.
+#[derive(Debug)]
+pub struct Run {
+    /// Where it is.
+    pub path: PathBuf,
+    config: toml::Table,
+    metrics: Vec<Value>,
+}
+
+/// The run folders at and below a folder, by name.
+pub fn find(folder: &Path) -> Result<Vec<PathBuf>> {
+    if !folder.is_dir() {
+        return Err(Error::data(
+            format!("`{}` is no folder", folder.display()),
+            "name run folders, or folders that hold some",
+        ));
+    }
+    let mut found = Vec::new();
+    look(folder, DEPTH, &mut found);
+    found.sort();
+    Ok(found)
+}
+
+fn look(folder: &Path, depth: usize, found: &mut Vec<PathBuf>) {
+    if folder.join(METRICS).is_file() {
+        found.push(folder.to_path_buf());
+        return;
+    }
+    // What cannot be read holds no run that could be shown.
+    let entries = fs::read_dir(folder).into_iter().flatten().flatten();
+    for entry in entries.filter(|_| depth > 0) {
+        // No links: they lead to the same runs again, or round in circles.
+        if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+            look(&entry.path(), depth - 1, found);
+        }
+    }
+}
+
+/// The lines of JSON of a file; a line that a crash has cut off is none. Empty where there is no file.
+pub fn lines(file: &Path) -> Result<Vec<Value>> {
+    let text = match fs::read(file) {
+        Ok(bytes) => String::from_utf8_lossy(&bytes).into_owned(),
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(e) => return Err(Error::io("read", file, &e)),
+    };
+    Ok(text.lines().filter_map(|line| serde_json::from_str(line).ok()).collect())
+}
+
+impl Run {
+    /// Reads a run folder. What a crash has kept from it is left out.
+    pub fn open(path: &Path) -> Result<Self> {
+        let config = fs::read_to_string(path.join("config.toml")).unwrap_or_default();
+        Ok(Self {
+            path: path.to_path_buf(),
+            config: config.parse().unwrap_or_default(),
+            metrics: lines(&path.join(METRICS))?,
+        })
+    }
+
+    /// A value of its configuration by dotted key.
+    pub fn setting(&self, key: &str) -> Option<String> {
+        let mut parts = key.split('.');
+        let first = self.config.get(parts.next()?)?;
+        let value = parts.try_fold(first, |value, part| value.get(part))?;
+        Some(value.as_str().map_or_else(|| value.to_string(), ToString::to_string))
+    }
+
+    /// The last step that was logged.
+    pub fn step(&self) -> i64 {
+        self.metrics.iter().filter_map(|line| line["step"].as_i64()).max().unwrap_or(0)
+    }
+
+    /// `done`, or how far it came.
+    pub fn state(&self) -> String {
+        let last = self.setting("trainer.max_steps").and_then(|steps| steps.parse::<i64>().ok());
+        match last {
+            Some(last) if self.step() >= last => "done".into(),
+            Some(last) => format!("at step {} of {last}", self.step()),
+            None => format!("at step {}", self.step()),
+        }
+    }
+
+    /// The numbers of a metric: steps and values.
+    pub fn curve(&self, metric: &str) -> Vec<(i64, f64)> {
+        let point = |line: &Value| Some((line["step"].as_i64()?, line.get(metric)?.as_f64()?));
+        self.metrics.iter().filter_map(point).collect()
+    }
+
+    /// All metrics that are numbers, but the step.
+    pub fn curves(&self) -> Map<String, Value> {
+        let mut names: Vec<&String> = Vec::new();
+        for line in self.metrics.iter().filter_map(Value::as_object) {
+            let numbers = line.iter().filter(|(name, value)| *name != "step" && value.is_number());
+            for (name, _) in numbers {
+                if !names.contains(&name) {
+                    names.push(name);
+                }
+            }
+        }
+        // What a reader looks for first.
+        let first = ["val/", "train/", "sample/", "data/"];
+        names.sort_by_key(|name| {
+            first.iter().position(|group| name.starts_with(group)).unwrap_or(first.len())
+        });
+        names.into_iter().map(|name| (name.clone(), json!(self.curve(name)))).collect()
+    }
+
+    /// The texts that were drawn while it trained, by step.
+    pub fn samples(&self) -> Vec<Value> {
+        let drawn = self.metrics.iter().filter(|line| line["samples"].is_array());
+        drawn.map(|line| json!({"step": line["step"], "texts": line["samples"]})).collect()
+    }
+
+    /// Its ledger.
+    pub fn results(&self) -> Result<Vec<Value>> {
+        lines(&self.path.join(ledger::FILE))
+    }
+
+    /// Traces of texts, `*trace.json` in its folder or among its samples, with their names.
+    pub fn traces(&self) -> Vec<(String, Value)> {
+        traces(&self.path).into_iter().chain(traces(&self.path.join("samples"))).collect()
+    }
+}
+
+/// The traces in a folder.
+pub fn traces(folder: &Path) -> Vec<(String, Value)> {
+    let entries = fs::read_dir(folder).into_iter().flatten().flatten();
+    let mut files: Vec<PathBuf> = entries.map(|entry| entry.path()).collect();
+    files.retain(|file| file.to_string_lossy().ends_with("trace.json"));
+    files.sort();
+    let read = |file: &PathBuf| {
+        let trace: Value = serde_json::from_str(&fs::read_to_string(file).ok()?).ok()?;
+        // A profile of `maskdiff train --profile` has that name too.
+        trace["samples"].is_array().then(|| (file.display().to_string(), trace))
+    };
+    files.iter().filter_map(read).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn run(folder: &Path) -> Run {
+        fs::create_dir_all(folder.join("samples")).unwrap();
+        fs::write(
+            folder.join("config.toml"),
+            "seed = 3\n[trainer]\nmax_steps = 20 # default\n[data]\nname = \"x\"\n",
+        )
+        .unwrap();
+        let lines = "{\"step\": 10, \"train/nelbo\": 2.5}\n{\"step\": 20, \"train/nelbo\": null, \"val/nelbo\": 2.0, \"samples\": [\"a\"]}\n{\"step\": 3";
+        fs::write(folder.join(METRICS), lines).unwrap();
+        Run::open(folder).unwrap()
+    }
+
+    #[test]
+    fn a_run_is_read_as_far_as_it_came() {
+        let folder = tempfile::tempdir().unwrap();
+        let run = run(&folder.path().join("a/b"));
+        assert_eq!((run.step(), run.state()), (20, "done".into()));
+        assert_eq!(run.curve("train/nelbo"), [(10, 2.5)]);
+        assert_eq!(run.curves().keys().collect::<Vec<_>>(), ["val/nelbo", "train/nelbo"]);
+        assert_eq!(run.samples(), [json!({"step": 20, "texts": ["a"]})]);
+        assert_eq!((run.setting("data.name"), run.setting("data.x")), (Some("x".into()), None));
+        assert_eq!(find(folder.path()).unwrap(), [folder.path().join("a/b")]);
+        find(&folder.path().join("nowhere")).unwrap_err();
+    }
+
+    #[test]
+    fn a_profile_is_no_trace_of_text() {
+        let folder = tempfile::tempdir().unwrap();
+        let run = run(folder.path());
+        fs::write(folder.path().join("trace.json"), "{\"traceEvents\": []}").unwrap();
+        fs::write(folder.path().join("samples/one.trace.json"), "{\"samples\": []}").unwrap();
+        let names: Vec<String> = run.traces().into_iter().map(|(name, _)| name).collect();
+        assert!(names.len() == 1 && names[0].ends_with("one.trace.json"), "{names:?}");
+    }
+}

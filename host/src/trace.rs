@@ -1,0 +1,213 @@
+//! How texts came to be: which token was written where at which step, for `trace.json` and for pages that play it.
+
+use std::collections::BTreeMap;
+
+use serde::Serialize;
+use tch::{Device, Kind, Tensor};
+
+use crate::data::Tokenizer;
+use crate::error::Result;
+
+/// Texts with all that was written on the way to them.
+#[derive(Debug, Clone, Default, Serialize)]
+pub struct Trace {
+    /// Version of this layout.
+    pub format: u32,
+    /// The sampler.
+    pub sampler: String,
+    /// Steps of the longest walk.
+    pub steps: i64,
+    /// Id of the mask.
+    pub mask_id: Option<i64>,
+    /// What each id reads as behind other text.
+    pub vocabulary: BTreeMap<i64, String>,
+    /// The texts.
+    pub samples: Vec<Sample>,
+}
+
+/// One text.
+#[derive(Debug, Clone, Serialize)]
+pub struct Sample {
+    /// What was given of it, as the user wrote it.
+    pub given: String,
+    /// Network calls.
+    pub nfe: f64,
+    /// Seconds of its batch over the batch's size.
+    pub seconds: f64,
+    /// Of its tokens, nats.
+    pub entropy: f64,
+    /// Ids before the first step; -1 where there is no token yet.
+    pub start: Vec<i64>,
+    /// What each step wrote: the step, from 1 on, and positions with ids.
+    pub events: Vec<(i64, Vec<(i64, i64)>)>,
+}
+
+/// Version of the layout.
+pub const FORMAT: u32 = 1;
+
+/// Writes down the walks of a batch.
+#[derive(Debug, Default)]
+pub struct Recorder {
+    rows: Vec<Row>,
+    /// Steps of the windows before, and of this one so far.
+    before: i64,
+    total: i64,
+    /// Where this window begins.
+    offset: usize,
+}
+
+#[derive(Debug, Default)]
+struct Row {
+    start: Vec<i64>,
+    now: Vec<i64>,
+    events: Vec<(i64, Vec<(i64, i64)>)>,
+}
+
+impl Row {
+    fn write(&mut self, step: i64, offset: usize, ids: &[i64]) {
+        let known = &mut self.now[offset..offset + ids.len()];
+        let places = (offset as i64..).zip(known.iter_mut().zip(ids));
+        let mut written = Vec::new();
+        for (place, (known, id)) in places.filter(|(_, (known, id))| known != id) {
+            *known = *id;
+            written.push((place, *id));
+        }
+        if !written.is_empty() {
+            self.events.push((step, written));
+        }
+    }
+}
+
+/// The rows of `[B, L] i64`.
+fn rows(x_bl: &Tensor) -> Result<Vec<Vec<i64>>> {
+    let x_bl = x_bl.to_device(Device::Cpu).to_kind(Kind::Int64);
+    x_bl.unbind(0).into_iter().map(|row| Ok(Vec::<i64>::try_from(row)?)).collect()
+}
+
+impl Recorder {
+    /// A window begins at position `offset` with these tokens.
+    pub fn begin(&mut self, start_bl: &Tensor, offset: i64) -> Result<()> {
+        let starts = rows(start_bl)?;
+        (self.offset, self.before) = (offset as usize, self.before + self.total);
+        self.total = 0;
+        if self.rows.is_empty() {
+            let row = |start: Vec<i64>| Row { now: start.clone(), start, events: Vec::new() };
+            self.rows = starts.into_iter().map(row).collect();
+            return Ok(());
+        }
+        for (row, start) in self.rows.iter_mut().zip(starts) {
+            let end = self.offset + start.len();
+            row.start.resize(end, -1);
+            row.now.resize(end, -1);
+            row.write(self.before, self.offset, &start);
+        }
+        Ok(())
+    }
+
+    /// So much of the window is done, with these tokens.
+    pub fn step(&mut self, done: i64, total: i64, x_bl: &Tensor) -> Result<()> {
+        self.total = total;
+        for (row, ids) in self.rows.iter_mut().zip(rows(x_bl)?) {
+            row.write(self.before + done, self.offset, &ids);
+        }
+        Ok(())
+    }
+
+    /// The window ends with these tokens: what the sampler did not tell of is its last step.
+    pub fn end(&mut self, x0_bl: &Tensor) -> Result<()> {
+        let total = self.total.max(1);
+        self.step(total, total, x0_bl)
+    }
+
+    /// Takes what was written down, and the number of steps.
+    pub fn take(&mut self) -> (i64, Vec<Walk>) {
+        let this = std::mem::take(self);
+        let walks = this.rows.into_iter().map(|row| Walk { start: row.start, events: row.events });
+        (this.before + this.total, walks.collect())
+    }
+}
+
+/// The way to one text.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Walk {
+    /// As [`Sample::start`].
+    pub start: Vec<i64>,
+    /// As [`Sample::events`].
+    pub events: Vec<(i64, Vec<(i64, i64)>)>,
+}
+
+impl Trace {
+    /// Adds a text that took `steps` steps.
+    pub fn add(&mut self, sample: Sample, steps: i64, tokenizer: &dyn Tokenizer) {
+        self.steps = self.steps.max(steps);
+        let written =
+            sample.events.iter().flat_map(|(_, written)| written.iter().map(|(_, id)| *id));
+        for id in written.chain(sample.start.iter().copied()).filter(|id| *id >= 0) {
+            self.vocabulary.entry(id).or_insert_with(|| piece(id, tokenizer));
+        }
+        self.samples.push(sample);
+    }
+}
+
+/// What a token reads as behind other text: some tokenizers put a space between two.
+fn piece(id: i64, tokenizer: &dyn Tokenizer) -> String {
+    let alone = tokenizer.decode(&[id]);
+    let behind = tokenizer.decode(&[id, id]);
+    behind.strip_prefix(&alone).map_or(alone.clone(), ToString::to_string)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::data::tokenizer::{characters, stories};
+
+    fn tensor(rows: &[[i64; 3]]) -> Tensor {
+        Tensor::from_slice(&rows.concat()).view([rows.len() as i64, 3])
+    }
+
+    #[test]
+    fn each_write_stands_at_its_step() {
+        let mut recorder = Recorder::default();
+        recorder.begin(&tensor(&[[9, 9, 9], [9, 5, 9]]), 0).unwrap();
+        recorder.step(1, 3, &tensor(&[[9, 9, 9], [1, 5, 9]])).unwrap();
+        recorder.step(2, 3, &tensor(&[[9, 2, 9], [9, 5, 9]])).unwrap();
+        // The last step was not told of.
+        recorder.end(&tensor(&[[1, 2, 3], [4, 5, 6]])).unwrap();
+        let (steps, walks) = recorder.take();
+        assert_eq!(steps, 3);
+        assert_eq!(walks[0].events, [(2, vec![(1, 2)]), (3, vec![(0, 1), (2, 3)])]);
+        let again = [(1, vec![(0, 1)]), (2, vec![(0, 9)]), (3, vec![(0, 4), (2, 6)])];
+        assert_eq!((walks[1].start.clone(), &walks[1].events[..]), (vec![9, 5, 9], &again[..]));
+    }
+
+    #[test]
+    fn windows_follow_each_other() {
+        let mut recorder = Recorder::default();
+        recorder.begin(&tensor(&[[9, 9, 9]]), 0).unwrap();
+        recorder.end(&tensor(&[[1, 2, 3]])).unwrap();
+        recorder.begin(&tensor(&[[2, 3, 9]]), 1).unwrap();
+        recorder.step(2, 2, &tensor(&[[2, 3, 4]])).unwrap();
+        recorder.end(&tensor(&[[2, 3, 4]])).unwrap();
+        let (steps, walks) = recorder.take();
+        assert_eq!((steps, &walks[0].start[..]), (3, &[9, 9, 9, -1][..]));
+        let events = [(1, vec![(0, 1), (1, 2), (2, 3)]), (1, vec![(3, 9)]), (3, vec![(3, 4)])];
+        assert_eq!(walks[0].events, events);
+    }
+
+    #[test]
+    fn pieces_read_as_they_do_in_text() {
+        let words = stories();
+        let ids: Vec<i64> = words
+            .encode("the cat sleeps.")
+            .unwrap_or_default()
+            .into_iter()
+            .map(i64::from)
+            .collect();
+        if let [the, .., stop] = ids[..] {
+            assert!(piece(the, words.as_ref()).starts_with(' '));
+            assert_eq!(piece(stop, words.as_ref()), ".");
+        }
+        let letters = characters("ab ");
+        assert_eq!(piece(1, letters.as_ref()), "a");
+    }
+}
