@@ -72,12 +72,14 @@ def main():
     small = pathlib.Path(__file__).resolve().parent.parent / 'tests' / 'golden'
     manifest = json.loads((full / 'manifest.json').read_text())
     cases = []
-    shutil.rmtree(small, ignore_errors=True)
+    # Cases that are copied by hand (files other than tensors) stay.
+    old = json.loads((small / 'manifest.json').read_text())['cases']
     for case in manifest['cases']:
         files = next((f for name, f in KEPT.items() if fnmatch.fnmatchcase(case['case'], name)), None)
         if files is None:
             continue
         folder = small / case['case']
+        shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
         kept = {}
         for name in case['files']:
@@ -87,6 +89,8 @@ def main():
                     kept[name] = {}
         drop = ('readme', 'title', 'f32_vs_f64_max_abs', 'f32_vs_f64_max_abs_token_nll', 'files')
         cases.append({**{k: v for k, v in case.items() if k not in drop}, 'files': kept})
+    made = {case['case'] for case in cases}
+    cases = sorted(cases + [case for case in old if case['case'] not in made], key=lambda case: case['case'])
     text = json.dumps({'cases': cases}, indent=1, sort_keys=True)
     (small / 'manifest.json').write_text(text + '\n')
 

@@ -2,6 +2,7 @@
 
 use std::fs::OpenOptions;
 use std::io::Write as _;
+use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
@@ -10,6 +11,7 @@ use crate::checkpoint::Checkpoint;
 use crate::config::Config;
 use crate::error::{Error, Result};
 use crate::plugins::UsedPlugin;
+use crate::run_dir;
 
 /// Its name in a run folder.
 pub const FILE: &str = "results.jsonl";
@@ -21,15 +23,29 @@ pub struct Ledger {
 }
 
 impl Ledger {
-    /// The ledger that `eval.results` names: of the run that a checkpoint is of, or else of the current folder.
-    pub fn new(config: &Config, checkpoint: Option<&Checkpoint>) -> Self {
+    /// The ledger that `eval.results` names: of the run that a checkpoint is of, or else of the current folder. One that could
+    /// not be written is an error now, not after the work.
+    pub fn new(config: &Config, checkpoint: Option<&Checkpoint>) -> Result<Self> {
         let own = || checkpoint.and_then(|c| run_of(&c.path)).unwrap_or_default().join(FILE);
         let path = match config.eval.results.as_deref() {
-            Some("none") => None,
+            Some("none" | "None" | "null") => None,
             Some(path) => Some(PathBuf::from(path)),
             None => Some(own()),
         };
-        Self { path }
+        if let Some(path) = &path {
+            let there = path.exists();
+            let opened = OpenOptions::new().create(true).append(true).open(path);
+            let wrong = |e: &std::io::Error| {
+                let message = format!("the ledger `{}` cannot be written: {e}", path.display());
+                let hint = "`eval.results=FILE` names another, `eval.results=none` does without";
+                config.layers.error("eval.results", &message, hint)
+            };
+            opened.map_err(|e| wrong(&e))?;
+            if !there {
+                std::fs::remove_file(path).map_err(|e| wrong(&e))?;
+            }
+        }
+        Ok(Self { path })
     }
 
     /// Adds a line: `result` behind what all lines have. Gives the file, where there is one.
@@ -37,20 +53,32 @@ impl Ledger {
         let Some(path) = &self.path else { return Ok(None) };
         let mut line = json!({
             "time": jiff::Timestamp::now().to_string(),
-            "command": std::env::args().collect::<Vec<String>>(),
+            "command": run_dir::command_line(),
             "maskdiff": env!("CARGO_PKG_VERSION"),
             "libtorch": maskdiff_plugin_api::abi::TORCH_VERSION,
         });
-        if let (Some(line), Value::Object(result)) = (line.as_object_mut(), result) {
-            line.extend(result);
-        }
+        extend(&mut line, result);
         let put = || {
-            let mut file = OpenOptions::new().create(true).append(true).open(path)?;
+            let mut file = OpenOptions::new().create(true).read(true).append(true).open(path)?;
+            // A line that a crash has cut off stays alone.
+            let length = file.metadata()?.len();
+            let mut last = [b'\n'];
+            if length > 0 {
+                file.read_exact_at(&mut last, length - 1)?;
+            }
+            let before = if last == *b"\n" { "" } else { "\n" };
             // In one piece: several processes may add to one ledger.
-            file.write_all(format!("{line}\n").as_bytes())
+            file.write_all(format!("{before}{line}\n").as_bytes())
         };
         put().map_err(|e| Error::io("write", path, &e))?;
         Ok(Some(path))
+    }
+}
+
+/// Puts the members of an object behind those of another.
+pub fn extend(to: &mut Value, from: Value) {
+    if let (Some(to), Value::Object(from)) = (to.as_object_mut(), from) {
+        to.extend(from);
     }
 }
 
@@ -68,11 +96,13 @@ pub fn used(checkpoint: &Checkpoint, config: &Config, plugins: &[UsedPlugin]) ->
             "path": checkpoint.path,
             "step": checkpoint.state.step,
             "sha256": checkpoint.hash()?,
-            "averaged": !config.eval.disable_ema,
+            "averaged": !config.eval.disable_ema && checkpoint.has_average(),
         },
         "method": config.top.parameterization,
         "backbone": config.top.backbone,
         "plugins": hashes.collect::<serde_json::Map<String, Value>>(),
         "seed": config.top.seed,
+        "precision": config.trainer.precision.name(),
+        "batch": config.loader.eval_batch_size,
     }))
 }

@@ -1,15 +1,16 @@
 //! How texts came to be: which token was written where at which step, for `trace.json` and for pages that play it.
 
 use std::collections::BTreeMap;
+use std::path::Path;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use tch::{Device, Kind, Tensor};
 
 use crate::data::Tokenizer;
 use crate::error::Result;
 
 /// Texts with all that was written on the way to them.
-#[derive(Debug, Clone, Default, Serialize)]
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
 pub struct Trace {
     /// Version of this layout.
     pub format: u32,
@@ -26,7 +27,7 @@ pub struct Trace {
 }
 
 /// One text.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Sample {
     /// What was given of it, as the user wrote it.
     pub given: String,
@@ -136,7 +137,30 @@ pub struct Walk {
     pub events: Vec<(i64, Vec<(i64, i64)>)>,
 }
 
+impl Walk {
+    /// Its first `length` positions: what is drawn behind the end of a template is no part of the text.
+    pub fn cut(mut self, length: usize) -> Self {
+        self.start.truncate(length);
+        for (_, written) in &mut self.events {
+            written.retain(|(place, _)| *place < length as i64);
+        }
+        self.events.retain(|(_, written)| !written.is_empty());
+        self
+    }
+}
+
 impl Trace {
+    /// Reads a file; none when it is no trace of ours, or one that does not hold together.
+    pub fn read(path: &Path) -> Option<Self> {
+        let trace: Self = serde_json::from_slice(&std::fs::read(path).ok()?).ok()?;
+        let whole = |sample: &Sample| {
+            let length = sample.start.len() as i64;
+            let mut written = sample.events.iter().flat_map(|(_, written)| written);
+            written.all(|(place, _)| (0..length).contains(place))
+        };
+        (trace.format == FORMAT && trace.samples.iter().all(whole)).then_some(trace)
+    }
+
     /// Adds a text that took `steps` steps.
     pub fn add(&mut self, sample: Sample, steps: i64, tokenizer: &dyn Tokenizer) {
         self.steps = self.steps.max(steps);

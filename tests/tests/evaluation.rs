@@ -76,6 +76,35 @@ fn several_sets_are_measured_in_one_command() {
     let text =
         eval(&["data=both", "--format", "text", "eval.results=none"]).expect(0).stdout.clone();
     assert!(text.contains("far, step 20") && text.contains("bits/char"), "{text}");
+    // A list in a list, and a text of one's own beside a list, are refused.
+    eval(&["data.sets=[both]"]).expect(2).says(&["`both` is several texts"]);
+    eval(&["data=both", "--text", "far.txt"])
+        .expect(2)
+        .says(&["`--text` names one text, and `data=both` another"]);
+    let two = eval(&["data=both", "data.valid_path=far.txt"]);
+    two.expect(2).says(&["chooses one text, and `data.sets` several"]);
+    // One that does not fit how it is measured, before any is measured.
+    let unwrapped = fs::read_to_string(at.join("configs/data/far.toml")).expect("a group");
+    fs::write(
+        at.join("configs/data/lines.toml"),
+        unwrapped + "wrap = false\ndocuments = \"line\"\n",
+    )
+    .expect("written");
+    let unfit = eval(&["data.sets=[near, lines]", "eval.bound=strict"]);
+    unfit.expect(2).says(&["takes whole blocks"]);
+    assert!(unfit.stdout.is_empty());
+    // A ledger with a line that was cut off, and one that cannot be.
+    let path = at.join("run/results.jsonl");
+    let before = fs::read_to_string(&path).expect("a ledger");
+    fs::write(&path, before.clone() + "{\"cut").expect("written");
+    eval(&["data=far"]).expect(0);
+    assert_eq!(
+        fs::read_to_string(&path).expect("a ledger").lines().count(),
+        before.lines().count() + 2
+    );
+    fs::write(&path, before).expect("written");
+    let nowhere = eval(&["data=far", "eval.results=no/where"]);
+    nowhere.expect(2).says(&["the ledger `no/where` cannot be written"]);
     // One that is missing is told before anything is measured.
     let missing = eval(&["data.sets=[near, nowhere]"]);
     missing.expect(2).says(&["nowhere"]);

@@ -213,7 +213,6 @@ fn with_tokenizer(folder: &Path, to: &Path) {
     fs::write(to.join("tokenizer.json"), file.to_string()).expect("written");
 }
 
-/// What is exported reads back bit for bit, here and in Python; and back again.
 /// The golden folder was made by the original's own code, whose logits of it are known. What is exported from it has the same
 /// bits and says the same of the network, so that code gives the same logits of it.
 #[test]
@@ -253,6 +252,7 @@ fn an_exported_folder_is_what_the_originals_code_made() {
     }
 }
 
+/// What is exported reads back bit for bit, here and in Python; and back again.
 #[test]
 fn exports_read_back() {
     if golden_case("k_lightning_ckpt").is_none() {

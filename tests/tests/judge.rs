@@ -41,11 +41,15 @@ fn judge() -> Judge {
 fn texts(run: &Value, io: &Tensors, judge: &Judge) -> Vec<Generated> {
     if let Some(samples) = run["samples"].as_array() {
         let text = |sample: &Value| sample.as_str().expect("text").to_string();
-        return samples.iter().map(|s| Generated { text: text(s), ids: None }).collect();
+        return samples
+            .iter()
+            .map(|s| Generated { text: text(s), ids: None, batch: None })
+            .collect();
     }
     let rows = io.get("tokens").unbind(0).into_iter();
     let ids = rows.map(|row| Vec::<i64>::try_from(row).expect("ids"));
-    ids.map(|ids| Generated { text: judge.tokenizer.decode(&ids), ids: Some(ids) }).collect()
+    ids.map(|ids| Generated { text: judge.tokenizer.decode(&ids), ids: Some(ids), batch: None })
+        .collect()
 }
 
 #[test]
@@ -92,7 +96,11 @@ fn protocols_agree_where_they_count_the_same() {
     };
     assert!(case["runs"]["tokens"].is_object());
     let texts: Vec<Generated> = [0, 1]
-        .map(|row| Generated { text: judge.tokenizer.decode(&ids(row)), ids: Some(ids(row)) })
+        .map(|row| Generated {
+            text: judge.tokenizer.decode(&ids(row)),
+            ids: Some(ids(row)),
+            batch: None,
+        })
         .into();
     let with = |name: &str| {
         let protocol = format!("eval.gen_ppl.protocol={name}");
@@ -111,22 +119,75 @@ fn protocols_agree_where_they_count_the_same() {
     assert_eq!((chunks.entropy, chunks.distinct_2), (pooled.entropy, pooled.distinct_2));
 }
 
-/// Windows that overlap give what one long window gives for a judge without memory, and differ by little for this one.
+/// A text of many windows: each token counts once, whatever the batch; and the chunks of a text are texts of their own.
 #[test]
 fn text_longer_than_the_judge_is_scored_whole() {
     if golden_case("i_genppl").is_none() {
         return;
     }
     let judge = judge();
-    let ids: Vec<i64> = (0..2500).map(|i| 5 + i * i % 300).collect();
+    let ids: Vec<i64> = (0..2049).map(|i| 5 + i * i % 300).collect();
+    let scored = |name: &str, parts: &[&[i64]], batch| {
+        let text = |ids: &&[i64]| Generated {
+            text: judge.tokenizer.decode(ids),
+            ids: Some(ids.to_vec()),
+            batch: None,
+        };
+        let texts: Vec<Generated> = parts.iter().map(text).collect();
+        let protocol = format!("eval.gen_ppl.protocol={name}");
+        let protocol = Protocol::new(&config(&[&protocol], None)).expect("one");
+        let (length, references) = (None, None);
+        let plan = Plan { protocol, batch, retokenize: true, length, references, seed: 1 };
+        score(&texts, &judge, &plan, |_, _| Ok(())).expect("scores")
+    };
+    let whole = scored("pooled", &[&ids], 3);
     let text = judge.tokenizer.decode(&ids);
-    let protocol = Protocol::new(&config(&["eval.gen_ppl.protocol=pooled"], None)).expect("one");
-    let plan =
-        Plan { protocol, batch: 3, retokenize: true, length: None, references: None, seed: 1 };
-    let tokens = judge.tokenizer.encode(&text).expect("ids").len();
-    assert!(tokens as i64 > judge.length());
-    let scores = score(&[Generated { text, ids: None }], &judge, &plan, |_, _| Ok(()));
-    assert_eq!(scores.expect("scores").tokens as usize, tokens);
+    let ids =
+        judge.tokenizer.encode(&text).expect("ids").into_iter().map(i64::from).collect::<Vec<_>>();
+    assert!(ids.len() as i64 > 2 * judge.length());
+    assert_eq!(whole.tokens as usize, ids.len());
+    let again = scored("pooled", &[&ids], 1);
+    assert!((whole.nats_per_token - again.nats_per_token).abs() < 1e-6);
+    // The last chunk has one token, in which nothing counts.
+    let ids = &ids[..2049.min(ids.len())];
+    let chunks = scored("mdlm", &[ids], 1);
+    let alone = [&ids[..1024], &ids[1024..2048]].map(|part| scored("mdlm", &[part], 1));
+    assert_eq!(chunks.tokens, alone[0].tokens + alone[1].tokens);
+    let nats = |scores: &maskdiff::evaluate::generated::Scores| {
+        scores.nats_per_token * scores.tokens as f64
+    };
+    assert!(
+        (nats(&chunks) - nats(&alone[0]) - nats(&alone[1])).abs() < 1e-2 * chunks.tokens as f64
+    );
+}
+
+/// Texts that were drawn in two batches: what is left out and what is filled is each batch's own.
+#[test]
+fn batches_are_scored_as_they_were_drawn() {
+    let Some(case) = golden_case("i_genppl") else { return };
+    let judge = judge();
+    let run = &case["runs"]["short_text"];
+    let io = Tensors::golden("i_genppl/short_text.safetensors");
+    let plan = |batch| Plan {
+        protocol: Protocol::new(&config(&["eval.gen_ppl.protocol=mdlm"], None)).expect("one"),
+        batch,
+        retokenize: true,
+        length: Some(64),
+        references: None,
+        seed: 1,
+    };
+    let scored =
+        |texts: &[Generated]| score(texts, &judge, &plan(2), |_, _| Ok(())).expect("scores");
+    let mut texts = texts(run, &io, &judge);
+    let apart = [scored(&texts[..3]), scored(&texts[3..])];
+    for (i, text) in texts.iter_mut().enumerate() {
+        text.batch = Some(u64::from(i >= 3));
+    }
+    let both = scored(&texts);
+    assert_eq!((both.samples, both.left_out), (4, 1));
+    let nats: f64 = apart.iter().map(|s| s.nats_per_token * s.tokens as f64).sum();
+    assert_eq!(both.tokens, apart[0].tokens + apart[1].tokens);
+    assert!((both.nats_per_token - nats / both.tokens as f64).abs() < 1e-6);
 }
 
 #[test]
@@ -190,7 +251,8 @@ fn what_is_sampled_is_scored_at_once_or_later() {
     assert_eq!(own["judge_sha256"], here["judge_sha256"]);
     assert_eq!(own["checkpoint"]["step"], 20);
     assert!(own["plugins"].as_object().is_some_and(|p| p.len() >= 3) && own["sampler"].is_string());
-    assert_eq!(here["texts"], json!(["drawn.jsonl"]));
+    assert_eq!(here["files"], json!(["drawn.jsonl"]));
+    assert_eq!(own["texts_sha256"], here["texts_sha256"]);
     // Each protocol, one of one's own, and none that is written down.
     fs::create_dir_all(at.join("configs/protocol")).expect("a folder");
     let own = "about = \"x\"\ntidy = false\ncut = false\ncontext = 16\nstride = 8\neos = \"none\"\neos_in_front = false\n\
@@ -217,6 +279,7 @@ fn what_cannot_be_scored_is_told() {
     let [judge, cpu] = words("gpt2");
     fs::write(at.join("a.txt"), "one text\n---\nanother\n").expect("written");
     fs::write(at.join("ids.jsonl"), "{\"text\": \"other\", \"ids\": [5, 6]}\n").expect("written");
+    fs::write(at.join("odd.jsonl"), "{\"text\": \"\", \"ids\": [-1, 99999]}\n").expect("written");
     fs::write(at.join("bad.jsonl"), "{\"text\": 3}\n").expect("written");
     let cases: &[(&[&str], i32, &[&str])] = &[
         (&["a.txt", &judge], 2, &["cuts texts at the length", "eval.gen_ppl.max_length"]),
@@ -225,6 +288,16 @@ fn what_cannot_be_scored_is_told() {
         (&["a.txt", &judge, "eval.gen_ppl.mauve=true"], 2, &["eval.gen_ppl.references=FILE"]),
         (&["ids.jsonl", &judge, "eval.gen_ppl.retokenize=false"], 2, &["text 1 reads otherwise"]),
         (&["a.txt", &judge, "eval.gen_ppl.retokenize=false"], 2, &["text 1 has no `ids`"]),
+        (
+            &["odd.jsonl", &judge, "eval.gen_ppl.retokenize=false"],
+            2,
+            &["none of the judge's tokens"],
+        ),
+        (
+            &["a.txt", &judge, "eval.gen_ppl.max_length=8", "eval.results=no/where"],
+            2,
+            &["cannot be written"],
+        ),
         (&["bad.jsonl", &judge], 2, &["`bad.jsonl`, line 1"]),
         (&["nothing.txt", &judge], 5, &["nothing.txt"]),
         (&[&judge], 2, &["there is no text to score"]),
@@ -243,6 +316,22 @@ fn what_cannot_be_scored_is_told() {
     let words = ["score", "a.txt", "eval.gen_ppl_eval_model_name_or_path=run", &cpu];
     let said = ["a judge (`run`) needs `next_token`"];
     maskdiff(at, &[&words[..], &["eval.gen_ppl.max_length=8"]].concat()).expect(2).says(&said);
+    // One of another network under GPT-2's name.
+    let other = at.join("other");
+    fs::create_dir(&other).expect("a folder");
+    let text =
+        fs::read_to_string(golden().join("i_genppl/gpt2/config.json")).expect("its configuration");
+    fs::write(other.join("config.json"), text.replace("gelu_new", "relu")).expect("written");
+    let words = [
+        "score",
+        "a.txt",
+        "eval.gen_ppl_eval_model_name_or_path=other",
+        &cpu,
+        "eval.gen_ppl.max_length=8",
+    ];
+    maskdiff(at, &words)
+        .expect(5)
+        .says(&["of another network", "`activation_function` is \"relu\""]);
     // One whose weights lack a matrix.
     let broken = at.join("broken");
     fs::create_dir(&broken).expect("a folder");
@@ -252,7 +341,13 @@ fn what_cannot_be_scored_is_told() {
     let lacking = Tensor::zeros([2, 2], (Kind::Float, Device::Cpu));
     Tensor::write_safetensors(&[("wpe.weight", lacking)], broken.join("model.safetensors"))
         .expect("written");
-    let words = ["score", "a.txt", "eval.gen_ppl_eval_model_name_or_path=broken", &cpu];
+    let words = [
+        "score",
+        "a.txt",
+        "eval.gen_ppl_eval_model_name_or_path=broken",
+        &cpu,
+        "eval.gen_ppl.max_length=8",
+    ];
     maskdiff(at, &words).expect(5).says(&["no matrix `wte.weight`"]);
 }
 
@@ -274,7 +369,8 @@ fn a_judge_comes_from_the_hub_by_its_bare_name() {
     let hub = Hub::own(&root, &[]);
     let run = |name: &str| {
         let judge = format!("eval.gen_ppl_eval_model_name_or_path={name}");
-        let words = ["score", "a.txt", &judge, "eval.gen_ppl.protocol=pooled"];
+        let words =
+            ["score", "a.txt", &judge, "eval.gen_ppl.protocol=pooled", "trainer.accelerator=cpu"];
         let mut command = command(folder.path(), &words);
         let home = folder.path().join("home");
         command.env("HF_ENDPOINT", &hub.url).env("HF_HOME", home).env_remove("HF_TOKEN");

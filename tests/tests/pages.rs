@@ -93,8 +93,13 @@ fn a_page_plays_how_a_text_came_to_be() {
         browser.keys(&slider, RIGHT);
         assert_shows(&browser, &trace, step);
     }
+    browser.keys(&slider, HOME);
     browser.click(&browser.one("button.trace-play"));
     assert_eq!(browser.text("button.trace-play"), "Pause");
+    let until = std::time::Instant::now() + std::time::Duration::from_secs(30);
+    while browser.text(".trace-status").starts_with("step 0 ") {
+        assert!(std::time::Instant::now() < until, "it does not play");
+    }
     has_nothing_to_complain_of(&browser);
     let picture = at.join("page.png");
     browser.picture(&picture);
@@ -112,7 +117,8 @@ fn every_kind_of_walk_ends_in_its_text() {
     let ar = ["run.dir=ar", "backbone=ar", "parameterization=ar", "sampling.predictor=ar"];
     let words: Vec<&str> = ["train"].into_iter().chain(small).chain(ar).collect();
     maskdiff(at, &words).expect(0);
-    let cases: [(&str, &[&str]); 4] = [
+    let cases: [(&str, &[&str]); 5] = [
+        ("run", &["--template", "[MASK:3] hat. One day [MASK:6] farm."]),
         ("run", &["sampling.predictor=remdm"]),
         ("run", &["sampling.predictor=first_hitting"]),
         ("run", &["sampling.semi_ar=true", "sampling.stride_length=16", "sampling.num_strides=2"]),

@@ -170,6 +170,14 @@ impl Checkpoint {
         self.path.join("config.toml")
     }
 
+    /// Whether it keeps an average of the weights beside them.
+    pub fn has_average(&self) -> bool {
+        match &self.foreign {
+            Some(foreign) => foreign.ema.is_some(),
+            None => self.state.files.contains_key(EMA),
+        }
+    }
+
     /// SHA-256 of its weights, hex: of what the files hold, not of where they are.
     pub fn hash(&self) -> Result<String> {
         let mut all = Sha256::new();

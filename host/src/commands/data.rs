@@ -49,10 +49,20 @@ pub fn list(common: &Common) -> Result<()> {
 /// Prepares what a configuration trains and validates on.
 pub fn build(common: &Common) -> Result<()> {
     let config = common.config()?;
-    check_made(&config)?;
+    if config.data.sets.is_empty() {
+        return build_one(common, &config);
+    }
+    config.data.sets.iter().try_for_each(|name| {
+        let config = common.with(&[format!("data={name}")])?;
+        build_one(common, &config)
+    })
+}
+
+fn build_one(common: &Common, config: &Config) -> Result<()> {
+    check_made(config)?;
     let (stop, mut report) = (Stop::listen()?, Report::new(common.format, common.quiet));
-    data::open(&config, None, &Observer::new(&mut report, &stop))?;
-    let made = files_of(&config, &mut report, &stop)?;
+    data::open(config, None, &Observer::new(&mut report, &stop))?;
+    let made = files_of(config, &mut report, &stop)?;
     made.iter().try_for_each(|path| Cache::open(path).map(|cache| tell(&report, &cache)))
 }
 

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use maskdiff_plugin_api::capability;
 use serde_json::{Value, json};
 
 use super::Common;
@@ -22,59 +23,63 @@ type Set = (String, Config, Valid);
 /// Bounds the likelihood of validation text under a checkpoint: of one text, or of each of `data.sets`.
 pub fn run(common: &Common) -> Result<()> {
     let (checkpoint, mut config, tokenizer) = common.trained()?;
+    let ledger = Ledger::new(&config, Some(&checkpoint))?;
     let registry = assemble::registry(&common.plugins, &config)?;
     let choices = assemble::choices(&mut config, &registry, false)?;
     let plan = Plan::new(&config, Measure::new(&config)?);
     assemble::check_measure(plan.measure, &config, &registry)?;
     let (stop, mut report) = (Stop::listen()?, Report::new(common.format, common.quiet));
-    // All of them before anything is measured: what is missing shows at once.
+    // All of them before anything is measured: what is missing or does not fit shows at once.
     let sets = open(common, &checkpoint, &config, &tokenizer, &Observer::new(&mut report, &stop))?;
+    sets.iter().try_for_each(|(_, _, valid)| plan.measure.check(&valid.blocks))?;
     let device = accelerator::device(&config, &World::alone())?;
     let used = plugins::used(&registry, &choices, None)?;
+    // It scores no first token, and draws nothing.
+    let (_, method) = registry.find("parameterization", &config.top.parameterization)?;
+    let next_token = method.provides.iter().any(|offer| *offer == capability::NEXT_TOKEN);
     let facts = assemble::facts(&config, tokenizer.as_ref(), device);
     let model = assemble::model(&config, &registry, choices, facts)?;
     assemble::load_weights(&model, &checkpoint, &config)?;
-    let (ledger, origin) =
-        (Ledger::new(&config, Some(&checkpoint)), ledger::used(&checkpoint, &config, &used)?);
+    let origin = ledger::used(&checkpoint, &config, &used)?;
     let mut rows = Vec::new();
-    let mut kept = None;
-    for (name, config, valid) in &sets {
-        report.start("evaluate", 0, valid.blocks.len() * plan.passes);
+    let mut measure = |(name, config, valid): &Set, report: &mut Report| -> Result<()> {
+        let n = valid.blocks.len();
+        report.start("evaluate", 0, n * plan.passes);
         let tick = |done, total| {
             report.progress("evaluate", done, total, name);
-            if stop.asked() {
-                let message = format!("stopped after {done} of {total} blocks of {name}");
-                return Err(Error::Interrupted { message });
-            }
-            Ok(())
+            let message = format!("stopped after {done} of {total} blocks of {name}");
+            if stop.asked() { Err(Error::Interrupted { message }) } else { Ok(()) }
         };
-        let n = valid.blocks.len();
         let bound = evaluate::likelihood(&model, &valid.blocks, n, plan, &World::alone(), tick);
         report.finish();
         let bound = bound.map_err(|e| config.locate(e))?;
-        let characters = valid.characters(tokenizer.as_ref())?;
-        let line = line(name, config, &checkpoint, plan, bound, (n, characters));
-        let mut entry = json!({"kind": "likelihood", "data": valid.reads, "result": line});
-        if let (Some(entry), Value::Object(origin)) = (entry.as_object_mut(), origin.clone()) {
-            entry.extend(origin);
-        }
-        kept = ledger.append(entry)?;
+        let characters = valid.characters(tokenizer.as_ref(), usize::from(next_token))?;
+        let exact = next_token || matches!(plan.measure, Measure::Duel { .. });
+        let draws = if exact { 0 } else { n * bound.passes };
+        let line = line(name, config, &checkpoint, plan, bound, (n, draws, characters));
         if !report.markdown() {
             report.result(&line, &in_words(name, config, &checkpoint, plan, bound));
         }
         rows.push(row(name, bound, &line["val/bits_per_char"]));
+        let mut entry = json!({"kind": "likelihood", "data": valid.reads, "result": line});
+        ledger::extend(&mut entry, origin.clone());
+        if let Some(path) = ledger.append(entry)? {
+            report.note(&format!("added to {}", path.display()));
+        }
+        Ok(())
+    };
+    let measured = sets.iter().try_for_each(|set| measure(set, &mut report));
+    // Of what was measured before something went wrong, too.
+    if !rows.is_empty() && (sets.len() > 1 || report.markdown()) {
+        let headers =
+            ["text", "perplexity", "nats/token", "±", "bits/token", "bits/char", "tokens"];
+        report.table(&headers, &rows);
     }
-    if sets.len() > 1 || report.markdown() {
-        report.table(
-            &["text", "perplexity", "nats/token", "±", "bits/token", "bits/char", "tokens"],
-            &rows,
-        );
-    }
-    if let Some(path) = kept {
-        report.note(&format!("added to {}", path.display()));
-    }
-    Ok(())
+    measured
 }
+
+/// Keys that choose one text, where `data.sets` chooses several.
+const OF_ONE: [&str; 7] = ["train", "valid", "valid_split", "path", "valid_path", "repo", "config"];
 
 fn open(
     common: &Common,
@@ -92,6 +97,14 @@ fn open(
         let name = config.data.name.clone();
         return Ok(vec![opened(&name, config)?]);
     }
+    for key in OF_ONE.map(|key| format!("data.{key}")) {
+        if ["command line", "environment"].contains(&&config.layers.source(&key)[..]) {
+            let message = format!("`{key}` chooses one text, and `data.sets` several");
+            let hint =
+                "leave one of both out; a file of `configs/data/` gives a text of yours a name";
+            return Err(config.layers.error(&key, &message, hint));
+        }
+    }
     let sets = config.data.sets.iter().map(|name| {
         let config = common.for_checkpoint(checkpoint, &[format!("data={name}")])?;
         opened(name, config)
@@ -105,11 +118,11 @@ fn line(
     checkpoint: &Checkpoint,
     plan: Plan,
     bound: Bound,
-    (sequences, characters): (i64, u64),
+    (sequences, draws, characters): (i64, i64, Option<u64>),
 ) -> Value {
     // Of one pass: each has the same text.
     let bits = bound.bits_per_token * bound.tokens as f64 / bound.passes as f64;
-    let exact = matches!(plan.measure, Measure::Duel { .. });
+    let characters = characters.filter(|characters| *characters > 0);
     let mut line = json!({
         "step": checkpoint.state.step,
         "checkpoint": checkpoint.path,
@@ -117,12 +130,12 @@ fn line(
         "measure": plan.measure.chosen_by(),
         "val/nelbo": bound.nats_per_token,
         "val/bits_per_token": bound.bits_per_token,
-        "val/bits_per_char": if characters > 0 { json!(bits / characters as f64) } else { Value::Null },
+        "val/bits_per_char": characters.map(|characters| bits / characters as f64),
         "val/ppl": bound.perplexity,
         "val/standard_error": bound.standard_error,
         "val/tokens": bound.tokens,
         "val/sequences": sequences,
-        "val/draws": if exact { 0 } else { sequences * bound.passes },
+        "val/draws": draws,
     });
     if let Some(entropy) = entropy_per_token(config) {
         line["data/entropy_bits_per_token"] = json!(entropy);

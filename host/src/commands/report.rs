@@ -47,7 +47,7 @@ pub fn run(report: &Report, folders: &[PathBuf], output: &Path) -> Result<()> {
             }));
         }
         // A folder may hold results of checkpoints that are no runs.
-        if !seen.contains(&folder.canonicalize().unwrap_or_default()) {
+        if seen.insert(folder.canonicalize().unwrap_or_else(|_| folder.clone())) {
             let lines = runs::lines(&folder.join(ledger::FILE))?;
             results.extend(lines.iter().map(|line| result(&folder.display().to_string(), line)));
             traces.extend(runs::traces(folder));

@@ -91,6 +91,7 @@ impl Session {
         let given = given(&config, asked, tokenizer.as_ref())?;
         // A judge that is not there should not be missed after hours of drawing.
         let judged = config.eval.compute_generative_perplexity;
+        let ledger = judged.then(|| Ledger::new(&config, Some(&checkpoint))).transpose()?;
         let scorer = judged.then(|| Scorer::open(common, &config)).transpose()?;
         let used = plugins::used(&registry, &choices, Some(&config.sampling.predictor))?;
         let facts = assemble::facts(
@@ -123,7 +124,7 @@ impl Session {
         };
         let mut texts = Vec::new();
         let mut rule = "";
-        for given in all.chunks(config.loader.eval_batch_size as usize) {
+        for (number, given) in (0..).zip(all.chunks(config.loader.eval_batch_size as usize)) {
             let bar = progress(Report::new(common.format, common.quiet), stop.clone());
             let tokenizer = tokenizer.as_ref();
             let record = recorder.as_ref();
@@ -136,19 +137,22 @@ impl Session {
             let (steps, walks) = record.map(|r| r.borrow_mut().take()).unwrap_or_default();
             let mut walks = walks.into_iter();
             for Sample { given, text, ids, entropy } in drawn.samples {
-                let mut line = json!({"text": text, "ids": ids, "nfe": nfe, "seconds": each, "entropy": entropy});
+                let mut line = json!({
+                    "text": text, "ids": ids, "nfe": nfe, "seconds": each, "entropy": entropy, "batch": number,
+                });
                 if !given.is_empty() {
                     line["given"] = json!(given);
                 }
                 report.result(&line, &format!("{rule}{text}"));
                 rule = "\n---\n";
-                if let Some(Walk { start, events }) = walks.next() {
+                if let Some(walk) = walks.next() {
+                    let Walk { start, events } = walk.cut(ids.len());
                     let sample =
                         trace::Sample { given, nfe, seconds: each, entropy, start, events };
                     trace.add(sample, steps, tokenizer);
                 }
                 if judged {
-                    texts.push(Generated { text, ids: Some(ids) });
+                    texts.push(Generated { text, ids: Some(ids), batch: Some(number) });
                 }
             }
             report.note(&format!(
@@ -165,8 +169,7 @@ impl Session {
         let mut origin = ledger::used(&checkpoint, &config, &used)?;
         origin["sampler"] = json!(sampler.0);
         origin["sampling"] = config.layers.value("sampling").unwrap_or_default();
-        let ledger = Ledger::new(&config, Some(&checkpoint));
-        scorer.score(common, &config, &texts, &ledger, &origin)
+        ledger.map_or(Ok(()), |ledger| scorer.score(common, &config, &texts, &ledger, &origin))
     }
 }
 

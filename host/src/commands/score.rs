@@ -3,16 +3,17 @@
 use std::path::Path;
 
 use serde_json::{Value, json};
+use sha2::{Digest, Sha256};
 
 use super::{Common, fetched};
 use crate::config::Config;
-use crate::data::{self, Observer, Tokenizer};
+use crate::data::{self, Observer, Tokenizer, hex};
 use crate::distributed::World;
 use crate::error::{Error, Result};
 use crate::evaluate::generated::{Generated, Plan, score};
 use crate::evaluate::judge::Judge;
 use crate::evaluate::protocol::Protocol;
-use crate::ledger::Ledger;
+use crate::ledger::{self, Ledger};
 use crate::report::Report;
 use crate::stop::Stop;
 use crate::{accelerator, assemble};
@@ -35,9 +36,54 @@ pub fn run(mut common: Common, words: Vec<String>) -> Result<()> {
             "name a file of them: `eval.gen_ppl.references=FILE`",
         ));
     }
-    let scorer = Scorer::open(&common, &config)?;
-    let origin = json!({"texts": files, "seed": config.top.seed});
-    scorer.score(&common, &config, &texts, &Ledger::new(&config, None), &origin)
+    let ledger = Ledger::new(&config, None)?;
+    let mut plan = plan(&config)?;
+    cut(&mut plan, &config, &texts)?;
+    let scorer = Scorer { judge: judge(&common, &config)?, plan };
+    let origin = json!({"files": files, "seed": config.top.seed});
+    scorer.score(&common, &config, &texts, &ledger, &origin)
+}
+
+/// What the configuration says of scoring, and the texts by people where it names some.
+fn plan(config: &Config) -> Result<Plan> {
+    let keys = &config.eval.gen_ppl;
+    let people = keys.references.as_deref().map(Path::new).map(Generated::read).transpose()?;
+    Ok(Plan {
+        protocol: Protocol::new(config)?,
+        batch: config.eval.perplexity_batch_size as usize,
+        retokenize: keys.retokenize,
+        length: keys.max_length.map(|length| length as usize),
+        references: people.map(|texts| texts.into_iter().map(|text| text.text).collect()),
+        seed: config.top.seed,
+    })
+}
+
+/// Where the protocol cuts texts: as long as they were drawn, where nothing else is said.
+fn cut(plan: &mut Plan, config: &Config, texts: &[Generated]) -> Result<()> {
+    if !plan.protocol.cut || !plan.retokenize || plan.length.is_some() {
+        return Ok(());
+    }
+    let drawn = texts.iter().map(|text| text.ids.as_ref().map(Vec::len));
+    plan.length = drawn.collect::<Option<Vec<usize>>>().and_then(|all| all.into_iter().max());
+    if plan.length.is_some() {
+        return Ok(());
+    }
+    let name = &plan.protocol.name;
+    Err(config.layers.error(
+        "eval.gen_ppl.max_length",
+        &format!("protocol `{name}` cuts texts at the length they were drawn with, and these do not say it"),
+        "set `eval.gen_ppl.max_length`, or `eval.gen_ppl.protocol=pooled`, which cuts none",
+    ))
+}
+
+/// SHA-256 of texts, one behind the other with their lengths.
+fn hash<'a>(texts: impl Iterator<Item = &'a str>) -> String {
+    let mut all = Sha256::new();
+    for text in texts {
+        all.update((text.len() as u64).to_le_bytes());
+        all.update(text);
+    }
+    hex(&all.finalize())
 }
 
 /// A judge in memory, and what it is asked.
@@ -49,18 +95,7 @@ pub(super) struct Scorer {
 impl Scorer {
     /// Loads the judge that the configuration names, and the texts by people where it names some.
     pub(super) fn open(common: &Common, config: &Config) -> Result<Self> {
-        let keys = &config.eval.gen_ppl;
-        let named = keys.references.as_deref().filter(|_| keys.mauve).map(Path::new);
-        let people = named.map(Generated::read).transpose()?;
-        let plan = Plan {
-            protocol: Protocol::new(config)?,
-            batch: config.eval.perplexity_batch_size as usize,
-            retokenize: keys.retokenize,
-            length: keys.max_length.map(|length| length as usize),
-            references: people.map(|texts| texts.into_iter().map(|text| text.text).collect()),
-            seed: config.top.seed,
-        };
-        Ok(Self { judge: judge(common, config)?, plan })
+        Ok(Self { plan: plan(config)?, judge: judge(common, config)? })
     }
 
     /// Takes so many of the texts that a checkpoint's configuration validates on for those by people.
@@ -81,25 +116,6 @@ impl Scorer {
         Ok(())
     }
 
-    /// Where the protocol cuts texts: as long as they were drawn, where nothing else is said.
-    fn cut(&mut self, config: &Config, texts: &[Generated]) -> Result<()> {
-        if !self.plan.protocol.cut || !self.plan.retokenize || self.plan.length.is_some() {
-            return Ok(());
-        }
-        let drawn = texts.iter().map(|text| text.ids.as_ref().map(Vec::len));
-        let drawn = drawn.collect::<Option<Vec<usize>>>();
-        self.plan.length = drawn.and_then(|lengths| lengths.into_iter().max());
-        if self.plan.length.is_some() {
-            return Ok(());
-        }
-        let name = &self.plan.protocol.name;
-        Err(config.layers.error(
-            "eval.gen_ppl.max_length",
-            &format!("protocol `{name}` cuts texts at the length they were drawn with, and these do not say it"),
-            "set `eval.gen_ppl.max_length`, or `eval.gen_ppl.protocol=pooled`, which cuts none",
-        ))
-    }
-
     /// Scores texts, prints what comes out and adds it to the ledger.
     pub(super) fn score(
         mut self,
@@ -109,7 +125,7 @@ impl Scorer {
         ledger: &Ledger,
         origin: &Value,
     ) -> Result<()> {
-        self.cut(config, texts)?;
+        cut(&mut self.plan, config, texts)?;
         let Self { judge, plan } = &self;
         let (stop, mut report) = (Stop::listen()?, Report::new(common.format, common.quiet));
         let mut started = false;
@@ -132,21 +148,22 @@ impl Scorer {
             "retokenize": plan.retokenize,
             "max_length": plan.length.filter(|_| plan.protocol.cut),
         });
-        extend(&mut line, json!(scores));
-        let mut entry = json!({"kind": "generated", "judge_sha256": judge.sha256, "result": line});
-        extend(&mut entry, origin.clone());
-        let kept = ledger.append(entry)?;
+        ledger::extend(&mut line, json!(scores));
         report.result(&line, &scores.in_words(judge, plan));
-        if let Some(path) = kept {
+        let references = plan.references.as_ref();
+        let mut entry = json!({
+            "kind": "generated",
+            "judge_sha256": judge.sha256,
+            "texts_sha256": hash(texts.iter().map(|text| &text.text[..])),
+            "references_sha256": references.map(|texts| hash(texts.iter().map(String::as_str))),
+            "batch": plan.batch,
+            "result": line,
+        });
+        ledger::extend(&mut entry, origin.clone());
+        if let Some(path) = ledger.append(entry)? {
             report.note(&format!("added to {}", path.display()));
         }
         Ok(())
-    }
-}
-
-fn extend(to: &mut Value, from: Value) {
-    if let (Some(to), Value::Object(from)) = (to.as_object_mut(), from) {
-        to.extend(from);
     }
 }
 
@@ -155,15 +172,7 @@ fn extend(to: &mut Value, from: Value) {
 fn judge(common: &Common, config: &Config) -> Result<Judge> {
     let name = &config.eval.gen_ppl_eval_model_name_or_path;
     let overrides = vec![format!("trainer.accelerator={}", config.trainer.accelerator)];
-    let said = |error: Error| match error {
-        Error::Config { message, .. } if message.contains("tokens with the mask") => Error::config(
-            format!("the judge `{name}` does not fit its tokenizer: {message}"),
-            "its folder should hold the tokenizer that it was trained with",
-        ),
-        other => other,
-    };
-    let (checkpoint, mut own, tokenizer) =
-        common.open(&fetched(name, true)?, overrides, None).map_err(said)?;
+    let (checkpoint, mut own, tokenizer) = common.open(&fetched(name, true)?, overrides, None)?;
     let registry = assemble::registry(&common.plugins, config)?;
     let choices = assemble::choices(&mut own, &registry, false)?;
     let needs = [maskdiff_plugin_api::capability::NEXT_TOKEN];

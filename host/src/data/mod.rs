@@ -208,7 +208,7 @@ pub fn open(
 pub struct Valid {
     /// Its blocks.
     pub blocks: Blocks,
-    /// Where they come from; none where they are generated.
+    /// Where they come from.
     pub reads: Option<Reads>,
 }
 
@@ -224,8 +224,12 @@ impl Valid {
         Self { blocks: Blocks::Cached(Cached::new(cache, rows)), reads }
     }
 
-    /// Characters of the text of all blocks; what stands for no text has none.
-    pub fn characters(&self, tokenizer: &dyn Tokenizer) -> Result<u64> {
+    /// Characters of the text of all blocks behind the first `skipped` tokens of each; what stands for no text has none. None
+    /// where the tokenizer changes text, so that its tokens do not say how long it was.
+    pub fn characters(&self, tokenizer: &dyn Tokenizer, skipped: usize) -> Result<Option<u64>> {
+        if !tokenizer::is_faithful(tokenizer) {
+            return Ok(None);
+        }
         let special = [tokenizer.bos(), tokenizer.eos(), tokenizer.pad()];
         let special = special.map(|id| id.map_or(-1, i64::from));
         let mut characters = 0;
@@ -237,10 +241,11 @@ impl Valid {
                     Vec::<bool>::try_from(counted_bl.flatten(0, 1).to_kind(tch::Kind::Bool))?;
                 ids = ids.into_iter().zip(counted).filter(|(_, c)| *c).map(|(id, _)| id).collect();
             }
-            ids.retain(|id| !special.contains(id));
-            characters += tokenizer.decode(&ids).chars().count() as u64;
+            let scored: Vec<i64> =
+                ids.into_iter().skip(skipped).filter(|id| !special.contains(id)).collect();
+            characters += tokenizer.decode(&scored).chars().count() as u64;
         }
-        Ok(characters)
+        Ok(Some(characters))
     }
 }
 
@@ -250,9 +255,20 @@ pub fn open_valid(
     tokenizer: &dyn Tokenizer,
     observer: &Observer<'_>,
 ) -> Result<Valid> {
+    if !config.data.sets.is_empty() {
+        let message = format!("`{}` is several texts, where one is wanted", config.data.name);
+        return Err(config.layers.error("data.sets", &message, "name the texts one by one"));
+    }
     if is_stories(config)? {
         let blocks = open_stories(config)?.valid;
-        return Ok(Valid { blocks, reads: None });
+        let reads = Some(Reads {
+            corpus: "stories".into(),
+            split: "validation".into(),
+            origin: Vec::new(),
+            blocks: None,
+            sha256: blocks.hash()?,
+        });
+        return Ok(Valid { blocks, reads });
     }
     let hub = LazyHub::default();
     if let Some(part) = Part::find(config, Role::Valid, &hub)? {

@@ -104,6 +104,14 @@ pub enum Blocks {
 }
 
 impl Blocks {
+    /// SHA-256 of the ids of blocks that are in memory; those of a file have theirs in its header.
+    pub fn hash(&self) -> Result<String> {
+        let Self::Given(ids) = self else { return Ok(String::new()) };
+        let ids = Vec::<i64>::try_from(ids.flatten(0, -1))?;
+        let bytes: Vec<u8> = ids.into_iter().flat_map(i64::to_le_bytes).collect();
+        Ok(super::hex(&<sha2::Sha256 as sha2::Digest>::digest(bytes)))
+    }
+
     /// How many there are.
     pub fn len(&self) -> i64 {
         match self {

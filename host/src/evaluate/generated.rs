@@ -18,18 +18,28 @@ pub struct Generated {
     pub text: String,
     /// The tokens that it was drawn as, where they are known.
     pub ids: Option<Vec<i64>>,
+    /// The batch that it was drawn in; texts that do not say it are one batch.
+    pub batch: Option<u64>,
 }
 
 impl Generated {
-    /// The texts of a file: of a `.jsonl` the objects of its lines that have a `text`, as `maskdiff sample` writes them; of
-    /// any other what stands between lines `---`.
+    /// The texts of a file: of one of JSON lines the objects that have a `text`, as `maskdiff sample` writes them; of any other
+    /// what stands between lines `---`.
     pub fn read(path: &Path) -> Result<Vec<Self>> {
         let text = std::fs::read_to_string(path).map_err(|e| Error::io("read", path, &e))?;
-        let texts = if path.extension().is_some_and(|extension| extension == "jsonl") {
+        let named = path.extension().is_some_and(|extension| extension == "jsonl");
+        let texts = if named || text.trim_start().starts_with("{\"") {
             Self::lines(&text, path)?
         } else {
-            let parts = text.split("\n---\n").map(str::trim).filter(|part| !part.is_empty());
-            parts.map(|part| Self { text: part.to_string(), ids: None }).collect()
+            let mut parts = vec![String::new()];
+            for line in text.lines() {
+                match parts.last_mut() {
+                    Some(part) if line.trim_end() != "---" => *part += &format!("{line}\n"),
+                    _ => parts.push(String::new()),
+                }
+            }
+            let parts = parts.iter().map(|part| part.trim()).filter(|part| !part.is_empty());
+            parts.map(|part| Self { text: part.into(), ids: None, batch: None }).collect()
         };
         if texts.is_empty() {
             return Err(Error::data(
@@ -108,6 +118,9 @@ pub struct Scores {
     /// Share of unlike runs of four.
     #[serde(rename = "gen/distinct_4")]
     pub distinct_4: Option<f64>,
+    /// Texts by people that it is compared with.
+    #[serde(rename = "gen/references", skip_serializing_if = "Option::is_none")]
+    pub references: Option<usize>,
     /// MAUVE, where there are texts by people.
     #[serde(rename = "gen/mauve", skip_serializing_if = "Option::is_none")]
     pub mauve: Option<f64>,
@@ -136,8 +149,8 @@ impl Scores {
         if let Some(distinct) = self.distinct_4 {
             words += &format!(", distinct 4-grams {distinct:.4}");
         }
-        if let Some(mauve) = self.mauve {
-            words += &format!(", MAUVE {mauve:.4}");
+        if let (Some(mauve), Some(references)) = (self.mauve, self.references) {
+            words += &format!(", MAUVE {mauve:.4} against {references} texts");
         }
         words
     }
@@ -152,18 +165,24 @@ pub fn score(
 ) -> Result<Scores> {
     let tokens = texts.iter().enumerate().map(|(i, text)| tokens(i, text, judge, plan));
     let tokens: Vec<Vec<i64>> = tokens.collect::<Result<_>>()?;
-    let kept = plan.protocol.kept(tokens.len(), plan.batch);
     let cut = |tokens: &[i64]| match plan.length.filter(|_| plan.protocol.cut) {
         Some(length) => tokens[..tokens.len().min(length)].to_vec(),
         None => tokens.to_vec(),
     };
     let scored: Vec<Vec<i64>> = tokens.iter().map(|tokens| cut(tokens)).collect();
-    let longest = scored.iter().map(Vec::len).max().unwrap_or(0);
     let mut windows: Vec<(usize, Window)> = Vec::new();
-    for (number, text) in scored.into_iter().take(kept).enumerate() {
-        let text = plan.protocol.text(text, longest, judge.eos);
-        let parts = plan.protocol.windows(&text, judge.length(), !plan.retokenize, judge.eos);
-        windows.extend(parts.into_iter().map(|window| (number, window)));
+    let (mut first, mut kept) = (0, 0);
+    // Programs score each batch as it is drawn: what is filled and what is left out is a matter of the batch.
+    for batch in texts.chunk_by(|a, b| a.batch == b.batch) {
+        let of_batch = &scored[first..first + batch.len()];
+        let longest = of_batch.iter().map(Vec::len).max().unwrap_or(0);
+        for text in &of_batch[..plan.protocol.kept(batch.len(), plan.batch)] {
+            let text = plan.protocol.text(text.clone(), longest, judge.eos);
+            let parts = plan.protocol.windows(&text, judge.length(), !plan.retokenize, judge.eos);
+            windows.extend(parts.into_iter().map(|window| (kept, window)));
+            kept += 1;
+        }
+        first += batch.len();
     }
     check_fit(&windows, judge, plan)?;
     // Like lengths together: little is filled.
@@ -182,14 +201,14 @@ pub fn score(
     if counts.iter().sum::<f64>() == 0.0 {
         return Err(Error::data(
             format!("protocol `{}` counts no token of these texts", plan.protocol.name),
-            "they are empty, or one token long",
+            "they are empty, or one token long; or `eval.gen_ppl.max_length` cuts them so short",
         ));
     }
     let mean = summarize(&sums, &counts, 1)?;
     // The tokens as they were drawn say more of variety than those of another tokenizer.
     let drawn: Vec<Vec<i64>> =
         texts.iter().zip(tokens).map(|(text, own)| text.ids.clone().unwrap_or(own)).collect();
-    let mauve = plan.references.as_ref().map(|people| apart(texts, people, judge, plan));
+    let mauve = plan.references.as_ref().map(|people| apart(texts, people, judge, plan, &mut tick));
     let mauve = mauve.transpose()?;
     Ok(Scores {
         perplexity: mean.perplexity,
@@ -202,6 +221,7 @@ pub fn score(
         distinct_2: diversity::distinct(&drawn, 2),
         distinct_3: diversity::distinct(&drawn, 3),
         distinct_4: diversity::distinct(&drawn, 4),
+        references: plan.references.as_ref().map(Vec::len),
         mauve: mauve.map(|m| m.mauve),
         frontier_integral: mauve.map(|m| m.frontier_integral),
     })
@@ -222,6 +242,9 @@ fn tokens(i: usize, text: &Generated, judge: &Judge, plan: &Plan) -> Result<Vec<
     };
     match &text.ids {
         None => wrong("has no `ids`"),
+        Some(ids) if !ids.iter().all(|id| (0..judge.tokenizer.vocab_size()).contains(id)) => {
+            wrong("has ids that are none of the judge's tokens")
+        }
         Some(ids) if judge.tokenizer.decode(ids) != text.text => {
             wrong("reads otherwise in the judge's tokens")
         }
@@ -246,24 +269,42 @@ fn check_fit(windows: &[(usize, Window)], judge: &Judge, plan: &Plan) -> Result<
 }
 
 /// How far the texts are from texts by people.
-fn apart(texts: &[Generated], people: &[String], judge: &Judge, plan: &Plan) -> Result<Mauve> {
-    let generated: Vec<&str> = texts.iter().map(|text| &text.text[..]).collect();
-    let people: Vec<&str> = people.iter().map(String::as_str).collect();
-    let states = [generated, people].map(|texts| states(&texts, judge, plan.batch));
-    let [generated, people] = states;
-    Ok(mauve::mauve(&generated?, &people?, plan.seed))
+fn apart(
+    texts: &[Generated],
+    people: &[String],
+    judge: &Judge,
+    plan: &Plan,
+    tick: &mut dyn FnMut(i64, i64) -> Result<()>,
+) -> Result<Mauve> {
+    let all: Vec<&str> =
+        texts.iter().map(|text| &text.text[..]).chain(people.iter().map(String::as_str)).collect();
+    let states_nd = states(&all, judge, plan.batch, tick)?;
+    let count = texts.len() as i64;
+    let generated_nd = states_nd.narrow(0, 0, count);
+    let people_nd = states_nd.narrow(0, count, people.len() as i64);
+    mauve::mauve(&generated_nd, &people_nd, plan.seed, &mut || {
+        tick(all.len() as i64, all.len() as i64)
+    })
 }
 
 /// The judge's state at the end of each text, `[N, D]`; a text is cut at what the judge sees at once.
-fn states(texts: &[&str], judge: &Judge, batch: usize) -> Result<Tensor> {
+fn states(
+    texts: &[&str],
+    judge: &Judge,
+    batch: usize,
+    tick: &mut dyn FnMut(i64, i64) -> Result<()>,
+) -> Result<Tensor> {
     let ids = |text: &&str| -> Result<Vec<i64>> {
         let ids = judge.tokenizer.encode(text)?.into_iter().map(i64::from);
         let ids: Vec<i64> = ids.take(judge.length() as usize).collect();
         Ok(if ids.is_empty() { vec![judge.eos] } else { ids })
     };
     let ids: Vec<Vec<i64>> = texts.iter().map(ids).collect::<Result<_>>()?;
+    let mut done = 0;
     let parts = ids.chunks(batch).map(|part| {
         let part: Vec<&[i64]> = part.iter().map(Vec::as_slice).collect();
+        done += part.len() as i64;
+        tick(done, ids.len() as i64)?;
         judge.features(&part)
     });
     Ok(Tensor::cat(&parts.collect::<Result<Vec<Tensor>>>()?, 0))
@@ -281,7 +322,7 @@ mod tests {
         let read = Generated::read(&path).unwrap();
         assert_eq!((read.len(), &read[0].ids, &read[1].text[..]), (2, &Some(vec![1, 2]), "c"));
         let path = folder.path().join("a.txt");
-        std::fs::write(&path, "one\ntwo\n\n---\n\nthree\n").unwrap();
+        std::fs::write(&path, "---\r\none\ntwo\n\n---\r\n\nthree\n---").unwrap();
         let texts: Vec<String> =
             Generated::read(&path).unwrap().into_iter().map(|text| text.text).collect();
         assert_eq!(texts, ["one\ntwo", "three"]);

@@ -7,6 +7,8 @@ use rand::seq::index::sample;
 use rand_chacha::ChaCha8Rng;
 use tch::{Kind, Tensor};
 
+use crate::error::Result;
+
 /// How far two laws are apart.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Mauve {
@@ -34,14 +36,21 @@ const SCALING: f64 = 5.0;
 /// # Source
 /// Pillutla et al. 2021, arXiv:2102.01454, with the constants of the package `mauve-text` 0.4. Differences: k-means starts
 /// from other random points than faiss does, so that the score differs by what it differs between seeds.
-pub fn mauve(generated_nd: &Tensor, people_nd: &Tensor, seed: u64) -> Mauve {
+///
+/// `tick` is called between the starts of k-means; its error ends it.
+pub fn mauve(
+    generated_nd: &Tensor,
+    people_nd: &Tensor,
+    seed: u64,
+    tick: &mut dyn FnMut() -> Result<()>,
+) -> Result<Mauve> {
     let (generated, people) = (generated_nd.size()[0], people_nd.size()[0]);
     let clusters = ((generated.min(people) as f64 / 10.0).round_ties_even() as i64).max(2);
     let all_nc = components(&Tensor::cat(&[people_nd, generated_nd], 0));
-    let labels = cluster(&all_nc, clusters.min(generated + people), seed);
+    let labels = cluster(&all_nc, clusters.min(generated + people), seed, tick)?;
     let (people, generated) = labels.split_at(people as usize);
     let (p, q) = (shares(generated, clusters), shares(people, clusters));
-    Mauve { mauve: area(&p, &q), frontier_integral: frontier_integral(&p, &q), clusters }
+    Ok(Mauve { mauve: area(&p, &q), frontier_integral: frontier_integral(&p, &q), clusters })
 }
 
 /// Rows of length 1 along the principal components that explain enough, `[N, C] f32`.
@@ -60,10 +69,19 @@ fn components(all_nd: &Tensor) -> Tensor {
 }
 
 /// The cluster of each row: k-means, the best of some starts.
-fn cluster(all_nc: &Tensor, clusters: i64, seed: u64) -> Vec<i64> {
-    let best = (0..RESTARTS).map(|start| k_means(all_nc, clusters, seed.wrapping_add(start)));
-    let best = best.min_by(|(a, _), (b, _)| a.total_cmp(b));
-    best.map(|(_, labels)| labels).unwrap_or_default()
+fn cluster(
+    all_nc: &Tensor,
+    clusters: i64,
+    seed: u64,
+    tick: &mut dyn FnMut() -> Result<()>,
+) -> Result<Vec<i64>> {
+    let starts = (0..RESTARTS).map(|start| {
+        tick()?;
+        Ok(k_means(all_nc, clusters, seed.wrapping_add(start)))
+    });
+    let all = starts.collect::<Result<Vec<_>>>()?;
+    let best = all.into_iter().min_by(|(a, _), (b, _)| a.total_cmp(b));
+    Ok(best.map(|(_, labels)| labels).unwrap_or_default())
 }
 
 /// Sum of squared distances and labels of one start.
@@ -152,6 +170,10 @@ fn frontier_integral(p: &[f64], q: &[f64]) -> f64 {
 mod tests {
     use super::*;
     use tch::Device;
+
+    fn mauve(generated: &Tensor, people: &Tensor, seed: u64) -> Mauve {
+        super::mauve(generated, people, seed, &mut || Ok(())).unwrap()
+    }
 
     /// Rows at far-apart centers, those of `groups` in turn.
     fn at(groups: &[i64], rows: i64) -> Tensor {

@@ -84,6 +84,15 @@ impl Measure {
         }
     }
 
+    /// Checks that it can be taken of blocks.
+    pub fn check(self, blocks: &Blocks) -> Result<()> {
+        if !blocks.padded() || self == Self::Reference {
+            return Ok(());
+        }
+        let message = format!("`{}` takes whole blocks, and these are filled up", self.chosen_by());
+        Err(Error::config(message, "set `data.wrap=true`, or `eval.bound=reference`"))
+    }
+
     /// Total nats `[B] f64` of some sequences and the number of tokens scored in each, `[B] f64`.
     fn nats(self, model: &Model, rows: &Rows, u_b: &Tensor) -> Result<(Tensor, Tensor)> {
         let Rows { x0_bl, counted_bl } = rows;
@@ -136,7 +145,7 @@ pub struct Bound {
     pub bits_per_token: f64,
     /// `exp(nats_per_token)`.
     pub perplexity: f64,
-    /// Standard error of `nats_per_token` over the sequences, and over their draws where there are any.
+    /// Standard error of `nats_per_token` over the sequences with their draws; no number for a single sequence.
     pub standard_error: f64,
     /// Tokens scored, each pass counted.
     pub tokens: i64,
@@ -196,11 +205,7 @@ pub fn likelihood(
     mut tick: impl FnMut(i64, i64) -> Result<()>,
 ) -> Result<Bound> {
     let Plan { measure, batch, passes, seed } = plan;
-    if blocks.padded() && measure != Measure::Reference {
-        let message =
-            format!("`{}` takes whole blocks, and these are filled up", measure.chosen_by());
-        return Err(Error::config(message, "set `data.wrap=true`, or `eval.bound=reference`"));
-    }
+    measure.check(blocks)?;
     let device = model.facts().device();
     let state = generator_state(device)?;
     // What the ranks tell each other: nats of each block in each pass, then its tokens, then faults.
@@ -245,21 +250,26 @@ pub fn likelihood(
     summarize(&told[..all], &told[all..faults], passes)
 }
 
-/// The mean over tokens, of the total nats and the number of tokens of each sequence in each pass.
+/// The mean over tokens, of the total nats and the number of tokens of each sequence in each pass. The error is that of the mean
+/// over sequences, whose passes are no sequences of their own; there is none of a single one.
 pub fn summarize(sums: &[f64], counts: &[f64], passes: i64) -> Result<Bound> {
-    let n = sums.len() as f64;
+    let sequences = sums.len() / passes.max(1) as usize;
+    let of_each = |values: &[f64]| -> Vec<f64> {
+        (0..sequences).map(|i| values.iter().skip(i).step_by(sequences).sum()).collect()
+    };
+    let (sums, counts, n) = (of_each(sums), of_each(counts), sequences as f64);
     let tokens = counts.iter().sum::<f64>();
     let per_block = tokens / n;
     let nats = sums.iter().sum::<f64>() / tokens;
     if !nats.is_finite() {
         return Err(Error::numeric(
-            format!("the validation bound is {nats}"),
-            "the weights are broken: evaluate an earlier checkpoint, or lower `optim.lr`",
+            format!("the likelihood is {nats}"),
+            "the weights are broken: use those of an earlier checkpoint, or train with a lower `optim.lr`",
         ));
     }
     // Of a ratio of two sums; the counts are all alike when nothing is filled.
     let deviation = |(s, count): (&f64, &f64)| ((s - nats * count) / per_block).powi(2);
-    let variance = sums.iter().zip(counts).map(deviation).sum::<f64>() / (n - 1.0).max(1.0);
+    let variance = sums.iter().zip(&counts).map(deviation).sum::<f64>() / (n - 1.0);
     Ok(Bound {
         nats_per_token: nats,
         bits_per_token: nats / std::f64::consts::LN_2,
@@ -268,4 +278,26 @@ pub fn summarize(sums: &[f64], counts: &[f64], passes: i64) -> Result<Bound> {
         tokens: tokens as i64,
         passes,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Passes over a likelihood without draws say nothing new: the error is that of the blocks.
+    #[test]
+    fn passes_are_no_sequences_of_their_own() {
+        let (sums, counts) = ([10.0, 14.0, 12.0, 9.0], [8.0; 4]);
+        let once = summarize(&sums, &counts, 1).unwrap();
+        let often = summarize(&sums.repeat(16), &counts.repeat(16), 16).unwrap();
+        assert!((once.standard_error - often.standard_error).abs() < 1e-12);
+        assert_eq!((once.nats_per_token, often.tokens), (often.nats_per_token, 16 * once.tokens));
+        // Draws that cancel out within a block leave the blocks' own difference.
+        let noisy: Vec<f64> =
+            sums.iter().map(|s| s + 5.0).chain(sums.iter().map(|s| s - 5.0)).collect();
+        let both = summarize(&noisy, &counts.repeat(2), 2).unwrap();
+        assert!((both.standard_error - once.standard_error).abs() < 1e-12);
+        assert!(summarize(&[3.0], &[2.0], 1).unwrap().standard_error.is_nan());
+        assert!(summarize(&[f64::NAN], &[2.0], 1).is_err());
+    }
 }

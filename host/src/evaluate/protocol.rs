@@ -112,7 +112,11 @@ impl Protocol {
         let (mut windows, mut start, mut scored) = (Vec::new(), 0, 1);
         while scored < text.len() {
             let end = text.len().min(start + context);
-            windows.push(self.window(text, start..end, scored.max(start + 1), eos));
+            let window = self.window(text, start..end, scored.max(start + 1), eos);
+            // The judge need not see what does not count.
+            if window.counted.contains(&true) {
+                windows.push(window);
+            }
             (start, scored) = (start + stride, end);
         }
         windows
@@ -174,12 +178,18 @@ mod tests {
     /// Which tokens of the text count, all windows together; each at most once.
     fn counted(protocol: &Protocol, text: &[i64]) -> Vec<usize> {
         let windows = protocol.windows(text, 100, false, EOS);
-        let starts = (0..).step_by(protocol.stride.unwrap() as usize);
-        let mut all = Vec::new();
-        for (window, start) in windows.iter().zip(starts) {
-            assert_eq!(window.tokens, text[start..start + window.tokens.len()]);
+        let (mut all, mut start, stride) = (Vec::new(), 0, protocol.stride.unwrap() as usize);
+        for window in &windows {
+            // Windows in which nothing counts are left out.
+            while text[start..].len() < window.tokens.len()
+                || text[start..start + window.tokens.len()] != window.tokens
+            {
+                start += stride;
+            }
+            assert!(window.tokens.len() > 1 && window.counted.contains(&true));
             let places = window.counted.iter().enumerate().filter(|(_, counts)| **counts);
             all.extend(places.map(|(at, _)| start + at + 1));
+            start += stride;
         }
         let mut once = all.clone();
         once.dedup();
@@ -189,7 +199,9 @@ mod tests {
 
     #[test]
     fn chunks_see_nothing_of_one_another_and_sliding_windows_do() {
-        let text: Vec<i64> = (0..10).map(|i| i % 5).collect();
+        let text: Vec<i64> = (10..20).collect();
+        // A text that ends with a chunk of one token.
+        assert_eq!(protocol(Eos::First, 3, 3).windows(&text, 100, false, EOS).len(), 3);
         // The first token of a chunk has nothing before it.
         assert_eq!(counted(&protocol(Eos::First, 4, 4), &text), [1, 2, 3, 5, 6, 7, 9]);
         assert_eq!(counted(&protocol(Eos::None, 4, 2), &text), (1..10).collect::<Vec<_>>());

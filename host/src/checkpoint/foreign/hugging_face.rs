@@ -29,6 +29,11 @@ pub(super) fn read(folder: &Path) -> Result<Foreign> {
             ),
         ));
     };
+    if let Some(why) = layout.differs(&config) {
+        let message =
+            format!("`{}` is of another network than {}: {why}", file.display(), layout.about);
+        return Err(Error::checkpoint(message, "a backbone plugin of its own could run it"));
+    }
     let mut weights = weights(folder, layout)?;
     let embedding = &layout.vocabulary.embedding;
     let mut vocab_size = vocab_size(folder, &weights, embedding)?;

@@ -20,6 +20,9 @@ pub(super) struct Layout {
     ignored: Vec<String>,
     /// Their keys with the values by which a folder is known.
     when: Map<String, Value>,
+    /// Their keys that may have no other value, where they are there.
+    #[serde(default)]
+    only: Map<String, Value>,
     /// Our keys with what they always are; of several words any is written.
     model: Map<String, Value>,
     /// Our keys with theirs.
@@ -75,6 +78,17 @@ impl Layout {
     /// Whether a folder with this `config.json` is of this layout.
     pub(super) fn fits(&self, theirs: &Value) -> bool {
         self.when.iter().all(|(key, value)| get(theirs, key) == value)
+    }
+
+    /// A key by which a folder is of another network, with what it says and what it should.
+    pub(super) fn differs(&self, theirs: &Value) -> Option<String> {
+        let same = |a: &Value, b: &Value| a == b || (a.is_number() && a.as_f64() == b.as_f64());
+        let mut others = self.only.iter().filter_map(|(key, wanted)| {
+            let has = get(theirs, key);
+            (!has.is_null() && !same(has, wanted))
+                .then(|| format!("`{key}` is {has}, and only {wanted} is known"))
+        });
+        others.next()
     }
 
     /// Whether a tensor is none of the network's.
