@@ -2,7 +2,7 @@
 # Makes this checkout ready for plain `cargo build`, `cargo run` and `cargo test`. Safe to run again; quick when done.
 # With --python it also makes the environment for components written in Python: about 3 GB of download, 5 GB on disk, in
 # the user's cache; with --s3 the small one of a server of the S3 protocol, for the tests; with --hub that of the official
-# client of the Hugging Face Hub, for the tests, and of `datasets`, for the benches; with --browser a headless Chromium and
+# client of the Hugging Face Hub, for the tests, and of `datasets`, for the benches; with --track those of W&B and of TensorBoard, for the tests; with --browser a headless Chromium and
 # its driver, from the system's packages, for the tests of pages.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -10,8 +10,8 @@ cd "$(dirname "$0")/.."
 stop() { echo "setup: $1" >&2; exit 1; }
 
 case "${1:-}" in
-  "" | --python | --s3 | --hub | --browser) ;;
-  *) stop "there is no option $1: run scripts/setup.sh alone or with --python, --s3, --hub or --browser" ;;
+  "" | --python | --s3 | --hub | --track | --browser) ;;
+  *) stop "there is no option $1: run scripts/setup.sh alone or with --python, --s3, --hub, --track or --browser" ;;
 esac
 
 command -v cargo >/dev/null || stop "cargo is missing: install Rust (https://rustup.rs), then run this again"
@@ -50,6 +50,7 @@ browser() {
 case "${1:-}" in
   --browser) browser ;;
   --s3) small --s3 moto-5.2.5 "the S3 server" 'moto[s3,server]==5.2.5' ;;
+  --track) small --track track-1 "the official clients of W&B and TensorBoard" wandb==0.31.0 tensorboard==2.20.0 ;;
   --hub) small --hub hub-2.4.0 "the hub's client" huggingface_hub==2.4.0 datasets==5.2.0 tokenizers==0.23.1 ;;
 esac
 

@@ -12,6 +12,8 @@ scripts/setup.sh --s3 || say "no S3 server: the tests of object stores are skipp
 
 scripts/setup.sh --hub || say "no client of the hub: the tests with it are skipped"
 
+scripts/setup.sh --track || say "no clients of W&B and TensorBoard: the tests with them are skipped"
+
 scripts/setup.sh --browser || say "no browser: pages are written, and the tests that look at them are skipped"
 
 say "format"

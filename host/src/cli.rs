@@ -149,6 +149,25 @@ enum Command {
         #[arg(long, value_name = "PATH", value_hint = ValueHint::AnyPath)]
         output: PathBuf,
     },
+    /// List, show, compare and remove runs
+    Runs {
+        #[command(subcommand)]
+        command: Runs,
+    },
+    /// Send runs that were logged offline to Weights & Biases
+    ///
+    /// What the server has already is not sent again; a run that does not say how it ended ends as failed.
+    Sync {
+        /// Run folders, or folders that the official client wrote
+        #[arg(required = true, value_name = "RUN", value_hint = ValueHint::DirPath)]
+        folders: Vec<PathBuf>,
+        /// Those that were sent before, too
+        #[arg(long)]
+        again: bool,
+        /// How long a server that is away is waited for
+        #[arg(long, value_name = "SECONDS", default_value_t = 600.0)]
+        timeout: f64,
+    },
     /// List, show, write, build, check and remove plugins
     Plugins {
         #[command(subcommand)]
@@ -284,6 +303,37 @@ enum Plugins {
 }
 
 #[derive(Debug, Subcommand)]
+enum Runs {
+    /// A table of the runs at and below some folders
+    List {
+        /// The folders; `outputs` when none is named
+        #[arg(value_name = "FOLDER", value_hint = ValueHint::DirPath)]
+        folders: Vec<PathBuf>,
+    },
+    /// One run: how far it came, and all settings
+    Show {
+        /// The run folder
+        #[arg(value_name = "RUN", value_hint = ValueHint::DirPath)]
+        folder: PathBuf,
+    },
+    /// The settings in which runs differ, and how good they became
+    Compare {
+        /// The run folders
+        #[arg(required = true, num_args = 2.., value_name = "RUN", value_hint = ValueHint::DirPath)]
+        folders: Vec<PathBuf>,
+    },
+    /// Remove runs with their checkpoints
+    Rm {
+        /// The run folders
+        #[arg(required = true, value_name = "RUN", value_hint = ValueHint::DirPath)]
+        folders: Vec<PathBuf>,
+        /// Do it
+        #[arg(long)]
+        yes: bool,
+    },
+}
+
+#[derive(Debug, Subcommand)]
 enum Data {
     /// All corpora that have a name, with where they come from and their licences
     List,
@@ -377,6 +427,15 @@ fn run(words: Vec<OsString>) -> Result<i32> {
         Command::Eval { trained, text } => {
             let mut overrides = trained.into_overrides();
             if let Some(file) = text {
+                let other = overrides
+                    .iter()
+                    .find(|w| w.starts_with("data=") || w.starts_with("data.sets="));
+                if let Some(other) = other {
+                    let message = format!("`--text` names one text, and `{other}` another");
+                    return Err(Error::config(message, "leave one of both out"));
+                }
+                // Quoted, as its name may be a number to TOML.
+                let file = toml::Value::String(file);
                 overrides.extend(["data=text".to_string(), format!("data.valid_path={file}")]);
             }
             commands::eval::run(&common(overrides))
@@ -398,6 +457,16 @@ fn run(words: Vec<OsString>) -> Result<i32> {
             commands::report::run(&Report::new(common.format, common.quiet), &folders, &output)
         }
         Command::Config { overrides } => commands::config::run(&common(overrides)),
+        Command::Runs { command } => {
+            let common = common(Vec::new());
+            runs(command, &Report::new(common.format, common.quiet))
+        }
+        Command::Sync { folders, again, timeout } => {
+            let common = common(Vec::new());
+            let mut report = Report::new(common.format, common.quiet);
+            let timeout = Duration::try_from_secs_f64(timeout).unwrap_or(Duration::MAX);
+            commands::sync::run(&mut report, &folders, again, timeout)
+        }
         Command::Plugins { command } => plugins(command, common),
         Command::Data { command } => data(command, common),
         Command::Completions { shell } => {
@@ -406,6 +475,16 @@ fn run(words: Vec<OsString>) -> Result<i32> {
         }
     };
     done.map(|()| 0)
+}
+
+fn runs(command: Runs, report: &Report) -> Result<()> {
+    use commands::runs;
+    match command {
+        Runs::List { folders } => runs::list(report, &folders),
+        Runs::Show { folder } => runs::show(report, &folder),
+        Runs::Compare { folders } => runs::compare(report, &folders),
+        Runs::Rm { folders, yes } => runs::remove(report, &folders, yes),
+    }
 }
 
 fn plugins(command: Plugins, common: impl FnOnce(Vec<String>) -> Common) -> Result<()> {
@@ -443,9 +522,14 @@ fn data(command: Data, common: impl FnOnce(Vec<String>) -> Common) -> Result<()>
 
 /// The original's form: `mode=ppl_eval KEY=VALUE...` becomes `eval KEY=VALUE...`; without a mode it trains.
 fn with_subcommand(mut words: Vec<OsString>) -> Result<Vec<OsString>> {
-    if words.iter().any(|word| word == "export") {
+    if words
+        .iter()
+        .skip(1)
+        .find(|word| !word.to_string_lossy().starts_with('-'))
+        .is_some_and(|word| word == "export")
+    {
         // Of an export, `--format` is what is written, unless it is how results are printed.
-        let printed = ["auto", "text", "json"];
+        let printed = ["auto", "text", "json", "markdown"];
         let last = words.len().saturating_sub(1);
         for at in 0..last {
             if words[at] == "--format" && !printed.iter().any(|word| words[at + 1] == *word) {

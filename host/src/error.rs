@@ -167,6 +167,14 @@ impl Error {
         Self::Component { component: format!("{kind} `{name}`"), error: Box::new(error) }
     }
 
+    /// With its hint, for a warning of one line.
+    pub fn in_one_line(&self) -> String {
+        match self.help() {
+            Some(hint) => format!("{self} ({hint})"),
+            None => self.to_string(),
+        }
+    }
+
     /// The exit code of the process, see README "Exit codes".
     pub fn exit_code(&self) -> i32 {
         match self {

@@ -3,6 +3,7 @@
 //! The main path: `main.rs` → [`cli`] → [`commands::train`] → [`train::Trainer::run`] → [`learner::Learner::step`].
 
 pub mod accelerator;
+pub mod alert;
 pub mod assemble;
 pub mod cargo;
 pub mod checkpoint;
@@ -34,4 +35,5 @@ pub mod sample;
 pub mod stop;
 pub mod stream;
 pub mod trace;
+pub mod track;
 pub mod train;

@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use maskdiff_native::device_bytes;
 use serde_json::{Map, Value, json};
-use tch::Device;
+use tch::{Device, Kind, Tensor};
 
 use crate::config::Config;
 use crate::error::Result;
@@ -166,6 +166,29 @@ impl Usual {
     }
 }
 
+/// Buckets of a histogram.
+const BUCKETS: i64 = 64;
+
+/// How the numbers of a tensor are spread, as event files have it: counts up to each limit, and sums. None of an empty one, or
+/// of one that holds what is no number.
+pub fn histogram(tensor: &Tensor) -> Option<Value> {
+    let flat = tensor.detach().flatten(0, -1).to_device(Device::Cpu).to_kind(Kind::Double);
+    if flat.numel() == 0 || flat.isfinite().all().int64_value(&[]) == 0 {
+        return None;
+    }
+    let (min, max) = (flat.min().double_value(&[]), flat.max().double_value(&[]));
+    // All alike: one bucket around them.
+    let width = (max - min).max(f64::MIN_POSITIVE.max(min.abs() * 1e-9)) / BUCKETS as f64;
+    let limit: Vec<f64> =
+        (1..=BUCKETS).map(|i| if i == BUCKETS { max } else { min + width * i as f64 }).collect();
+    let which = ((&flat - min) / width).floor().clamp(0, BUCKETS - 1).to_kind(Kind::Int64);
+    let counts = Vec::<i64>::try_from(which.bincount(None::<&Tensor>, BUCKETS)).ok()?;
+    Some(json!({
+        "min": min, "max": max, "num": flat.numel(), "sum": flat.sum(Kind::Double).double_value(&[]),
+        "sum_squares": flat.square().sum(Kind::Double).double_value(&[]), "limit": limit, "bucket": counts,
+    }))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -190,6 +213,23 @@ mod tests {
         assert!(line["perf/forward_ms"].as_f64().unwrap() >= 10.0);
         assert_eq!(line["perf/data_ms"], 0.0);
         assert_eq!(split.take(1)["perf/forward_ms"], 0.0);
+    }
+
+    #[test]
+    fn a_histogram_counts_every_number_once() {
+        let values = histogram(&Tensor::from_slice(&[0.0, 1.0, 1.0, 64.0])).unwrap();
+        let buckets: Vec<i64> = serde_json::from_value(values["bucket"].clone()).unwrap();
+        assert_eq!(
+            (buckets.iter().sum::<i64>(), buckets[0], buckets[1], buckets[63]),
+            (4, 1, 2, 1)
+        );
+        assert_eq!((&values["sum"], &values["max"]), (&json!(66.0), &json!(64.0)));
+        let alike = histogram(&Tensor::from_slice(&[2.0, 2.0])).unwrap();
+        assert_eq!(
+            alike["bucket"].as_array().unwrap().iter().filter_map(Value::as_i64).sum::<i64>(),
+            2
+        );
+        assert!(histogram(&Tensor::from_slice(&[f64::NAN])).is_none());
     }
 
     #[test]

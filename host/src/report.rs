@@ -1,10 +1,14 @@
 //! What a run says while it works: bars on a terminal, plain lines or JSON lines elsewhere.
 
+use std::cell::RefCell;
 use std::io::{IsTerminal as _, Write as _};
+use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::Value;
+
+use crate::track::Trackers;
 
 /// How results are printed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, clap::ValueEnum)]
@@ -29,6 +33,7 @@ pub struct Report {
     bar: Option<ProgressBar>,
     started: Instant,
     last_line: Option<Instant>,
+    heard: Option<Rc<RefCell<Trackers>>>,
 }
 
 /// Without a terminal, one line of progress in this time.
@@ -42,7 +47,28 @@ impl Report {
             other => other == Format::Json,
         };
         let markdown = format == Format::Markdown;
-        Self { json, markdown, quiet, bar: None, started: Instant::now(), last_line: None }
+        Self {
+            json,
+            markdown,
+            quiet,
+            bar: None,
+            started: Instant::now(),
+            last_line: None,
+            heard: None,
+        }
+    }
+
+    /// What is printed is heard by a run's trackers from now on.
+    pub fn heard_by(&mut self, trackers: &Rc<RefCell<Trackers>>) {
+        self.heard = Some(Rc::clone(trackers));
+    }
+
+    fn tell(&self, text: &str) {
+        if let Some(mut trackers) =
+            self.heard.as_ref().and_then(|heard| heard.try_borrow_mut().ok())
+        {
+            trackers.line(text);
+        }
     }
 
     /// Whether results are JSON lines.
@@ -89,6 +115,7 @@ impl Report {
 
     /// Prints a result: an object with `--format json`, else its text.
     pub fn result(&self, value: &Value, text: &str) {
+        self.tell(text);
         let line = if self.json { value.to_string() } else { text.to_string() };
         let print = || {
             // A closed pipe (`| head`) is no fault of the run.
@@ -102,6 +129,7 @@ impl Report {
 
     /// Tells people something that is no result.
     pub fn note(&self, text: &str) {
+        self.tell(text);
         if self.quiet {
             return;
         }
@@ -117,7 +145,7 @@ impl Report {
         if self.quiet || !std::io::stderr().is_terminal() {
             return;
         }
-        let style = "{prefix} {bar:28} {pos}/{len} {msg} [{elapsed} < {eta}]";
+        let style = "{prefix} {bar:28} {pos}/{len} {msg} [{elapsed} < {eta}, {per_sec}]";
         let style =
             ProgressStyle::with_template(style).unwrap_or_else(|_| ProgressStyle::default_bar());
         let bar = ProgressBar::new(total.cast_unsigned()).with_style(style).with_prefix(what);

@@ -184,7 +184,7 @@ pub fn to_toml(config: &Config) -> String {
 fn manifest(config: &Config, plugins: &[UsedPlugin], reads: &[Reads]) -> Value {
     use maskdiff_plugin_api::abi::{API_VERSION, RUSTC, TORCH_VERSION};
     json!({
-        "command": std::env::args().collect::<Vec<String>>(),
+        "command": command_line(),
         "started": jiff::Timestamp::now().to_string(),
         "seed": config.top.seed,
         "maskdiff": env!("CARGO_PKG_VERSION"),
@@ -203,8 +203,13 @@ fn manifest(config: &Config, plugins: &[UsedPlugin], reads: &[Reads]) -> Value {
     })
 }
 
+/// The words of this process.
+pub fn command_line() -> Vec<String> {
+    std::env::args_os().map(|word| word.to_string_lossy().into_owned()).collect()
+}
+
 /// The commit of the folder we were started in, if it is a checkout.
-fn git_commit() -> Option<String> {
+pub(crate) fn git_commit() -> Option<String> {
     let said = std::process::Command::new("git").args(["rev-parse", "HEAD"]).output().ok()?;
     let commit = String::from_utf8_lossy(&said.stdout).trim().to_string();
     (said.status.success() && !commit.is_empty()).then_some(commit)

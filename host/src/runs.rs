@@ -1,5 +1,6 @@
 //! Run folders as they are found on disk: what was asked for, what was logged, what was drawn.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -7,6 +8,7 @@ use serde_json::{Map, Value, json};
 
 use crate::error::{Error, Result};
 use crate::ledger;
+use crate::trace::Trace;
 
 /// The file that makes a folder a run.
 const METRICS: &str = "metrics.jsonl";
@@ -37,8 +39,13 @@ pub fn find(folder: &Path) -> Result<Vec<PathBuf>> {
     Ok(found)
 }
 
+/// Whether a folder is that of a run.
+pub fn is_run(folder: &Path) -> bool {
+    folder.join(METRICS).is_file()
+}
+
 fn look(folder: &Path, depth: usize, found: &mut Vec<PathBuf>) {
-    if folder.join(METRICS).is_file() {
+    if is_run(folder) {
         found.push(folder.to_path_buf());
         return;
     }
@@ -79,6 +86,13 @@ impl Run {
         let first = self.config.get(parts.next()?)?;
         let value = parts.try_fold(first, |value, part| value.get(part))?;
         Some(value.as_str().map_or_else(|| value.to_string(), ToString::to_string))
+    }
+
+    /// All values of its configuration by dotted key.
+    pub fn settings(&self) -> BTreeMap<String, String> {
+        let mut settings = BTreeMap::new();
+        flatten("", &self.config, &mut settings);
+        settings
     }
 
     /// The last step that was logged.
@@ -123,7 +137,10 @@ impl Run {
 
     /// The texts that were drawn while it trained, by step.
     pub fn samples(&self) -> Vec<Value> {
-        let drawn = self.metrics.iter().filter(|line| line["samples"].is_array());
+        let texts = |line: &&Value| {
+            line["samples"].as_array().is_some_and(|all| all.iter().all(Value::is_string))
+        };
+        let drawn = self.metrics.iter().filter(texts);
         drawn.map(|line| json!({"step": line["step"], "texts": line["samples"]})).collect()
     }
 
@@ -138,23 +155,32 @@ impl Run {
     }
 }
 
+fn flatten(prefix: &str, table: &toml::Table, into: &mut BTreeMap<String, String>) {
+    for (key, value) in table {
+        let key = if prefix.is_empty() { key.clone() } else { format!("{prefix}.{key}") };
+        match value {
+            toml::Value::Table(inner) => flatten(&key, inner, into),
+            toml::Value::String(text) => drop(into.insert(key, text.clone())),
+            other => drop(into.insert(key, other.to_string())),
+        }
+    }
+}
+
 /// The traces in a folder.
 pub fn traces(folder: &Path) -> Vec<(String, Value)> {
     let entries = fs::read_dir(folder).into_iter().flatten().flatten();
     let mut files: Vec<PathBuf> = entries.map(|entry| entry.path()).collect();
     files.retain(|file| file.to_string_lossy().ends_with("trace.json"));
     files.sort();
-    let read = |file: &PathBuf| {
-        let trace: Value = serde_json::from_str(&fs::read_to_string(file).ok()?).ok()?;
-        // A profile of `maskdiff train --profile` has that name too.
-        trace["samples"].is_array().then(|| (file.display().to_string(), trace))
-    };
+    // A profile of `maskdiff train --profile` has that name too.
+    let read = |file: &PathBuf| Some((file.display().to_string(), json!(Trace::read(file)?)));
     files.iter().filter_map(read).collect()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::trace;
 
     fn run(folder: &Path) -> Run {
         fs::create_dir_all(folder.join("samples")).unwrap();
@@ -186,7 +212,13 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let run = run(folder.path());
         fs::write(folder.path().join("trace.json"), "{\"traceEvents\": []}").unwrap();
-        fs::write(folder.path().join("samples/one.trace.json"), "{\"samples\": []}").unwrap();
+        let whole = Trace { format: trace::FORMAT, ..Trace::default() };
+        fs::write(folder.path().join("samples/one.trace.json"), json!(whole).to_string()).unwrap();
+        for (name, text) in
+            [("a", "{\"samples\": [{}]}"), ("b", "{\"format\": 9, \"samples\": []}")]
+        {
+            fs::write(folder.path().join(format!("samples/{name}.trace.json")), text).unwrap();
+        }
         let names: Vec<String> = run.traces().into_iter().map(|(name, _)| name).collect();
         assert!(names.len() == 1 && names[0].ends_with("one.trace.json"), "{names:?}");
     }

@@ -63,6 +63,12 @@ impl Stop {
         Ok(this)
     }
 
+    /// Asks as Ctrl-C does.
+    pub fn ask(&self) {
+        let signal = SIGINT.unsigned_abs() as usize;
+        let _ = self.signal.compare_exchange(0, signal, Ordering::SeqCst, Ordering::SeqCst);
+    }
+
     /// True from the first signal on.
     pub fn asked(&self) -> bool {
         self.signal.load(Ordering::Relaxed) != 0

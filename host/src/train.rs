@@ -1,5 +1,6 @@
 //! Training: steps, metrics, evaluations, samples and checkpoints, until the last step or until asked to stop.
 
+use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::rc::Rc;
@@ -24,6 +25,7 @@ use crate::run_dir::RunDir;
 use crate::sample::{self, NamedSampler, Windows};
 use crate::stop::Stop;
 use crate::stream::{self, Purpose};
+use crate::track::Trackers;
 
 mod checkpoints;
 
@@ -48,6 +50,8 @@ pub struct Trainer<'a> {
     pub sampler: Option<NamedSampler>,
     /// The run folder.
     pub run: RunDir,
+    /// Who else hears of the metrics.
+    pub trackers: Rc<RefCell<Trackers>>,
     /// Where words go.
     pub report: Report,
     /// Signals.
@@ -365,7 +369,8 @@ impl Trainer<'_> {
             line.extend(self.learner.split.take(window.timed));
             line.extend(observe::memory(device));
         }
-        self.run.metrics(step, line)?;
+        self.metrics(step, line)?;
+        self.histograms(step);
         let message = format!("loss {loss:.4} nats, {speed:.0} tokens/s");
         self.report.progress("train", step, config.trainer.max_steps, &message);
         tracing::debug!(step, loss, lr = done.lr, grad_norm = done.grad_norm, "Trained");
@@ -420,7 +425,7 @@ impl Trainer<'_> {
                 text += &format!("\n  | {}", sample.replace('\n', "\n  | "));
             }
         }
-        self.run.metrics(step, line.clone())?;
+        self.metrics(step, line.clone())?;
         tracing::info!(step, nelbo = bound.nats_per_token, ppl = bound.perplexity, "Evaluated");
         self.progress.evaluated = step;
         let value = line[config.checkpointing.monitor.as_str()].as_f64().unwrap_or(f64::NAN);
@@ -435,6 +440,30 @@ impl Trainer<'_> {
         }
         self.save(better)?;
         Ok(Some(bound))
+    }
+
+    /// Shows how gradients are spread, when that is asked for and due.
+    fn histograms(&mut self, step: i64) {
+        let every = self.config.track.histograms_every_n_steps;
+        if every == 0 || step % every != 0 || !self.world.is_main() {
+            return;
+        }
+        let trained = self.model.parameters().iter().filter(|parameter| parameter.trainable);
+        let spread = trained.filter_map(|parameter| {
+            let grad = Some(parameter.tensor.grad()).filter(Tensor::defined)?;
+            Some((format!("gradients/{}", parameter.name), observe::histogram(&grad)?))
+        });
+        let said = self.trackers.borrow_mut().log(step, &spread.collect());
+        said.iter().for_each(|text| self.report.note(text));
+    }
+
+    /// Writes a line of metrics, and tells whoever else hears of it.
+    fn metrics(&mut self, step: i64, line: Value) -> Result<()> {
+        self.run.metrics(step, line.clone())?;
+        let Value::Object(row) = line else { return Ok(()) };
+        let said = self.trackers.borrow_mut().log(step, &row);
+        said.iter().for_each(|text| self.report.note(text));
+        Ok(())
     }
 
     fn write_trace(&self, profiler: Option<Profiler>) -> Result<()> {

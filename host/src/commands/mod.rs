@@ -6,8 +6,10 @@ pub mod eval;
 pub mod export;
 pub mod plugins;
 pub mod report;
+pub mod runs;
 pub mod sample;
 pub mod score;
+pub mod sync;
 pub mod train;
 pub mod watch;
 
@@ -44,16 +46,33 @@ pub struct Common {
 impl Common {
     /// The configuration with nothing stored.
     fn config(&self) -> Result<Config> {
-        let (overrides, file) = (self.overrides.clone(), self.file.clone());
+        self.with(&[])
+    }
+
+    /// The same with some words more.
+    fn with(&self, more: &[String]) -> Result<Config> {
+        let (overrides, file) = (self.overridden(more), self.file.clone());
         load(&Request { overrides, file, stored: None, foreign: false })
+    }
+
+    /// The words of the command line, where others stand for those of the same key; a corpus that is chosen stands for a list.
+    fn overridden(&self, more: &[String]) -> Vec<String> {
+        let key = |word: &String| word.split_once('=').map(|(key, _)| key.to_string());
+        let replaced = |word: &String| {
+            let own = key(word);
+            let mut others = more.iter().map(key);
+            others.any(|other| {
+                other == own
+                    || (other.as_deref(), own.as_deref()) == (Some("data"), Some("data.sets"))
+            })
+        };
+        let kept = self.overrides.iter().filter(|word| !replaced(word));
+        kept.chain(more).cloned().collect()
     }
 
     /// The configuration for a checkpoint, with some words more; a group that they choose is theirs alone.
     fn for_checkpoint(&self, checkpoint: &Checkpoint, more: &[String]) -> Result<Config> {
-        let chosen = |word: &String| word.split_once('=').map(|(key, _)| key.to_string());
-        let mut overrides = self.overrides.clone();
-        overrides.retain(|word| !more.iter().any(|other| chosen(other) == chosen(word)));
-        overrides.extend(more.iter().cloned());
+        let overrides = self.overridden(more);
         let foreign = checkpoint.foreign.is_some();
         let stored = Some(checkpoint.stored()?);
         load(&Request { overrides, file: self.file.clone(), stored, foreign })

@@ -1,5 +1,6 @@
 //! `maskdiff train`
 
+use std::cell::RefCell;
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
@@ -17,8 +18,9 @@ use crate::plugins::UsedPlugin;
 use crate::report::Report;
 use crate::run_dir::{self, RunDir};
 use crate::stop::Stop;
+use crate::track::Trackers;
 use crate::train::{self, Progress, Trainer};
-use crate::{accelerator, assemble, launch, plugins, precision};
+use crate::{accelerator, alert, assemble, launch, plugins, precision};
 
 /// Trains, or goes on with a run; as one rank of several when the environment says so. Everything that can be wrong is
 /// found before the run folder is made.
@@ -92,6 +94,7 @@ pub fn run(common: &Common, profile: bool) -> Result<()> {
         profile: (profile && world.is_main()).then(|| path.join("trace.json")),
         world: Rc::clone(&world),
         run: RunDir::follow(&path),
+        trackers: Rc::default(),
     };
     if let Some(checkpoint) = &resumed {
         go_on(&mut trainer, checkpoint)?;
@@ -100,12 +103,20 @@ pub fn run(common: &Common, profile: bool) -> Result<()> {
         // A run that was ended before its first checkpoint begins again.
         let step = resumed.as_ref().map_or(0, |c| c.state.step);
         trainer.run = RunDir::create(&path, &config, &used, &trainer.corpus, step)?;
+        let (trackers, notes) = Trackers::open(&config, &path, &used, step, &trainer.stop)?;
+        trainer.trackers = Rc::new(RefCell::new(trackers));
+        trainer.report.heard_by(&trainer.trackers);
+        notes.iter().for_each(|text| trainer.report.note(text));
     }
     // The others' logs go into the folder that rank 0 makes.
     world.sum(&mut [0.0])?;
     common.log.open(&trainer.run.log(world.rank()))?;
     trainer.report.note(&introduction(&trainer));
-    trainer.run().map_err(|e| config.locate(e))?;
+    let ran = trainer.run().map_err(|e| config.locate(e));
+    if world.is_main() {
+        ended(&trainer, &path, ran.as_ref().err());
+    }
+    ran?;
     let done = format!("done; use it with `maskdiff sample --checkpoint {}`", path.display());
     trainer.report.note(&done);
     Ok(())
@@ -125,6 +136,17 @@ pub fn launch(common: &Common, world: usize, words: &[OsString]) -> Result<i32> 
         }
     }
     launch::ranks(world, &kept)
+}
+
+/// Tells whoever hears of the run that it has ended.
+fn ended(trainer: &Trainer<'_>, path: &Path, error: Option<&Error>) {
+    if let Some(error) = error {
+        trainer.trackers.borrow_mut().line(&error.to_string());
+    }
+    let said = trainer.trackers.borrow_mut().finish(error.map_or(0, Error::exit_code));
+    let told =
+        alert::tell(trainer.config, &path.display().to_string(), trainer.learner.step, error);
+    said.iter().chain(&told).for_each(|text| trainer.report.note(text));
 }
 
 /// Takes a checkpoint over and says what is no longer as it was.

@@ -66,6 +66,12 @@ pub(super) fn ranges(config: &Config) -> Result<()> {
         let message = format!("`data.valid_fraction` must lie in (0, 1), got {share}");
         return Err(config.layers.error("data.valid_fraction", &message, ""));
     }
+    if let Some(resume) = config.wandb.resume.as_deref()
+        && !["allow", "must", "never"].contains(&resume)
+    {
+        let message = format!("`wandb.resume` is `allow`, `must` or `never`, got `{resume}`");
+        return Err(config.layers.error("wandb.resume", &message, ""));
+    }
     data(config)?;
     trainer(config)?;
     crate::precision::Precision::new(config)?;
@@ -109,6 +115,10 @@ fn trainer(config: &Config) -> Result<()> {
         ("trainer.loss_spike", trainer.loss_spike, 0.0),
         ("trainer.grace_s", trainer.grace_s, 0.0),
         ("trainer.timeout_s", trainer.timeout_s, 1.0),
+        ("track.histograms_every_n_steps", config.track.histograms_every_n_steps as f64, 0.0),
+        ("wandb.interval_s", config.wandb.interval_s, 0.0),
+        ("wandb.retry_s", config.wandb.retry_s, 0.01),
+        ("wandb.finish_timeout_s", config.wandb.finish_timeout_s, 0.0),
         ("checkpointing.keep_last", config.checkpointing.keep_last as f64, 1.0),
         ("checkpointing.every_n_steps", config.checkpointing.every_n_steps as f64, 0.0),
     ];

@@ -369,6 +369,62 @@ group! {
 }
 
 group! {
+    /// Views of the metrics beside `metrics.jsonl`.
+    Track {
+        /// `metrics.csv` in the run folder.
+        csv: bool = false,
+        /// TensorBoard's event files in the run folder.
+        tensorboard: bool = false,
+        /// `tensorboard`: steps between two histograms of every parameter's gradient; 0 makes none.
+        histograms_every_n_steps: i64 = 0,
+    }
+}
+
+group! {
+    /// Weights & Biases. A run is logged there when a project is named, here or by WANDB_PROJECT.
+    Wandb {
+        /// The project.
+        project: Option<String> = None,
+        /// Who owns it; by default you.
+        entity: Option<String> = None,
+        /// The run's name; by default the server makes one up.
+        name: Option<String> = None,
+        /// Its id, under which it may go on; by default the run folder's own.
+        id: Option<String> = None,
+        /// Of an id that exists: `allow` goes on with it, `must` goes on with nothing else, `never` refuses it.
+        resume: Option<String> = None,
+        /// The group that it is shown in.
+        group: Option<String> = None,
+        /// What kind of job it is.
+        job_type: Option<String> = None,
+        /// Words of yours.
+        notes: Option<String> = None,
+        /// Tags.
+        tags: Vec<String> = Vec::new(),
+        /// Log into the run folder alone; `maskdiff sync` or `wandb sync` sends it later.
+        offline: bool = false,
+        /// Do not begin without the server.
+        required: bool = false,
+        /// Seconds between two pieces that are sent.
+        interval_s: f64 = 10.0,
+        /// Seconds before the first retry of a request; each pause is twice the one before.
+        retry_s: f64 = 2.0,
+        /// Seconds at the end of a run in which what is left is sent; then it is kept for `maskdiff sync`.
+        finish_timeout_s: f64 = 60.0,
+    }
+}
+
+group! {
+    /// Who is told when a run ends: a command of the shell, or a web address that gets JSON.
+    Alert {
+        /// When it is done.
+        on_finish: Option<String> = None,
+        /// When it failed.
+        on_crash: Option<String> = None,
+    }
+}
+
+group! {
     /// The run folder.
     Run {
         /// Its path; by default `outputs/<data>/<date>/<time>`.
@@ -398,6 +454,9 @@ pub const GROUPS: &[&str] = &[
     "trainer",
     "checkpointing",
     "eval",
+    "track",
+    "wandb",
+    "alert",
     "run",
     "plugins",
 ];
@@ -417,6 +476,9 @@ pub fn keys(group: &str) -> &'static [&'static str] {
         "trainer" => Trainer::KEYS,
         "checkpointing" => Checkpointing::KEYS,
         "eval" => Eval::KEYS,
+        "track" => Track::KEYS,
+        "wandb" => Wandb::KEYS,
+        "alert" => Alert::KEYS,
         "run" => Run::KEYS,
         "plugins" => Plugins::KEYS,
         _ => &[],
@@ -437,7 +499,8 @@ pub fn defaults() -> serde_json::Value {
     put!(
         "data": Data, "model": Model, "noise": Noise, "training": Training, "sampling": Sampling,
         "loader": Loader, "optim": Optim, "lr_scheduler": LrScheduler, "trainer": Trainer,
-        "checkpointing": Checkpointing, "eval": Eval, "run": Run, "plugins": Plugins,
+        "checkpointing": Checkpointing, "eval": Eval, "track": Track, "wandb": Wandb,
+        "alert": Alert, "run": Run, "plugins": Plugins,
     );
     all["process"] = serde_json::json!({});
     all

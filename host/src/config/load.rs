@@ -177,6 +177,9 @@ fn finish(builder: Builder, foreign: Option<String>) -> Result<Config> {
         trainer: part(&layers, "trainer")?,
         checkpointing: part(&layers, "checkpointing")?,
         eval: part(&layers, "eval")?,
+        track: part(&layers, "track")?,
+        wandb: part(&layers, "wandb")?,
+        alert: part(&layers, "alert")?,
         run: part(&layers, "run")?,
         plugins: part(&layers, "plugins")?,
         foreign,
@@ -264,7 +267,7 @@ fn toml_value(text: &str) -> Figured {
         return value;
     }
     match text.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')) {
-        Some(words) if !words.contains(['[', '"']) => {
+        Some(words) if !words.contains('[') => {
             let words = words.split(',').map(str::trim).filter(|word| !word.is_empty());
             Figured::from(words.map(toml_value).collect::<Vec<Figured>>())
         }

@@ -44,6 +44,12 @@ pub struct Config {
     pub checkpointing: groups::Checkpointing,
     /// `eval`.
     pub eval: groups::Eval,
+    /// `track`.
+    pub track: groups::Track,
+    /// `wandb`.
+    pub wandb: groups::Wandb,
+    /// `alert`.
+    pub alert: groups::Alert,
     /// `run`.
     pub run: groups::Run,
     /// `plugins`.

@@ -84,6 +84,11 @@ impl Layers {
         }
     }
 
+    /// All values as one tree.
+    pub fn tree(&self) -> serde_json::Value {
+        serde_json::to_value(&self.values).unwrap_or_default()
+    }
+
     /// The value of a dotted key.
     pub fn value(&self, key: &str) -> Option<serde_json::Value> {
         let all = serde_json::to_value(&self.values).ok()?;

@@ -1,0 +1,32 @@
+//! `maskdiff sync`
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use serde_json::json;
+
+use crate::error::Result;
+use crate::report::Report;
+use crate::track::wandb;
+
+/// Sends runs that were logged offline, or whose server was away, to W&B.
+pub fn run(report: &mut Report, folders: &[PathBuf], again: bool, timeout: Duration) -> Result<()> {
+    let total = folders.len() as i64;
+    report.start("sync", 0, total);
+    for (done, folder) in (1..).zip(folders) {
+        let synced = wandb::sync(folder, again, timeout, |path| {
+            tracing::info!("sending {}", path.display());
+        });
+        report.progress("sync", done, total, &folder.display().to_string());
+        for run in synced? {
+            let file = run.file.display();
+            let text = match &run.address {
+                Some(address) => format!("{file}: {address}"),
+                None => format!("{file}: was sent before (--again sends it once more)"),
+            };
+            report.result(&json!({"file": run.file, "address": run.address}), &text);
+        }
+    }
+    report.finish();
+    Ok(())
+}
