@@ -63,20 +63,27 @@ pub fn python() -> Option<PathBuf> {
     named.filter(|python| python.is_file()).or_else(|| made().filter(ready))
 }
 
-/// The Python with moto, a server of the S3 protocol, that `scripts/setup.sh --s3` made.
-pub fn moto() -> Option<PathBuf> {
+/// The Python of an environment that `scripts/setup.sh` made in the user's cache.
+fn environment(name: &str) -> Option<PathBuf> {
     let cache = std::env::var_os("XDG_CACHE_HOME").map(PathBuf::from);
     let home = || std::env::var_os("HOME").map(|home| PathBuf::from(home).join(".cache"));
-    let env = cache.or_else(home)?.join("maskdiff/moto-5.2.5");
+    let env = cache.or_else(home)?.join("maskdiff").join(name);
     env.join("ready").is_file().then(|| env.join("bin/python3"))
+}
+
+/// The Python with moto, a server of the S3 protocol, that `scripts/setup.sh --s3` made.
+pub fn moto() -> Option<PathBuf> {
+    environment("moto-5.2.5")
 }
 
 /// The Python with the official client of the hub, and `datasets`, that `scripts/setup.sh --hub` made.
 pub fn hub_client() -> Option<PathBuf> {
-    let cache = std::env::var_os("XDG_CACHE_HOME").map(PathBuf::from);
-    let home = || std::env::var_os("HOME").map(|home| PathBuf::from(home).join(".cache"));
-    let env = cache.or_else(home)?.join("maskdiff/hub-2.4.0");
-    env.join("ready").is_file().then(|| env.join("bin/python3"))
+    environment("hub-2.4.0")
+}
+
+/// The Python with the official clients of W&B and TensorBoard that `scripts/setup.sh --track` made.
+pub fn track_clients() -> Option<PathBuf> {
+    environment("track-1")
 }
 
 /// The folder with the original program's numbers.

@@ -108,6 +108,7 @@ fn the_commands_of_the_readme_and_the_docs_work() {
         ("docs/data.md", 5),
         ("docs/checkpoints.md", 4),
         ("docs/evaluation.md", 5),
+        ("docs/tracking.md", 6),
     ] {
         let text = fs::read_to_string(root().join(file)).expect(file);
         let folder = tempfile::tempdir().expect("a folder");
