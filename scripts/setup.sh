@@ -2,16 +2,16 @@
 # Makes this checkout ready for plain `cargo build`, `cargo run` and `cargo test`. Safe to run again; quick when done.
 # With --python it also makes the environment for components written in Python: about 3 GB of download, 5 GB on disk, in
 # the user's cache; with --s3 the small one of a server of the S3 protocol, for the tests; with --hub that of the official
-# client of the Hugging Face Hub, for the tests, and of `datasets`, for the benches; with --track those of W&B and of TensorBoard, for the tests; with --browser a headless Chromium and
-# its driver, from the system's packages, for the tests of pages.
+# client of the Hugging Face Hub, for the tests, and of `datasets`, for the benches; with --track those of W&B and of TensorBoard, for the tests; with --screens a headless Chromium,
+# its driver and tmux, from the system's packages, for the tests of pages and of the terminal.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
 stop() { echo "setup: $1" >&2; exit 1; }
 
 case "${1:-}" in
-  "" | --python | --s3 | --hub | --track | --browser) ;;
-  *) stop "there is no option $1: run scripts/setup.sh alone or with --python, --s3, --hub, --track or --browser" ;;
+  "" | --python | --s3 | --hub | --track | --screens) ;;
+  *) stop "there is no option $1: run scripts/setup.sh alone or with --python, --s3, --hub, --track or --screens" ;;
 esac
 
 command -v cargo >/dev/null || stop "cargo is missing: install Rust (https://rustup.rs), then run this again"
@@ -38,17 +38,17 @@ small() {
   echo "setup: $what at $env"
 }
 
-browser() {
-  command -v chromium >/dev/null && command -v chromedriver >/dev/null && return 0
-  command -v apt-get >/dev/null || stop "install Chromium and its driver as \`chromium\` and \`chromedriver\` on PATH"
-  [ "$(id -u)" = 0 ] || stop "as root: apt-get install chromium chromium-driver"
-  { apt-get update && apt-get install -y --no-install-recommends chromium chromium-driver; } >/dev/null \
-    || stop "apt-get could not install chromium and chromium-driver, for the reason above"
+screens() {
+  command -v chromium >/dev/null && command -v chromedriver >/dev/null && command -v tmux >/dev/null && return 0
+  command -v apt-get >/dev/null || stop "put \`chromium\`, \`chromedriver\` and \`tmux\` on PATH"
+  [ "$(id -u)" = 0 ] || stop "as root: apt-get install chromium chromium-driver tmux"
+  { apt-get update && apt-get install -y --no-install-recommends chromium chromium-driver tmux; } >/dev/null \
+    || stop "apt-get could not install chromium, chromium-driver and tmux, for the reason above"
   echo "setup: $(chromium --version)"
 }
 
 case "${1:-}" in
-  --browser) browser ;;
+  --screens) screens ;;
   --s3) small --s3 moto-5.2.5 "the S3 server" 'moto[s3,server]==5.2.5' ;;
   --track) small --track track-1 "the official clients of W&B and TensorBoard" wandb==0.31.0 tensorboard==2.20.0 ;;
   --hub) small --hub hub-2.4.0 "the hub's client" huggingface_hub==2.4.0 datasets==5.2.0 tokenizers==0.23.1 ;;

@@ -14,7 +14,7 @@ scripts/setup.sh --hub || say "no client of the hub: the tests with it are skipp
 
 scripts/setup.sh --track || say "no clients of W&B and TensorBoard: the tests with them are skipped"
 
-scripts/setup.sh --browser || say "no browser: pages are written, and the tests that look at them are skipped"
+scripts/setup.sh --screens || say "no browser or no tmux: the tests that look at pages and at the terminal are skipped"
 
 say "format"
 cargo fmt --all --check

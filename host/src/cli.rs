@@ -88,6 +88,9 @@ enum Command {
         /// Record a few steps into trace.json in the run folder, for Perfetto or chrome://tracing
         #[arg(long)]
         profile: bool,
+        /// Show the run on the whole terminal: curves, speed, memory, the last sample
+        #[arg(long, conflicts_with = "nproc")]
+        tui: bool,
         /// KEY=VALUE
         overrides: Vec<String>,
     },
@@ -417,11 +420,11 @@ fn run(words: Vec<OsString>) -> Result<i32> {
         log,
     };
     let done = match command {
-        Command::Train { nproc, profile, overrides } => {
+        Command::Train { nproc, profile, tui, overrides } => {
             let common = common(overrides);
             match nproc.filter(|n| *n > 1) {
                 Some(n) => return commands::train::launch(&common, n.into(), &words),
-                None => commands::train::run(&common, profile),
+                None => commands::train::run(&common, profile, tui),
             }
         }
         Command::Eval { trained, text } => {

@@ -34,6 +34,8 @@ pub struct Report {
     started: Instant,
     last_line: Option<Instant>,
     heard: Option<Rc<RefCell<Trackers>>>,
+    /// Nothing is printed: who hears it shows it.
+    mute: bool,
 }
 
 /// Without a terminal, one line of progress in this time.
@@ -55,12 +57,18 @@ impl Report {
             started: Instant::now(),
             last_line: None,
             heard: None,
+            mute: false,
         }
     }
 
     /// What is printed is heard by a run's trackers from now on.
     pub fn heard_by(&mut self, trackers: &Rc<RefCell<Trackers>>) {
         self.heard = Some(Rc::clone(trackers));
+    }
+
+    /// Prints nothing from now on, or again.
+    pub fn mute(&mut self, mute: bool) {
+        self.mute = mute;
     }
 
     fn tell(&self, text: &str) {
@@ -116,6 +124,9 @@ impl Report {
     /// Prints a result: an object with `--format json`, else its text.
     pub fn result(&self, value: &Value, text: &str) {
         self.tell(text);
+        if self.mute {
+            return;
+        }
         let line = if self.json { value.to_string() } else { text.to_string() };
         let print = || {
             // A closed pipe (`| head`) is no fault of the run.
@@ -130,7 +141,7 @@ impl Report {
     /// Tells people something that is no result.
     pub fn note(&self, text: &str) {
         self.tell(text);
-        if self.quiet {
+        if self.quiet || self.mute {
             return;
         }
         match &self.bar {
@@ -142,7 +153,7 @@ impl Report {
     /// Starts progress over `total` units of `what`, at `done`.
     pub fn start(&mut self, what: &'static str, done: i64, total: i64) {
         (self.started, self.last_line) = (Instant::now(), None);
-        if self.quiet || !std::io::stderr().is_terminal() {
+        if self.quiet || self.mute || !std::io::stderr().is_terminal() {
             return;
         }
         let style = "{prefix} {bar:28} {pos}/{len} {msg} [{elapsed} < {eta}, {per_sec}]";
@@ -162,7 +173,7 @@ impl Report {
             return;
         }
         let due = self.last_line.unwrap_or(self.started).elapsed() >= PACE;
-        if !self.quiet && due {
+        if !self.quiet && !self.mute && due {
             self.last_line = Some(Instant::now());
             eprintln!("{what} {done}/{total} {message}");
         }

@@ -41,7 +41,7 @@ impl Browser {
         };
         if !there("chromedriver") || !there("chromium") {
             crate::skipped(
-                "no Chromium with its driver: `scripts/setup.sh --browser` installs them",
+                "no Chromium with its driver: `scripts/setup.sh --screens` installs them",
             );
             return None;
         }

@@ -20,12 +20,18 @@ use crate::run_dir::{self, RunDir};
 use crate::stop::Stop;
 use crate::track::Trackers;
 use crate::train::{self, Progress, Trainer};
-use crate::{accelerator, alert, assemble, launch, plugins, precision};
+use crate::{accelerator, alert, assemble, launch, plugins, precision, track};
 
 /// Trains, or goes on with a run; as one rank of several when the environment says so. Everything that can be wrong is
 /// found before the run folder is made.
-pub fn run(common: &Common, profile: bool) -> Result<()> {
+pub fn run(common: &Common, profile: bool, panel: bool) -> Result<()> {
     let mut config = common.config()?;
+    if panel && !track::panel::is_possible() {
+        return Err(Error::config(
+            "`--tui` needs a terminal, and this is none",
+            "leave it out: progress comes as plain lines; `maskdiff runs list` shows how far a run is",
+        ));
+    }
     let stop = Stop::listen()?;
     stop.within(Duration::from_secs_f64(config.trainer.grace_s));
     let world = Rc::new(World::join(&config)?);
@@ -103,9 +109,10 @@ pub fn run(common: &Common, profile: bool) -> Result<()> {
         // A run that was ended before its first checkpoint begins again.
         let step = resumed.as_ref().map_or(0, |c| c.state.step);
         trainer.run = RunDir::create(&path, &config, &used, &trainer.corpus, step)?;
-        let (trackers, notes) = Trackers::open(&config, &path, &used, step, &trainer.stop)?;
+        let (trackers, notes) = Trackers::open(&config, &path, &used, step, &trainer.stop, panel)?;
         trainer.trackers = Rc::new(RefCell::new(trackers));
         trainer.report.heard_by(&trainer.trackers);
+        trainer.report.mute(panel);
         notes.iter().for_each(|text| trainer.report.note(text));
     }
     // The others' logs go into the folder that rank 0 makes.
@@ -114,7 +121,7 @@ pub fn run(common: &Common, profile: bool) -> Result<()> {
     trainer.report.note(&introduction(&trainer));
     let ran = trainer.run().map_err(|e| config.locate(e));
     if world.is_main() {
-        ended(&trainer, &path, ran.as_ref().err());
+        ended(&mut trainer, &path, ran.as_ref().err());
     }
     ran?;
     let done = format!("done; use it with `maskdiff sample --checkpoint {}`", path.display());
@@ -139,7 +146,7 @@ pub fn launch(common: &Common, world: usize, words: &[OsString]) -> Result<i32> 
 }
 
 /// Tells whoever hears of the run that it has ended.
-fn ended(trainer: &Trainer<'_>, path: &Path, error: Option<&Error>) {
+fn ended(trainer: &mut Trainer<'_>, path: &Path, error: Option<&Error>) {
     if let Some(error) = error {
         trainer.trackers.borrow_mut().line(&error.to_string());
     }

@@ -1,6 +1,7 @@
 //! Who else hears of a run's metrics. `metrics.jsonl` in the run folder is the truth; these are views of it.
 
 mod csv;
+pub mod panel;
 mod system;
 mod tensorboard;
 pub mod wandb;
@@ -47,7 +48,7 @@ impl std::fmt::Debug for Trackers {
 }
 
 impl Trackers {
-    /// The views that the configuration asks for, of a run in a folder that goes on after step `resumed`, and what the user
+    /// The views that the configuration asks for, with the panel where it is wanted, of a run in a folder that goes on after step `resumed`, and what the user
     /// should know of them.
     pub fn open(
         config: &Config,
@@ -55,6 +56,7 @@ impl Trackers {
         plugins: &[UsedPlugin],
         resumed: i64,
         stop: &Stop,
+        panel: bool,
     ) -> Result<(Self, Vec<String>)> {
         let mut notes = Vec::new();
         let mut views: Vec<Box<dyn Tracker>> = Vec::new();
@@ -66,6 +68,9 @@ impl Trackers {
         }
         if let Some(wandb) = Wandb::open(config, run, plugins, stop, &mut notes)? {
             views.push(Box::new(wandb));
+        }
+        if panel {
+            views.push(Box::new(panel::Panel::open(config, &run.display().to_string())?));
         }
         Ok((Self { views }, notes))
     }
