@@ -71,6 +71,8 @@ ratio('likelihood V=50258 L=128 B=32: peak memory, ours / original', evaluation,
 ratio('700 MB of weights: time as tensors / as bytes', evaluation, 'read_tensors_s', 'read_file_s')
 ratio('700 MB of weights: peak memory of reading tensors / size', evaluation, 'read_tensors_peak_mib', 'file_mib')
 ratio('700 MB of weights: peak memory of loading a model / size', evaluation, 'load_peak_mib', 'file_mib')
-result = {'seconds': seconds, 'memory_mib': memory, 'training': training, 'evaluation': evaluation, 'data': data,
+tracking = best('tracking')
+ratio('10,000 rows to a bad W&B server: time of the steps, with / without', tracking, 'with_s', 'without_s')
+result = {'seconds': seconds, 'memory_mib': memory, 'training': training, 'evaluation': evaluation, 'tracking': tracking, 'data': data,
           'load_plugins_ms': load_ms, 'ratios': ratios}
 print(json.dumps(result, indent=1, ensure_ascii=False))

@@ -161,13 +161,13 @@ enum Command {
     ///
     /// What the server has already is not sent again; a run that does not say how it ended ends as failed.
     Sync {
-        /// Run folders, or folders that the official client wrote
+        /// Run folders
         #[arg(required = true, value_name = "RUN", value_hint = ValueHint::DirPath)]
         folders: Vec<PathBuf>,
         /// Those that were sent before, too
         #[arg(long)]
         again: bool,
-        /// How long a server that is away is waited for
+        /// How long each folder may take, a server that is away included
         #[arg(long, value_name = "SECONDS", default_value_t = 600.0)]
         timeout: f64,
     },
@@ -467,7 +467,12 @@ fn run(words: Vec<OsString>) -> Result<i32> {
         Command::Sync { folders, again, timeout } => {
             let common = common(Vec::new());
             let mut report = Report::new(common.format, common.quiet);
-            let timeout = Duration::try_from_secs_f64(timeout).unwrap_or(Duration::MAX);
+            if !(0.0..=1e7).contains(&timeout) {
+                let message =
+                    format!("`--timeout` is a number of seconds up to 1e7, got {timeout}");
+                return Err(Error::config(message, ""));
+            }
+            let timeout = Duration::from_secs_f64(timeout);
             commands::sync::run(&mut report, &folders, again, timeout)
         }
         Command::Plugins { command } => plugins(command, common),

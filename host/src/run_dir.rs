@@ -21,6 +21,8 @@ pub struct RunDir {
     path: PathBuf,
     /// None on a rank that writes nothing.
     metrics: Option<File>,
+    /// Held as long as the run is at work.
+    _held: Option<File>,
 }
 
 /// Where a run goes: `run.dir`, or `outputs/<data>/<date>/<time>`.
@@ -40,12 +42,13 @@ pub fn path_for(config: &Config) -> PathBuf {
 impl RunDir {
     /// The folder of a rank that writes nothing.
     pub fn follow(path: &Path) -> Self {
-        Self { path: path.to_path_buf(), metrics: None }
+        Self { path: path.to_path_buf(), metrics: None, _held: None }
     }
 
     /// Checks that a fresh run may be made at `path`.
     pub fn check_fresh(path: &Path) -> Result<()> {
-        if path.join("metrics.jsonl").exists() {
+        // A run that logged nothing has not begun.
+        if fs::metadata(path.join("metrics.jsonl")).is_ok_and(|file| file.len() > 0) {
             return Err(Error::config(
                 format!("`run.dir={}` already holds a run", path.display()),
                 "go on with it by `checkpointing.resume_from_ckpt=true`, or name another folder",
@@ -66,6 +69,7 @@ impl RunDir {
         for folder in [path.to_path_buf(), path.join("checkpoints"), path.join("samples")] {
             fs::create_dir_all(&folder).map_err(|e| Error::io("create", &folder, &e))?;
         }
+        let held = hold(path)?;
         let write = |name: &str, text: &str| {
             let (file, temporary) = (path.join(name), path.join(format!(".{name}.tmp")));
             fs::write(&temporary, text)
@@ -80,7 +84,7 @@ impl RunDir {
         forget_after(&file, resumed)?;
         let metrics = OpenOptions::new().create(true).append(true).open(&file);
         let metrics = metrics.map_err(|e| Error::io("open", &file, &e))?;
-        Ok(Self { path: path.to_path_buf(), metrics: Some(metrics) })
+        Ok(Self { path: path.to_path_buf(), metrics: Some(metrics), _held: Some(held) })
     }
 
     /// The folder.
@@ -122,6 +126,24 @@ impl RunDir {
         let file = self.path.join(format!("samples/step-{step:08}.txt"));
         let text = texts.join("\n\n---\n\n") + "\n";
         fs::write(&file, text).map_err(|e| Error::io("write", &file, &e))
+    }
+}
+
+/// The file by which a run at work holds its folder.
+const LOCK: &str = ".lock";
+
+/// Holds a run folder; an error when another process does.
+pub fn hold(path: &Path) -> Result<File> {
+    let file = path.join(LOCK);
+    let open = File::options().create(true).truncate(false).write(true).open(&file);
+    let held = open.map_err(|e| Error::io("write", &file, &e))?;
+    match held.try_lock() {
+        Err(fs::TryLockError::WouldBlock) => Err(Error::config(
+            format!("another process is at work in `{}`", path.display()),
+            "wait until it has ended, or name another `run.dir`",
+        )),
+        // Some file systems know no locks.
+        _ => Ok(held),
     }
 }
 

@@ -269,7 +269,10 @@ impl Trainer<'_> {
         let step = self.learner.step;
         self.report
             .note(&format!("warning: {what}; back to step {step}, and on without its batch"));
-        self.run.rewind(step)
+        self.run.rewind(step)?;
+        let said = self.trackers.borrow_mut().rewind(step);
+        said.iter().for_each(|text| self.report.note(text));
+        Ok(())
     }
 
     /// One optimizer step on this rank's share of the global batch.

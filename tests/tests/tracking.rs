@@ -133,7 +133,7 @@ fn a_bad_server_loses_and_doubles_nothing() {
     server.is_content();
 }
 
-/// Killed at some moments and started again: every row once.
+/// Killed at twenty moments and started again: every row once.
 #[test]
 fn a_killed_run_goes_on_in_the_same_run() {
     let folder = tempfile::tempdir().expect("a folder");
@@ -147,7 +147,7 @@ fn a_killed_run_goes_on_in_the_same_run() {
         "checkpointing.resume_from_ckpt=true",
     ];
     let words = [&["train"], SMALL, &QUICK, &more].concat();
-    for lines in [15, 60, 90, 130, 170] {
+    for lines in (1..=20).map(|i| 9 * i) {
         let mut child = with(at, &server.url, &words)
             .stdout(Stdio::null())
             .stderr(Stdio::null())
@@ -215,37 +215,44 @@ fn training_goes_on_without_a_server() {
     let gone = "http://127.0.0.1:9";
     let known = Server::start(Faults::default());
     train(at, &known.url, &["run.dir=known", "wandb.id=taken"]).expect(0);
-    let cases: [(&str, &str, &[&str], &[&str]); 5] = [
-        ("denied", &denied.url, &[], &["does not know the API key", "maskdiff sync denied"]),
-        ("forbidden", &forbidden.url, &[], &["lets you not write there", "wandb.project"]),
-        (
-            "taken",
-            &known.url,
-            &["wandb.id=taken", "wandb.resume=never"],
-            &["the run exists already"],
-        ),
-        ("must", &known.url, &["wandb.id=none", "wandb.resume=must"], &["there is no such run"]),
-        ("no/key", &known.url, &["wandb.id=x"], &["there is no API key for 127.0.0.1", ".netrc"]),
+    let cases: [(&str, &str, &[&str]); 3] = [
+        ("denied", &denied.url, &["does not know the API key", "maskdiff sync denied"]),
+        ("forbidden", &forbidden.url, &["lets you not write there", "wandb.project"]),
+        ("no-key", &known.url, &["there is no API key for 127.0.0.1", ".netrc"]),
     ];
-    for (name, url, more, phrases) in cases {
+    for (name, url, phrases) in cases {
         let (dir, required) = (format!("run.dir={name}"), format!("run.dir={name}-required"));
         let run = |more: &[&str]| {
             let mut command = with(at, url, &[&["train"], SMALL, &QUICK, more].concat());
-            if name == "no/key" {
+            if name == "no-key" {
                 command.env_remove("WANDB_API_KEY");
             }
             finish(&mut command)
         };
-        let out = run(&[&[&dir[..], "wandb.finish_timeout_s=1"], more].concat());
+        let out = run(&[&dir[..], "wandb.finish_timeout_s=1"]);
         out.expect(0).says(&[&["warning: W&B: "], phrases].concat());
         assert_eq!(metrics(&at.join(name)).len(), 21);
         assert_eq!(files(&at.join(name)).len(), 1);
-        let out = run(&[&[&required[..], "wandb.required=true"], more].concat());
+        let out = run(&[&required[..], "wandb.required=true"]);
         out.expect(2).says(&phrases[..1]);
-        let left = at.join(format!("{name}-required"));
-        assert!(files(&left).is_empty());
+        assert!(files(&at.join(format!("{name}-required"))).is_empty());
+        // The same command begins the run once that is mended.
+        train(at, &known.url, &[&required, "wandb.required=true"]).expect(0);
+    }
+    // What was asked for and cannot be had: such a run does not begin, wherever its server is.
+    let cases: [(&[&str], &str); 4] = [
+        (&["wandb.id=taken", "wandb.resume=never"], "the run exists already"),
+        (&["wandb.id=none", "wandb.resume=must"], "there is no such run"),
+        (&["wandb.id=a/b"], "is no id of a run"),
+        (&["wandb.finish_timeout_s=1e30"], "up to 1e7"),
+    ];
+    for (more, phrase) in cases {
+        train(at, &known.url, &[&["run.dir=policy"], more].concat()).expect(2).says(&[phrase]);
     }
     assert_eq!(known.run("taken").rows().len(), 21, "the other run is as it was");
+    let mut secret = with(at, "http://me:word@127.0.0.1:9", &["sync", "denied"]);
+    let out = finish(&mut secret);
+    assert!(!out.expect(2).says(&["a name or a password"]).stderr.contains("word@"));
     let out = train(at, gone, &["run.dir=gone", "wandb.finish_timeout_s=1"]);
     out.expect(0).says(&["does not answer", "maskdiff sync gone"]);
     // It comes back later, and nothing was lost.
@@ -255,6 +262,94 @@ fn training_goes_on_without_a_server() {
     later.ids().iter().for_each(|id| assert_eq!(later.run(id).rows().len(), 21));
     let words = ["sync", "forbidden", "--timeout", "1"];
     finish(&mut with(at, gone, &words)).expect(2).says(&["was not sent", "run it again"]);
+}
+
+/// A server that takes connections and never answers holds neither the start nor the end of a run up for long.
+#[test]
+fn a_server_that_never_answers_is_left_alone() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let at = folder.path();
+    let hole = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
+    let url = format!("http://{}", hole.local_addr().expect("a port"));
+    let begun = std::time::Instant::now();
+    let out = train(at, &url, &["run.dir=run", "wandb.finish_timeout_s=1"]);
+    out.expect(0).says(&["does not answer", "maskdiff sync run"]);
+    assert!(begun.elapsed().as_secs() < 30, "{:?}", begun.elapsed());
+}
+
+/// A run that was synced goes on, and what is new is sent; two processes do not work in one folder.
+#[test]
+fn folders_have_one_owner_and_nothing_is_left_behind() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let at = folder.path();
+    let server = Server::start(Faults::default());
+    train(at, &server.url, &["run.dir=run", "wandb.id=one", "wandb.offline=true"]).expect(0);
+    let sync = || finish(&mut with(at, &server.url, &["sync", "run"])).expect(0).lines();
+    sync();
+    let more = [
+        "run.dir=run",
+        "wandb.offline=true",
+        "trainer.max_steps=40",
+        "checkpointing.resume_from_ckpt=true",
+    ];
+    train(at, &server.url, &more).expect(0);
+    assert!(sync()[0]["address"].is_string());
+    has_all(&server.run("one"), &at.join("run"));
+    server.is_content();
+    // Without the word of what was sent, nothing is doubled.
+    let kept = files(&at.join("run")).pop().expect("a file").with_extension("sent.json");
+    fs::write(&kept, "").expect("written");
+    finish(&mut with(at, &server.url, &["sync", "run", "--again"]))
+        .expect(2)
+        .says(&["did not come from here"]);
+    has_all(&server.run("one"), &at.join("run"));
+    // A run at work, and the same command again.
+    let more = ["run.dir=long", "trainer.max_steps=100000", "checkpointing.resume_from_ckpt=true"];
+    let words = [&["train"], SMALL, &more].concat();
+    let mut child =
+        command(at, &words).stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("it starts");
+    wait_for_lines(&at.join("long"), 20);
+    maskdiff(at, &words).expect(2).says(&["another process is at work in `long`"]);
+    maskdiff(at, &["runs", "rm", "long", "--yes"]).expect(2).says(&["another process is at work"]);
+    assert!(metrics(&at.join("long")).len() >= 20);
+    child.kill().expect("killed");
+    child.wait().expect("gone");
+}
+
+/// Of steps that come again after a bad loss, the later values stand.
+#[test]
+fn a_run_that_goes_back_is_shown_as_it_went() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let at = folder.path();
+    let hook = "alert.on_finish=http://127.0.0.1:9/token-of-a-hook";
+    let server = Server::start(Faults::default());
+    let more = [
+        "run.dir=run",
+        "wandb.id=one",
+        "track.csv=true",
+        "track.tensorboard=true",
+        "trainer.on_nan=rollback",
+        "trainer.loss_spike=1.02",
+        "checkpointing.every_n_steps=3",
+        "trainer.max_steps=80",
+        "trainer.val_check_interval=0",
+        hook,
+    ];
+    train(at, &server.url, &more).expect(0).says(&["back to step"]);
+    let steps: Vec<i64> =
+        metrics(&at.join("run")).iter().filter_map(|line| line["step"].as_i64()).collect();
+    let csv = fs::read_to_string(at.join("run/metrics.csv")).expect("metrics.csv");
+    let listed: Vec<i64> =
+        csv.lines().skip(1).filter_map(|line| line.split(',').next()?.parse().ok()).collect();
+    assert_eq!(listed, steps);
+    // On the page each step stands once, and no address of a hook.
+    let run = server.run("one");
+    let shown: Vec<i64> =
+        run.rows().iter().filter_map(|row| row["trainer/global_step"].as_i64()).collect();
+    assert!(shown.windows(2).all(|pair| pair[0] <= pair[1]), "{shown:?}");
+    let sent = run.config.to_string()
+        + &run.files.values().map(|f| String::from_utf8_lossy(f).into_owned()).collect::<String>();
+    assert!(!sent.contains("token-of-a-hook"));
 }
 
 /// The server's stop button is a Ctrl-C; a scheduler's signal tells the server that the run will go on.
@@ -381,7 +476,7 @@ fn runs_are_listed_compared_and_removed() {
         "{compared:?}"
     );
     let rm = |words: &[&str]| maskdiff(at, &[&["runs", "rm"], words].concat());
-    rm(&["runs/a"]).expect(2).says(&["this would remove runs/a (done)", "--yes"]);
+    rm(&["runs/a"]).expect(2).says(&["runs/a (done), checkpoints and all", "--yes"]);
     rm(&["runs/a", "runs", "--yes"]).expect(2).says(&["`runs` is no run folder"]);
     assert!(at.join("runs/a").is_dir());
     rm(&["runs/a", "--yes"]).expect(0);
@@ -465,6 +560,8 @@ fn tensorboard_reads_our_events() {
     ];
     let train = |steps: &str| maskdiff(at, &[&["train"], SMALL, &more, &[steps]].concat());
     train("trainer.max_steps=15").expect(0);
+    // It goes on from step 10: five steps come again.
+    fs::remove_dir_all(at.join("run/checkpoints/step-00000015")).expect("a checkpoint");
     train("trainer.max_steps=30").expect(0);
     let script = "import json, sys\n\
         from tensorboard.backend.event_processing.event_accumulator import EventAccumulator\n\

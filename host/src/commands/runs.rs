@@ -6,6 +6,7 @@ use serde_json::{Value, json};
 
 use crate::error::{Error, Result};
 use crate::report::Report;
+use crate::run_dir;
 use crate::runs::{self, Run};
 
 /// The folder in which runs are looked for when none is named.
@@ -144,8 +145,10 @@ pub fn compare(report: &Report, folders: &[PathBuf]) -> Result<()> {
 
 /// Removes runs; says first what they hold, unless it is sure.
 pub fn remove(report: &Report, folders: &[PathBuf], sure: bool) -> Result<()> {
-    // All of them are runs before any is removed.
-    let runs = folders.iter().map(|folder| one(folder)).collect::<Result<Vec<Run>>>()?;
+    // All of them are runs that nobody is at work in, before any is removed.
+    let mut runs = folders.iter().map(|folder| whole(folder)).collect::<Result<Vec<Run>>>()?;
+    runs.sort_by(|a, b| a.path.cmp(&b.path));
+    runs.dedup_by(|a, b| a.path == b.path);
     if !sure {
         let named: Vec<String> =
             runs.iter().map(|run| format!("{} ({})", run.path.display(), run.state())).collect();
@@ -159,6 +162,19 @@ pub fn remove(report: &Report, folders: &[PathBuf], sure: bool) -> Result<()> {
         report.result(&json!({"removed": run.path}), &format!("removed {}", run.path.display()));
     }
     Ok(())
+}
+
+/// The run in exactly this folder, by its own name, which holds what a run folder holds and is at rest.
+fn whole(folder: &Path) -> Result<Run> {
+    let mut run = one(folder)?;
+    if !["config.toml", "manifest.json"].iter().all(|name| folder.join(name).is_file()) {
+        let message =
+            format!("`{}` lacks the `config.toml` and `manifest.json` of a run", folder.display());
+        return Err(Error::data(message, "remove it by hand, if it is one"));
+    }
+    run_dir::hold(folder)?;
+    run.path = folder.canonicalize().map_err(|e| Error::io("read", folder, &e))?;
+    Ok(run)
 }
 
 /// The run in exactly this folder.

@@ -13,20 +13,37 @@ use crate::track::wandb;
 pub fn run(report: &mut Report, folders: &[PathBuf], again: bool, timeout: Duration) -> Result<()> {
     let total = folders.len() as i64;
     report.start("sync", 0, total);
+    let mut failed = None;
     for (done, folder) in (1..).zip(folders) {
         let synced = wandb::sync(folder, again, timeout, |path| {
             tracing::info!("sending {}", path.display());
         });
         report.progress("sync", done, total, &folder.display().to_string());
-        for run in synced? {
+        let runs = match synced {
+            Ok(runs) => runs,
+            Err(error) => {
+                // The others may do better.
+                if let Some(before) = failed.replace(error) {
+                    report.note(&format!("error: {}", before.in_one_line()));
+                }
+                continue;
+            }
+        };
+        for run in runs {
             let file = run.file.display();
-            let text = match &run.address {
+            let mut text = match &run.address {
                 Some(address) => format!("{file}: {address}"),
                 None => format!("{file}: was sent before (--again sends it once more)"),
             };
-            report.result(&json!({"file": run.file, "address": run.address}), &text);
+            if run.damaged {
+                text += "; its end is damaged, and what is whole was sent";
+            }
+            report.result(
+                &json!({"file": run.file, "address": run.address, "damaged": run.damaged}),
+                &text,
+            );
         }
     }
     report.finish();
-    Ok(())
+    failed.map_or(Ok(()), Err)
 }

@@ -128,6 +128,16 @@ fn trainer(config: &Config) -> Result<()> {
             return Err(config.layers.error(key, &message, ""));
         }
     }
+    for (key, value) in [
+        ("wandb.interval_s", config.wandb.interval_s),
+        ("wandb.retry_s", config.wandb.retry_s),
+        ("wandb.finish_timeout_s", config.wandb.finish_timeout_s),
+    ] {
+        if value > 1e7 {
+            let message = format!("`{key}` is a number of seconds up to 1e7, got {value}");
+            return Err(config.layers.error(key, &message, ""));
+        }
+    }
     let momentum = config.optim.muon_momentum;
     if !(0.0..1.0).contains(&momentum) {
         let message = format!("`optim.muon_momentum` must lie in [0, 1), got {momentum}");

@@ -87,11 +87,8 @@ impl Tracker for Csv {
     }
 
     fn log(&mut self, step: i64, row: &Map<String, Value>) -> Result<()> {
-        // A run that went back: what came after is no longer so.
-        let before = self.rows.len();
-        self.rows.retain(|(earlier, _)| *earlier <= step);
-        let (back, kept) = (self.rows.len() < before, self.rows.len());
-        if self.add(step, row) || back {
+        let kept = self.rows.len();
+        if self.add(step, row) {
             return self.write();
         }
         let line =
@@ -99,6 +96,11 @@ impl Tracker for Csv {
         let append =
             || fs::OpenOptions::new().append(true).open(&self.path)?.write_all(line.as_bytes());
         append().map_err(|e| Error::io("write", &self.path, &e))
+    }
+
+    fn rewind(&mut self, step: i64) -> Result<()> {
+        self.rows.retain(|(earlier, _)| *earlier <= step);
+        self.write()
     }
 
     fn finish(&mut self, _code: i32) -> Result<Option<String>> {
@@ -125,7 +127,8 @@ mod tests {
         csv.log(4, &row(json!({"a": 4}))).unwrap();
         let read = || fs::read_to_string(folder.path().join("metrics.csv")).unwrap();
         assert_eq!(read(), "step,a,\"b,c\"\n1,1.5,\n2,2.5,\n3,,\"x\"\"y\"\n4,4,\n");
-        csv.log(2, &row(json!({"a": 7}))).unwrap();
-        assert_eq!(read(), "step,a,\"b,c\"\n1,1.5,\n2,2.5,\n2,7,\n");
+        csv.rewind(2).unwrap();
+        csv.log(3, &row(json!({"a": 7}))).unwrap();
+        assert_eq!(read(), "step,a,\"b,c\"\n1,1.5,\n2,2.5,\n3,7,\n");
     }
 }

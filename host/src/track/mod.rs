@@ -13,7 +13,7 @@ use serde_json::{Map, Value};
 pub use wandb::Wandb;
 
 use crate::config::Config;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::plugins::UsedPlugin;
 use crate::stop::Stop;
 
@@ -25,6 +25,11 @@ pub trait Tracker {
     /// The metrics of a step, `samples` (a list of texts) among them. Several rows may have one step; steps of a run that went
     /// back to a checkpoint come again.
     fn log(&mut self, step: i64, row: &Map<String, Value>) -> Result<()>;
+
+    /// The run goes back to a checkpoint: rows of later steps will come again.
+    fn rewind(&mut self, _step: i64) -> Result<()> {
+        Ok(())
+    }
 
     /// A line that the user saw.
     fn line(&mut self, _text: &str) -> Result<()> {
@@ -38,12 +43,15 @@ pub trait Tracker {
 /// All views of a run.
 #[derive(Default)]
 pub struct Trackers {
-    views: Vec<Box<dyn Tracker>>,
+    views: Vec<View>,
 }
+
+/// A view, and whether it has failed: such a one hears of the end alone.
+struct View(Box<dyn Tracker>, bool);
 
 impl std::fmt::Debug for Trackers {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_list().entries(self.views.iter().map(|view| view.name())).finish()
+        f.debug_list().entries(self.views.iter().map(|view| view.0.name())).finish()
     }
 }
 
@@ -66,50 +74,62 @@ impl Trackers {
         if config.track.tensorboard {
             views.push(Box::new(tensorboard::TensorBoard::create(run, resumed)?));
         }
-        if let Some(wandb) = Wandb::open(config, run, plugins, stop, &mut notes)? {
-            views.push(Box::new(wandb));
+        match Wandb::open(config, run, plugins, stop, &mut notes) {
+            Ok(wandb) => views.extend(wandb.map(|wandb| Box::new(wandb) as Box<dyn Tracker>)),
+            Err(error) if config.wandb.required || matches!(error, Error::Config { .. }) => {
+                return Err(error);
+            }
+            Err(error) => {
+                notes.push(format!("warning: W&B is told nothing: {}", error.in_one_line()))
+            }
         }
         if panel {
             views.push(Box::new(panel::Panel::open(config, &run.display().to_string())?));
         }
+        let views = views.into_iter().map(|view| View(view, false)).collect();
         Ok((Self { views }, notes))
     }
 
-    /// Hands a row to all; one that fails is left out from then on. Gives what the user should know.
+    /// Hands a row to all; one that fails is told no more. Gives what the user should know.
     pub fn log(&mut self, step: i64, row: &Map<String, Value>) -> Vec<String> {
         self.each(|view| view.log(step, row))
+    }
+
+    /// Tells all that the run goes back to a checkpoint.
+    pub fn rewind(&mut self, step: i64) -> Vec<String> {
+        self.each(|view| view.rewind(step))
     }
 
     /// Hands a line to all.
     pub fn line(&mut self, text: &str) {
         // One that fails says so at the next row.
-        self.views.iter_mut().for_each(|view| drop(view.line(text)));
+        self.views.iter_mut().filter(|view| !view.1).for_each(|view| drop(view.0.line(text)));
     }
 
     fn each(&mut self, mut act: impl FnMut(&mut dyn Tracker) -> Result<()>) -> Vec<String> {
         let mut said = Vec::new();
-        self.views.retain_mut(|view| match act(view.as_mut()) {
-            Ok(()) => true,
-            Err(error) => {
+        for View(view, failed) in self.views.iter_mut().filter(|view| !view.1) {
+            if let Err(error) = act(view.as_mut()) {
                 said.push(format!(
                     "warning: {} is told no more: {}",
                     view.name(),
                     error.in_one_line()
                 ));
-                false
+                *failed = true;
             }
-        });
+        }
         said
     }
 
     /// The run ends. Gives what the user should know.
     pub fn finish(&mut self, code: i32) -> Vec<String> {
-        let said = std::mem::take(&mut self.views).into_iter().filter_map(|mut view| {
-            match view.finish(code) {
+        let said =
+            std::mem::take(&mut self.views).into_iter().filter_map(|View(mut view, _)| match view
+                .finish(code)
+            {
                 Ok(said) => said,
                 Err(error) => Some(format!("warning: {}: {}", view.name(), error.in_one_line())),
-            }
-        });
+            });
         said.collect()
     }
 }

@@ -133,6 +133,13 @@ impl Tracker for Panel {
         Ok(())
     }
 
+    fn rewind(&mut self, step: i64) -> Result<()> {
+        let mut view = self.view();
+        view.train.retain(|(at, _)| *at <= step as f64);
+        view.valid.retain(|(at, _)| *at <= step as f64);
+        Ok(())
+    }
+
     fn line(&mut self, text: &str) -> Result<()> {
         let mut view = self.view();
         view.lines.extend(text.lines().map(ToString::to_string));
@@ -148,8 +155,6 @@ impl Tracker for Panel {
 }
 
 fn add(curve: &mut Vec<(f64, f64)>, step: i64, value: f64) {
-    // A run that went back.
-    curve.retain(|(at, _)| *at < step as f64);
     curve.push((step as f64, value));
     if curve.len() > POINTS {
         let mut number = 0;
@@ -334,9 +339,6 @@ mod tests {
         for part in ["step 50/100", "1234", "0.2500", "one text", "a line", "validation", "best"] {
             assert!(shown.contains(part), "{part} is not in\n{shown}");
         }
-        // Back to step 10.
-        view.take(10, json!({"train/nelbo": 1.0}).as_object().unwrap());
-        assert_eq!(view.train.len(), 10);
         // Terminals of any size.
         for (width, height) in [(1, 1), (20, 5), (300, 100)] {
             screen(&view, width, height);

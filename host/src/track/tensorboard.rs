@@ -129,7 +129,6 @@ struct SessionLog {
 pub(super) struct TensorBoard {
     path: PathBuf,
     file: File,
-    last: i64,
 }
 
 impl TensorBoard {
@@ -143,12 +142,13 @@ impl TensorBoard {
         let name = |n: u32| {
             format!("events.out.tfevents.{seconds:010}.{}.{}.{n}", host.trim(), std::process::id())
         };
+        let others = fs::read_dir(&folder).is_ok_and(|mut entries| entries.next().is_some());
         let path =
             (0..).map(|n| folder.join(name(n))).find(|path| !path.exists()).unwrap_or_default();
         let file = File::create_new(&path).map_err(|e| Error::io("write", &path, &e))?;
-        let mut this = Self { path, file, last: resumed };
+        let mut this = Self { path, file };
         this.write(0, What::FileVersion("brain.Event:2".into()))?;
-        if resumed > 0 {
+        if others {
             this.start(resumed + 1)?;
         }
         Ok(this)
@@ -226,12 +226,12 @@ impl Tracker for TensorBoard {
     }
 
     fn log(&mut self, step: i64, row: &Map<String, Value>) -> Result<()> {
-        if step < self.last {
-            self.start(step)?;
-        }
-        self.last = step;
         let value: Vec<Entry> = row.iter().filter_map(|(tag, value)| shown(tag, value)).collect();
         self.write(step, What::Summary(Summary { value }))
+    }
+
+    fn rewind(&mut self, step: i64) -> Result<()> {
+        self.start(step + 1)
     }
 
     fn finish(&mut self, _code: i32) -> Result<Option<String>> {

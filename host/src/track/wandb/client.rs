@@ -19,8 +19,10 @@ const LONGEST: Duration = Duration::from_secs(60);
 const PATIENCE: Duration = Duration::from_secs(600);
 /// A server that takes no connection in this time is not there.
 const CONNECT: Duration = Duration::from_secs(10);
-/// A connection that is silent for so long is given up.
+/// An answer that takes so long, beside the time to send what is asked, does not come.
 const SILENCE: Duration = Duration::from_secs(60);
+/// The slowest line that is waited for, bytes in a millisecond.
+const SLOWEST: u64 = 20;
 
 /// Why a request came to nothing.
 #[derive(Debug)]
@@ -62,7 +64,7 @@ pub(super) struct Until(Arc<Mutex<Option<Instant>>>);
 impl Until {
     /// No longer than so long from now on.
     pub(super) fn within(&self, time: Duration) {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now() + time);
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now().checked_add(time);
     }
 
     /// For as long as it takes.
@@ -148,7 +150,6 @@ impl Client {
         let http = reqwest::Client::builder()
             .user_agent(concat!("maskdiff/", env!("CARGO_PKG_VERSION")))
             .connect_timeout(CONNECT)
-            .read_timeout(SILENCE)
             // The key goes to no other host.
             .redirect(reqwest::redirect::Policy::none())
             .build();
@@ -173,7 +174,7 @@ impl Client {
     fn send(&self, request: &Request<'_>, until: &Until) -> std::result::Result<Vec<u8>, Fault> {
         let mut tries = 0;
         loop {
-            let (said, asked) = match self.once(request) {
+            let (said, asked) = match self.once(request, until) {
                 Ok((status, answer, _)) if status.is_success() => return Ok(answer),
                 Ok((status, answer, wait)) => {
                     let said = words(&answer);
@@ -182,28 +183,33 @@ impl Client {
                     }
                     (format!("{status} {said}"), wait)
                 }
-                Err(error) => (chain(&error), None),
+                Err(said) => (said, None),
             };
             if until.is_over() {
                 return Err(Fault::Away(said));
             }
             let doubled = self.pause.saturating_mul(1 << tries.min(16));
             let jitter = doubled.mul_f64(0.25 * fraction());
-            let pause = asked.map_or((doubled + jitter).min(LONGEST), |asked| asked.min(PATIENCE));
+            let pause =
+                asked.unwrap_or_default().min(PATIENCE).max((doubled + jitter).min(LONGEST));
             tracing::debug!("{}: {said}; again in {pause:?}", request.url.path());
             tries += 1;
             until.sleep(pause);
         }
     }
 
+    /// One try, which ends when there is no more time.
     fn once(
         &self,
         request: &Request<'_>,
-    ) -> std::result::Result<(StatusCode, Vec<u8>, Option<Duration>), reqwest::Error> {
+        until: &Until,
+    ) -> std::result::Result<(StatusCode, Vec<u8>, Option<Duration>), String> {
         let Request { url, body, signed } = request;
-        self.runtime.block_on(async {
+        // A large file on a slow line takes its time.
+        let patience = SILENCE + Duration::from_millis(body.len() as u64 / SLOWEST);
+        let sent = async {
             let http = &self.http;
-            let mut request = match signed {
+            let request = match signed {
                 None => http
                     .post(url.clone())
                     .basic_auth("api", Some(&self.login.key))
@@ -214,12 +220,21 @@ impl Client {
                     })
                 }
             };
-            request = request.body(body.to_vec());
-            let response = request.send().await?;
+            let response = request.timeout(patience).body(body.to_vec()).send().await?;
             let wait =
                 response.headers().get(RETRY_AFTER).and_then(|value| wait(value.to_str().ok()?));
             let status = response.status();
-            Ok((status, response.bytes().await?.to_vec(), wait))
+            Ok::<_, reqwest::Error>((status, response.bytes().await?.to_vec(), wait))
+        };
+        self.runtime.block_on(async {
+            let mut sent = Box::pin(sent);
+            loop {
+                match tokio::time::timeout(Duration::from_millis(100), &mut sent).await {
+                    Ok(answer) => return answer.map_err(|e| chain(&e)),
+                    Err(_) if until.is_over() => return Err("no answer in time".into()),
+                    Err(_) => {}
+                }
+            }
         })
     }
 
@@ -344,6 +359,9 @@ impl Client {
             let (Some(content), Ok(url)) = (contents.get(name), self.url(&[]).join(url)) else {
                 continue;
             };
+            if until.is_over() {
+                return Err(Fault::Away("there was no more time".into()));
+            }
             self.send(&Request { url, body: content, signed: Some(&headers) }, until)?;
             arrived.push(name.to_string());
         }
@@ -354,7 +372,7 @@ impl Client {
 /// Whether a request with this answer is worth another try.
 fn again(status: StatusCode) -> bool {
     let code = status.as_u16();
-    (code == 408 || code == 429 || code >= 500) && code != 501
+    code >= 400 && ![400, 401, 403, 404, 409, 410, 413, 422, 501].contains(&code)
 }
 
 /// What a server says in an answer that is no success.

@@ -7,7 +7,8 @@
 //! Blocks of 32 KiB count from byte 0. A record that does not fit is cut: 1 whole, 2 first, 3 middle, 4 last part.
 
 use std::fs::{File, OpenOptions};
-use std::io::{self, Read as _, Seek as _, SeekFrom, Write as _};
+use std::io::{self, Read as _, Write as _};
+use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 
 use prost::Message as _;
@@ -42,9 +43,8 @@ impl Writer {
     /// Goes on behind the first `whole` bytes, which hold `records` records; what a crash left behind them is cut off.
     pub(super) fn go_on(path: &Path, whole: u64, records: i64) -> Result<Self> {
         let said = |e: io::Error| Error::io("write", path, &e);
-        let mut file = OpenOptions::new().write(true).open(path).map_err(said)?;
-        let at = file.seek(SeekFrom::Start(whole)).map_err(said)?;
-        let this = Self { file, path: path.to_path_buf(), at, num: records };
+        let file = OpenOptions::new().write(true).open(path).map_err(said)?;
+        let this = Self { file, path: path.to_path_buf(), at: whole, num: records };
         this.lock()?;
         this.file.set_len(whole).map_err(said)?;
         Ok(this)
@@ -60,7 +60,11 @@ impl Writer {
         self.num += 1;
         let payload = Record { num: self.num, kind: Some(kind) }.encode_to_vec();
         let framed = framed(&payload, self.at as usize % BLOCK);
-        self.file.write_all(&framed).map_err(|e| Error::io("write", &self.path, &e))?;
+        if let Err(e) = self.file.write_all_at(&framed, self.at) {
+            // A part of a record would hide all that comes behind it.
+            let _ = self.file.set_len(self.at);
+            return Err(Error::io("write", &self.path, &e));
+        }
         self.at += framed.len() as u64;
         Ok(())
     }
@@ -137,6 +141,11 @@ impl Reader {
         Ok(Self { file, path: path.to_path_buf(), at, records: 0 })
     }
 
+    /// Whether bytes stand behind the last whole record.
+    pub(super) fn is_damaged(&self) -> bool {
+        self.file.metadata().is_ok_and(|file| file.len() > self.at)
+    }
+
     /// Where the whole records end, and how many they are.
     pub(super) fn position(&self) -> (u64, i64) {
         (self.at, self.records)
@@ -181,7 +190,6 @@ impl Reader {
     }
 
     fn bytes(&mut self, at: u64, length: usize) -> Result<Option<Vec<u8>>> {
-        use std::os::unix::fs::FileExt as _;
         let mut bytes = vec![0; length];
         match self.file.read_exact_at(&mut bytes, at) {
             Ok(()) => Ok(Some(bytes)),

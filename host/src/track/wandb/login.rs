@@ -30,7 +30,16 @@ impl Login {
             let message = format!("WANDB_BASE_URL `{text}` {why}");
             Error::config(message, format!("as in {SERVICE}"))
         };
-        let base = Url::parse(text.trim_end_matches('/')).map_err(|e| wrong(&e.to_string()))?;
+        let base = Url::parse(text.trim_end_matches('/'));
+        if text.contains('@') {
+            let message =
+                "WANDB_BASE_URL holds a name or a password, which an address shows to everybody";
+            return Err(Error::config(
+                message,
+                "leave them out: the key comes from WANDB_API_KEY or ~/.netrc",
+            ));
+        }
+        let base = base.map_err(|e| wrong(&e.to_string()))?;
         let host = base.host_str().ok_or_else(|| wrong("names no host"))?;
         let key = set("WANDB_API_KEY").or_else(|| from_netrc(host));
         let Some(key) = key else {

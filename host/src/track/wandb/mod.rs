@@ -50,7 +50,8 @@ const STEP: &str = "trainer/global_step";
 #[derive(Debug)]
 pub struct Wandb {
     shared: Arc<Shared>,
-    thread: Option<JoinHandle<()>>,
+    threads: Vec<JoinHandle<()>>,
+    path: PathBuf,
     folder: PathBuf,
     finish: Duration,
     started: f64,
@@ -97,14 +98,20 @@ enum Mode {
 
 /// What the configuration and the environment ask for; none when nothing is logged.
 fn mode(config: &Config) -> Result<Option<Mode>> {
-    let said = std::env::var("WANDB_MODE").unwrap_or_default();
-    let asked = config.wandb.project.is_some() || std::env::var_os("WANDB_PROJECT").is_some();
-    match said.as_str() {
+    let mode = std::env::var("WANDB_MODE").unwrap_or_default();
+    let asked = !said(config.wandb.project.as_ref(), "WANDB_PROJECT").is_empty();
+    match mode.as_str() {
         "disabled" => Ok(None),
+        _ if config.wandb.offline => Ok(Some(Mode::Offline)),
         "offline" => Ok(Some(Mode::Offline)),
         "online" => Ok(Some(Mode::Online)),
-        "" if config.wandb.offline => Ok(Some(Mode::Offline)),
-        "" => Ok(asked.then_some(Mode::Online)),
+        "" if asked => Ok(Some(Mode::Online)),
+        "" if config.wandb.required => Err(config.layers.error(
+            "wandb.required",
+            "`wandb.required` needs a project to log into",
+            "set `wandb.project` or WANDB_PROJECT",
+        )),
+        "" => Ok(None),
         other => Err(Error::config(
             format!("WANDB_MODE is `{other}`"),
             "`online`, `offline` or `disabled`",
@@ -118,16 +125,25 @@ fn said(own: Option<&String>, variable: &str) -> String {
     own.cloned().or_else(set).unwrap_or_default()
 }
 
-/// The newest `.wandb` file of a run folder, of an id where one is given.
-fn newest(run: &Path, id: &str) -> Option<PathBuf> {
-    let mut files = files(run);
-    files.retain(|file| {
+/// The newest `.wandb` file of a run folder that is ours and names its run, of an id where one is given; with what it holds.
+fn newest(run: &Path, id: &str) -> Option<(PathBuf, Before)> {
+    let named = |file: &PathBuf| {
         id.is_empty()
             || file
                 .file_name()
                 .is_some_and(|name| name.to_string_lossy() == format!("run-{id}.wandb"))
+    };
+    let mut whole = files(&run.join("wandb")).into_iter().rev().filter(named).filter_map(|file| {
+        let before =
+            Before::read(&file).ok().filter(|before| before.ours && !before.id.is_empty())?;
+        Some((file, before))
     });
-    files.pop()
+    whole.next()
+}
+
+/// Whether a file is one that this program wrote.
+fn is_ours(header: &Header) -> bool {
+    header.version_info.as_ref().is_some_and(|version| version.producer.starts_with("maskdiff-"))
 }
 
 /// All `.wandb` files of a run folder, or of a folder like it, oldest first.
@@ -169,6 +185,7 @@ struct Before {
     keys: BTreeSet<String>,
     runtime: f64,
     id: String,
+    ours: bool,
 }
 
 impl Before {
@@ -182,6 +199,7 @@ impl Before {
                 None => return Ok(this),
                 // It goes on: the end that was written no longer holds. Nothing stands behind one.
                 Some(Kind::Exit(_)) => return Ok(this),
+                Some(Kind::Header(header)) => this.ours = is_ours(&header),
                 Some(Kind::Run(run)) => this.id = run.run_id,
                 Some(Kind::History(history)) => this.row(&history),
                 Some(_) => {}
@@ -219,21 +237,24 @@ impl Wandb {
         let asked = said(keys.id.as_ref(), "WANDB_RUN_ID");
         check_id(config, &asked)?;
         let own = newest(run, &asked);
-        let before = own.as_deref().map(Before::read).transpose()?;
-        let id = match &before {
-            Some(before) if !before.id.is_empty() => before.id.clone(),
-            _ if asked.is_empty() => fresh_id(),
-            _ => asked,
+        let id = match &own {
+            Some((_, before)) => before.id.clone(),
+            None if asked.is_empty() => fresh_id(),
+            None => asked,
         };
-        // A file that does not even name its run holds nothing.
-        let (own, mut before) = match (own, before) {
-            (Some(path), Some(before)) if !before.id.is_empty() => (Some(path), before),
-            _ => (None, Before { last: -1, ..Before::default() }),
+        let (own, mut before) = match own {
+            Some((path, before)) => (Some(path), before),
+            None => (None, Before { last: -1, ..Before::default() }),
         };
         let started = now();
         let record = record(config, &id, started, before.rows);
         let (path, mut writer) = match &own {
-            Some(path) => (path.clone(), Writer::go_on(path, before.whole, before.records)?),
+            Some(path) => {
+                let writer = Writer::go_on(path, before.whole, before.records)?;
+                // What comes now was not sent.
+                let _ = fs::remove_file(marker(path));
+                (path.clone(), writer)
+            }
             None => create(run, mode, &id)?,
         };
         let folder = path.parent().unwrap_or(run).to_path_buf();
@@ -261,7 +282,7 @@ impl Wandb {
                     notes.push(said);
                     Some(sender)
                 }
-                Err(error) if keys.required => {
+                Err(error) if keys.required || is_policy(&error) => {
                     // Nothing is left of a run that did not begin.
                     if own.is_none() {
                         let _ = fs::remove_dir_all(&folder);
@@ -287,13 +308,20 @@ impl Wandb {
             complete: AtomicBool::new(false),
             fault: Mutex::new(None),
         });
-        let (theirs, stop) = (Arc::clone(&shared), stop.clone());
-        let work = move || attend(&theirs, sender, &stop);
-        let thread = std::thread::Builder::new().name("wandb".into()).spawn(work);
-        let thread = thread.map_err(|e| Error::config(format!("no thread for W&B: {e}"), ""))?;
+        let spawn = |name: &str, work: Box<dyn FnOnce() + Send>| {
+            let thread = std::thread::Builder::new().name(name.into()).spawn(work);
+            thread.map_err(|e| Error::data(format!("no thread for W&B: {e}"), ""))
+        };
+        let theirs = Arc::clone(&shared);
+        let mut threads = vec![spawn("machine", Box::new(move || sample(&theirs)))?];
+        if let Some(sender) = sender {
+            let (theirs, stop) = (Arc::clone(&shared), stop.clone());
+            threads.push(spawn("wandb", Box::new(move || send(&theirs, sender, &stop)))?);
+        }
         Ok(Some(Self {
             shared,
-            thread: Some(thread),
+            threads,
+            path,
             folder,
             finish: Duration::from_secs_f64(keys.finish_timeout_s),
             started: started - before.runtime,
@@ -322,7 +350,10 @@ impl Wandb {
 
 /// What a run's id may be on a server.
 fn check_id(config: &Config, id: &str) -> Result<()> {
-    if id.chars().count() <= 128 && !id.contains(['/', '\\', '#', '?', '%', ':']) {
+    if id.len() <= 128
+        && ![".", ".."].contains(&id)
+        && !id.contains(['/', '\\', '#', '?', '%', ':'])
+    {
         return Ok(());
     }
     let message = format!("`{id}` is no id of a run");
@@ -358,9 +389,18 @@ fn record(config: &Config, id: &str, started: f64, rows: i64) -> Run {
     }
 }
 
+/// The configuration, but for addresses that may hold a secret.
+fn shown(config: &Config) -> Value {
+    let mut tree = config.layers.tree();
+    if let Some(tree) = tree.as_object_mut() {
+        tree.remove("alert");
+    }
+    tree
+}
+
 /// The configuration, and the entry by which other clients know that the run has begun.
 fn settings(config: &Config) -> Vec<Item> {
-    let own = config.layers.tree();
+    let own = shown(config);
     let mut items: Vec<Item> =
         own.as_object().into_iter().flatten().map(|(key, value)| item(key, value)).collect();
     let version = env!("CARGO_PKG_VERSION");
@@ -403,7 +443,9 @@ fn describe(
     config: &Config,
     plugins: &[UsedPlugin],
 ) -> Result<()> {
-    let command = crate::run_dir::command_line();
+    let command =
+        crate::run_dir::command_line().into_iter().filter(|word| !word.contains("alert."));
+    let command: Vec<String> = command.collect();
     let started = jiff::Timestamp::now().to_string();
     let metadata = json!({
         "os": std::env::consts::OS, "host": fs::read_to_string("/etc/hostname").unwrap_or_default().trim(),
@@ -412,7 +454,7 @@ fn describe(
         "gpu_count": tch::Cuda::device_count(), "git": {"commit": crate::run_dir::git_commit()},
     });
     let yaml = |(key, value): (String, Value)| format!("{key}:\n  value: {value}\n");
-    let tree = config.layers.tree();
+    let tree = shown(config);
     let tree: String = tree.as_object().cloned().into_iter().flatten().map(yaml).collect();
     let files = [
         ("wandb-metadata.json", metadata.to_string()),
@@ -425,6 +467,13 @@ fn describe(
         named.push(FileItem { path: name.into(), policy: 0 });
     }
     writer.append(Kind::Files(Files { files: named }))
+}
+
+/// In front of what the user asked for and cannot have: such a run does not begin.
+const POLICY: &str = "W&B: ";
+
+fn is_policy(error: &Error) -> bool {
+    error.to_string().starts_with(POLICY)
 }
 
 /// Finds the server and the run there; gives who sends, and a word for the user.
@@ -458,11 +507,11 @@ fn connect(
     match (resume.as_str(), &known) {
         ("never", Some(_)) if !ours => {
             let message = "the run exists already, and `wandb.resume=never`";
-            return Err(config.layers.error("wandb.resume", message, hint));
+            return Err(Error::config(format!("{POLICY}{message}"), hint));
         }
         ("must", None) => {
             let message = "there is no such run, and `wandb.resume=must`";
-            return Err(config.layers.error("wandb.resume", message, hint));
+            return Err(Error::config(format!("{POLICY}{message}"), hint));
         }
         ("never" | "must" | "allow" | "", _) => {}
         (other, _) => {
@@ -474,49 +523,53 @@ fn connect(
             ));
         }
     }
-    if let Some((row, runtime)) = known.as_ref().and_then(|known| known.last).filter(|_| !ours) {
+    if let Some((row, runtime)) =
+        known.as_ref().and_then(|known| known.last).filter(|(row, _)| *row >= before.rows)
+    {
         (before.rows, before.runtime) = (row + 1, runtime);
     }
-    sender.connect(known.as_ref()).map_err(|fault| sender.in_words(fault))?;
+    sender.connect(known.as_ref(), !ours).map_err(|fault| sender.in_words(fault))?;
     sender.until.whenever();
     let address = sender.address().unwrap_or_default();
     Ok((sender, format!("W&B: {address}")))
 }
 
-/// The thread: samples the machine, and sends.
-fn attend(shared: &Shared, mut sender: Option<Sender>, stop: &Stop) {
+/// A thread: samples the machine.
+fn sample(shared: &Shared) {
     let (mut system, mut sampled) = (System::default(), None::<Instant>);
-    loop {
-        let ended = shared.ended.load(Ordering::SeqCst);
-        if !ended && sampled.is_none_or(|at| at.elapsed() >= SAMPLED) {
+    while !shared.ended.load(Ordering::SeqCst) {
+        if sampled.is_none_or(|at| at.elapsed() >= SAMPLED) {
             let item =
                 system.sample().into_iter().map(|(name, value)| item(name, &value)).collect();
             let stats = Stats { stats_type: 0, timestamp: Some(Timestamp::of(now())), item };
             let _ = shared.append(Kind::Stats(stats));
             sampled = Some(Instant::now());
         }
-        if let Some(sending) = &mut sender {
-            let fault = match sending.turn(ended) {
-                Ok(Ok(())) => None,
-                Ok(Err(fault)) => Some(sending.in_words(fault).in_one_line()),
-                Err(error) => Some(error.to_string()),
-            };
-            if sending.stopped {
-                stop.ask();
-            }
-            if sending.complete {
-                shared.complete.store(true, Ordering::SeqCst);
-                return;
-            }
-            if let Some(fault) = fault {
-                if !ended {
-                    tracing::warn!("W&B: {fault}; the run is logged into its folder from now on");
-                }
-                *shared.fault.lock().unwrap_or_else(PoisonError::into_inner) = Some(fault);
-                sender = None;
-            }
+        std::thread::sleep(LOOK);
+    }
+}
+
+/// A thread: sends.
+fn send(shared: &Shared, mut sender: Sender, stop: &Stop) {
+    loop {
+        let ended = shared.ended.load(Ordering::SeqCst);
+        let fault = match sender.turn(ended) {
+            Ok(Ok(())) => None,
+            Ok(Err(fault)) => Some(sender.in_words(fault).in_one_line()),
+            Err(error) => Some(error.to_string()),
+        };
+        if sender.stopped {
+            stop.ask();
         }
-        if ended && sender.is_none() {
+        if sender.complete {
+            shared.complete.store(true, Ordering::SeqCst);
+            return;
+        }
+        if let Some(fault) = fault {
+            if !ended {
+                tracing::warn!("W&B: {fault}; the run is logged into its folder from now on");
+            }
+            *shared.fault.lock().unwrap_or_else(PoisonError::into_inner) = Some(fault);
             return;
         }
         std::thread::sleep(LOOK);
@@ -584,17 +637,18 @@ impl Tracker for Wandb {
         if code == crate::stop::PREEMPTED {
             self.shared.append(Kind::Preempting(Preempting {}))?;
         }
-        self.shared.append(Kind::Exit(Exit { exit_code: code, runtime }))?;
+        let exit = self.shared.append(Kind::Exit(Exit { exit_code: code, runtime }));
         self.shared.until.within(self.finish);
         self.shared.ended.store(true, Ordering::SeqCst);
-        if let Some(thread) = self.thread.take() {
+        for thread in self.threads.drain(..) {
             let _ = thread.join();
         }
         let run = self.folder.ancestors().nth(2).unwrap_or(&self.folder).display().to_string();
         if self.shared.complete.load(Ordering::SeqCst) {
-            mark(&self.folder);
+            let _ = fs::write(marker(&self.path), "");
             return Ok(None);
         }
+        exit?;
         let fault = self.shared.fault.lock().unwrap_or_else(PoisonError::into_inner).take();
         Ok(Some(match fault {
             Some(fault) => format!(
@@ -608,11 +662,9 @@ impl Tracker for Wandb {
     }
 }
 
-/// Marks a run's file as sent, as the official client does.
-fn mark(folder: &Path) {
-    for file in files(folder) {
-        let _ = fs::write(file.with_extension("wandb.synced"), "");
-    }
+/// The file that says that another was sent, as the official client writes it.
+fn marker(file: &Path) -> PathBuf {
+    file.with_extension("wandb.synced")
 }
 
 /// What came of syncing a run.
@@ -622,10 +674,11 @@ pub struct Synced {
     pub file: PathBuf,
     /// Where the run is now; none where it was sent before.
     pub address: Option<String>,
+    /// Its end is damaged: what is whole was sent.
+    pub damaged: bool,
 }
 
-/// Sends the runs that lie in a folder and were not sent: a run folder, or one that the official client wrote. A run that does not
-/// say how it ended ends as failed.
+/// Sends the runs that lie in a folder and were not sent. A run that does not say how it ended ends as failed.
 pub fn sync(
     folder: &Path,
     again: bool,
@@ -636,13 +689,13 @@ pub fn sync(
     if found.is_empty() {
         return Err(Error::data(
             format!("`{}` holds no run that W&B could be told of", folder.display()),
-            "name a run folder with a `wandb` folder, or an `offline-run-...` folder",
+            "name a run folder with a `wandb` folder in it",
         ));
     }
     let mut done = Vec::new();
     for path in found {
-        if !again && path.with_extension("wandb.synced").exists() {
-            done.push(Synced { file: path, address: None });
+        if !again && marker(&path).exists() {
+            done.push(Synced { file: path, address: None, damaged: false });
             continue;
         }
         let open = fs::File::options().write(true).open(&path);
@@ -662,8 +715,11 @@ pub fn sync(
                 ));
             }
         }
-        mark(path.parent().unwrap_or(folder));
-        done.push(Synced { address: sender.address(), file: path });
+        let damaged = sender.is_damaged();
+        if !damaged {
+            let _ = fs::write(marker(&path), "");
+        }
+        done.push(Synced { address: sender.address(), file: path, damaged });
     }
     Ok(done)
 }

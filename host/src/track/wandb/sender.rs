@@ -4,6 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use reqwest::StatusCode;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
@@ -39,6 +40,8 @@ impl From<&Known> for Lines {
 struct State {
     /// Lines that were there before the file's first.
     before: Lines,
+    /// Files of which the server has been told.
+    files: u64,
 }
 
 /// What is read and not yet sent.
@@ -69,6 +72,8 @@ pub(super) struct Sender {
     /// Read from the file so far, and already on the server when we came.
     read: Lines,
     there: Lines,
+    state: State,
+    files_read: u64,
     /// The line at which the next piece begins, on the server.
     offsets: Lines,
     summary: Map<String, Value>,
@@ -84,8 +89,10 @@ impl Sender {
     /// For a file that begins with its run.
     pub(super) fn open(client: Client, path: &Path, interval: Duration) -> Result<Self> {
         let mut reader = Reader::open(path)?;
+        let mut ours = false;
         let run = loop {
             match reader.next()? {
+                Some(Kind::Header(header)) => ours = super::is_ours(&header),
                 Some(Kind::Run(run)) => break *run,
                 Some(_) => {}
                 None => {
@@ -97,6 +104,10 @@ impl Sender {
                 }
             }
         };
+        if !ours {
+            let message = format!("`{}` was written by another program", path.display());
+            return Err(Error::data(message, "`wandb sync`, of the official client, sends it"));
+        }
         Ok(Self {
             client,
             until: Until::default(),
@@ -107,6 +118,8 @@ impl Sender {
             run,
             read: Lines::default(),
             there: Lines::default(),
+            state: State::default(),
+            files_read: 0,
             offsets: Lines::default(),
             summary: Map::new(),
             pending: Pending::default(),
@@ -137,17 +150,34 @@ impl Sender {
         self.client.known(&self.who(), &self.until)
     }
 
-    /// Makes the run on the server, or finds it again with the lines that it has.
-    pub(super) fn connect(&mut self, known: Option<&Known>) -> std::result::Result<(), Fault> {
+    /// Makes the run on the server, or finds it again with the lines that it has. Rows of another's are gone on behind only where
+    /// that is wanted (`attach`).
+    pub(super) fn connect(
+        &mut self,
+        known: Option<&Known>,
+        attach: bool,
+    ) -> std::result::Result<(), Fault> {
         let there = known.map(Lines::from).unwrap_or_default();
-        let file = self.path.with_extension("sent.json");
-        let kept =
-            fs::read(&file).ok().and_then(|text| serde_json::from_slice::<State>(&text).ok());
-        // Of a run that is there and of which we sent nothing, all lines were there before.
-        let state = kept.unwrap_or(State { before: there });
-        if let Err(error) = files::put(&file, serde_json::to_string(&state).unwrap_or_default()) {
-            tracing::warn!("{error}");
+        let kept = fs::read(self.state_file())
+            .ok()
+            .and_then(|text| serde_json::from_slice::<State>(&text).ok());
+        if kept.is_none() && there.history > 0 && !attach {
+            let said = format!(
+                "the run exists already, with {} rows that did not come from here",
+                there.history
+            );
+            return Err(Fault::Refused(StatusCode::CONFLICT, said));
         }
+        let mut state = kept.unwrap_or(State { before: there, files: 0 });
+        // A file that a crash of the machine has cut holds less than was sent: what is written from now on comes behind.
+        let held = self.lines().unwrap_or_default();
+        let raised = |before: u64, there: u64, held: u64| before.max(there.saturating_sub(held));
+        state.before.history = raised(state.before.history, there.history, held.history);
+        state.before.events = raised(state.before.events, there.events, held.events);
+        state.before.output = raised(state.before.output, there.output, held.output);
+        self.state = state;
+        self.keep_state()?;
+        let before = self.state.before;
         let mut variables = self.who();
         let run = &self.run;
         let text = |text: &String| Some(text.clone()).filter(|text| !text.is_empty());
@@ -163,11 +193,41 @@ impl Sender {
         self.place = Some(self.client.upsert(&variables, &self.until)?);
         self.offsets = there;
         self.there = Lines {
-            history: there.history.saturating_sub(state.before.history),
-            events: there.events.saturating_sub(state.before.events),
-            output: there.output.saturating_sub(state.before.output),
+            history: there.history.saturating_sub(before.history),
+            events: there.events.saturating_sub(before.events),
+            output: there.output.saturating_sub(before.output),
         };
         Ok(())
+    }
+
+    fn state_file(&self) -> PathBuf {
+        self.path.with_extension("sent.json")
+    }
+
+    /// Without this, lines would be sent again behind those that are there.
+    fn keep_state(&self) -> std::result::Result<(), Fault> {
+        let text = serde_json::to_string(&self.state).unwrap_or_default();
+        let put = files::put(&self.state_file(), text);
+        put.map_err(|e| Fault::Refused(StatusCode::INSUFFICIENT_STORAGE, e.to_string()))
+    }
+
+    /// How many lines the file holds now.
+    fn lines(&self) -> Result<Lines> {
+        let (mut reader, mut lines) = (Reader::open(&self.path)?, Lines::default());
+        while let Some(kind) = reader.next()? {
+            match kind {
+                Kind::History(_) => lines.history += 1,
+                Kind::Stats(_) => lines.events += 1,
+                Kind::Output(_) => lines.output += 1,
+                _ => {}
+            }
+        }
+        Ok(lines)
+    }
+
+    /// Whether the file holds bytes that are no whole records.
+    pub(super) fn is_damaged(&self) -> bool {
+        self.reader.is_damaged()
     }
 
     /// Sends what is due, if anything; `ended` when the file grows no more. A fault is the server's.
@@ -177,7 +237,7 @@ impl Sender {
                 Ok(known) => known,
                 Err(fault) => return Ok(Err(fault)),
             };
-            if let Err(fault) = self.connect(known.as_ref()) {
+            if let Err(fault) = self.connect(known.as_ref(), false) {
                 return Ok(Err(fault));
             }
         }
@@ -191,6 +251,9 @@ impl Sender {
             let silent = waited.is_none_or(|waited| waited >= HEARTBEAT);
             if !(over || !all || (some && due) || silent) {
                 return Ok(Ok(()));
+            }
+            if self.until.is_over() {
+                return Ok(Err(Fault::Away("there was no more time".into())));
             }
             if let Err(fault) = self.flush(over) {
                 return Ok(Err(fault));
@@ -217,6 +280,8 @@ impl Sender {
         };
         match kind {
             Kind::History(history) => {
+                // It went on.
+                self.pending.preempting = false;
                 let line = row(&members(&history.item));
                 push(
                     line,
@@ -299,6 +364,8 @@ impl Sender {
                 Err(away) => return Err(away),
             }
             self.pending.files.clear();
+            self.state.files = self.files_read;
+            self.keep_state()?;
         }
         let body = self.body(over);
         self.stopped |= self.client.stream(&place, body.as_bytes(), &self.until)?;
