@@ -34,6 +34,9 @@ small() {
     || stop "python3 makes no environment: install its venv module (Debian and Ubuntu: apt-get install python3-venv)"
   "$env/bin/pip" install --quiet --no-cache-dir "$@" \
     || stop "pip could not install $*, for the reason above: mend it and run scripts/setup.sh $option again"
+  # What names an older version of another package than it works with.
+  [ -z "${alone:-}" ] || "$env/bin/pip" install --quiet --no-cache-dir --no-deps "$alone" \
+    || stop "pip could not install $alone, for the reason above: mend it and run scripts/setup.sh $option again"
   touch "$env/ready"
   echo "setup: $what at $env"
 }
@@ -51,7 +54,7 @@ case "${1:-}" in
   --screens) screens ;;
   --s3) small --s3 moto-5.2.5 "the S3 server" 'moto[s3,server]==5.2.5' ;;
   --track) small --track track-1 "the official clients of W&B and TensorBoard" wandb==0.31.0 tensorboard==2.20.0 ;;
-  --hub) small --hub hub-2.4.0 "the hub's client" huggingface_hub==2.4.0 datasets==5.2.0 tokenizers==0.23.1 ;;
+  --hub) alone=tokenizers==0.23.1 small --hub hub-2.4.0 "the hub's client" huggingface_hub==2.4.0 datasets==5.2.0 ;;
 esac
 
 [ "${1:-}" = "--python" ] || exit 0
