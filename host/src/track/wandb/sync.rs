@@ -1,0 +1,69 @@
+//! Sends runs that lie on disk.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use super::client::Client;
+use super::file;
+use super::folder::{files, marker};
+use super::login::Login;
+use super::sender::Sender;
+use crate::error::{Error, Result};
+
+/// What came of syncing a run.
+#[derive(Debug)]
+pub struct Synced {
+    /// The file.
+    pub file: PathBuf,
+    /// Where the run is now; none where it was sent before.
+    pub address: Option<String>,
+    /// Its end is damaged: what is whole was sent.
+    pub damaged: bool,
+}
+
+/// Sends the runs that lie in a folder and were not sent. A run that does not say how it ended ends as failed.
+pub fn sync(
+    folder: &Path,
+    again: bool,
+    timeout: Duration,
+    mut tick: impl FnMut(&Path),
+) -> Result<Vec<Synced>> {
+    let found = files(folder);
+    if found.is_empty() {
+        return Err(Error::data(
+            format!("`{}` holds no run that W&B could be told of", folder.display()),
+            "name a run folder with a `wandb` folder in it",
+        ));
+    }
+    let mut done = Vec::new();
+    for path in found {
+        if !again && marker(&path).exists() {
+            done.push(Synced { file: path, address: None, damaged: false });
+            continue;
+        }
+        let open = fs::File::options().write(true).open(&path);
+        let held = open.map_err(|e| Error::io("open", &path, &e))?;
+        file::lock(&held, &path)?;
+        tick(&path);
+        let client = Client::new(Login::find()?, Duration::from_millis(500))?;
+        let mut sender = Sender::open(client, &path, Duration::ZERO)?;
+        sender.until.within(timeout);
+        while !sender.complete {
+            if let Err(fault) = sender.turn(true)? {
+                let left = sender.left();
+                let error = sender.in_words(fault);
+                return Err(Error::data(
+                    format!("`{}` was not sent, {left} lines are left: {error}", path.display()),
+                    "nothing is lost: run it again",
+                ));
+            }
+        }
+        let damaged = sender.is_damaged();
+        if !damaged {
+            let _ = fs::write(marker(&path), "");
+        }
+        done.push(Synced { address: sender.address(), file: path, damaged });
+    }
+    Ok(done)
+}
