@@ -2,8 +2,9 @@
 # Makes this checkout ready for plain `cargo build`, `cargo run` and `cargo test`. Safe to run again; quick when done.
 # With --python it also makes the environment for components written in Python: about 3 GB of download, 5 GB on disk, in
 # the user's cache; with --s3 the small one of a server of the S3 protocol, for the tests; with --hub that of the official
-# client of the Hugging Face Hub, for the tests, and of `datasets`, for the benches; with --track those of W&B and of TensorBoard, for the tests; with --screens a headless Chromium,
-# its driver and tmux, from the system's packages, for the tests of pages and of the terminal.
+# client of the Hugging Face Hub, for the tests, and of `datasets`, for the benches; with --track that of the official clients of
+# W&B and TensorBoard, for the tests; with --screens a headless Chromium, its driver and tmux, from the system's packages, for
+# the tests of pages and of the terminal.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 

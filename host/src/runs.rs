@@ -180,7 +180,6 @@ pub fn traces(folder: &Path) -> Vec<(String, Value)> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::trace;
 
     fn run(folder: &Path) -> Run {
         fs::create_dir_all(folder.join("samples")).unwrap();
@@ -212,7 +211,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let run = run(folder.path());
         fs::write(folder.path().join("trace.json"), "{\"traceEvents\": []}").unwrap();
-        let whole = Trace { format: trace::FORMAT, ..Trace::default() };
+        let whole = Trace::new("x", None);
         fs::write(folder.path().join("samples/one.trace.json"), json!(whole).to_string()).unwrap();
         for (name, text) in
             [("a", "{\"samples\": [{}]}"), ("b", "{\"format\": 9, \"samples\": []}")]

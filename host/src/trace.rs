@@ -150,6 +150,11 @@ impl Walk {
 }
 
 impl Trace {
+    /// Of no texts yet.
+    pub fn new(sampler: &str, mask_id: Option<i64>) -> Self {
+        Self { format: FORMAT, sampler: sampler.into(), mask_id, ..Self::default() }
+    }
+
     /// Reads a file; none when it is no trace of ours, or one that does not hold together.
     pub fn read(path: &Path) -> Option<Self> {
         let trace: Self = serde_json::from_slice(&std::fs::read(path).ok()?).ok()?;

@@ -49,6 +49,11 @@ impl Shown {
         Ok(())
     }
 
+    /// Who writes down how texts come to be, where that is shown.
+    fn recorder(&self) -> Option<Rc<RefCell<Recorder>>> {
+        (self.trace.is_some() || self.html.is_some()).then(Rc::default)
+    }
+
     fn write(&self, trace: &Trace) -> Result<()> {
         if let Some(path) = &self.trace {
             files::put(path, serde_json::to_string(trace).unwrap_or_default())?;
@@ -90,9 +95,11 @@ impl Session {
         let choices = assemble::choices(&mut config, &registry, true)?;
         let given = given(&config, asked, tokenizer.as_ref())?;
         // A judge that is not there should not be missed after hours of drawing.
-        let judged = config.eval.compute_generative_perplexity;
-        let ledger = judged.then(|| Ledger::new(&config, Some(&checkpoint))).transpose()?;
-        let scorer = judged.then(|| Scorer::open(common, &config)).transpose()?;
+        let judge = if config.eval.compute_generative_perplexity {
+            Some((Ledger::new(&config, Some(&checkpoint))?, Scorer::open(common, &config)?))
+        } else {
+            None
+        };
         let used = plugins::used(&registry, &choices, Some(&config.sampling.predictor))?;
         let facts = assemble::facts(
             &config,
@@ -113,15 +120,8 @@ impl Session {
         let windows = Windows::new(&config.sampling);
         let rounds = 0..config.sampling.num_sample_batches;
         let all: Vec<Given> = rounds.flat_map(|_| given.iter().cloned()).collect();
-        let recorder = (shown.trace.is_some() || shown.html.is_some())
-            .then(|| Rc::new(RefCell::new(Recorder::default())));
-        let mask_id = model.facts().mask_id;
-        let mut trace = Trace {
-            format: trace::FORMAT,
-            sampler: sampler.0.clone(),
-            mask_id,
-            ..Trace::default()
-        };
+        let recorder = shown.recorder();
+        let mut trace = Trace::new(&sampler.0, model.facts().mask_id);
         let mut texts = Vec::new();
         let mut rule = "";
         for (number, given) in (0..).zip(all.chunks(config.loader.eval_batch_size as usize)) {
@@ -151,7 +151,7 @@ impl Session {
                         trace::Sample { given, nfe, seconds: each, entropy, start, events };
                     trace.add(sample, steps, tokenizer);
                 }
-                if judged {
+                if judge.is_some() {
                     texts.push(Generated { text, ids: Some(ids), batch: Some(number) });
                 }
             }
@@ -160,7 +160,7 @@ impl Session {
             ));
         }
         shown.write(&trace)?;
-        let Some(mut scorer) = scorer else { return Ok(()) };
+        let Some((ledger, mut scorer)) = judge else { return Ok(()) };
         if config.eval.gen_ppl.mauve && scorer.plan.references.is_none() {
             let mut report = Report::new(common.format, common.quiet);
             let observer = Observer::new(&mut report, stop);
@@ -169,7 +169,7 @@ impl Session {
         let mut origin = ledger::used(&checkpoint, &config, &used)?;
         origin["sampler"] = json!(sampler.0);
         origin["sampling"] = config.layers.value("sampling").unwrap_or_default();
-        ledger.map_or(Ok(()), |ledger| scorer.score(common, &config, &texts, &ledger, &origin))
+        scorer.score(common, &config, &texts, &ledger, &origin)
     }
 }
 

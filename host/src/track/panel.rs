@@ -65,20 +65,9 @@ pub fn is_possible() -> bool {
 impl Panel {
     /// Takes the terminal, until the run ends.
     pub(super) fn open(config: &Config, run: &str) -> Result<Self> {
-        let view = View {
-            title: format!("{run}: {}, {}", config.top.parameterization, config.data.name),
-            last: config.trainer.max_steps,
-            started: Instant::now(),
-            first: None,
-            step: 0,
-            train: Vec::new(),
-            valid: Vec::new(),
-            now: BTreeMap::new(),
-            best: None,
-            sample: String::new(),
-            lines: Vec::new(),
-            colour: std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty()),
-        };
+        let title = format!("{run}: {}, {}", config.top.parameterization, config.data.name);
+        let colour = std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
+        let view = View::new(title, config.trainer.max_steps, colour);
         let view = Arc::new(Mutex::new(view));
         let ended = Arc::new(AtomicBool::new(false));
         let failed =
@@ -166,6 +155,23 @@ fn add(curve: &mut Vec<(f64, f64)>, step: i64, value: f64) {
 }
 
 impl View {
+    fn new(title: String, last: i64, colour: bool) -> Self {
+        Self {
+            title,
+            last,
+            started: Instant::now(),
+            first: None,
+            step: 0,
+            train: Vec::new(),
+            valid: Vec::new(),
+            now: BTreeMap::new(),
+            best: None,
+            sample: String::new(),
+            lines: Vec::new(),
+            colour,
+        }
+    }
+
     fn take(&mut self, step: i64, row: &Map<String, Value>) {
         self.step = step;
         self.first.get_or_insert((step, Instant::now()));
@@ -308,26 +314,10 @@ mod tests {
         terminal.backend().to_string()
     }
 
-    fn view() -> View {
-        View {
-            title: "r".into(),
-            last: 100,
-            started: Instant::now(),
-            first: None,
-            step: 0,
-            train: Vec::new(),
-            valid: Vec::new(),
-            now: BTreeMap::new(),
-            best: None,
-            sample: String::new(),
-            lines: vec!["a line".into()],
-            colour: true,
-        }
-    }
-
     #[test]
     fn rows_become_curves_and_numbers() {
-        let mut view = view();
+        let mut view = View::new("r".into(), 100, true);
+        view.lines.push("a line".into());
         assert!(screen(&view, 100, 30).contains("no row of metrics yet"));
         for step in 1..=50 {
             let row = json!({"train/nelbo": 5.0 / f64::from(step), "perf/tokens_per_s": 1234.4});
