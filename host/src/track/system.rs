@@ -1,18 +1,65 @@
-//! What the machine is doing: processors and memory, as `/proc` says.
+//! What the machine is doing: processors and memory, as `/proc` says, and GPUs, as NVIDIA's library says where it is.
 
 use std::fs;
 
+use nvml_wrapper::Nvml;
+use nvml_wrapper::enum_wrappers::device::TemperatureSensor;
 use serde_json::{Value, json};
 
 /// Samples the machine; what is busy is told since the sample before.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct System {
     before: Option<(f64, f64)>,
+    /// None without a driver.
+    gpus: Option<Nvml>,
+}
+
+impl Default for System {
+    fn default() -> Self {
+        Self { before: None, gpus: Nvml::init().ok() }
+    }
 }
 
 impl System {
     /// Names as W&B's pages know them, with their values.
-    pub(super) fn sample(&mut self) -> Vec<(&'static str, Value)> {
+    pub(super) fn sample(&mut self) -> Vec<(String, Value)> {
+        let mut found: Vec<(String, Value)> =
+            self.host().into_iter().map(|(name, value)| (name.to_string(), value)).collect();
+        let count = self.gpus.as_ref().and_then(|gpus| gpus.device_count().ok()).unwrap_or(0);
+        for number in 0..count {
+            let shown = self.gpu(number).into_iter();
+            found.extend(shown.map(|(name, value)| (format!("gpu.{number}.{name}"), value)));
+        }
+        found
+    }
+
+    /// What a GPU tells of itself; nothing of what it does not tell.
+    fn gpu(&self, number: u32) -> Vec<(&'static str, Value)> {
+        let Some(device) = self.gpus.as_ref().and_then(|gpus| gpus.device_by_index(number).ok())
+        else {
+            return Vec::new();
+        };
+        let mut found = Vec::new();
+        if let Ok(busy) = device.utilization_rates() {
+            found.extend([("gpu", json!(busy.gpu)), ("memory", json!(busy.memory))]);
+        }
+        if let Ok(memory) = device.memory_info() {
+            found.push((
+                "memoryAllocated",
+                json!(100.0 * memory.used as f64 / memory.total.max(1) as f64),
+            ));
+            found.push(("memoryAllocatedBytes", json!(memory.used)));
+        }
+        if let Ok(celsius) = device.temperature(TemperatureSensor::Gpu) {
+            found.push(("temp", json!(celsius)));
+        }
+        if let Ok(milliwatts) = device.power_usage() {
+            found.push(("powerWatts", json!(f64::from(milliwatts) / 1000.0)));
+        }
+        found
+    }
+
+    fn host(&mut self) -> Vec<(&'static str, Value)> {
         let mut found = Vec::new();
         let now = fs::read_to_string("/proc/stat").ok().and_then(|text| busy(&text));
         if let (Some((busy, all)), Some((busy_before, all_before))) = (now, self.before)

@@ -298,7 +298,7 @@ fn sample(shared: &Shared) {
     while !shared.ended.load(Ordering::SeqCst) {
         if sampled.is_none_or(|at| at.elapsed() >= SAMPLED) {
             let item =
-                system.sample().into_iter().map(|(name, value)| item(name, &value)).collect();
+                system.sample().into_iter().map(|(name, value)| item(&name, &value)).collect();
             let stats = Stats { stats_type: 0, timestamp: Some(Timestamp::of(now())), item };
             let _ = shared.append(Kind::Stats(stats));
             sampled = Some(Instant::now());
