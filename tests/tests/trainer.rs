@@ -95,10 +95,10 @@ fn a_line_of_metrics_says_where_the_time_goes() {
         assert!(line[key].as_f64().is_some_and(|n| n > 0.0), "{key}: {line}");
     }
     assert_eq!(line["train/samples"], 80);
-    assert_eq!(
-        line["perf/samples_per_s"].as_f64().expect("a number") * 64.0,
-        line["perf/tokens_per_s"]
-    );
+    let number = |key: &str| line[key].as_f64().expect("a number");
+    // Text rounds in the last digit.
+    let ratio = number("perf/tokens_per_s") / number("perf/samples_per_s");
+    assert!((ratio / 64.0 - 1.0).abs() < 1e-12, "{ratio}");
 }
 
 #[test]
@@ -151,12 +151,12 @@ fn limits_bound_what_is_read() {
     let more = [
         "trainer.overfit_batches=1",
         "optim.lr=1e-2",
-        "trainer.max_steps=800",
+        "trainer.max_steps=1600",
         "trainer.val_check_interval=0",
     ];
     let known = run("overfit", &more);
     let losses = numbers(&known, "train/nelbo");
-    let mean = losses[600..].iter().sum::<f64>() / 200.0;
+    let mean = losses[1400..].iter().sum::<f64>() / 200.0;
     let unknown = numbers(&known, "val/nelbo")[0];
     assert!(mean < 0.8 * unknown, "{mean} on what it saw, {unknown} on the rest");
     let out = train(folder.path(), &["trainer.limit_val_batches=1.5"]);
@@ -176,7 +176,7 @@ fn a_fault_of_the_evaluation_is_found_before_the_first_step() {
         "loader.eval_batch_size=4",
         "run.dir=run",
     ];
-    train(folder.path(), &words).expect(4).says(&["the validation bound is NaN"]);
+    train(folder.path(), &words).expect(4).says(&["the likelihood is NaN"]);
     assert!(metrics(&folder.path().join("run")).is_empty());
 }
 
