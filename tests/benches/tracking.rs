@@ -46,13 +46,8 @@ fn main() {
     let (mut with, mut without) = (Vec::new(), Vec::new());
     for _ in 0..3 {
         without.push(run(folder.path(), None).1);
-        let faults = Faults {
-            fail: 0.3,
-            lose: 0.0,
-            latency_ms: 200,
-            down_s: Some((10.0, 60.0)),
-            refuse: None,
-        };
+        let faults =
+            Faults { fail: 0.3, latency_ms: 200, down_s: Some((10.0, 60.0)), ..Faults::default() };
         let server = Server::start(faults);
         with.push(run(folder.path(), Some(&server.url)).1);
         let rows = server.run("one").rows();

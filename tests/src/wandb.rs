@@ -22,6 +22,8 @@ pub const KEY: &str = "0123456789abcdef0123456789abcdef01234567";
 pub struct Faults {
     /// An error, and nothing was done.
     pub fail: f64,
+    /// A proxy's page with status 200 where JSON was asked for, and nothing was done.
+    pub page: f64,
     /// Done, and the answer is lost.
     pub lose: f64,
     /// Milliseconds before each answer.
@@ -149,6 +151,7 @@ fn serve(world: &Mutex<World>, mut stream: TcpStream, faults: Faults, url: &str)
         if reading.read_line(&mut line).unwrap_or(0) == 0 {
             return;
         }
+        let posted = line.starts_with("POST ");
         let path = line.split(' ').nth(1).unwrap_or("/").to_string();
         let (mut length, mut key) = (0, String::new());
         loop {
@@ -178,6 +181,8 @@ fn serve(world: &Mutex<World>, mut stream: TcpStream, faults: Faults, url: &str)
             (status, json!({"errors": [{"message": "no"}]}))
         } else if world.happens(faults.fail) {
             (503, json!({"error": "try again"}))
+        } else if posted && world.happens(faults.page) {
+            (200, Value::Null)
         } else {
             world.received += &String::from_utf8_lossy(&body);
             let answer = world.answer(&path, &body, &key, url);
@@ -187,7 +192,10 @@ fn serve(world: &Mutex<World>, mut stream: TcpStream, faults: Faults, url: &str)
             answer
         };
         drop(world);
-        let answer = answer.to_string();
+        let answer = match answer {
+            Value::Null => "<!DOCTYPE html><title>Sign in</title>".to_string(),
+            answer => answer.to_string(),
+        };
         let head =
             format!("HTTP/1.1 {status} X\r\nContent-Length: {}\r\n\r\n{answer}", answer.len());
         if stream.write_all(head.as_bytes()).is_err() {

@@ -121,8 +121,9 @@ fn a_run_is_logged_from_start_to_end() {
 fn a_bad_server_loses_and_doubles_nothing() {
     let folder = tempfile::tempdir().expect("a folder");
     let at = folder.path();
+    let down_s = Some((0.3, 1.5));
     let faults =
-        Faults { fail: 0.3, lose: 0.3, latency_ms: 20, down_s: Some((0.3, 1.5)), refuse: None };
+        Faults { fail: 0.3, page: 0.1, lose: 0.3, latency_ms: 20, down_s, ..Faults::default() };
     let server = Server::start(faults);
     let more =
         ["run.dir=run", "wandb.id=one", "trainer.max_steps=300", "trainer.val_check_interval=100"];
