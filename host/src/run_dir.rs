@@ -58,18 +58,19 @@ impl RunDir {
     }
 
     /// Creates the folder with configuration, manifest and tokenizer, or opens it again to go on after step `resumed`:
-    /// what was logged after it will be logged again.
+    /// what was logged after it will be logged again. `held` is the hold on a folder that was there before.
     pub fn create(
         path: &Path,
         config: &Config,
         plugins: &[UsedPlugin],
         corpus: &Corpus,
         resumed: i64,
+        held: Option<File>,
     ) -> Result<Self> {
         for folder in [path.to_path_buf(), path.join("checkpoints"), path.join("samples")] {
             fs::create_dir_all(&folder).map_err(|e| Error::io("create", &folder, &e))?;
         }
-        let held = hold(path)?;
+        let held = held.map_or_else(|| hold(path), Ok)?;
         let write = |name: &str, text: &str| {
             let (file, temporary) = (path.join(name), path.join(format!(".{name}.tmp")));
             fs::write(&temporary, text)

@@ -45,6 +45,10 @@ pub fn run(common: &Common, profile: bool, panel: bool) -> Result<()> {
     precision::set_modes(&config)?;
     let path =
         PathBuf::from(world.share("run", || Ok(run_dir::path_for(&config).display().to_string()))?);
+    // Another process at work there would lose the checkpoint it is about to write, if this one tidied up first.
+    let held = (world.is_main() && path.join("manifest.json").is_file())
+        .then(|| run_dir::hold(&path))
+        .transpose()?;
     let mut report = Report::new(common.format, common.quiet || !world.is_main());
     let folder = checkpoints(&config, &path);
     let mirror = config.checkpointing.mirror.as_deref().filter(|_| world.is_main());
@@ -108,7 +112,7 @@ pub fn run(common: &Common, profile: bool, panel: bool) -> Result<()> {
     if world.is_main() {
         // A run that was ended before its first checkpoint begins again.
         let step = resumed.as_ref().map_or(0, |c| c.state.step);
-        trainer.run = RunDir::create(&path, &config, &used, &trainer.corpus, step)?;
+        trainer.run = RunDir::create(&path, &config, &used, &trainer.corpus, step, held)?;
         let (trackers, notes) = Trackers::open(&config, &path, &used, step, &trainer.stop, panel)?;
         trainer.trackers = Rc::new(RefCell::new(trackers));
         trainer.report.heard_by(&trainer.trackers);
