@@ -1,7 +1,7 @@
 //! The ledger of results: one line of JSON for each evaluation, with everything that tells it from another.
 
 use std::fs::OpenOptions;
-use std::io::Write as _;
+use std::io::{ErrorKind, Write as _};
 use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 
@@ -33,17 +33,20 @@ impl Ledger {
             None => Some(own()),
         };
         if let Some(path) = &path {
-            let there = path.exists();
-            let opened = OpenOptions::new().create(true).append(true).open(path);
             let wrong = |e: &std::io::Error| {
                 let message = format!("the ledger `{}` cannot be written: {e}", path.display());
                 let hint = "`eval.results=FILE` names another, `eval.results=none` does without";
                 config.layers.error("eval.results", &message, hint)
             };
-            opened.map_err(|e| wrong(&e))?;
-            if !there {
-                std::fs::remove_file(path).map_err(|e| wrong(&e))?;
+            // Made only with its first line: an evaluation that fails leaves no empty file.
+            match OpenOptions::new().append(true).open(path) {
+                Err(e) if e.kind() == ErrorKind::NotFound => {
+                    let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty());
+                    tempfile::tempfile_in(parent.unwrap_or(Path::new("."))).map(drop)
+                }
+                opened => opened.map(drop),
             }
+            .map_err(|e| wrong(&e))?;
         }
         Ok(Self { path })
     }
