@@ -159,12 +159,13 @@ fn in_words(
 }
 
 fn row(name: &str, bound: Bound, per_character: &Value) -> Vec<String> {
-    let per_character = per_character.as_f64().map_or("-".into(), |bits| format!("{bits:.4}"));
+    let number = |x: f64| if x.is_finite() { format!("{x:.4}") } else { "-".into() };
+    let per_character = number(per_character.as_f64().unwrap_or(f64::NAN));
     vec![
         name.to_string(),
         format!("{:.2}", bound.perplexity),
         format!("{:.4}", bound.nats_per_token),
-        format!("{:.4}", bound.standard_error),
+        number(bound.standard_error),
         format!("{:.4}", bound.bits_per_token),
         per_character,
         bound.tokens.to_string(),

@@ -8,7 +8,7 @@ use tch::Tensor;
 use super::judge::Judge;
 use super::mauve::{self, Mauve};
 use super::protocol::{Protocol, Window, tidied};
-use super::{diversity, summarize};
+use super::{diversity, give_or_take, summarize};
 use crate::error::{Error, Result};
 
 /// A generated text.
@@ -133,10 +133,10 @@ impl Scores {
     /// One line for people.
     pub fn in_words(&self, judge: &Judge, plan: &Plan) -> String {
         let mut words = format!(
-            "generative perplexity {:.4} ({:.4} ± {:.4} nats per token) by `{}`, protocol `{}`: {} tokens of {} texts",
+            "generative perplexity {:.4} ({:.4}{} nats per token) by `{}`, protocol `{}`: {} tokens of {} texts",
             self.perplexity,
             self.nats_per_token,
-            self.standard_error,
+            give_or_take(self.standard_error),
             judge.name,
             plan.protocol.name,
             self.tokens,

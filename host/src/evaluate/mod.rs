@@ -136,6 +136,11 @@ fn order(config: &Config) -> Result<Order> {
     })
 }
 
+/// A standard error as a line for people has it: nothing where a single draw knows none.
+pub fn give_or_take(error: f64) -> String {
+    if error.is_finite() { format!(" ± {error:.4}") } else { String::new() }
+}
+
 /// A negative log-likelihood, or a bound of it, with its error.
 #[derive(Debug, Clone, Copy, Serialize)]
 pub struct Bound {
@@ -156,12 +161,10 @@ pub struct Bound {
 impl Bound {
     /// One line for people.
     pub fn in_words(&self) -> String {
+        let bits = give_or_take(self.standard_error / std::f64::consts::LN_2);
         format!(
-            "{:.4} nats per token = {:.4} bits (± {:.4}), perplexity {:.4}",
-            self.nats_per_token,
-            self.bits_per_token,
-            self.standard_error / std::f64::consts::LN_2,
-            self.perplexity
+            "{:.4} nats per token = {:.4}{bits} bits, perplexity {:.4}",
+            self.nats_per_token, self.bits_per_token, self.perplexity
         )
     }
 }
