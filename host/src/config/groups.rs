@@ -330,9 +330,9 @@ group! {
         retokenize: bool = true,
         /// Tokens at which a protocol cuts a text; by default as many as were drawn.
         max_length: Option<i64> = None,
-        /// Compare with texts by people as well (MAUVE).
+        /// Compare with texts by people as well (MAUVE); `references` alone does too.
         mauve: bool = false,
-        /// `mauve`: those texts, a file as `maskdiff score` takes; by default the validation text of the checkpoint.
+        /// Those texts, a file as `maskdiff score` takes; by default the validation text of the checkpoint.
         references: Option<String> = None,
     }
 }
