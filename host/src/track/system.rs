@@ -118,6 +118,6 @@ mod tests {
         std::thread::sleep(std::time::Duration::from_millis(60));
         let cpu =
             system.sample().into_iter().find(|(name, _)| *name == "cpu").map(|(_, value)| value);
-        assert!(cpu.and_then(|cpu| cpu.as_f64()).is_none_or(|cpu| (0.0..=100.0).contains(&cpu)));
+        assert!(cpu.and_then(|cpu| cpu.as_f64()).is_some_and(|cpu| (0.0..=100.0).contains(&cpu)));
     }
 }
