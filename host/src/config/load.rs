@@ -1,5 +1,6 @@
-//! figment merges, later wins: defaults in code, `configs/config.toml`, one file for each chosen group, the stored
-//! configuration of a checkpoint, `experiment=NAME`, `--config FILE`, environment, command line.
+//! figment merges, later wins: defaults in code, `configs/config.toml`, one file for each chosen group, what goes with the
+//! chosen parameterization, the stored configuration of a checkpoint, `experiment=NAME`, `--config FILE`, environment, command
+//! line.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -20,6 +21,10 @@ static EMBEDDED: Dir<'_> = include_dir!("$CARGO_MANIFEST_DIR/../configs");
 
 /// Folders under `configs/` whose files are chosen by `GROUP=NAME`.
 const CHOSEN: &[&str] = &["data", "model", "noise", "lr_scheduler"];
+
+/// The key whose value may have a file in the folder of its name: what goes with that value when nothing else is said. So one word
+/// chooses a method.
+const METHOD: &str = "parameterization";
 
 /// What the command line says about the configuration.
 #[derive(Debug, Clone, Default)]
@@ -127,8 +132,27 @@ pub fn load(request: &Request) -> Result<Config> {
         let (file, text) = named_file(group, name)?;
         builder.add_text(&file, &text, Some(group))?;
     }
+    let files = experiment.iter().map(|(_, file, text)| (file, text));
+    let files = files.chain(own.iter().map(|(file, text)| (file, text)));
+    let mut said = method_in(&parse(&base_name, &base)?);
+    for (file, text) in files {
+        said = method_in(&parse(file, text)?).or(said);
+    }
+    // What a checkpoint was trained with says it all, but for a method that is chosen anew.
+    let anew = method_in(&overrides.values);
+    let method = match &stored {
+        Some(_) => anew,
+        None => anew.or(said),
+    };
+    let brought = method.and_then(|name| config_file(&format!("{METHOD}/{name}")));
+    if let Some((file, text)) = brought.as_ref().filter(|_| stored.is_none()) {
+        builder.add_text(file, text, None)?;
+    }
     if let Some((file, text)) = &stored {
         builder.add_stored(file, text, &from_command)?;
+    }
+    if let Some((file, text)) = brought.as_ref().filter(|_| stored.is_some()) {
+        builder.add_text(file, text, None)?;
     }
     if let Some((_, file, text)) = &experiment {
         builder.add_text(file, text, None)?;
@@ -142,6 +166,11 @@ pub fn load(request: &Request) -> Result<Config> {
     builder.add(Layer { name: "command line".into(), file: None, values: overrides.values });
     let foreign = stored.filter(|_| request.foreign).map(|(name, _)| name);
     finish(builder, foreign)
+}
+
+/// The method that a layer chooses.
+fn method_in(values: &Dict) -> Option<String> {
+    values.get(METHOD).and_then(Figured::as_str).map(ToString::to_string)
 }
 
 /// A provider under a plain name.
@@ -383,6 +412,32 @@ mod tests {
         assert_eq!(config.layers.options("")["T"], 1000);
         assert_eq!(config.layers.source("optim.lr"), "command line");
         assert_eq!(config.layers.source("optim.beta1"), "default");
+    }
+
+    #[test]
+    fn a_method_brings_what_goes_with_it() {
+        let methods = names(METHOD);
+        assert!(methods.len() >= 3, "{methods:?}");
+        for method in methods {
+            let word = format!("{METHOD}={method}");
+            let config = resolve(&[&word]).unwrap();
+            let brought = format!("configs/{METHOD}/{method}.toml");
+            assert_eq!(config.layers.source("sampling.predictor"), brought);
+            // Whatever is said wins.
+            let config = resolve(&[&word, "sampling.predictor=mine"]).unwrap();
+            assert_eq!(config.sampling.predictor, "mine");
+            let folder = tempfile::tempdir().unwrap();
+            let file = folder.path().join("own.toml");
+            let text = format!("{METHOD} = '{method}'\n[sampling]\npredictor = 'mine'");
+            std::fs::write(&file, text).unwrap();
+            let request = Request { file: Some(file), ..Request::default() };
+            assert_eq!(load(&request).unwrap().sampling.predictor, "mine");
+            // A checkpoint knows what it was trained with.
+            let stored =
+                ("x".to_string(), format!("{METHOD} = '{method}'\n[sampling]\npredictor = 'y'"));
+            let request = Request { stored: Some(stored), ..Request::default() };
+            assert_eq!(load(&request).unwrap().sampling.predictor, "y");
+        }
     }
 
     #[test]
