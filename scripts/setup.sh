@@ -4,15 +4,16 @@
 # the user's cache; with --s3 the small one of a server of the S3 protocol, for the tests; with --hub that of the official
 # client of the Hugging Face Hub, for the tests, and of `datasets`, for the benches; with --track that of the official clients of
 # W&B and TensorBoard, for the tests; with --screens a headless Chromium, its driver and tmux, from the system's packages, for
-# the tests of pages and of the terminal.
+# the tests of pages and of the terminal; with --slurm a Slurm from the system's packages, whose daemons the tests start for
+# themselves.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
 stop() { echo "setup: $1" >&2; exit 1; }
 
 case "${1:-}" in
-  "" | --python | --s3 | --hub | --track | --screens) ;;
-  *) stop "there is no option $1: run scripts/setup.sh alone or with --python, --s3, --hub, --track or --screens" ;;
+  "" | --python | --s3 | --hub | --track | --screens | --slurm) ;;
+  *) stop "there is no option $1: run scripts/setup.sh alone or with --python, --s3, --hub, --track, --screens or --slurm" ;;
 esac
 
 command -v cargo >/dev/null || stop "cargo is missing: install Rust (https://rustup.rs), then run this again"
@@ -42,6 +43,23 @@ small() {
   echo "setup: $what at $env"
 }
 
+slurm() {
+  PATH=$PATH:/usr/sbin:/sbin
+  command -v slurmctld >/dev/null && command -v slurmd >/dev/null && command -v sbatch >/dev/null && return 0
+  command -v apt-get >/dev/null || stop "put \`slurmctld\`, \`slurmd\` and \`sbatch\` on PATH"
+  [ "$(id -u)" = 0 ] || stop "as root: apt-get install slurmctld slurmd slurm-client"
+  # The packages start daemons of their own where nothing forbids it, and the tests want none of those.
+  local policy=/usr/sbin/policy-rc.d
+  if [ ! -e $policy ]; then
+    trap 'rm -f /usr/sbin/policy-rc.d' EXIT
+    printf '#!/bin/sh\nexit 101\n' >$policy
+    chmod +x $policy
+  fi
+  { apt-get update && DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends slurmctld slurmd slurm-client; } \
+    >/dev/null || stop "apt-get could not install slurmctld, slurmd and slurm-client, for the reason above"
+  echo "setup: $(slurmctld -V)"
+}
+
 screens() {
   command -v chromium >/dev/null && command -v chromedriver >/dev/null && command -v tmux >/dev/null && return 0
   command -v apt-get >/dev/null || stop "put \`chromium\`, \`chromedriver\` and \`tmux\` on PATH"
@@ -53,6 +71,7 @@ screens() {
 
 case "${1:-}" in
   --screens) screens ;;
+  --slurm) slurm ;;
   --s3) small --s3 moto-5.2.5 "the S3 server" 'moto[s3,server]==5.2.5' ;;
   --track) small --track track-1 "the official clients of W&B and TensorBoard" wandb==0.31.0 tensorboard==2.20.0 ;;
   --hub) alone=tokenizers==0.23.1 small --hub hub-2.4.0 "the hub's client" huggingface_hub==2.4.0 datasets==5.2.0 ;;

@@ -16,6 +16,8 @@ scripts/setup.sh --track || say "no clients of W&B and TensorBoard: the tests wi
 
 scripts/setup.sh --screens || say "no browser or no tmux: the tests that look at pages and at the terminal are skipped"
 
+scripts/setup.sh --slurm || say "no Slurm: the tests of jobs are skipped"
+
 say "format"
 cargo fmt --all --check
 say "clippy"

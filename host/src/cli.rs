@@ -15,6 +15,13 @@ use crate::prompt::Ask;
 use crate::report::{Format, Report};
 use crate::{accelerator, logging};
 
+mod nested;
+mod words;
+
+use nested::{Data, Launch, Plugins, Runs, Sweep};
+pub use words::Preview;
+use words::with_subcommand;
+
 const LONG_ABOUT: &str = "\
 Trains, evaluates and samples discrete-diffusion language models whose parts (network, noise, \
 parameterization, sampler) are plugins, chosen by words in the configuration.
@@ -152,6 +159,23 @@ enum Command {
         #[arg(long, value_name = "PATH", value_hint = ValueHint::AnyPath)]
         output: PathBuf,
     },
+    /// Start a command elsewhere: as a job of Slurm that goes on after every stop, or here by the same script
+    Launch {
+        #[command(subcommand)]
+        command: Launch,
+    },
+    /// Train every combination of settings, and make one table of them
+    ///
+    /// `optim.lr=1e-4,3e-4 seed=1..5` are two axes, ten points; a word with one value holds for all of them. `--random N` draws N
+    /// settings, where `optim.lr=log(1e-5,1e-3)`, `uniform(0,0.2)` and `int(2,8)` are axes too, and trains each with every seed.
+    /// Points that are done are never done again.
+    #[command(args_conflicts_with_subcommands = true)]
+    Sweep {
+        #[command(flatten)]
+        new: Box<commands::sweep::New>,
+        #[command(subcommand)]
+        command: Option<Sweep>,
+    },
     /// List, show, compare and remove runs
     Runs {
         #[command(subcommand)]
@@ -229,143 +253,6 @@ impl Given {
         let lines = self.prompt_file.as_deref().map(Ask::read).transpose()?;
         Ok(prompts.chain(templates).chain(lines.into_iter().flatten()).collect())
     }
-}
-
-#[derive(Debug, Subcommand)]
-enum Plugins {
-    /// All components, by kind
-    List {
-        /// KEY=VALUE
-        overrides: Vec<String>,
-    },
-    /// One component with its options, or all of a plugin
-    Show {
-        /// The component's or the plugin's name
-        name: String,
-        /// KEY=VALUE
-        overrides: Vec<String>,
-    },
-    /// Write a new plugin: a crate that builds, passes its contract and runs
-    ///
-    /// KIND is backbone, noise, parameterization, process or sampler.
-    New {
-        /// The kind of its component
-        kind: String,
-        /// The component's name, and the folder's
-        name: String,
-        /// Where the folder is made
-        #[arg(long, value_name = "DIR", default_value = ".", value_hint = ValueHint::DirPath)]
-        path: PathBuf,
-        /// Where maskdiff-plugin-api comes from: a folder, a git address or a version
-        #[arg(long, value_name = "SOURCE")]
-        api: Option<String>,
-    },
-    /// Build a plugin, check its contract and install it for this user
-    Build {
-        /// The folder of its crate
-        #[arg(value_name = "DIR", value_hint = ValueHint::DirPath)]
-        folder: PathBuf,
-        /// With optimizations
-        #[arg(long)]
-        release: bool,
-    },
-    /// Load a plugin file in processes of its own and run the contract of each component
-    Check {
-        /// The plugin file
-        #[arg(value_hint = ValueHint::FilePath)]
-        file: PathBuf,
-        /// How long a component may take
-        #[arg(long, value_name = "SECONDS", default_value_t = commands::plugins::check::PATIENCE.as_secs())]
-        timeout: u64,
-        /// Only the components of this kind
-        #[arg(long)]
-        kind: Option<String>,
-        /// OPTION=VALUE for every component that has the option, as in T=1000
-        options: Vec<String>,
-    },
-    /// Take away a plugin that was installed
-    Rm {
-        /// The plugin's name, or its component's
-        name: String,
-    },
-    /// Write a page for each loaded component
-    Docs {
-        /// The folder for the pages
-        #[arg(value_name = "DIR", value_hint = ValueHint::DirPath)]
-        folder: PathBuf,
-    },
-    /// What `check` runs for each component
-    #[command(hide = true)]
-    CheckOne {
-        file: PathBuf,
-        answer: PathBuf,
-        kind: Option<String>,
-        name: Option<String>,
-        options: Vec<String>,
-    },
-}
-
-#[derive(Debug, Subcommand)]
-enum Runs {
-    /// A table of the runs at and below some folders
-    List {
-        /// The folders; `outputs` when none is named
-        #[arg(value_name = "FOLDER", value_hint = ValueHint::DirPath)]
-        folders: Vec<PathBuf>,
-    },
-    /// One run: how far it came, and all settings
-    Show {
-        /// The run folder
-        #[arg(value_name = "RUN", value_hint = ValueHint::DirPath)]
-        folder: PathBuf,
-    },
-    /// The settings in which runs differ, and how good they became
-    Compare {
-        /// The run folders
-        #[arg(required = true, num_args = 2.., value_name = "RUN", value_hint = ValueHint::DirPath)]
-        folders: Vec<PathBuf>,
-    },
-    /// Remove runs with their checkpoints
-    Rm {
-        /// The run folders
-        #[arg(required = true, value_name = "RUN", value_hint = ValueHint::DirPath)]
-        folders: Vec<PathBuf>,
-        /// Do it
-        #[arg(long)]
-        yes: bool,
-    },
-}
-
-#[derive(Debug, Subcommand)]
-enum Data {
-    /// All corpora that have a name, with where they come from and their licences
-    List,
-    /// Fetch and tokenize what a configuration trains and validates on
-    Build {
-        /// KEY=VALUE
-        overrides: Vec<String>,
-    },
-    /// What blocks hold and how they were made
-    Info {
-        /// Files of blocks, or the KEY=VALUE of a configuration that they were made for
-        words: Vec<String>,
-    },
-    /// Read every byte of blocks and compare it with their hash
-    Verify {
-        /// Files of blocks, or KEY=VALUE
-        words: Vec<String>,
-    },
-    /// Print blocks as text
-    Show {
-        /// Files of blocks, or KEY=VALUE
-        words: Vec<String>,
-        /// The first block
-        #[arg(long, default_value_t = 0)]
-        first: u64,
-        /// How many blocks
-        #[arg(long, default_value_t = 3)]
-        blocks: u64,
-    },
 }
 
 /// Runs the command line and reports an error once; gives the exit code.
@@ -462,8 +349,10 @@ fn run(words: Vec<OsString>) -> Result<i32> {
         Command::Config { overrides } => commands::config::run(&common(overrides)),
         Command::Runs { command } => {
             let common = common(Vec::new());
-            runs(command, &Report::new(common.format, common.quiet))
+            nested::runs(command, &Report::new(common.format, common.quiet))
         }
+        Command::Launch { command } => nested::launch(command, &common(Vec::new())),
+        Command::Sweep { new, command } => nested::sweep(&new, command, &common(Vec::new())),
         Command::Sync { folders, again, timeout } => {
             let common = common(Vec::new());
             let mut report = Report::new(common.format, common.quiet);
@@ -475,131 +364,12 @@ fn run(words: Vec<OsString>) -> Result<i32> {
             let timeout = Duration::from_secs_f64(timeout);
             commands::sync::run(&mut report, &folders, again, timeout)
         }
-        Command::Plugins { command } => plugins(command, common),
-        Command::Data { command } => data(command, common),
+        Command::Plugins { command } => nested::plugins(command, common),
+        Command::Data { command } => nested::data(command, common),
         Command::Completions { shell } => {
             clap_complete::generate(shell, &mut Cli::command(), "maskdiff", &mut std::io::stdout());
             Ok(())
         }
     };
     done.map(|()| 0)
-}
-
-fn runs(command: Runs, report: &Report) -> Result<()> {
-    use commands::runs;
-    match command {
-        Runs::List { folders } => runs::list(report, &folders),
-        Runs::Show { folder } => runs::show(report, &folder),
-        Runs::Compare { folders } => runs::compare(report, &folders),
-        Runs::Rm { folders, yes } => runs::remove(report, &folders, yes),
-    }
-}
-
-fn plugins(command: Plugins, common: impl FnOnce(Vec<String>) -> Common) -> Result<()> {
-    use commands::plugins::{build, check, docs, list, new, remove};
-    match command {
-        Plugins::List { overrides } => list::list(&common(overrides)),
-        Plugins::Show { name, overrides } => list::show(&common(overrides), &name),
-        Plugins::New { kind, name, path, api } => {
-            new::new(&common(Vec::new()), &kind, &name, &path, api.as_deref())
-        }
-        Plugins::Build { folder, release } => build::build(&common(Vec::new()), &folder, release),
-        Plugins::Check { file, timeout, kind, options } => {
-            let patience = Duration::from_secs(timeout);
-            check::check(&common(options), &file, kind.as_deref(), patience).map(drop)
-        }
-        Plugins::Docs { folder } => docs::write(&common(Vec::new()), &folder),
-        Plugins::Rm { name } => remove::remove(&common(Vec::new()), &name),
-        Plugins::CheckOne { file, answer, kind, name, options } => {
-            let component = kind.as_deref().zip(name.as_deref());
-            check::check_one(&file, &answer, component, &options)
-        }
-    }
-}
-
-fn data(command: Data, common: impl FnOnce(Vec<String>) -> Common) -> Result<()> {
-    use commands::data;
-    match command {
-        Data::List => data::list(&common(Vec::new())),
-        Data::Build { overrides } => data::build(&common(overrides)),
-        Data::Info { words } => data::info(common(Vec::new()), words),
-        Data::Verify { words } => data::verify(common(Vec::new()), words),
-        Data::Show { words, first, blocks } => data::show(common(Vec::new()), words, first, blocks),
-    }
-}
-
-/// The original's form: `mode=ppl_eval KEY=VALUE...` becomes `eval KEY=VALUE...`; without a mode it trains.
-fn with_subcommand(mut words: Vec<OsString>) -> Result<Vec<OsString>> {
-    if words
-        .iter()
-        .skip(1)
-        .find(|word| !word.to_string_lossy().starts_with('-'))
-        .is_some_and(|word| word == "export")
-    {
-        // Of an export, `--format` is what is written, unless it is how results are printed.
-        let printed = ["auto", "text", "json", "markdown"];
-        let last = words.len().saturating_sub(1);
-        for at in 0..last {
-            if words[at] == "--format" && !printed.iter().any(|word| words[at + 1] == *word) {
-                words[at] = "--as".into();
-            }
-        }
-    }
-    let mode = words.iter().position(|w| w.to_string_lossy().starts_with("mode="));
-    let bare = words.get(1).is_some_and(|w| {
-        let word = w.to_string_lossy();
-        word.contains('=') && !word.starts_with('-')
-    });
-    let command = match mode {
-        Some(place) => {
-            let word = words.remove(place).to_string_lossy().into_owned();
-            match word.trim_start_matches("mode=") {
-                "train" => "train",
-                "ppl_eval" => "eval",
-                "sample_eval" => "sample",
-                other => {
-                    return Err(Error::config(
-                        format!("`mode={other}` is not a mode"),
-                        "modes: train, ppl_eval, sample_eval",
-                    ));
-                }
-            }
-        }
-        None if bare => "train",
-        None => return Ok(words),
-    };
-    words.insert(1, command.into());
-    Ok(words)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn rewritten(line: &str) -> Result<String> {
-        let words = line.split(' ').map(OsString::from).collect();
-        let words = with_subcommand(words)?;
-        let words: Vec<String> = words.iter().map(|w| w.to_string_lossy().into_owned()).collect();
-        Ok(words.join(" "))
-    }
-
-    #[test]
-    fn the_original_form_becomes_a_subcommand() {
-        let cases = [
-            ("maskdiff mode=ppl_eval model=small", "maskdiff eval model=small"),
-            ("maskdiff --quiet mode=sample_eval", "maskdiff sample --quiet"),
-            ("maskdiff model=small", "maskdiff train model=small"),
-            ("maskdiff train model=small", "maskdiff train model=small"),
-            ("maskdiff export --format hf --format json", "maskdiff export --as hf --format json"),
-        ];
-        for (line, expected) in cases {
-            assert_eq!(rewritten(line).unwrap(), expected);
-        }
-        assert!(rewritten("maskdiff mode=fly").unwrap_err().to_string().contains("mode=fly"));
-    }
-
-    #[test]
-    fn the_command_line_is_consistent() {
-        Cli::command().debug_assert();
-    }
 }

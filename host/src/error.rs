@@ -110,6 +110,16 @@ pub enum Error {
         #[help]
         hint: Option<String>,
     },
+    /// Points of a sweep that ended badly.
+    #[error("{message}")]
+    #[diagnostic(code(maskdiff::sweep))]
+    Sweep {
+        /// Which points.
+        message: String,
+        /// What to do.
+        #[help]
+        hint: Option<String>,
+    },
     /// A fault of libtorch that no check foresaw.
     #[error("libtorch failed: {message}")]
     #[diagnostic(code(maskdiff::torch))]
@@ -141,6 +151,8 @@ impl Error {
         numeric => Numeric,
         /// An error about the processes of a run.
         distributed => Distributed,
+        /// An error about points of a sweep.
+        sweep => Sweep,
     }
 
     /// An error about the configuration that points at no file.

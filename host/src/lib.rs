@@ -34,6 +34,7 @@ pub mod runs;
 pub mod sample;
 pub mod stop;
 pub mod stream;
+pub mod sweep;
 pub mod trace;
 pub mod track;
 pub mod train;

@@ -15,22 +15,41 @@ use crate::error::{Error, Result};
 
 /// The file that logs also go to, when there is one.
 #[derive(Debug, Clone, Default)]
-pub struct LogFile(Arc<Mutex<Option<File>>>);
+pub struct LogFile(Arc<Mutex<Option<Marked>>>);
+
+/// A file, and what stands in front of each of its lines.
+#[derive(Debug)]
+struct Marked {
+    file: File,
+    mark: String,
+}
 
 impl LogFile {
-    /// Logs go to `path` from now on, appended.
-    pub fn open(&self, path: &Path) -> Result<()> {
+    /// Logs go to `path` from now on, appended, with `mark` in front of each line.
+    pub fn open(&self, path: &Path, mark: &str) -> Result<()> {
         let file = File::options().create(true).append(true).open(path);
         let file = file.map_err(|e| Error::io("open", path, &e))?;
-        *self.0.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = Some(file);
+        let marked = Marked { file, mark: mark.to_string() };
+        *self.0.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = Some(marked);
         Ok(())
+    }
+
+    /// Appends a line that is shown elsewhere by other means.
+    pub fn line(&self, text: &str) {
+        // A log that cannot be written must not hide what it was to hold.
+        let _ = self.clone().write_all(format!("{} {text}\n", jiff::Timestamp::now()).as_bytes());
     }
 }
 
 impl Write for LogFile {
+    /// Writes all of it: the lines of one event come in one piece.
     fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
-        let mut file = self.0.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        file.as_mut().map_or(Ok(bytes.len()), |file| file.write(bytes))
+        let mut log = self.0.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let Some(Marked { file, mark }) = log.as_mut() else { return Ok(bytes.len()) };
+        let lines = String::from_utf8_lossy(bytes);
+        let marked: String =
+            lines.split_inclusive('\n').map(|line| format!("{mark}{line}")).collect();
+        file.write_all(marked.as_bytes()).map(|()| bytes.len())
     }
 
     fn flush(&mut self) -> std::io::Result<()> {

@@ -217,6 +217,7 @@ fn manifest(config: &Config, plugins: &[UsedPlugin], reads: &[Reads]) -> Value {
         "git_commit": git_commit(),
         "plugins": plugins,
         "data": reads,
+        "job": crate::launch::scheduler(),
         "machine": {
             "host": fs::read_to_string("/etc/hostname").ok().map(|h| h.trim().to_string()),
             "cpus": std::thread::available_parallelism().map_or(0, std::num::NonZero::get),

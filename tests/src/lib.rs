@@ -9,6 +9,7 @@ pub mod corpora;
 pub mod hub;
 pub mod original;
 pub mod run;
+pub mod slurm;
 pub mod wandb;
 
 pub use answers::Answers;

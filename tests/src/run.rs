@@ -125,6 +125,16 @@ pub fn metrics(run: &Path) -> Vec<Value> {
     text.lines().map(|line| serde_json::from_str(line).expect("JSON")).collect()
 }
 
+/// Fails when a file of the last checkpoint of two runs differs, or a line of their losses.
+#[track_caller]
+pub fn same_end(a: &Path, b: &Path) {
+    for file in ["model.safetensors", "ema.safetensors", "optimizer.safetensors"] {
+        let read = |run: &Path| std::fs::read(run.join("checkpoints/last").join(file)).expect(file);
+        assert!(read(a) == read(b), "{file} differs");
+    }
+    assert_eq!(losses(a), losses(b), "every line of metrics once, bit for bit");
+}
+
 /// The steps at which a metric was logged, with its values.
 pub fn logged(run: &Path, key: &str) -> Vec<(i64, f64)> {
     let value = |line: &Value| Some((line["step"].as_i64()?, line[key].as_f64()?));

@@ -84,7 +84,7 @@ fn every_shipped_configuration_resolves() {
         let inside = path.strip_prefix(&configs).expect("below configs").with_extension("");
         let Some((group, name)) = inside.to_str().expect("UTF-8").split_once('/') else { continue };
         // What a corpus or a folder is made of is no choice of its own: `maskdiff data list` reads all corpora.
-        if ["corpus", "layout", "protocol", "published"].contains(&group) {
+        if ["corpus", "launcher", "layout", "protocol", "published"].contains(&group) {
             continue;
         }
         let choice = format!("{group}={name}");
@@ -100,6 +100,30 @@ fn every_shipped_configuration_resolves() {
     assert_eq!(listed.len(), files(&configs.join("corpus")).len());
 }
 
+/// The scripts for Slurm say what they would say by hand: their commands are checked as those of a launch are.
+#[test]
+fn the_scripts_for_slurm_have_settings_that_resolve() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let mut checked = 0;
+    for path in files(&root().join("scripts")) {
+        let text = fs::read_to_string(&path).expect("a script").replace("\\\n", " ");
+        let Some(line) = text.lines().find_map(|line| line.strip_prefix("srun maskdiff ")) else {
+            continue;
+        };
+        let read = shell(folder.path(), &format!("bash -n '{}'", path.display()));
+        read.expect(0);
+        let launched = shell(folder.path(), &format!("maskdiff launch local --dry-run -- {line}"));
+        launched.expect(0);
+        // What an evaluation is told beside its checkpoint is looked at alone.
+        let words =
+            line.split_whitespace().filter(|word| word.contains('=') && !word.contains('$'));
+        let words: Vec<&str> = words.collect();
+        maskdiff(folder.path(), &[&["config"], &words[..]].concat()).expect(0);
+        checked += 1;
+    }
+    assert_eq!(checked, 8);
+}
+
 #[test]
 fn the_commands_of_the_readme_and_the_docs_work() {
     for (file, least) in [
@@ -109,6 +133,7 @@ fn the_commands_of_the_readme_and_the_docs_work() {
         ("docs/checkpoints.md", 4),
         ("docs/evaluation.md", 5),
         ("docs/tracking.md", 6),
+        ("docs/cluster.md", 5),
     ] {
         let text = fs::read_to_string(root().join(file)).expect(file);
         let folder = tempfile::tempdir().expect("a folder");

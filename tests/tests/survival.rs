@@ -5,17 +5,9 @@ use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use maskdiff_tests::run::{SMALL, command, logged, losses, maskdiff, train, wait_for_lines};
-
-/// Fails when a file of the last checkpoint differs.
-#[track_caller]
-fn same_end(a: &Path, b: &Path) {
-    for file in ["model.safetensors", "ema.safetensors", "optimizer.safetensors"] {
-        let read = |run: &Path| fs::read(run.join("checkpoints/last").join(file)).expect(file);
-        assert!(read(a) == read(b), "{file} differs");
-    }
-    assert_eq!(losses(a), losses(b), "every line of metrics once, bit for bit");
-}
+use maskdiff_tests::run::{
+    SMALL, command, logged, losses, maskdiff, same_end, train, wait_for_lines,
+};
 
 fn start(folder: &Path, words: &[&str]) -> Child {
     let words = [&["train"], SMALL, words].concat();

@@ -4,11 +4,13 @@ pub mod config;
 pub mod data;
 pub mod eval;
 pub mod export;
+pub mod launch;
 pub mod plugins;
 pub mod report;
 pub mod runs;
 pub mod sample;
 pub mod score;
+pub mod sweep;
 pub mod sync;
 pub mod train;
 pub mod watch;
@@ -27,7 +29,7 @@ use crate::report::{Format, Report};
 use crate::stop::Stop;
 
 /// What every subcommand is given.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct Common {
     /// `KEY=VALUE` in order.
     pub overrides: Vec<String>,

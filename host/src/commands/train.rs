@@ -13,6 +13,7 @@ use crate::data::{self, Observer, Tokenizer, load_tokenizer};
 use crate::distributed::World;
 use crate::error::{Error, Result};
 use crate::evaluate::Measure;
+use crate::launch::ranks;
 use crate::learner::Learner;
 use crate::plugins::UsedPlugin;
 use crate::report::Report;
@@ -20,7 +21,7 @@ use crate::run_dir::{self, RunDir};
 use crate::stop::Stop;
 use crate::track::Trackers;
 use crate::train::{self, Progress, Trainer};
-use crate::{accelerator, alert, assemble, launch, plugins, precision, track};
+use crate::{accelerator, alert, assemble, plugins, precision, track};
 
 /// Trains, or goes on with a run; as one rank of several when the environment says so. Everything that can be wrong is
 /// found before the run folder is made.
@@ -121,11 +122,22 @@ pub fn run(common: &Common, profile: bool, panel: bool) -> Result<()> {
     }
     // The others' logs go into the folder that rank 0 makes.
     world.sum(&mut [0.0])?;
-    common.log.open(&trainer.run.log(world.rank()))?;
+    let mark = match world.size() {
+        1 => String::new(),
+        _ => format!("[rank {}] ", world.rank()),
+    };
+    common.log.open(&trainer.run.log(world.rank()), &mark)?;
     trainer.report.note(&introduction(&trainer));
     let ran = trainer.run().map_err(|e| config.locate(e));
+    if let Err(error) = &ran {
+        common.log.line(&error.in_one_line());
+    }
     if world.is_main() {
         ended(&mut trainer, &path, ran.as_ref().err());
+    }
+    if matches!(ran, Ok(_) | Err(Error::Preempted { .. } | Error::Interrupted { .. })) {
+        // A launcher ends all ranks when the first has left with an error, and rank 0 may still be telling of the end.
+        let _ = world.sum(&mut [0.0]);
     }
     ran?;
     let done = format!("done; use it with `maskdiff sample --checkpoint {}`", path.display());
@@ -146,7 +158,7 @@ pub fn launch(common: &Common, world: usize, words: &[OsString]) -> Result<i32> 
             kept.push(word.clone());
         }
     }
-    launch::ranks(world, &kept)
+    ranks::run(world, &kept)
 }
 
 /// Tells whoever hears of the run that it has ended.

@@ -162,6 +162,8 @@ pub fn load(request: &Request) -> Result<Config> {
     }
     let environment =
         Env::prefixed("MASKDIFF_").split("__").filter(|key| key.as_str().contains('.'));
+    // Those of the launcher are no values of a run.
+    let environment = environment.filter(|key| !key.starts_with("launcher."));
     builder.add(Named("environment", environment));
     builder.add(Layer { name: "command line".into(), file: None, values: overrides.values });
     let foreign = stored.filter(|_| request.foreign).map(|(name, _)| name);
@@ -370,6 +372,13 @@ fn no_file(name: &str) -> Error {
 /// The name and the text of a file of `configs/SHELF/`: one that is looked up by name and is no layer of the configuration.
 pub fn shelf_file(shelf: &str, name: &str) -> Option<(String, String)> {
     config_file(&format!("{shelf}/{name}"))
+}
+
+/// Writes the built-in files below a folder, to be read and changed.
+pub fn write_files(folder: &Path) -> Result<()> {
+    std::fs::create_dir_all(folder)
+        .and_then(|()| EMBEDDED.extract(folder))
+        .map_err(|e| Error::io("write", folder, &e))
 }
 
 /// The names of the files there.

@@ -8,7 +8,7 @@ pub mod groups;
 mod load;
 mod place;
 
-pub use load::{Request, load, shelf_file, shelf_names};
+pub use load::{Request, load, shelf_file, shelf_names, write_files};
 pub use place::Layers;
 
 use serde_json::{Map, Value};

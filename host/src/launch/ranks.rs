@@ -18,7 +18,7 @@ const PATIENCE: Duration = Duration::from_secs(20);
 ///
 /// Rank 0 speaks as the command would; what others say to standard error follows with their rank in front. Signals are
 /// passed on. When a rank fails the others are ended after a while, and the code is that of the first that failed.
-pub fn ranks(world: usize, words: &[std::ffi::OsString]) -> Result<i32> {
+pub fn run(world: usize, words: &[std::ffi::OsString]) -> Result<i32> {
     let program = std::env::current_exe()
         .map_err(|e| Error::config(format!("cannot find this program: {e}"), ""))?;
     let port = free_port()?;
@@ -58,7 +58,7 @@ struct Rank {
 
 /// In a group of its own, so that Ctrl-C reaches it through us and once; ended by the kernel when we are.
 #[expect(unsafe_code, reason = "asks the kernel to end the child with its parent")]
-fn start(mut command: Command) -> std::io::Result<Child> {
+pub fn start(mut command: Command) -> std::io::Result<Child> {
     let parent = std::process::id();
     command.process_group(0);
     // SAFETY: between fork and exec only calls that may be made there: prctl and getppid.
@@ -89,13 +89,15 @@ fn free_port() -> Result<u16> {
 }
 
 /// The signals that came, by number; the ranks get each as often as we did.
-struct Signals {
+#[derive(Debug)]
+pub struct Signals {
     seen: [(i32, Arc<AtomicUsize>); 4],
     any: Arc<AtomicBool>,
 }
 
 impl Signals {
-    fn listen() -> Result<Self> {
+    /// Listens from now on.
+    pub fn listen() -> Result<Self> {
         let any = Arc::new(AtomicBool::new(false));
         let seen = [SIGINT, SIGTERM, SIGUSR1, SIGUSR2].map(|s| (s, Arc::new(AtomicUsize::new(0))));
         for (signal, count) in &seen {
@@ -114,7 +116,8 @@ impl Signals {
         Ok(Self { seen, any })
     }
 
-    fn take(&self) -> Vec<i32> {
+    /// Those that came since the last look.
+    pub fn take(&self) -> Vec<i32> {
         self.any.store(false, Ordering::SeqCst);
         let times = |(signal, count): &(i32, Arc<AtomicUsize>)| {
             vec![*signal; count.swap(0, Ordering::SeqCst)]
@@ -154,10 +157,13 @@ fn watch(ranks: &mut [Rank], signals: &Signals) -> i32 {
     }
 }
 
-#[expect(unsafe_code, reason = "a call of the system")]
 fn send(ranks: &[Rank], signal: i32) {
-    for rank in ranks.iter().filter(|r| r.ended.is_none()) {
-        // SAFETY: a process that we started and have not waited for, so its number is still its own.
-        unsafe { libc::kill(rank.child.id().cast_signed(), signal) };
-    }
+    ranks.iter().filter(|r| r.ended.is_none()).for_each(|rank| pass_on(&rank.child, signal));
+}
+
+/// Sends a signal to a process that was started and not waited for yet.
+#[expect(unsafe_code, reason = "a call of the system")]
+pub fn pass_on(child: &Child, signal: i32) {
+    // SAFETY: its number is still its own, as nobody has waited for it.
+    unsafe { libc::kill(child.id().cast_signed(), signal) };
 }

@@ -1,0 +1,357 @@
+//! `maskdiff launch slurm|local`
+
+use std::os::unix::process::CommandExt as _;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use serde_json::json;
+
+use super::Common;
+use crate::cli::Preview;
+use crate::error::{Error, Result};
+use crate::launch::script::{Body, Script, TASK, array_numbers, quoted};
+use crate::launch::settings::{self, Layer, Settings};
+use crate::launch::{self, package, slurm};
+use crate::report::Report;
+use crate::run_dir::{self, RunDir};
+use crate::{assemble, plugins};
+
+/// What a job asks of the cluster; `configs/launcher/slurm.toml` has the same keys.
+#[derive(Debug, clap::Args)]
+pub struct Job {
+    /// A table [profiles.NAME] of configs/launcher/slurm.toml
+    #[arg(long, value_name = "NAME")]
+    profile: Option<String>,
+    /// Machines
+    #[arg(long, value_name = "N")]
+    nodes: Option<String>,
+    /// GPUs of each machine: a number, or KIND:NUMBER
+    #[arg(long, value_name = "G")]
+    gpus_per_node: Option<String>,
+    /// Processes on each machine; by default one for each GPU
+    #[arg(long, value_name = "T")]
+    tasks_per_node: Option<String>,
+    /// Cores of each process
+    #[arg(long, value_name = "C")]
+    cpus_per_task: Option<String>,
+    /// The time limit, as Slurm reads it
+    #[arg(long, value_name = "TIME")]
+    time: Option<String>,
+    /// The partition
+    #[arg(long, value_name = "NAME")]
+    partition: Option<String>,
+    /// Who pays
+    #[arg(long, value_name = "NAME")]
+    account: Option<String>,
+    /// The quality of service
+    #[arg(long, value_name = "NAME")]
+    qos: Option<String>,
+    /// What the machines must have
+    #[arg(long, value_name = "FEATURES")]
+    constraint: Option<String>,
+    /// Memory of each machine
+    #[arg(long, value_name = "SIZE")]
+    mem: Option<String>,
+    /// How often the job may be started again
+    #[arg(long, value_name = "N")]
+    max_restarts: Option<String>,
+    /// Any other option of sbatch (may be repeated)
+    #[arg(long, value_name = "OPTION=VALUE")]
+    sbatch: Vec<String>,
+}
+
+impl Job {
+    /// The settings with what flags and the words `launcher.KEY=VALUE` say.
+    pub fn settings(&self, words: Layer) -> Result<Settings> {
+        let flags = [
+            ("nodes", &self.nodes),
+            ("gpus_per_node", &self.gpus_per_node),
+            ("tasks_per_node", &self.tasks_per_node),
+            ("cpus_per_task", &self.cpus_per_task),
+            ("time", &self.time),
+            ("partition", &self.partition),
+            ("account", &self.account),
+            ("qos", &self.qos),
+            ("constraint", &self.constraint),
+            ("mem", &self.mem),
+            ("max_restarts", &self.max_restarts),
+        ];
+        let flags = flags.into_iter().filter_map(|(k, v)| Some((k.to_string(), v.clone()?)));
+        let passed = self.sbatch.iter().map(|word| match word.split_once('=') {
+            Some((key, value)) => Ok((format!("sbatch.{key}"), value.to_string())),
+            None => Err(Error::config(
+                format!("`--sbatch {word}` is not OPTION=VALUE"),
+                "as in `--sbatch exclusive=user`",
+            )),
+        });
+        let flags = flags.map(Ok).chain(passed).collect::<Result<Layer>>()?;
+        let environment = settings::from_environment();
+        let layers = [("environment", environment), ("command line", words), ("flags", flags)];
+        Settings::load("slurm", self.profile.as_deref(), &layers)
+    }
+}
+
+/// How a command is started elsewhere.
+#[derive(Debug, clap::Args)]
+pub struct Ways {
+    /// Several tasks of the same command, `{task}` in its words is their number: as in 0-3, 1,5, or 1-20%4
+    #[arg(long, value_name = "TASKS")]
+    array: Option<String>,
+    /// Show the script and do nothing
+    #[arg(long)]
+    dry_run: bool,
+    #[command(flatten)]
+    package: Packaged,
+    /// launcher.KEY=VALUE
+    #[arg(value_name = "launcher.KEY=VALUE")]
+    settings: Vec<String>,
+    /// The command: `train KEY=VALUE ...`, `eval --checkpoint RUN`, ...
+    #[arg(last = true, required = true, value_name = "COMMAND")]
+    words: Vec<String>,
+}
+
+/// The folder from which jobs run.
+#[derive(Debug, clap::Args)]
+pub struct Packaged {
+    /// Run from a folder of its own, with the program and its plugins as they are now; by default `package` beside the script
+    #[arg(long, value_name = "FOLDER", num_args = 0..=1, require_equals = true, default_missing_value = "")]
+    package: Option<String>,
+    /// Copy libtorch into that folder too
+    #[arg(long, requires = "package")]
+    with_torch: bool,
+}
+
+impl Packaged {
+    /// Where it goes for a job with this folder; none when it is not asked for.
+    fn folder(&self, job: &Path) -> Result<Option<PathBuf>> {
+        let Some(named) = &self.package else { return Ok(None) };
+        let named = if named.is_empty() { job.join("package") } else { PathBuf::from(named) };
+        absolute(&named).map(Some)
+    }
+
+    /// The program that a job with this folder runs, before anything is made.
+    pub fn program(&self, job: &Path) -> Result<PathBuf> {
+        if let Some(folder) = self.folder(job)? {
+            return Ok(folder.join("maskdiff"));
+        }
+        std::env::current_exe()
+            .map_err(|e| Error::config(format!("cannot find this program: {e}"), ""))
+    }
+
+    /// Makes it, where it is asked for.
+    pub fn make(&self, job: &Path, registry: &plugins::Registry, report: &Report) -> Result<()> {
+        let Some(folder) = self.folder(job)? else { return Ok(()) };
+        report.note(&format!("packing the program and its plugins into {}", folder.display()));
+        package::make(&folder, registry, self.with_torch).map(drop)
+    }
+}
+
+/// A command that is to run elsewhere, checked as far as that can be done here.
+struct Plan {
+    /// Where the script goes.
+    folder: PathBuf,
+    /// What runs.
+    words: Vec<String>,
+    trains: bool,
+    registry: plugins::Registry,
+    /// The tasks of an array.
+    numbers: Vec<u64>,
+}
+
+/// Submits a command as a job of Slurm.
+pub fn slurm(common: &Common, job: &Job, mut ways: Ways) -> Result<()> {
+    let mut said = settings_only(&ways.settings)?;
+    said.extend(settings::from_words(&mut ways.words));
+    let settings = job.settings(said)?;
+    let plan = Plan::new(common, &ways, settings.tasks(), false)?;
+    let text = plan.script(&ways, settings)?.slurm();
+    let report = Report::new(common.format, common.quiet);
+    if ways.dry_run {
+        print!("{text}");
+        report.note(&format!("nothing was written; it would go to {}", plan.folder.display()));
+        return Ok(());
+    }
+    slurm::check()?;
+    launch::check_idle(&plan.folder)?;
+    ways.package.make(&plan.folder, &plan.registry, &report)?;
+    let (script, job) = launch::submit(&plan.folder, &text, slurm::submit)?;
+    let line = json!({"job": job, "folder": plan.folder, "script": script});
+    let words = format!(
+        "job {job}; its script {}, its output in {}/logs",
+        script.display(),
+        plan.folder.display()
+    );
+    report.result(&line, &words);
+    Ok(())
+}
+
+/// Runs a command here by a script; gives its exit code.
+pub fn local(common: &Common, nproc: Option<u16>, mut ways: Ways) -> Result<()> {
+    settings_only(&ways.settings)?;
+    settings::from_words(&mut ways.words);
+    if let (Some(n), Some(place)) = (nproc, ways.words.iter().position(|word| word == "train")) {
+        ways.words.insert(place + 1, format!("--nproc={n}"));
+    }
+    let plan = Plan::new(common, &ways, nproc.unwrap_or(1).into(), true)?;
+    let text = plan.script(&ways, Settings::default())?.local(&plan.numbers);
+    let report = Report::new(common.format, common.quiet);
+    if ways.dry_run {
+        print!("{text}");
+        report.note(&format!("nothing was written; it would go to {}", plan.folder.display()));
+        return Ok(());
+    }
+    ways.package.make(&plan.folder, &plan.registry, &report)?;
+    let script = launch::write(&plan.folder, &text)?;
+    report.note(&format!("{} runs here", script.display()));
+    // Becomes the script, which so hears every signal itself.
+    let error = Command::new("bash").arg(&script).exec();
+    Err(Error::io("start", &script, &error))
+}
+
+impl Plan {
+    fn new(common: &Common, ways: &Ways, world: usize, local: bool) -> Result<Self> {
+        let numbers = match &ways.array {
+            None => Vec::new(),
+            Some(spec) => array_numbers(spec).ok_or_else(|| {
+                Error::config(
+                    format!("`--array {spec}` is no list of tasks"),
+                    "as in `0-3`, `1,5,9` or `1-20%4`, four of twenty at a time",
+                )
+            })?,
+        };
+        let first = numbers.first().map(ToString::to_string);
+        let at_first = |words: &[String]| -> Vec<String> {
+            let replaced = |word: &String| match &first {
+                Some(first) => word.replace(TASK, first),
+                None => word.clone(),
+            };
+            words.iter().map(replaced).collect()
+        };
+        let mut words = globals(common);
+        words.extend(ways.words.iter().cloned());
+        let preview = Preview::of(&at_first(&words))?;
+        let mut words = if first.is_some() { Preview::of(&words)?.words } else { preview.words };
+        if preview.terminal {
+            let message = "`--tui` needs a terminal, and a job has none";
+            return Err(Error::config(message, "leave it out"));
+        }
+        if preview.nproc.is_some() && !local {
+            let message = "`--nproc` starts processes by hand, and srun starts those of a job";
+            return Err(Error::config(message, "say `--tasks-per-node N` before the `--`"));
+        }
+        if world > 1 && preview.name != "train" {
+            return Err(Error::config(
+                format!(
+                    "`maskdiff {}` runs as one process, and this asks for {world}",
+                    preview.name
+                ),
+                "ask for one node and one task",
+            ));
+        }
+        let now = jiff::ZonedDateTime::now();
+        let own = format!("outputs/launch/{}/{}", now.strftime("%Y.%m.%d"), now.strftime("%H%M%S"));
+        let trains = preview.name == "train";
+        if !trains {
+            let config = preview.common.config();
+            // What it needs beside its words may come from a checkpoint: only the plugins are looked at.
+            let config = config.or_else(|_| Common::default().config())?;
+            let registry = assemble::registry(&preview.common.plugins, &config)?;
+            return Ok(Self {
+                folder: absolute(Path::new(&own))?,
+                words,
+                trains,
+                registry,
+                numbers,
+            });
+        }
+        let mut config = preview.common.config()?;
+        config.shares(world)?;
+        let registry = assemble::registry(&preview.common.plugins, &config)?;
+        let logs = config.sampling.num_sample_log > 0;
+        assemble::choices(&mut config, &registry, logs)?;
+        let named = words.iter().find_map(|word| word.strip_prefix("run.dir=")).map(String::from);
+        let (folder, run) = match (&first, named) {
+            (None, _) => {
+                let run = absolute(&run_dir::path_for(&config))?;
+                (run.clone(), run.display().to_string())
+            }
+            (Some(_), None) => {
+                let folder = absolute(Path::new(&own))?;
+                let run = folder.join(TASK).display().to_string();
+                (folder, run)
+            }
+            (Some(_), Some(run)) if run.contains(TASK) => {
+                (absolute(Path::new(&own))?, absolute(Path::new(&run))?.display().to_string())
+            }
+            (Some(_), Some(run)) => {
+                return Err(Error::config(
+                    format!("all tasks of the array would write into `{run}`"),
+                    format!("put `{TASK}` into it, as in `run.dir=runs/{TASK}`"),
+                ));
+            }
+        };
+        let numbered = numbers.iter().map(|number| run.replace(TASK, &number.to_string()));
+        let runs: Vec<String> =
+            if first.is_some() { numbered.collect() } else { vec![run.clone()] };
+        if !config.checkpointing.resume_from_ckpt {
+            runs.iter().try_for_each(|run| RunDir::check_fresh(Path::new(run)))?;
+        }
+        // A job that is started again goes on, in the same folder.
+        words.retain(|word| {
+            !word.starts_with("run.dir=") && !word.starts_with("checkpointing.resume_from_ckpt=")
+        });
+        words.extend([format!("run.dir={run}"), "checkpointing.resume_from_ckpt=true".into()]);
+        Ok(Self { folder, words, trains, registry, numbers })
+    }
+
+    /// The script to be, and its command.
+    fn script(&self, ways: &Ways, settings: Settings) -> Result<Script> {
+        Ok(Script {
+            made_by: said(),
+            settings,
+            folder: self.folder.clone(),
+            from: std::env::current_dir().map_err(|e| Error::io("read", Path::new("."), &e))?,
+            program: ways.package.program(&self.folder)?,
+            array: ways.array.clone(),
+            body: Body::Command { words: self.words.clone(), trains: self.trains },
+        })
+    }
+}
+
+/// The command line of this process, as a shell takes it.
+pub fn said() -> String {
+    let words = run_dir::command_line();
+    let words = words.iter().enumerate().map(|(i, word)| match i {
+        0 => "maskdiff".to_string(),
+        _ => quoted(word),
+    });
+    words.collect::<Vec<String>>().join(" ")
+}
+
+/// A path from the root.
+pub fn absolute(path: &Path) -> Result<PathBuf> {
+    std::path::absolute(path).map_err(|e| Error::io("read", path, &e))
+}
+
+/// What the launching command was told that the launched one should know.
+pub fn globals(common: &Common) -> Vec<String> {
+    let file = common.file.iter().flat_map(|file| ["--config".into(), file.display().to_string()]);
+    let plugins =
+        common.plugins.iter().flat_map(|file| ["--plugin".to_string(), file.display().to_string()]);
+    file.chain(plugins).collect()
+}
+
+/// Words that set the launcher alone.
+fn settings_only(words: &[String]) -> Result<Layer> {
+    let mut rest = words.to_vec();
+    let layer = settings::from_words(&mut rest);
+    match rest.first() {
+        None => Ok(layer),
+        Some(word) => Err(Error::config(
+            format!(
+                "`{word}` stands before the `--`, where only `launcher.KEY=VALUE` and flags do"
+            ),
+            "write the command behind it: `maskdiff launch slurm -- train KEY=VALUE`",
+        )),
+    }
+}

@@ -1,0 +1,375 @@
+//! `maskdiff sweep`, and `status`, `resume`, `collect` of one
+
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use serde_json::json;
+
+use super::Common;
+use super::launch::{Job, Packaged, absolute, globals, said};
+use crate::cli::Preview;
+use crate::data::{self, Observer};
+use crate::error::{Error, Result};
+use crate::launch::script::{Body, Script};
+use crate::launch::settings::{self, Layer};
+use crate::launch::{self, slurm};
+use crate::plugins::Registry;
+use crate::report::Report;
+use crate::stop::Stop;
+use crate::sweep::axes::Plan;
+use crate::sweep::collect::{self, METRICS};
+use crate::sweep::{State, Sweep, local, name};
+use crate::{assemble, files};
+
+/// A sweep to begin.
+#[derive(Debug, clap::Args)]
+pub struct New {
+    /// KEY=VALUE for all points, KEY=A,B,C and KEY=1..5 for axes
+    #[arg(value_name = "KEY=VALUES")]
+    words: Vec<String>,
+    /// Draw N settings instead of taking every combination
+    #[arg(long, value_name = "N")]
+    random: Option<usize>,
+    /// The seed of these draws
+    #[arg(long, value_name = "SEED", default_value_t = 1)]
+    draw_seed: u64,
+    /// A TOML file with `words`, `random`, [axes] and [[cases]]; words of the command line are added
+    #[arg(long, value_name = "FILE", value_hint = clap::ValueHint::FilePath)]
+    file: Option<PathBuf>,
+    /// Where it goes; by default outputs/sweeps/DATE/TIME
+    #[arg(long, value_name = "FOLDER", value_hint = clap::ValueHint::DirPath)]
+    dir: Option<PathBuf>,
+    /// List the points, or with --slurm show the script, and do nothing
+    #[arg(long)]
+    dry_run: bool,
+    #[command(flatten)]
+    run: Running,
+}
+
+/// How points are run.
+#[derive(Debug, clap::Args)]
+pub struct Running {
+    /// Points at a time on this machine
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..))]
+    jobs: u16,
+    /// Run them as an array of Slurm
+    #[arg(long, conflicts_with = "jobs")]
+    slurm: bool,
+    /// Of the array, at most N at a time
+    #[arg(long, value_name = "N", requires = "slurm", value_parser = clap::value_parser!(u32).range(1..))]
+    at_once: Option<u32>,
+    /// Tasks of the array; a longer sweep gives each several points
+    #[arg(long, value_name = "N", requires = "slurm", default_value_t = 1000, value_parser = clap::value_parser!(u32).range(1..))]
+    array_tasks: u32,
+    #[command(flatten)]
+    job: Job,
+    #[command(flatten)]
+    package: Packaged,
+}
+
+/// What a table shows.
+#[derive(Debug, clap::Args)]
+pub struct Table {
+    /// A metric (may be repeated); by default val/nelbo and val/ppl
+    #[arg(long, value_name = "NAME")]
+    metric: Vec<String>,
+    /// The best evaluation of each point, not the last
+    #[arg(long)]
+    best: bool,
+    /// Larger is better
+    #[arg(long)]
+    larger: bool,
+}
+
+/// Points that are checked one by one before anything runs; of longer sweeps, so many spread over all.
+const CHECKED: usize = 1000;
+
+/// How long the checks of a long sweep may take.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// Begins a sweep and runs it.
+pub fn new(common: &Common, new: &New) -> Result<()> {
+    let text = new
+        .file
+        .as_deref()
+        .map(|file| std::fs::read_to_string(file).map_err(|e| Error::io("read", file, &e)));
+    let mut words = new.words.clone();
+    let launcher = settings::from_words(&mut words);
+    let plan = Plan::new(text.transpose()?.as_deref(), &words, new.random, new.draw_seed)?;
+    let now = jiff::ZonedDateTime::now();
+    let own = format!("outputs/sweeps/{}/{}", now.strftime("%Y.%m.%d"), now.strftime("%H%M%S"));
+    let folder = absolute(new.dir.as_deref().unwrap_or(Path::new(&own)))?;
+    let sweep = Sweep::new(&folder, plan, &globals(common))?;
+    let report = Report::new(common.format, common.quiet);
+    if new.dry_run && !new.run.slurm {
+        let lines = sweep.points.iter().enumerate().map(|(point, words)| {
+            let line = json!({"point": point, "words": words});
+            if report.json() {
+                line.to_string()
+            } else {
+                format!("{}  {}", name(point), words.join(" "))
+            }
+        });
+        // All at once: there may be very many.
+        print!("{}", lines.map(|line| line + "\n").collect::<String>());
+        report.note(&format!("{} points; nothing was written", sweep.points.len()));
+        return Ok(());
+    }
+    let settings = new.run.job.settings(launcher)?;
+    let tasks = if new.run.slurm { settings.tasks() } else { 1 };
+    let (registry, apart) = check(&sweep, tasks, &report)?;
+    let all: Vec<usize> = (0..sweep.points.len()).collect();
+    if new.dry_run {
+        print!("{}", script(&sweep, &new.run, settings, &all, "todo.txt")?.slurm());
+        report.note(&format!("{} points; nothing was written", sweep.points.len()));
+        return Ok(());
+    }
+    if new.run.slurm {
+        slurm::check()?;
+    }
+    prepare(&sweep, &apart, common)?;
+    sweep.create()?;
+    report.note(&format!("{} points in {}", sweep.points.len(), folder.display()));
+    let ran = run(common, &sweep, &new.run, settings, &registry, &all);
+    if ran.is_err() && new.run.slurm {
+        // Nothing was submitted, so nothing was begun.
+        let _ = std::fs::remove_dir_all(&folder);
+    }
+    ran
+}
+
+/// Runs the points that are left.
+pub fn resume(common: &Common, folder: &Path, run_as: &Running) -> Result<()> {
+    let sweep = Sweep::open(folder)?;
+    let report = Report::new(common.format, common.quiet);
+    let left = sweep.left();
+    if left.is_empty() {
+        report.note(&format!(
+            "all {} points are done; `maskdiff sweep collect {}` makes the table",
+            sweep.points.len(),
+            folder.display()
+        ));
+        return Ok(());
+    }
+    report.note(&format!("{} of {} points are left", left.len(), sweep.points.len()));
+    let settings = run_as.job.settings(Layer::new())?;
+    let registry = assemble::registry(&common.plugins, &common.config()?)?;
+    run(common, &sweep, run_as, settings, &registry, &left)
+}
+
+/// Runs points here, or submits them.
+fn run(
+    common: &Common,
+    sweep: &Sweep,
+    run_as: &Running,
+    settings: settings::Settings,
+    registry: &Registry,
+    points: &[usize],
+) -> Result<()> {
+    let mut report = Report::new(common.format, common.quiet);
+    let held = sweep.hold()?;
+    launch::check_idle(&sweep.folder)?;
+    run_as.package.make(&sweep.folder, registry, &report)?;
+    if !run_as.slurm {
+        let program = run_as.package.program(&sweep.folder)?;
+        local::run(sweep, points, run_as.jobs.into(), &program, &mut report)?;
+        return collect(
+            common,
+            &sweep.folder,
+            &Table { metric: Vec::new(), best: false, larger: false },
+        );
+    }
+    let numbered = |n: u32| format!("todo-{n}.txt");
+    let mut names = std::iter::once("todo.txt".to_string()).chain((2..).map(numbered));
+    let list = names.find(|name| !sweep.folder.join(name).exists()).unwrap_or("todo.txt".into());
+    let text = script(sweep, run_as, settings, points, &list)?.slurm();
+    let numbers: String = points.iter().map(|point| name(*point) + "\n").collect();
+    files::put(&sweep.folder.join(&list), numbers)?;
+    let submitted = launch::submit(&sweep.folder, &text, slurm::submit);
+    if submitted.is_err() {
+        let _ = std::fs::remove_file(sweep.folder.join(&list));
+    }
+    let (script, job) = submitted?;
+    drop(held);
+    let folder = sweep.folder.display();
+    let line =
+        json!({"job": job, "folder": sweep.folder, "script": script, "points": points.len()});
+    let words = format!(
+        "job {job} has {} points; `maskdiff sweep status {folder}` shows how far they are, `scancel {job}` stops them",
+        points.len()
+    );
+    report.result(&line, &words);
+    Ok(())
+}
+
+fn script(
+    sweep: &Sweep,
+    run_as: &Running,
+    settings: settings::Settings,
+    points: &[usize],
+    list: &str,
+) -> Result<Script> {
+    let tasks = points.len().min(run_as.array_tasks as usize);
+    let most = run_as.at_once.map_or(String::new(), |most| format!("%{most}"));
+    Ok(Script {
+        made_by: said(),
+        settings,
+        folder: sweep.folder.clone(),
+        from: std::env::current_dir().map_err(|e| Error::io("read", Path::new("."), &e))?,
+        program: run_as.package.program(&sweep.folder)?,
+        array: Some(format!("0-{}{most}", tasks - 1)),
+        body: Body::Points { list: sweep.folder.join(list).display().to_string(), tasks },
+    })
+}
+
+/// Checks that points can be trained, as far as their configurations tell; gives the plugins, and one point for each set of words
+/// that may choose other data.
+fn check(sweep: &Sweep, tasks: usize, report: &Report) -> Result<(Registry, Vec<usize>)> {
+    let mut registry = None;
+    let (mut apart, mut seen) = (Vec::new(), BTreeSet::new());
+    for (point, words) in sweep.points.iter().enumerate() {
+        let of_data = |word: &&String| {
+            let key = word.split(['=', '.']).next().unwrap_or_default();
+            ["experiment", "data", "model"].contains(&key) || !word.contains('=')
+        };
+        let chosen: Vec<&String> = words.iter().filter(of_data).collect();
+        if seen.insert(chosen) {
+            apart.push(point);
+        }
+    }
+    let total = sweep.points.len();
+    let every = total.div_ceil(CHECKED);
+    let begun = Instant::now();
+    let mut checked = 0;
+    for point in (0..total).step_by(every) {
+        if begun.elapsed() > PATIENCE {
+            break;
+        }
+        check_point(sweep, point, tasks, &mut registry).map_err(|error| {
+            let place = format!("point {} ({})", name(point), sweep.values(point).join(", "));
+            match error {
+                Error::Config { message, hint, file, place: span } => {
+                    let message = format!("{place}: {message}");
+                    Error::Config { message, hint, file, place: span }
+                }
+                Error::Plugin { message, hint } => {
+                    Error::Plugin { message: format!("{place}: {message}"), hint }
+                }
+                other => other,
+            }
+        })?;
+        checked += 1;
+    }
+    if checked < total {
+        report.note(&format!("checked the configurations of {checked} of {total} points"));
+    }
+    let registry =
+        registry.map_or_else(|| Registry::open(&crate::plugins::Places::default()), Ok)?;
+    Ok((registry, apart))
+}
+
+fn check_point(
+    sweep: &Sweep,
+    point: usize,
+    tasks: usize,
+    registry: &mut Option<Registry>,
+) -> Result<()> {
+    let common = Preview::of(&sweep.command(point))?.common;
+    let mut config = common.config()?;
+    config.shares(tasks)?;
+    if registry.is_none() {
+        *registry = Some(assemble::registry(&common.plugins, &config)?);
+    }
+    let Some(registry) = registry else { return Ok(()) };
+    let logs = config.sampling.num_sample_log > 0;
+    assemble::choices(&mut config, registry, logs).map(drop)
+}
+
+/// Makes the blocks of tokens that points share, once, before several of them want to.
+fn prepare(sweep: &Sweep, apart: &[usize], common: &Common) -> Result<()> {
+    let (stop, mut report) = (Stop::default(), Report::new(common.format, common.quiet));
+    for point in apart {
+        let config = Preview::of(&sweep.command(*point))?.common.config()?;
+        // Made as they are read.
+        if config.data.train != "stories" {
+            data::open(&config, None, &Observer::new(&mut report, &stop))?;
+        }
+    }
+    Ok(())
+}
+
+/// Tells how far the points are.
+pub fn status(common: &Common, folder: &Path) -> Result<()> {
+    let sweep = Sweep::open(folder)?;
+    let report = Report::new(common.format, common.quiet);
+    let states: Vec<State> = (0..sweep.points.len()).map(|point| sweep.state(point)).collect();
+    let count = |wanted: fn(&State) -> bool| states.iter().filter(|state| wanted(state)).count();
+    let done = count(|s| *s == State::Done);
+    let failed = count(|s| matches!(s, State::Failed(_)));
+    let (begun, missing) = (count(|s| *s == State::Begun), count(|s| *s == State::Missing));
+    // Without Slurm, what its queue holds is not known.
+    let jobs = launch::live(&sweep.folder);
+    let in_queue = jobs.as_ref().map_or(0, |jobs| jobs.len());
+    let mut text = format!(
+        "{}: {} points, {done} done, {failed} failed, {begun} begun, {missing} not begun",
+        folder.display(),
+        states.len()
+    );
+    if let Err(error) = &jobs {
+        text += &format!("\n  {error}");
+    } else if in_queue > 0 {
+        text += &format!("; Slurm has {in_queue} tasks of it");
+    }
+    // Those of which there is something to say.
+    for (point, _) in
+        states.iter().enumerate().filter(|(_, s)| matches!(s, State::Failed(_) | State::Begun))
+    {
+        text += &format!(
+            "\n  {} ({}) {}",
+            name(point),
+            sweep.values(point).join(", "),
+            sweep.about(point)
+        );
+    }
+    if done < states.len() && in_queue == 0 {
+        text += &format!("\n  `maskdiff sweep resume {}` runs what is missing", folder.display());
+    }
+    let numbers = |wanted: fn(&State) -> bool| -> Vec<usize> {
+        let found = states.iter().enumerate().filter(|(_, state)| wanted(state));
+        found.map(|(point, _)| point).collect()
+    };
+    let line = json!({
+        "folder": sweep.folder, "points": states.len(), "done": numbers(|s| *s == State::Done),
+        "failed": numbers(|s| matches!(s, State::Failed(_))), "begun": numbers(|s| *s == State::Begun),
+        "missing": numbers(|s| *s == State::Missing), "jobs": jobs.unwrap_or_default(),
+    });
+    report.result(&line, &text);
+    Ok(())
+}
+
+/// Makes the table.
+pub fn collect(common: &Common, folder: &Path, table: &Table) -> Result<()> {
+    let sweep = Sweep::open(folder)?;
+    let report = Report::new(common.format, common.quiet);
+    let metrics: Vec<String> = match &table.metric[..] {
+        [] => METRICS.iter().map(ToString::to_string).collect(),
+        named => named.to_vec(),
+    };
+    let found = collect::collect(&sweep, &metrics, table.best, table.larger)?;
+    let (done, total) = (found.points.len(), sweep.points.len());
+    if done == 0 {
+        let hint = format!("`maskdiff sweep status {}` shows how far they are", folder.display());
+        return Err(Error::data("no point of the sweep is done".to_string(), hint));
+    }
+    let file = sweep.folder.join("results.csv");
+    files::put(&file, found.csv(&sweep.plan.keys()))?;
+    if report.json() {
+        found.rows.iter().for_each(|row| report.result(&found.json(row), ""));
+    }
+    let (head, rows) = found.table();
+    let head: Vec<&str> = head.iter().map(String::as_str).collect();
+    report.table(&head, &rows);
+    report.note(&format!("{done} of {total} points; each of them in {}", file.display()));
+    Ok(())
+}

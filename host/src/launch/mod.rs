@@ -1,0 +1,102 @@
+//! Starting runs elsewhere: [`ranks`] as several processes of this machine, [`script`] and [`slurm`] as jobs of a cluster.
+//!
+//! A launch is a file: a batch script in the run folder, which a person can read, change and submit again. [`settings`] say
+//! what the job asks for, [`package`] makes the folder that it runs from where the build must not change under it.
+
+pub mod package;
+pub mod ranks;
+pub mod script;
+pub mod settings;
+pub mod slurm;
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io::Write as _;
+use std::path::{Path, PathBuf};
+
+use serde_json::{Value, json};
+
+use crate::error::{Error, Result};
+use crate::runs;
+
+/// The jobs that were submitted for a folder, a line each.
+const JOBS: &str = "jobs.jsonl";
+
+/// Writes a script into a folder, beside those of earlier launches, with the folder of its logs; submits it where `submit` does, and
+/// remembers its job. What was made is taken away again when it is not taken.
+pub fn submit(
+    folder: &Path,
+    text: &str,
+    submit: impl FnOnce(&Path) -> Result<String>,
+) -> Result<(PathBuf, String)> {
+    let new = !folder.exists();
+    let script = write(folder, text)?;
+    let submitted = submit(&script);
+    if submitted.is_err() {
+        let _ = fs::remove_file(&script);
+        // An empty one says nothing; one with logs stays.
+        let _ = fs::remove_dir(folder.join("logs"));
+        if new {
+            let _ = fs::remove_dir(folder);
+        }
+    }
+    let job = submitted?;
+    let line = json!({
+        "job": job, "script": script, "submitted": jiff::Timestamp::now().to_string(),
+        "command": crate::run_dir::command_line(),
+    });
+    let file = folder.join(JOBS);
+    fs::File::options()
+        .create(true)
+        .append(true)
+        .open(&file)
+        .and_then(|mut file| writeln!(file, "{line}"))
+        .map_err(|e| {
+            let said = Error::io("write", &file, &e);
+            Error::config(format!("job {job} was submitted, but {said}"), "it runs all the same")
+        })?;
+    Ok((script, job))
+}
+
+/// Writes a script into a folder under the first name that is free: `job.sh`, `job-2.sh`.
+pub fn write(folder: &Path, text: &str) -> Result<PathBuf> {
+    let logs = folder.join("logs");
+    fs::create_dir_all(&logs).map_err(|e| Error::io("create", &logs, &e))?;
+    let numbered = |n: u32| folder.join(format!("job-{n}.sh"));
+    let mut names = std::iter::once(folder.join("job.sh")).chain((2..).map(numbered));
+    let script = names.find(|path| !path.exists()).unwrap_or_else(|| folder.join("job.sh"));
+    crate::files::put(&script, text)?;
+    Ok(script)
+}
+
+/// The jobs of a folder that Slurm still has, with their states.
+pub fn live(folder: &Path) -> Result<BTreeMap<String, String>> {
+    let jobs = runs::lines(&folder.join(JOBS))?;
+    let jobs: Vec<String> =
+        jobs.iter().filter_map(|line| line["job"].as_str().map(ToString::to_string)).collect();
+    slurm::states(&jobs)
+}
+
+/// An error when a folder's job still waits or runs.
+pub fn check_idle(folder: &Path) -> Result<()> {
+    let live = live(folder)?;
+    let Some((job, state)) = live.iter().next() else { return Ok(()) };
+    let number = job.split('_').next().unwrap_or(job);
+    Err(Error::config(
+        format!("job {job} of `{}` is {state}", folder.display()),
+        format!("wait until it has ended, or `scancel {number}`"),
+    ))
+}
+
+/// What a process knows of the job that it runs in, for the manifest.
+pub fn scheduler() -> Option<Value> {
+    let var = |name: &str| std::env::var(name).ok().filter(|value| !value.is_empty());
+    let job = var("SLURM_JOB_ID")?;
+    Some(json!({
+        "scheduler": "slurm", "job": job, "name": var("SLURM_JOB_NAME"), "partition": var("SLURM_JOB_PARTITION"),
+        "array_job": var("SLURM_ARRAY_JOB_ID"), "array_task": var("SLURM_ARRAY_TASK_ID"),
+        "nodes": var("SLURM_JOB_NODELIST"), "tasks": var("SLURM_NTASKS"),
+        // Unset the first time.
+        "restarts": var("SLURM_RESTART_COUNT").and_then(|n| n.parse::<u32>().ok()).unwrap_or(0),
+    }))
+}

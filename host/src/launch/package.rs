@@ -1,0 +1,163 @@
+//! A folder from which the program runs on a machine without Rust, over any torch of its version: what is built again while a job
+//! waits does not change the job.
+//!
+//! ```text
+//! maskdiff  bin/maskdiff  bin/lib*.so  configs/  torch/ (if asked for)
+//! ```
+
+use std::fs::{self, Permissions};
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use crate::accelerator;
+use crate::config;
+use crate::error::{Error, Result};
+use crate::launch::script::quoted;
+use crate::plugins::Registry;
+
+/// The run path that the build gives the program, up to the build's own folder.
+const NEAR: &[u8] = b"$ORIGIN/../libtorch/torch/lib:";
+
+/// Makes the folder, or makes it anew over an older one; gives the program in it. `torch` copies libtorch into it.
+pub fn make(folder: &Path, registry: &Registry, torch: bool) -> Result<PathBuf> {
+    if folder.exists() && !folder.join("bin/maskdiff").is_file() {
+        let message = format!("`{}` is there already, and is no package", folder.display());
+        return Err(Error::config(message, "name a folder that is not there yet"));
+    }
+    // Written beside, so that a job that runs from an older one keeps it until the new one is whole.
+    let fresh = folder.with_extension("new");
+    let _ = fs::remove_dir_all(&fresh);
+    let bin = fresh.join("bin");
+    fs::create_dir_all(&bin).map_err(|e| Error::io("create", &bin, &e))?;
+    let program = std::env::current_exe()
+        .map_err(|e| Error::config(format!("cannot find this program: {e}"), ""))?;
+    let bytes = fs::read(&program).map_err(|e| Error::io("read", &program, &e))?;
+    put(&bin.join("maskdiff"), &without_build_path(bytes), 0o755)?;
+    slim(&bin.join("maskdiff"));
+    for plugin in registry.plugins() {
+        let name = plugin.path.file_name().unwrap_or_default();
+        let copy = bin.join(name);
+        fs::copy(&plugin.path, &copy).map_err(|e| Error::io("copy", &plugin.path, &e))?;
+        slim(&copy);
+    }
+    config::write_files(&fresh.join("configs"))?;
+    let used = accelerator::torch_folder().and_then(|lib| Some(lib.parent()?.to_path_buf()));
+    let used = used.and_then(|torch| torch.canonicalize().ok());
+    if let Some(from) = used.as_ref().filter(|_| torch) {
+        copy_folder(&from.join("lib"), &fresh.join("torch/lib"))?;
+    }
+    put(&fresh.join("maskdiff"), starter(used.as_deref()).as_bytes(), 0o755)?;
+    let _ = fs::remove_dir_all(folder);
+    fs::rename(&fresh, folder).map_err(|e| Error::io("write", folder, &e))?;
+    folder
+        .join("maskdiff")
+        .canonicalize()
+        .map_err(|e| Error::io("read", &folder.join("maskdiff"), &e))
+}
+
+fn put(file: &Path, bytes: &[u8], mode: u32) -> Result<()> {
+    fs::write(file, bytes)
+        .and_then(|()| fs::set_permissions(file, Permissions::from_mode(mode)))
+        .map_err(|e| Error::io("write", file, &e))
+}
+
+/// Ends the program's run path before the folder of the build, so that the starter alone says which libtorch it is.
+fn without_build_path(mut bytes: Vec<u8>) -> Vec<u8> {
+    let places: Vec<usize> = bytes
+        .windows(NEAR.len())
+        .enumerate()
+        .filter(|(_, window)| *window == NEAR)
+        .map(|(place, _)| place)
+        .collect();
+    for place in places {
+        // The constant above is one such text, and no run path follows it.
+        let tail = place + NEAR.len() - 1;
+        let end = bytes[tail..].iter().position(|byte| *byte == 0).map_or(tail, |n| tail + n);
+        if bytes.get(tail + 1) == Some(&b'/') {
+            bytes[tail..end].fill(0);
+        }
+    }
+    bytes
+}
+
+/// Leaves out what only a debugger reads, where there is a `strip`.
+fn slim(file: &Path) {
+    if let Err(e) = Command::new("strip").arg("--strip-debug").arg(file).output() {
+        tracing::debug!("{} keeps what a debugger reads: {e}", file.display());
+    }
+}
+
+fn copy_folder(from: &Path, to: &Path) -> Result<()> {
+    fs::create_dir_all(to).map_err(|e| Error::io("create", to, &e))?;
+    for entry in fs::read_dir(from).map_err(|e| Error::io("read", from, &e))?.flatten() {
+        let (path, copy) = (entry.path(), to.join(entry.file_name()));
+        if path.is_dir() {
+            copy_folder(&path, &copy)?;
+        } else if entry.file_name().to_string_lossy().contains(".so") {
+            fs::copy(&path, &copy).map_err(|e| Error::io("copy", &path, &e))?;
+        }
+    }
+    Ok(())
+}
+
+/// The script that finds a torch and starts the program over it.
+fn starter(used: Option<&Path>) -> String {
+    let used = used.map_or("''".into(), |path| quoted(&path.display().to_string()));
+    let version = maskdiff_plugin_api::abi::TORCH_VERSION;
+    format!(
+        r#"#!/bin/sh
+# Starts the program of this folder over a torch {version}: the one that MASKDIFF_TORCH names, one in this folder, python3's, or the
+# one that it was packaged beside.
+here=$(dirname "$(readlink -f "$0")")
+fits() {{
+  [ -n "$1" ] && [ -e "$1/lib/libtorch_cpu.so" ] || return 1
+  [ ! -f "$1/version.py" ] || grep -q "__version__ = '{version}" "$1/version.py"
+}}
+python() {{
+  python3 -c 'import importlib.util as u; print(u.find_spec("torch").submodule_search_locations[0])' 2>/dev/null
+}}
+if [ -n "${{MASKDIFF_TORCH:-}}" ]; then
+  torch=$MASKDIFF_TORCH
+  fits "$torch" || {{ echo "maskdiff: MASKDIFF_TORCH=$torch is no torch {version}" >&2; exit 3; }}
+else
+  for torch in "$here/torch" "$(python)" {used} ''; do
+    fits "$torch" && break
+  done
+  [ -n "$torch" ] || {{
+    echo "maskdiff: no torch {version} here: pip install torch=={version}, or name one by MASKDIFF_TORCH=.../site-packages/torch" >&2
+    exit 3
+  }}
+fi
+export LD_LIBRARY_PATH="$torch/lib${{LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}}"
+exec "$here/bin/maskdiff" "$@"
+"#
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_builds_folder_is_cut_off_the_run_path_and_nothing_else_changes() {
+        let text = b"abc\0$ORIGIN/../libtorch/torch/lib:/build/lib\0def\0$ORIGIN/../libtorch/torch/lib:x\0";
+        let cut = without_build_path(text.to_vec());
+        let mut expected = text.to_vec();
+        expected[33..44].fill(0);
+        assert_eq!(cut, expected);
+    }
+
+    #[test]
+    fn the_starter_is_one_that_the_shell_reads() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("maskdiff");
+        fs::write(&file, starter(Some(Path::new("/a b/torch")))).unwrap();
+        assert!(Command::new("sh").arg("-n").arg(&file).status().unwrap().success());
+        // A torch that is none is refused by its name.
+        let said =
+            Command::new("sh").arg(&file).env("MASKDIFF_TORCH", "/nowhere").output().unwrap();
+        assert_eq!(said.status.code(), Some(3));
+        assert!(String::from_utf8_lossy(&said.stderr).contains("MASKDIFF_TORCH=/nowhere"));
+    }
+}

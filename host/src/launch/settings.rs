@@ -1,0 +1,282 @@
+//! What a job asks of a cluster. Later wins: defaults, `configs/launcher/slurm.toml`, a profile in it, the environment
+//! (`MASKDIFF_LAUNCHER__PARTITION=gpu`), `launcher.KEY=VALUE`, flags.
+
+use std::collections::BTreeMap;
+
+use crate::config::shelf_file;
+use crate::error::{Error, Result};
+use crate::plugins::nearest;
+
+/// The file of a scheduler's settings.
+const SHELF: &str = "launcher";
+
+/// Values by key, from one of the layers.
+pub type Layer = Vec<(String, String)>;
+
+/// What a job asks for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Settings {
+    /// Machines.
+    pub nodes: u32,
+    /// GPUs of each, as Slurm counts them: `4`, or with their kind, `a100:4`.
+    pub gpus_per_node: Option<String>,
+    /// Processes on each; by default one for each GPU, or one.
+    pub tasks_per_node: Option<u32>,
+    /// Cores of each process.
+    pub cpus_per_task: Option<u32>,
+    /// How often a job may be started again, whatever stopped it.
+    pub max_restarts: u32,
+    /// Seconds before the time limit at which the processes are told to write a checkpoint.
+    pub signal_s: u32,
+    /// Lines of the shell before anything is started: modules, environments.
+    pub setup: Vec<String>,
+    /// Options of `sbatch` in order, passed on as they are.
+    pub sbatch: Vec<(String, String)>,
+}
+
+/// The keys of [`Settings`] that are options of `sbatch` with the same name, but for the underscores.
+const PASSED: &[&str] = &[
+    "time",
+    "partition",
+    "account",
+    "qos",
+    "constraint",
+    "mem",
+    "exclude",
+    "dependency",
+    "mail_type",
+    "mail_user",
+    "job_name",
+];
+
+/// The other keys.
+const OWN: &[&str] = &[
+    "nodes",
+    "gpus_per_node",
+    "tasks_per_node",
+    "cpus_per_task",
+    "max_restarts",
+    "signal_s",
+    "setup",
+];
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            nodes: 1,
+            gpus_per_node: None,
+            tasks_per_node: None,
+            cpus_per_task: None,
+            max_restarts: 100,
+            signal_s: 120,
+            setup: Vec::new(),
+            sbatch: Vec::new(),
+        }
+    }
+}
+
+impl Settings {
+    /// The settings for a scheduler, with a profile of its file, and layers that win over both. A layer's name is for messages.
+    pub fn load(scheduler: &str, profile: Option<&str>, layers: &[(&str, Layer)]) -> Result<Self> {
+        let mut this = Self::default();
+        let file = shelf_file(SHELF, scheduler);
+        let named = |name: &str| format!("configs/{SHELF}/{scheduler}.toml{name}");
+        let table = match &file {
+            Some((name, text)) => text
+                .parse::<toml::Table>()
+                .map_err(|e| Error::config(format!("`{name}` is not TOML: {}", e.message()), ""))?,
+            None => toml::Table::new(),
+        };
+        let none = toml::Table::new();
+        let profiles = table.get("profiles").and_then(toml::Value::as_table).unwrap_or(&none);
+        for (key, value) in table.iter().filter(|(key, _)| *key != "profiles") {
+            this.set(key, value, &named(""))?;
+        }
+        if let Some(profile) = profile {
+            let known: Vec<&str> = profiles.keys().map(String::as_str).collect();
+            let Some(values) = profiles.get(profile).and_then(toml::Value::as_table) else {
+                let hint = match nearest(profile, &known) {
+                    Some(near) => format!("did you mean `--profile {near}`?"),
+                    None if known.is_empty() => {
+                        "it has none: write a table [profiles.NAME] there".into()
+                    }
+                    None => format!("its profiles: {}", known.join(", ")),
+                };
+                let message = format!("`{}` has no profile `{profile}`", named(""));
+                return Err(Error::config(message, hint));
+            };
+            for (key, value) in values {
+                this.set(key, value, &named(&format!(" [profiles.{profile}]")))?;
+            }
+        }
+        for (layer, values) in layers {
+            for (key, value) in values {
+                this.set(key, &parsed(key, value), layer)?;
+            }
+        }
+        Ok(this)
+    }
+
+    fn set(&mut self, key: &str, value: &toml::Value, from: &str) -> Result<()> {
+        let fault = |what: &str| {
+            let message = format!("`launcher.{key}` {what}, got `{}` (from {from})", text(value));
+            Error::config(message, "")
+        };
+        let number = |least: u32| {
+            let number = text(value).parse::<u32>().ok().filter(|number| *number >= least);
+            number.ok_or_else(|| fault(&format!("is a whole number of at least {least}")))
+        };
+        match key {
+            "nodes" => self.nodes = number(1)?,
+            "tasks_per_node" => self.tasks_per_node = Some(number(1)?),
+            "cpus_per_task" => self.cpus_per_task = Some(number(1)?),
+            "max_restarts" => self.max_restarts = number(0)?,
+            "signal_s" => self.signal_s = number(1)?,
+            "gpus_per_node" => {
+                let gpus = text(value);
+                let count = gpus.rsplit(':').next().and_then(|count| count.parse::<u32>().ok());
+                match count {
+                    Some(0) => self.gpus_per_node = None,
+                    Some(_) => self.gpus_per_node = Some(gpus),
+                    None => return Err(fault("is a number, or KIND:NUMBER")),
+                }
+            }
+            "setup" => {
+                let lines = match value {
+                    toml::Value::Array(lines) => lines.iter().map(text).collect(),
+                    line => vec![text(line)],
+                };
+                self.setup.extend(lines);
+            }
+            "sbatch" => {
+                let Some(options) = value.as_table() else {
+                    return Err(fault("is a table of sbatch's options"));
+                };
+                options.iter().for_each(|(option, value)| self.pass(option, &text(value)));
+            }
+            _ if PASSED.contains(&key) => self.pass(&key.replace('_', "-"), &text(value)),
+            _ => match key.strip_prefix("sbatch.") {
+                Some(option) if !option.is_empty() => self.pass(option, &text(value)),
+                _ => {
+                    let known: Vec<&str> =
+                        OWN.iter().chain(PASSED).chain(&["sbatch"]).copied().collect();
+                    let hint = match nearest(key, &known) {
+                        Some(near) => format!("did you mean `launcher.{near}`?"),
+                        None => format!("its keys: {}", known.join(", ")),
+                    };
+                    let message = format!("unknown key `launcher.{key}` (from {from})");
+                    return Err(Error::config(message, hint));
+                }
+            },
+        }
+        Ok(())
+    }
+
+    /// An option of `sbatch`; one that is there already is replaced.
+    fn pass(&mut self, option: &str, value: &str) {
+        let option = option.trim_start_matches('-');
+        self.sbatch.retain(|(name, _)| name != option);
+        self.sbatch.push((option.to_string(), value.to_string()));
+    }
+
+    /// GPUs of a machine.
+    fn gpus(&self) -> u32 {
+        let count = self.gpus_per_node.as_deref().and_then(|gpus| gpus.rsplit(':').next());
+        count.and_then(|count| count.parse().ok()).unwrap_or(0)
+    }
+
+    /// Processes on each machine.
+    pub fn tasks_per_node(&self) -> u32 {
+        self.tasks_per_node.unwrap_or_else(|| self.gpus().max(1))
+    }
+
+    /// Processes in all.
+    pub fn tasks(&self) -> usize {
+        (self.nodes * self.tasks_per_node()) as usize
+    }
+}
+
+/// What the environment says: `MASKDIFF_LAUNCHER__KEY`.
+pub fn from_environment() -> Layer {
+    let vars = std::env::vars_os().filter_map(|(name, value)| {
+        let key = name.to_str()?.strip_prefix("MASKDIFF_LAUNCHER__")?.to_lowercase();
+        Some((key.replacen("__", ".", 1), value.into_string().ok()?))
+    });
+    vars.collect::<BTreeMap<String, String>>().into_iter().collect()
+}
+
+/// Takes the words `launcher.KEY=VALUE` out of others.
+pub fn from_words(words: &mut Vec<String>) -> Layer {
+    let mut layer = Layer::new();
+    words.retain(|word| {
+        let own = word.strip_prefix("launcher.").and_then(|word| word.split_once('='));
+        layer.extend(own.map(|(key, value)| (key.to_string(), value.to_string())));
+        own.is_none()
+    });
+    layer
+}
+
+/// A word as a value: lists for what may be one.
+fn parsed(key: &str, word: &str) -> toml::Value {
+    let list = (key == "setup").then(|| format!("value = {word}").parse::<toml::Table>().ok());
+    let list = list.flatten().and_then(|mut table| table.remove("value"));
+    list.filter(toml::Value::is_array).unwrap_or_else(|| toml::Value::String(word.to_string()))
+}
+
+fn text(value: &toml::Value) -> String {
+    value.as_str().map_or_else(|| value.to_string(), ToString::to_string)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn load(words: &[(&str, &str)]) -> Result<Settings> {
+        let layer = words.iter().map(|(k, v)| ((*k).to_string(), (*v).to_string())).collect();
+        Settings::load("slurm", None, &[("a test", layer)])
+    }
+
+    #[test]
+    fn a_process_for_each_gpu_unless_said_otherwise() {
+        let settings = load(&[("nodes", "2"), ("gpus_per_node", "a100:4")]).unwrap();
+        assert_eq!((settings.tasks_per_node(), settings.tasks()), (4, 8));
+        let settings = load(&[("nodes", "2"), ("tasks_per_node", "3")]).unwrap();
+        assert_eq!(settings.tasks(), 6);
+        assert_eq!(load(&[]).unwrap().tasks(), 1);
+    }
+
+    #[test]
+    fn options_are_passed_on_and_the_last_wins() {
+        let words = [("time", "1:00:00"), ("mail_type", "END"), ("sbatch.comment", "x")];
+        let settings = load(&[&words[..], &[("time", "2:00")]].concat()).unwrap();
+        let passed: Vec<String> =
+            settings.sbatch.iter().map(|(name, value)| format!("{name}={value}")).collect();
+        assert!(passed.contains(&"mail-type=END".into()) && passed.contains(&"comment=x".into()));
+        assert!(passed.contains(&"time=2:00".into()) && !passed.contains(&"time=1:00:00".into()));
+    }
+
+    #[test]
+    fn mistakes_name_the_key_and_where_it_was_set() {
+        for (key, value, expected) in [
+            (
+                "nodes",
+                "0",
+                "`launcher.nodes` is a whole number of at least 1, got `0` (from a test)",
+            ),
+            ("partitoin", "x", "did you mean `launcher.partition`?"),
+            ("gpus_per_node", "many", "a number, or KIND:NUMBER"),
+        ] {
+            let said = load(&[(key, value)]).unwrap_err().in_one_line();
+            assert!(said.contains(expected), "{said}");
+        }
+        let said = Settings::load("slurm", Some("nowhere"), &[]).unwrap_err().to_string();
+        assert!(said.contains("no profile `nowhere`"), "{said}");
+    }
+
+    #[test]
+    fn the_launchers_words_are_no_words_of_the_run() {
+        let mut words = vec!["optim.lr=1".to_string(), "launcher.max_restarts=3".to_string()];
+        assert_eq!(from_words(&mut words), [("max_restarts".to_string(), "3".to_string())]);
+        assert_eq!(words, ["optim.lr=1"]);
+    }
+}

@@ -1,0 +1,285 @@
+//! A sweep: many trainings that differ in a few settings, in one folder.
+//!
+//! ```text
+//! sweep.json  points.txt  points/00000/ (a run folder, with output.txt and exit)  results.csv
+//! ```
+//!
+//! What is done is what its folder says: `exit` holds the code with which a point ended, and is written last. So nothing but the
+//! folders has to survive a kill, whoever ran the points: [`local`], or an array of Slurm.
+
+pub mod axes;
+pub mod collect;
+pub mod local;
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use serde_json::{Value, json};
+
+use crate::error::{Error, Result};
+use crate::run_dir;
+use crate::runs::Run;
+use axes::Plan;
+
+/// What was asked for.
+const PLAN: &str = "sweep.json";
+/// The words of every point, a line each, between tabs.
+const POINTS: &str = "points.txt";
+/// The exit code of a point that has ended.
+const EXIT: &str = "exit";
+/// Everything a point said.
+pub const OUTPUT: &str = "output.txt";
+
+/// What stands for a point's number in the words of all.
+pub const POINT: &str = "{point}";
+
+/// A sweep's folder.
+#[derive(Debug)]
+pub struct Sweep {
+    /// Where it is, from the root.
+    pub folder: PathBuf,
+    /// What it goes through.
+    pub plan: Plan,
+    /// The words of `maskdiff train` for each point, but for the run folder.
+    pub points: Vec<Vec<String>>,
+}
+
+/// How far a point is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum State {
+    /// Trained to its end.
+    Done,
+    /// Ended with this code.
+    Failed(i32),
+    /// Begun, and neither.
+    Begun,
+    /// Not begun.
+    Missing,
+}
+
+/// A point's number as its folder has it.
+pub fn name(point: usize) -> String {
+    format!("{point:05}")
+}
+
+impl Sweep {
+    /// A sweep that is not on disk yet. `globals` are words in front of those of each point (`--config FILE`).
+    pub fn new(folder: &Path, plan: Plan, globals: &[String]) -> Result<Self> {
+        for (key, why) in [
+            ("run.dir", "every point has its own run folder in the sweep's"),
+            ("checkpointing.resume_from_ckpt", "every point goes on by itself"),
+        ] {
+            let said = plan.words.iter().any(|word| word.split('=').next() == Some(key));
+            if said || plan.keys().iter().any(|k| k == key) {
+                return Err(Error::config(
+                    format!("`{key}` is set by the sweep: {why}"),
+                    "leave it out",
+                ));
+            }
+        }
+        for key in ["checkpointing.save_dir", "checkpointing.mirror", "eval.results"] {
+            let own = |word: &&String| word.split('=').next() == Some(key) && !word.contains(POINT);
+            if let Some(word) = plan.words.iter().find(own) {
+                return Err(Error::config(
+                    format!("all points would write to `{word}`"),
+                    format!("put `{POINT}` into it, which stands for the point's number"),
+                ));
+            }
+        }
+        let label = folder.file_name().map(|name| name.to_string_lossy().into_owned());
+        // In quotes, as it may be a number to TOML.
+        let label = toml::Value::String(label.unwrap_or("sweep".into()));
+        let group = format!("wandb.group={label}");
+        let grouped = plan.words.iter().any(|word| word.starts_with("wandb.group="));
+        let words = |(point, own): (usize, Vec<String>)| -> Vec<String> {
+            let all = globals.iter().chain(&plan.words).cloned().chain(own);
+            let all = all.chain((!grouped).then(|| group.clone()));
+            all.map(|word| word.replace(POINT, &name(point))).collect()
+        };
+        let points = plan.points().into_iter().enumerate().map(words).collect();
+        Ok(Self { folder: folder.to_path_buf(), plan, points })
+    }
+
+    /// Writes it down; refuses a folder that holds anything.
+    pub fn create(&self) -> Result<()> {
+        let folder = &self.folder;
+        if folder.join(PLAN).is_file() {
+            return Err(Error::config(
+                format!("`{}` holds a sweep already", folder.display()),
+                format!(
+                    "`maskdiff sweep resume {}` goes on with it; or name another folder",
+                    folder.display()
+                ),
+            ));
+        }
+        if fs::read_dir(folder).is_ok_and(|mut entries| entries.next().is_some()) {
+            let message = format!("`{}` is not empty", folder.display());
+            return Err(Error::config(
+                message,
+                "a sweep begins in a folder of its own: name another",
+            ));
+        }
+        let lines: String = self.points.iter().map(|words| words.join("\t") + "\n").collect();
+        crate::files::put(&folder.join(POINTS), lines)?;
+        let plan = json!({
+            "format": 1, "plan": self.plan, "points": self.points.len(),
+            "command": run_dir::command_line(), "created": jiff::Timestamp::now().to_string(),
+        });
+        // Last: a folder without it is no sweep.
+        crate::files::put(&folder.join(PLAN), format!("{plan:#}\n"))
+    }
+
+    /// Reads one that was written down.
+    pub fn open(folder: &Path) -> Result<Self> {
+        let file = folder.join(PLAN);
+        let text = fs::read_to_string(&file).map_err(|e| match e.kind() {
+            std::io::ErrorKind::NotFound => Error::data(
+                format!("`{}` is no sweep", folder.display()),
+                "name the folder that `maskdiff sweep` told of",
+            ),
+            _ => Error::io("read", &file, &e),
+        })?;
+        let damaged = |what: &str| {
+            let message = format!("`{}` is damaged: {what}", file.display());
+            Error::data(message, "begin the sweep again in another folder")
+        };
+        let value: Value = serde_json::from_str(&text).map_err(|e| damaged(&e.to_string()))?;
+        let plan = serde_json::from_value(value["plan"].clone());
+        let plan: Plan = plan.map_err(|e| damaged(&e.to_string()))?;
+        let list = folder.join(POINTS);
+        let lines = fs::read_to_string(&list).map_err(|e| Error::io("read", &list, &e))?;
+        let words = |line: &str| line.split('\t').map(ToString::to_string).collect();
+        let points: Vec<Vec<String>> = lines.lines().map(words).collect();
+        if value["points"].as_u64() != Some(points.len() as u64) {
+            return Err(damaged(&format!("`{POINTS}` has {} lines", points.len())));
+        }
+        let folder = fs::canonicalize(folder).map_err(|e| Error::io("read", folder, &e))?;
+        Ok(Self { folder, plan, points })
+    }
+
+    /// Holds the folder as long as the result lives; an error when another process does.
+    pub fn hold(&self) -> Result<fs::File> {
+        run_dir::hold(&self.folder)
+    }
+
+    /// The run folder of a point.
+    pub fn run(&self, point: usize) -> PathBuf {
+        self.folder.join("points").join(name(point))
+    }
+
+    /// How far a point is.
+    pub fn state(&self, point: usize) -> State {
+        let run = self.run(point);
+        match fs::read_to_string(run.join(EXIT)) {
+            // A code that cannot be read is none that says it is done.
+            Ok(code) => match code.trim().parse().unwrap_or(-1) {
+                0 => State::Done,
+                code => State::Failed(code),
+            },
+            Err(_) if run.join("metrics.jsonl").is_file() => State::Begun,
+            Err(_) => State::Missing,
+        }
+    }
+
+    /// The points that are not done.
+    pub fn left(&self) -> Vec<usize> {
+        (0..self.points.len()).filter(|point| self.state(*point) != State::Done).collect()
+    }
+
+    /// Remembers how a point ended.
+    pub fn ended(&self, point: usize, code: i32) -> Result<()> {
+        crate::files::put(&self.run(point).join(EXIT), format!("{code}\n"))
+    }
+
+    /// The command line of a point.
+    pub fn command(&self, point: usize) -> Vec<String> {
+        let run = format!("run.dir={}", self.run(point).display());
+        let own = [run, "checkpointing.resume_from_ckpt=true".to_string()];
+        std::iter::once("train".to_string()).chain(self.points[point].clone()).chain(own).collect()
+    }
+
+    /// The values by which a point differs from others, in the order of [`Plan::keys`].
+    pub fn values(&self, point: usize) -> Vec<String> {
+        let of = |key: &String| {
+            let found = self.points[point].iter().rev().find_map(|word| {
+                word.split_once('=').filter(|(name, _)| name == key).map(|(_, value)| value)
+            });
+            found.unwrap_or("-").to_string()
+        };
+        self.plan.keys().iter().map(of).collect()
+    }
+
+    /// One line on a point: what it is, how far.
+    pub fn about(&self, point: usize) -> String {
+        match self.state(point) {
+            State::Done => "done".to_string(),
+            State::Missing => "not begun".to_string(),
+            State::Begun => Run::open(&self.run(point)).map_or("begun".into(), |run| run.state()),
+            State::Failed(code) => format!("failed with code {code}: {}", self.last_words(point)),
+        }
+    }
+
+    /// The last line that a point said that has words in it.
+    fn last_words(&self, point: usize) -> String {
+        let text = fs::read(self.run(point).join(OUTPUT)).unwrap_or_default();
+        let text = String::from_utf8_lossy(&text);
+        // The report of an error: its message stands behind a cross.
+        let message = text.lines().rev().find_map(|line| line.split_once("× ").map(|(_, m)| m));
+        let last = text.lines().rev().map(str::trim).find(|line| !line.is_empty());
+        message.or(last).unwrap_or("it said nothing").to_string()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn sweep(folder: &Path, words: &[&str]) -> Result<Sweep> {
+        let words: Vec<String> = words.iter().map(ToString::to_string).collect();
+        Sweep::new(folder, Plan::new(None, &words, None, 1)?, &[])
+    }
+
+    #[test]
+    fn a_sweep_is_what_its_folder_says() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("mine");
+        let made = sweep(&path, &["model=tiny", "optim.lr=1e-3,1e-4", "seed=1,2"]).unwrap();
+        made.create().unwrap();
+        let said = made.create().unwrap_err().to_string();
+        assert!(said.contains("holds a sweep already"), "{said}");
+        let sweep = Sweep::open(&path).unwrap();
+        assert_eq!(sweep.points, made.points);
+        assert_eq!(
+            sweep.points[2],
+            ["model=tiny", "optim.lr=1e-4", "seed=1", "wandb.group=\"mine\""]
+        );
+        assert_eq!(sweep.values(2), ["1e-4", "1"]);
+        assert_eq!(sweep.left(), [0, 1, 2, 3]);
+        sweep.ended(1, 0).unwrap();
+        sweep.ended(2, 4).unwrap();
+        assert_eq!(sweep.left(), [0, 2, 3]);
+        assert_eq!(sweep.state(2), State::Failed(4));
+        fs::write(sweep.run(2).join(OUTPUT), "x\n  × the loss is NaN\n  help: y\n").unwrap();
+        assert_eq!(sweep.about(2), "failed with code 4: the loss is NaN");
+        fs::write(sweep.run(1).join(EXIT), "").unwrap();
+        assert_eq!(sweep.state(1), State::Failed(-1));
+    }
+
+    #[test]
+    fn points_never_share_a_place() {
+        let folder = tempfile::tempdir().unwrap();
+        for (word, expected) in [
+            ("run.dir=x", "`run.dir` is set by the sweep"),
+            ("checkpointing.mirror=s3://a/b", "all points would write to"),
+        ] {
+            let said = sweep(folder.path(), &[word, "seed=1,2"]).unwrap_err().in_one_line();
+            assert!(said.contains(expected), "{said}");
+        }
+        let own =
+            sweep(folder.path(), &["checkpointing.mirror=s3://a/{point}", "seed=1,2"]).unwrap();
+        assert!(own.points[1].contains(&"checkpointing.mirror=s3://a/00001".to_string()));
+        fs::write(folder.path().join("mine.txt"), "").unwrap();
+        let said = own.create().unwrap_err().to_string();
+        assert!(said.contains("is not empty"), "{said}");
+    }
+}

@@ -1,0 +1,244 @@
+//! Sweeps on one machine, and the folder from which jobs run.
+
+use std::fs;
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use maskdiff_tests::run::{SMALL, command, finish, losses, maskdiff, shell};
+use maskdiff_tests::{python, skipped};
+
+fn sweep(folder: &Path, words: &[&str]) -> maskdiff_tests::run::Output {
+    maskdiff(folder, &[&["sweep"], words, SMALL].concat())
+}
+
+/// The methods of the paper, each by one word, over learning rates and seeds; killed at any moment.
+#[test]
+fn a_sweep_that_is_killed_loses_no_point() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let at = folder.path();
+    let axes = ["parameterization=subs,sedd,d3pm", "optim.lr=1e-3,3e-3", "seed=1..2"];
+    let more = ["--dir", "mine", "--jobs", "2", "checkpointing.every_n_steps=5"];
+    let words = [&["sweep"], &axes[..], &more, SMALL].concat();
+    let mut child =
+        command(at, &words).stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("it");
+    let done = || {
+        let exit = |point: &usize| at.join(format!("mine/points/{point:05}/exit")).is_file();
+        (0..12).filter(exit).count()
+    };
+    let until = Instant::now() + Duration::from_secs(120);
+    while done() < 3 {
+        assert!(Instant::now() < until, "three points take two minutes");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    // Another process stays out.
+    maskdiff(at, &["sweep", "resume", "mine"]).expect(2).says(&["another process is at work in"]);
+    sweep(at, &[&axes[..], &more].concat()).expect(2).says(&["`maskdiff sweep resume"]);
+    child.kill().expect("kill");
+    child.wait().expect("the end");
+    let before = done();
+    let status = maskdiff(at, &["sweep", "status", "mine"]).expect(0).lines().remove(0);
+    assert_eq!(status["done"].as_array().expect("points").len(), before, "{status}");
+    let mut child = command(at, &["sweep", "resume", "mine", "--jobs", "2"])
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .expect("it");
+    // A person stops it: the points at work write checkpoints.
+    std::thread::sleep(Duration::from_millis(2500));
+    Command::new("kill").args(["-INT", &child.id().to_string()]).status().expect("kill");
+    assert_eq!(child.wait().expect("the end").code(), Some(130));
+    let out = maskdiff(at, &["sweep", "resume", "mine", "--jobs", "2"]);
+    let rows = out.expect(0).lines();
+    assert_eq!((rows.len(), done()), (6, 12));
+    let best: Vec<f64> = rows
+        .iter()
+        .map(|row| row["metrics"]["val/nelbo"]["mean"].as_f64().expect("a mean"))
+        .collect();
+    assert!(best.is_sorted(), "{best:?}");
+    // A point is what its command alone gives.
+    let alone = [
+        "train",
+        "parameterization=sedd",
+        "optim.lr=3e-3",
+        "seed=2",
+        "run.dir=alone",
+        "checkpointing.every_n_steps=5",
+    ];
+    maskdiff(at, &[&alone[..], SMALL].concat()).expect(0);
+    assert_eq!(losses(&at.join("mine/points/00007")), losses(&at.join("alone")));
+    let table =
+        maskdiff(at, &["sweep", "collect", "mine", "--format", "markdown", "--metric", "val/ppl"]);
+    let text = &table.expect(0).stdout;
+    assert!(
+        text.starts_with("| parameterization | optim.lr | n |") && text.contains(" ± "),
+        "{text}"
+    );
+    let csv = fs::read_to_string(at.join("mine/results.csv")).expect("the points");
+    assert_eq!(csv.lines().count(), 13);
+    maskdiff(at, &["sweep", "resume", "mine"]).expect(0).says(&["all 12 points are done"]);
+}
+
+#[test]
+fn a_point_that_fails_is_told_of_and_tried_again() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let at = folder.path();
+    let plugin = maskdiff_tests::target().join("libfixture_bad_plugin.so").display().to_string();
+    let words = [
+        "--plugin",
+        &plugin,
+        "parameterization=subs,hiccup",
+        "--dir",
+        "mine",
+        "sampling.num_sample_log=0",
+        "trainer.num_sanity_val_steps=0",
+        "trainer.val_check_interval=0",
+    ];
+    let out = maskdiff(at, &[&["sweep"], &words[..], &SMALL[..SMALL.len() - 1]].concat());
+    out.expect(5).says(&["1 of 2 points failed: 00001", "points/00001/output.txt"]);
+    let status =
+        maskdiff(at, &["sweep", "status", "mine", "--format", "text"]).expect(0).stdout.clone();
+    assert!(status.contains("1 done, 1 failed"), "{status}");
+    assert!(
+        status.contains("00001 (hiccup) failed with code 4: at step 5 the loss is NaN"),
+        "{status}"
+    );
+    let again = maskdiff(at, &["sweep", "resume", "mine"]);
+    again.expect(5).says(&["1 of 2 points are left", "1 of 2 points failed"]);
+    assert_eq!(maskdiff(at, &["sweep", "collect", "mine"]).expect(0).lines().len(), 1);
+}
+
+#[test]
+fn a_sweep_without_meaning_is_refused_before_anything_is_written() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let at = folder.path();
+    for (words, expected) in [
+        (&["optim.lr=1e-3"][..], "nothing to sweep over"),
+        (&["optim.lrr=1,2"], "point 00000 (1): unknown key `optim.lrr`"),
+        (&["parameterization=subs,sebd"], "point 00001 (sebd)"),
+        (
+            &["model.length=8,64", "sampling.semi_ar=true", "sampling.stride_length=16"],
+            "point 00000 (8)",
+        ),
+        (&["loader.global_batch_size=0,8"], "point 00000 (0)"),
+        (&["run.dir=a,b"], "`run.dir` is set by the sweep"),
+        (&["optim.lr=log(1e-4,1e-2)"], "--random 20"),
+        (&["seed=1..4", "--slurm", "--tasks-per-node", "3"], "3 ranks cannot share"),
+    ] {
+        let out = maskdiff(at, &[&["sweep"], words].concat());
+        let code = if expected.contains("sebd") { 3 } else { 2 };
+        out.expect(code).says(&[expected]);
+    }
+    assert_eq!(fs::read_dir(at).expect("the folder").count(), 0, "nothing was written");
+    fs::write(at.join("file"), "x").expect("a file");
+    sweep(at, &["seed=1,2", "--dir", "."]).expect(2).says(&["is not empty"]);
+    maskdiff(at, &["sweep", "status", "."]).expect(2).says(&["is no sweep"]);
+    // A cluster that is not there is found before the folder is made.
+    let words = ["sweep", "seed=1,2", "--slurm", "--dir", "s"];
+    finish(command(at, &words).env("PATH", "/nowhere"))
+        .expect(2)
+        .says(&["there is no `sbatch` here"]);
+    assert!(!at.join("s").exists());
+}
+
+#[test]
+fn settings_may_be_drawn_or_come_from_a_file() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let at = folder.path();
+    let listed = sweep(at, &["optim.lr=log(1e-4,1e-2)", "seed=1..3", "--random", "4", "--dry-run"]);
+    let points = listed.expect(0).lines();
+    assert_eq!(points.len(), 12);
+    let text = "words = ['trainer.max_steps=2']\n[axes]\n'optim.lr' = [1e-3, 2e-3]\n\
+                [[cases]]\nparameterization = 'subs'\n[[cases]]\nparameterization = 'sedd'\n'optim.weight_decay' = 0.1\n";
+    fs::write(at.join("sweep.toml"), text).expect("a file");
+    let few: Vec<&str> =
+        SMALL.iter().copied().filter(|word| !word.starts_with("trainer.max_steps")).collect();
+    let words = [&["sweep", "--file", "sweep.toml", "--dir", "s"], &few[..]].concat();
+    let rows = maskdiff(at, &words).expect(0).lines();
+    assert_eq!(rows.len(), 4);
+    let decayed = |row: &&serde_json::Value| row["setting"]["optim.weight_decay"] == "0.1";
+    assert_eq!(rows.iter().filter(decayed).count(), 2);
+}
+
+/// Ten thousand points: a start of the program, and less than a second for the list.
+#[test]
+fn a_long_sweep_is_listed_at_once() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let begun = Instant::now();
+    let words =
+        ["sweep", "optim.lr=1e-4,1e-3", "optim.weight_decay=0,0.1", "seed=1..2500", "--dry-run"];
+    let out = maskdiff(folder.path(), &words);
+    let took = begun.elapsed();
+    assert_eq!(out.expect(0).stdout.lines().count(), 10_000);
+    // Without optimizations too.
+    assert!(took < Duration::from_secs(3), "{took:?}");
+}
+
+/// Several points train on blocks that are made once.
+#[test]
+fn blocks_are_made_before_the_points_begin() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let at = folder.path();
+    fs::write(at.join("text.txt"), "To be, or not to be, that is the question.\n".repeat(400))
+        .expect("a text");
+    let data = [
+        "data=text",
+        "data.path=text.txt",
+        "model.length=32",
+        "seed=1,2",
+        "--jobs",
+        "2",
+        "--dir",
+        "s",
+    ];
+    let out = sweep(at, &data);
+    assert_eq!(out.expect(0).lines().len(), 1);
+    for point in 0..2 {
+        let said = fs::read_to_string(at.join(format!("s/points/{point:05}/output.txt")))
+            .expect("its words");
+        assert!(!said.contains("tokeniz"), "{said}");
+    }
+}
+
+/// The folder that a job runs from needs nothing of the build: neither its libraries nor its libtorch.
+#[test]
+fn a_package_runs_where_the_build_is_not() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let at = folder.path();
+    let words = ["launch", "local", "--package=box", "--dry-run", "--", "train", "run.dir=run"];
+    let out = maskdiff(at, &words);
+    assert!(out.expect(0).stdout.contains("box/maskdiff") && !at.join("box").exists());
+    let words =
+        [&["launch", "local", "--package=box", "--", "train", "run.dir=run"], SMALL].concat();
+    maskdiff(at, &words).expect(0);
+    assert_eq!(losses(&at.join("run")).len(), 20);
+    let script = fs::read_to_string(at.join("run/job.sh")).expect("the script");
+    assert!(
+        script.contains("exec \"$maskdiff\" train run.dir=")
+            || script.contains("checkpointing.resume_from_ckpt=true"),
+        "{script}"
+    );
+    // Elsewhere, and with nothing around it.
+    fs::rename(at.join("box"), at.join("moved")).expect("a move");
+    let listed = shell(at, "env -i PATH=/usr/bin:/bin moved/maskdiff plugins list");
+    assert!(listed.expect(0).stdout.contains("first_hitting"), "{}", listed.stdout);
+    let bare =
+        shell(at, "env -i PATH=/usr/bin:/bin MASKDIFF_TORCH=/nowhere moved/maskdiff plugins list");
+    bare.expect(3).says(&["MASKDIFF_TORCH=/nowhere is no torch"]);
+    let linked = shell(at, "readelf -d moved/bin/maskdiff");
+    if linked.code == 0 {
+        assert!(!linked.stdout.contains(":/"), "{}", linked.stdout);
+    }
+    // Over another torch of this version.
+    let Some(python) = python() else {
+        skipped("no Python with torch: the package is tried over the libtorch of the build alone");
+        return;
+    };
+    let bin = python.parent().expect("its folder").display();
+    let line = format!(
+        "env -i PATH={bin}:/usr/bin:/bin sh -x moved/maskdiff sample --checkpoint run loader.eval_batch_size=1 trainer.accelerator=cpu sampling.steps=4"
+    );
+    let out = shell(at, &line);
+    out.expect(0).says(&["site-packages/torch"]);
+    assert_eq!(out.lines().len(), 1);
+}
