@@ -1,0 +1,17 @@
+#!/bin/bash
+# The perplexity of the autoregressive baseline on the held-out part of OpenWebText.
+#
+#   sbatch scripts/eval_owt_ar.sh [CHECKPOINT]
+#
+# CHECKPOINT is a run folder, a checkpoint, or a name of the hub; by default runs/ar-owt.
+#SBATCH --job-name=eval_owt_ar
+#SBATCH --output=%x-%j.txt
+#SBATCH --gres=gpu:1
+#SBATCH --cpus-per-task=8
+#SBATCH --mem=32G
+#SBATCH --time=6:00:00
+
+export OMP_NUM_THREADS=8
+srun maskdiff eval --checkpoint "${1:-runs/ar-owt}" \
+  data=openwebtext-split loader.eval_batch_size=16 trainer.precision=bf16 \
+  --format text
