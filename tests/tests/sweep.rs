@@ -198,6 +198,10 @@ fn blocks_are_made_before_the_points_begin() {
             .expect("its words");
         assert!(!said.contains("tokeniz"), "{said}");
     }
+    // Resumed from anywhere, its paths are those of where it was begun.
+    fs::remove_file(at.join("s/points/00001/exit")).expect("the exit");
+    fs::create_dir(at.join("elsewhere")).expect("a folder");
+    maskdiff(&at.join("elsewhere"), &["sweep", "resume", "../s"]).expect(0);
 }
 
 /// The folder that a job runs from needs nothing of the build: neither its libraries nor its libtorch.

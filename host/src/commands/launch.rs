@@ -252,9 +252,8 @@ impl Plan {
         let own = format!("outputs/launch/{}/{}", now.strftime("%Y.%m.%d"), now.strftime("%H%M%S"));
         let trains = preview.name == "train";
         if !trains {
-            let config = preview.common.config();
             // What it needs beside its words may come from a checkpoint: only the plugins are looked at.
-            let config = config.or_else(|_| Common::default().config())?;
+            let config = preview.common.config()?;
             let registry = assemble::registry(&preview.common.plugins, &config)?;
             return Ok(Self {
                 folder: absolute(Path::new(&own))?,

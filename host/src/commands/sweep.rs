@@ -216,7 +216,7 @@ fn script(
         made_by: said(),
         settings,
         folder: sweep.folder.clone(),
-        from: std::env::current_dir().map_err(|e| Error::io("read", Path::new("."), &e))?,
+        from: sweep.from.clone(),
         program: run_as.package.program(&sweep.folder)?,
         array: Some(format!("0-{}{most}", tasks - 1)),
         body: Body::Points { list: sweep.folder.join(list).display().to_string(), tasks },

@@ -46,15 +46,14 @@ pub fn submit(
         "command": crate::run_dir::command_line(),
     });
     let file = folder.join(JOBS);
-    fs::File::options()
-        .create(true)
-        .append(true)
-        .open(&file)
-        .and_then(|mut file| writeln!(file, "{line}"))
-        .map_err(|e| {
-            let said = Error::io("write", &file, &e);
-            Error::config(format!("job {job} was submitted, but {said}"), "it runs all the same")
-        })?;
+    let opened = fs::File::options().create(true).append(true).open(&file);
+    if let Err(e) = opened.and_then(|mut file| writeln!(file, "{line}")) {
+        // The job is there all the same.
+        tracing::warn!(
+            "job {job} was submitted, and not remembered: {}",
+            Error::io("write", &file, &e)
+        );
+    }
     Ok((script, job))
 }
 

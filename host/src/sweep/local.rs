@@ -113,7 +113,12 @@ fn begin(sweep: &Sweep, point: usize, threads: usize, program: &Path) -> Result<
     let (out, err) =
         open().and_then(|out| Ok((out, open()?))).map_err(|e| Error::io("write", &path, &e))?;
     let mut command = Command::new(program);
-    command.args(sweep.command(point)).stdin(Stdio::null()).stdout(out).stderr(err);
+    command
+        .current_dir(&sweep.from)
+        .args(sweep.command(point))
+        .stdin(Stdio::null())
+        .stdout(out)
+        .stderr(err);
     if std::env::var_os("OMP_NUM_THREADS").is_none() {
         command.env("OMP_NUM_THREADS", threads.to_string());
     }

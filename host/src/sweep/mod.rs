@@ -38,6 +38,8 @@ pub const POINT: &str = "{point}";
 pub struct Sweep {
     /// Where it is, from the root.
     pub folder: PathBuf,
+    /// Where it was begun: paths in its words start there.
+    pub from: PathBuf,
     /// What it goes through.
     pub plan: Plan,
     /// The words of `maskdiff train` for each point, but for the run folder.
@@ -97,7 +99,8 @@ impl Sweep {
             all.map(|word| word.replace(POINT, &name(point))).collect()
         };
         let points = plan.points().into_iter().enumerate().map(words).collect();
-        Ok(Self { folder: folder.to_path_buf(), plan, points })
+        let from = std::env::current_dir().map_err(|e| Error::io("read", Path::new("."), &e))?;
+        Ok(Self { folder: folder.to_path_buf(), from, plan, points })
     }
 
     /// Writes it down; refuses a folder that holds anything.
@@ -122,7 +125,7 @@ impl Sweep {
         let lines: String = self.points.iter().map(|words| words.join("\t") + "\n").collect();
         crate::files::put(&folder.join(POINTS), lines)?;
         let plan = json!({
-            "format": 1, "plan": self.plan, "points": self.points.len(),
+            "format": 1, "from": self.from, "plan": self.plan, "points": self.points.len(),
             "command": run_dir::command_line(), "created": jiff::Timestamp::now().to_string(),
         });
         // Last: a folder without it is no sweep.
@@ -154,7 +157,8 @@ impl Sweep {
             return Err(damaged(&format!("`{POINTS}` has {} lines", points.len())));
         }
         let folder = fs::canonicalize(folder).map_err(|e| Error::io("read", folder, &e))?;
-        Ok(Self { folder, plan, points })
+        let from = value["from"].as_str().ok_or_else(|| damaged("it has no `from`"))?.into();
+        Ok(Self { folder, from, plan, points })
     }
 
     /// Holds the folder as long as the result lives; an error when another process does.
