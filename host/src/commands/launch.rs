@@ -173,8 +173,14 @@ pub fn slurm(common: &Common, job: &Job, mut ways: Ways) -> Result<()> {
     }
     slurm::check()?;
     launch::check_idle(&plan.folder)?;
-    ways.package.make(&plan.folder, &plan.registry, &report)?;
-    let (script, job) = launch::submit(&plan.folder, &text, slurm::submit)?;
+    let new = !plan.folder.exists();
+    let made = ways.package.make(&plan.folder, &plan.registry, &report);
+    let submitted = made.and_then(|()| launch::submit(&plan.folder, &text, slurm::submit));
+    if submitted.is_err() && new {
+        // All that is in it was made for this job.
+        let _ = std::fs::remove_dir_all(&plan.folder);
+    }
+    let (script, job) = submitted?;
     let line = json!({"job": job, "folder": plan.folder, "script": script});
     let words = format!(
         "job {job}; its script {}, its output in {}/logs",

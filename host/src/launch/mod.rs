@@ -23,22 +23,18 @@ use crate::runs;
 const JOBS: &str = "jobs.jsonl";
 
 /// Writes a script into a folder, beside those of earlier launches, with the folder of its logs; submits it where `submit` does, and
-/// remembers its job. What was made is taken away again when it is not taken.
+/// remembers its job. The script is taken away again when it is not taken.
 pub fn submit(
     folder: &Path,
     text: &str,
     submit: impl FnOnce(&Path) -> Result<String>,
 ) -> Result<(PathBuf, String)> {
-    let new = !folder.exists();
     let script = write(folder, text)?;
     let submitted = submit(&script);
     if submitted.is_err() {
         let _ = fs::remove_file(&script);
         // An empty one says nothing; one with logs stays.
         let _ = fs::remove_dir(folder.join("logs"));
-        if new {
-            let _ = fs::remove_dir(folder);
-        }
     }
     let job = submitted?;
     let line = json!({

@@ -153,7 +153,7 @@ again() {{
   elif scontrol requeue "$SLURM_JOB_ID"; then
     say "to be started again"
   else
-    say "Slurm does not start it again: submit $0 by sbatch"
+    say "Slurm does not start it again: submit the script in $folder by sbatch"
   fi
   exit {AGAIN}
 }}
