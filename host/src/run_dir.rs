@@ -107,7 +107,9 @@ impl RunDir {
             line.extend(values);
         }
         let file = self.path.join("metrics.jsonl");
-        writeln!(metrics, "{line}").map_err(|e| Error::io("write", &file, &e))
+        // In one piece: who reads meanwhile sees the whole line or none of it.
+        let text = format!("{line}\n");
+        metrics.write_all(text.as_bytes()).map_err(|e| Error::io("write", &file, &e))
     }
 
     /// Forgets the lines of metrics after `step`: the run has gone back to it.
