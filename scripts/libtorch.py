@@ -7,6 +7,7 @@ constant path `.libtorch/torch` (.cargo/config.toml), so a change of libtorch re
 Run by scripts/setup.sh; needs Python 3.9 and pip, nothing else.
 """
 
+import ctypes
 import glob
 import importlib.util
 import os
@@ -75,7 +76,11 @@ def has_gpu():
     wanted = os.environ.get("MASKDIFF_SETUP_CUDA")
     if wanted is not None:
         return wanted not in ("", "0")
-    return pathlib.Path("/proc/driver/nvidia/version").exists()
+    try:
+        ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return False
+    return True
 
 
 def cache_folder(kind):

@@ -78,11 +78,13 @@ pub fn peak_tflops(config: &Config, device: Device) -> Option<f64> {
         return config.trainer.peak_tflops;
     }
     let Device::Cuda(index) = device else { return None };
-    let folders = std::fs::read_dir("/proc/driver/nvidia/gpus").ok()?;
-    let mut folders: Vec<_> = folders.flatten().map(|entry| entry.path()).collect();
-    folders.sort();
-    let text = std::fs::read_to_string(folders.get(index)?.join("information")).ok()?;
-    KNOWN.iter().find(|(name, _)| text.contains(name)).map(|(_, peak)| *peak)
+    let name = gpu_name(index)?;
+    KNOWN.iter().find(|(known, _)| name.contains(known)).map(|(_, peak)| *peak)
+}
+
+/// What a GPU calls itself. Where `CUDA_VISIBLE_DEVICES` puts them in another order it may be another's, of the same machine.
+pub fn gpu_name(index: usize) -> Option<String> {
+    nvml_wrapper::Nvml::init().ok()?.device_by_index(index as u32).ok()?.name().ok()
 }
 
 /// The share of the peak that training uses: six products and sums for each weight and token (forward, and twice that
