@@ -3,27 +3,61 @@
 use std::ffi::CStr;
 use std::path::{Path, PathBuf};
 
+use libloading::os::unix::{Library, RTLD_GLOBAL, RTLD_NOW};
 use tch::Device;
 
 use crate::config::Config;
 use crate::distributed::World;
-use crate::error::Result;
+use crate::error::{Error, Result};
 
 /// Opens libtorch_cuda beside the libtorch_cpu that is in use, if it is there. Must run before anything asks libtorch
 /// about CUDA: the answer is cached for ever. One binary so serves machines with and without a GPU.
-#[expect(unsafe_code, reason = "loads a library and asks the loader about an address")]
 pub fn load_cuda() {
     let Some(file) = torch_folder().map(|folder| folder.join("libtorch_cuda.so")) else { return };
     // Without a driver the library would only cost memory.
-    if !file.is_file() || !Path::new("/proc/driver/nvidia").exists() {
-        return;
+    if file.is_file() && has_driver() {
+        load_cuda_from(&file);
     }
+}
+
+/// Whether NVIDIA's driver is there. Its files below `/proc` are not in every container that has a GPU.
+#[expect(unsafe_code, reason = "loads a library")]
+fn has_driver() -> bool {
+    // SAFETY: the driver's own library, which libtorch opens next.
+    let driver = unsafe { Library::open(Some("libcuda.so.1"), RTLD_NOW) };
+    driver.map(std::mem::forget).is_ok()
+}
+
+/// Opens a libtorch_cuda, for all to see, since our library over it calls it. Says what went wrong and goes on.
+#[expect(unsafe_code, reason = "loads a library")]
+pub fn load_cuda_from(file: &Path) {
     // SAFETY: libtorch's own library; its initializers register CUDA and have no other preconditions.
-    match unsafe { libloading::Library::new(&file) } {
+    match unsafe { Library::open(Some(file), RTLD_NOW | RTLD_GLOBAL) } {
         // Never closed: libtorch keeps pointers into it.
         Ok(library) => std::mem::forget(library),
         Err(error) => eprintln!("warning: no CUDA: `{}` does not load: {error}", file.display()),
     }
+}
+
+/// Our own library over libtorch's CUDA half, beside the program as plugins are; the file need not be there.
+pub fn cuda_library() -> PathBuf {
+    const NAME: &str = "libmaskdiffcuda.so";
+    let program = std::env::current_exe().unwrap_or_default();
+    // A test is one folder deeper.
+    let folders = program.ancestors().skip(1).take(2);
+    let found = folders.map(|folder| folder.join(NAME)).find(|file| file.is_file());
+    found.unwrap_or_else(|| program.with_file_name(NAME))
+}
+
+/// Opens it, for NCCL and graphs.
+///
+/// # Errors
+/// A folder without it, or with one of another build; no CUDA half of libtorch.
+pub fn open_cuda() -> Result<()> {
+    let hint = "`cargo build --workspace` makes libmaskdiffcuda.so beside the program, and a package has it in `bin`; it works over \
+                the libtorch_cuda.so of torch 2.11";
+    maskdiff_native::open_cuda(&cuda_library())
+        .map_err(|e| Error::config(format!("NCCL and CUDA graphs are not to be had: {e}"), hint))
 }
 
 /// The folder of the libtorch that this process runs over.
@@ -41,7 +75,8 @@ pub fn torch_folder() -> Option<PathBuf> {
     Path::new(name.to_str().ok()?).parent().map(Path::to_path_buf)
 }
 
-/// The device that `trainer.accelerator` means here: each rank of a machine has a GPU of its own.
+/// The device that `trainer.accelerator` means here: each rank of a machine has a GPU of its own, over which several ranks
+/// then meet by NCCL.
 pub fn device(config: &Config, world: &World) -> Result<Device> {
     let wanted = config.trainer.accelerator.as_str();
     let fault = |message: String, hint: &str| {
@@ -51,7 +86,17 @@ pub fn device(config: &Config, world: &World) -> Result<Device> {
         "cpu" => Device::Cpu,
         "auto" | "cuda" | "gpu" if tch::Cuda::is_available() => {
             let visible = usize::try_from(tch::Cuda::device_count()).unwrap_or(1).max(1);
-            Device::Cuda(world.local_rank() % visible)
+            let rank = world.local_rank();
+            // A scheduler may show each rank its own GPU alone.
+            if visible > 1 && rank >= visible {
+                return fault(
+                    format!(
+                        "rank {rank} of this machine finds {visible} GPUs, and each rank needs its own"
+                    ),
+                    "start one rank a GPU, or train by `trainer.accelerator=cpu`",
+                );
+            }
+            Device::Cuda(rank % visible)
         }
         "auto" => Device::Cpu,
         "cuda" | "gpu" => {
@@ -69,10 +114,8 @@ pub fn device(config: &Config, world: &World) -> Result<Device> {
         }
     };
     if device.is_cuda() && world.size() > 1 {
-        return fault(
-            format!("{} ranks on GPUs need NCCL, which this build does not have", world.size()),
-            "train with one rank on a GPU, or with several by `trainer.accelerator=cpu`",
-        );
+        open_cuda()?;
+        world.meet_on(device)?;
     }
     Ok(device)
 }

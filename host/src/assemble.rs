@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use maskdiff_plugin_api::{Context, capability};
 use tch::{Device, Kind, Tensor};
 
+use crate::accelerator;
 use crate::checkpoint::{self, Checkpoint};
 use crate::config::Config;
 use crate::data::Tokenizer;
@@ -88,6 +89,10 @@ pub fn model(
     tch::manual_seed(config.top.seed.cast_signed());
     let model = Model::build(registry, choices, facts).map_err(|e| config.locate(e))?;
     model.set_reduced(Precision::new(config)?.reduced());
+    if config.sampling.cuda_graph && model.facts().cuda.is_some() {
+        accelerator::open_cuda()?;
+        model.set_graphs(true);
+    }
     // A schedule may lack what the parameterization's way of drawing times needs: say so before a run begins.
     let probe = Tensor::full([1], 0.5, (Kind::Double, facts.device()));
     let _ = model.draw_t(&probe).map_err(|e| config.locate(e))?;

@@ -6,7 +6,7 @@
 use std::time::Duration;
 
 use maskdiff_native::{Group, Op, Reducer, Rendezvous};
-use tch::Tensor;
+use tch::{Device, Tensor};
 
 use crate::config::Config;
 use crate::error::{Error, Result};
@@ -202,6 +202,17 @@ impl World {
     /// Whether this is the process that writes and speaks.
     pub fn is_main(&self) -> bool {
         self.rank() == 0
+    }
+
+    /// Lets the ranks share tensors of their GPUs; `device` is this one's.
+    pub fn meet_on(&self, device: Device) -> Result<()> {
+        let Some(group) = &self.group else { return Ok(()) };
+        group.add_nccl(device).map_err(|e| {
+            let message = format!("rank {} on {device:?}: {e}", self.rank());
+            let hint = "each rank needs a GPU of its own, and NCCL a network between the machines: NCCL_DEBUG=INFO lets it say what \
+                        it tries, NCCL_SOCKET_IFNAME chooses the interface; `trainer.accelerator=cpu` trains by Gloo";
+            Error::distributed(message, hint)
+        })
     }
 
     /// A reducer of gradients, where there is somebody to share them with.

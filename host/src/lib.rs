@@ -16,6 +16,7 @@ pub mod distributed;
 pub mod error;
 pub mod evaluate;
 pub mod files;
+pub mod graphs;
 pub mod hub;
 pub mod launch;
 pub mod learner;

@@ -9,6 +9,7 @@ use maskdiff_plugin_api::{
 use tch::{Device, Kind, Tensor};
 
 use crate::error::{Error, Result};
+use crate::graphs::Graphs;
 use crate::plugins::Registry;
 
 /// A component as the configuration asks for it: its name and its options.
@@ -49,6 +50,8 @@ pub struct Model {
     train: Cell<bool>,
     calls: Cell<i64>,
     reduced: Cell<Option<Kind>>,
+    drawing: Cell<bool>,
+    graphs: RefCell<Option<Graphs>>,
     uniforms: RefCell<Option<Tensor>>,
     progress: RefCell<Option<Progress<'static>>>,
 }
@@ -81,6 +84,8 @@ impl Model {
             train: Cell::new(false),
             calls: Cell::new(0),
             reduced: Cell::new(None),
+            drawing: Cell::new(false),
+            graphs: RefCell::new(None),
             uniforms: RefCell::new(None),
             progress: RefCell::new(None),
         })
@@ -116,6 +121,21 @@ impl Model {
     /// around the network (noise, losses, laws) keeps its precision.
     pub fn set_reduced(&self, kind: Option<Kind>) {
         self.reduced.set(kind);
+    }
+
+    /// Lets the network's passes of a sampler be recorded as graphs, on a GPU, from now on; or never.
+    pub fn set_graphs(&self, on: bool) {
+        *self.graphs.borrow_mut() = on.then(|| Graphs::new(self.facts.device()));
+    }
+
+    /// How many passes are recorded.
+    pub fn recorded(&self) -> usize {
+        self.graphs.borrow().as_ref().map_or(0, Graphs::recorded)
+    }
+
+    /// Says whether a sampler draws, without gradients.
+    pub(crate) fn set_drawing(&self, drawing: bool) {
+        self.drawing.set(drawing);
     }
 
     fn reduced<T>(&self, body: impl FnOnce() -> PluginResult<T>) -> PluginResult<T> {
@@ -245,10 +265,15 @@ impl maskdiff_plugin_api::Model for Model {
     fn hidden(&self, xt_bl: &Tensor, sigma_b: &Tensor) -> PluginResult<Tensor> {
         self.calls.set(self.calls.get() + xt_bl.size()[0]);
         let train = self.train.get();
-        if self.facts.time_conditioning {
-            return self.reduced(|| self.network.hidden(xt_bl, sigma_b, train));
+        let none = || sigma_b.zeros_like();
+        let sigma_b = &if self.facts.time_conditioning { sigma_b.shallow_clone() } else { none() };
+        let pass = |xt_bl: &Tensor, sigma_b: &Tensor| {
+            self.reduced(|| self.network.hidden(xt_bl, sigma_b, train))
+        };
+        match self.graphs.borrow_mut().as_mut().filter(|_| self.drawing.get()) {
+            Some(graphs) => graphs.hidden(xt_bl, sigma_b, self.reduced.get(), pass),
+            None => pass(xt_bl, sigma_b),
         }
-        self.reduced(|| self.network.hidden(xt_bl, &sigma_b.zeros_like(), train))
     }
 
     fn extend(&self, x_bl: &Tensor, cache: Vec<Tensor>) -> PluginResult<(Tensor, Vec<Tensor>)> {

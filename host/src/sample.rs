@@ -105,10 +105,10 @@ pub fn draw(
     let prior = || model.prior(count, model.facts().length);
     let mut number = 0;
     let walked = windows.walk(&xt_bl, prior, |xt_bl| {
-        let Some(recorder) = recorder else { return window(model, sampler, xt_bl) };
+        let Some(recorder) = recorder else { return walk(model, sampler, xt_bl) };
         recorder.borrow_mut().begin(xt_bl, number * windows.stride)?;
         number += 1;
-        let x0_bl = window(model, sampler, xt_bl)?;
+        let x0_bl = walk(model, sampler, xt_bl)?;
         recorder.borrow_mut().end(&x0_bl)?;
         Ok(x0_bl)
     });
@@ -141,8 +141,11 @@ fn recorded(
     }))
 }
 
-fn window(model: &Model, (name, walker): &mut NamedSampler, xt_bl: &Tensor) -> Result<Tensor> {
+/// One walk of a sampler from `xt_bl [B, L] i64`, checked.
+pub fn walk(model: &Model, (name, walker): &mut NamedSampler, xt_bl: &Tensor) -> Result<Tensor> {
+    model.set_drawing(true);
     let walked = tch::no_grad(|| walker.sample(model, xt_bl));
+    model.set_drawing(false);
     let x0_bl = walked.map_err(|e| Error::component("sampler", name, e))?;
     check(&x0_bl, xt_bl, model, name)?;
     Ok(x0_bl)

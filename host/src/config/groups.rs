@@ -194,6 +194,8 @@ group! {
         num_sample_log: i64 = 2,
         /// `maskdiff sample` draws longer sequences window by window: each sees the end of the one before.
         semi_ar: bool = false,
+        /// On a GPU: each shape of the network's passes is recorded once and started as one.
+        cuda_graph: bool = false,
         /// `semi_ar`: tokens by which the window moves, 1 to `model.length`.
         stride_length: i64 = 1,
         /// `semi_ar`: windows after the first, ≥ 0; the sequence has `model.length + num_strides * stride_length` tokens.

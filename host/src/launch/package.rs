@@ -41,6 +41,12 @@ pub fn make(folder: &Path, registry: &Registry, torch: bool) -> Result<PathBuf> 
         fs::copy(&plugin.path, &copy).map_err(|e| Error::io("copy", &plugin.path, &e))?;
         slim(&copy);
     }
+    let cuda = accelerator::cuda_library();
+    if cuda.is_file() {
+        let copy = bin.join(cuda.file_name().unwrap_or_default());
+        fs::copy(&cuda, &copy).map_err(|e| Error::io("copy", &cuda, &e))?;
+        slim(&copy);
+    }
     config::write_files(&fresh.join("configs"))?;
     let used = accelerator::torch_folder().and_then(|lib| Some(lib.parent()?.to_path_buf()));
     let used = used.and_then(|torch| torch.canonicalize().ok());
@@ -130,7 +136,8 @@ else
   }}
 fi
 export LD_LIBRARY_PATH="$torch/lib${{LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}}"
-exec "$here/bin/maskdiff" "$@"
+# MASKDIFF_PROGRAM names another program of bin/.
+exec "$here/bin/${{MASKDIFF_PROGRAM:-maskdiff}}" "$@"
 "#
     )
 }

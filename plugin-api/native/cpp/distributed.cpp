@@ -1,9 +1,10 @@
-// Processes that train together: rendezvous, collectives over Gloo, and the reducer of distributed data parallel, all of
-// libtorch's c10d. See shim.h for how errors leave.
+// Processes that train together: rendezvous, collectives over Gloo (tensors of the CPU) and NCCL (of GPUs), and the reducer of
+// distributed data parallel, all of libtorch's c10d. See shim.h for how errors leave.
 
 #define USE_C10D_GLOO
 
 #include <ATen/ATen.h>
+#include <c10/util/env.h>
 #include <torch/csrc/distributed/c10d/PrefixStore.hpp>
 #include <torch/csrc/distributed/c10d/ProcessGroup.hpp>
 #include <torch/csrc/distributed/c10d/ProcessGroupGloo.hpp>
@@ -15,6 +16,7 @@
 #include <chrono>
 #include <memory>
 
+#include "cuda_table.h"
 #include "shim.h"
 
 // What libtorch 2.11 allocates: another size means that gloo/'s declarations no longer fit.
@@ -26,8 +28,7 @@ using std::chrono::milliseconds;
 
 struct Group {
   c10::intrusive_ptr<c10d::TCPStore> store;
-  c10::intrusive_ptr<c10d::ProcessGroupGloo> gloo;
-  // What the reducer takes; it hands its calls to `gloo`.
+  // What the reducer takes; it hands each call to the backend of the tensors' device.
   c10::intrusive_ptr<c10d::ProcessGroup> group;
 };
 
@@ -64,14 +65,30 @@ char* maskdiff_group_new(const char* host, uint16_t port, int rank, int world, i
     auto gloo = c10d::ProcessGroupGloo::Options::create(milliseconds(join_ms));
     gloo->devices.push_back(device(host, interface));
     auto prefixed = c10::make_intrusive<c10d::PrefixStore>("gloo", group->store);
-    group->gloo = c10::make_intrusive<c10d::ProcessGroupGloo>(prefixed, rank, world, gloo);
-    group->gloo->setTimeout(milliseconds(timeout_ms));
+    auto backend = c10::make_intrusive<c10d::ProcessGroupGloo>(prefixed, rank, world, gloo);
+    backend->setTimeout(milliseconds(timeout_ms));
     auto outer = c10::make_intrusive<c10d::PrefixStore>("group", group->store);
     group->group = c10::make_intrusive<c10d::ProcessGroup>(outer, rank, world);
-    group->group->setBackend(c10::DeviceType::CPU, c10d::ProcessGroup::BackendType::GLOO, group->gloo);
+    group->group->setBackend(c10::DeviceType::CPU, c10d::ProcessGroup::BackendType::GLOO, backend);
     group->group->setDefaultBackend(c10d::ProcessGroup::BackendType::GLOO);
     *result = group.release();
   });
+}
+
+// Lets the group work on GPUs too.
+char* maskdiff_group_add_nccl(Group* group, int64_t timeout_ms) {
+  char* said = nullptr;
+  char* failed = guarded([&] {
+    // A wait then blocks, and a rank that does not answer is an exception here. NCCL's other way, a thread that ends the process,
+    // tells nobody which rank it was. A step waits for its loss anyway.
+    c10::utils::set_env("TORCH_NCCL_BLOCKING_WAIT", "1", /*overwrite=*/false);
+    auto& inner = *group->group;
+    auto prefixed = c10::make_intrusive<c10d::PrefixStore>("nccl", group->store);
+    c10::intrusive_ptr<c10d::Backend> nccl;
+    said = cuda_table().nccl(prefixed, inner.getRank(), inner.getSize(), milliseconds(timeout_ms), &nccl);
+    if (!said) inner.setBackend(c10::DeviceType::CUDA, c10d::ProcessGroup::BackendType::NCCL, nccl);
+  });
+  return failed ? failed : said;
 }
 
 void maskdiff_group_free(Group* group) {
@@ -87,7 +104,7 @@ char* maskdiff_group_all_reduce(Group* group, Tensor* const* tensors, size_t cou
     at::NoGradGuard no_grad;
     for (Tensor& tensor : list(tensors, count)) {
       std::vector<Tensor> one{tensor};
-      group->gloo->allreduce(one, options)->wait();
+      group->group->getBackend(tensor.device().type())->allreduce(one, options)->wait();
     }
   });
 }

@@ -6,6 +6,7 @@
 #include <ATen/core/dispatch/Dispatcher.h>
 #include <ATen/core/grad_mode.h>
 #include <c10/core/CachingDeviceAllocator.h>
+#include <c10/util/env.h>
 #include <torch/csrc/autograd/custom_function.h>
 
 #include <malloc.h>
@@ -435,6 +436,8 @@ char* maskdiff_set_generator_state(int cuda, int index, const Tensor* state) {
 
 char* maskdiff_set_deterministic(int on) {
   return guarded([&] {
+    // cuBLAS reads it when its first handle is made, and libtorch refuses products without it.
+    if (on) c10::utils::set_env("CUBLAS_WORKSPACE_CONFIG", ":4096:8", /*overwrite=*/false);
     at::globalContext().setDeterministicAlgorithms(on != 0, false);
   });
 }
@@ -447,7 +450,6 @@ char* maskdiff_tensor_of_impl(void* impl, Tensor** result) {
   });
 }
 
-// Bytes that malloc has handed out and not got back, modulo 2^32: mallinfo is old, but in every glibc.
 // Bytes that tensors hold on a GPU: now, at most so far, and at most with what the allocator keeps for later.
 char* maskdiff_device_bytes(int index, int64_t* now, int64_t* peak, int64_t* reserved) {
   return guarded([&] {
@@ -459,6 +461,7 @@ char* maskdiff_device_bytes(int index, int64_t* now, int64_t* peak, int64_t* res
   });
 }
 
+// Bytes that malloc has handed out and not got back, modulo 2^32: mallinfo is old, but in every glibc.
 uint32_t maskdiff_allocated_bytes() {
 #pragma GCC diagnostic push
 #pragma GCC diagnostic ignored "-Wdeprecated-declarations"

@@ -5,6 +5,7 @@
 
 #include <ATen/core/Tensor.h>
 
+#include <algorithm>
 #include <cstring>
 #include <exception>
 #include <string>
@@ -14,10 +15,12 @@ namespace {
 
 using at::Tensor;
 
-// The message without libtorch's C++ frames.
+// The message without libtorch's C++ frames. NCCL's says in its last lines what it is about.
 char* message(const std::exception& error) {
   auto* torch_error = dynamic_cast<const c10::Error*>(&error);
-  return strdup(torch_error ? torch_error->what_without_backtrace() : error.what());
+  char* text = strdup(torch_error ? torch_error->what_without_backtrace() : error.what());
+  if (dynamic_cast<const c10::DistBackendError*>(&error)) std::replace(text, text + strlen(text), '\n', ' ');
+  return text;
 }
 
 template <typename F>

@@ -1,5 +1,5 @@
-//! Processes that train together, through libtorch's c10d: a store of keys at rank 0, collectives over Gloo, and the
-//! reducer that averages gradients while the backward pass still runs.
+//! Processes that train together, through libtorch's c10d: a store of keys at rank 0, collectives over Gloo for tensors of the
+//! CPU and over NCCL for those of GPUs, and the reducer that averages gradients while the backward pass still runs.
 //!
 //! Every collective must be called by all ranks in the same order. A peer that dies makes the others' next collective an
 //! error within milliseconds; one that hangs, after the timeout.
@@ -8,7 +8,7 @@ use std::cell::Cell;
 use std::ffi::{CString, c_char, c_int, c_void};
 use std::time::Duration;
 
-use tch::Tensor;
+use tch::{Device, Kind, Tensor};
 use torch_sys::C_tensor;
 
 use crate::{Error, List, Result, checked, pointers};
@@ -25,6 +25,7 @@ unsafe extern "C" {
         interface: *const c_char,
         result: *mut *mut c_void,
     ) -> *mut c_char;
+    fn maskdiff_group_add_nccl(group: *mut c_void, timeout_ms: i64) -> *mut c_char;
     fn maskdiff_group_free(group: *mut c_void);
     fn maskdiff_group_all_reduce(
         group: *mut c_void,
@@ -94,6 +95,7 @@ pub struct Group {
     handle: *mut c_void,
     rank: usize,
     world: usize,
+    timeout: Duration,
     abandoned: Cell<bool>,
 }
 
@@ -146,7 +148,8 @@ impl Group {
                 &raw mut handle,
             )
         })?;
-        Ok(Self { handle, rank: at.rank, world: at.world, abandoned: Cell::new(false) })
+        let (rank, world, timeout) = (at.rank, at.world, at.timeout);
+        Ok(Self { handle, rank, world, timeout, abandoned: Cell::new(false) })
     }
 
     /// This process, in 0..world.
@@ -157,6 +160,22 @@ impl Group {
     /// Processes in all.
     pub fn world(&self) -> usize {
         self.world
+    }
+
+    /// Lets the group work on tensors of GPUs too, by NCCL; `device` is this rank's, and no other rank's. Tries it on all
+    /// ranks before it returns. [`crate::open_cuda`] comes first.
+    ///
+    /// # Errors
+    /// No GPU, one that two ranks share, another NCCL than the one that is expected, ranks that do not come in time.
+    pub fn add_nccl(&self, device: Device) -> Result<()> {
+        // SAFETY: a live group.
+        checked(unsafe { maskdiff_group_add_nccl(self.handle, milliseconds(self.timeout)) })?;
+        let ranks = Tensor::ones([1], (Kind::Float, device));
+        self.all_reduce(&[ranks.shallow_clone()], Op::Sum)?;
+        match ranks.double_value(&[0]) as usize {
+            all if all == self.world => Ok(()),
+            some => Err(Error(format!("NCCL counts {some} ranks of {}", self.world))),
+        }
     }
 
     /// Puts the sum or maximum over all ranks into each tensor, in place.
@@ -179,12 +198,13 @@ impl Group {
     /// hangs would hold up its orderly end.
     pub fn roll_call(&self, wait: Duration) -> Option<Vec<usize>> {
         self.abandoned.set(true);
-        let (rank, world) = (self.rank, self.world);
+        let (rank, world, timeout) = (self.rank, self.world, self.timeout);
         // A store whose process hangs does not even answer that the time is over.
         let handle = Shared(self.handle);
         let (said, heard) = std::sync::mpsc::channel();
         std::thread::spawn(move || {
-            let group = Self { handle: handle.get(), rank, world, abandoned: Cell::new(true) };
+            let (handle, abandoned) = (handle.get(), Cell::new(true));
+            let group = Self { handle, rank, world, timeout, abandoned };
             let here = |rank: usize| format!("roll-call/{rank}");
             let mut missing = Vec::new();
             let mut wait = wait;
@@ -271,7 +291,6 @@ impl Drop for Reducer {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use tch::{Device, Kind};
 
     fn alone(port: u16) -> Rendezvous {
         let (timeout, join) = (Duration::from_secs(5), Duration::from_secs(2));
@@ -294,6 +313,10 @@ mod tests {
         group.set("key", b"value").unwrap();
         assert_eq!(group.get("key", Duration::from_secs(1)).unwrap(), b"value");
         group.get("other", Duration::from_millis(50)).unwrap_err();
+        if !tch::Cuda::is_available() {
+            let said = group.add_nccl(Device::Cuda(0)).unwrap_err().to_string();
+            assert!(said.contains("is not open"), "{said}");
+        }
         let w = Tensor::from_slice(&[3.0f32]).set_requires_grad(true);
         let reducer = Reducer::new(&group, &[w.shallow_clone()]).unwrap();
         // Two accumulated, the last one prepared.

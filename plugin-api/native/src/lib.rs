@@ -2,8 +2,8 @@
 //!
 //! Optimizer steps over lists of tensors ([`fused_adamw`], [`foreach_lerp`]), gradient norms, a linear head fused with
 //! cross-entropy ([`linear_nll`]) or apart ([`linear`]), the scan of state-space models ([`selective_scan`]), processes
-//! that train together ([`Group`], [`Reducer`]), reduced precision and the profiler, the state of libtorch's generators,
-//! the heap in use, tensors of another language. Every C++ exception becomes an [`Error`] with the
+//! that train together ([`Group`], [`Reducer`]), streams and graphs of a GPU ([`Graph`]), reduced precision and the profiler,
+//! the state of libtorch's generators, memory in use, tensors of another language. Every C++ exception becomes an [`Error`] with the
 //! first line of its message.
 //!
 //! Shape letters: `N` rows, `D` hidden size, `V` vocabulary.
@@ -14,11 +14,13 @@ use std::ffi::{CStr, c_char, c_int, c_void};
 use tch::{Device, Tensor};
 use torch_sys::C_tensor;
 
+mod cuda;
 mod distributed;
 mod head;
 mod modes;
 mod scan;
 
+pub use cuda::{Graph, on_own_stream, open_cuda, wait_for};
 pub use distributed::{Group, Op, Reducer, Rendezvous};
 pub use head::{Then, linear, linear_nll};
 pub use modes::{Profiler, autocast, set_autocast, set_deterministic, set_tf32, torch_version};
