@@ -21,8 +21,10 @@ STEPS = ['x_t', 't', 'dt', 'u', 'probs', 'x_next', 'p_x0_given']
 # Case: {file pattern: tensor patterns}; no tensor patterns for files that are copied whole.
 KEPT = {
     'a_noise': {'*': ['*']},
+    'b_dit': {'io.safetensors': ['*'], 'weights.safetensors': ['*']},
+    'c_ar': {'io.safetensors': ['*'], 'weights.safetensors': ['*']},
     'c_dimamba_*': {'*': ['*']},
-    'd_param_mask_inside': {'*': ['*']},
+    'd_param_mask_*': {'*': ['*']},
     'e_losses': {
         f'{name}.safetensors': LOSSES
         for name in (

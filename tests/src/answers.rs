@@ -40,7 +40,7 @@ impl Model for Answers {
         true
     }
     fn device(&self) -> Device {
-        Device::Cpu
+        self.sigma_b.device()
     }
     fn sigma(&self, _t: &Tensor) -> Result<Tensor> {
         Ok(self.sigma_b.shallow_clone())

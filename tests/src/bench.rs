@@ -50,7 +50,7 @@ impl Size {
             length: self.length,
             time_conditioning: false,
             kind: Kind::Float,
-            cuda: None,
+            cuda: crate::cuda(),
         }
     }
 
@@ -205,5 +205,5 @@ pub fn loss(model: &Model, how: Loss, x0_bl: &Tensor) -> Tensor {
 
 /// Uniform tokens `[B, L]` without the mask.
 pub fn tokens(size: &Size, batch: i64) -> Tensor {
-    Tensor::randint(size.vocab_size - 1, [batch, size.length], (Kind::Int64, tch::Device::Cpu))
+    Tensor::randint(size.vocab_size - 1, [batch, size.length], (Kind::Int64, crate::device()))
 }

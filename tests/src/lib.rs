@@ -16,13 +16,14 @@ pub use answers::Answers;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 
 use maskdiff::checkpoint::Stored;
 use maskdiff::model::{Choice, Choices, Model};
 use maskdiff::plugins::{Places, Registry};
 use maskdiff_plugin_api::Context;
 use serde_json::{Value, json};
-use tch::{Kind, Tensor};
+use tch::{Device, Kind, Tensor};
 
 /// The root of the repository.
 pub fn root() -> PathBuf {
@@ -87,6 +88,27 @@ pub fn track_clients() -> Option<PathBuf> {
     environment("track-1")
 }
 
+/// Where the golden numbers are compared: on the CPU, or on the first GPU where `MASKDIFF_TEST_DEVICE` is `cuda`.
+pub fn device() -> Device {
+    static DEVICE: OnceLock<Device> = OnceLock::new();
+    *DEVICE.get_or_init(|| {
+        if std::env::var_os("MASKDIFF_TEST_DEVICE").is_none_or(|name| name != "cuda") {
+            return Device::Cpu;
+        }
+        maskdiff::accelerator::load_cuda();
+        assert!(tch::Cuda::is_available(), "MASKDIFF_TEST_DEVICE=cuda, and libtorch finds no GPU");
+        Device::Cuda(0)
+    })
+}
+
+/// [`device`] as components are told of it.
+pub fn cuda() -> Option<usize> {
+    match device() {
+        Device::Cuda(index) => Some(index),
+        _ => None,
+    }
+}
+
 /// The folder with the original program's numbers.
 pub fn golden() -> PathBuf {
     let named = std::env::var_os("MASKDIFF_GOLDEN").map(PathBuf::from);
@@ -121,11 +143,11 @@ pub fn golden_case(name: &str) -> Option<Value> {
 pub struct Tensors(BTreeMap<String, Tensor>);
 
 impl Tensors {
-    /// Reads `CASE/FILE` of the golden folder.
+    /// Reads `CASE/FILE` of the golden folder, onto [`device`].
     pub fn golden(file: &str) -> Self {
         let path = golden().join(file);
         let list = Tensor::read_safetensors(&path).unwrap_or_else(|e| panic!("{file}: {e}"));
-        Self(list.into_iter().collect())
+        Self(list.into_iter().map(|(name, tensor)| (name, tensor.to_device(device()))).collect())
     }
 
     /// The named tensor.
@@ -156,7 +178,8 @@ pub fn distance(got: &Tensor, want: &Tensor, relative: bool) -> f64 {
     if got.numel() == 0 {
         return 0.0;
     }
-    let (got, want) = (got.to_kind(Kind::Double), want.to_kind(Kind::Double));
+    let wide = |x: &Tensor| x.to_device(Device::Cpu).to_kind(Kind::Double);
+    let (got, want) = (wide(got), wide(want));
     let error = (&got - &want).abs();
     let error = if relative { error / want.abs().clamp_min(1.0) } else { error };
     // Equal infinities are no distance.
@@ -206,7 +229,7 @@ impl Setup {
                 length: size("length"),
                 time_conditioning: false,
                 kind,
-                cuda: None,
+                cuda: cuda(),
             },
         };
         for text in overrides.as_array().into_iter().flatten().filter_map(Value::as_str) {

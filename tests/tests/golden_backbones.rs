@@ -26,7 +26,7 @@ fn check(case: &Value, overrides: &[&str]) {
         // The original's causal network gives log-probabilities, with -1000 for the mask.
         let (part, flat) = match io.find("logprobs") {
             Some(_) => {
-                let mask = Tensor::from_slice(&[vocab_size - 1]);
+                let mask = Tensor::from_slice(&[vocab_size - 1]).to_device(flat.device());
                 ("logprobs", flat.index_fill(-1, &mask, -1000.0).log_softmax(-1, kind))
             }
             None => ("logits", flat),

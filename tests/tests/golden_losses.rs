@@ -2,8 +2,8 @@
 
 use maskdiff::learner::token_nll;
 use maskdiff::{clock, evaluate};
-use maskdiff_tests::{Setup, Tensors, assert_close, golden_case, registry};
-use tch::{Device, Kind, Tensor};
+use maskdiff_tests::{Setup, Tensors, assert_close, device, golden_case, registry};
+use tch::{Kind, Tensor};
 
 #[test]
 fn golden_metrics() {
@@ -69,7 +69,7 @@ fn golden_losses() {
                     model.inject_uniforms(Some(golden.get("u_mask").to_kind(Kind::Double)));
                     model.draw_t(&u_t).expect("times")
                 }
-                None => Tensor::zeros([golden.get("x0").size()[0]], (Kind::Double, Device::Cpu)),
+                None => Tensor::zeros([golden.get("x0").size()[0]], (Kind::Double, device())),
             };
             // With T > 0 the golden time is the one before it is rounded to the grid; case g has the rounding.
             let rounded = overrides.to_string().contains("\"T=");

@@ -17,7 +17,7 @@ fn golden_schedules() {
         length: 16,
         time_conditioning: false,
         kind: Kind::Double,
-        cuda: None,
+        cuda: maskdiff_tests::cuda(),
     };
     for name in ["loglinear", "cosine", "cosinesqr", "linear", "geometric"] {
         let range = &case["sigma"][name];

@@ -2,13 +2,13 @@
 
 use maskdiff::model::Choice;
 use maskdiff_plugin_api::{Context, Model as _};
-use maskdiff_tests::{Answers, Tensors, assert_close, golden_case, registry};
+use maskdiff_tests::{Answers, Tensors, assert_close, device, golden_case, registry};
 use serde_json::json;
-use tch::{Device, Kind, Tensor};
+use tch::{Kind, Tensor};
 
 /// The golden files write -1e6 and less for minus infinity, and exp of it for 0.
 fn finite(log_p: &Tensor) -> Tensor {
-    log_p.clamp_min(-1e6).where_self(&log_p.gt(-9e5), &Tensor::from(-1e6))
+    log_p.clamp_min(-1e6).where_self(&log_p.gt(-9e5), &Tensor::from(-1e6).to_device(log_p.device()))
 }
 
 fn check(folder: &str) {
@@ -36,12 +36,12 @@ fn check(folder: &str) {
                 length: xt_bl.size()[1],
                 time_conditioning: true,
                 kind,
-                cuda: None,
+                cuda: maskdiff_tests::cuda(),
             };
             let choice = Choice { name: name.into(), options };
             let method = registry.parameterization(&choice, &facts).expect(name);
-            let rows_n = Tensor::arange(xt_bl.numel() as i64, (Kind::Int64, Device::Cpu));
-            let t_b = Tensor::full([xt_bl.size()[0]], 0.5, (Kind::Double, Device::Cpu));
+            let rows_n = Tensor::arange(xt_bl.numel() as i64, (Kind::Int64, device()));
+            let t_b = Tensor::full([xt_bl.size()[0]], 0.5, (Kind::Double, device()));
             if name != "sedd" {
                 let want = golden.get(&format!("{part}{suffix}"));
                 let got = method.log_x0(&given, &xt_bl, &t_b, &rows_n).expect("log_x0");

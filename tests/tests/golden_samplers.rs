@@ -5,7 +5,7 @@ use maskdiff::plugins::Registry;
 use maskdiff::sample::Windows;
 use maskdiff_plugin_api::Denoiser;
 use maskdiff_plugin_api::abi::handles::Walker;
-use maskdiff_tests::{Setup, Tensors, assert_close, golden_case, registry};
+use maskdiff_tests::{Setup, Tensors, assert_close, device, golden_case, registry};
 use serde_json::{Value, json};
 use tch::{Kind, Tensor};
 
@@ -170,13 +170,13 @@ fn golden_left_to_right() {
     let later: Tensor = law.narrow(1, 1, gumbel.size()[1]).log() + &gumbel;
     assert_eq!(
         law.get(0).get(0).argmax(-1, false),
-        Tensor::from(case["bos_id"].as_i64().expect("bos"))
+        Tensor::from(case["bos_id"].as_i64().expect("bos")).to_device(device())
     );
     assert_eq!(later.argmax(-1, false), tokens.narrow(1, 1, gumbel.size()[1]));
     // What the walk itself draws stays within the law, and given tokens stand.
     let start = model.prior(2, tokens.size()[1]).expect("a start");
     let _ = start.select(1, 5).fill_(7);
     let drawn = walker.sample(&model, &start).expect("a sample");
-    assert_eq!(drawn.select(1, 5), Tensor::from_slice(&[7i64, 7]));
+    assert_eq!(drawn.select(1, 5), Tensor::from_slice(&[7i64, 7]).to_device(device()));
     assert_eq!(i64::try_from(drawn.eq(mask).any()).expect("a flag"), 0, "no mask is left");
 }

@@ -1,0 +1,86 @@
+#!/usr/bin/env bash
+# What needs an NVIDIA GPU, in one folder that goes where there is one.
+#
+#   scripts/gpu.sh bundle [FOLDER]   builds FOLDER (target/gpu-bundle): program, plugins, configs, tests, golden numbers
+#   scripts/gpu.sh check             runs the tests on the GPU of this machine
+#   scripts/gpu.sh bench             prints the table of speeds
+#
+# FOLDER needs no Rust, only a torch 2.11 with CUDA (python3's, or the one that MASKDIFF_TORCH names); in it this script is
+# ./gpu.sh. In the repository `check` and `bench` make the folder first.
+set -euo pipefail
+here=$(cd "$(dirname "$0")" && pwd)
+
+stop() { echo "gpu: $1" >&2; exit "${2:-1}"; }
+
+bundle() {
+  cd "$here/.."
+  local folder test elsewhere
+  folder=$(realpath -m "${1:-target/gpu-bundle}")
+  scripts/setup.sh
+  cargo build --workspace --release --locked
+  test=$(cargo test -p maskdiff-tests --test gpu --release --locked --no-run --message-format=json | python3 -c '
+import json, sys
+made = [json.loads(line) for line in sys.stdin if line.startswith("{")]
+print(next(m["executable"] for m in made if m.get("executable") and m["target"]["name"] == "gpu"))')
+  # Also runs the program of the new folder once; the script of that launch is of no use to anybody.
+  elsewhere=$(mktemp -d)
+  (cd "$elsewhere" && "$here/../target/release/maskdiff" -q launch local "--package=$folder" -- plugins list >/dev/null)
+  rm -r "$elsewhere"
+  mkdir -p "$folder/bin/deps"
+  cp "$test" "$folder/bin/deps/gpu"
+  cp -r tests/golden "$folder/golden"
+  cp scripts/gpu.sh "$folder/gpu.sh"
+  # Symbols are for debuggers; without them the folder is a third as large.
+  strip "$folder"/bin/*.so "$folder/bin/maskdiff" "$folder/bin/deps/gpu"
+  local mib
+  mib=$(du -sm "$folder" | cut -f1)
+  echo "gpu: $folder, $mib MiB"
+  [ "$mib" -lt 60 ] || stop "the folder should stay under 60 MiB"
+}
+
+# The tests, over the torch that the folder finds.
+tests() {
+  MASKDIFF_PROGRAM=deps/gpu MASKDIFF_TEST_DEVICE=cuda MASKDIFF_GOLDEN=$here/golden "$here/maskdiff" --test-threads=1 "$@"
+}
+
+has_gpu() {
+  python3 -c 'import ctypes; cuda = ctypes.CDLL("libcuda.so.1"); n = ctypes.c_int()
+assert cuda.cuInit(0) == 0 and cuda.cuDeviceGetCount(ctypes.byref(n)) == 0 and n.value' 2>/dev/null
+}
+
+need_gpu() {
+  has_gpu && return 0
+  echo "gpu: no NVIDIA GPU here, so none of these was run:"
+  tests --list "$@" | sed -n 's/: test$//p' | sed 's/^/  not run: /'
+  exit 1
+}
+
+check() {
+  need_gpu --skip bench
+  nvidia-smi -L || true
+  tests
+}
+
+bench() {
+  need_gpu --ignored
+  echo "$(nvidia-smi --query-gpu=name,driver_version --format=csv,noheader | head -1), $(date +%F)"
+  echo
+  echo "| what | speed | memory at most | of the peak |"
+  echo "|---|---|---|---|"
+  local name
+  for name in fp32 original bf16-32 bf16-64 sampling; do
+    MASKDIFF_GPU_BENCH=$name tests --ignored --exact bench --nocapture | grep '^|' || echo "| $name | failed | | |"
+  done
+}
+
+case "${1:-}" in
+  bundle) bundle "${2:-}" ;;
+  check | bench)
+    if [ ! -e "$here/bin/maskdiff" ]; then
+      bundle
+      exec target/gpu-bundle/gpu.sh "$1"
+    fi
+    "$1"
+    ;;
+  *) stop "say what: bundle [FOLDER], check, or bench" 2 ;;
+esac
