@@ -13,7 +13,13 @@ fn main() {
         .flag(format!("-isystem{include}"))
         .flag(format!("-isystem{include}/torch/csrc/api/include"))
         .include("cpp")
-        .files(["cpp/native.cpp", "cpp/training.cpp", "cpp/distributed.cpp", "cpp/cuda.cpp"])
+        .files([
+            "cpp/native.cpp",
+            "cpp/training.cpp",
+            "cpp/fused.cpp",
+            "cpp/distributed.cpp",
+            "cpp/cuda.cpp",
+        ])
         .compile("maskdiff_native");
     println!("cargo::rustc-link-search=native={lib}");
     println!("cargo::rustc-link-lib=torch_cpu");

@@ -14,6 +14,7 @@
 #include <cmath>
 #include <optional>
 
+#include "fused.h"
 #include "shim.h"
 
 namespace {
@@ -45,7 +46,7 @@ Tensor linear(const Tensor& x, const Tensor& matrix, const std::optional<Tensor>
       (x.requires_grad() || matrix.requires_grad() || (bias && bias->requires_grad()));
   if (!tracked) return product(x, matrix, bias, gelu);
   const Tensor out = at::linear(x, matrix, bias);
-  return gelu ? at::gelu(out, "tanh") : out;
+  return gelu ? fused_gelu(out) : out;
 }
 
 // Rows whose logits are held at once. On a CPU about 16 MiB of them in float32, which malloc keeps and hands out again

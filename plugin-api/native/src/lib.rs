@@ -1,7 +1,8 @@
 //! What libtorch 2.11 has and tch 0.24 does not expose, behind one small C++ shim.
 //!
 //! Optimizer steps over lists of tensors ([`fused_adamw`], [`foreach_lerp`]), gradient norms, a linear head fused with
-//! cross-entropy ([`linear_nll`]) or apart ([`linear`]), the scan of state-space models ([`selective_scan`]), processes
+//! cross-entropy ([`linear_nll`]) or apart ([`linear`]), dropout and rotary positions ([`dropout`], [`rotate`]), the scan of
+//! state-space models ([`selective_scan`]), processes
 //! that train together ([`Group`], [`Reducer`]), streams and graphs of a GPU ([`Graph`]), reduced precision and the profiler,
 //! the state of libtorch's generators, memory in use, tensors of another language. Every C++ exception becomes an [`Error`] with the
 //! first line of its message.
@@ -16,12 +17,14 @@ use torch_sys::C_tensor;
 
 mod cuda;
 mod distributed;
+mod fused;
 mod head;
 mod modes;
 mod scan;
 
 pub use cuda::{Graph, on_own_stream, open_cuda, wait_for};
 pub use distributed::{Group, Op, Reducer, Rendezvous};
+pub use fused::{dropout, rotate};
 pub use head::{Then, linear, linear_nll};
 pub use modes::{Profiler, autocast, set_autocast, set_deterministic, set_tf32, torch_version};
 pub use scan::selective_scan;

@@ -12,7 +12,7 @@ pub struct Rotary {
     kind: Kind,
 }
 
-/// Cosines and sines of some positions, `[1, 1, L, K/2]` each.
+/// Cosines and sines of some positions, `[L, 1, 1, K/2]` each.
 pub type Rotation = (Tensor, Tensor);
 
 impl Rotary {
@@ -28,16 +28,15 @@ impl Rotary {
         let options = (self.inv_freq.kind(), self.inv_freq.device());
         let positions = Tensor::arange_start(first, first + length, options);
         let angle = positions.unsqueeze(1) * &self.inv_freq;
-        let shaped = |x: Tensor| x.view([1, 1, length, -1]).to_kind(self.kind);
+        let shaped = |x: Tensor| x.view([length, 1, 1, -1]).to_kind(self.kind);
         (shaped(angle.cos()), shaped(angle.sin()))
     }
 }
 
-/// `x [.., L, K]`.
+/// `x [B, L, .., H, K]`.
 fn rotate(x: &Tensor, (cos, sin): &Rotation) -> Tensor {
-    let halves = x.chunk(2, -1);
-    let (a, b) = (&halves[0], &halves[1]);
-    Tensor::cat(&[a * cos - b * sin, b * cos + a * sin], -1)
+    // As tch's own operators do; the boundary turns it into an error.
+    maskdiff_native::rotate(x, cos, sin).unwrap_or_else(|error| panic!("{error}"))
 }
 
 /// Multi-head self-attention with rotary positions and no biases.
@@ -60,9 +59,11 @@ impl SelfAttention {
     fn project(&self, h_bld: &Tensor, rotation: &Rotation) -> [Tensor; 3] {
         let size = h_bld.size();
         let qkv = linear(h_bld, &self.qkv, None);
-        let qkv = qkv.view([size[0], size[1], 3, self.n_heads, -1]).permute([2, 0, 3, 1, 4]);
-        let qk = rotate(&qkv.narrow(0, 0, 2), rotation);
-        [qk.get(0), qk.get(1), qkv.get(2)]
+        let qkv = qkv.view([size[0], size[1], 3, self.n_heads, -1]);
+        // Split and unbound, so that their gradients are put together without zeros in between.
+        let parts = qkv.split_with_sizes([2, 1], 2);
+        let qk = rotate(&parts[0], rotation).unbind(2);
+        [&qk[0], &qk[1], &parts[1].squeeze_dim(2)].map(|x| x.transpose(1, 2))
     }
 
     fn attend(

@@ -36,6 +36,14 @@ pub fn gated_sum(x: &Tensor, gate: &Tensor, h: &Tensor) -> Tensor {
     x.addcmul(&gate.to_kind(x.kind()), &h.to_kind(x.kind()))
 }
 
+/// While training, zeros in the place of numbers with probability `p`, the rest scaled up so that the mean stays.
+pub fn dropout(x: &Tensor, p: f64, train: bool) -> Tensor {
+    if !train || p == 0.0 {
+        return x.shallow_clone();
+    }
+    maskdiff_native::dropout(x, p).unwrap_or_else(|error| panic!("{error}"))
+}
+
 /// Root-mean-square norm (arXiv:1910.07467) with a weight: `[.., D]`.
 pub fn rms_norm(x: &Tensor, weight: &Tensor) -> Tensor {
     let square = x.square().mean_dim(-1, true, x.kind());

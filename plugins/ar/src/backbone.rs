@@ -2,7 +2,7 @@
 //!
 //! Shape letters: `B` batch, `L` length, `D` hidden size, `V` vocabulary including the mask, `N` rows.
 
-use maskdiff_plugin_api::nn::{Mlp, Rotary, Rotation, SelfAttention, linear, norm};
+use maskdiff_plugin_api::nn::{Mlp, Rotary, Rotation, SelfAttention, dropout, linear, norm};
 use maskdiff_plugin_api::prelude::*;
 
 register!(backbone Ar);
@@ -119,9 +119,9 @@ impl Ar {
         train: bool,
         attend: impl FnOnce(&Tensor) -> Tensor,
     ) -> Tensor {
-        let dropout = self.config.dropout;
-        let x = x_bld + attend(&norm(x_bld, &block.norm1)).dropout(dropout, train);
-        &x + block.mlp.forward(&norm(&x, &block.norm2)).dropout(dropout, train)
+        let dropped = |h: &Tensor| dropout(h, self.config.dropout, train);
+        let x = x_bld + dropped(&attend(&norm(x_bld, &block.norm1)));
+        &x + dropped(&block.mlp.forward(&norm(&x, &block.norm2)))
     }
 }
 

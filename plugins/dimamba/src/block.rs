@@ -1,6 +1,6 @@
 //! One block: a norm, the mixers of both directions, and a residual connection.
 
-use maskdiff_plugin_api::nn::{Modulation, rms_norm};
+use maskdiff_plugin_api::nn::{Modulation, dropout, rms_norm};
 use maskdiff_plugin_api::prelude::*;
 
 use crate::mixer::Mixer;
@@ -66,9 +66,9 @@ impl Block {
             (Some(modulation), Some(c_bc)) => {
                 let m = modulation.chunks(c_bc, 3);
                 let mixed = self.mix(&(inner * (&m[1] + 1.0) + &m[0]))?;
-                mixed.dropout(self.dropout, train) * &m[2]
+                dropout(&mixed, self.dropout, train) * &m[2]
             }
-            _ => self.mix(&inner)?.dropout(self.dropout, train),
+            _ => dropout(&self.mix(&inner)?, self.dropout, train),
         };
         Ok(if self.residual { h_blw + change } else { change })
     }

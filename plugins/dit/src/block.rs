@@ -1,7 +1,7 @@
 //! One transformer block: modulated attention and a modulated MLP, each behind a gate.
 
 use maskdiff_plugin_api::nn::{
-    Mlp, Modulation, Rotation, SelfAttention, gated_sum, modulated_norm,
+    Mlp, Modulation, Rotation, SelfAttention, dropout, gated_sum, modulated_norm,
 };
 use maskdiff_plugin_api::prelude::*;
 
@@ -40,8 +40,8 @@ impl Block {
         let m = self.modulation.chunks(c_bc, 6);
         let h = modulated_norm(x_bld, &self.norm1, &m[0], &m[1]);
         let h = self.attention.forward(&h, rotation, false);
-        let x = gated_sum(x_bld, &m[2], &h.dropout(self.dropout, train));
+        let x = gated_sum(x_bld, &m[2], &dropout(&h, self.dropout, train));
         let h = modulated_norm(&x, &self.norm2, &m[3], &m[4]);
-        gated_sum(&x, &m[5], &self.mlp.forward(&h).dropout(self.dropout, train))
+        gated_sum(&x, &m[5], &dropout(&self.mlp.forward(&h), self.dropout, train))
     }
 }

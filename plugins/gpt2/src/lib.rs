@@ -2,6 +2,7 @@
 //!
 //! Shape letters: `B` batch, `L` length, `D` hidden size, `V` vocabulary, `P` earlier positions.
 
+use maskdiff_plugin_api::nn::{dropout, linear};
 use maskdiff_plugin_api::prelude::*;
 use tch::Device;
 
@@ -146,7 +147,7 @@ impl Gpt2 {
         let most = self.wpe.size()[0];
         ensure!(first + l <= most, Shape, "this network has {most} positions, got {}", first + l);
         let tokens = Tensor::embedding(&self.wte, x_bl, -1, false, false);
-        Ok((tokens + self.wpe.narrow(0, first, l)).dropout(self.config.dropout, train))
+        Ok(dropout(&(tokens + self.wpe.narrow(0, first, l)), self.config.dropout, train))
     }
 
     /// `[B, L, D]` over `past` keys and values, `[B, H, P, K]` each; with the longer ones.
@@ -178,15 +179,15 @@ impl Gpt2 {
 
     /// The residual stream through all blocks, with the keys and values of each.
     fn blocks(&self, mut x_bld: Tensor, past: &[Tensor], train: bool) -> (Tensor, Vec<Tensor>) {
-        let dropout = self.config.dropout;
+        let p = self.config.dropout;
         let mut kept = Vec::with_capacity(2 * self.blocks.len());
         for (i, block) in self.blocks.iter().enumerate() {
             let past = past.get(2 * i).zip(past.get(2 * i + 1));
             let (attended, longer) = self.attend(block, &block.ln_1.forward(&x_bld), past, train);
             kept.extend(longer);
-            x_bld = &x_bld + attended.dropout(dropout, train);
+            x_bld = &x_bld + dropout(&attended, p, train);
             let wide = block.c_fc.forward(&block.ln_2.forward(&x_bld)).gelu("tanh");
-            x_bld = &x_bld + block.mlp_c_proj.forward(&wide).dropout(dropout, train);
+            x_bld = &x_bld + dropout(&block.mlp_c_proj.forward(&wide), p, train);
         }
         (self.ln_f.forward(&x_bld), kept)
     }
@@ -202,7 +203,7 @@ impl Backbone for Gpt2 {
     }
 
     fn logits(&self, hidden_nd: &Tensor) -> Result<Tensor> {
-        Ok(maskdiff_plugin_api::nn::linear(hidden_nd, &self.wte, None))
+        Ok(linear(hidden_nd, &self.wte, None))
     }
 
     fn head(&self) -> Option<Head> {
