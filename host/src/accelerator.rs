@@ -75,8 +75,16 @@ pub fn torch_folder() -> Option<PathBuf> {
     Path::new(name.to_str().ok()?).parent().map(Path::to_path_buf)
 }
 
-/// The device that `trainer.accelerator` means here: each rank of a machine has a GPU of its own, over which several ranks
-/// then meet by NCCL.
+/// Lets the ranks share tensors of their GPUs; `device` is this one's. On the CPU, or alone, there is nothing to do.
+pub fn meet(world: &World, device: Device) -> Result<()> {
+    if !device.is_cuda() || world.size() == 1 {
+        return Ok(());
+    }
+    open_cuda()?;
+    world.meet_on(device)
+}
+
+/// The device that `trainer.accelerator` means here: each rank of a machine has a GPU of its own.
 pub fn device(config: &Config, world: &World) -> Result<Device> {
     let wanted = config.trainer.accelerator.as_str();
     let fault = |message: String, hint: &str| {
@@ -113,9 +121,5 @@ pub fn device(config: &Config, world: &World) -> Result<Device> {
             );
         }
     };
-    if device.is_cuda() && world.size() > 1 {
-        open_cuda()?;
-        world.meet_on(device)?;
-    }
     Ok(device)
 }

@@ -75,6 +75,7 @@ pub fn run(common: &Common, profile: bool, panel: bool) -> Result<()> {
         check_empty(&folder, mirror.as_ref())?;
     }
     world.agree("configuration", &settings(&config))?;
+    accelerator::meet(&world, device)?;
     let corpus =
         data::open(&config, tokenizer_of(resumed.as_ref())?, &Observer::new(&mut report, &stop))?;
     let facts = assemble::facts(&config, corpus.tokenizer.as_ref(), device);
