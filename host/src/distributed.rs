@@ -6,7 +6,7 @@
 use std::time::Duration;
 
 use maskdiff_native::{Group, Op, Reducer, Rendezvous};
-use tch::{Device, Tensor};
+use tch::{Device, Kind, Tensor};
 
 use crate::config::Config;
 use crate::error::{Error, Result};
@@ -213,6 +213,14 @@ impl World {
                         it tries, NCCL_SOCKET_IFNAME chooses the interface; `trainer.accelerator=cpu` trains by Gloo";
             Error::distributed(message, hint)
         })
+    }
+
+    /// Waits until what the ranks have begun to sum on their GPUs is done. The reducer's own wait lets only the GPU wait, without
+    /// limit; this one ends after the timeout, and NCCL does one thing after the other.
+    pub fn settle(&self, device: Device) -> Result<()> {
+        let Some(group) = self.group.as_ref().filter(|_| device.is_cuda()) else { return Ok(()) };
+        let last = Tensor::zeros([1], (Kind::Float, device));
+        group.all_reduce(&[last], Op::Sum).map_err(|e| self.lost(&e))
     }
 
     /// A reducer of gradients, where there is somebody to share them with.

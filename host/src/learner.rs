@@ -225,6 +225,7 @@ impl Learner {
             self.split.stop(timer);
         }
         model.set_train(false);
+        self.world.settle(model.facts().device())?;
         let loss = loss.map_or(f64::NAN, |loss| loss.double_value(&[]));
         let timer = self.split.start(Part::Communication);
         let mut told = [loss / world, ask.stop, tokens.counted(), tokens.scored];

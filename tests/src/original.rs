@@ -94,19 +94,19 @@ impl Original {
 
     /// Logits `[B, L, V]` of `xt_bl [B, L]`.
     fn logits(&self, xt_bl: &Tensor, sigma_b: &Tensor, train: bool) -> Tensor {
-        let half = 128;
-        let steps = Tensor::arange(half, tch::kind::FLOAT_CPU);
+        let (half, device) = (128, xt_bl.device());
+        let steps = Tensor::arange(half, (Kind::Float, device));
         let frequencies = (steps * (-(10_000f64.ln()) / half as f64)).exp();
         let angle = sigma_b.to_kind(Kind::Float).unsqueeze(1) * frequencies.unsqueeze(0);
         let features = Tensor::cat(&[angle.cos(), angle.sin()], -1);
         let c = self.linear(&features, "sigma_map.mlp.0").silu();
         let c = self.linear(&c, "sigma_map.mlp.2").silu();
         let length = xt_bl.size()[1];
-        let positions = Tensor::arange(length, tch::kind::FLOAT_CPU);
+        let positions = Tensor::arange(length, (Kind::Float, device));
         let angle = positions.outer(self.at("rotary_emb.inv_freq"));
         let angle = Tensor::cat(&[&angle, &angle], -1).view([1, length, 1, 1, -1]);
         // The values are not turned.
-        let turned = Tensor::from_slice(&[1f32, 1.0, 0.0]).view([1, 1, 3, 1, 1]);
+        let turned = Tensor::from_slice(&[1f32, 1.0, 0.0]).to_device(device).view([1, 1, 3, 1, 1]);
         let (cos, sin) = (angle.cos() * &turned + (1.0f64 - &turned), angle.sin() * &turned);
         let mut x = Tensor::embedding(self.at("vocab_embed.embedding"), xt_bl, -1, false, false);
         for i in 0..self.n_blocks {

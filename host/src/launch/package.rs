@@ -52,6 +52,11 @@ pub fn make(folder: &Path, registry: &Registry, torch: bool) -> Result<PathBuf> 
     let used = used.and_then(|torch| torch.canonicalize().ok());
     if let Some(from) = used.as_ref().filter(|_| torch) {
         copy_folder(&from.join("lib"), &fresh.join("torch/lib"))?;
+        // What a build with CUDA looks for beside its own folder.
+        let nvidia = from.with_file_name("nvidia");
+        if nvidia.is_dir() {
+            copy_folder(&nvidia, &fresh.join("nvidia"))?;
+        }
     }
     put(&fresh.join("maskdiff"), starter(used.as_deref()).as_bytes(), 0o755)?;
     let _ = fs::remove_dir_all(folder);
@@ -124,8 +129,8 @@ python() {{
   python3 -c 'import importlib.util as u; print(u.find_spec("torch").submodule_search_locations[0])' 2>/dev/null
 }}
 if [ -n "${{MASKDIFF_TORCH:-}}" ]; then
-  torch=$MASKDIFF_TORCH
-  fits "$torch" || {{ echo "maskdiff: MASKDIFF_TORCH=$torch is no torch {version}" >&2; exit 3; }}
+  torch=$(readlink -f "$MASKDIFF_TORCH") || torch=$MASKDIFF_TORCH
+  fits "$torch" || {{ echo "maskdiff: MASKDIFF_TORCH=$MASKDIFF_TORCH is no torch {version}" >&2; exit 3; }}
 else
   for torch in "$here/torch" "$(python)" {used} ''; do
     fits "$torch" && break

@@ -8,7 +8,9 @@
 #include <c10/util/Exception.h>
 #include <dlfcn.h>
 
+#include <map>
 #include <memory>
+#include <mutex>
 
 #include "shim.h"
 
@@ -18,8 +20,22 @@ const MaskdiffCuda* opened = nullptr;
 
 // What was current before, while work goes to a stream of its own.
 struct Side {
+  c10::Device device;
   c10::Stream before, stream;
 };
+
+// One for each device, since libtorch keeps a workspace for each stream that has multiplied.
+c10::Stream side_stream(const c10::Device& device) {
+  static std::mutex mutex;
+  static std::map<c10::DeviceIndex, c10::Stream> streams;
+  const std::lock_guard<std::mutex> lock(mutex);
+  auto found = streams.find(device.index());
+  if (found == streams.end()) {
+    const c10::impl::VirtualGuardImpl guard(device.type());
+    found = streams.emplace(device.index(), guard.getStreamFromGlobalPool(device, /*isHighPriority=*/false)).first;
+  }
+  return found->second;
+}
 
 // What `from` has been given so far is done before what `to` is given next.
 void after(const c10::Stream& from, const c10::Stream& to) {
@@ -49,14 +65,14 @@ char* maskdiff_cuda_open(const char* path) {
   });
 }
 
-// Makes a stream of the device's pool current, behind the work that the current one has been given.
+// Makes the device and its side stream current, behind the work that the device's stream has been given.
 char* maskdiff_stream_enter(int index, Side** result) {
   return guarded([&] {
     const c10::Device device(c10::DeviceType::CUDA, static_cast<c10::DeviceIndex>(index));
     const c10::impl::VirtualGuardImpl guard(device.type());
-    const c10::Stream stream = guard.getStreamFromGlobalPool(device, /*isHighPriority=*/false);
+    const c10::Stream stream = side_stream(device);
     after(guard.getStream(device), stream);
-    *result = new Side{guard.exchangeStream(stream), stream};
+    *result = new Side{guard.exchangeDevice(device), guard.exchangeStream(stream), stream};
   });
 }
 
@@ -64,7 +80,9 @@ char* maskdiff_stream_enter(int index, Side** result) {
 char* maskdiff_stream_leave(Side* side) {
   return guarded([&] {
     const std::unique_ptr<Side> held(side);
-    c10::impl::VirtualGuardImpl(side->before.device_type()).exchangeStream(side->before);
+    const c10::impl::VirtualGuardImpl guard(side->before.device_type());
+    guard.exchangeStream(side->before);
+    guard.setDevice(side->device);
     after(side->stream, side->before);
   });
 }

@@ -30,6 +30,7 @@ struct Group {
   c10::intrusive_ptr<c10d::TCPStore> store;
   // What the reducer takes; it hands each call to the backend of the tensors' device.
   c10::intrusive_ptr<c10d::ProcessGroup> group;
+  c10::intrusive_ptr<c10d::Backend> nccl;
 };
 
 struct Reducer {
@@ -80,19 +81,21 @@ char* maskdiff_group_add_nccl(Group* group, int64_t timeout_ms) {
   char* said = nullptr;
   char* failed = guarded([&] {
     // A wait then blocks, and a rank that does not answer is an exception here. NCCL's other way, a thread that ends the process,
-    // tells nobody which rank it was. A step waits for its loss anyway.
+    // tells nobody which rank it was.
     c10::utils::set_env("TORCH_NCCL_BLOCKING_WAIT", "1", /*overwrite=*/false);
     auto& inner = *group->group;
     auto prefixed = c10::make_intrusive<c10d::PrefixStore>("nccl", group->store);
-    c10::intrusive_ptr<c10d::Backend> nccl;
-    said = cuda_table().nccl(prefixed, inner.getRank(), inner.getSize(), milliseconds(timeout_ms), &nccl);
-    if (!said) inner.setBackend(c10::DeviceType::CUDA, c10d::ProcessGroup::BackendType::NCCL, nccl);
+    said = cuda_table().nccl(prefixed, inner.getRank(), inner.getSize(), milliseconds(timeout_ms), &group->nccl);
+    if (!said) inner.setBackend(c10::DeviceType::CUDA, c10d::ProcessGroup::BackendType::NCCL, group->nccl);
   });
   return failed ? failed : said;
 }
 
 void maskdiff_group_free(Group* group) {
-  // A destructor that throws would end the process, and there is nobody to tell.
+  // A destructor that throws would end the process, and there is nobody to tell. NCCL's does when it has to abort.
+  free(guarded([&] {
+    if (group->nccl) group->nccl->abort();
+  }));
   free(guarded([&] { delete group; }));
 }
 

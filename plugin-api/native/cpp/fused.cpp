@@ -106,12 +106,12 @@ struct Gelu : torch::autograd::Function<Gelu> {
     rows(at::TensorIteratorConfig().add_output(y).add_const_input(x), [](char** data, int64_t n) {
       gelu_row(reinterpret_cast<float*>(data[0]), reinterpret_cast<const float*>(data[1]), n);
     });
-    ctx->save_for_backward({x});
+    ctx->save_for_backward({x_in});
     return y;
   }
 
   static variable_list backward(AutogradContext* ctx, variable_list grads) {
-    const Tensor x = ctx->get_saved_variables()[0];
+    const Tensor x = ctx->get_saved_variables()[0].contiguous();
     // A gradient that is differentiated again is libtorch's.
     if (at::GradMode::is_enabled()) return {at::gelu_backward(grads[0], x, "tanh")};
     const Tensor dy = grads[0].contiguous(), dx = at::empty_like(x);
@@ -210,6 +210,7 @@ char* maskdiff_rotate(const Tensor* x, const Tensor* cos, const Tensor* sin, Ten
     TORCH_CHECK(x->dim() > 0 && x->size(-1) % 2 == 0, "a rotation needs an even last dimension, got ", x->sizes());
     const bool dense = x->stride(-1) == 1 && cos->stride(-1) == 1 && sin->stride(-1) == 1;
     const bool ours = fits(*x) && fits(*cos) && fits(*sin) && dense && cos->size(-1) == x->size(-1) / 2 &&
+        cos->dim() <= x->dim() && sin->sizes() == cos->sizes() &&
         !cos->requires_grad() && !sin->requires_grad();
     *result = new Tensor(ours ? Rotate::apply(*x, *cos, *sin) : plain_rotation(*x, *cos, *sin));
   });

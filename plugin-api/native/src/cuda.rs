@@ -81,7 +81,8 @@ impl Graph {
     /// `body` may not look at a value: no `item`, no shape that depends on numbers.
     ///
     /// # Errors
-    /// The body's own; a body that looks at a value; no open library or no GPU.
+    /// The body's own; a body that looks at a value; no open library or no GPU. After a recording that failed libtorch's
+    /// generator of the device draws no more: end the process.
     pub fn record<T, E: From<Error>>(
         device: Device,
         body: impl FnOnce() -> std::result::Result<T, E>,

@@ -171,6 +171,8 @@ impl Group {
         // SAFETY: a live group.
         checked(unsafe { maskdiff_group_add_nccl(self.handle, milliseconds(self.timeout)) })?;
         let ranks = Tensor::ones([1], (Kind::Float, device));
+        // NCCL's own start waits for the others without limit: come together by Gloo first, which notices who is lost.
+        self.all_reduce(&[Tensor::zeros([1], (Kind::Float, Device::Cpu))], Op::Sum)?;
         self.all_reduce(&[ranks.shallow_clone()], Op::Sum)?;
         match ranks.double_value(&[0]) as usize {
             all if all == self.world => Ok(()),
