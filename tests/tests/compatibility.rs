@@ -79,11 +79,9 @@ fn changed_api(name: &str, changes: &[(&str, &str, &str)]) -> PathBuf {
         fs::copy(root().join(file), folder.join(file)).expect("a copy");
     }
     let native = format!("path = \"{}\"", root().join("plugin-api/native").display());
-    let members = (
-        "Cargo.toml",
-        r#"["host", "plugin-api", "plugin-api/native", "plugins/*", "tests", "tests/fixtures/*"]"#,
-        r#"["plugin-api"]"#,
-    );
+    let workspace = fs::read_to_string(root().join("Cargo.toml")).expect("Cargo.toml");
+    let all = workspace.lines().find(|line| line.starts_with("members = ")).expect("the members");
+    let members = ("Cargo.toml", all, r#"members = ["plugin-api"]"#);
     let native = ("Cargo.toml", r#"path = "plugin-api/native""#, native.as_str());
     for (file, from, to) in [members, native].iter().chain(changes) {
         let path = folder.join(file);

@@ -31,7 +31,8 @@ using torch::autograd::variable_list;
 
 bool fits(const Tensor& x) { return x.is_cpu() && x.scalar_type() == at::kFloat && x.numel() > 0; }
 
-// 1 / (1 + e^-z), exact to a few units in the last place. e^x is 2^n e^r with |r| <= ln 2 / 2, the latter by its series.
+// 1 / (1 + e^-z), exact to a few units in the last place. e^x is 2^n e^r with |r| <= ln 2 / 2, the latter by the coefficients of
+// S. Moshier's Cephes library (expf).
 VECTORIZED __attribute__((always_inline)) inline float sigmoid(float z) {
   constexpr float kRound = 12582912.0f;  // 1.5 * 2^23: a sum with it is rounded to a whole number.
   float x = -z;
