@@ -223,8 +223,11 @@ fn an_array_that_is_cancelled_goes_on_with_what_is_missing() {
     let job = line["job"].as_str().expect("a job").to_string();
     assert_eq!(line["points"], 12);
     let exits = || {
-        let ended = |point: &usize| sweep.join(format!("points/{point:05}/exit")).is_file();
-        (0..12).filter(ended).collect::<Vec<usize>>()
+        // A point that was told to stop has another code.
+        let file = |point: &usize| sweep.join(format!("points/{point:05}/exit"));
+        let done =
+            |point: &usize| fs::read_to_string(file(point)).is_ok_and(|code| code.trim() == "0");
+        (0..12).filter(done).collect::<Vec<usize>>()
     };
     cluster.until("three points", || exits().len() >= 3);
     let running = cluster.shell("squeue --noheader --states=running").stdout.lines().count();
