@@ -257,6 +257,37 @@ fn a_dead_rank_ends_the_others_and_is_named() {
     }
 }
 
+/// A sum goes round the ranks: those that are no neighbours of the dead one are not taken for dead by those that are.
+#[test]
+fn of_many_ranks_the_dead_one_alone_is_named() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let words = [
+        "run.dir=run",
+        "loader.global_batch_size=10",
+        "trainer.max_steps=1000000",
+        "trainer.val_check_interval=0",
+        "trainer.timeout_s=600",
+    ];
+    let port = free_port();
+    let begin = |number: &str| {
+        let mut command = rank(folder.path(), number, &port, &words);
+        command.env("WORLD_SIZE", "5");
+        in_background(command)
+    };
+    let mut ranks: Vec<_> = ["0", "1", "2", "3", "4"].map(begin).into();
+    wait_for_lines(&folder.path().join("run"), 3);
+    let mut lost = ranks.remove(2);
+    lost.kill().expect("kill");
+    lost.wait().expect("the end");
+    let begun = Instant::now();
+    for left in ranks {
+        let (code, words) = said(left);
+        assert_eq!(code, Some(5), "{words}");
+        assert!(words.contains("rank 2 no longer answers"), "{words}");
+    }
+    assert!(begun.elapsed() < Duration::from_secs(10), "{:?}", begun.elapsed());
+}
+
 /// The launcher says which rank was lost, and leaves nobody behind.
 #[test]
 fn the_launcher_ends_all_when_one_is_killed() {

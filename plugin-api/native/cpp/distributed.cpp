@@ -30,6 +30,7 @@ struct Group {
   c10::intrusive_ptr<c10d::TCPStore> store;
   // What the reducer takes; it hands each call to the backend of the tensors' device.
   c10::intrusive_ptr<c10d::ProcessGroup> group;
+  c10::intrusive_ptr<c10d::ProcessGroupGloo> gloo;
   c10::intrusive_ptr<c10d::Backend> nccl;
 };
 
@@ -45,6 +46,13 @@ std::shared_ptr<::gloo::transport::Device> device(const std::string& host, const
   if (host == "localhost" || host.rfind("127.", 0) == 0) return ProcessGroupGloo::createDeviceForHostname("127.0.0.1");
   return ProcessGroupGloo::createDefaultDevice();
 }
+
+// The connections of a process group are its own affair; a class derived from it may name them.
+struct Connections : c10d::ProcessGroupGloo {
+  static void close(c10d::ProcessGroupGloo& group) {
+    for (const auto& context : group.*&Connections::contexts_) context->closeConnections();
+  }
+};
 
 // Bytes of a bucket of gradients: the first is small, so that its sum begins early. The values of torch's own DDP.
 constexpr int64_t kBucketBytes = 25 << 20, kFirstBucketBytes = 1 << 20;
@@ -66,11 +74,11 @@ char* maskdiff_group_new(const char* host, uint16_t port, int rank, int world, i
     auto gloo = c10d::ProcessGroupGloo::Options::create(milliseconds(join_ms));
     gloo->devices.push_back(device(host, interface));
     auto prefixed = c10::make_intrusive<c10d::PrefixStore>("gloo", group->store);
-    auto backend = c10::make_intrusive<c10d::ProcessGroupGloo>(prefixed, rank, world, gloo);
-    backend->setTimeout(milliseconds(timeout_ms));
+    group->gloo = c10::make_intrusive<c10d::ProcessGroupGloo>(prefixed, rank, world, gloo);
+    group->gloo->setTimeout(milliseconds(timeout_ms));
     auto outer = c10::make_intrusive<c10d::PrefixStore>("group", group->store);
     group->group = c10::make_intrusive<c10d::ProcessGroup>(outer, rank, world);
-    group->group->setBackend(c10::DeviceType::CPU, c10d::ProcessGroup::BackendType::GLOO, backend);
+    group->group->setBackend(c10::DeviceType::CPU, c10d::ProcessGroup::BackendType::GLOO, group->gloo);
     group->group->setDefaultBackend(c10d::ProcessGroup::BackendType::GLOO);
     *result = group.release();
   });
@@ -89,6 +97,11 @@ char* maskdiff_group_add_nccl(Group* group, int64_t timeout_ms) {
     if (!said) inner.setBackend(c10::DeviceType::CUDA, c10d::ProcessGroup::BackendType::NCCL, group->nccl);
   });
   return failed ? failed : said;
+}
+
+// Closes the connections of Gloo. A rank of a ring that waits for this one learns of it at once, and need not wait for its end.
+char* maskdiff_group_hang_up(Group* group) {
+  return guarded([&] { Connections::close(*group->gloo); });
 }
 
 void maskdiff_group_free(Group* group) {

@@ -26,6 +26,7 @@ unsafe extern "C" {
         result: *mut *mut c_void,
     ) -> *mut c_char;
     fn maskdiff_group_add_nccl(group: *mut c_void, timeout_ms: i64) -> *mut c_char;
+    fn maskdiff_group_hang_up(group: *mut c_void) -> *mut c_char;
     fn maskdiff_group_free(group: *mut c_void);
     fn maskdiff_group_all_reduce(
         group: *mut c_void,
@@ -196,8 +197,9 @@ impl Group {
     }
 
     /// The ranks that do not report within `wait` of each other after a failure, each of which calls this; `None` when the
-    /// store itself does not answer. The group is not used after it, and is left to the end of the process: a peer that
-    /// hangs would hold up its orderly end.
+    /// store itself does not answer. A sum goes round the ranks, so only the neighbours of a dead one notice at once: this one hangs
+    /// up before it waits, which lets its own neighbours notice, and so on. The group is not used after it, and is left to the
+    /// end of the process: a peer that hangs would hold up its orderly end.
     pub fn roll_call(&self, wait: Duration) -> Option<Vec<usize>> {
         self.abandoned.set(true);
         let (rank, world, timeout) = (self.rank, self.world, self.timeout);
@@ -211,6 +213,8 @@ impl Group {
             let mut missing = Vec::new();
             let mut wait = wait;
             let answered = group.set(&here(rank), b"here").is_ok();
+            // SAFETY: a live group; a failure leaves the others to notice later.
+            let _ = checked(unsafe { maskdiff_group_hang_up(handle) });
             for other in (0..world).filter(|other| *other != rank) {
                 if group.get(&here(other), wait).is_err() {
                     missing.push(other);
