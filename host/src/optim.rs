@@ -260,7 +260,8 @@ impl Schedule {
     pub fn rate(&self, step: i64) -> f64 {
         let k = step as f64;
         match *self {
-            Self::Constant { peak, warmup } => peak * (k / warmup.max(1.0)).min(1.0),
+            Self::Constant { peak, warmup } if k < warmup => peak * k / warmup.max(1.0),
+            Self::Constant { peak, .. } => peak,
             Self::Cosine { peak, warmup, first, .. } if k < warmup => {
                 first + k * (peak - first) / warmup
             }
@@ -275,6 +276,14 @@ impl Schedule {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_warm_up_of_no_steps_begins_at_the_peak() {
+        let rates =
+            |warmup: f64| [0, 1, 2].map(|k| Schedule::Constant { peak: 2.0, warmup }.rate(k));
+        assert_eq!(rates(0.0), [2.0, 2.0, 2.0]);
+        assert_eq!(rates(2.0), [0.0, 1.0, 2.0]);
+    }
 
     #[test]
     fn singular_values_come_near_one() {

@@ -174,8 +174,11 @@ pub fn changes(file: &Path, config: &Config) -> Result<Vec<String>> {
     let text = fs::read_to_string(file).map_err(|e| Error::io("read", file, &e))?;
     let stored: toml::Table = text.parse().unwrap_or_default();
     let free = ["run.", "checkpointing.", "trainer.max_steps", "eval.checkpoint_path"];
+    let told = ["checkpointing.monitor", "checkpointing.mode"];
     let leaves = config.layers.leaves().into_iter();
-    let leaves = leaves.filter(|(key, _, _)| !free.iter().any(|f| key.starts_with(f)));
+    let leaves = leaves.filter(|(key, _, _)| {
+        told.contains(&key.as_str()) || !free.iter().any(|f| key.starts_with(f))
+    });
     let changed = leaves.filter_map(|(key, value, _)| {
         let mut old = Some(&stored).and_then(|t| t.get(key.split('.').next()?));
         for part in key.split('.').skip(1) {

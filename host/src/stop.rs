@@ -84,8 +84,21 @@ impl Stop {
         }
     }
 
+    /// What a command ends with that was asked to stop.
+    pub fn error(&self, message: String) -> Error {
+        Self::error_of(self.level(), message)
+    }
+
+    /// The same, of the sum of the levels of all ranks.
+    pub fn error_of(level: f64, message: String) -> Error {
+        match Self::is_preemption(level) {
+            true => Error::Preempted { message },
+            false => Error::Interrupted { message },
+        }
+    }
+
     /// Whether a scheduler was among those who asked.
-    pub fn is_preemption(level: f64) -> bool {
+    fn is_preemption(level: f64) -> bool {
         level >= PREEMPTION
     }
 

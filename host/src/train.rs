@@ -7,10 +7,12 @@ use std::rc::Rc;
 use std::time::Instant;
 
 use maskdiff_native::{Profiler, generator_state, set_generator_state};
+use maskdiff_plugin_api::{Kind as ErrorKind, PluginError};
 use serde_json::{Value, json};
 use tch::Tensor;
 
 use crate::checkpoint::Saver;
+use crate::config::groups::Limit;
 use crate::config::{Config, Shares};
 use crate::data::{Corpus, Rows, Samples, entropy_per_token};
 use crate::distributed::World;
@@ -18,7 +20,7 @@ use crate::error::{Error, Result};
 use crate::evaluate::{self, Bound, Measure, Plan};
 use crate::learner::{Ask, Batch, Learner, Step};
 use crate::model::Model;
-use crate::observe::{self, OnNan, Part, Usual};
+use crate::observe::{self, OnNan, Part, Split, Usual};
 use crate::prompt::Given;
 use crate::report::Report;
 use crate::run_dir::RunDir;
@@ -151,8 +153,10 @@ impl Trainer<'_> {
             }
             if due(step, check_every) || step == last {
                 evaluated = self.evaluate_or_stop()?;
+                // What was timed up to now is no longer of the time that begins.
                 self.progress.window =
                     Window { timed: 0, since: Instant::now(), ..self.progress.window };
+                self.learner.split = Split::default();
             } else if due(step, every) {
                 self.save(false)?;
             }
@@ -163,6 +167,7 @@ impl Trainer<'_> {
             evaluated = self.evaluate_or_stop()?;
         }
         self.written()?;
+        self.copied();
         Ok(evaluated)
     }
 
@@ -205,12 +210,12 @@ impl Trainer<'_> {
             return Ok(Some(Step::left_out(stop[0])));
         }
         let done = self.step(most)?;
+        let progress = &mut self.progress;
+        progress.window.timed += 1;
         if done.lr.is_some() {
-            let progress = &mut self.progress;
             progress.usual.learn(done.loss);
             progress.window.loss += done.loss;
             progress.window.steps += 1;
-            progress.window.timed += 1;
             return Ok(Some(done));
         }
         // Float16 overflows now and then; the scale has been lowered.
@@ -329,14 +334,19 @@ impl Trainer<'_> {
                 None,
             );
         }
-        let per_epoch = self.corpus.train.epoch().map(|samples| {
-            let batches = trainer.limit_train_batches.of((samples / global).max(1).cast_signed());
-            // A corpus smaller than a batch, or all of it: nothing is left out.
-            let all = batches * global.cast_signed() >= samples.cast_signed()
-                || trainer.limit_train_batches == crate::config::groups::Limit::Share(1.0);
-            if all { samples } else { (batches.max(1).cast_unsigned()) * global }
-        });
-        (self.progress.samples, per_epoch)
+        let limit = trainer.limit_train_batches;
+        let samples = match (self.corpus.train.epoch(), limit) {
+            (Some(samples), _) => samples,
+            // Where there are no epochs, the first batches again and again.
+            (None, Limit::Count(n)) => {
+                return (self.progress.samples % (global * n.cast_unsigned()), None);
+            }
+            (None, Limit::Share(_)) => return (self.progress.samples, None),
+        };
+        let batches = limit.of((samples / global).max(1).cast_signed()).cast_unsigned();
+        // A corpus smaller than a batch, or all of it: nothing is left out.
+        let all = batches * global >= samples || limit == Limit::Share(1.0);
+        (self.progress.samples, Some(if all { samples } else { batches * global }))
     }
 
     fn log(&mut self, done: &Step) -> Result<()> {
@@ -404,9 +414,20 @@ impl Trainer<'_> {
             tch::manual_seed(plan.seed.wrapping_add(step));
             let given = vec![Given::default(); config.sampling.num_sample_log as usize];
             let tokenizer = corpus.tokenizer.as_ref();
-            let drawn = sample::draw(model, sampler, tokenizer, &given, Windows::ONE, None, None);
+            let asked = stop.clone();
+            let until: crate::model::Progress<'static> =
+                Box::new(move |_, _, _| match asked.asked() {
+                    true => Err(PluginError::new(ErrorKind::Interrupted, "asked to stop")),
+                    false => Ok(()),
+                });
+            let until = Some(until);
+            let drawn = sample::draw(model, sampler, tokenizer, &given, Windows::ONE, until, None);
             set_generator_state(device, &state)?;
-            Ok((bound, Some(drawn?)))
+            match drawn {
+                // The bound is known, and the checkpoint is worth more than samples.
+                Err(_) if stop.asked() => Ok((bound, None)),
+                drawn => Ok((bound, Some(drawn?))),
+            }
         })?;
         let mut line = json!({
             "val/nelbo": bound.nats_per_token,
@@ -493,15 +514,12 @@ impl Trainer<'_> {
         self.report.finish();
         self.save(false)?;
         self.written()?;
+        self.copied();
         let (step, run) = (self.learner.step, self.run.path().display());
         let message = format!(
             "stopped after step {step}, checkpoint written; the same command with `run.dir={run} \
              checkpointing.resume_from_ckpt=true` goes on"
         );
-        Ok(if Stop::is_preemption(level) {
-            Error::Preempted { message }
-        } else {
-            Error::Interrupted { message }
-        })
+        Ok(Stop::error_of(level, message))
     }
 }

@@ -111,6 +111,15 @@ fn a_run_goes_on_from_the_store_when_its_machine_is_gone() {
             .expect("weights")
     };
     assert!(weights("run") == weights("whole"), "bit for bit");
+    // The newest one here is damaged, and whole there.
+    let newest = folder.path().join("run/checkpoints/step-00000012/model.safetensors");
+    fs::write(&newest, b"half a file").expect("the checkpoint of step 12");
+    go("trainer.max_steps=12").expect(0).says(&[
+        "is damaged; it is set aside as",
+        "fetched `s3://runs/some/run/step-00000012`",
+        "going on after step 12",
+    ]);
+    assert!(weights("run") == weights("whole"), "bit for bit");
 }
 
 #[test]

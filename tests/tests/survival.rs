@@ -151,15 +151,69 @@ fn an_evaluation_that_was_broken_off_is_made_again() {
     same_end(&run, &folder.path().join("whole"));
 }
 
+/// A signal while an evaluation draws its samples: the bound and the steps are kept.
+#[test]
+fn samples_that_take_long_keep_no_signal_waiting() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let words = ["run.dir=run", "sampling.steps=1000000", "trainer.val_check_interval=6"];
+    let mut child = start(folder.path(), &words);
+    let run = folder.path().join("run");
+    wait_for_lines(&run, 6);
+    std::thread::sleep(Duration::from_millis(500));
+    kill(&child, "-TERM");
+    let begun = Instant::now();
+    assert_eq!(child.wait().expect("the end").code(), Some(75));
+    assert!(begun.elapsed() < Duration::from_secs(10), "{:?}", begun.elapsed());
+    assert_eq!(logged(&run, "val/nelbo").len(), 1);
+    assert!(run.join("checkpoints/step-00000006").is_dir(), "the best one");
+    let words = [&words[..], &["checkpointing.resume_from_ckpt=true", "sampling.steps=8"]].concat();
+    train(folder.path(), &words).expect(0).says(&["going on after step 7"]);
+}
+
+/// What was the best elsewhere, or by another measure, is not what a new run has to beat.
+#[test]
+fn a_run_from_anothers_checkpoint_has_a_best_of_its_own() {
+    let folder = tempfile::tempdir().expect("a folder");
+    train(folder.path(), &["run.dir=first", "trainer.max_steps=4"]).expect(0);
+    let state = folder.path().join("first/checkpoints/last/state.json");
+    let better = fs::read_to_string(&state).expect("its numbers");
+    let mut better: serde_json::Value = serde_json::from_str(&better).expect("JSON");
+    assert_eq!(better["best_step"], 4);
+    better["best"] = 0.001.into();
+    fs::write(&state, better.to_string()).expect("a better one");
+    let from = "checkpointing.resume_ckpt_path=first";
+    let other = ["run.dir=second", from, "trainer.max_steps=6"];
+    train(folder.path(), &other)
+        .expect(2)
+        .says(&["`checkpointing.resume_ckpt_path=first` is not used"]);
+    let other = [&other[..], &["checkpointing.resume_from_ckpt=true"]].concat();
+    train(folder.path(), &other).expect(0).says(&["going on after step 4"]);
+    let best = |run: &str| fs::read_link(folder.path().join(run).join("checkpoints/best"));
+    assert_eq!(best("second").expect("a best one").display().to_string(), "step-00000006");
+    // The same run, by another measure.
+    let again = [
+        "run.dir=first",
+        "checkpointing.resume_from_ckpt=true",
+        "checkpointing.monitor=val/ppl",
+        "trainer.max_steps=6",
+    ];
+    train(folder.path(), &again)
+        .expect(0)
+        .says(&["checkpointing.monitor: \"val/nelbo\" → \"val/ppl\""]);
+    assert_eq!(best("first").expect("a best one").display().to_string(), "step-00000006");
+}
+
 /// A second signal, and a grace time that is over, end the process at once; the checkpoint before is whole.
 #[test]
 fn a_second_signal_ends_at_once_without_damage() {
     let folder = tempfile::tempdir().expect("a folder");
-    // Samples of a million steps: nothing that would end by itself.
+    // Steps of many seconds: a signal waits for the end of one.
     let words = [
-        "sampling.steps=1000000",
-        "trainer.val_check_interval=6",
-        "checkpointing.every_n_steps=2",
+        "loader.global_batch_size=20000",
+        "loader.batch_size=4",
+        "trainer.num_sanity_val_steps=0",
+        "trainer.val_check_interval=0",
+        "checkpointing.every_n_steps=1",
         "trainer.max_steps=100",
     ];
     for (name, more, signals) in
@@ -168,8 +222,13 @@ fn a_second_signal_ends_at_once_without_damage() {
         let dir = format!("run.dir={name}");
         let mut child = start(folder.path(), &[&words[..], &[&dir, more]].concat());
         let run = folder.path().join(name);
-        wait_for_lines(&run, 6);
-        std::thread::sleep(Duration::from_millis(500));
+        wait_for_lines(&run, 1);
+        let written = run.join("checkpoints/last");
+        let until = Instant::now() + Duration::from_secs(20);
+        while !written.exists() {
+            assert!(Instant::now() < until, "no checkpoint");
+            std::thread::sleep(Duration::from_millis(50));
+        }
         for _ in 0..signals {
             kill(&child, "-TERM");
             // One that follows at once would be the same signal by another way.

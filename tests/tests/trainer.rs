@@ -159,6 +159,10 @@ fn limits_bound_what_is_read() {
     let mean = losses[1400..].iter().sum::<f64>() / 200.0;
     let unknown = numbers(&known, "val/nelbo")[0];
     assert!(mean < 0.8 * unknown, "{mean} on what it saw, {unknown} on the rest");
+    let endless = train(folder.path(), &["trainer.limit_train_batches=0.5", "run.dir=no"]);
+    endless.expect(2).says(&["a share of an epoch, and this source has none", "whole number"]);
+    let forever = train(folder.path(), &["trainer.max_steps=-1", "run.dir=no"]);
+    forever.expect(2).says(&["`trainer.max_steps` must be at least 0, got -1"]);
     let out = train(folder.path(), &["trainer.limit_val_batches=1.5"]);
     out.expect(2).says(&["`trainer.limit_val_batches`", "`1` is one batch, `1.0` is all"]);
 }

@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use super::{Checkpoint, remove};
+use super::{Checkpoint, name, remove, step_of};
 use crate::error::{Error, Result};
 
 /// Points the link `name` at a checkpoint of the same folder, in one step.
@@ -17,25 +17,20 @@ pub fn link(folder: &Path, name: &str, checkpoint: &str) -> Result<()> {
 
 /// The checkpoints of a folder, newest first.
 pub fn list(folder: &Path) -> Vec<PathBuf> {
-    let mut names: Vec<String> = fs::read_dir(folder)
-        .into_iter()
-        .flatten()
-        .flatten()
-        .filter_map(|entry| entry.file_name().into_string().ok())
-        .filter(|name| name.starts_with("step-"))
-        .collect();
-    // Eight digits and more: a longer number is a later step.
-    names.sort_by_key(|name| std::cmp::Reverse((name.len(), name.clone())));
-    names.into_iter().map(|name| folder.join(name)).collect()
+    let entries = fs::read_dir(folder).into_iter().flatten().flatten();
+    let mut steps: Vec<i64> =
+        entries.filter_map(|entry| step_of(&entry.file_name().to_string_lossy())).collect();
+    steps.sort_by_key(|step| std::cmp::Reverse(*step));
+    steps.into_iter().map(|step| folder.join(name(step))).collect()
 }
 
-/// Removes all but the newest `keep` checkpoints and those that `last` and `best` point at.
-pub fn prune(folder: &Path, keep: usize) -> Result<()> {
+/// Removes all but the newest `keep` checkpoints, those that `last` and `best` point at, and those that are `in_use`.
+pub fn prune(folder: &Path, keep: usize, in_use: &[PathBuf]) -> Result<()> {
     let linked = |name: &str| fs::read_link(folder.join(name)).ok();
     let kept = [linked("last"), linked("best")];
     for path in list(folder).iter().skip(keep.max(1)) {
         let name = path.file_name().map(PathBuf::from);
-        if name.is_some() && kept.contains(&name) {
+        if (name.is_some() && kept.contains(&name)) || in_use.contains(path) {
             continue;
         }
         // Out of sight first: a removal that is cut off leaves no half checkpoint under its name.
@@ -85,7 +80,7 @@ pub fn newest(folder: &Path, mut tell: impl FnMut(&str)) -> Result<Option<Checkp
 }
 
 /// Gives a damaged checkpoint a name that is not taken for a checkpoint.
-fn set_aside(folder: &Path, path: &Path) -> Result<String> {
+pub fn set_aside(folder: &Path, path: &Path) -> Result<String> {
     let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
     let mut names = (1..).map(|n| folder.join(format!("damaged-{n}-{name}")));
     let aside = names.find(|p| !p.exists()).unwrap_or_default();

@@ -33,7 +33,7 @@ impl Mirror {
     }
 
     /// See the build with object stores.
-    pub fn fetch(&self, _: &Path, _: Option<&str>, _: impl FnMut(&str)) -> Result<Option<PathBuf>> {
+    pub fn fetch(&self, _: &Path, _: Option<i64>, _: impl FnMut(&str)) -> Result<Option<PathBuf>> {
         match *self {}
     }
 }

@@ -14,6 +14,7 @@
 //! number of ranks nor the strategy shows in it. There is no state of random generators: every draw is a function of the
 //! seed and of the position (see [`crate::stream`]).
 
+mod copier;
 pub mod foreign;
 pub mod keep;
 #[cfg(not(feature = "remote"))]
@@ -91,6 +92,12 @@ pub const OPTIMIZER: &str = "optimizer.safetensors";
 /// The folder name of a step's checkpoint.
 pub fn name(step: i64) -> String {
     format!("step-{step:08}")
+}
+
+/// The step of a checkpoint's folder; none for anything else, as a copy beside it under another name.
+pub fn step_of(name: &str) -> Option<i64> {
+    let step = name.strip_prefix("step-")?.parse().ok()?;
+    (self::name(step) == name).then_some(step)
 }
 
 fn remove(path: &Path) -> Result<()> {
@@ -272,8 +279,8 @@ mod tests {
     #[test]
     fn what_is_written_is_read_and_links_follow() {
         let folder = tempfile::tempdir().unwrap();
-        write::write(folder.path(), &mut content(1, 1.0), 1).unwrap();
-        let path = write::write(folder.path(), &mut content(2, 5.0), 1).unwrap();
+        write::write(folder.path(), &mut content(1, 1.0), 1, &[]).unwrap();
+        let path = write::write(folder.path(), &mut content(2, 5.0), 1, &[]).unwrap();
         let read = Checkpoint::open(folder.path()).unwrap();
         assert_eq!(
             (read.state.step, fs::canonicalize(&read.path).unwrap()),
@@ -294,7 +301,7 @@ mod tests {
         for step in 1..=5 {
             let mut content = content(step, 1.0);
             content.best = step == 2;
-            write::write(folder.path(), &mut content, 2).unwrap();
+            write::write(folder.path(), &mut content, 2, &[]).unwrap();
         }
         let steps: Vec<String> = list(folder.path())
             .iter()
@@ -302,6 +309,9 @@ mod tests {
             .collect();
         assert_eq!(steps, ["step-00000005", "step-00000004", "step-00000002"]);
         assert_eq!(fs::read_link(folder.path().join("best")).unwrap(), Path::new("step-00000002"));
+        // A copy under another name is none of the run's.
+        fs::rename(&list(folder.path())[1], folder.path().join("step-00000004.bak")).unwrap();
+        assert_eq!(list(folder.path()).len(), 2);
     }
 
     /// What training changes while the thread writes is not what is written.
@@ -326,8 +336,8 @@ mod tests {
     #[test]
     fn a_damaged_newest_one_is_set_aside() {
         let folder = tempfile::tempdir().unwrap();
-        write::write(folder.path(), &mut content(1, 1.0), 3).unwrap();
-        let path = write::write(folder.path(), &mut content(2, 2.0), 3).unwrap();
+        write::write(folder.path(), &mut content(1, 1.0), 3, &[]).unwrap();
+        let path = write::write(folder.path(), &mut content(2, 2.0), 3, &[]).unwrap();
         fs::write(path.join(MODEL), b"nothing").unwrap();
         let mut said = Vec::new();
         let found = newest(folder.path(), |text| said.push(text.to_string())).unwrap().unwrap();
@@ -347,7 +357,7 @@ mod tests {
     #[test]
     fn damage_and_strangers_are_named() {
         let folder = tempfile::tempdir().unwrap();
-        let path = write::write(folder.path(), &mut content(1, 1.0), 1).unwrap();
+        let path = write::write(folder.path(), &mut content(1, 1.0), 1, &[]).unwrap();
         let target = [
             ("w".to_string(), Tensor::zeros([3], (Kind::Float, Device::Cpu))),
             ("v".to_string(), Tensor::zeros([1], (Kind::Float, Device::Cpu))),

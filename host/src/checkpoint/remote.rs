@@ -18,7 +18,8 @@ use object_store::path::Path as Key;
 use object_store::{ObjectStore, ObjectStoreExt as _, PutPayload, RetryConfig, WriteMultipart};
 use tokio::runtime::Runtime;
 
-use super::{Checkpoint, remove};
+use super::keep::set_aside;
+use super::{Checkpoint, remove, step_of};
 use crate::error::{Error, Result};
 
 /// Where checkpoints are copied to.
@@ -151,17 +152,13 @@ impl Mirror {
         let keys: Vec<Key> = found.try_collect().await.map_err(|e| self.fault("list", e))?;
         let depth = self.prefix.parts().count();
         let name = |key: &Key| key.parts().nth(depth).map(|part| part.as_ref().to_string());
-        let names: BTreeSet<(usize, String)> = keys
-            .iter()
-            .filter_map(name)
-            .filter(|name| name.starts_with("step-"))
-            .map(|name| (name.len(), name))
-            .collect();
-        let of = |(_, checkpoint): (usize, String)| {
+        let steps: BTreeSet<i64> = keys.iter().filter_map(|key| step_of(&name(key)?)).collect();
+        let of = |step: i64| {
+            let checkpoint = super::name(step);
             let own = keys.iter().filter(|k| name(k).as_deref() == Some(&checkpoint)).cloned();
             (checkpoint.clone(), own.collect::<Vec<Key>>())
         };
-        let all = names.into_iter().rev().map(of);
+        let all = steps.into_iter().rev().map(of);
         let has_state = |keys: &Vec<Key>| keys.iter().any(|k| k.filename() == Some(STATE));
         Ok(all.filter(|(_, keys)| !whole || has_state(keys)).collect())
     }
@@ -201,10 +198,10 @@ impl Mirror {
     pub fn fetch(
         &self,
         folder: &Path,
-        have: Option<&str>,
+        have: Option<i64>,
         mut tell: impl FnMut(&str),
     ) -> Result<Option<PathBuf>> {
-        let newer = |name: &str| have.is_none_or(|have| (name.len(), name) > (have.len(), have));
+        let newer = |name: &str| step_of(name) > have;
         self.runtime.block_on(async {
             for (name, keys) in self.list(true).await?.into_iter().filter(|(name, _)| newer(name)) {
                 let temporary = folder.join(format!(".{name}.tmp"));
@@ -219,6 +216,14 @@ impl Mirror {
                     continue;
                 }
                 let target = folder.join(&name);
+                if target.exists() {
+                    // It is damaged, or it would have been the newest here.
+                    let aside = set_aside(folder, &target)?;
+                    tell(&format!(
+                        "warning: `{}` is damaged; it is set aside as `{aside}`",
+                        target.display()
+                    ));
+                }
                 fs::rename(&temporary, &target).map_err(|e| Error::io("rename", &temporary, &e))?;
                 tell(&format!("fetched `{}/{name}`", self.url));
                 return Ok(Some(target));
@@ -229,9 +234,13 @@ impl Mirror {
 
     async fn get(&self, key: &Key, file: &Path) -> Result<()> {
         let said = |e| self.fault("read", e);
-        let mut stream = self.store.get(key).await.map_err(said)?.into_stream();
+        let size = self.store.head(key).await.map_err(said)?.size;
+        // In parts, as it was put there: each has the time and the attempts of one request.
+        let parts = (0..size).step_by(PART).map(|at| at..size.min(at + PART as u64));
+        let parts = parts.map(|range| self.store.get_range(key, range));
+        let mut parts = futures_util::stream::iter(parts).buffered(PARTS);
         let mut sink = File::create(file).map_err(|e| Error::io("write", file, &e))?;
-        while let Some(bytes) = stream.next().await {
+        while let Some(bytes) = parts.next().await {
             sink.write_all(&bytes.map_err(said)?).map_err(|e| Error::io("write", file, &e))?;
         }
         sink.sync_all().map_err(|e| Error::io("flush", file, &e))

@@ -3,12 +3,14 @@
 use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::thread::JoinHandle;
 
 use maskdiff_native::foreach_copy;
 use sha2::{Digest, Sha256};
 use tch::{Device, Tensor};
 
+use super::copier::Copier;
 use super::keep::{link, prune, sweep};
 use super::tensors::{self, Named};
 use super::{EMA, MODEL, Mirror, OPTIMIZER, State, name, remove};
@@ -34,18 +36,16 @@ pub struct Content {
     pub best: bool,
 }
 
-/// What the thread gives back: the memory of the copy, the path, and why it could not be copied to the mirror.
-type Done = (Content, Result<PathBuf>, Option<Error>);
+/// What the thread gives back: the memory of the copy, and the path.
+type Done = (Content, Result<PathBuf>);
 
 /// Writes checkpoints into a folder, one at a time, in a thread of its own.
 #[derive(Debug)]
 pub struct Saver {
     folder: PathBuf,
-    mirror: Option<Mirror>,
+    copier: Option<Copier>,
     keep: usize,
     worker: Option<JoinHandle<Done>>,
-    /// Why the last copy to the mirror failed.
-    not_copied: Option<Error>,
     /// Memory of the last snapshot, for the next one.
     spare: Option<Content>,
 }
@@ -64,10 +64,9 @@ impl Saver {
         sweep(folder)?;
         Ok(Self {
             folder: folder.to_path_buf(),
-            mirror,
+            copier: mirror.map(|mirror| Copier::new(mirror, keep)).transpose()?,
             keep,
             worker: None,
-            not_copied: None,
             spare: None,
         })
     }
@@ -79,16 +78,17 @@ impl Saver {
     pub fn save(&mut self, content: Content) -> Result<()> {
         self.wait()?;
         let copy = snapshot(content, self.spare.take())?;
-        let (folder, mirror, keep) = (self.folder.clone(), self.mirror.clone(), self.keep);
+        let (folder, keep) = (self.folder.clone(), self.keep);
+        let queue = self.copier.as_ref().map(|copier| Arc::clone(&copier.queue));
         let write = move || {
             yield_to_training();
             let mut copy = copy;
-            let written = write(&folder, &mut copy, keep);
-            let copied = match (&written, &mirror) {
-                (Ok(path), Some(mirror)) => mirror.upload(path, copy.best, keep).err(),
-                _ => None,
-            };
-            (copy, written, copied)
+            let in_use = queue.as_ref().map_or_else(Vec::new, |queue| queue.paths());
+            let written = write(&folder, &mut copy, keep, &in_use);
+            if let (Ok(path), Some(queue)) = (&written, &queue) {
+                queue.push(path, copy.best);
+            }
+            (copy, written)
         };
         let thread = std::thread::Builder::new().name("checkpoint".into());
         let worker =
@@ -98,21 +98,27 @@ impl Saver {
     }
 
     /// Why the last copy to the mirror failed, once: the checkpoint itself is whole on disk.
-    pub fn not_copied(&mut self) -> Option<Error> {
-        self.not_copied.take()
+    pub fn not_copied(&self) -> Option<Error> {
+        self.copier.as_ref().and_then(|copier| copier.queue.failed())
+    }
+
+    /// Waits until the mirror has what is on disk, or could not be given it.
+    pub fn copied(&mut self) {
+        if let Some(copier) = &self.copier {
+            copier.queue.drained();
+        }
     }
 
     /// Waits until what is being written is on disk; gives its path.
     pub fn wait(&mut self) -> Result<Option<PathBuf>> {
         let Some(worker) = self.worker.take() else { return Ok(None) };
-        let Ok((spare, written, not_copied)) = worker.join() else {
+        let Ok((spare, written)) = worker.join() else {
             return Err(Error::checkpoint(
                 "the thread that writes checkpoints panicked",
                 "report this as a bug",
             ));
         };
         self.spare = Some(spare);
-        self.not_copied = not_copied.or(self.not_copied.take());
         let path = written?;
         tracing::info!(path = %path.display(), "Wrote a checkpoint");
         Ok(Some(path))
@@ -124,12 +130,16 @@ impl Drop for Saver {
         if let Err(error) = self.wait() {
             eprintln!("warning: {error}");
         }
+        self.copied();
+        if let Some(error) = self.not_copied() {
+            eprintln!("warning: {error}");
+        }
     }
 }
 
 /// Gives this thread what training leaves of the processor.
 #[expect(unsafe_code, reason = "a call of the system")]
-fn yield_to_training() {
+pub(super) fn yield_to_training() {
     // SAFETY: plain numbers; on Linux 0 means the calling thread alone. A refusal changes nothing.
     unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, 10) };
 }
@@ -162,8 +172,13 @@ fn copied(named: Named, spare: Named) -> Result<Named> {
 }
 
 /// Writes a checkpoint into `folder` under a temporary name, flushes and renames it, links `last` (and `best`) to it and
-/// removes what is no longer kept; gives its path.
-pub fn write(folder: &Path, content: &mut Content, keep: usize) -> Result<PathBuf> {
+/// removes what is neither kept nor `in_use`; gives its path.
+pub fn write(
+    folder: &Path,
+    content: &mut Content,
+    keep: usize,
+    in_use: &[PathBuf],
+) -> Result<PathBuf> {
     let name = name(content.state.step);
     let target = folder.join(&name);
     let temporary = folder.join(format!(".{name}.tmp"));
@@ -182,7 +197,7 @@ pub fn write(folder: &Path, content: &mut Content, keep: usize) -> Result<PathBu
     if content.best {
         link(folder, "best", &name)?;
     }
-    prune(folder, keep)?;
+    prune(folder, keep, in_use)?;
     Ok(target)
 }
 

@@ -33,6 +33,7 @@ pub fn run(common: &Common, profile: bool, panel: bool) -> Result<()> {
             "leave it out: progress comes as plain lines; `maskdiff runs list` shows how far a run is",
         ));
     }
+    resumable(&config)?;
     let stop = Stop::listen()?;
     stop.within(Duration::from_secs_f64(config.trainer.grace_s));
     let world = Rc::new(World::join(&config)?);
@@ -56,15 +57,20 @@ pub fn run(common: &Common, profile: bool, panel: bool) -> Result<()> {
     let mirror = mirror.map(Mirror::open).transpose()?;
     let resumed = if config.checkpointing.resume_from_ckpt {
         if let Some(mirror) = &mirror {
-            let whole = |path: &PathBuf| Checkpoint::open(path).is_ok();
-            let have = checkpoint::list(&folder).into_iter().find(whole);
-            let have = have.and_then(|p| Some(p.file_name()?.to_string_lossy().into_owned()));
-            mirror.fetch(&folder, have.as_deref(), |text| report.note(text))?;
+            let whole = |path: PathBuf| Checkpoint::open(&path).ok();
+            let have = checkpoint::list(&folder).into_iter().find_map(whole);
+            mirror.fetch(&folder, have.map(|c| c.state.step), |text| report.note(text))?;
         }
         let newest = train::newest(&folder, &world, |text| report.note(text))?;
         let other = config.checkpointing.resume_ckpt_path.as_deref().map(Path::new);
         match (newest, other) {
             (None, Some(path)) => Some(Checkpoint::open(path)?),
+            (None, None) if nowhere(&config) => {
+                report.note(
+                    "warning: nothing to go on from: without `run.dir` every start has a folder of its own",
+                );
+                None
+            }
             (newest, _) => newest,
         }
     } else {
@@ -78,6 +84,14 @@ pub fn run(common: &Common, profile: bool, panel: bool) -> Result<()> {
     accelerator::meet(&world, device)?;
     let corpus =
         data::open(&config, tokenizer_of(resumed.as_ref())?, &Observer::new(&mut report, &stop))?;
+    if corpus.train.epoch().is_none() && !config.trainer.limit_train_batches.is_usable_of_endless()
+    {
+        return Err(config.layers.error(
+            "trainer.limit_train_batches",
+            "`trainer.limit_train_batches` is a share of an epoch, and this source has none",
+            "give a whole number of batches: the first so many, again and again",
+        ));
+    }
     let facts = assemble::facts(&config, corpus.tokenizer.as_ref(), device);
     let sampler = logs.then(|| assemble::sampler(&config, &registry, &facts)).transpose()?;
     let named = sampler.as_ref().map(|(name, _)| name.as_str());
@@ -136,7 +150,11 @@ pub fn run(common: &Common, profile: bool, panel: bool) -> Result<()> {
     if world.is_main() {
         ended(&mut trainer, &path, ran.as_ref().err());
     }
-    if matches!(ran, Ok(_) | Err(Error::Preempted { .. } | Error::Interrupted { .. })) {
+    // All ranks end in these ways together.
+    let together = |error: &Error| {
+        matches!(error, Error::Preempted { .. } | Error::Interrupted { .. } | Error::Numeric { .. })
+    };
+    if ran.as_ref().err().is_none_or(together) {
         // A launcher ends all ranks when the first has left with an error, and rank 0 may still be telling of the end.
         let _ = world.sum(&mut [0.0]);
     }
@@ -185,11 +203,19 @@ fn go_on(trainer: &mut Trainer<'_>, checkpoint: &Checkpoint) -> Result<()> {
         }
     }
     let mut words = format!("going on after step {}", state.step);
+    // The best of another run is not here; and another measure is no better or worse.
+    let place = |path: &Path| path.canonicalize().unwrap_or_else(|_| path.to_path_buf());
+    let elsewhere = checkpoint.path.parent().map(place) != Some(place(&trainer.checkpoints));
     if checkpoint.foreign.is_some() {
         trainer.report.note(&format!("{words} of `{}`", checkpoint.path.display()));
         return Ok(());
     }
     let mut changed = run_dir::changes(&checkpoint.config(), trainer.config)?;
+    let measure = ["checkpointing.monitor: ", "checkpointing.mode: ", "eval.bound: "];
+    let otherwise = changed.iter().any(|line| measure.iter().any(|key| line.starts_with(key)));
+    if elsewhere || otherwise {
+        trainer.forget_best();
+    }
     if state.world != trainer.world.size() {
         changed.push(format!("ranks: {} → {}", state.world, trainer.world.size()));
     }
@@ -206,6 +232,27 @@ fn go_on(trainer: &mut Trainer<'_>, checkpoint: &Checkpoint) -> Result<()> {
     }
     trainer.report.note(&words);
     Ok(())
+}
+
+/// Refuses a checkpoint that is named and would not be used.
+fn resumable(config: &Config) -> Result<()> {
+    let checkpointing = &config.checkpointing;
+    match &checkpointing.resume_ckpt_path {
+        Some(path) if !checkpointing.resume_from_ckpt => Err(config.layers.error(
+            "checkpointing.resume_ckpt_path",
+            &format!(
+                "`checkpointing.resume_ckpt_path={path}` is not used: the run would begin anew"
+            ),
+            "add `checkpointing.resume_from_ckpt=true`, or leave it out",
+        )),
+        _ => Ok(()),
+    }
+}
+
+/// Whether no place is named where an earlier start could have left a checkpoint.
+fn nowhere(config: &Config) -> bool {
+    let places = &config.checkpointing;
+    config.run.dir.is_none() && places.save_dir.is_none() && places.mirror.is_none()
 }
 
 fn hash_line(plugin: &UsedPlugin) -> String {

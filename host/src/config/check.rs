@@ -110,6 +110,7 @@ fn trainer(config: &Config) -> Result<()> {
         }
     }
     let at_least = [
+        ("trainer.max_steps", trainer.max_steps as f64, 0.0),
         ("trainer.num_sanity_val_steps", trainer.num_sanity_val_steps as f64, 0.0),
         ("trainer.overfit_batches", trainer.overfit_batches as f64, 0.0),
         ("trainer.loss_spike", trainer.loss_spike, 0.0),

@@ -61,12 +61,18 @@ pub enum Limit {
 }
 
 impl Limit {
-    /// Of `total` batches, those that are used.
+    /// Of `total` batches, those that are used: of a share that is not 0, at least one.
     pub fn of(self, total: i64) -> i64 {
         match self {
             Self::Count(count) => count.min(total),
-            Self::Share(share) => (share * total as f64) as i64,
+            Self::Share(share) if share > 0.0 => ((share * total as f64) as i64).clamp(1, total),
+            Self::Share(_) => 0,
         }
+    }
+
+    /// Whether it says something of a source without epochs, which has no share but all.
+    pub fn is_usable_of_endless(self) -> bool {
+        matches!(self, Self::Count(_)) || self == Self::Share(1.0)
     }
 
     /// Whether it is a number of batches, or a share of them.
@@ -268,9 +274,11 @@ group! {
         log_every_n_steps: i64 = 10,
         /// Steps between two evaluations; 0 evaluates at the end only.
         val_check_interval: i64 = 1000,
-        /// Training batches of an epoch: a whole number, or a share as in 0.5.
+        /// Training batches of an epoch, of `loader.global_batch_size`: a whole number, or a share as in 0.5. Of a source
+        /// without epochs, a whole number: the first so many, again and again.
         limit_train_batches: Limit = Limit::Share(1.0),
-        /// Validation batches of an evaluation: a whole number, or a share as in 0.5. 0 leaves evaluation out.
+        /// Validation batches of an evaluation, of `loader.eval_batch_size` and of all ranks together: a whole number, or a
+        /// share as in 0.5. 0 leaves evaluation out.
         limit_val_batches: Limit = Limit::Share(1.0),
         /// Validation batches tried before the first step, so that a fault there is found at once.
         num_sanity_val_steps: i64 = 2,

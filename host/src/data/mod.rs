@@ -129,7 +129,7 @@ impl<'a> Observer<'a> {
         }
         self.report.borrow_mut().finish();
         let message = "stopped while the corpus was prepared; nothing half-made is left".into();
-        Err(Error::Interrupted { message })
+        Err(self.stop.error(message))
     }
 
     pub(crate) fn done(&self) {

@@ -6,10 +6,10 @@ use std::path::Path;
 use tch::Tensor;
 
 use super::{Progress, Trainer, Window};
-use crate::checkpoint::{self, Checkpoint, Content, Named, Saver, State, Stored};
+use crate::checkpoint::{self, Checkpoint, Content, Named, State, Stored};
 use crate::distributed::World;
 use crate::error::{Error, Result};
-use crate::observe::Usual;
+use crate::observe::{Split, Usual};
 use crate::precision::LossScale;
 use crate::run_dir;
 
@@ -68,9 +68,6 @@ impl Trainer<'_> {
             Some(saver) => saver.wait().map(drop),
             None => Ok(()),
         };
-        if let Some(error) = self.saver.as_mut().and_then(Saver::not_copied) {
-            self.report.note(&format!("warning: {error}"));
-        }
         // The others must not run ahead of a checkpoint that they will read.
         let mut fault = [f64::from(u8::from(waited.is_err()))];
         self.world.sum(&mut fault)?;
@@ -82,6 +79,15 @@ impl Trainer<'_> {
             ));
         }
         Ok(())
+    }
+
+    /// Waits until the mirror has what has been written.
+    pub(super) fn copied(&mut self) {
+        let Some(saver) = &mut self.saver else { return };
+        saver.copied();
+        if let Some(error) = saver.not_copied() {
+            self.report.note(&format!("warning: {error}"));
+        }
     }
 
     /// Takes over weights, moments, average and position of a checkpoint. Nothing is changed unless all of it fits.
@@ -147,7 +153,13 @@ impl Trainer<'_> {
             usual: Usual { mean: state.usual.0, seen: state.usual.1 },
             window: Window { loss: state.window.0, steps: state.window.1, ..Window::default() },
         };
+        self.learner.split = Split::default();
         Ok(())
+    }
+
+    /// Forgets which evaluation was the best: what it was is not comparable, or is in another place.
+    pub fn forget_best(&mut self) {
+        (self.progress.best, self.progress.best_step) = (None, None);
     }
 
     /// The newest checkpoint that is whole, the same on all ranks.
