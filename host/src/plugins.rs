@@ -90,7 +90,12 @@ impl Registry {
         if file.is_file() {
             refuse_world_writable(file)?;
         }
-        let plugin = Plugin::open(file).map_err(|e| {
+        // A bare name would be looked for where the system's libraries are.
+        let place = match file.parent() {
+            Some(folder) if folder.as_os_str().is_empty() => Path::new(".").join(file),
+            _ => file.to_path_buf(),
+        };
+        let plugin = Plugin::open(&place).map_err(|e| {
             if let Some(report) = e.report() {
                 tracing::debug!("{report}");
             }
@@ -332,7 +337,8 @@ pub fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
-fn looks_like_plugin(path: &Path) -> bool {
+/// Whether a folder of plugins has it for one.
+pub fn looks_like_plugin(path: &Path) -> bool {
     let name = path.file_name().and_then(|n| n.to_str()).unwrap_or_default();
     name.starts_with("libmaskdiff_") && name.ends_with(".so")
 }
