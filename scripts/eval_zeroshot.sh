@@ -12,6 +12,8 @@
 #SBATCH --time=6:00:00
 
 export OMP_NUM_THREADS=8
+# srun does not ask for the job's own number of cores by itself.
+export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK
 srun maskdiff eval --checkpoint "${1:-runs/mdlm-owt}" \
   data=zeroshot loader.eval_batch_size=16 trainer.precision=bf16 \
   --format markdown

@@ -19,6 +19,8 @@
 #SBATCH --signal=USR1@120
 
 export OMP_NUM_THREADS=8
+# srun does not ask for the job's own number of cores by itself.
+export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK
 srun maskdiff train \
   data=lm1b model=small-ar model.length=128 \
   parameterization=ar \
