@@ -22,6 +22,8 @@ bundle() {
 import json, sys
 made = [json.loads(line) for line in sys.stdin if line.startswith("{")]
 print(next(m["executable"] for m in made if m.get("executable") and m["target"]["name"] == "gpu"))')
+  # The bundle that was made before.
+  [ ! -f "$folder/bin/maskdiff" ] || rm -r "$folder"
   # Also runs the program of the new folder once; the script of that launch is of no use to anybody.
   elsewhere=$(mktemp -d)
   (cd "$elsewhere" && "$here/../target/release/maskdiff" -q launch local "--package=$folder" -- plugins list >/dev/null)

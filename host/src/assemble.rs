@@ -11,6 +11,7 @@ use crate::config::Config;
 use crate::data::Tokenizer;
 use crate::error::{Error, Result};
 use crate::evaluate::Measure;
+use crate::launch::package;
 use crate::model::{Choices, Model};
 use crate::plugins::{Places, Registry};
 use crate::precision::Precision;
@@ -18,6 +19,10 @@ use crate::sample::NamedSampler;
 
 /// Opens the plugins: those of the command line, the configuration and the environment, then the shipped ones.
 pub fn registry(files: &[PathBuf], config: &Config) -> Result<Registry> {
+    if package::current().is_some() {
+        // Copies of all are beside the program.
+        return Registry::open(&Places::default());
+    }
     let environment = std::env::var_os("MASKDIFF_PLUGIN_PATH").unwrap_or_default();
     Registry::open(&Places {
         files: files.to_vec(),

@@ -83,7 +83,9 @@ impl Place {
             (number(var, "SLURM_JOB_ID")?, step.parse().unwrap_or_default());
         let port = match var("MASTER_PORT") {
             Some(_) => number(var, "MASTER_PORT")?,
-            None => u16::try_from(15_000 + (job + step) % 20_000).unwrap_or(15_000),
+            // Below the ports that systems give out by themselves. Jobs and steps that follow each other are far apart: tasks of an
+            // array run side by side.
+            None => u16::try_from(15_000 + (job * 7_919 + step * 5_003) % 17_000).unwrap_or(15_000),
         };
         let first = hosts.into_iter().next().ok_or_else(|| missing("SLURM_JOB_NODELIST"))?;
         Ok(Some(Self {
@@ -360,7 +362,7 @@ mod tests {
         ];
         let found = place(&slurm).unwrap().unwrap();
         assert_eq!((found.rank, found.world, found.local_rank), (3, 4, 1));
-        assert_eq!((found.host.as_str(), found.port), ("n07", 16_234));
+        assert_eq!((found.host.as_str(), found.port), ("n07", 29_046));
         assert_eq!(place(&[]).unwrap(), None);
         assert_eq!(place(&[("RANK", "0"), ("WORLD_SIZE", "1")]).unwrap(), None);
     }

@@ -133,7 +133,7 @@ impl RunDir {
 }
 
 /// The file by which a run at work holds its folder.
-const LOCK: &str = ".lock";
+pub const LOCK: &str = ".lock";
 
 /// Holds a run folder; an error when another process does.
 pub fn hold(path: &Path) -> Result<File> {

@@ -169,7 +169,8 @@ fn what_cannot_be_a_job_is_refused_before_it_is_one() {
         .says(&["all tasks of the array would write"]);
     launch(&["--profile", "one-gup"], &[]).expect(2).says(&["did you mean `--profile one-gpu`?"]);
     launch(&["launcher.node=2"], &[]).expect(2).says(&["did you mean `launcher.nodes`?"]);
-    launch(&["optim.lr=1"], &[]).expect(2).says(&["stands before the `--`"]);
+    launch(&["optim.lr=1"], &[]).expect(2).says(&["has its command behind a `--`"]);
+    launch(&["--time", "3"], &[]).expect(2).says(&["(180 s) is told to stop when it starts"]);
     launch(&[], &["launcher.nodes=x"]).expect(2).says(&["`launcher.nodes` is a whole number"]);
     let wrong = maskdiff(at, &["launch", "slurm", "--", "trian"]);
     wrong.expect(2).says(&["unrecognized subcommand 'trian'"]);
@@ -218,7 +219,8 @@ fn an_array_that_is_cancelled_goes_on_with_what_is_missing() {
     let (at, sweep) = (folder.path(), folder.path().join("sweep"));
     let axes =
         ["parameterization=subs,sedd,d3pm", "optim.lr=1e-3,3e-3", "seed=1..2", "--dir", "sweep"];
-    let words = [&["sweep", "--slurm", "--at-once", "2"], &axes[..], SMALL].concat();
+    let words =
+        [&["sweep", "--slurm", "--at-once", "2", "--time", "5:00:00"], &axes[..], SMALL].concat();
     let line = cluster.maskdiff(at, &words).expect(0).lines().remove(0);
     let job = line["job"].as_str().expect("a job").to_string();
     assert_eq!(line["points"], 12);
@@ -251,8 +253,12 @@ fn an_array_that_is_cancelled_goes_on_with_what_is_missing() {
     let before = times(&done);
     let status = cluster.maskdiff(at, &["sweep", "status", "sweep"]).expect(0).lines().remove(0);
     assert_eq!(status["done"].as_array().expect("points").len(), done.len(), "{status}");
-    let line = cluster.maskdiff(at, &resume).expect(0).lines().remove(0);
+    let more = [&resume[..], &["launcher.signal_s=90"]].concat();
+    let line = cluster.maskdiff(at, &more).expect(0).lines().remove(0);
     assert_eq!(line["points"].as_u64(), Some(12 - done.len() as u64));
+    // It asks for what the first asked for, and for what is new.
+    let script = fs::read_to_string(sweep.join("job-2.sh")).expect("its script");
+    assert!(script.contains("--time=5:00:00") && script.contains("--signal=USR1@90"), "{script}");
     cluster.until("all points", || exits().len() == 12);
     assert_eq!(times(&done), before, "what was done was not done again");
     cluster.until("an empty queue", || cluster.shell("squeue --noheader").stdout.is_empty());
@@ -262,6 +268,55 @@ fn an_array_that_is_cancelled_goes_on_with_what_is_missing() {
         let error = row["metrics"]["val/nelbo"]["standard_error"].as_f64().expect("of two seeds");
         assert!(row["n"] == 2 && error > 0.0, "{row}");
     }
+}
+
+/// The last task of an array has the array's number to Slurm: what happens to it happens to it alone.
+#[test]
+fn a_task_of_an_array_is_stopped_alone() {
+    let Some(cluster) = Cluster::start(1, None) else { return };
+    let folder = tempfile::tempdir().expect("a folder");
+    let at = folder.path();
+    let words = ["trainer.max_steps={task}00", "run.dir=runs/{task}", "sampling.num_sample_log=0"];
+    let job = submit(&cluster, at, &["--array", "1,600,601"], &words);
+    let task = |number: &str| format!("{job}_{number}");
+    let field = |number: &str, name: &str| cluster.field(&task(number), name);
+    let steps = |number: &str| losses(&run_or_empty(&at.join("runs").join(number))).len();
+    cluster.until("one that is done and two at work", || {
+        field("1", "JobState") == "COMPLETED" && steps("600") >= 3 && steps("601") >= 3
+    });
+    cluster.shell(&format!("scancel --signal=USR1 {}", task("601"))).expect(0);
+    cluster.until("another life", || field("601", "Restarts") == "1");
+    let before = steps("601");
+    cluster.until("its steps", || steps("601") > before);
+    cluster.shell(&format!("scancel {}", task("601"))).expect(0);
+    cluster.until("its end", || {
+        field("601", "JobState") == "CANCELLED"
+            && !cluster.shell("squeue --noheader --array --format=%i").stdout.contains("_601")
+    });
+    for (number, state, restarts) in
+        [("1", "COMPLETED", "0"), ("600", "RUNNING", "0"), ("601", "CANCELLED", "1")]
+    {
+        assert_eq!(field(number, "JobState"), state, "{number}");
+        assert_eq!(field(number, "Restarts"), restarts, "{number}");
+    }
+}
+
+/// A name may hold what is a comment, a quote or a number to Slurm.
+#[test]
+fn a_folder_may_have_any_name() {
+    let Some(cluster) = Cluster::start(1, None) else { return };
+    let folder = tempfile::tempdir().expect("a folder");
+    let at = folder.path();
+    let name = r#"it's 50%j of #3 "x""#;
+    let dir = format!("run.dir='''{name}'''");
+    let job = submit(&cluster, at, &["launcher.setup=[\"test -z $UNSET\"]"], &[&dir]);
+    cluster.until("its end", || {
+        ["COMPLETED", "FAILED"].contains(&cluster.field(&job, "JobState").as_str())
+    });
+    let log = at.join(name).join(format!("logs/{job}.txt"));
+    let said = fs::read_to_string(&log).expect("its output");
+    assert!(said.contains("ended with code 0"), "{said}");
+    assert_eq!(losses(&at.join(name)).len(), 20);
 }
 
 /// An array of one command, its numbers in its words; a package that it runs from.

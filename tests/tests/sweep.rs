@@ -123,6 +123,11 @@ fn a_sweep_without_meaning_is_refused_before_anything_is_written() {
         (&["loader.global_batch_size=0,8"], "point 00000 (0)"),
         (&["run.dir=a,b"], "`run.dir` is set by the sweep"),
         (&["optim.lr=log(1e-4,1e-2)"], "--random 20"),
+        (
+            &["optim.lr=log(1e-4,1e-2)", "seed=int(1,9)", "--random", "2"],
+            "every setting is trained with all seeds",
+        ),
+        (&["seed=1..4", "--slurm", "--time", "2"], "is told to stop when it starts"),
         (&["seed=1..4", "--slurm", "--tasks-per-node", "3"], "3 ranks cannot share"),
     ] {
         let out = maskdiff(at, &[&["sweep"], words].concat());
@@ -130,7 +135,9 @@ fn a_sweep_without_meaning_is_refused_before_anything_is_written() {
         out.expect(code).says(&[expected]);
     }
     assert_eq!(fs::read_dir(at).expect("the folder").count(), 0, "nothing was written");
-    fs::write(at.join("file"), "x").expect("a file");
+    let twice = "[axes]\nseed = '1..2'\n'optim.lr' = '1e-3,1e-4'\n[[cases]]\n'optim.lr' = 1e-2\n";
+    fs::write(at.join("file"), twice).expect("a file");
+    maskdiff(at, &["sweep", "--file", "file"]).expect(2).says(&["`optim.lr` is set twice"]);
     sweep(at, &["seed=1,2", "--dir", "."]).expect(2).says(&["is not empty"]);
     maskdiff(at, &["sweep", "status", "."]).expect(2).says(&["is no sweep"]);
     // A cluster that is not there is found before the folder is made.
@@ -215,12 +222,29 @@ fn a_package_runs_where_the_build_is_not() {
     let words = ["launch", "local", "--package=box", "--dry-run", "--", "train", "run.dir=run"];
     let out = maskdiff(at, &words);
     assert!(out.expect(0).stdout.contains("box/maskdiff") && !at.join("box").exists());
-    let words =
-        [&["launch", "local", "--package=box", "--", "train", "run.dir=run"], SMALL].concat();
+    // Configurations and plugins of one's own are in it, as they are now.
+    fs::create_dir_all(at.join("configs/experiment")).expect("a folder");
+    fs::write(at.join("configs/experiment/mine.toml"), "seed = 7\n").expect("a file");
+    fs::write(at.join("mine.toml"), "[optim]\nlr = 0.5\n").expect("a file");
+    let plugin = maskdiff_tests::target().join("libfixture_bad_plugin.so");
+    fs::copy(plugin, at.join("libmine.so")).expect("a plugin");
+    let more = ["--config", "mine.toml", "--plugin", "libmine.so", "experiment=mine"];
+    let words = [&["launch", "local", "--package=box", "--", "train", "run.dir=run"], SMALL, &more]
+        .concat();
     maskdiff(at, &words).expect(0);
     assert_eq!(losses(&at.join("run")).len(), 20);
     let script = fs::read_to_string(at.join("run/job.sh")).expect("the script");
     assert!(script.contains("checkpointing.resume_from_ckpt=true"), "{script}");
+    maskdiff(at, &words).expect(2).says(&["already"]);
+    // What changes afterwards changes no job of it.
+    fs::write(at.join("configs/experiment/mine.toml"), "seed = 8\n").expect("a file");
+    fs::remove_file(at.join("mine.toml")).expect("the file");
+    fs::remove_file(at.join("libmine.so")).expect("the plugin");
+    shell(at, "rm -r run/checkpoints run/metrics.jsonl && bash run/job.sh").expect(0);
+    let config = fs::read_to_string(at.join("run/config.toml")).expect("its configuration");
+    assert!(config.contains("\nseed = 7 ") || config.starts_with("seed = 7 "), "{config}");
+    assert!(config.contains("\nlr = 0.5 "), "{config}");
+    fs::remove_dir_all(at.join("configs")).expect("a removal");
     // Elsewhere, and with nothing around it.
     fs::rename(at.join("box"), at.join("moved")).expect("a move");
     let listed = shell(at, "env -i PATH=/usr/bin:/bin moved/maskdiff plugins list");

@@ -119,6 +119,9 @@ pub(super) enum Sweep {
         /// The sweep's folder
         #[arg(value_name = "FOLDER", value_hint = ValueHint::DirPath)]
         folder: PathBuf,
+        /// launcher.KEY=VALUE, where it is not as the sweep was begun
+        #[arg(value_name = "launcher.KEY=VALUE")]
+        words: Vec<String>,
         #[command(flatten)]
         run: Box<commands::sweep::Running>,
     },
@@ -255,7 +258,7 @@ pub(super) fn sweep(
     match command {
         None => sweep::new(common, new),
         Some(Sweep::Status { folder }) => sweep::status(common, &folder),
-        Some(Sweep::Resume { folder, run }) => sweep::resume(common, &folder, &run),
+        Some(Sweep::Resume { folder, words, run }) => sweep::resume(common, &folder, &words, &run),
         Some(Sweep::Collect { folder, table }) => sweep::collect(common, &folder, &table),
     }
 }

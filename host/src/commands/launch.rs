@@ -10,7 +10,7 @@ use super::Common;
 use crate::cli::Preview;
 use crate::error::{Error, Result};
 use crate::launch::script::{Body, Script, TASK, array_numbers, quoted};
-use crate::launch::settings::{self, Layer, Settings};
+use crate::launch::settings::{self, Layer, Said, Settings};
 use crate::launch::{self, package, slurm};
 use crate::report::Report;
 use crate::run_dir::{self, RunDir};
@@ -61,8 +61,8 @@ pub struct Job {
 }
 
 impl Job {
-    /// The settings with what flags and the words `launcher.KEY=VALUE` say.
-    pub fn settings(&self, words: Layer) -> Result<Settings> {
+    /// What flags and the words `launcher.KEY=VALUE` say.
+    pub fn said(&self, words: Layer) -> Result<Said> {
         let flags = [
             ("nodes", &self.nodes),
             ("gpus_per_node", &self.gpus_per_node),
@@ -84,10 +84,8 @@ impl Job {
                 "as in `--sbatch exclusive=user`",
             )),
         });
-        let flags = flags.map(Ok).chain(passed).collect::<Result<Layer>>()?;
-        let environment = settings::from_environment();
-        let layers = [("environment", environment), ("command line", words), ("flags", flags)];
-        Settings::load("slurm", self.profile.as_deref(), &layers)
+        let layer = words.into_iter().map(Ok).chain(flags.map(Ok)).chain(passed);
+        Ok(Said { profile: self.profile.clone(), layer: layer.collect::<Result<Layer>>()? })
     }
 }
 
@@ -122,27 +120,39 @@ pub struct Packaged {
 }
 
 impl Packaged {
-    /// Where it goes for a job with this folder; none when it is not asked for.
-    fn folder(&self, job: &Path) -> Result<Option<PathBuf>> {
+    /// Where it goes for a job with this folder; none when it is not asked for. Beside a script, under the first name that is free.
+    pub fn folder(&self, job: &Path) -> Result<Option<PathBuf>> {
         let Some(named) = &self.package else { return Ok(None) };
-        let named = if named.is_empty() { job.join("package") } else { PathBuf::from(named) };
-        absolute(&named).map(Some)
-    }
-
-    /// The program that a job with this folder runs, before anything is made.
-    pub fn program(&self, job: &Path) -> Result<PathBuf> {
-        if let Some(folder) = self.folder(job)? {
-            return Ok(folder.join("maskdiff"));
+        if !named.is_empty() {
+            return absolute(Path::new(named)).map(Some);
         }
-        std::env::current_exe()
-            .map_err(|e| Error::config(format!("cannot find this program: {e}"), ""))
+        let numbered = |n: u32| job.join(format!("package-{n}"));
+        let mut names = std::iter::once(job.join("package")).chain((2..).map(numbered));
+        let free = names.find(|folder| !folder.exists());
+        absolute(&free.unwrap_or_else(|| job.join("package"))).map(Some)
     }
 
-    /// Makes it, where it is asked for.
-    pub fn make(&self, job: &Path, registry: &plugins::Registry, report: &Report) -> Result<()> {
-        let Some(folder) = self.folder(job)? else { return Ok(()) };
+    /// Makes it in `folder`, where it is asked for.
+    pub fn make(
+        &self,
+        folder: Option<&Path>,
+        registry: &plugins::Registry,
+        config: Option<&Path>,
+        report: &Report,
+    ) -> Result<()> {
+        let Some(folder) = folder else { return Ok(()) };
         report.note(&format!("packing the program and its plugins into {}", folder.display()));
-        package::make(&folder, registry, self.with_torch).map(drop)
+        let contents = package::Contents { registry, config, torch: self.with_torch };
+        package::make(folder, &contents).map(drop)
+    }
+}
+
+/// The program that a job runs, from its package where it has one.
+pub fn program(package: Option<&Path>) -> Result<PathBuf> {
+    match package {
+        Some(folder) => Ok(folder.join("maskdiff")),
+        None => std::env::current_exe()
+            .map_err(|e| Error::config(format!("cannot find this program: {e}"), "")),
     }
 }
 
@@ -156,14 +166,21 @@ struct Plan {
     registry: plugins::Registry,
     /// The tasks of an array.
     numbers: Vec<u64>,
+    /// What `--config` names.
+    config: Option<PathBuf>,
+    /// Where the package goes.
+    package: Option<PathBuf>,
 }
 
 /// Submits a command as a job of Slurm.
 pub fn slurm(common: &Common, job: &Job, mut ways: Ways) -> Result<()> {
     let mut said = settings_only(&ways.settings)?;
     said.extend(settings::from_words(&mut ways.words));
-    let settings = job.settings(said)?;
+    let settings = job.said(said)?.settings(&Said::default())?;
     let plan = Plan::new(common, &ways, settings.tasks(), false)?;
+    if plan.trains {
+        settings.check_time()?;
+    }
     let text = plan.script(&ways, settings)?.slurm();
     let report = Report::new(common.format, common.quiet);
     if ways.dry_run {
@@ -174,7 +191,7 @@ pub fn slurm(common: &Common, job: &Job, mut ways: Ways) -> Result<()> {
     slurm::check()?;
     launch::check_idle(&plan.folder)?;
     let new = !plan.folder.exists();
-    let made = ways.package.make(&plan.folder, &plan.registry, &report);
+    let made = plan.pack(&ways, &report);
     let submitted = made.and_then(|()| launch::submit(&plan.folder, &text, slurm::submit));
     if submitted.is_err() && new {
         // All that is in it was made for this job.
@@ -182,6 +199,7 @@ pub fn slurm(common: &Common, job: &Job, mut ways: Ways) -> Result<()> {
     }
     let (script, job) = submitted?;
     let line = json!({"job": job, "folder": plan.folder, "script": script});
+    let job = job.unwrap_or("of unknown number".into());
     let words = format!(
         "job {job}; its script {}, its output in {}/logs",
         script.display(),
@@ -206,7 +224,7 @@ pub fn local(common: &Common, nproc: Option<u16>, mut ways: Ways) -> Result<()> 
         report.note(&format!("nothing was written; it would go to {}", plan.folder.display()));
         return Ok(());
     }
-    ways.package.make(&plan.folder, &plan.registry, &report)?;
+    plan.pack(&ways, &report)?;
     let script = launch::write(&plan.folder, &text)?;
     report.note(&format!("{} runs here", script.display()));
     // Becomes the script, which so hears every signal itself.
@@ -261,13 +279,10 @@ impl Plan {
             // What it needs beside its words may come from a checkpoint: only the plugins are looked at.
             let config = preview.common.config()?;
             let registry = assemble::registry(&preview.common.plugins, &config)?;
-            return Ok(Self {
-                folder: absolute(Path::new(&own))?,
-                words,
-                trains,
-                registry,
-                numbers,
-            });
+            let folder = absolute(Path::new(&own))?;
+            let package = ways.package.folder(&folder)?;
+            let config = preview.common.file;
+            return Ok(Self { folder, words, trains, registry, numbers, config, package });
         }
         let mut config = preview.common.config()?;
         config.shares(world)?;
@@ -306,7 +321,14 @@ impl Plan {
             !word.starts_with("run.dir=") && !word.starts_with("checkpointing.resume_from_ckpt=")
         });
         words.extend([format!("run.dir={run}"), "checkpointing.resume_from_ckpt=true".into()]);
-        Ok(Self { folder, words, trains, registry, numbers })
+        let package = ways.package.folder(&folder)?;
+        let config = preview.common.file;
+        Ok(Self { folder, words, trains, registry, numbers, config, package })
+    }
+
+    fn pack(&self, ways: &Ways, report: &Report) -> Result<()> {
+        let (package, config) = (self.package.as_deref(), self.config.as_deref());
+        ways.package.make(package, &self.registry, config, report)
     }
 
     /// The script to be, and its command.
@@ -316,7 +338,8 @@ impl Plan {
             settings,
             folder: self.folder.clone(),
             from: std::env::current_dir().map_err(|e| Error::io("read", Path::new("."), &e))?,
-            program: ways.package.program(&self.folder)?,
+            program: program(self.package.as_deref())?,
+            package: self.package.clone(),
             array: ways.array.clone(),
             body: Body::Command { words: self.words.clone(), trains: self.trains },
         })
@@ -347,16 +370,14 @@ pub fn globals(common: &Common) -> Vec<String> {
 }
 
 /// Words that set the launcher alone.
-fn settings_only(words: &[String]) -> Result<Layer> {
+pub fn settings_only(words: &[String]) -> Result<Layer> {
     let mut rest = words.to_vec();
     let layer = settings::from_words(&mut rest);
     match rest.first() {
         None => Ok(layer),
         Some(word) => Err(Error::config(
-            format!(
-                "`{word}` stands before the `--`, where only `launcher.KEY=VALUE` and flags do"
-            ),
-            "write the command behind it: `maskdiff launch slurm -- train KEY=VALUE`",
+            format!("`{word}` stands where only `launcher.KEY=VALUE` and flags do"),
+            "a launch has its command behind a `--`: `maskdiff launch slurm -- train KEY=VALUE`; a sweep that goes on has its points",
         )),
     }
 }

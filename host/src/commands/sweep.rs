@@ -7,12 +7,12 @@ use std::time::{Duration, Instant};
 use serde_json::json;
 
 use super::Common;
-use super::launch::{Job, Packaged, absolute, globals, said};
+use super::launch::{Job, Packaged, absolute, globals, program, said, settings_only};
 use crate::cli::Preview;
 use crate::data::{self, Observer};
 use crate::error::{Error, Result};
 use crate::launch::script::{Body, Script};
-use crate::launch::settings::{self, Layer};
+use crate::launch::settings::{self, Said};
 use crate::launch::{self, slurm};
 use crate::plugins::Registry;
 use crate::report::Report;
@@ -100,7 +100,8 @@ pub fn new(common: &Common, new: &New) -> Result<()> {
     let now = jiff::ZonedDateTime::now();
     let own = format!("outputs/sweeps/{}/{}", now.strftime("%Y.%m.%d"), now.strftime("%H%M%S"));
     let folder = absolute(new.dir.as_deref().unwrap_or(Path::new(&own)))?;
-    let sweep = Sweep::new(&folder, plan, &globals(common))?;
+    let mut sweep = Sweep::new(&folder, plan, &globals(common))?;
+    sweep.job = new.run.job.said(launcher)?;
     let report = Report::new(common.format, common.quiet);
     if new.dry_run && !new.run.slurm {
         let lines = sweep.points.iter().enumerate().map(|(point, words)| {
@@ -116,12 +117,13 @@ pub fn new(common: &Common, new: &New) -> Result<()> {
         report.note(&format!("{} points; nothing was written", sweep.points.len()));
         return Ok(());
     }
-    let settings = new.run.job.settings(launcher)?;
-    let tasks = if new.run.slurm { settings.tasks() } else { 1 };
-    let (registry, apart) = check(&sweep, tasks, &report)?;
+    let settings = sweep.job.settings(&Said::default())?;
+    let tasks = tasks(&new.run, &settings)?;
     let all: Vec<usize> = (0..sweep.points.len()).collect();
+    let (registry, apart) = check(&sweep, &all, tasks, &report)?;
     if new.dry_run {
-        print!("{}", script(&sweep, &new.run, settings, &all, "todo.txt")?.slurm());
+        let package = new.run.package.folder(&folder)?;
+        print!("{}", script(&sweep, &new.run, settings, &all, "todo.txt", package)?.slurm());
         report.note(&format!("{} points; nothing was written", sweep.points.len()));
         return Ok(());
     }
@@ -129,19 +131,20 @@ pub fn new(common: &Common, new: &New) -> Result<()> {
         slurm::check()?;
     }
     prepare(&sweep, &apart, common)?;
-    sweep.create()?;
+    let held = sweep.create()?;
     report.note(&format!("{} points in {}", sweep.points.len(), folder.display()));
-    let ran = run(common, &sweep, &new.run, settings, &registry, &all);
+    let ran = run(common, &sweep, &new.run, settings, &registry, &all, held);
     if ran.is_err() && new.run.slurm {
-        // Nothing was submitted, so nothing was begun.
+        // Nothing was submitted, so nothing was begun; all that is in it was made here.
         let _ = std::fs::remove_dir_all(&folder);
     }
     ran
 }
 
 /// Runs the points that are left.
-pub fn resume(common: &Common, folder: &Path, run_as: &Running) -> Result<()> {
+pub fn resume(common: &Common, folder: &Path, words: &[String], run_as: &Running) -> Result<()> {
     let sweep = Sweep::open(folder)?;
+    let settings = run_as.job.said(settings_only(words)?)?.settings(&sweep.job)?;
     let report = Report::new(common.format, common.quiet);
     let left = sweep.left();
     if left.is_empty() {
@@ -153,9 +156,26 @@ pub fn resume(common: &Common, folder: &Path, run_as: &Running) -> Result<()> {
         return Ok(());
     }
     report.note(&format!("{} of {} points are left", left.len(), sweep.points.len()));
-    let settings = run_as.job.settings(Layer::new())?;
-    let registry = assemble::registry(&common.plugins, &common.config()?)?;
-    run(common, &sweep, run_as, settings, &registry, &left)
+    let tasks = tasks(run_as, &settings)?;
+    // Paths in its words start where it was begun.
+    let here = std::env::current_dir().map_err(|e| Error::io("read", Path::new("."), &e))?;
+    let enter = |folder: &Path| {
+        std::env::set_current_dir(folder).map_err(|e| Error::io("enter", folder, &e))
+    };
+    enter(&sweep.from)?;
+    let checked = check(&sweep, &left, tasks, &report);
+    enter(&here)?;
+    let held = sweep.hold()?;
+    run(common, &sweep, run_as, settings, &checked?.0, &left, held)
+}
+
+/// Processes of a point.
+fn tasks(run_as: &Running, settings: &settings::Settings) -> Result<usize> {
+    if !run_as.slurm {
+        return Ok(1);
+    }
+    settings.check_time()?;
+    Ok(settings.tasks())
 }
 
 /// Runs points here, or submits them.
@@ -166,14 +186,16 @@ fn run(
     settings: settings::Settings,
     registry: &Registry,
     points: &[usize],
+    held: std::fs::File,
 ) -> Result<()> {
     let mut report = Report::new(common.format, common.quiet);
-    let held = sweep.hold()?;
     launch::check_idle(&sweep.folder)?;
-    run_as.package.make(&sweep.folder, registry, &report)?;
+    let package = run_as.package.folder(&sweep.folder)?;
+    run_as.package.make(package.as_deref(), registry, common.file.as_deref(), &report)?;
     if !run_as.slurm {
-        let program = run_as.package.program(&sweep.folder)?;
-        local::run(sweep, points, run_as.jobs.into(), &program, &mut report)?;
+        let program = program(package.as_deref())?;
+        let place = local::Place { jobs: run_as.jobs.into(), program, package };
+        local::run(sweep, points, &place, &mut report)?;
         return collect(
             common,
             &sweep.folder,
@@ -183,7 +205,7 @@ fn run(
     let numbered = |n: u32| format!("todo-{n}.txt");
     let mut names = std::iter::once("todo.txt".to_string()).chain((2..).map(numbered));
     let list = names.find(|name| !sweep.folder.join(name).exists()).unwrap_or("todo.txt".into());
-    let text = script(sweep, run_as, settings, points, &list)?.slurm();
+    let text = script(sweep, run_as, settings, points, &list, package)?.slurm();
     let numbers: String = points.iter().map(|point| name(*point) + "\n").collect();
     files::put(&sweep.folder.join(&list), numbers)?;
     let submitted = launch::submit(&sweep.folder, &text, slurm::submit);
@@ -195,6 +217,7 @@ fn run(
     let folder = sweep.folder.display();
     let line =
         json!({"job": job, "folder": sweep.folder, "script": script, "points": points.len()});
+    let job = job.unwrap_or("of unknown number".into());
     let words = format!(
         "job {job} has {} points; `maskdiff sweep status {folder}` shows how far they are, `scancel {job}` stops them",
         points.len()
@@ -209,6 +232,7 @@ fn script(
     settings: settings::Settings,
     points: &[usize],
     list: &str,
+    package: Option<PathBuf>,
 ) -> Result<Script> {
     let tasks = points.len().min(run_as.array_tasks as usize);
     let most = run_as.at_once.map_or(String::new(), |most| format!("%{most}"));
@@ -217,7 +241,8 @@ fn script(
         settings,
         folder: sweep.folder.clone(),
         from: sweep.from.clone(),
-        program: run_as.package.program(&sweep.folder)?,
+        program: program(package.as_deref())?,
+        package,
         array: Some(format!("0-{}{most}", tasks - 1)),
         body: Body::Points { list: sweep.folder.join(list).display().to_string(), tasks },
     })
@@ -225,10 +250,16 @@ fn script(
 
 /// Checks that points can be trained, as far as their configurations tell; gives the plugins, and one point for each set of words
 /// that may choose other data.
-fn check(sweep: &Sweep, tasks: usize, report: &Report) -> Result<(Registry, Vec<usize>)> {
+fn check(
+    sweep: &Sweep,
+    points: &[usize],
+    tasks: usize,
+    report: &Report,
+) -> Result<(Registry, Vec<usize>)> {
     let mut registry = None;
     let (mut apart, mut seen) = (Vec::new(), BTreeSet::new());
-    for (point, words) in sweep.points.iter().enumerate() {
+    for point in points.iter().copied() {
+        let words = &sweep.points[point];
         let of_data = |word: &&String| {
             let key = word.split(['=', '.']).next().unwrap_or_default();
             ["experiment", "data", "model"].contains(&key) || !word.contains('=')
@@ -238,11 +269,11 @@ fn check(sweep: &Sweep, tasks: usize, report: &Report) -> Result<(Registry, Vec<
             apart.push(point);
         }
     }
-    let total = sweep.points.len();
+    let total = points.len();
     let every = total.div_ceil(CHECKED);
     let begun = Instant::now();
     let mut checked = 0;
-    for point in (0..total).step_by(every) {
+    for point in points.iter().copied().step_by(every) {
         if begun.elapsed() > PATIENCE {
             break;
         }

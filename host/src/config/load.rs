@@ -15,6 +15,7 @@ use super::groups::{self, GROUPS};
 use super::place::Layers;
 use super::{Config, check};
 use crate::error::{Error, Result};
+use crate::launch::package;
 use crate::plugins::nearest;
 
 static EMBEDDED: Dir<'_> = include_dir!("$CARGO_MANIFEST_DIR/../configs");
@@ -110,7 +111,9 @@ pub fn load(request: &Request) -> Result<Config> {
     let experiment = experiment
         .map(|name| named_file("experiment", &name).map(|(file, text)| (name, file, text)))
         .transpose()?;
-    let own = request.file.as_deref().map(read).transpose()?;
+    let packed = package::current().map(|package| package.join(package::CONFIG));
+    let packed = packed.filter(|file| request.file.is_some() && file.is_file());
+    let own = packed.as_deref().or(request.file.as_deref()).map(read).transpose()?;
     // Which group files: the base says, a later layer says otherwise.
     let mut chosen = choices_in(&base_name, &base)?;
     if let Some((_, file, text)) = &experiment {
@@ -343,9 +346,13 @@ fn read(path: &Path) -> Result<(String, String)> {
     Ok((path.display().to_string(), text))
 }
 
-/// `configs/<name>.toml`, from the current folder or else as built in.
+/// `configs/<name>.toml`, from the job's package, the current folder, or else as built in.
 fn config_file(name: &str) -> Option<(String, String)> {
     let path = format!("configs/{name}.toml");
+    let packed = package::current().map(|package| package.join(&path));
+    if let Some(text) = packed.and_then(|file| std::fs::read_to_string(file).ok()) {
+        return Some((path, text));
+    }
     if let Ok(text) = std::fs::read_to_string(&path) {
         return Some((path, text));
     }

@@ -23,12 +23,18 @@ use crate::runs;
 const JOBS: &str = "jobs.jsonl";
 
 /// Writes a script into a folder, beside those of earlier launches, with the folder of its logs; submits it where `submit` does, and
-/// remembers its job. The script is taken away again when it is not taken.
+/// remembers its job, which has no number when Slurm did not say it. The script is taken away again when it is not taken.
 pub fn submit(
     folder: &Path,
     text: &str,
-    submit: impl FnOnce(&Path) -> Result<String>,
-) -> Result<(PathBuf, String)> {
+    submit: impl FnOnce(&Path) -> Result<Option<String>>,
+) -> Result<(PathBuf, Option<String>)> {
+    if folder.as_os_str().as_encoded_bytes().contains(&b'\\') {
+        return Err(Error::config(
+            format!("Slurm writes no output into `{}`: its name has a backslash", folder.display()),
+            "name another folder",
+        ));
+    }
     let script = write(folder, text)?;
     let submitted = submit(&script);
     if submitted.is_err() {
@@ -36,7 +42,10 @@ pub fn submit(
         // An empty one says nothing; one with logs stays.
         let _ = fs::remove_dir(folder.join("logs"));
     }
-    let job = submitted?;
+    let Some(job) = submitted? else {
+        tracing::warn!("sbatch took the script and gave no number; `squeue --me` shows the job");
+        return Ok((script, None));
+    };
     let line = json!({
         "job": job, "script": script, "submitted": jiff::Timestamp::now().to_string(),
         "command": crate::run_dir::command_line(),
@@ -50,7 +59,7 @@ pub fn submit(
             Error::io("write", &file, &e)
         );
     }
-    Ok((script, job))
+    Ok((script, Some(job)))
 }
 
 /// Writes a script into a folder under the first name that is free: `job.sh`, `job-2.sh`.

@@ -2,7 +2,7 @@
 //! waits does not change the job.
 //!
 //! ```text
-//! maskdiff  bin/maskdiff  bin/lib*.so  configs/  torch/ (if asked for)
+//! maskdiff  bin/maskdiff  bin/lib*.so  configs/  config.toml (of --config)  torch/ (if asked for)
 //! ```
 
 use std::fs::{self, Permissions};
@@ -14,20 +14,62 @@ use crate::accelerator;
 use crate::config;
 use crate::error::{Error, Result};
 use crate::launch::script::quoted;
-use crate::plugins::Registry;
+use crate::plugins::{Registry, looks_like_plugin};
 
 /// The run path that the build gives the program, up to the build's own folder.
 const NEAR: &[u8] = b"$ORIGIN/../libtorch/torch/lib:";
 
-/// Makes the folder, or makes it anew over an older one; gives the program in it. `torch` copies libtorch into it.
-pub fn make(folder: &Path, registry: &Registry, torch: bool) -> Result<PathBuf> {
-    if folder.exists() && !folder.join("bin/maskdiff").is_file() {
-        let message = format!("`{}` is there already, and is no package", folder.display());
-        return Err(Error::config(message, "name a folder that is not there yet"));
+/// The variable that names the package from which a job takes its plugins and configurations, whatever else its words and its environment
+/// name: what they were when it was launched.
+pub const PACKAGE: &str = "MASKDIFF_PACKAGE";
+/// In a package, the file that `--config` named.
+pub const CONFIG: &str = "config.toml";
+
+/// The package of this job, when it runs from one.
+pub fn current() -> Option<PathBuf> {
+    std::env::var_os(PACKAGE).filter(|folder| !folder.is_empty()).map(PathBuf::from)
+}
+
+/// What goes into a package.
+#[derive(Debug)]
+pub struct Contents<'a> {
+    /// The plugins.
+    pub registry: &'a Registry,
+    /// The file that `--config` names.
+    pub config: Option<&'a Path>,
+    /// Whether libtorch goes into it too.
+    pub torch: bool,
+}
+
+/// Makes the folder; gives the program in it. An older package is not touched: a job may wait to run from it.
+pub fn make(folder: &Path, contents: &Contents<'_>) -> Result<PathBuf> {
+    check_free(folder)?;
+    // Written beside, so that half a folder never has its name.
+    let name = folder.file_name().unwrap_or_default().to_string_lossy();
+    let fresh = folder.with_file_name(format!(".{name}.{}.tmp", std::process::id()));
+    let made = fill(&fresh, contents)
+        .and_then(|()| fs::rename(&fresh, folder).map_err(|e| Error::io("write", folder, &e)));
+    if let Err(error) = made {
+        let _ = fs::remove_dir_all(&fresh);
+        return Err(error);
     }
-    // Written beside, so that a job that runs from an older one keeps it until the new one is whole.
-    let fresh = folder.with_extension("new");
-    let _ = fs::remove_dir_all(&fresh);
+    let program = folder.join("maskdiff");
+    program.canonicalize().map_err(|e| Error::io("read", &program, &e))
+}
+
+/// Refuses a folder that is there already.
+pub fn check_free(folder: &Path) -> Result<()> {
+    if !folder.exists() {
+        return Ok(());
+    }
+    Err(Error::config(
+        format!("`{}` is there already, and a job may run from it", folder.display()),
+        "name a folder that is not there yet by `--package=FOLDER`",
+    ))
+}
+
+fn fill(fresh: &Path, contents: &Contents<'_>) -> Result<()> {
+    let Contents { registry, config, torch } = *contents;
     let bin = fresh.join("bin");
     fs::create_dir_all(&bin).map_err(|e| Error::io("create", &bin, &e))?;
     let program = std::env::current_exe()
@@ -36,8 +78,12 @@ pub fn make(folder: &Path, registry: &Registry, torch: bool) -> Result<PathBuf> 
     put(&bin.join("maskdiff"), &without_build_path(bytes), 0o755)?;
     slim(&bin.join("maskdiff"));
     for plugin in registry.plugins() {
-        let name = plugin.path.file_name().unwrap_or_default();
-        let copy = bin.join(name);
+        let name = plugin.path.file_name().unwrap_or_default().to_string_lossy();
+        // By such names they are found beside the program.
+        let copy = match looks_like_plugin(&plugin.path) {
+            true => bin.join(&*name),
+            false => bin.join(format!("libmaskdiff_{}", name.trim_start_matches("lib"))),
+        };
         fs::copy(&plugin.path, &copy).map_err(|e| Error::io("copy", &plugin.path, &e))?;
         slim(&copy);
     }
@@ -48,23 +94,24 @@ pub fn make(folder: &Path, registry: &Registry, torch: bool) -> Result<PathBuf> 
         slim(&copy);
     }
     config::write_files(&fresh.join("configs"))?;
+    // Those of the current folder stand before the built-in ones.
+    if Path::new("configs").is_dir() {
+        copy_folder(Path::new("configs"), &fresh.join("configs"), ".toml")?;
+    }
+    if let Some(file) = config {
+        fs::copy(file, fresh.join(CONFIG)).map_err(|e| Error::io("copy", file, &e))?;
+    }
     let used = accelerator::torch_folder().and_then(|lib| Some(lib.parent()?.to_path_buf()));
     let used = used.and_then(|torch| torch.canonicalize().ok());
     if let Some(from) = used.as_ref().filter(|_| torch) {
-        copy_folder(&from.join("lib"), &fresh.join("torch/lib"))?;
+        copy_folder(&from.join("lib"), &fresh.join("torch/lib"), ".so")?;
         // What a build with CUDA looks for beside its own folder.
         let nvidia = from.with_file_name("nvidia");
         if nvidia.is_dir() {
-            copy_folder(&nvidia, &fresh.join("nvidia"))?;
+            copy_folder(&nvidia, &fresh.join("nvidia"), ".so")?;
         }
     }
-    put(&fresh.join("maskdiff"), starter(used.as_deref()).as_bytes(), 0o755)?;
-    let _ = fs::remove_dir_all(folder);
-    fs::rename(&fresh, folder).map_err(|e| Error::io("write", folder, &e))?;
-    folder
-        .join("maskdiff")
-        .canonicalize()
-        .map_err(|e| Error::io("read", &folder.join("maskdiff"), &e))
+    put(&fresh.join("maskdiff"), starter(used.as_deref()).as_bytes(), 0o755)
 }
 
 fn put(file: &Path, bytes: &[u8], mode: u32) -> Result<()> {
@@ -99,13 +146,14 @@ fn slim(file: &Path) {
     }
 }
 
-fn copy_folder(from: &Path, to: &Path) -> Result<()> {
+/// Copies the files whose names have `part` in them, at any depth.
+fn copy_folder(from: &Path, to: &Path, part: &str) -> Result<()> {
     fs::create_dir_all(to).map_err(|e| Error::io("create", to, &e))?;
     for entry in fs::read_dir(from).map_err(|e| Error::io("read", from, &e))?.flatten() {
         let (path, copy) = (entry.path(), to.join(entry.file_name()));
         if path.is_dir() {
-            copy_folder(&path, &copy)?;
-        } else if entry.file_name().to_string_lossy().contains(".so") {
+            copy_folder(&path, &copy, part)?;
+        } else if entry.file_name().to_string_lossy().contains(part) {
             fs::copy(&path, &copy).map_err(|e| Error::io("copy", &path, &e))?;
         }
     }

@@ -2,11 +2,13 @@
 //!
 //! Facts about Slurm that it stands on (tried with 22.05): a signal before the time limit (`--signal`) and the first of a
 //! pre-emption reach the tasks of srun alone; `scontrol requeue` inside a job that runs starts it again under its number, and
-//! does so even for one that is being cancelled, so the job's state is looked at first.
+//! does so even for one that is being cancelled, so the job's state is looked at first. One task of an array has the number of the whole
+//! array as its `SLURM_JOB_ID`, so a task is named as `ARRAY_TASK`.
 
 use std::fmt::Write as _;
 use std::path::PathBuf;
 
+use super::package::PACKAGE;
 use super::settings::Settings;
 
 /// A script to be.
@@ -22,6 +24,8 @@ pub struct Script {
     pub from: PathBuf,
     /// The program.
     pub program: PathBuf,
+    /// The package that it is in.
+    pub package: Option<PathBuf>,
     /// The tasks of an array, as in `0-3%2`.
     pub array: Option<String>,
     /// What runs.
@@ -61,7 +65,11 @@ impl Script {
         let logs = if self.array.is_some() { "%A_%a" } else { "%j" };
         let mut options = vec![
             ("chdir".to_string(), self.from.display().to_string()),
-            ("output".into(), format!("{}/logs/{logs}.txt", self.folder.display())),
+            ("output".into(), {
+                let folder = self.folder.display().to_string();
+                // In a name, a percent sign begins a number of the job.
+                format!("{}/logs/{logs}.txt", folder.replace('%', "%%"))
+            }),
             ("open-mode".into(), "append".into()),
             ("nodes".into(), nodes.to_string()),
             ("ntasks-per-node".into(), self.settings.tasks_per_node().to_string()),
@@ -87,16 +95,23 @@ impl Script {
         }
         let program = quoted(&self.program.display().to_string());
         let folder = quoted(&self.folder.display().to_string());
+        let package = self.package();
         let _ = write!(
             text,
             r#"#SBATCH --requeue
 set -u
 maskdiff={program}
-folder={folder}
+{package}folder={folder}
 restarts=${{SLURM_RESTART_COUNT:-0}}
 max_restarts={max_restarts}
 
-say() {{ echo "job $SLURM_JOB_ID: $*"; }}
+# This job to Slurm's commands: of an array, this task alone.
+me=${{SLURM_ARRAY_JOB_ID:+${{SLURM_ARRAY_JOB_ID}}_$SLURM_ARRAY_TASK_ID}}
+me=${{me:-$SLURM_JOB_ID}}
+# The steps get the environment of this script, whatever `sbatch --export` left out.
+export SLURM_EXPORT_ENV=ALL
+
+say() {{ echo "job $me: $*"; }}
 say "on $SLURM_JOB_NODELIST, restart $restarts, $(date '+%F %T')"
 if [ "$restarts" -gt "$max_restarts" ]; then
   say "given up: it was started again $restarts times (launcher.max_restarts=$max_restarts)"
@@ -105,7 +120,52 @@ fi
 "#
         );
         if !self.settings.setup.is_empty() {
-            let _ = write!(text, "\n# launcher.setup\n{}\n", self.settings.setup.join("\n"));
+            // Modules and environments read what is not set.
+            let setup = self.settings.setup.join("\n");
+            let _ = write!(text, "\n# launcher.setup\nset +u\n{setup}\nset -u\n");
+        }
+        if trains {
+            // Slurm may tell a job up to a minute too soon.
+            let near = signal_s + 60;
+            let _ = write!(
+                text,
+                r#"
+# The processes of a step hear Slurm's signals themselves; this shell stays to see how they end.
+trap : TERM USR1 USR2
+
+# Whether Slurm has told this job to stop: it is pre-empted, or its time limit is near.
+told() {{
+  local job end
+  job=$(scontrol show job "$me" --oneliner) || return 1
+  [[ $job != *" PreemptTime=2"* ]] || return 0
+  end=$(grep -o ' EndTime=[^ ]*' <<< "$job") && end=$(date -d "${{end#*=}}" +%s 2>/dev/null) || return 1
+  [ $((end - $(date +%s))) -le {near} ]
+}}
+
+# Whether a step that ended with this code was told to stop; one that was still starting was ended by the signal.
+stopped() {{
+  case $1 in
+    {AGAIN}) return 0 ;;
+    138 | 140 | 143) told ;;
+    *) return 1 ;;
+  esac
+}}
+
+# Starts this job again: its processes were told to stop and have written a checkpoint.
+again() {{
+  if [ "$restarts" -ge "$max_restarts" ]; then
+    say "not started again: that was done $restarts times (launcher.max_restarts=$max_restarts)"
+  elif ! scontrol show job "$me" --oneliner | grep -q 'JobState=RUNNING'; then
+    say "stopped by Slurm, which starts it again if it wants to"
+  elif scontrol requeue "$me"; then
+    say "to be started again"
+  else
+    say "Slurm does not start it again: submit the script in $folder by sbatch"
+  fi
+  exit {AGAIN}
+}}
+"#
+            );
         }
         text += r#"
 # The ranks meet at the first node, under the address by which Slurm itself reaches it; its port comes from the job's number.
@@ -117,15 +177,25 @@ export OMP_NUM_THREADS=${OMP_NUM_THREADS:-${SLURM_CPUS_PER_TASK:-1}}
 [ -z "${SLURM_CPUS_PER_TASK:-}" ] || export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK
 
 # Every node must see the folder and the program.
-look='for path; do [ -e "$path" ] || { echo "node $SLURMD_NODENAME does not see $path"; exit 1; }; done'
+look='for path; do [ -e "$path" ] || { echo "node $SLURMD_NODENAME does not see $path"; exit 9; }; done'
 srun --nodes="$SLURM_JOB_NUM_NODES" --ntasks="$SLURM_JOB_NUM_NODES" --ntasks-per-node=1 \
-  bash -c "$look" look "$folder/logs" "$maskdiff" || {
-  say "put the run folder and the program on a file system that all nodes share"
-  exit 2
-}
-
-# The processes of a step hear Slurm's signals themselves; this shell stays to see how they end.
-trap : TERM USR1 USR2
+  bash -c "$look" look "$folder/logs" "$maskdiff"
+code=$?
+"#;
+        if trains {
+            text += "! stopped \"$code\" || again\n";
+        }
+        text += r#"case $code in
+  0) ;;
+  9)
+    say "put the run folder and the program on a file system that all nodes share"
+    exit 2
+    ;;
+  *)
+    say "srun starts nothing on the nodes: it ended with code $code"
+    exit "$code"
+    ;;
+esac
 
 # Runs one command as a step of all tasks, the number of each in front of its lines; when one fails, all end.
 step() {
@@ -140,26 +210,6 @@ step() {
   return "$code"
 }
 "#;
-        if trains {
-            let _ = write!(
-                text,
-                r#"
-# Starts this job again: its processes were told to stop and have written a checkpoint.
-again() {{
-  if [ "$restarts" -ge "$max_restarts" ]; then
-    say "not started again: that was done $restarts times (launcher.max_restarts=$max_restarts)"
-  elif ! scontrol show job "$SLURM_JOB_ID" --oneliner | grep -q 'JobState=RUNNING'; then
-    say "stopped by Slurm, which starts it again if it wants to"
-  elif scontrol requeue "$SLURM_JOB_ID"; then
-    say "to be started again"
-  else
-    say "Slurm does not start it again: submit the script in $folder by sbatch"
-  fi
-  exit {AGAIN}
-}}
-"#
-            );
-        }
         text += "\n";
         match &self.body {
             Body::Command { words, trains } => {
@@ -168,7 +218,7 @@ again() {{
                 let _ = writeln!(text, "step {words}");
                 text += "code=$?\n";
                 if *trains {
-                    let _ = writeln!(text, "[ \"$code\" -ne {AGAIN} ] || again");
+                    text += "! stopped \"$code\" || again\n";
                 }
                 text += "say \"ended with code $code\"\nexit \"$code\"\n";
             }
@@ -178,17 +228,22 @@ again() {{
                     text,
                     r#"mapfile -t list < {list}
 failed=0
+ran=0
 for ((i = SLURM_ARRAY_TASK_ID; i < ${{#list[@]}}; i += {tasks})); do
   point=${{list[i]}}
   run=$folder/points/$point
   # Done before this job was started again.
   [ "$(cat "$run/exit" 2>/dev/null)" != 0 ] || continue
+  # The signal may have come between two points.
+  [ "$ran" -eq 0 ] || ! told || again
+  ran=1
   mkdir -p "$run"
+  rm -f "$run/exit"
   IFS=$'\t' read -r -a words < <(sed -n "$((10#$point + 1))p" "$folder/points.txt")
   say "point $point: ${{words[*]}}"
   step train "${{words[@]}}" run.dir="$run" checkpointing.resume_from_ckpt=true >> "$run/output.txt" 2>&1
   code=$?
-  [ "$code" -ne {AGAIN} ] || again
+  ! stopped "$code" || again
   echo "$code" > "$run/.exit" && mv "$run/.exit" "$run/exit"
   [ "$code" -eq 0 ] || failed=$code
 done
@@ -200,12 +255,21 @@ exit "$failed"
         text
     }
 
+    /// The line that lets a job take plugins and configurations from its package alone.
+    fn package(&self) -> String {
+        let line = |folder: &PathBuf| {
+            format!("export {PACKAGE}={}\n", quoted(&folder.display().to_string()))
+        };
+        self.package.as_ref().map_or_else(String::new, line)
+    }
+
     /// The text for this machine alone.
     pub fn local(&self, numbers: &[u64]) -> String {
         let mut text = format!("#!/bin/bash\n# Written by: {}\n", one_line(&self.made_by));
         let from = quoted(&self.from.display().to_string());
         let program = quoted(&self.program.display().to_string());
         let _ = writeln!(text, "cd {from} || exit\nmaskdiff={program}");
+        text += &self.package();
         let Body::Command { words, .. } = &self.body else { return text };
         let words: Vec<String> = words.iter().map(|word| task_word(word, "task")).collect();
         let words = words.join(" ");
@@ -275,9 +339,13 @@ fn task_word(word: &str, variable: &str) -> String {
     if joined.is_empty() { "''".into() } else { joined }
 }
 
-/// A value behind `#SBATCH`, which has quotes of its own.
+/// A value behind `#SBATCH`, which has quotes, comments and escapes of its own.
 fn sbatch_word(value: &str) -> String {
-    if value.contains(char::is_whitespace) { format!("\"{value}\"") } else { value.to_string() }
+    if value.contains(char::is_whitespace) || value.contains(['"', '\'', '\\', '#']) {
+        format!("\"{}\"", value.replace('\\', r"\\").replace('"', "\\\""))
+    } else {
+        value.to_string()
+    }
 }
 
 fn one_line(text: &str) -> String {
@@ -301,7 +369,8 @@ mod tests {
             settings,
             folder: "/runs/it's one".into(),
             from: "/home".into(),
-            program: "/bin/maskdiff".into(),
+            program: "/box/maskdiff".into(),
+            package: Some("/box".into()),
             array: array.map(String::from),
             body,
         }
@@ -321,6 +390,7 @@ mod tests {
             "#SBATCH --signal=TERM@60",
             "#SBATCH --output=\"/runs/it's one/logs/%A_%a.txt\"",
             "module load cuda",
+            "export MASKDIFF_PACKAGE=/box",
             r"folder='/runs/it'\''s one'",
             r#"step train 'data.path=a b' seed="$SLURM_ARRAY_TASK_ID""#,
         ] {

@@ -3,6 +3,8 @@
 
 use std::collections::BTreeMap;
 
+use serde::{Deserialize, Serialize};
+
 use crate::config::shelf_file;
 use crate::error::{Error, Result};
 use crate::plugins::nearest;
@@ -12,6 +14,28 @@ const SHELF: &str = "launcher";
 
 /// Values by key, from one of the layers.
 pub type Layer = Vec<(String, String)>;
+
+/// What a command line says of a job.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Said {
+    /// A profile of the scheduler's file.
+    pub profile: Option<String>,
+    /// Words, then flags.
+    pub layer: Layer,
+}
+
+impl Said {
+    /// The settings, where an `earlier` command said something already, which this one may say otherwise.
+    pub fn settings(&self, earlier: &Self) -> Result<Settings> {
+        let profile = self.profile.as_deref().or(earlier.profile.as_deref());
+        let layers = [
+            ("environment", from_environment()),
+            ("the sweep's first command", earlier.layer.clone()),
+            ("command line", self.layer.clone()),
+        ];
+        Settings::load("slurm", profile, &layers)
+    }
+}
 
 /// What a job asks for.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -115,6 +139,24 @@ impl Settings {
             }
         }
         Ok(this)
+    }
+
+    /// An error when a job that trains would be told to stop as soon as it starts.
+    pub fn check_time(&self) -> Result<()> {
+        let time = self.sbatch.iter().find(|(option, _)| option == "time");
+        let limit = time.and_then(|(_, time)| Some((time, seconds(time)?)));
+        let signal_s = self.signal_s;
+        let Some((time, limit)) = limit.filter(|(_, limit)| *limit <= signal_s.saturating_add(60))
+        else {
+            return Ok(());
+        };
+        Err(Error::config(
+            format!(
+                "a job with a time limit of `{time}` ({limit} s) is told to stop when it starts: `launcher.signal_s={signal_s}`, and \
+                 Slurm may be a minute early"
+            ),
+            "ask for more time, or set `launcher.signal_s` to the seconds that a checkpoint takes",
+        ))
     }
 
     fn set(&mut self, key: &str, value: &toml::Value, from: &str) -> Result<()> {
@@ -223,6 +265,25 @@ fn parsed(key: &str, word: &str) -> toml::Value {
     list.filter(toml::Value::is_array).unwrap_or_else(|| toml::Value::String(word.to_string()))
 }
 
+/// A time limit as `sbatch` reads it: `MIN`, `MIN:SEC`, `H:MIN:SEC`, and with days in front `D-H`, `D-H:MIN`, `D-H:MIN:SEC`; none for what is
+/// no such time.
+fn seconds(time: &str) -> Option<u32> {
+    let (days, rest) = match time.split_once('-') {
+        Some((days, rest)) => (Some(days.parse::<u32>().ok()?), rest),
+        None => (None, time),
+    };
+    let parts = rest.split(':').map(str::parse);
+    let parts = parts.collect::<std::result::Result<Vec<u32>, _>>().ok()?;
+    let units: &[u32] = match (days.is_some(), parts.len()) {
+        (true, 1..=3) | (false, 3) => &[3600, 60, 1],
+        (false, 1..=2) => &[60, 1],
+        _ => return None,
+    };
+    let parts = parts.iter().zip(units).map(|(n, unit)| n.checked_mul(*unit));
+    let days = days.unwrap_or(0).checked_mul(86_400);
+    parts.chain([days]).try_fold(0, |all: u32, part| all.checked_add(part?))
+}
+
 fn text(value: &toml::Value) -> String {
     value.as_str().map_or_else(|| value.to_string(), ToString::to_string)
 }
@@ -253,6 +314,24 @@ mod tests {
             settings.sbatch.iter().map(|(name, value)| format!("{name}={value}")).collect();
         assert!(passed.contains(&"mail-type=END".into()) && passed.contains(&"comment=x".into()));
         assert!(passed.contains(&"time=2:00".into()) && !passed.contains(&"time=1:00:00".into()));
+    }
+
+    #[test]
+    fn times_are_read_as_slurm_reads_them() {
+        for (time, expected) in [
+            ("5", Some(300)),
+            ("5:30", Some(330)),
+            ("1:00:00", Some(3600)),
+            ("1-2", Some(93_600)),
+            ("1-2:03:04", Some(93_784)),
+            ("UNLIMITED", None),
+            ("1:2:3:4", None),
+        ] {
+            assert_eq!(seconds(time), expected, "{time}");
+        }
+        let said = load(&[("time", "2")]).unwrap().check_time().unwrap_err().in_one_line();
+        assert!(said.contains("is told to stop when it starts"), "{said}");
+        load(&[("time", "2"), ("signal_s", "30")]).unwrap().check_time().unwrap();
     }
 
     #[test]

@@ -6,23 +6,36 @@ use std::process::{Command, Output};
 
 use crate::error::{Error, Result};
 
-/// Submits a script; gives the job's number.
-pub fn submit(script: &Path) -> Result<String> {
-    let output = ask(Command::new("sbatch").arg("--parsable").arg(script))?;
+/// Variables of a job that whoever submits another from inside it has too: sbatch would hand them on, and srun take them for options.
+fn is_of_a_job(name: &str) -> bool {
+    (name.starts_with("SLURM_") || name.starts_with("SRUN_"))
+        && !["SLURM_CONF", "SLURM_CLUSTERS"].contains(&name)
+}
+
+/// Submits a script; gives the job's number, or none when Slurm took it and did not say.
+pub fn submit(script: &Path) -> Result<Option<String>> {
+    let mut command = Command::new("sbatch");
+    for (name, _) in std::env::vars_os() {
+        if name.to_str().is_some_and(is_of_a_job) {
+            command.env_remove(&name);
+        }
+    }
+    let output = ask(command.arg("--parsable").arg(script))?;
     if !output.status.success() {
         return Err(Error::config(
             format!("Slurm does not take `{}`: {}", script.display(), said(&output)),
             "`sinfo` shows the partitions, `sbatch --test-only FILE` tries a script; what it asks for stands in its first lines",
         ));
     }
-    // `JOB` or `JOB;CLUSTER`.
-    let text = String::from_utf8_lossy(&output.stdout);
-    let job = text.trim().split(';').next().unwrap_or_default().to_string();
-    if job.is_empty() || !job.bytes().all(|byte| byte.is_ascii_digit()) {
-        let message = format!("sbatch gave no number of a job: `{}`", text.trim());
-        return Err(Error::config(message, "look for the job by `squeue --me`"));
-    }
-    Ok(job)
+    Ok(job_number(&String::from_utf8_lossy(&output.stdout)))
+}
+
+/// The last line that is `JOB` or `JOB;CLUSTER`: a site may say more.
+fn job_number(text: &str) -> Option<String> {
+    let numbers = text.lines().rev().filter_map(|line| line.trim().split(';').next());
+    let mut numbers =
+        numbers.filter(|job| !job.is_empty() && job.bytes().all(|byte| byte.is_ascii_digit()));
+    numbers.next().map(ToString::to_string)
 }
 
 /// Checks that there is a Slurm, before anything is written.
@@ -71,4 +84,16 @@ fn ask(command: &mut Command) -> Result<Output> {
 
 fn said(output: &Output) -> String {
     String::from_utf8_lossy(&output.stderr).trim().to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_jobs_number_is_found_among_what_a_site_says() {
+        assert_eq!(job_number("12\n").as_deref(), Some("12"));
+        assert_eq!(job_number("Welcome to 3\n12;cluster\n\n").as_deref(), Some("12"));
+        assert_eq!(job_number("no budget left\n"), None);
+    }
 }

@@ -108,9 +108,11 @@ impl Plan {
         if !file.cases.is_empty() {
             let mut keys: Vec<String> = Vec::new();
             for key in file.cases.iter().flat_map(toml::Table::keys) {
-                if !keys.contains(key) {
-                    keys.push(key.clone());
+                if keys.contains(key) {
+                    continue;
                 }
+                this.check_new(key)?;
+                keys.push(key.clone());
             }
             let words = |case: &toml::Table| -> Vec<String> {
                 case.iter().map(|(key, value)| format!("{key}={}", plain(value))).collect()
@@ -134,14 +136,7 @@ impl Plan {
                 "",
             ));
         }
-        let said = self.axes.iter().flat_map(|axis| &axis.keys).any(|other| other == key)
-            || self.words.iter().any(|other| other.split('=').next() == Some(key));
-        if said {
-            return Err(Error::config(
-                format!("`{key}` is set twice"),
-                "give all its values at once",
-            ));
-        }
+        self.check_new(key)?;
         let values = match drawn(key, value)? {
             Some(values) => values,
             None => {
@@ -155,6 +150,17 @@ impl Plan {
         };
         self.axes.push(Axis { keys: vec![key.to_string()], values });
         Ok(())
+    }
+
+    fn check_new(&self, key: &str) -> Result<()> {
+        let said = self.axes.iter().flat_map(|axis| &axis.keys).any(|other| other == key)
+            || self.words.iter().any(|other| other.split('=').next() == Some(key));
+        match said {
+            true => {
+                Err(Error::config(format!("`{key}` is set twice"), "give all its values at once"))
+            }
+            false => Ok(()),
+        }
     }
 
     fn check(&self) -> Result<()> {
@@ -174,6 +180,12 @@ impl Plan {
                             format!("`{}` stands twice among the values", words.join(" "));
                         return Err(Error::config(message, "every point is trained once"));
                     }
+                }
+                _ if axis.keys == [SEED] => {
+                    return Err(Error::config(
+                        "`seed` is drawn from a range, and every setting is trained with all seeds",
+                        "list them: `seed=1..5`",
+                    ));
                 }
                 _ if self.random.is_none() => {
                     return Err(Error::config(

@@ -1,14 +1,16 @@
 //! The points of a sweep on this machine, some at a time.
 
 use std::fs::{self, File};
-use std::path::{Path, PathBuf};
+use std::os::unix::process::ExitStatusExt as _;
+use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
-use signal_hook::consts::SIGINT;
+use signal_hook::consts::{SIGINT, SIGTERM, SIGUSR1, SIGUSR2};
 
 use super::{OUTPUT, Sweep, name};
 use crate::error::{Error, Result};
+use crate::launch::package::PACKAGE;
 use crate::launch::ranks::{Signals, pass_on, start};
 use crate::report::Report;
 use crate::stop;
@@ -20,22 +22,31 @@ const LOOK: Duration = Duration::from_millis(50);
 struct Work {
     point: usize,
     child: Child,
+    /// Which of the places for points that run at a time it has.
+    slot: usize,
 }
 
-/// Runs points, `jobs` at a time, each a process of `program`. A signal goes to all of them, which then write checkpoints.
+/// How points are run.
+#[derive(Debug)]
+pub struct Place {
+    /// So many at a time.
+    pub jobs: usize,
+    /// Each a process of this program.
+    pub program: PathBuf,
+    /// The package that it is in.
+    pub package: Option<PathBuf>,
+}
+
+/// Runs points. A signal goes to all of them, which then write checkpoints.
 ///
 /// A point that fails keeps none of the others from being run; the error in the end names those that did.
-pub fn run(
-    sweep: &Sweep,
-    points: &[usize],
-    jobs: usize,
-    program: &Path,
-    report: &mut Report,
-) -> Result<()> {
+pub fn run(sweep: &Sweep, points: &[usize], place: &Place, report: &mut Report) -> Result<()> {
+    let jobs = place.jobs;
     let signals = Signals::listen()?;
     let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
     let threads = (cores / jobs.max(1)).max(1);
     let total = sweep.points.len();
+    let gpus = if jobs > 1 { visible_gpus() } else { Vec::new() };
     let mut waiting = points.iter().copied();
     let (mut at_work, mut failed, mut stopped): (Vec<Work>, Vec<usize>, Option<i32>) =
         (Vec::new(), Vec::new(), None);
@@ -48,7 +59,11 @@ pub fn run(
         }
         while stopped.is_none() && at_work.len() < jobs {
             let Some(point) = waiting.next() else { break };
-            at_work.push(Work { point, child: begin(sweep, point, threads, program)? });
+            let taken = |slot: &usize| at_work.iter().any(|work: &Work| work.slot == *slot);
+            let slot = (0..jobs).find(|slot| !taken(slot)).unwrap_or_default();
+            let gpu = (!gpus.is_empty()).then(|| gpus[slot % gpus.len()].as_str());
+            let child = begin(sweep, point, threads, gpu, place)?;
+            at_work.push(Work { point, child, slot });
         }
         let mut still = Vec::new();
         for mut work in at_work {
@@ -57,8 +72,13 @@ pub fn run(
                 continue;
             };
             // One that was killed has no code of its own; what asked to be started again has not ended.
+            let told = [SIGINT, SIGTERM, SIGUSR1, SIGUSR2];
             match status.code() {
                 Some(stop::PREEMPTED | stop::INTERRUPTED) => {
+                    stopped.get_or_insert(SIGINT);
+                }
+                // The same, before it listened to signals.
+                None if status.signal().is_some_and(|signal| told.contains(&signal)) => {
                     stopped.get_or_insert(SIGINT);
                 }
                 code => {
@@ -105,14 +125,29 @@ pub fn run(
     Err(Error::sweep(message, hint))
 }
 
-fn begin(sweep: &Sweep, point: usize, threads: usize, program: &Path) -> Result<Child> {
+/// The GPUs that points which run at a time share out, as `CUDA_VISIBLE_DEVICES` names them.
+fn visible_gpus() -> Vec<String> {
+    match std::env::var("CUDA_VISIBLE_DEVICES") {
+        Ok(named) => named.split(',').filter(|name| !name.is_empty()).map(Into::into).collect(),
+        Err(_) => (0..tch::Cuda::device_count()).map(|index| index.to_string()).collect(),
+    }
+}
+
+fn begin(
+    sweep: &Sweep,
+    point: usize,
+    threads: usize,
+    gpu: Option<&str>,
+    place: &Place,
+) -> Result<Child> {
     let run = sweep.run(point);
     fs::create_dir_all(&run).map_err(|e| Error::io("create", &run, &e))?;
+    sweep.begun(point)?;
     let path: PathBuf = run.join(OUTPUT);
     let open = || File::options().create(true).append(true).open(&path);
     let (out, err) =
         open().and_then(|out| Ok((out, open()?))).map_err(|e| Error::io("write", &path, &e))?;
-    let mut command = Command::new(program);
+    let mut command = Command::new(&place.program);
     command
         .current_dir(&sweep.from)
         .args(sweep.command(point))
@@ -122,5 +157,11 @@ fn begin(sweep: &Sweep, point: usize, threads: usize, program: &Path) -> Result<
     if std::env::var_os("OMP_NUM_THREADS").is_none() {
         command.env("OMP_NUM_THREADS", threads.to_string());
     }
-    start(command).map_err(|e| Error::io("start", program, &e))
+    if let Some(gpu) = gpu {
+        command.env("CUDA_VISIBLE_DEVICES", gpu);
+    }
+    if let Some(package) = &place.package {
+        command.env(PACKAGE, package);
+    }
+    start(command).map_err(|e| Error::io("start", &place.program, &e))
 }

@@ -17,6 +17,7 @@ use std::path::{Path, PathBuf};
 use serde_json::{Value, json};
 
 use crate::error::{Error, Result};
+use crate::launch::settings::Said;
 use crate::run_dir;
 use crate::runs::Run;
 use axes::Plan;
@@ -44,6 +45,8 @@ pub struct Sweep {
     pub plan: Plan,
     /// The words of `maskdiff train` for each point, but for the run folder.
     pub points: Vec<Vec<String>>,
+    /// What its jobs ask for; going on asks for the same where nothing else is said.
+    pub job: Said,
 }
 
 /// How far a point is.
@@ -100,11 +103,28 @@ impl Sweep {
         };
         let points = plan.points().into_iter().enumerate().map(words).collect();
         let from = std::env::current_dir().map_err(|e| Error::io("read", Path::new("."), &e))?;
-        Ok(Self { folder: folder.to_path_buf(), from, plan, points })
+        Ok(Self { folder: folder.to_path_buf(), from, plan, points, job: Said::default() })
     }
 
-    /// Writes it down; refuses a folder that holds anything.
-    pub fn create(&self) -> Result<()> {
+    /// Writes it down, and holds the folder as [`Self::hold`] does; refuses one that holds anything.
+    pub fn create(&self) -> Result<fs::File> {
+        self.check_free()?;
+        fs::create_dir_all(&self.folder).map_err(|e| Error::io("create", &self.folder, &e))?;
+        let held = self.hold()?;
+        // Another may have been quicker.
+        self.check_free()?;
+        let lines: String = self.points.iter().map(|words| words.join("\t") + "\n").collect();
+        crate::files::put(&self.folder.join(POINTS), lines)?;
+        let plan = json!({
+            "format": 1, "from": self.from, "plan": self.plan, "points": self.points.len(), "job": self.job,
+            "command": run_dir::command_line(), "created": jiff::Timestamp::now().to_string(),
+        });
+        // Last: a folder without it is no sweep.
+        crate::files::put(&self.folder.join(PLAN), format!("{plan:#}\n"))?;
+        Ok(held)
+    }
+
+    fn check_free(&self) -> Result<()> {
         let folder = &self.folder;
         if folder.join(PLAN).is_file() {
             return Err(Error::config(
@@ -115,21 +135,15 @@ impl Sweep {
                 ),
             ));
         }
-        if fs::read_dir(folder).is_ok_and(|mut entries| entries.next().is_some()) {
+        let other = |entry: fs::DirEntry| entry.file_name() != run_dir::LOCK;
+        if fs::read_dir(folder).is_ok_and(|entries| entries.flatten().any(other)) {
             let message = format!("`{}` is not empty", folder.display());
             return Err(Error::config(
                 message,
                 "a sweep begins in a folder of its own: name another",
             ));
         }
-        let lines: String = self.points.iter().map(|words| words.join("\t") + "\n").collect();
-        crate::files::put(&folder.join(POINTS), lines)?;
-        let plan = json!({
-            "format": 1, "from": self.from, "plan": self.plan, "points": self.points.len(),
-            "command": run_dir::command_line(), "created": jiff::Timestamp::now().to_string(),
-        });
-        // Last: a folder without it is no sweep.
-        crate::files::put(&folder.join(PLAN), format!("{plan:#}\n"))
+        Ok(())
     }
 
     /// Reads one that was written down.
@@ -149,6 +163,8 @@ impl Sweep {
         let value: Value = serde_json::from_str(&text).map_err(|e| damaged(&e.to_string()))?;
         let plan = serde_json::from_value(value["plan"].clone());
         let plan: Plan = plan.map_err(|e| damaged(&e.to_string()))?;
+        let job = value.get("job").cloned().map(serde_json::from_value).transpose();
+        let job: Option<Said> = job.map_err(|e| damaged(&e.to_string()))?;
         let list = folder.join(POINTS);
         let lines = fs::read_to_string(&list).map_err(|e| Error::io("read", &list, &e))?;
         let words = |line: &str| line.split('\t').map(ToString::to_string).collect();
@@ -158,7 +174,7 @@ impl Sweep {
         }
         let folder = fs::canonicalize(folder).map_err(|e| Error::io("read", folder, &e))?;
         let from = value["from"].as_str().ok_or_else(|| damaged("it has no `from`"))?.into();
-        Ok(Self { folder, from, plan, points })
+        Ok(Self { folder, from, plan, points, job: job.unwrap_or_default() })
     }
 
     /// Holds the folder as long as the result lives; an error when another process does.
@@ -188,6 +204,17 @@ impl Sweep {
     /// The points that are not done.
     pub fn left(&self) -> Vec<usize> {
         (0..self.points.len()).filter(|point| self.state(*point) != State::Done).collect()
+    }
+
+    /// Forgets how a point ended before: it is tried again.
+    pub fn begun(&self, point: usize) -> Result<()> {
+        let file = self.run(point).join(EXIT);
+        match fs::remove_file(&file) {
+            Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
+                Err(Error::io("remove", &file, &e))
+            }
+            _ => Ok(()),
+        }
     }
 
     /// Remembers how a point ended.
@@ -260,6 +287,8 @@ mod tests {
         assert_eq!(sweep.values(2), ["1e-4", "1"]);
         assert_eq!(sweep.left(), [0, 1, 2, 3]);
         sweep.ended(1, 0).unwrap();
+        sweep.ended(3, 4).unwrap();
+        sweep.begun(3).unwrap();
         sweep.ended(2, 4).unwrap();
         assert_eq!(sweep.left(), [0, 2, 3]);
         assert_eq!(sweep.state(2), State::Failed(4));
