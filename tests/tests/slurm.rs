@@ -284,6 +284,10 @@ fn a_task_of_an_array_is_stopped_alone() {
     cluster.until("one that is done and two at work", || {
         field("1", "JobState") == "COMPLETED" && steps("600") >= 3 && steps("601") >= 3
     });
+    let again = ["launch", "slurm", "--array", "601-602", "--", "train", words[1]];
+    let resumed = "checkpointing.resume_from_ckpt=true";
+    let refused = cluster.maskdiff(at, &[&again[..], &[resumed]].concat());
+    refused.expect(2).says(&[&format!("job {} of `", task("601")), "runs/601` is running"]);
     cluster.shell(&format!("scancel --signal=USR1 {}", task("601"))).expect(0);
     cluster.until("another life", || field("601", "Restarts") == "1");
     let before = steps("601");

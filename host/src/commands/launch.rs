@@ -166,6 +166,8 @@ struct Plan {
     registry: plugins::Registry,
     /// The tasks of an array.
     numbers: Vec<u64>,
+    /// Of an array that trains, each task's run folder.
+    runs: Vec<(u64, PathBuf)>,
     /// What `--config` names.
     config: Option<PathBuf>,
     /// Where the package goes.
@@ -189,7 +191,8 @@ pub fn slurm(common: &Common, job: &Job, mut ways: Ways) -> Result<()> {
         return Ok(());
     }
     slurm::check()?;
-    launch::check_idle(&plan.folder)?;
+    let runs = plan.runs.iter().map(|(_, run)| run.as_path());
+    launch::check_idle(runs.chain([plan.folder.as_path()]))?;
     let new = !plan.folder.exists();
     let made = plan.pack(&ways, &report);
     let submitted = made.and_then(|()| launch::submit(&plan.folder, &text, slurm::submit));
@@ -198,6 +201,10 @@ pub fn slurm(common: &Common, job: &Job, mut ways: Ways) -> Result<()> {
         let _ = std::fs::remove_dir_all(&plan.folder);
     }
     let (script, job) = submitted?;
+    if let Some(job) = &job {
+        // Of an array: a run's own folder knows its task.
+        plan.runs.iter().for_each(|(n, run)| launch::remember(run, &format!("{job}_{n}"), &script));
+    }
     let line = json!({"job": job, "folder": plan.folder, "script": script});
     let job = job.unwrap_or("of unknown number".into());
     let words = format!(
@@ -282,7 +289,8 @@ impl Plan {
             let folder = absolute(Path::new(&own))?;
             let package = ways.package.folder(&folder)?;
             let config = preview.common.file;
-            return Ok(Self { folder, words, trains, registry, numbers, config, package });
+            let runs = Vec::new();
+            return Ok(Self { folder, words, trains, registry, numbers, runs, config, package });
         }
         let mut config = preview.common.config()?;
         config.shares(world)?;
@@ -310,11 +318,12 @@ impl Plan {
                 ));
             }
         };
-        let numbered = numbers.iter().map(|number| run.replace(TASK, &number.to_string()));
-        let runs: Vec<String> =
-            if first.is_some() { numbered.collect() } else { vec![run.clone()] };
+        let of = |n: &u64| (*n, PathBuf::from(run.replace(TASK, &n.to_string())));
+        let runs: Vec<(u64, PathBuf)> = numbers.iter().map(of).collect();
         if !config.checkpointing.resume_from_ckpt {
-            runs.iter().try_for_each(|run| RunDir::check_fresh(Path::new(run)))?;
+            let alone = first.is_none().then(|| Path::new(&run));
+            let mut all = runs.iter().map(|(_, run)| run.as_path()).chain(alone);
+            all.try_for_each(RunDir::check_fresh)?;
         }
         // A job that is started again goes on, in the same folder.
         words.retain(|word| {
@@ -323,7 +332,7 @@ impl Plan {
         words.extend([format!("run.dir={run}"), "checkpointing.resume_from_ckpt=true".into()]);
         let package = ways.package.folder(&folder)?;
         let config = preview.common.file;
-        Ok(Self { folder, words, trains, registry, numbers, config, package })
+        Ok(Self { folder, words, trains, registry, numbers, runs, config, package })
     }
 
     fn pack(&self, ways: &Ways, report: &Report) -> Result<()> {

@@ -189,7 +189,7 @@ fn run(
     held: std::fs::File,
 ) -> Result<()> {
     let mut report = Report::new(common.format, common.quiet);
-    launch::check_idle(&sweep.folder)?;
+    launch::check_idle([sweep.folder.as_path()])?;
     let package = run_as.package.folder(&sweep.folder)?;
     run_as.package.make(package.as_deref(), registry, common.file.as_deref(), &report)?;
     if !run_as.slurm {

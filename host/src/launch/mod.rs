@@ -46,20 +46,25 @@ pub fn submit(
         tracing::warn!("sbatch took the script and gave no number; `squeue --me` shows the job");
         return Ok((script, None));
     };
+    remember(folder, &job, &script);
+    Ok((script, Some(job)))
+}
+
+/// Notes a job in the folder that it writes to. A fault is only told of: the job is there all the same.
+pub fn remember(folder: &Path, job: &str, script: &Path) {
     let line = json!({
         "job": job, "script": script, "submitted": jiff::Timestamp::now().to_string(),
         "command": crate::run_dir::command_line(),
     });
     let file = folder.join(JOBS);
-    let opened = fs::File::options().create(true).append(true).open(&file);
+    let opened = fs::create_dir_all(folder)
+        .and_then(|()| fs::File::options().create(true).append(true).open(&file));
     if let Err(e) = opened.and_then(|mut file| writeln!(file, "{line}")) {
-        // The job is there all the same.
         tracing::warn!(
             "job {job} was submitted, and not remembered: {}",
             Error::io("write", &file, &e)
         );
     }
-    Ok((script, Some(job)))
 }
 
 /// Writes a script into a folder under the first name that is free: `job.sh`, `job-2.sh`.
@@ -75,19 +80,29 @@ pub fn write(folder: &Path, text: &str) -> Result<PathBuf> {
 
 /// The jobs of a folder that Slurm still has, with their states.
 pub fn live(folder: &Path) -> Result<BTreeMap<String, String>> {
-    let jobs = runs::lines(&folder.join(JOBS))?;
-    let jobs: Vec<String> =
-        jobs.iter().filter_map(|line| line["job"].as_str().map(ToString::to_string)).collect();
-    slurm::states(&jobs)
+    slurm::states(&remembered(folder)?)
 }
 
-/// An error when a folder's job still waits or runs.
-pub fn check_idle(folder: &Path) -> Result<()> {
-    let live = live(folder)?;
+/// The jobs that were ever noted in a folder.
+fn remembered(folder: &Path) -> Result<Vec<String>> {
+    let lines = runs::lines(&folder.join(JOBS))?;
+    Ok(lines.iter().filter_map(|line| line["job"].as_str().map(ToString::to_string)).collect())
+}
+
+/// An error when a job of one of the folders still waits or runs.
+pub fn check_idle<'a>(folders: impl IntoIterator<Item = &'a Path>) -> Result<()> {
+    let mut places = BTreeMap::new();
+    for folder in folders {
+        places.extend(remembered(folder)?.into_iter().map(|job| (job, folder)));
+    }
+    let jobs: Vec<String> = places.keys().cloned().collect();
+    let live = slurm::states(&jobs)?;
     let Some((job, state)) = live.iter().next() else { return Ok(()) };
     let number = job.split('_').next().unwrap_or(job);
+    let folder = places.get(job).or_else(|| places.get(number));
+    let folder = folder.map(|folder| folder.display().to_string()).unwrap_or_default();
     Err(Error::config(
-        format!("job {job} of `{}` is {state}", folder.display()),
+        format!("job {job} of `{folder}` is {state}"),
         format!("wait until it has ended, or `scancel {number}`"),
     ))
 }

@@ -43,7 +43,7 @@ pub fn check() -> Result<()> {
     ask(Command::new("sbatch").arg("--version")).map(drop)
 }
 
-/// Of some jobs, those that wait or run: their states by number, `12` or, of an array, `12_3`.
+/// Of some jobs (`12`, all tasks of an array too, or one task, `12_3`), those that wait or run: their states by number.
 ///
 /// A scheduler that does not answer is no scheduler without jobs: an error.
 pub fn states(jobs: &[String]) -> Result<BTreeMap<String, String>> {
@@ -61,7 +61,7 @@ pub fn states(jobs: &[String]) -> Result<BTreeMap<String, String>> {
     for line in String::from_utf8_lossy(&output.stdout).lines() {
         let Some((id, state)) = line.trim().split_once(' ') else { continue };
         let job = id.split('_').next().unwrap_or_default();
-        if jobs.iter().any(|ours| ours == job) {
+        if jobs.iter().any(|ours| ours == job || ours == id) {
             states.insert(id.to_string(), state.to_lowercase());
         }
     }
