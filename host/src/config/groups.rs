@@ -4,6 +4,8 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::values::{Limit, Word};
+
 macro_rules! group {
     ($(#[$doc:meta])* $name:ident { $($(#[$field_doc:meta])* $field:ident: $type:ty = $default:expr,)+ }) => {
         #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -21,67 +23,6 @@ macro_rules! group {
             pub const KEYS: &'static [&'static str] = &[$(stringify!($field),)+];
         }
     };
-}
-
-/// A word that looks like a number to TOML, as in `precision=32`.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-#[serde(transparent)]
-pub struct Word(pub String);
-
-impl Word {
-    /// The word.
-    pub fn name(&self) -> String {
-        self.0.clone()
-    }
-}
-
-impl<'de> Deserialize<'de> for Word {
-    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        #[derive(Deserialize)]
-        #[serde(untagged)]
-        enum Either {
-            Number(i64),
-            Text(String),
-        }
-        Ok(Self(match Either::deserialize(deserializer)? {
-            Either::Number(number) => number.to_string(),
-            Either::Text(text) => text,
-        }))
-    }
-}
-
-/// A part of what there is: a whole number of batches, or a share of all.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
-#[serde(untagged)]
-pub enum Limit {
-    /// So many.
-    Count(i64),
-    /// A share in [0, 1].
-    Share(f64),
-}
-
-impl Limit {
-    /// Of `total` batches, those that are used: of a share that is not 0, at least one.
-    pub fn of(self, total: i64) -> i64 {
-        match self {
-            Self::Count(count) => count.min(total),
-            Self::Share(share) if share > 0.0 => ((share * total as f64) as i64).clamp(1, total),
-            Self::Share(_) => 0,
-        }
-    }
-
-    /// Whether it says something of a source without epochs, which has no share but all.
-    pub fn is_usable_of_endless(self) -> bool {
-        matches!(self, Self::Count(_)) || self == Self::Share(1.0)
-    }
-
-    /// Whether it is a number of batches, or a share of them.
-    pub fn is_valid(self) -> bool {
-        match self {
-            Self::Count(count) => count >= 0,
-            Self::Share(share) => (0.0..=1.0).contains(&share),
-        }
-    }
 }
 
 group! {

@@ -7,6 +7,7 @@ mod check;
 pub mod groups;
 mod load;
 mod place;
+pub mod values;
 
 pub use load::{Request, load, shelf_file, shelf_names, write_files};
 pub use place::Layers;
