@@ -1,6 +1,7 @@
 //! Copies checkpoints to the mirror, behind the thread that writes them: a slow store holds up neither training nor what is
 //! written on disk.
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
@@ -38,8 +39,13 @@ impl Copier {
         let work = move || {
             yield_to_training();
             while let Some((path, best)) = own.next() {
-                let failed = mirror.upload(&path, best, keep).err();
-                own.done(failed);
+                let upload = AssertUnwindSafe(|| mirror.upload(&path, best, keep));
+                // Whoever waits for the end of it must learn of any end.
+                let ended = catch_unwind(upload).unwrap_or_else(|_| {
+                    let message = "the thread that copies checkpoints panicked";
+                    Err(Error::checkpoint(message, "report this as a bug"))
+                });
+                own.done(ended.err());
             }
         };
         let thread = std::thread::Builder::new().name("mirror".into()).spawn(work);

@@ -279,8 +279,8 @@ mod tests {
     #[test]
     fn what_is_written_is_read_and_links_follow() {
         let folder = tempfile::tempdir().unwrap();
-        write::write(folder.path(), &mut content(1, 1.0), 1, &[]).unwrap();
-        let path = write::write(folder.path(), &mut content(2, 5.0), 1, &[]).unwrap();
+        write::write(folder.path(), &mut content(1, 1.0), 1, Vec::new).unwrap();
+        let path = write::write(folder.path(), &mut content(2, 5.0), 1, Vec::new).unwrap();
         let read = Checkpoint::open(folder.path()).unwrap();
         assert_eq!(
             (read.state.step, fs::canonicalize(&read.path).unwrap()),
@@ -301,7 +301,7 @@ mod tests {
         for step in 1..=5 {
             let mut content = content(step, 1.0);
             content.best = step == 2;
-            write::write(folder.path(), &mut content, 2, &[]).unwrap();
+            write::write(folder.path(), &mut content, 2, Vec::new).unwrap();
         }
         let steps: Vec<String> = list(folder.path())
             .iter()
@@ -336,8 +336,8 @@ mod tests {
     #[test]
     fn a_damaged_newest_one_is_set_aside() {
         let folder = tempfile::tempdir().unwrap();
-        write::write(folder.path(), &mut content(1, 1.0), 3, &[]).unwrap();
-        let path = write::write(folder.path(), &mut content(2, 2.0), 3, &[]).unwrap();
+        write::write(folder.path(), &mut content(1, 1.0), 3, Vec::new).unwrap();
+        let path = write::write(folder.path(), &mut content(2, 2.0), 3, Vec::new).unwrap();
         fs::write(path.join(MODEL), b"nothing").unwrap();
         let mut said = Vec::new();
         let found = newest(folder.path(), |text| said.push(text.to_string())).unwrap().unwrap();
@@ -357,7 +357,7 @@ mod tests {
     #[test]
     fn damage_and_strangers_are_named() {
         let folder = tempfile::tempdir().unwrap();
-        let path = write::write(folder.path(), &mut content(1, 1.0), 1, &[]).unwrap();
+        let path = write::write(folder.path(), &mut content(1, 1.0), 1, Vec::new).unwrap();
         let target = [
             ("w".to_string(), Tensor::zeros([3], (Kind::Float, Device::Cpu))),
             ("v".to_string(), Tensor::zeros([1], (Kind::Float, Device::Cpu))),

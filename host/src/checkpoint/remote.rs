@@ -100,6 +100,11 @@ impl Mirror {
         // What makes it whole comes last.
         files.sort_by_key(|file| file == STATE);
         self.runtime.block_on(async {
+            // One of that name does not count while it is written over.
+            match self.store.delete(&self.key(&format!("{name}/{STATE}"))).await {
+                Ok(()) | Err(object_store::Error::NotFound { .. }) => {}
+                Err(error) => return Err(self.fault("write into", error)),
+            }
             for file in &files {
                 self.put(&checkpoint.join(file), &self.key(&format!("{name}/{file}"))).await?;
             }

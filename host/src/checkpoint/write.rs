@@ -83,8 +83,14 @@ impl Saver {
         let write = move || {
             yield_to_training();
             let mut copy = copy;
-            let in_use = queue.as_ref().map_or_else(Vec::new, |queue| queue.paths());
-            let written = write(&folder, &mut copy, keep, &in_use);
+            let in_use = || queue.as_ref().map_or_else(Vec::new, |queue| queue.paths());
+            if let Some(queue) = &queue
+                && in_use().contains(&folder.join(name(copy.state.step)))
+            {
+                // A run that went back comes by the same step again: the mirror gets one of the two, not a mixture.
+                queue.drained();
+            }
+            let written = write(&folder, &mut copy, keep, in_use);
             if let (Ok(path), Some(queue)) = (&written, &queue) {
                 queue.push(path, copy.best);
             }
@@ -106,6 +112,8 @@ impl Saver {
     pub fn copied(&mut self) {
         if let Some(copier) = &self.copier {
             copier.queue.drained();
+            // What was kept for it alone. A fault shows at the next checkpoint.
+            let _ = prune(&self.folder, self.keep, &[]);
         }
     }
 
@@ -177,7 +185,7 @@ pub fn write(
     folder: &Path,
     content: &mut Content,
     keep: usize,
-    in_use: &[PathBuf],
+    in_use: impl FnOnce() -> Vec<PathBuf>,
 ) -> Result<PathBuf> {
     let name = name(content.state.step);
     let target = folder.join(&name);
@@ -197,7 +205,7 @@ pub fn write(
     if content.best {
         link(folder, "best", &name)?;
     }
-    prune(folder, keep, in_use)?;
+    prune(folder, keep, &in_use())?;
     Ok(target)
 }
 
