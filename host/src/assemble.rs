@@ -21,7 +21,7 @@ use crate::sample::NamedSampler;
 pub fn registry(files: &[PathBuf], config: &Config) -> Result<Registry> {
     if package::current().is_some() {
         // Copies of all are beside the program.
-        return Registry::open(&Places::default());
+        return Registry::of_program();
     }
     let environment = std::env::var_os("MASKDIFF_PLUGIN_PATH").unwrap_or_default();
     Registry::open(&Places {

@@ -69,6 +69,16 @@ impl Registry {
         Ok(registry)
     }
 
+    /// Opens the plugins beside this program alone.
+    pub fn of_program() -> Result<Self> {
+        let mut registry = Self::default();
+        let program = std::env::current_exe().map_err(|e| Error::plugin(e.to_string(), ""))?;
+        if let Some(folder) = program.parent() {
+            registry.add_folder(folder)?;
+        }
+        Ok(registry)
+    }
+
     fn add_folder(&mut self, folder: &Path) -> Result<()> {
         let entries = std::fs::read_dir(folder).map_err(|e| Error::io("read", folder, &e))?;
         let mut files: Vec<PathBuf> = entries
@@ -337,8 +347,7 @@ pub fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
-/// Whether a folder of plugins has it for one.
-pub fn looks_like_plugin(path: &Path) -> bool {
+fn looks_like_plugin(path: &Path) -> bool {
     let name = path.file_name().and_then(|n| n.to_str()).unwrap_or_default();
     name.starts_with("libmaskdiff_") && name.ends_with(".so")
 }

@@ -187,7 +187,7 @@ fn what_cannot_be_a_job_is_refused_before_it_is_one() {
         cluster.shell(&format!("sbatch --test-only {smaller} '{}'", script.display())).expect(0);
     }
     let there =
-        ["launch", "slurm", "--package", "--partition", "nowhere", "--", "train", "run.dir=x"];
+        ["launch", "slurm", "--package=box", "--partition", "nowhere", "--", "train", "run.dir=x"];
     cluster.maskdiff(at, &there).expect(2).says(&["invalid partition specified: nowhere"]);
     let sweep = ["sweep", "seed=1,2", "--slurm", "--partition", "nowhere", "--dir", "s"];
     cluster.maskdiff(at, &sweep).expect(2).says(&["invalid partition specified: nowhere"]);

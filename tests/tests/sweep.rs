@@ -235,7 +235,9 @@ fn a_package_runs_where_the_build_is_not() {
     assert_eq!(losses(&at.join("run")).len(), 20);
     let script = fs::read_to_string(at.join("run/job.sh")).expect("the script");
     assert!(script.contains("checkpointing.resume_from_ckpt=true"), "{script}");
-    maskdiff(at, &words).expect(2).says(&["already"]);
+    let other = ["launch", "local", "--package=box", "--", "train", "run.dir=other"];
+    maskdiff(at, &other).expect(2).says(&["is there already, and a job may run from it"]);
+    assert!(!at.join("other").exists());
     // What changes afterwards changes no job of it.
     fs::write(at.join("configs/experiment/mine.toml"), "seed = 8\n").expect("a file");
     fs::remove_file(at.join("mine.toml")).expect("the file");

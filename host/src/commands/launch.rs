@@ -194,11 +194,14 @@ pub fn slurm(common: &Common, job: &Job, mut ways: Ways) -> Result<()> {
     let runs = plan.runs.iter().map(|(_, run)| run.as_path());
     launch::check_idle(runs.chain([plan.folder.as_path()]))?;
     let new = !plan.folder.exists();
+    plan.package.as_deref().map_or(Ok(()), package::check_free)?;
     let made = plan.pack(&ways, &report);
     let submitted = made.and_then(|()| launch::submit(&plan.folder, &text, slurm::submit));
-    if submitted.is_err() && new {
-        // All that is in it was made for this job.
-        let _ = std::fs::remove_dir_all(&plan.folder);
+    if submitted.is_err() {
+        // All that is in them was made for this job.
+        let folder = new.then_some(&plan.folder);
+        let made = folder.into_iter().chain(&plan.package);
+        made.for_each(|folder| drop(std::fs::remove_dir_all(folder)));
     }
     let (script, job) = submitted?;
     if let Some(job) = &job {

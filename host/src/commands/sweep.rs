@@ -13,7 +13,7 @@ use crate::data::{self, Observer};
 use crate::error::{Error, Result};
 use crate::launch::script::{Body, Script};
 use crate::launch::settings::{self, Said};
-use crate::launch::{self, slurm};
+use crate::launch::{self, package, slurm};
 use crate::plugins::Registry;
 use crate::report::Report;
 use crate::stop::Stop;
@@ -121,8 +121,8 @@ pub fn new(common: &Common, new: &New) -> Result<()> {
     let tasks = tasks(&new.run, &settings)?;
     let all: Vec<usize> = (0..sweep.points.len()).collect();
     let (registry, apart) = check(&sweep, &all, tasks, &report)?;
+    let package = new.run.package.folder(&folder)?;
     if new.dry_run {
-        let package = new.run.package.folder(&folder)?;
         print!("{}", script(&sweep, &new.run, settings, &all, "todo.txt", package)?.slurm());
         report.note(&format!("{} points; nothing was written", sweep.points.len()));
         return Ok(());
@@ -130,10 +130,12 @@ pub fn new(common: &Common, new: &New) -> Result<()> {
     if new.run.slurm {
         slurm::check()?;
     }
+    package.as_deref().map_or(Ok(()), package::check_free)?;
     prepare(&sweep, &apart, common)?;
     let held = sweep.create()?;
     report.note(&format!("{} points in {}", sweep.points.len(), folder.display()));
-    let ran = run(common, &sweep, &new.run, settings, &registry, &all, held);
+    let ready = Ready { settings, package, registry, held };
+    let ran = run(common, &sweep, &new.run, ready, &all);
     if ran.is_err() && new.run.slurm {
         // Nothing was submitted, so nothing was begun; all that is in it was made here.
         let _ = std::fs::remove_dir_all(&folder);
@@ -144,7 +146,7 @@ pub fn new(common: &Common, new: &New) -> Result<()> {
 /// Runs the points that are left.
 pub fn resume(common: &Common, folder: &Path, words: &[String], run_as: &Running) -> Result<()> {
     let sweep = Sweep::open(folder)?;
-    let settings = run_as.job.said(settings_only(words)?)?.settings(&sweep.job)?;
+    let package = run_as.package.folder(&sweep.folder)?;
     let report = Report::new(common.format, common.quiet);
     let left = sweep.left();
     if left.is_empty() {
@@ -156,17 +158,23 @@ pub fn resume(common: &Common, folder: &Path, words: &[String], run_as: &Running
         return Ok(());
     }
     report.note(&format!("{} of {} points are left", left.len(), sweep.points.len()));
+    // Paths in its words, and configurations, are those of where it was begun.
+    std::env::set_current_dir(&sweep.from).map_err(|e| Error::io("enter", &sweep.from, &e))?;
+    let settings = run_as.job.said(settings_only(words)?)?.settings(&sweep.job)?;
     let tasks = tasks(run_as, &settings)?;
-    // Paths in its words start where it was begun.
-    let here = std::env::current_dir().map_err(|e| Error::io("read", Path::new("."), &e))?;
-    let enter = |folder: &Path| {
-        std::env::set_current_dir(folder).map_err(|e| Error::io("enter", folder, &e))
-    };
-    enter(&sweep.from)?;
-    let checked = check(&sweep, &left, tasks, &report);
-    enter(&here)?;
+    let (registry, _) = check(&sweep, &left, tasks, &report)?;
     let held = sweep.hold()?;
-    run(common, &sweep, run_as, settings, &checked?.0, &left, held)
+    run(common, &sweep, run_as, Ready { settings, package, registry, held }, &left)
+}
+
+/// What was found before anything runs.
+struct Ready {
+    settings: settings::Settings,
+    /// Where the package goes.
+    package: Option<PathBuf>,
+    registry: Registry,
+    /// Nobody else is at work in the folder.
+    held: std::fs::File,
 }
 
 /// Processes of a point.
@@ -183,15 +191,15 @@ fn run(
     common: &Common,
     sweep: &Sweep,
     run_as: &Running,
-    settings: settings::Settings,
-    registry: &Registry,
+    ready: Ready,
     points: &[usize],
-    held: std::fs::File,
 ) -> Result<()> {
+    let Ready { settings, package, registry, held } = ready;
     let mut report = Report::new(common.format, common.quiet);
     launch::check_idle([sweep.folder.as_path()])?;
-    let package = run_as.package.folder(&sweep.folder)?;
-    run_as.package.make(package.as_deref(), registry, common.file.as_deref(), &report)?;
+    // Where the points have a file of `--config`, it is the sweep's.
+    let file = Preview::of(&sweep.command(points[0]))?.common.file;
+    run_as.package.make(package.as_deref(), &registry, file.as_deref(), &report)?;
     if !run_as.slurm {
         let program = program(package.as_deref())?;
         let place = local::Place { jobs: run_as.jobs.into(), program, package };
@@ -205,12 +213,13 @@ fn run(
     let numbered = |n: u32| format!("todo-{n}.txt");
     let mut names = std::iter::once("todo.txt".to_string()).chain((2..).map(numbered));
     let list = names.find(|name| !sweep.folder.join(name).exists()).unwrap_or("todo.txt".into());
-    let text = script(sweep, run_as, settings, points, &list, package)?.slurm();
+    let text = script(sweep, run_as, settings, points, &list, package.clone())?.slurm();
     let numbers: String = points.iter().map(|point| name(*point) + "\n").collect();
     files::put(&sweep.folder.join(&list), numbers)?;
     let submitted = launch::submit(&sweep.folder, &text, slurm::submit);
     if submitted.is_err() {
         let _ = std::fs::remove_file(sweep.folder.join(&list));
+        package.iter().for_each(|folder| drop(std::fs::remove_dir_all(folder)));
     }
     let (script, job) = submitted?;
     drop(held);

@@ -14,7 +14,7 @@ use crate::accelerator;
 use crate::config;
 use crate::error::{Error, Result};
 use crate::launch::script::quoted;
-use crate::plugins::{Registry, looks_like_plugin};
+use crate::plugins::Registry;
 
 /// The run path that the build gives the program, up to the build's own folder.
 const NEAR: &[u8] = b"$ORIGIN/../libtorch/torch/lib:";
@@ -78,12 +78,10 @@ fn fill(fresh: &Path, contents: &Contents<'_>) -> Result<()> {
     put(&bin.join("maskdiff"), &without_build_path(bytes), 0o755)?;
     slim(&bin.join("maskdiff"));
     for plugin in registry.plugins() {
-        let name = plugin.path.file_name().unwrap_or_default().to_string_lossy();
-        // By such names they are found beside the program.
-        let copy = match looks_like_plugin(&plugin.path) {
-            true => bin.join(&*name),
-            false => bin.join(format!("libmaskdiff_{}", name.trim_start_matches("lib"))),
-        };
+        // By such names they are found beside the program; crates, unlike files, have different ones.
+        let name = plugin.info.name.replace('-', "_");
+        let name = name.strip_prefix("maskdiff_").unwrap_or(&name);
+        let copy = bin.join(format!("libmaskdiff_{name}.so"));
         fs::copy(&plugin.path, &copy).map_err(|e| Error::io("copy", &plugin.path, &e))?;
         slim(&copy);
     }

@@ -96,6 +96,10 @@ impl Script {
         let program = quoted(&self.program.display().to_string());
         let folder = quoted(&self.folder.display().to_string());
         let package = self.package();
+        let me = match self.array {
+            Some(_) => "${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID",
+            None => "$SLURM_JOB_ID",
+        };
         let _ = write!(
             text,
             r#"#SBATCH --requeue
@@ -106,8 +110,7 @@ restarts=${{SLURM_RESTART_COUNT:-0}}
 max_restarts={max_restarts}
 
 # This job to Slurm's commands: of an array, this task alone.
-me=${{SLURM_ARRAY_JOB_ID:+${{SLURM_ARRAY_JOB_ID}}_$SLURM_ARRAY_TASK_ID}}
-me=${{me:-$SLURM_JOB_ID}}
+me={me}
 # The steps get the environment of this script, whatever `sbatch --export` left out.
 export SLURM_EXPORT_ENV=ALL
 
