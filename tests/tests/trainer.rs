@@ -159,6 +159,15 @@ fn limits_bound_what_is_read() {
     let mean = losses[1400..].iter().sum::<f64>() / 200.0;
     let unknown = numbers(&known, "val/nelbo")[0];
     assert!(mean < 0.8 * unknown, "{mean} on what it saw, {unknown} on the rest");
+    // Where there are no epochs, the first batches again and again.
+    let again = |dir: &str, word: &str| {
+        let dir_word = format!("run.dir={dir}");
+        train(folder.path(), &[&dir_word, word, "trainer.val_check_interval=0"]).expect(0);
+        numbers(&folder.path().join(dir), "train/nelbo")
+    };
+    let two = again("two", "trainer.limit_train_batches=2");
+    assert_eq!(two, again("same", "trainer.overfit_batches=2"));
+    assert_ne!(two, again("endless", "trainer.limit_train_batches=1.0"));
     let endless = train(folder.path(), &["trainer.limit_train_batches=0.5", "run.dir=no"]);
     endless.expect(2).says(&["a share of an epoch, and this source has none", "whole number"]);
     let forever = train(folder.path(), &["trainer.max_steps=-1", "run.dir=no"]);
