@@ -140,7 +140,8 @@ impl Cluster {
         fs::write(self.folder.path().join("cgroup.conf"), cgroup).expect("cgroup.conf");
     }
 
-    fn conf(&self) -> PathBuf {
+    /// Its configuration: what `SLURM_CONF` names.
+    pub fn conf(&self) -> PathBuf {
         self.folder.path().join("slurm.conf")
     }
 

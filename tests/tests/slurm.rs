@@ -313,7 +313,14 @@ fn a_folder_may_have_any_name() {
     let at = folder.path();
     let name = r#"it's 50%j of #3 "x""#;
     let dir = format!("run.dir='''{name}'''");
-    let job = submit(&cluster, at, &["launcher.setup=[\"test -z $UNSET\"]"], &[&dir]);
+    // From inside another job whose memory was asked for in another way, and with no environment handed on but Slurm's own.
+    let export = format!("export=SLURM_CONF={}", cluster.conf().display());
+    let flags = ["--mem", "500", "--sbatch", &export, "launcher.setup=[\"test -z $UNSET\"]"];
+    let words = [&["launch", "slurm"], &flags[..], &["--", "train"], SMALL, &[&dir]].concat();
+    let mut outer = command(at, &words);
+    outer.env("SLURM_MEM_PER_CPU", "100").env("SLURM_JOB_ID", "1");
+    let line = finish(cluster.with(&mut outer)).expect(0).lines().remove(0);
+    let job = line["job"].as_str().expect("a job").to_string();
     cluster.until("its end", || {
         ["COMPLETED", "FAILED"].contains(&cluster.field(&job, "JobState").as_str())
     });
