@@ -51,6 +51,8 @@ pub struct Run {
     pub preempting: bool,
     /// Files by name.
     pub files: BTreeMap<String, Vec<u8>>,
+    /// The names of files, as they came.
+    pub uploads: Vec<String>,
 }
 
 impl Run {
@@ -212,7 +214,9 @@ impl World {
                 self.complaints.push("a signed address got the key".into());
             }
             let name = file.replace("%2F", "/");
-            self.runs.entry(run.into()).or_default().files.insert(name, body.to_vec());
+            let run = self.runs.entry(run.into()).or_default();
+            run.uploads.push(name.clone());
+            run.files.insert(name, body.to_vec());
             return (200, json!({}));
         }
         // base64 of `api:` and the key.

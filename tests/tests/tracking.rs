@@ -102,17 +102,20 @@ fn a_run_is_logged_from_start_to_end() {
     // Samples are a table whose file is there.
     let rows = run.rows();
     let table = rows.iter().rev().find_map(|row| row["samples"]["path"].as_str()).expect("a table");
-    let table: Value = serde_json::from_slice(&run.files[table]).expect("JSON");
-    assert_eq!((&table["columns"], &table["data"][0][0]), (&json!(["step", "text"]), &json!(20)));
+    let content: Value = serde_json::from_slice(&run.files[table]).expect("JSON");
+    let said = (&content["columns"], &content["data"][0][0]);
+    assert_eq!(said, (&json!(["step", "text"]), &json!(20)));
     server.is_content();
     holds_no_key(at);
     assert!(!out.stderr.contains(KEY) && !out.stdout.contains(KEY));
-    // It goes on in the same run, behind its rows.
+    // It goes on in the same run, behind its rows; files that are there do not come again.
     let more = ["run.dir=run", "checkpointing.resume_from_ckpt=true", "trainer.max_steps=30"];
     train(at, &server.url, &more).expect(0);
     let run = server.run("one");
     has_all(&run, &at.join("run"));
     assert_eq!(run.config["trainer"]["value"]["max_steps"], 30);
+    let came = |name: &str| run.uploads.iter().filter(|upload| *upload == name).count();
+    assert_eq!((came(table), came("config.yaml")), (1, 2));
     assert_eq!((server.ids().len(), files(&at.join("run")).len()), (1, 1));
     server.is_content();
 }

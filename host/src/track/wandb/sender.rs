@@ -40,7 +40,7 @@ impl From<&Known> for Lines {
 struct State {
     /// Lines that were there before the file's first.
     before: Lines,
-    /// Files of which the server has been told.
+    /// Of the files that it names, so many are on the server.
     files: u64,
 }
 
@@ -73,6 +73,7 @@ pub(super) struct Sender {
     read: Lines,
     there: Lines,
     state: State,
+    /// Files that were named in what is read.
     files_read: u64,
     /// The line at which the next piece begins, on the server.
     offsets: Lines,
@@ -170,11 +171,12 @@ impl Sender {
         }
         let mut state = kept.unwrap_or(State { before: there, files: 0 });
         // A file that a crash of the machine has cut holds less than was sent: what is written from now on comes behind.
-        let held = self.lines().unwrap_or_default();
+        let (held, files) = self.held().unwrap_or_default();
         let raised = |before: u64, there: u64, held: u64| before.max(there.saturating_sub(held));
         state.before.history = raised(state.before.history, there.history, held.history);
         state.before.events = raised(state.before.events, there.events, held.events);
         state.before.output = raised(state.before.output, there.output, held.output);
+        state.files = if known.is_some() { state.files.min(files) } else { 0 };
         self.state = state;
         self.keep_state()?;
         let before = self.state.before;
@@ -211,18 +213,19 @@ impl Sender {
         put.map_err(|e| Fault::Refused(StatusCode::INSUFFICIENT_STORAGE, e.to_string()))
     }
 
-    /// How many lines the file holds now.
-    fn lines(&self) -> Result<Lines> {
-        let (mut reader, mut lines) = (Reader::open(&self.path)?, Lines::default());
+    /// How many lines the file holds now, and how many files it names.
+    fn held(&self) -> Result<(Lines, u64)> {
+        let (mut reader, mut lines, mut files) = (Reader::open(&self.path)?, Lines::default(), 0);
         while let Some(kind) = reader.next()? {
             match kind {
                 Kind::History(_) => lines.history += 1,
                 Kind::Stats(_) => lines.events += 1,
                 Kind::Output(_) => lines.output += 1,
+                Kind::Files(named) => files += named.files.len() as u64,
                 _ => {}
             }
         }
-        Ok(lines)
+        Ok((lines, files))
     }
 
     /// Whether the file holds bytes that are no whole records.
@@ -327,8 +330,13 @@ impl Sender {
                     &mut self.pending.bytes,
                 );
             }
-            Kind::Files(files) => {
-                self.pending.files.extend(files.files.into_iter().map(|file| file.path))
+            Kind::Files(named) => {
+                for file in named.files {
+                    self.files_read += 1;
+                    if self.files_read > self.state.files {
+                        self.pending.files.push(file.path);
+                    }
+                }
             }
             Kind::Preempting(_) => self.pending.preempting = true,
             Kind::Exit(exit) => self.pending.exit = Some(exit.exit_code),
@@ -356,7 +364,10 @@ impl Sender {
         if !self.pending.files.is_empty() {
             let folder = self.path.with_file_name("files");
             match self.client.upload(&place, &folder, &self.pending.files, &self.until) {
-                Ok(arrived) => self.pending.uploaded.extend(arrived),
+                Ok(arrived) => {
+                    self.pending.uploaded.extend(arrived);
+                    self.state.files = self.files_read;
+                }
                 // Files are an extra: the rows go on without them.
                 Err(Fault::Refused(status, said)) => {
                     tracing::warn!("W&B takes no files: {said} ({status})")
@@ -364,7 +375,6 @@ impl Sender {
                 Err(away) => return Err(away),
             }
             self.pending.files.clear();
-            self.state.files = self.files_read;
             self.keep_state()?;
         }
         let body = self.body(over);
