@@ -1,22 +1,40 @@
 #!/usr/bin/env bash
-# Sets up what is missing and runs every check: format, clippy, all tests, the docs.
+# Sets up what is missing and runs every check: format, clippy, all tests, the docs. Says how long each stage took.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-say() { printf '\n== %s\n' "$*"; }
-
+stage="setup"
+since=$SECONDS
+times=""
+close_stage() {
+  times+=$(printf '%7d s  %s' $((SECONDS - since)) "$stage")$'\n'
+  since=$SECONDS
+}
+say() {
+  close_stage
+  stage=$1
+  printf '\n== %s\n' "$*"
+}
 scripts/setup.sh
-scripts/setup.sh --python || say "no Python with torch: the tests of components in Python are skipped"
+# What some tests need is fetched while the compiler works.
+optional() {
+  scripts/setup.sh "--$1" || printf '\n== %s\n' "$2"
+}
+others() {
+  optional python "no Python with torch: the tests of components in Python are skipped"
+  optional s3 "no S3 server: the tests of object stores are skipped"
+  optional hub "no client of the hub: the tests with it are skipped"
+  optional track "no clients of W&B and TensorBoard: the tests with them are skipped"
+  optional screens "no browser or no tmux: the tests that look at pages and at the terminal are skipped"
+  optional slurm "no Slurm: the tests of jobs are skipped"
+}
+log=$(mktemp) fetching=
+trap 'kill "$fetching" 2>/dev/null; rm -f "$log"' EXIT
+others >"$log" 2>&1 &
+fetching=$!
 
-scripts/setup.sh --s3 || say "no S3 server: the tests of object stores are skipped"
-
-scripts/setup.sh --hub || say "no client of the hub: the tests with it are skipped"
-
-scripts/setup.sh --track || say "no clients of W&B and TensorBoard: the tests with them are skipped"
-
-scripts/setup.sh --screens || say "no browser or no tmux: the tests that look at pages and at the terminal are skipped"
-
-scripts/setup.sh --slurm || say "no Slurm: the tests of jobs are skipped"
+# Nothing here is built twice: what makes a second build quick makes the first one slow.
+export CARGO_INCREMENTAL=${CARGO_INCREMENTAL:-0}
 
 say "format"
 cargo fmt --all --check
@@ -24,11 +42,16 @@ say "clippy"
 cargo clippy --workspace --all-targets --locked -- -D warnings
 say "build: the host and the plugins"
 cargo build --workspace --locked
+say "the rest of the setup"
+wait "$fetching" || true
+cat "$log"
 say "tests"
-# libtorch has one random generator a process: .cargo/config.toml runs the tests of a binary one at a time. Their tensors
-# are small: a second thread only waits for the first.
+# Their tensors are small: a second thread of libtorch only waits for the first.
 export OMP_NUM_THREADS=1
-cargo test --workspace --locked
+python3 scripts/run_tests.py
+say "tests in the docs"
+cargo test --workspace --locked --doc
 say "docs"
 RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --locked
 say "all passed"
+printf '\n== the stages\n%s' "$times"

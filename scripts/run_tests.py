@@ -1,0 +1,89 @@
+"""Builds the tests and runs them, two test programs at a time, and says which tests took longest.
+
+libtorch has one random generator per process, so the tests of one program run one at a time; most of them wait for a
+started binary or use one thread, which leaves the second core to another program. Programs that start several
+processes, or that compare times, run alone. Called by scripts/test.sh; with names it runs those programs only.
+"""
+
+import concurrent.futures
+import json
+import os
+import pathlib
+import re
+import subprocess
+import sys
+import threading
+import time
+
+# Several ranks, jobs of a scheduler, kills at random moments, a terminal, and what compares times.
+ALONE = {"ranks", "slurm", "survival", "sweep", "terminal", "tracking"}
+# Long ones begin first.
+FIRST = ["authors", "golden_learner", "trainer", "methods", "foreign", "judge", "python", "pages"]
+DONE = re.compile(r"^test (?P<name>\S+)(?: - .*)? \.\.\. (?:.*)$")
+printing = threading.Lock()
+
+
+def programs(names):
+    """The test programs: (name, executable, folder of the package)."""
+    command = ["cargo", "test", "--workspace", "--locked", "--no-run", "--message-format=json-render-diagnostics"]
+    built = subprocess.run(command, stdout=subprocess.PIPE, text=True)
+    if built.returncode:
+        sys.exit("the tests do not build, for the reason above")
+    found = []
+    for line in built.stdout.splitlines():
+        message = json.loads(line)
+        if message.get("reason") != "compiler-artifact" or not message.get("executable"):
+            continue
+        if not message["profile"]["test"] or "bench" in message["target"]["kind"]:
+            continue
+        folder = pathlib.Path(message["manifest_path"]).parent
+        name = message["target"]["name"]
+        if not names or name in names:
+            found.append((name, message["executable"], folder))
+    order = {name: place for place, name in enumerate(FIRST)}
+    return sorted(found, key=lambda program: order.get(program[0], len(order)))
+
+
+def run(program):
+    """Runs one program; gives its name, whether it passed, its seconds, and those of each test."""
+    name, executable, folder = program
+    environment = {**os.environ, "RUST_TEST_THREADS": "1", "CARGO_MANIFEST_DIR": str(folder)}
+    begun = last = time.monotonic()
+    child = subprocess.Popen([executable], cwd=folder, env=environment, text=True, errors="replace",
+                             stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    lines, tests = [], []
+    for line in child.stdout:
+        lines.append(line)
+        if done := DONE.match(line):
+            now = time.monotonic()
+            tests.append((now - last, f"{name}: {done['name']}"))
+            last = now
+    code = child.wait()
+    seconds = time.monotonic() - begun
+    with printing:
+        print(f"\n     Running {name} ({seconds:.0f} s)\n{''.join(lines)}", end="", flush=True)
+        if code:
+            print(f"{name} failed with code {code}", flush=True)
+    return name, code == 0, seconds, tests
+
+
+def main():
+    found = programs(set(sys.argv[1:]))
+    if not found:
+        sys.exit("no test program was found")
+    together = [program for program in found if program[0] not in ALONE]
+    with concurrent.futures.ThreadPoolExecutor(2) as pool:
+        ended = list(pool.map(run, together))
+    ended += [run(program) for program in found if program[0] in ALONE]
+    tests = sorted((test for _, _, _, of_program in ended for test in of_program), reverse=True)
+    print("\n== the ten slowest tests")
+    for seconds, name in tests[:10]:
+        print(f"{seconds:7.1f} s  {name}")
+    failed = [name for name, passed, _, _ in ended if not passed]
+    if failed:
+        sys.exit(f"failed: {', '.join(failed)}")
+    if not tests:
+        sys.exit("no test was run")
+
+
+main()
