@@ -9,6 +9,7 @@ use tch::Device;
 use crate::config::Config;
 use crate::distributed::World;
 use crate::error::{Error, Result};
+use crate::output;
 
 /// Opens libtorch_cuda beside the libtorch_cpu that is in use, if it is there. Must run before anything asks libtorch
 /// about CUDA: the answer is cached for ever. One binary so serves machines with and without a GPU.
@@ -35,7 +36,9 @@ pub fn load_cuda_from(file: &Path) {
     match unsafe { Library::open(Some(file), RTLD_NOW | RTLD_GLOBAL) } {
         // Never closed: libtorch keeps pointers into it.
         Ok(library) => std::mem::forget(library),
-        Err(error) => eprintln!("warning: no CUDA: `{}` does not load: {error}", file.display()),
+        Err(error) => {
+            output::word(&format!("warning: no CUDA: `{}` does not load: {error}", file.display()))
+        }
     }
 }
 

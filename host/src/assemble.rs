@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use maskdiff_plugin_api::{Context, capability};
+use serde_json::Value;
 use tch::{Device, Kind, Tensor};
 
 use crate::accelerator;
@@ -12,10 +13,10 @@ use crate::data::Tokenizer;
 use crate::error::{Error, Result};
 use crate::evaluate::Measure;
 use crate::launch::package;
-use crate::model::{Choices, Model};
+use crate::model::{Choice, Choices, Model};
 use crate::plugins::{Places, Registry};
 use crate::precision::Precision;
-use crate::sample::NamedSampler;
+use crate::sample::{NamedSampler, stops_at_eos};
 
 /// Opens the plugins: those of the command line, the configuration and the environment, then the shipped ones.
 pub fn registry(files: &[PathBuf], config: &Config) -> Result<Registry> {
@@ -104,11 +105,50 @@ pub fn model(
     Ok(model)
 }
 
-/// Builds the sampler with the options of `sampling`.
-pub fn sampler(config: &Config, registry: &Registry, facts: &Context) -> Result<NamedSampler> {
-    let choice = config.sampler(registry)?;
-    let walker = registry.sampler(&choice, facts).map_err(|e| config.locate(e))?;
-    Ok((choice.name, walker))
+/// The chosen sampler with the options of `sampling`. One with an option `eos_id` is told the tokenizer's EOS where texts end
+/// there, so that it need not compute what is cut off.
+pub fn sampler_choice(
+    config: &Config,
+    registry: &Registry,
+    tokenizer: &dyn Tokenizer,
+) -> Result<Choice> {
+    let mut choice = config.sampler(registry)?;
+    let (_, component) = registry.find("sampler", &choice.name)?;
+    let takes = component.schema["properties"].get("eos_id").is_some();
+    if let Some(eos) = tokenizer.eos().filter(|_| takes && stops_at_eos(config))
+        && choice.options.get("eos_id").is_none_or(Value::is_null)
+    {
+        choice.options["eos_id"] = eos.into();
+    }
+    Ok(choice)
+}
+
+/// Builds a sampler.
+pub fn sampler(
+    config: &Config,
+    registry: &Registry,
+    choice: &Choice,
+    facts: &Context,
+) -> Result<NamedSampler> {
+    let walker = registry.sampler(choice, facts).map_err(|e| config.locate(e))?;
+    Ok((choice.name.clone(), walker))
+}
+
+/// The same with few steps where it counts them, to try it out.
+pub fn trial_sampler(
+    config: &Config,
+    registry: &Registry,
+    mut choice: Choice,
+    facts: &Context,
+) -> Result<NamedSampler> {
+    const STEPS: i64 = 2;
+    let (_, component) = registry.find("sampler", &choice.name)?;
+    let counts = component.schema["properties"]["steps"]["type"] == "integer";
+    let asked = choice.options.get("steps").and_then(Value::as_i64);
+    if counts && asked.is_none_or(|asked| asked > STEPS) {
+        choice.options["steps"] = STEPS.into();
+    }
+    sampler(config, registry, &choice, facts)
 }
 
 /// Loads a checkpoint's weights, averaged where it has them and `eval.disable_ema` does not say otherwise.

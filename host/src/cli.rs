@@ -13,7 +13,7 @@ use crate::commands::{self, Common};
 use crate::error::{Error, Result};
 use crate::prompt::Ask;
 use crate::report::{Format, Report};
-use crate::{accelerator, logging};
+use crate::{accelerator, logging, output, signals};
 
 mod nested;
 mod words;
@@ -85,8 +85,8 @@ struct Global {
 enum Command {
     /// Train a model; results go to a run folder
     ///
-    /// The run folder is `run.dir`, or else `outputs/<data>/<date>/<time>`. Ctrl-C, SIGTERM, SIGUSR1 and SIGUSR2 finish the
-    /// step and write a checkpoint (a second one ends at once); `run.dir=FOLDER checkpointing.resume_from_ckpt=true` goes
+    /// The run folder is `run.dir`, or else `outputs/<data>/<date>/<time>`. Ctrl-C, SIGTERM, SIGHUP, SIGUSR1 and SIGUSR2
+    /// finish the step and write a checkpoint (a second one ends at once); `run.dir=FOLDER checkpointing.resume_from_ckpt=true` goes
     /// on. Several processes train together when started by --nproc, torchrun or srun.
     Train {
         /// Train with N processes on this machine
@@ -258,6 +258,8 @@ impl Given {
 /// Runs the command line and reports an error once; gives the exit code.
 pub fn main() -> ExitCode {
     quiet_libtorch();
+    // Before libtorch makes its threads.
+    signals::block();
     // Before anything asks libtorch, see there.
     accelerator::load_cuda();
     match run(std::env::args_os().collect()) {
@@ -289,7 +291,7 @@ pub fn show(error: Error) {
         let look = miette::MietteHandlerOpts::new().break_words(false).wrap_lines(wrapped);
         Box::new(look.build())
     }));
-    eprintln!("{:?}", miette::Report::new(error));
+    output::word(&format!("{:?}", miette::Report::new(error)));
 }
 
 /// Runs the command line; gives the exit code where no error decides it.
@@ -306,6 +308,8 @@ fn run(words: Vec<OsString>) -> Result<i32> {
         quiet: global.quiet,
         log,
     };
+    // What a run prints stands in its folder too: it goes on without a reader.
+    let trains = matches!(command, Command::Train { .. });
     let done = match command {
         Command::Train { nproc, profile, tui, overrides } => {
             let common = common(overrides);
@@ -367,9 +371,15 @@ fn run(words: Vec<OsString>) -> Result<i32> {
         Command::Plugins { command } => nested::plugins(command, common),
         Command::Data { command } => nested::data(command, common),
         Command::Completions { shell } => {
-            clap_complete::generate(shell, &mut Cli::command(), "maskdiff", &mut std::io::stdout());
+            let mut script = Vec::new();
+            clap_complete::generate(shell, &mut Cli::command(), "maskdiff", &mut script);
+            output::result(&String::from_utf8_lossy(&script));
             Ok(())
         }
     };
+    if !trains {
+        // The fault of the command comes first.
+        return done.and_then(|()| output::check()).map(|()| 0);
+    }
     done.map(|()| 0)
 }

@@ -2,6 +2,8 @@
 //!
 //! The main path: `main.rs` → [`cli`] → [`commands::train`] → [`train::Trainer::run`] → [`learner::Learner::step`].
 
+#![warn(clippy::print_stdout, clippy::print_stderr)]
+
 pub mod accelerator;
 pub mod alert;
 pub mod assemble;
@@ -25,6 +27,7 @@ pub mod logging;
 pub mod model;
 pub mod observe;
 pub mod optim;
+pub mod output;
 pub mod page;
 pub mod plugins;
 pub mod precision;
@@ -33,6 +36,7 @@ pub mod report;
 pub mod run_dir;
 pub mod runs;
 pub mod sample;
+pub mod signals;
 pub mod stop;
 pub mod stream;
 pub mod sweep;

@@ -78,8 +78,11 @@ pub fn start(verbosity: i8) -> LogFile {
     let filter =
         EnvFilter::builder().with_default_directive(level.into()).with_env_var("MASKDIFF_LOG");
     let file = LogFile::default();
-    let to_stderr = fmt::layer().with_writer(std::io::stderr).without_time().with_target(false);
-    let to_file = fmt::layer().with_writer(file.clone()).with_ansi(false);
+    // What cannot be written is dropped, see `output`: the layers would panic when they told of it.
+    let layer = || fmt::layer().log_internal_errors(false);
+    let to_stderr = layer().with_writer(std::io::stderr).without_time().with_target(false);
+    let to_file =
+        fmt::layer().log_internal_errors(false).with_writer(file.clone()).with_ansi(false);
     tracing_subscriber::registry()
         .with(to_stderr.with_filter(filter.from_env_lossy()))
         .with(to_file.with_filter(level.max(LevelFilter::INFO)))

@@ -4,7 +4,7 @@ use std::cell::{Cell, RefCell};
 
 use maskdiff_plugin_api::abi::handles::{Method, Network, Noise, Process};
 use maskdiff_plugin_api::{
-    Context, Head, Kind as ErrorKind, Parameter, PluginError, Result as PluginResult,
+    Context, Head, Kind as ErrorKind, Parameter, PluginError, Result as PluginResult, capability,
 };
 use tch::{Device, Kind, Tensor};
 
@@ -45,6 +45,7 @@ pub struct Model {
     method: Method,
     names: Choices,
     head: Option<Head>,
+    bound: bool,
     facts: Context,
     parameters: Vec<Parameter>,
     train: Cell<bool>,
@@ -72,6 +73,8 @@ impl Model {
         let backbone = |e| Error::component("backbone", &names.backbone.name, e);
         let parameters = network.parameters().map_err(backbone)?;
         let head = network.head().map_err(backbone)?;
+        let (_, said) = registry.find("parameterization", &names.parameterization.name)?;
+        let bound = said.provides.iter().any(|offer| offer == capability::BOUND);
         Ok(Self {
             noise,
             process,
@@ -79,6 +82,7 @@ impl Model {
             method,
             names,
             head,
+            bound,
             facts,
             parameters,
             train: Cell::new(false),
@@ -94,6 +98,11 @@ impl Model {
     /// Facts the components were told.
     pub fn facts(&self) -> &Context {
         &self.facts
+    }
+
+    /// Whether the parameterization says that its loss bounds the likelihood.
+    pub fn is_bound(&self) -> bool {
+        self.bound
     }
 
     /// All parameters and buffers, in the backbone's order.

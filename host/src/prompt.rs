@@ -157,6 +157,11 @@ impl Given {
             ids.truncate(self.tokens.len());
         }
     }
+
+    /// How many tokens of a text are what was given and what lies between.
+    pub fn reach(&self) -> usize {
+        self.tokens.iter().rposition(Option::is_some).map_or(0, |last| last + 1)
+    }
 }
 
 /// The size of the hole at the start of `text`, and what follows it.

@@ -1,13 +1,14 @@
 //! What a run says while it works: bars on a terminal, plain lines or JSON lines elsewhere.
 
 use std::cell::RefCell;
-use std::io::{IsTerminal as _, Write as _};
+use std::io::IsTerminal as _;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::Value;
 
+use crate::output;
 use crate::track::Trackers;
 
 /// How results are printed.
@@ -113,7 +114,7 @@ impl Report {
             lines.push(format!("| {} |", rules.collect::<Vec<String>>().join(" | ")));
         }
         lines.extend(rows.iter().map(|row| line(row)));
-        let _ = writeln!(std::io::stdout(), "{}", lines.join("\n"));
+        output::result(&lines.join("\n"));
     }
 
     /// Whether tables are printed as Markdown.
@@ -128,13 +129,9 @@ impl Report {
             return;
         }
         let line = if self.json { value.to_string() } else { text.to_string() };
-        let print = || {
-            // A closed pipe (`| head`) is no fault of the run.
-            let _ = writeln!(std::io::stdout(), "{line}");
-        };
         match &self.bar {
-            Some(bar) => bar.suspend(print),
-            None => print(),
+            Some(bar) => bar.suspend(|| output::result(&line)),
+            None => output::result(&line),
         }
     }
 
@@ -145,8 +142,8 @@ impl Report {
             return;
         }
         match &self.bar {
-            Some(bar) => bar.suspend(|| eprintln!("{text}")),
-            None => eprintln!("{text}"),
+            Some(bar) => bar.suspend(|| output::word(text)),
+            None => output::word(text),
         }
     }
 
@@ -175,7 +172,7 @@ impl Report {
         let due = self.last_line.unwrap_or(self.started).elapsed() >= PACE;
         if !self.quiet && !self.mute && due {
             self.last_line = Some(Instant::now());
-            eprintln!("{what} {done}/{total} {message}");
+            output::word(&format!("{what} {done}/{total} {message}"));
         }
     }
 

@@ -13,7 +13,12 @@ use serde_json::{Value, json};
 use crate::config::Config;
 use crate::data::{Corpus, Reads};
 use crate::error::{Error, Result};
+use crate::files;
 use crate::plugins::UsedPlugin;
+
+mod claim;
+
+pub use claim::{Claim, LOCK, hold, proposed};
 
 /// An open run folder.
 #[derive(Debug)]
@@ -23,20 +28,6 @@ pub struct RunDir {
     metrics: Option<File>,
     /// Held as long as the run is at work.
     _held: Option<File>,
-}
-
-/// Where a run goes: `run.dir`, or `outputs/<data>/<date>/<time>`.
-pub fn path_for(config: &Config) -> PathBuf {
-    if let Some(dir) = &config.run.dir {
-        return PathBuf::from(dir);
-    }
-    let now = jiff::ZonedDateTime::now();
-    let (date, time) = (now.strftime("%Y.%m.%d"), now.strftime("%H%M%S"));
-    let base = PathBuf::from(format!("outputs/{}/{date}/{time}", config.data.name));
-    // Two runs of one second get two folders.
-    let numbered = |n: u32| PathBuf::from(format!("{}-{n}", base.display()));
-    let mut candidates = std::iter::once(base.clone()).chain((2..).map(numbered));
-    candidates.find(|path| !path.exists()).unwrap_or(base)
 }
 
 impl RunDir {
@@ -57,35 +48,29 @@ impl RunDir {
         Ok(())
     }
 
-    /// Creates the folder with configuration, manifest and tokenizer, or opens it again to go on after step `resumed`:
-    /// what was logged after it will be logged again. `held` is the hold on a folder that was there before.
+    /// Fills a claimed folder with configuration, manifest and tokenizer, or opens it again to go on after step `resumed`:
+    /// what was logged after it will be logged again.
     pub fn create(
-        path: &Path,
+        claim: Claim,
         config: &Config,
         plugins: &[UsedPlugin],
         corpus: &Corpus,
         resumed: i64,
-        held: Option<File>,
     ) -> Result<Self> {
-        for folder in [path.to_path_buf(), path.join("checkpoints"), path.join("samples")] {
+        let path = claim.path().to_path_buf();
+        for folder in [path.join("checkpoints"), path.join("samples")] {
             fs::create_dir_all(&folder).map_err(|e| Error::io("create", &folder, &e))?;
         }
-        let held = held.map_or_else(|| hold(path), Ok)?;
-        let write = |name: &str, text: &str| {
-            let (file, temporary) = (path.join(name), path.join(format!(".{name}.tmp")));
-            fs::write(&temporary, text)
-                .and_then(|()| fs::rename(&temporary, &file))
-                .map_err(|e| Error::io("write", &file, &e))
-        };
-        write("config.toml", &to_toml(config))?;
-        write("tokenizer.json", &corpus.tokenizer.to_json())?;
+        files::put(&path.join("config.toml"), to_toml(config))?;
+        files::put(&path.join("tokenizer.json"), corpus.tokenizer.to_json())?;
         let manifest = manifest(config, plugins, &corpus.reads);
-        write("manifest.json", &serde_json::to_string_pretty(&manifest).unwrap_or_default())?;
+        files::put(&path.join("manifest.json"), format!("{manifest:#}"))?;
+        let held = claim.begin();
         let file = path.join("metrics.jsonl");
         forget_after(&file, resumed)?;
         let metrics = OpenOptions::new().create(true).append(true).open(&file);
         let metrics = metrics.map_err(|e| Error::io("open", &file, &e))?;
-        Ok(Self { path: path.to_path_buf(), metrics: Some(metrics), _held: Some(held) })
+        Ok(Self { path, metrics: Some(metrics), _held: held })
     }
 
     /// The folder.
@@ -132,40 +117,30 @@ impl RunDir {
     }
 }
 
-/// The file by which a run at work holds its folder.
-pub const LOCK: &str = ".lock";
-
-/// Holds a run folder; an error when another process does.
-pub fn hold(path: &Path) -> Result<File> {
-    let file = path.join(LOCK);
-    let open = File::options().create(true).truncate(false).write(true).open(&file);
-    let held = open.map_err(|e| Error::io("write", &file, &e))?;
-    match held.try_lock() {
-        Err(fs::TryLockError::WouldBlock) => Err(Error::config(
-            format!("another process is at work in `{}`", path.display()),
-            "wait until it has ended, or name another `run.dir`",
-        )),
-        // Some file systems know no locks.
-        _ => Ok(held),
-    }
-}
-
-/// Takes the lines after `step` out of a file of metrics, and a line that a crash has cut off.
+/// Takes the lines after `step` out of a file of metrics, and those that a crash has cut off or spoilt.
 fn forget_after(file: &Path, step: i64) -> Result<()> {
-    let text = match fs::read_to_string(file) {
-        Ok(text) => text,
+    let bytes = match fs::read(file) {
+        Ok(bytes) => bytes,
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(()),
         Err(e) => return Err(Error::io("read", file, &e)),
     };
-    let kept = |line: &&str| {
-        let line: Option<Value> = serde_json::from_str(line).ok();
-        line.and_then(|l| l["step"].as_i64()).is_some_and(|s| s <= step)
-    };
-    let kept: String = text.lines().filter(kept).map(|line| format!("{line}\n")).collect();
-    let temporary = file.with_extension("jsonl.tmp");
-    fs::write(&temporary, kept)
-        .and_then(|()| fs::rename(&temporary, file))
-        .map_err(|e| Error::io("write", file, &e))
+    let (mut kept, mut spoilt) = (Vec::with_capacity(bytes.len()), 0);
+    // Lines are bytes first: a cut may have come inside a letter.
+    for line in bytes.split_inclusive(|byte| *byte == b'\n') {
+        let parsed: Option<Value> = serde_json::from_slice(line).ok();
+        match parsed.and_then(|l| l["step"].as_i64()) {
+            Some(at) if at <= step => {
+                kept.extend_from_slice(line.trim_ascii_end());
+                kept.push(b'\n');
+            }
+            Some(_) => {}
+            None => spoilt += 1,
+        }
+    }
+    if spoilt > 0 {
+        tracing::warn!("{spoilt} of the lines of `{}` are damaged and left out", file.display());
+    }
+    if kept == bytes { Ok(()) } else { files::put(file, kept) }
 }
 
 /// What the configuration says otherwise than the one stored in `file`: `key: stored → now`. Where results go and how
@@ -242,4 +217,25 @@ pub(crate) fn git_commit() -> Option<String> {
     let said = std::process::Command::new("git").args(["rev-parse", "HEAD"]).output().ok()?;
     let commit = String::from_utf8_lossy(&said.stdout).trim().to_string();
     (said.status.success() && !commit.is_empty()).then_some(commit)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A crash may cut a line inside a letter, and spoil bytes before the end.
+    #[test]
+    fn spoilt_lines_of_metrics_are_left_out() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("metrics.jsonl");
+        let whole = "{\"step\":1,\"samples\":[\"é\"]}\n{\"step\":2}\n";
+        let cut = &"{\"step\":3,\"samples\":[\"é".as_bytes()[..24];
+        let bytes = [whole.as_bytes(), b"\xff\xfe\n", b"{\"step\":9}\n", cut].concat();
+        fs::write(&file, bytes).unwrap();
+        forget_after(&file, 3).unwrap();
+        assert_eq!(fs::read_to_string(&file).unwrap(), whole);
+        forget_after(&file, 1).unwrap();
+        assert_eq!(fs::read_to_string(&file).unwrap().lines().count(), 1);
+        forget_after(&folder.path().join("none"), 1).unwrap();
+    }
 }

@@ -9,13 +9,52 @@ use maskdiff_plugin_api::{Kind as ErrorKind, PluginError};
 use serde::Serialize;
 use tch::Tensor;
 
-use crate::config::groups;
+use crate::config::{Config, groups};
 use crate::data::Tokenizer;
 use crate::error::{Error, Result};
 use crate::evaluate::diversity;
 use crate::model::{Model, Progress};
 use crate::prompt::Given;
 use crate::trace::Recorder;
+
+/// What becomes of a walk's tokens: how long a text is, where it ends, how it reads.
+#[derive(Clone, Copy)]
+pub struct Texts<'a> {
+    /// Ids to text.
+    pub tokenizer: &'a dyn Tokenizer,
+    /// How long.
+    pub windows: Windows,
+    /// A text ends at its first EOS or padding behind what was given; what a network draws there nothing has taught it.
+    pub stop_at_eos: bool,
+}
+
+impl<'a> Texts<'a> {
+    /// What the configuration asks for, for the model's length.
+    pub fn new(config: &Config, tokenizer: &'a dyn Tokenizer) -> Self {
+        Self { tokenizer, windows: Windows::ONE, stop_at_eos: stops_at_eos(config) }
+    }
+
+    fn end(&self, given: &Given, ids: &mut Vec<i64>) {
+        given.cut(ids);
+        if !self.stop_at_eos {
+            return;
+        }
+        let id = |token: Option<u32>| token.map(i64::from);
+        let (bos, ends) = (self.tokenizer.bos(), [self.tokenizer.eos(), self.tokenizer.pad()]);
+        // The first token may be a BOS that is the EOS too.
+        let begins = usize::from(bos.is_some() && ids.first().copied() == id(bos));
+        let from = given.reach().max(begins).min(ids.len());
+        let ends = ends.map(id);
+        if let Some(end) = ids[from..].iter().position(|token| ends.contains(&Some(*token))) {
+            ids.truncate(from + end);
+        }
+    }
+}
+
+/// Whether texts end at an EOS: asked for, or else where the model saw a document in each block and nothing behind it.
+pub fn stops_at_eos(config: &Config) -> bool {
+    config.sampling.stop_at_eos.unwrap_or(!config.data.wrap)
+}
 
 /// A loaded sampler with its name.
 pub type NamedSampler = (String, Walker);
@@ -89,13 +128,13 @@ pub struct Drawn {
 pub fn draw(
     model: &Model,
     sampler: &mut NamedSampler,
-    tokenizer: &dyn Tokenizer,
     given: &[Given],
-    windows: Windows,
+    texts: Texts<'_>,
     progress: Option<Progress<'static>>,
     recorder: Option<&Rc<RefCell<Recorder>>>,
 ) -> Result<Drawn> {
     let (start, calls) = (Instant::now(), model.calls());
+    let Texts { tokenizer, windows, .. } = texts;
     let count = given.len() as i64;
     let xt_bl = model.prior(count, model.facts().length)?;
     for (row, given) in (0..).zip(given) {
@@ -116,7 +155,7 @@ pub fn draw(
     let rows = walked?.unbind(0).into_iter().zip(given);
     let sample = |(row, given): (Tensor, &Given)| -> Result<Sample> {
         let mut ids = Vec::<i64>::try_from(row)?;
-        given.cut(&mut ids);
+        texts.end(given, &mut ids);
         let (text, entropy) = (tokenizer.decode(&ids), diversity::entropy(&ids));
         Ok(Sample { given: given.text.clone(), text, ids, entropy })
     };

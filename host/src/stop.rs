@@ -1,14 +1,15 @@
 //! Signals: the first asks the run to stop in good order, a second one a second later or more ends the process.
 //!
-//! Ctrl-C (SIGINT) is a person's wish; SIGTERM, SIGUSR1 and SIGUSR2 are a scheduler's, which will start the run again.
+//! Ctrl-C (SIGINT) is a person's wish; SIGTERM, SIGUSR1 and SIGUSR2 are a scheduler's, which will start the run again, and
+//! SIGHUP is a connection that was lost.
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use signal_hook::consts::{SIGINT, SIGTERM, SIGUSR1, SIGUSR2};
+use libc::{SIGHUP, SIGINT};
 
 use crate::error::{Error, Result};
+use crate::{output, signals};
 
 /// Exit code of a run that a person stopped.
 pub const INTERRUPTED: i32 = 130;
@@ -22,11 +23,19 @@ const ECHO: Duration = Duration::from_secs(1);
 
 /// Whether somebody asked to stop.
 #[derive(Debug, Clone, Default)]
-pub struct Stop {
-    /// The first signal; 0 before.
-    signal: Arc<AtomicUsize>,
-    /// When it came, milliseconds after the start.
-    at: Arc<AtomicU64>,
+pub struct Stop(Arc<Mutex<State>>);
+
+#[derive(Debug, Default)]
+struct State {
+    /// The first signal, and when it came.
+    first: Option<(i32, Instant)>,
+    /// Asked without a signal, by a key or from a page.
+    asked: bool,
+    /// What is said at the first signal.
+    words: Option<String>,
+    /// From the first wish to the end, whatever is left to do.
+    grace: Option<Duration>,
+    grace_runs: bool,
 }
 
 fn code(signal: i32) -> i32 {
@@ -34,53 +43,62 @@ fn code(signal: i32) -> i32 {
 }
 
 impl Stop {
-    /// Listens from now on.
-    pub fn listen() -> Result<Self> {
+    /// Listens from now on. `waits_for` is what is done between the first signal and the end, for people.
+    pub fn listen(waits_for: &str) -> Result<Self> {
         let this = Self::default();
-        let started = Instant::now();
-        for signal in [SIGINT, SIGTERM, SIGUSR1, SIGUSR2] {
-            let Self { signal: first, at } = this.clone();
-            let number = signal.unsigned_abs() as usize;
-            let handle = move || {
-                let now = started.elapsed().as_millis() as u64;
-                if first.load(Ordering::SeqCst) == 0 {
-                    at.store(now, Ordering::SeqCst);
-                    first.store(number, Ordering::SeqCst);
-                } else if now.saturating_sub(at.load(Ordering::SeqCst)) > ECHO.as_millis() as u64 {
-                    signal_hook::low_level::exit(code(signal));
-                }
-            };
-            #[expect(
-                unsafe_code,
-                reason = "a handler that reads a clock, touches atomics and exits"
-            )]
-            // SAFETY: all of which a signal handler may do.
-            let registered = unsafe { signal_hook::low_level::register(signal, handle) };
-            registered.map_err(|e| {
-                Error::config(format!("cannot listen for signal {signal}: {e}"), "")
-            })?;
-        }
+        this.state().words = Some(format!("asked to stop: {waits_for}; once more ends at once"));
+        let heard = this.clone();
+        signals::listen(move |signal| heard.hear(signal))?;
         Ok(this)
     }
 
-    /// Asks as Ctrl-C does.
-    pub fn ask(&self) {
-        let signal = SIGINT.unsigned_abs() as usize;
-        let _ = self.signal.compare_exchange(0, signal, Ordering::SeqCst, Ordering::SeqCst);
+    /// Says nothing at the first signal: another process or the whole terminal does.
+    pub fn silence(&self) {
+        self.state().words = None;
     }
 
-    /// True from the first signal on.
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn hear(&self, signal: i32) {
+        let mut state = self.state();
+        match state.first {
+            None => {
+                state.first = Some((signal, Instant::now()));
+                if let Some(words) = state.words.take() {
+                    // On another thread: a terminal that stands still must not keep a second signal from being heard.
+                    let say = move || output::word(&words);
+                    let _ = std::thread::Builder::new().name("words".into()).spawn(say);
+                }
+                self.begin_grace(&mut state);
+            }
+            // A shell and the system may both tell of a connection that was lost.
+            Some((_, at)) if at.elapsed() > ECHO && signal != SIGHUP => signals::exit(code(signal)),
+            Some(_) => {}
+        }
+    }
+
+    /// Asks as Ctrl-C does. A signal after it is the first one.
+    pub fn ask(&self) {
+        let mut state = self.state();
+        state.asked = true;
+        self.begin_grace(&mut state);
+    }
+
+    /// True from the first wish on.
     pub fn asked(&self) -> bool {
-        self.signal.load(Ordering::Relaxed) != 0
+        self.level() > 0.0
     }
 
     /// A number that ranks can sum: 0 when nobody asked, 1 for a person, a million for a scheduler.
     pub fn level(&self) -> f64 {
-        let signal = self.signal.load(Ordering::Relaxed);
-        match signal {
-            0 => 0.0,
-            _ if signal == SIGINT.unsigned_abs() as usize => 1.0,
-            _ => PREEMPTION,
+        let state = self.state();
+        match state.first {
+            Some((SIGINT, _)) => 1.0,
+            Some(_) => PREEMPTION,
+            None if state.asked => 1.0,
+            None => 0.0,
         }
     }
 
@@ -91,31 +109,62 @@ impl Stop {
 
     /// The same, of the sum of the levels of all ranks.
     pub fn error_of(level: f64, message: String) -> Error {
-        match Self::is_preemption(level) {
+        match level >= PREEMPTION {
             true => Error::Preempted { message },
             false => Error::Interrupted { message },
         }
     }
 
-    /// Whether a scheduler was among those who asked.
-    fn is_preemption(level: f64) -> bool {
-        level >= PREEMPTION
-    }
-
-    /// Ends the process when it is still there `grace` after the first signal: what is being written is then half a file
+    /// Ends the process when it is still there `grace` after the first wish: what is being written is then half a file
     /// under a temporary name, and the checkpoint before it is whole.
     pub fn within(&self, grace: Duration) {
+        let mut state = self.state();
+        state.grace = Some(grace);
+        if state.first.is_some() || state.asked {
+            self.begin_grace(&mut state);
+        }
+    }
+
+    fn begin_grace(&self, state: &mut State) {
+        let Some(grace) = state.grace.filter(|_| !state.grace_runs) else { return };
         let this = self.clone();
         let watch = move || {
-            while !this.asked() {
-                std::thread::sleep(Duration::from_millis(50));
-            }
             std::thread::sleep(grace);
-            eprintln!("the grace time of {} s is over: ending at once", grace.as_secs_f64());
-            let signal = this.signal.load(Ordering::Relaxed);
-            // Without the ends of other threads, which are still at work with libtorch.
-            signal_hook::low_level::exit(code(i32::try_from(signal).unwrap_or(SIGTERM)));
+            output::word(&format!(
+                "the grace time of {} s is over: ending at once",
+                grace.as_secs_f64()
+            ));
+            signals::exit(if this.level() < PREEMPTION { INTERRUPTED } else { PREEMPTED });
         };
-        let _ = std::thread::Builder::new().name("grace".into()).spawn(watch);
+        state.grace_runs = std::thread::Builder::new().name("grace".into()).spawn(watch).is_ok();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use libc::SIGTERM;
+
+    #[test]
+    fn a_signal_after_a_wish_is_the_first_one() {
+        let stop = Stop::default();
+        stop.ask();
+        assert!(matches!(stop.error(String::new()), Error::Interrupted { .. }));
+        // It would end this process if it counted as the second.
+        std::thread::sleep(ECHO + Duration::from_millis(50));
+        stop.hear(SIGTERM);
+        assert!(matches!(stop.error(String::new()), Error::Preempted { .. }));
+    }
+
+    #[test]
+    fn what_comes_twice_in_a_second_is_one_signal() {
+        let stop = Stop::default();
+        for signal in [SIGTERM, SIGTERM, SIGINT, SIGHUP] {
+            stop.hear(signal);
+        }
+        assert!(stop.asked());
+        std::thread::sleep(ECHO + Duration::from_millis(50));
+        stop.hear(SIGHUP);
+        assert!(matches!(stop.error(String::new()), Error::Preempted { .. }));
     }
 }

@@ -25,6 +25,10 @@ pub enum Purpose {
     Torch = 6,
     /// libtorch's own draws in evaluation, by batch.
     Evaluate = 7,
+    /// Times of the blocks of an evaluation, see [`evaluation_times`].
+    EvaluationTimes = 8,
+    /// What is done to the blocks of an evaluation; one stream for each block in each pass.
+    EvaluationMasks = 9,
 }
 
 /// The stream of a purpose and a place, as in the step; the place is below 2^56.
@@ -64,6 +68,51 @@ pub fn time_uniforms(seed: u64, step: u64, n: i64, antithetic: bool) -> Tensor {
     let stride = coprime_near(0.618 * n as f64, n);
     let place = Tensor::from_slice(&(0..n).map(|i| i * stride % n).collect::<Vec<i64>>());
     crate::clock::stratify(&u).index_select(0, &place)
+}
+
+/// The uniform numbers behind the times of `rows` blocks from `first` on in a pass of an evaluation, `[rows] f64` in [0, 1).
+///
+/// Each is uniform for its block, whatever else is measured. Together they are a Sobol' sequence in one dimension with Owen's
+/// scrambling (Owen 1995, "Randomly permuted (t,m,s)-nets and (t,s)-sequences"): each aligned group of 2^k of them has one in each of 2^k
+/// equal strata. The passes of a block are neighbours, so they are spread as the blocks are.
+pub fn evaluation_times(seed: u64, pass: i64, passes: i64, first: i64, rows: i64) -> Tensor {
+    let coins: u64 = generator(seed, Purpose::EvaluationTimes, 0).random();
+    let place = |block: i64| (block * passes + pass).cast_unsigned();
+    let times: Vec<f64> = (first..first + rows).map(|b| scrambled(place(b), coins)).collect();
+    Tensor::from_slice(&times)
+}
+
+/// The uniform numbers `[rows, length] f64` in [0, 1) that corrupt `rows` blocks from `first` on in a pass of an evaluation.
+pub fn evaluation_masks(seed: u64, pass: i64, first: i64, rows: i64, length: i64) -> Tensor {
+    let mut numbers = Vec::with_capacity((rows * length) as usize);
+    for block in first..first + rows {
+        let place = pass.cast_unsigned() << 40 | block.cast_unsigned();
+        let mut rng = generator(seed, Purpose::EvaluationMasks, place);
+        numbers.extend((0..length).map(|_| rng.random::<f64>()));
+    }
+    Tensor::from_slice(&numbers).view([rows, length])
+}
+
+/// Number `index` of the van der Corput sequence in base 2, each of whose digits is turned by a coin of its own for all the
+/// digits before it.
+fn scrambled(index: u64, coins: u64) -> f64 {
+    // As many digits as an f64 holds.
+    const DIGITS: u32 = 53;
+    let (mut before, mut number) = (1_u64, 0_u64);
+    for place in 0..DIGITS {
+        let digit = index >> place & 1;
+        number = number << 1 | (digit ^ mixed(before ^ coins) & 1);
+        before = before << 1 | digit;
+    }
+    number as f64 / (1_u64 << DIGITS) as f64
+}
+
+/// SplitMix64's finalizer: every bit of the result depends on every bit of `x`.
+fn mixed(x: u64) -> u64 {
+    let x = x.wrapping_add(0x9e37_79b9_7f4a_7c15);
+    let x = (x ^ x >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    let x = (x ^ x >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
+    x ^ x >> 31
 }
 
 /// The number at or above `near` that has no divisor in common with `n`.
@@ -108,6 +157,71 @@ mod tests {
                 assert!((mean - 0.5).abs() < 0.15, "{n}: {mean}");
             }
         }
+    }
+
+    #[test]
+    fn times_of_an_evaluation_are_spread_over_blocks_and_over_passes() {
+        let times = |seed, pass, passes, first, rows| {
+            let times = evaluation_times(seed, pass, passes, first, rows);
+            Vec::<f64>::try_from(times).unwrap()
+        };
+        let strata = |times: &[f64]| {
+            let n = times.len() as f64;
+            times.iter().map(|t| (t * n) as i64).collect::<std::collections::BTreeSet<i64>>().len()
+        };
+        let whole = times(3, 0, 1, 0, 96);
+        assert_eq!(whole[32..40], times(3, 0, 1, 32, 8), "whatever the batch is");
+        for part in whole.chunks(32) {
+            assert_eq!(strata(part), 32);
+        }
+        // The passes of each block.
+        let passes: Vec<Vec<f64>> = (0..4).map(|pass| times(3, pass, 4, 0, 16)).collect();
+        for block in 0..16 {
+            assert_eq!(strata(&passes.iter().map(|pass| pass[block]).collect::<Vec<f64>>()), 4);
+        }
+        assert_eq!(strata(&passes.concat()), 64);
+    }
+
+    /// A block's loss depends on its time: its mean over seeds is the integral, for each block alone, and the mean over the
+    /// blocks varies no more than with strata of a batch.
+    #[test]
+    fn times_of_an_evaluation_are_uniform_for_each_block() {
+        let (blocks, seeds) = (24, 4000);
+        let loss = |block: usize, t: f64| (1.0 + block as f64 / 8.0) * 3.0 * t * t;
+        let mean = |x: &[f64]| x.iter().sum::<f64>() / x.len() as f64;
+        let spread = |x: &[f64]| {
+            let m = mean(x);
+            x.iter().map(|v| (v - m).powi(2)).sum::<f64>() / x.len() as f64
+        };
+        let all = |times: &dyn Fn(u64) -> Tensor| -> Vec<Vec<f64>> {
+            (0..seeds)
+                .map(|seed| {
+                    let times = Vec::<f64>::try_from(times(seed)).unwrap();
+                    times.iter().enumerate().map(|(block, t)| loss(block, *t)).collect()
+                })
+                .collect()
+        };
+        let ours = all(&|seed| evaluation_times(seed, 0, 1, 0, blocks));
+        for block in 0..blocks as usize {
+            let of_block: Vec<f64> = ours.iter().map(|losses| losses[block]).collect();
+            let (truth, error) =
+                (1.0 + block as f64 / 8.0, (spread(&of_block) / seeds as f64).sqrt());
+            assert!((mean(&of_block) - truth).abs() < 5.0 * error, "block {block}");
+        }
+        // In batches of 8, as evaluation once stratified.
+        let strata = all(&|seed| {
+            let batch = |at: u64| {
+                let u: Vec<f64> = (0..8)
+                    .map(|i| generator(seed, Purpose::Evaluate, at * 8 + i).random())
+                    .collect();
+                crate::clock::stratify(&Tensor::from_slice(&u))
+            };
+            Tensor::cat(&(0..3).map(batch).collect::<Vec<Tensor>>(), 0)
+        });
+        let of_means =
+            |all: &[Vec<f64>]| spread(&all.iter().map(|l| mean(l)).collect::<Vec<f64>>());
+        let (ours, theirs) = (of_means(&ours), of_means(&strata));
+        assert!(ours < theirs, "{ours} is not below {theirs}");
     }
 
     #[test]

@@ -31,9 +31,10 @@ mod checkpoints;
 mod evaluations;
 
 pub use checkpoints::newest;
+pub use evaluations::monitored;
 
 /// The metrics of an evaluation, by which `best` may be chosen.
-pub const MONITORED: &[&str] = &["val/nelbo", "val/bits_per_token", "val/ppl"];
+pub const MONITORED: &[&str] = &["val/nelbo", "val/bits_per_token", "val/ppl", "val/loss"];
 
 /// A run from its first to its last step, or a rank's part of it.
 pub struct Trainer<'a> {
@@ -49,6 +50,8 @@ pub struct Trainer<'a> {
     pub measure: Measure,
     /// The sampler that shows what the model has learnt; none when `sampling.num_sample_log = 0`.
     pub sampler: Option<NamedSampler>,
+    /// The same with few steps, to be tried before the first step of training.
+    pub trial: Option<NamedSampler>,
     /// The run folder.
     pub run: RunDir,
     /// Who else hears of the metrics.
@@ -335,8 +338,9 @@ impl Trainer<'_> {
         let seconds = window.since.elapsed().as_secs_f64();
         let speed = (samples * config.model.length) as f64 / seconds;
         let device = self.model.facts().device();
+        let name = if self.model.is_bound() { "train/nelbo" } else { "train/loss" };
         let mut line = json!({
-            "train/nelbo": if window.steps > 0 { json!(loss) } else { Value::Null },
+            name: if window.steps > 0 { json!(loss) } else { Value::Null },
             "train/lr": done.lr,
             "train/grad_norm": done.grad_norm,
             "train/samples": self.progress.samples,

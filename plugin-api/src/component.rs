@@ -48,6 +48,10 @@ pub mod capability {
     pub const KV_CACHE: &str = "kv_cache";
     /// Tokens attend only to earlier ones, and position `i` predicts token `i + 1`.
     pub const CAUSAL: &str = "causal";
+    /// The parameterization's loss, summed over the positions that it gives, has a mean of at least `-log p(x0)` for every x0:
+    /// it is a bound of the likelihood (or the likelihood itself), and its exponential a perplexity. A loss with other weights,
+    /// as a focal one, is none. The contract test compares it with a model whose likelihood is known.
+    pub const BOUND: &str = "bound";
     /// The parameterization scores each token given all earlier ones.
     pub const NEXT_TOKEN: &str = "next_token";
 }

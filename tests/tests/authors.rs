@@ -68,9 +68,11 @@ fn what_breaks_the_contract_is_caught_by_name_and_the_host_goes_on() {
         ("aborts", "it ended its process (signal: 6"),
         ("leaks", "the walk keeps memory"),
         ("not_a_number", "the loss is not finite"),
+        ("false_bound", "the loss is no bound of the likelihood"),
     ] {
         assert!(why(name).contains(words), "{name}: {}", why(name));
     }
+    assert_eq!(why("unweighted"), "", "what claims no bound owes none");
     assert_eq!(why("geometric"), "", "a schedule that is only linear is no fault");
 }
 

@@ -136,3 +136,39 @@ fn what_is_printed_agrees_with_itself() {
     let exact = maskdiff(at, &[&BASE[..], &["--text", "far.txt", "eval.likelihood=duel"]].concat());
     assert_eq!(exact.expect(0).lines()[0]["val/draws"], 0);
 }
+
+/// Each block has draws of its own: how many are measured at once changes nothing.
+#[test]
+fn a_figure_does_not_depend_on_the_size_of_a_batch() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let words = ["data.valid_blocks=30", "trainer.max_steps=5", "run.dir=run"];
+    train(folder.path(), &words).expect(0);
+    let measured = |more: &[&str]| {
+        let words = ["eval", "--checkpoint", "run", "eval.results=none", "trainer.precision=64"];
+        maskdiff(folder.path(), &[&words[..], more].concat()).expect(0).lines().remove(0)
+    };
+    for bound in ["reference", "strict"] {
+        let bound = format!("eval.bound={bound}");
+        let all = |size: &str| {
+            measured(&[&bound, size, "eval.passes=2"])["val/nelbo"].as_f64().expect("nats")
+        };
+        let (one, some) = (all("loader.eval_batch_size=1"), all("loader.eval_batch_size=7"));
+        assert!((one - some).abs() < 1e-9 && (one - all("loader.eval_batch_size=30")).abs() < 1e-9);
+    }
+    // A limit counts when it is said now.
+    let four = ["trainer.limit_val_batches=2", "loader.eval_batch_size=2"];
+    let line = measured(&four);
+    assert_eq!((&line["val/sequences"], &line["val/tokens"]), (&json!(4), &json!(256)));
+    let path = "eval.checkpoint_path=run/checkpoints/last";
+    let old = [&["mode=ppl_eval", path, "eval.results=none", "trainer.precision=64"], &four[..]];
+    let old = maskdiff(folder.path(), &old.concat()).expect(0).lines().remove(0);
+    assert_eq!(old["val/nelbo"], line["val/nelbo"]);
+    let share = measured(&["trainer.limit_val_batches=0.5", "loader.eval_batch_size=5"]);
+    assert_eq!(share["val/sequences"], 15);
+    let none = ["eval", "--checkpoint", "run", "trainer.limit_val_batches=0"];
+    maskdiff(folder.path(), &none).expect(2).says(&["`trainer.limit_val_batches` leaves no batch"]);
+    // One that the run was trained with does not.
+    train(folder.path(), &[&words[..2], &four[..], &["run.dir=limited"]].concat()).expect(0);
+    let out = maskdiff(folder.path(), &["eval", "--checkpoint", "limited", "eval.results=none"]);
+    assert_eq!(out.expect(0).lines()[0]["val/sequences"], 30);
+}

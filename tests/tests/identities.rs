@@ -5,7 +5,7 @@
 //! `q(z | x) = alpha x + (1 - alpha) m` at a masked position is, with `p~ = alpha p + (1 - alpha) m` and `r = -a'/alpha`,
 //! `r / q(m) * (KL(q || p~) + ratio - ln ratio - 1)`, `ratio = q(m) / p~(m)`.
 
-use maskdiff::evaluate::{duel, strict};
+use maskdiff::evaluate::{Draws, duel, strict};
 use maskdiff::model::{Choice, Choices, Model};
 use maskdiff::plugins::Registry;
 use maskdiff_plugin_api::abi::handles::{Method, Noise};
@@ -281,7 +281,8 @@ fn all_bounds_of_a_time_free_network_are_one() {
             let x0 = every.repeat([repeats, 1]);
             tch::manual_seed(8);
             let u = maskdiff::clock::stratify(&Tensor::rand([27 * repeats], F64));
-            let strict = strict::nats(&Denoiser::new(&model), &x0, &u).expect("nats");
+            let draws = Draws { u_b: u.shallow_clone(), u_bl: Tensor::rand(x0.size(), F64) };
+            let strict = strict::nats(&Denoiser::new(&model), &x0, &draws).expect("nats");
             assert_mean(&format!("{noise}: strict"), &strict, &want, 0.0);
             let t = model.draw_t(&u).expect("times");
             let loss = model.loss(&x0, &t).expect("a loss");

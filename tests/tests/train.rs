@@ -161,3 +161,49 @@ fn time_conditioning_and_double_precision_are_words() {
         ["time_conditioning=True", "trainer.precision=64", "trainer.max_steps=2", "run.dir=run"];
     train(folder.path(), &more).expect(0);
 }
+
+/// Blocks of a document each are filled behind its EOS with what counts in no loss: what is drawn there means nothing.
+#[test]
+fn a_text_ends_at_its_first_eos_where_documents_do() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let lines: String = (0..200).map(|i| format!("line {} ends\n", i % 10)).collect();
+    fs::write(folder.path().join("lines.txt"), lines).expect("a text");
+    let words = [
+        "data=text",
+        "data.path=lines.txt",
+        "data.documents=line",
+        "data.wrap=false",
+        "model.length=24",
+        "trainer.max_steps=60",
+        "optim.lr=1e-2",
+    ];
+    let methods: [&[&str]; 2] = [&["run.dir=masked"], &["run.dir=ar", "parameterization=ar"]];
+    for more in methods {
+        let of_ar = more.len() > 1;
+        let kept =
+            |word: &&&str| !of_ar || !(word.starts_with("sampling.") || word.contains("cond_dim"));
+        let mut all = vec!["train"];
+        all.extend(SMALL.iter().filter(kept));
+        all.extend(words.iter().chain(more));
+        maskdiff(folder.path(), &all).expect(0);
+        let run = more[0].strip_prefix("run.dir=").expect("a name");
+        let sample = |more: &[&str]| {
+            let words = ["sample", "--checkpoint", run, "loader.eval_batch_size=8"];
+            maskdiff(folder.path(), &[&words[..], more].concat()).expect(0).lines()
+        };
+        let eos = 0;
+        let ends = |line: &Value| {
+            let ids = line["ids"].as_array().expect("ids");
+            ids.iter().skip(1).any(|id| *id == eos)
+        };
+        let whole = sample(&["sampling.stop_at_eos=false"]);
+        let cut = sample(&[]);
+        assert!(whole.iter().any(ends), "{whole:?}");
+        assert!(!cut.iter().any(ends), "{cut:?}");
+        for (whole, cut) in whole.iter().zip(&cut) {
+            let (whole, cut) =
+                (whole["ids"].as_array().expect("ids"), cut["ids"].as_array().expect("ids"));
+            assert!(of_ar || whole.starts_with(cut), "{whole:?} {cut:?}");
+        }
+    }
+}

@@ -15,6 +15,7 @@ use super::keep::{link, prune, sweep};
 use super::tensors::{self, Named};
 use super::{EMA, MODEL, Mirror, OPTIMIZER, State, name, remove};
 use crate::error::{Error, Result};
+use crate::output;
 use crate::plugins::hex;
 
 /// What is written.
@@ -136,11 +137,11 @@ impl Saver {
 impl Drop for Saver {
     fn drop(&mut self) {
         if let Err(error) = self.wait() {
-            eprintln!("warning: {error}");
+            output::word(&format!("warning: {error}"));
         }
         self.copied();
         if let Some(error) = self.not_copied() {
-            eprintln!("warning: {error}");
+            output::word(&format!("warning: {error}"));
         }
     }
 }

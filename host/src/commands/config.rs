@@ -3,7 +3,7 @@
 use super::Common;
 use crate::error::Result;
 use crate::report::Format;
-use crate::{assemble, run_dir};
+use crate::{assemble, output, run_dir};
 
 /// Prints the resolved configuration: TOML with the source of every value, or JSON.
 pub fn run(common: &Common) -> Result<()> {
@@ -12,9 +12,9 @@ pub fn run(common: &Common) -> Result<()> {
     assemble::choices(&mut config, &registry, false)?;
     config.sampler(&registry)?;
     if common.format == Format::Json {
-        println!("{:#}", config.layers.to_json());
+        output::result(&format!("{:#}", config.layers.to_json()));
     } else {
-        print!("{}", run_dir::to_toml(&config));
+        output::result(&run_dir::to_toml(&config));
     }
     Ok(())
 }

@@ -60,7 +60,8 @@ pub fn build(common: &Common) -> Result<()> {
 
 fn build_one(common: &Common, config: &Config) -> Result<()> {
     check_made(config)?;
-    let (stop, mut report) = (Stop::listen()?, Report::new(common.format, common.quiet));
+    let stop = Stop::listen("what is under way is ended")?;
+    let mut report = Report::new(common.format, common.quiet);
     data::open(config, None, &Observer::new(&mut report, &stop))?;
     let made = files_of(config, &mut report, &stop)?;
     made.iter().try_for_each(|path| Cache::open(path).map(|cache| tell(&report, &cache)))

@@ -28,7 +28,8 @@ pub fn run(common: &Common) -> Result<()> {
     let choices = assemble::choices(&mut config, &registry, false)?;
     let plan = Plan::new(&config, Measure::new(&config)?);
     assemble::check_measure(plan.measure, &config, &registry)?;
-    let (stop, mut report) = (Stop::listen()?, Report::new(common.format, common.quiet));
+    let stop = Stop::listen("the batch that is under way is ended")?;
+    let mut report = Report::new(common.format, common.quiet);
     // All of them before anything is measured: what is missing or does not fit shows at once.
     let sets = open(common, &checkpoint, &config, &tokenizer, &Observer::new(&mut report, &stop))?;
     sets.iter().try_for_each(|(_, _, valid)| plan.measure.check(&valid.blocks))?;
@@ -43,7 +44,7 @@ pub fn run(common: &Common) -> Result<()> {
     let origin = ledger::used(&checkpoint, &config, &used)?;
     let mut rows = Vec::new();
     let mut measure = |(name, config, valid): &Set, report: &mut Report| -> Result<()> {
-        let n = valid.blocks.len();
+        let n = limited(config, valid.blocks.len())?;
         report.start("evaluate", 0, n * plan.passes);
         let tick = |done, total| {
             report.progress("evaluate", done, total, name);
@@ -53,7 +54,7 @@ pub fn run(common: &Common) -> Result<()> {
         let bound = evaluate::likelihood(&model, &valid.blocks, n, plan, &World::alone(), tick);
         report.finish();
         let bound = bound.map_err(|e| config.locate(e))?;
-        let characters = valid.characters(tokenizer.as_ref(), usize::from(next_token))?;
+        let characters = valid.characters(n, tokenizer.as_ref(), usize::from(next_token))?;
         let exact = next_token || matches!(plan.measure, Measure::Duel { .. });
         let draws = if exact { 0 } else { n * bound.passes };
         let line = line(name, config, &checkpoint, plan, bound, (n, draws, characters));
@@ -78,6 +79,28 @@ pub fn run(common: &Common) -> Result<()> {
     measured
 }
 
+/// How many of `all` blocks are measured. What is said now counts: a limit that the run was trained with shortens no evaluation.
+fn limited(config: &Config, all: i64) -> Result<i64> {
+    let key = "trainer.limit_val_batches";
+    if !said_now(config, key) {
+        return Ok(all);
+    }
+    let batch = config.loader.eval_batch_size;
+    match config.trainer.limit_val_batches.of((all + batch - 1) / batch) {
+        0 => Err(config.layers.error(
+            key,
+            &format!("`{key}` leaves no batch to measure"),
+            "1 or more batches, or a share above 0; without it all are measured",
+        )),
+        batches => Ok(batches.saturating_mul(batch).min(all)),
+    }
+}
+
+/// Whether a key was set by this command, and not by the run that made the checkpoint.
+fn said_now(config: &Config, key: &str) -> bool {
+    ["command line", "environment"].contains(&&config.layers.source(key)[..])
+}
+
 /// Keys that choose one text, where `data.sets` chooses several.
 const OF_ONE: [&str; 7] = ["train", "valid", "valid_split", "path", "valid_path", "repo", "config"];
 
@@ -98,7 +121,7 @@ fn open(
         return Ok(vec![opened(&name, config)?]);
     }
     for key in OF_ONE.map(|key| format!("data.{key}")) {
-        if ["command line", "environment"].contains(&&config.layers.source(&key)[..]) {
+        if said_now(config, &key) {
             let message = format!("`{key}` chooses one text, and `data.sets` several");
             let hint =
                 "leave one of both out; a file of `configs/data/` gives a text of yours a name";
@@ -128,15 +151,18 @@ fn line(
         "checkpoint": checkpoint.path,
         "set": name,
         "measure": plan.measure.chosen_by(),
-        "val/nelbo": bound.nats_per_token,
-        "val/bits_per_token": bound.bits_per_token,
-        "val/bits_per_char": characters.map(|characters| bits / characters as f64),
-        "val/ppl": bound.perplexity,
-        "val/standard_error": bound.standard_error,
-        "val/tokens": bound.tokens,
-        "val/sequences": sequences,
-        "val/draws": draws,
     });
+    let mut metrics = bound.metrics();
+    if bound.is_bound {
+        let per_character = characters.map(|characters| bits / characters as f64);
+        metrics.insert("val/bits_per_char".into(), json!(per_character));
+    }
+    for (key, value) in
+        [("val/tokens", bound.tokens), ("val/sequences", sequences), ("val/draws", draws)]
+    {
+        metrics.insert(key.into(), json!(value));
+    }
+    ledger::extend(&mut line, Value::Object(metrics));
     if let Some(entropy) = entropy_per_token(config) {
         line["data/entropy_bits_per_token"] = json!(entropy);
     }
@@ -161,12 +187,14 @@ fn in_words(
 fn row(name: &str, bound: Bound, per_character: &Value) -> Vec<String> {
     let number = |x: f64| if x.is_finite() { format!("{x:.4}") } else { "-".into() };
     let per_character = number(per_character.as_f64().unwrap_or(f64::NAN));
+    // A loss is told line by line; in a table of bounds it would be taken for one.
+    let of_bound = |text: String| if bound.is_bound { text } else { "-".into() };
     vec![
         name.to_string(),
-        format!("{:.2}", bound.perplexity),
-        format!("{:.4}", bound.nats_per_token),
-        number(bound.standard_error),
-        format!("{:.4}", bound.bits_per_token),
+        of_bound(format!("{:.2}", bound.perplexity)),
+        of_bound(format!("{:.4}", bound.nats_per_token)),
+        of_bound(number(bound.standard_error)),
+        of_bound(format!("{:.4}", bound.bits_per_token)),
         per_character,
         bound.tokens.to_string(),
     ]

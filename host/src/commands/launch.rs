@@ -14,7 +14,7 @@ use crate::launch::settings::{self, Layer, Said, Settings};
 use crate::launch::{self, package, slurm};
 use crate::report::Report;
 use crate::run_dir::{self, RunDir};
-use crate::{assemble, plugins};
+use crate::{assemble, output, plugins};
 
 /// What a job asks of the cluster; `configs/launcher/slurm.toml` has the same keys.
 #[derive(Debug, clap::Args)]
@@ -186,7 +186,7 @@ pub fn slurm(common: &Common, job: &Job, mut ways: Ways) -> Result<()> {
     let text = plan.script(&ways, settings)?.slurm();
     let report = Report::new(common.format, common.quiet);
     if ways.dry_run {
-        print!("{text}");
+        output::result(&text);
         report.note(&format!("nothing was written; it would go to {}", plan.folder.display()));
         return Ok(());
     }
@@ -230,7 +230,7 @@ pub fn local(common: &Common, nproc: Option<u16>, mut ways: Ways) -> Result<()> 
     let text = plan.script(&ways, Settings::default())?.local(&plan.numbers);
     let report = Report::new(common.format, common.quiet);
     if ways.dry_run {
-        print!("{text}");
+        output::result(&text);
         report.note(&format!("nothing was written; it would go to {}", plan.folder.display()));
         return Ok(());
     }
@@ -303,7 +303,8 @@ impl Plan {
         let named = words.iter().find_map(|word| word.strip_prefix("run.dir=")).map(String::from);
         let (folder, run) = match (&first, named) {
             (None, _) => {
-                let run = absolute(&run_dir::path_for(&config))?;
+                let dir = config.run.dir.as_ref().map(PathBuf::from);
+                let run = absolute(&dir.unwrap_or_else(|| run_dir::proposed(&config)))?;
                 (run.clone(), run.display().to_string())
             }
             (Some(_), None) => {

@@ -43,6 +43,7 @@ fn facts(run: &Run) -> Value {
         "step": run.step(),
         "best_nelbo": least(run, "val/nelbo"),
         "best_ppl": least(run, "val/ppl"),
+        "best_loss": least(run, "val/loss"),
         "tokens_per_s": last(run, "perf/tokens_per_s"),
         "state": run.state(),
     })
@@ -121,11 +122,15 @@ pub fn compare(report: &Report, folders: &[PathBuf]) -> Result<()> {
             rows.push(std::iter::once(key.clone()).chain(values).collect());
         }
     }
-    for name in ["steps", "best nats", "best ppl", "tokens/s"] {
+    // A loss that is no bound is compared with its like alone.
+    let losses = runs.iter().any(|run| least(run, "val/loss").is_some());
+    let names = ["steps", "best nats", "best ppl", "best loss", "tokens/s"];
+    for name in names.into_iter().filter(|name| losses || *name != "best loss") {
         let value = |run: &Run| match name {
             "steps" => run.step().to_string(),
             "best nats" => number(least(run, "val/nelbo"), 4),
             "best ppl" => number(least(run, "val/ppl"), 2),
+            "best loss" => number(least(run, "val/loss"), 4),
             _ => number(last(run, "perf/tokens_per_s"), 0),
         };
         rows.push(std::iter::once(name.to_string()).chain(runs.iter().map(value)).collect());

@@ -18,7 +18,7 @@ use crate::ledger::{self, Ledger};
 use crate::model::{Model, Progress};
 use crate::prompt::{Ask, Given};
 use crate::report::Report;
-use crate::sample::{self, Sample, Windows};
+use crate::sample::{self, Sample, Texts, Windows};
 use crate::stop::Stop;
 use crate::trace::{self, Recorder, Trace, Walk};
 use crate::{accelerator, assemble, files, page, plugins};
@@ -71,7 +71,7 @@ impl Shown {
 pub fn run(common: &Common, asked: &[Ask], shown: &Shown) -> Result<()> {
     shown.check()?;
     let mut session = Session::default();
-    session.draw(common, asked, shown, &Stop::listen()?)
+    session.draw(common, asked, shown, &Stop::listen("the step that is under way is ended")?)
 }
 
 /// A model in memory, which draws as often as it is asked to.
@@ -106,7 +106,8 @@ impl Session {
             tokenizer.as_ref(),
             accelerator::device(&config, &World::alone())?,
         );
-        let mut sampler = assemble::sampler(&config, &registry, &facts)?;
+        let choice = assemble::sampler_choice(&config, &registry, tokenizer.as_ref())?;
+        let mut sampler = assemble::sampler(&config, &registry, &choice, &facts)?;
         let model = match self.model.take() {
             Some(model) => model,
             None => {
@@ -118,6 +119,7 @@ impl Session {
         let model = self.model.insert(model);
         tch::manual_seed(config.top.seed.cast_signed());
         let windows = Windows::new(&config.sampling);
+        let all_texts = Texts { windows, ..Texts::new(&config, tokenizer.as_ref()) };
         let rounds = 0..config.sampling.num_sample_batches;
         let all: Vec<Given> = rounds.flat_map(|_| given.iter().cloned()).collect();
         let recorder = shown.recorder();
@@ -128,8 +130,7 @@ impl Session {
             let bar = progress(Report::new(common.format, common.quiet), stop.clone());
             let tokenizer = tokenizer.as_ref();
             let record = recorder.as_ref();
-            let drawn =
-                sample::draw(model, &mut sampler, tokenizer, given, windows, Some(bar), record);
+            let drawn = sample::draw(model, &mut sampler, given, all_texts, Some(bar), record);
             let drawn = drawn.map_err(|e| config.locate(e))?;
             let report = Report::new(common.format, common.quiet);
             let (count, nfe, seconds) = (drawn.samples.len(), drawn.nfe, drawn.seconds);

@@ -127,7 +127,8 @@ impl Scorer {
     ) -> Result<()> {
         cut(&mut self.plan, config, texts)?;
         let Self { judge, plan } = &self;
-        let (stop, mut report) = (Stop::listen()?, Report::new(common.format, common.quiet));
+        let stop = Stop::listen("the windows that are under way are ended")?;
+        let mut report = Report::new(common.format, common.quiet);
         let mut started = false;
         let scores = score(texts, judge, plan, |done, total| {
             if !std::mem::replace(&mut started, true) {

@@ -18,9 +18,9 @@ use crate::plugins::Registry;
 use crate::report::Report;
 use crate::stop::Stop;
 use crate::sweep::axes::Plan;
-use crate::sweep::collect::{self, METRICS};
+use crate::sweep::collect;
 use crate::sweep::{State, Sweep, local, name};
-use crate::{assemble, files};
+use crate::{assemble, files, output};
 
 /// A sweep to begin.
 #[derive(Debug, clap::Args)]
@@ -71,7 +71,7 @@ pub struct Running {
 /// What a table shows.
 #[derive(Debug, clap::Args)]
 pub struct Table {
-    /// A metric (may be repeated); by default val/nelbo and val/ppl
+    /// A metric (may be repeated); by default val/nelbo and val/ppl, or val/loss
     #[arg(long, value_name = "NAME")]
     metric: Vec<String>,
     /// The best evaluation of each point, not the last
@@ -113,7 +113,7 @@ pub fn new(common: &Common, new: &New) -> Result<()> {
             }
         });
         // All at once: there may be very many.
-        print!("{}", lines.map(|line| line + "\n").collect::<String>());
+        output::result(&lines.map(|line| line + "\n").collect::<String>());
         report.note(&format!("{} points; nothing was written", sweep.points.len()));
         return Ok(());
     }
@@ -123,7 +123,7 @@ pub fn new(common: &Common, new: &New) -> Result<()> {
     let (registry, apart) = check(&sweep, &all, tasks, &report)?;
     let package = new.run.package.folder(&folder)?;
     if new.dry_run {
-        print!("{}", script(&sweep, &new.run, settings, &all, "todo.txt", package)?.slurm());
+        output::result(&script(&sweep, &new.run, settings, &all, "todo.txt", package)?.slurm());
         report.note(&format!("{} points; nothing was written", sweep.points.len()));
         return Ok(());
     }
@@ -393,7 +393,7 @@ pub fn collect(common: &Common, folder: &Path, table: &Table) -> Result<()> {
     let sweep = Sweep::open(folder)?;
     let report = Report::new(common.format, common.quiet);
     let metrics: Vec<String> = match &table.metric[..] {
-        [] => METRICS.iter().map(ToString::to_string).collect(),
+        [] => collect::usual(&sweep),
         named => named.to_vec(),
     };
     let found = collect::collect(&sweep, &metrics, table.best, table.larger)?;

@@ -17,7 +17,7 @@ use crate::launch::ranks;
 use crate::learner::Learner;
 use crate::plugins::UsedPlugin;
 use crate::report::Report;
-use crate::run_dir::{self, RunDir};
+use crate::run_dir::{self, Claim, RunDir};
 use crate::stop::Stop;
 use crate::track::Trackers;
 use crate::train::{self, Progress, Trainer};
@@ -34,9 +34,12 @@ pub fn run(common: &Common, profile: bool, panel: bool) -> Result<()> {
         ));
     }
     resumable(&config)?;
-    let stop = Stop::listen()?;
+    let stop = Stop::listen("the step that is under way is finished and a checkpoint is written")?;
     stop.within(Duration::from_secs_f64(config.trainer.grace_s));
     let world = Rc::new(World::join(&config)?);
+    if panel || !world.is_main() {
+        stop.silence();
+    }
     let registry = assemble::registry(&common.plugins, &config)?;
     let logs = config.sampling.num_sample_log > 0;
     let choices = assemble::choices(&mut config, &registry, logs)?;
@@ -45,14 +48,22 @@ pub fn run(common: &Common, profile: bool, panel: bool) -> Result<()> {
     let device = accelerator::device(&config, &world)?;
     config.shares(world.size())?;
     precision::set_modes(&config)?;
-    let path =
-        PathBuf::from(world.share("run", || Ok(run_dir::path_for(&config).display().to_string()))?);
-    // Another process at work there would lose the checkpoint it is about to write, if this one tidied up first.
-    let held = (world.is_main() && path.join("manifest.json").is_file())
-        .then(|| run_dir::hold(&path))
-        .transpose()?;
+    // Before anything is read or made there: another run may start at this very moment.
+    let mut claim = None;
+    let path = PathBuf::from(world.share("run", || {
+        let made = Claim::run(&config)?;
+        if !config.checkpointing.resume_from_ckpt {
+            RunDir::check_fresh(made.path())?;
+        }
+        let path = made.path().display().to_string();
+        claim = Some(made);
+        Ok(path)
+    })?);
     let mut report = Report::new(common.format, common.quiet || !world.is_main());
     let folder = checkpoints(&config, &path);
+    // Held to the end: two runs with one place for checkpoints would remove each other's.
+    let elsewhere = config.checkpointing.save_dir.is_some() && world.is_main();
+    let _checkpoints = elsewhere.then(|| Claim::named(&folder)).transpose()?;
     let mirror = config.checkpointing.mirror.as_deref().filter(|_| world.is_main());
     let mirror = mirror.map(Mirror::open).transpose()?;
     let resumed = if config.checkpointing.resume_from_ckpt {
@@ -77,7 +88,6 @@ pub fn run(common: &Common, profile: bool, panel: bool) -> Result<()> {
         None
     };
     if !config.checkpointing.resume_from_ckpt && world.is_main() {
-        RunDir::check_fresh(&path)?;
         check_empty(&folder, mirror.as_ref())?;
     }
     world.agree("configuration", &settings(&config))?;
@@ -93,13 +103,21 @@ pub fn run(common: &Common, profile: bool, panel: bool) -> Result<()> {
         ));
     }
     let facts = assemble::facts(&config, corpus.tokenizer.as_ref(), device);
-    let sampler = logs.then(|| assemble::sampler(&config, &registry, &facts)).transpose()?;
+    let (sampler, trial) = match logs {
+        false => (None, None),
+        true => {
+            let choice = assemble::sampler_choice(&config, &registry, corpus.tokenizer.as_ref())?;
+            let sampler = assemble::sampler(&config, &registry, &choice, &facts)?;
+            (Some(sampler), Some(assemble::trial_sampler(&config, &registry, choice, &facts)?))
+        }
+    };
     let named = sampler.as_ref().map(|(name, _)| name.as_str());
     let used = plugins::used(&registry, &choices, named)?;
     let hashes = corpus.reads.iter().map(|part| format!("{} {}", part.corpus, part.sha256));
     world.agree("data", &hashes.collect::<Vec<String>>())?;
     world.agree("plugin", &used.iter().map(hash_line).collect::<Vec<String>>())?;
     let model = assemble::model(&config, &registry, choices, facts)?;
+    let _ = train::monitored(&config, measure.is_bound(&model))?;
     let learner = Learner::new(&model, &config, Rc::clone(&world))?;
     let keep = config.checkpointing.keep_last as usize;
     let saver = world.is_main().then(|| Saver::new(&folder, mirror, keep));
@@ -111,6 +129,7 @@ pub fn run(common: &Common, profile: bool, panel: bool) -> Result<()> {
         learner,
         measure,
         sampler,
+        trial,
         report,
         stop,
         saver,
@@ -125,10 +144,10 @@ pub fn run(common: &Common, profile: bool, panel: bool) -> Result<()> {
     if let Some(checkpoint) = &resumed {
         go_on(&mut trainer, checkpoint)?;
     }
-    if world.is_main() {
+    if let Some(claim) = claim {
         // A run that was ended before its first checkpoint begins again.
         let step = resumed.as_ref().map_or(0, |c| c.state.step);
-        trainer.run = RunDir::create(&path, &config, &used, &trainer.corpus, step, held)?;
+        trainer.run = RunDir::create(claim, &config, &used, &trainer.corpus, step)?;
         let (trackers, notes) = Trackers::open(&config, &path, &used, step, &trainer.stop, panel)?;
         trainer.trackers = Rc::new(RefCell::new(trackers));
         trainer.report.heard_by(&trainer.trackers);

@@ -18,6 +18,7 @@ use super::sample::{Session, Shown};
 use crate::cargo::{self, Telling};
 use crate::cli::show;
 use crate::error::{Error, Result};
+use crate::output;
 use crate::prompt::Ask;
 use crate::report::Format;
 use crate::stop::Stop;
@@ -29,7 +30,7 @@ const DONE: &str = "\u{1e}done";
 
 /// Watches `folder` until the user stops it.
 pub fn run(common: &Common, folder: &Path) -> Result<()> {
-    let stop = Stop::listen()?;
+    let stop = Stop::listen("the build that is under way is ended")?;
     let copies = tempfile::tempdir().map_err(|e| Error::io("write", &std::env::temp_dir(), &e))?;
     watch(common, folder, copies.path(), &stop)
 }
@@ -44,9 +45,9 @@ fn watch(common: &Common, folder: &Path, copies: &Path, stop: &Stop) -> Result<(
         }
         if let Some(died) = drawing.as_mut().and_then(Drawing::died) {
             drawing = None;
-            eprintln!(
+            output::word(&format!(
                 "the sampler ended its process ({died}); the session goes on with the next save"
-            );
+            ));
         }
         let now = last_change(folder)?;
         if seen == Some(now) {
@@ -73,7 +74,7 @@ fn watch(common: &Common, folder: &Path, copies: &Path, stop: &Stop) -> Result<(
         let copy = copies.join(format!("libmaskdiff_{builds}.so"));
         fs::copy(&built, &copy).map_err(|e| Error::io("write", &copy, &e))?;
         if !common.quiet {
-            eprintln!("── build {builds}, {:.1} s", start.elapsed().as_secs_f64());
+            output::word(&format!("── build {builds}, {:.1} s", start.elapsed().as_secs_f64()));
         }
         // One that is still at the build before will not come back in time.
         if drawing.as_mut().is_none_or(|d| !d.is_idle()) {
@@ -161,7 +162,7 @@ impl Drawing {
                     None => (&*line, false),
                 };
                 if !done || !text.is_empty() {
-                    let _ = writeln!(std::io::stdout(), "{text}");
+                    output::result(text);
                 }
                 if done {
                     let _ = tell.send(());
@@ -208,7 +209,7 @@ pub fn follow(mut common: Common, asked: &[Ask]) -> Result<()> {
         if let Err(error) = drawn {
             show(error);
         }
-        println!("{DONE}");
+        output::result(DONE);
     }
     Ok(())
 }

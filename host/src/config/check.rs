@@ -145,7 +145,9 @@ fn trainer(config: &Config) -> Result<()> {
         return Err(config.layers.error("optim.muon_momentum", &message, ""));
     }
     let (monitor, mode) = (&config.checkpointing.monitor, &config.checkpointing.mode);
-    if !crate::train::MONITORED.contains(&monitor.as_str()) {
+    if let Some(monitor) =
+        monitor.as_ref().filter(|m| !crate::train::MONITORED.contains(&m.as_str()))
+    {
         let message = format!("`checkpointing.monitor={monitor}` is no metric of an evaluation");
         let hint = format!("metrics: {}", crate::train::MONITORED.join(", "));
         return Err(config.layers.error("checkpointing.monitor", &message, &hint));

@@ -141,6 +141,9 @@ group! {
         num_sample_log: i64 = 2,
         /// `maskdiff sample` draws longer sequences window by window: each sees the end of the one before.
         semi_ar: bool = false,
+        /// A text ends at its first EOS or padding behind what was given; by default where the model was trained on a document a
+        /// block (`data.wrap=false`), as nothing teaches it what stands behind.
+        stop_at_eos: Option<bool> = None,
         /// On a GPU: each shape of the network's passes is recorded once and started as one.
         cuda_graph: bool = false,
         /// `semi_ar`: tokens by which the window moves, 1 to `model.length`.
@@ -260,8 +263,9 @@ group! {
         every_n_steps: i64 = 0,
         /// How many of the newest are kept, beside the best one.
         keep_last: i64 = 2,
-        /// The metric of an evaluation by which `best` is chosen.
-        monitor: String = "val/nelbo".into(),
+        /// The metric of an evaluation by which `best` is chosen; by default `val/nelbo`, or `val/loss` where the
+        /// parameterization's loss is no bound.
+        monitor: Option<String> = None,
         /// `min` or `max`: which value of it is best.
         mode: String = "min".into(),
         /// Go on from the newest checkpoint of the run, if there is one.

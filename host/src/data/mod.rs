@@ -224,16 +224,21 @@ impl Valid {
         Self { blocks: Blocks::Cached(Cached::new(cache, rows)), reads }
     }
 
-    /// Characters of the text of all blocks behind the first `skipped` tokens of each; what stands for no text has none. None
-    /// where the tokenizer changes text, so that its tokens do not say how long it was.
-    pub fn characters(&self, tokenizer: &dyn Tokenizer, skipped: usize) -> Result<Option<u64>> {
+    /// Characters of the text of the first `n` blocks behind the first `skipped` tokens of each; what stands for no text has
+    /// none. None where the tokenizer changes text, so that its tokens do not say how long it was.
+    pub fn characters(
+        &self,
+        n: i64,
+        tokenizer: &dyn Tokenizer,
+        skipped: usize,
+    ) -> Result<Option<u64>> {
         if !tokenizer::is_faithful(tokenizer) {
             return Ok(None);
         }
         let special = [tokenizer.bos(), tokenizer.eos(), tokenizer.pad()];
         let special = special.map(|id| id.map_or(-1, i64::from));
         let mut characters = 0;
-        for block in 0..self.blocks.len() {
+        for block in 0..n {
             let Rows { x0_bl, counted_bl } = self.blocks.rows(block, 1);
             let mut ids = Vec::<i64>::try_from(x0_bl.flatten(0, 1))?;
             if let Some(counted_bl) = counted_bl {

@@ -13,16 +13,16 @@ use maskdiff_native::{generator_state, set_generator_state};
 use maskdiff_plugin_api::ops::Order;
 use maskdiff_plugin_api::{Denoiser, capability};
 use serde::Serialize;
+use serde_json::{Map, Value, json};
 use tch::{Kind, Tensor};
 
-use crate::clock;
 use crate::config::Config;
 use crate::data::{Blocks, Rows};
 use crate::distributed::World;
 use crate::error::{Error, Result};
 use crate::learner::scored;
 use crate::model::Model;
-use crate::stream::{Purpose, seed_torch};
+use crate::stream::{self, Purpose};
 
 /// How likelihood is measured.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -84,6 +84,11 @@ impl Measure {
         }
     }
 
+    /// Whether it gives a bound: the training loss does where the parameterization says so.
+    pub fn is_bound(self, model: &Model) -> bool {
+        self != Self::Reference || model.is_bound()
+    }
+
     /// Checks that it can be taken of blocks.
     pub fn check(self, blocks: &Blocks) -> Result<()> {
         if !blocks.padded() || self == Self::Reference {
@@ -94,11 +99,16 @@ impl Measure {
     }
 
     /// Total nats `[B] f64` of some sequences and the number of tokens scored in each, `[B] f64`.
-    fn nats(self, model: &Model, rows: &Rows, u_b: &Tensor) -> Result<(Tensor, Tensor)> {
+    fn nats(self, model: &Model, rows: &Rows, draws: &Draws) -> Result<(Tensor, Tensor)> {
+        let Draws { u_b, u_bl } = draws;
         let Rows { x0_bl, counted_bl } = rows;
         let sum = |t: &Tensor| t.sum_dim_intlist([1i64].as_slice(), false, Kind::Double);
         if self == Self::Reference {
-            let loss = model.loss(x0_bl, &model.draw_t(u_b)?)?;
+            let t_b = model.draw_t(u_b)?;
+            model.inject_uniforms(Some(u_bl.shallow_clone()));
+            let loss = model.loss(x0_bl, &t_b);
+            model.inject_uniforms(None);
+            let loss = loss?;
             let counted = match counted_bl {
                 Some(counted_bl) => scored(counted_bl, &loss),
                 None => loss.ones_like(),
@@ -108,15 +118,32 @@ impl Measure {
         let facts = model.facts();
         // A law over the whole vocabulary at every token: so many sequences at once that it fits.
         let fitting = (LAW_NUMBERS / (facts.length * facts.vocab_size)).max(1);
-        let parts = x0_bl.split(fitting, 0).into_iter().zip(u_b.split(fitting, 0));
+        let parts = x0_bl.split(fitting, 0).into_iter().zip(draws.split(fitting));
         let denoiser = Denoiser::new(model);
-        let nats = |(x0_bl, u_b): (Tensor, Tensor)| match self {
+        let nats = |(x0_bl, draws): (Tensor, Draws)| match self {
             Self::Duel { order, tokens } => duel::nats(&denoiser, &x0_bl, order, tokens),
-            _ => strict::nats(&denoiser, &x0_bl, &u_b),
+            _ => strict::nats(&denoiser, &x0_bl, &draws),
         };
         let nats = parts.map(nats).collect::<maskdiff_plugin_api::Result<Vec<Tensor>>>();
         let nats = nats.map_err(|e| model.method_error(e))?;
         Ok((Tensor::cat(&nats, 0), sum(&x0_bl.ones_like())))
+    }
+}
+
+/// The uniform numbers of one draw of the bound for each of some blocks. They are functions of the seed, the pass and the block
+/// alone: neither batches nor ranks nor what else is measured changes a figure.
+#[derive(Debug)]
+pub struct Draws {
+    /// Behind the times, `[B] f64`.
+    pub u_b: Tensor,
+    /// Behind the masks, `[B, L] f64`.
+    pub u_bl: Tensor,
+}
+
+impl Draws {
+    fn split(&self, size: i64) -> impl Iterator<Item = Self> {
+        let parts = self.u_b.split(size, 0).into_iter().zip(self.u_bl.split(size, 0));
+        parts.map(|(u_b, u_bl)| Self { u_b, u_bl })
     }
 }
 
@@ -141,9 +168,11 @@ pub fn give_or_take(error: f64) -> String {
     if error.is_finite() { format!(" ± {error:.4}") } else { String::new() }
 }
 
-/// A negative log-likelihood, or a bound of it, with its error.
+/// A negative log-likelihood, or a bound of it, with its error; of a parameterization that claims no bound its loss.
 #[derive(Debug, Clone, Copy, Serialize)]
 pub struct Bound {
+    /// Whether it is one. If not, it has no bits and no perplexity.
+    pub is_bound: bool,
     /// Nats per token.
     pub nats_per_token: f64,
     /// The same in bits.
@@ -161,11 +190,37 @@ pub struct Bound {
 impl Bound {
     /// One line for people.
     pub fn in_words(&self) -> String {
+        if !self.is_bound {
+            let error = give_or_take(self.standard_error);
+            return format!(
+                "a loss of {:.4}{error}, no bound of the likelihood",
+                self.nats_per_token
+            );
+        }
         let bits = give_or_take(self.standard_error / std::f64::consts::LN_2);
         format!(
             "{:.4} nats per token = {:.4}{bits} bits, perplexity {:.4}",
             self.nats_per_token, self.bits_per_token, self.perplexity
         )
+    }
+}
+
+/// The name of the number itself among the metrics: nats of a bound, or a loss.
+pub fn metric(is_bound: bool) -> &'static str {
+    if is_bound { "val/nelbo" } else { "val/loss" }
+}
+
+impl Bound {
+    /// Its metrics, by the names under which they are logged.
+    pub fn metrics(&self) -> Map<String, Value> {
+        let mut metrics = Map::new();
+        metrics.insert(metric(self.is_bound).into(), json!(self.nats_per_token));
+        if self.is_bound {
+            metrics.insert("val/bits_per_token".into(), json!(self.bits_per_token));
+            metrics.insert("val/ppl".into(), json!(self.perplexity));
+        }
+        metrics.insert("val/standard_error".into(), json!(self.standard_error));
+        metrics
     }
 }
 
@@ -195,9 +250,8 @@ impl Plan {
     }
 }
 
-/// Evaluates the first `n` blocks, shared out over the ranks; all get the result. The draws of a batch come from the
-/// plan's seed and the batch's number, so they are the same for any number of ranks. libtorch's generator is left as it
-/// was. `tick` is called after every batch of this rank with blocks done and in all; when it fails on any rank, no rank
+/// Evaluates the first `n` blocks, shared out over the ranks; all get the result. The draws of a block come from the
+/// plan's seed, the pass and the block's number, see [`Draws`]. libtorch's generator is left as it was. `tick` is called after every batch of this rank with blocks done and in all; when it fails on any rank, no rank
 /// gets a result.
 pub fn likelihood(
     model: &Model,
@@ -221,11 +275,14 @@ pub fn likelihood(
             if number % world.size() != world.rank() {
                 continue;
             }
-            seed_torch(seed.cast_unsigned(), Purpose::Evaluate, number as u64, 0);
-            let size = batch.min(n - start);
+            let (seed, size) = (seed.cast_unsigned(), batch.min(n - start));
+            // For components that draw more than is handed to them.
+            stream::seed_torch(seed, Purpose::Evaluate, number as u64, 0);
             let rows = blocks.rows(start, size).to_device(device);
-            let u_b = clock::stratify(&Tensor::rand([size], (Kind::Double, device)));
-            let (nats_b, scored_b) = measure.nats(model, &rows, &u_b)?;
+            let length = rows.x0_bl.size()[1];
+            let u_b = stream::evaluation_times(seed, pass, passes, start, size).to_device(device);
+            let u_bl = stream::evaluation_masks(seed, pass, start, size, length).to_device(device);
+            let (nats_b, scored_b) = measure.nats(model, &rows, &Draws { u_b, u_bl })?;
             let from = (pass * n + start) as usize;
             nats_b.copy_data(&mut told[from..], size as usize);
             scored_b.copy_data(&mut told[all + from..], size as usize);
@@ -250,7 +307,8 @@ pub fn likelihood(
         let message = "another rank stopped during the evaluation".into();
         return Err(Error::Interrupted { message });
     }
-    summarize(&told[..all], &told[all..faults], passes)
+    let is_bound = measure.is_bound(model);
+    Ok(Bound { is_bound, ..summarize(&told[..all], &told[all..faults], passes)? })
 }
 
 /// The mean over tokens, of the total nats and the number of tokens of each sequence in each pass. The error is that of the mean
@@ -274,6 +332,7 @@ pub fn summarize(sums: &[f64], counts: &[f64], passes: i64) -> Result<Bound> {
     let deviation = |(s, count): (&f64, &f64)| ((s - nats * count) / per_block).powi(2);
     let variance = sums.iter().zip(&counts).map(deviation).sum::<f64>() / (n - 1.0);
     Ok(Bound {
+        is_bound: true,
         nats_per_token: nats,
         bits_per_token: nats / std::f64::consts::LN_2,
         perplexity: nats.exp(),

@@ -5,7 +5,9 @@
 use maskdiff_plugin_api::{Denoiser, Result, ops};
 use tch::{Kind, Tensor};
 
-/// One draw of the bound for each sequence: `x0_bl [B, L] i64`, uniform numbers `u_b [B] f64` → nats `[B] f64`.
+use super::Draws;
+
+/// One draw of the bound for each sequence: `x0_bl [B, L] i64`, uniform numbers `[B]` and `[B, L] f64` → nats `[B] f64`.
 ///
 /// # Equation
 /// `k = 1 + floor(u L)` positions are masked, every set of them equally likely, and
@@ -16,10 +18,11 @@ use tch::{Kind, Tensor};
 /// noise level reaches exactly when it is sampled with ever more steps, and equals the integral over masked shares
 /// λ in (0, 1) of `1/λ` times the masked cross-entropy. Nothing is left out at either end of time. Differences: a network
 /// that sees the noise level is told the one at which the schedule masks k of L tokens on average.
-pub fn nats(model: &Denoiser, x0_bl: &Tensor, u_b: &Tensor) -> Result<Tensor> {
-    let (batch, length) = (x0_bl.size()[0], x0_bl.size()[1]);
+pub fn nats(model: &Denoiser, x0_bl: &Tensor, draws: &Draws) -> Result<Tensor> {
+    let (Draws { u_b, u_bl }, length) = (draws, x0_bl.size()[1]);
     let count_b = (u_b * length as f64).floor() + 1.0;
-    let place_bl = Tensor::rand([batch, length], (Kind::Double, x0_bl.device())).argsort(-1, false);
+    // The places of the numbers in their order: a random permutation.
+    let place_bl = u_bl.argsort(-1, false);
     let masked_bl = place_bl.lt_tensor(&count_b.unsqueeze(1));
     let xt_bl = x0_bl.masked_fill(&masked_bl, model.mask_id()?);
     let rows_n = ops::rows_of(&masked_bl);
@@ -61,7 +64,8 @@ pub(super) mod tests {
         for (state, p) in toy.joint().iter().enumerate() {
             let x0_bl = every(3, 3).narrow(0, state as i64, 1).expand([draws, 3], false);
             let u_b = stratify(&Tensor::rand([draws], (Kind::Double, Device::Cpu)));
-            let nats_b = nats(&model, &x0_bl, &u_b).unwrap();
+            let u_bl = Tensor::rand([draws, 3], (Kind::Double, Device::Cpu));
+            let nats_b = nats(&model, &x0_bl, &Draws { u_b, u_bl }).unwrap();
             let error = nats_b.std(true).double_value(&[]) / (draws as f64).sqrt();
             let mean = nats_b.mean(Kind::Double).double_value(&[]);
             assert!((mean + p.ln()).abs() < 5.0 * error, "{mean} ± {error}, truth {}", -p.ln());

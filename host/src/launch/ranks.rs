@@ -3,13 +3,13 @@
 use std::io::{BufRead as _, BufReader};
 use std::os::unix::process::{CommandExt as _, ExitStatusExt as _};
 use std::process::{Child, Command, ExitStatus, Stdio};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use signal_hook::consts::{SIGINT, SIGKILL, SIGTERM, SIGUSR1, SIGUSR2};
+use libc::{SIGKILL, SIGTERM};
 
 use crate::error::{Error, Result};
+use crate::{output, signals};
 
 /// How long the others may take to notice that a rank has failed, before they are ended.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -78,7 +78,7 @@ fn follow(rank: usize, child: &mut Child) {
     let Some(stderr) = child.stderr.take() else { return };
     std::thread::spawn(move || {
         for line in BufReader::new(stderr).lines().map_while(std::result::Result::ok) {
-            eprintln!("[rank {rank}] {line}");
+            output::word(&format!("[rank {rank}] {line}"));
         }
     });
 }
@@ -88,41 +88,25 @@ fn free_port() -> Result<u16> {
     bound.map(|a| a.port()).map_err(|e| Error::distributed(format!("no free port: {e}"), ""))
 }
 
-/// The signals that came, by number; the ranks get each as often as we did.
-#[derive(Debug)]
-pub struct Signals {
-    seen: [(i32, Arc<AtomicUsize>); 4],
-    any: Arc<AtomicBool>,
-}
+/// The signals that came; the ranks get each as often as we did.
+#[derive(Debug, Default)]
+pub struct Signals(Arc<Mutex<Vec<i32>>>);
 
 impl Signals {
     /// Listens from now on.
     pub fn listen() -> Result<Self> {
-        let any = Arc::new(AtomicBool::new(false));
-        let seen = [SIGINT, SIGTERM, SIGUSR1, SIGUSR2].map(|s| (s, Arc::new(AtomicUsize::new(0))));
-        for (signal, count) in &seen {
-            let (count, any) = (Arc::clone(count), Arc::clone(&any));
-            let note = move || {
-                count.fetch_add(1, Ordering::SeqCst);
-                any.store(true, Ordering::SeqCst);
-            };
-            #[expect(unsafe_code, reason = "a handler that only touches atomics")]
-            // SAFETY: the handler does nothing that a signal handler may not.
-            let registered = unsafe { signal_hook::low_level::register(*signal, note) };
-            registered.map_err(|e| {
-                Error::config(format!("cannot listen for signal {signal}: {e}"), "")
-            })?;
-        }
-        Ok(Self { seen, any })
+        let this = Self::default();
+        let seen = Arc::clone(&this.0);
+        let note = move |signal| {
+            seen.lock().unwrap_or_else(PoisonError::into_inner).push(signal);
+        };
+        signals::listen(note)?;
+        Ok(this)
     }
 
     /// Those that came since the last look.
     pub fn take(&self) -> Vec<i32> {
-        self.any.store(false, Ordering::SeqCst);
-        let times = |(signal, count): &(i32, Arc<AtomicUsize>)| {
-            vec![*signal; count.swap(0, Ordering::SeqCst)]
-        };
-        self.seen.iter().flat_map(times).collect()
+        std::mem::take(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner))
     }
 }
 
@@ -140,7 +124,7 @@ fn watch(ranks: &mut [Rank], signals: &Signals) -> i32 {
                 deadline = Some(Instant::now() + PATIENCE);
             }
             if let Some(signal) = status.signal().filter(|_| deadline.is_some()) {
-                eprintln!("rank {} was ended by signal {signal}", rank.rank);
+                output::word(&format!("rank {} was ended by signal {signal}", rank.rank));
             }
         }
         if ranks.iter().all(|r| r.ended.is_some()) {

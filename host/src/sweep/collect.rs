@@ -9,8 +9,18 @@ use super::{State, Sweep, name};
 use crate::error::{Error, Result};
 use crate::runs::Run;
 
-/// What is shown when nothing is named.
-pub const METRICS: &[&str] = &["val/nelbo", "val/ppl"];
+/// What may be shown when nothing is named.
+const METRICS: &[&str] = &["val/nelbo", "val/ppl", "val/loss"];
+
+/// What is shown when nothing is named: what every point that is done has.
+pub fn usual(sweep: &Sweep) -> Vec<String> {
+    let done = (0..sweep.points.len()).filter(|point| sweep.state(*point) == State::Done);
+    let runs: Vec<Run> = done.filter_map(|point| Run::open(&sweep.run(point)).ok()).collect();
+    let had = |metric: &&&str| runs.iter().all(|run| !run.curve(metric).is_empty());
+    let found: Vec<String> = METRICS.iter().filter(had).map(ToString::to_string).collect();
+    // Of points that have nothing in common, the error names what they have.
+    if found.is_empty() { vec![METRICS[0].to_string()] } else { found }
+}
 
 /// The numbers of one setting.
 #[derive(Debug, Clone, PartialEq)]

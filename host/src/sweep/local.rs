@@ -6,14 +6,14 @@ use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
-use signal_hook::consts::{SIGINT, SIGTERM, SIGUSR1, SIGUSR2};
+use libc::SIGINT;
 
 use super::{OUTPUT, Sweep, name};
 use crate::error::{Error, Result};
 use crate::launch::package::PACKAGE;
 use crate::launch::ranks::{Signals, pass_on, start};
 use crate::report::Report;
-use crate::stop;
+use crate::{signals, stop};
 
 /// Between two looks at the processes.
 const LOOK: Duration = Duration::from_millis(50);
@@ -72,13 +72,12 @@ pub fn run(sweep: &Sweep, points: &[usize], place: &Place, report: &mut Report) 
                 continue;
             };
             // One that was killed has no code of its own; what asked to be started again has not ended.
-            let told = [SIGINT, SIGTERM, SIGUSR1, SIGUSR2];
             match status.code() {
                 Some(stop::PREEMPTED | stop::INTERRUPTED) => {
                     stopped.get_or_insert(SIGINT);
                 }
                 // The same, before it listened to signals.
-                None if status.signal().is_some_and(|signal| told.contains(&signal)) => {
+                None if status.signal().is_some_and(|signal| signals::ASKING.contains(&signal)) => {
                     stopped.get_or_insert(SIGINT);
                 }
                 code => {

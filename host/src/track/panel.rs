@@ -177,8 +177,8 @@ impl View {
         self.first.get_or_insert((step, Instant::now()));
         for (key, value) in row.iter().filter_map(|(key, value)| Some((key, value.as_f64()?))) {
             match &key[..] {
-                "train/nelbo" => add(&mut self.train, step, value),
-                "val/nelbo" => {
+                "train/nelbo" | "train/loss" => add(&mut self.train, step, value),
+                "val/nelbo" | "val/loss" => {
                     add(&mut self.valid, step, value);
                     self.best = Some(self.best.map_or(value, |best| best.min(value)));
                 }
@@ -273,7 +273,9 @@ impl View {
     fn numbers(&self, frame: &mut Frame<'_>, area: Rect) {
         let shown = [
             ("loss", "train/nelbo", 4),
+            ("loss", "train/loss", 4),
             ("validation", "val/nelbo", 4),
+            ("validation", "val/loss", 4),
             ("perplexity", "val/ppl", 2),
             ("tokens/s", "perf/tokens_per_s", 0),
             ("memory, GiB", "perf/memory_gib", 2),

@@ -1,21 +1,78 @@
 //! What the loop shows of itself while it learns: the bound of the validation blocks, and samples.
 
+use std::cell::Cell;
+use std::rc::Rc;
+
 use maskdiff_native::{generator_state, set_generator_state};
 use maskdiff_plugin_api::{Kind as ErrorKind, PluginError};
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::Trainer;
+use crate::config::Config;
 use crate::data::entropy_per_token;
 use crate::error::{Error, Result};
 use crate::evaluate::{self, Bound, Plan};
-use crate::model::Progress;
+use crate::ledger;
+use crate::model::{Model, Progress};
 use crate::prompt::Given;
-use crate::sample::{self, Windows};
+use crate::sample::{self, Drawn, NamedSampler, Texts};
+
+/// Steps of a walk that are tried before training.
+const TRIED: i64 = 3;
+
+/// What an evaluation drew.
+struct Shown {
+    texts: Vec<String>,
+    nfe: Value,
+}
+
+/// The metric by which the best checkpoint is chosen, one that an evaluation has.
+pub fn monitored(config: &Config, is_bound: bool) -> Result<&str> {
+    let usual = evaluate::metric(is_bound);
+    let Some(named) = &config.checkpointing.monitor else { return Ok(usual) };
+    if is_bound != (named == evaluate::metric(false)) {
+        return Ok(named);
+    }
+    let (method, key) = (&config.top.parameterization, "checkpointing.monitor");
+    let (message, hint) = match is_bound {
+        true => (
+            format!(
+                "an evaluation has no `{named}`: what it measures is a bound of the likelihood"
+            ),
+            "choose `val/nelbo`, or leave it out",
+        ),
+        false => (
+            format!("an evaluation has no `{named}`: the loss of `{method}` claims to be no bound"),
+            "choose `val/loss`, or measure a true bound by `eval.bound=strict`",
+        ),
+    };
+    Err(config.layers.error(key, &message, hint))
+}
+
+/// Draws for `given`, and leaves libtorch's generator as it was. The inner error is the sampler's.
+fn drawn(
+    model: &Model,
+    sampler: &mut NamedSampler,
+    texts: Texts<'_>,
+    given: &[Given],
+    seed: i64,
+    until: Progress<'static>,
+) -> Result<Result<Drawn>> {
+    let device = model.facts().device();
+    let state = generator_state(device)?;
+    tch::manual_seed(seed);
+    let drawn = sample::draw(model, sampler, given, texts, Some(until), None);
+    set_generator_state(device, &state)?;
+    Ok(drawn)
+}
 
 impl Trainer<'_> {
-    /// Tries evaluation before the first step: a fault there should not wait for hours.
-    pub(super) fn sanity_check(&self) -> Result<()> {
+    /// Tries evaluation and sampling before the first step: a fault there should not wait for hours.
+    pub(super) fn sanity_check(&mut self) -> Result<()> {
         let batches = self.config.trainer.num_sanity_val_steps;
+        if batches > 0 {
+            self.try_sampler()?;
+        }
         let n = self.validation(Some(batches));
         if n == 0 {
             return Ok(());
@@ -34,7 +91,7 @@ impl Trainer<'_> {
         (batches * batch).min(all)
     }
 
-    /// Bound and samples with the averaged weights, then a checkpoint. Training is not changed by it.
+    /// The bound with the averaged weights, then a checkpoint, then samples. Training is not changed by it.
     fn evaluate(&mut self) -> Result<Option<Bound>> {
         let n = self.validation(None);
         if n == 0 {
@@ -42,71 +99,106 @@ impl Trainer<'_> {
             return Ok(None);
         }
         let (config, step) = (self.config, self.learner.step);
-        let (device, measure) = (self.model.facts().device(), self.measure);
-        let (corpus, model, sampler) = (&self.corpus, &self.model, &mut self.sampler);
-        let (world, stop) = (&self.world, &self.stop);
-        let (bound, drawn) = self.learner.averaged(|| {
-            let plan = Plan::new(config, measure);
-            let bound = evaluate::likelihood(model, &corpus.valid, n, plan, world, |_, _| {
+        let (model, corpus, world, stop) = (&self.model, &self.corpus, &self.world, &self.stop);
+        let plan = Plan::new(config, self.measure);
+        let bound = self.learner.averaged(|| {
+            evaluate::likelihood(model, &corpus.valid, n, plan, world, |_, _| {
                 let message = "asked to stop during an evaluation".into();
                 if stop.asked() { Err(Error::Interrupted { message }) } else { Ok(()) }
-            })?;
-            let Some(sampler) = sampler.as_mut().filter(|_| world.is_main()) else {
-                return Ok((bound, None));
-            };
-            let state = generator_state(device)?;
-            tch::manual_seed(plan.seed.wrapping_add(step));
-            let given = vec![Given::default(); config.sampling.num_sample_log as usize];
-            let tokenizer = corpus.tokenizer.as_ref();
-            let asked = stop.clone();
-            let until: Progress<'static> = Box::new(move |_, _, _| match asked.asked() {
-                true => Err(PluginError::new(ErrorKind::Interrupted, "asked to stop")),
-                false => Ok(()),
-            });
-            let until = Some(until);
-            let drawn = sample::draw(model, sampler, tokenizer, &given, Windows::ONE, until, None);
-            set_generator_state(device, &state)?;
-            match drawn {
-                // The bound is known, and the checkpoint is worth more than samples.
-                Err(_) if stop.asked() => Ok((bound, None)),
-                drawn => Ok((bound, Some(drawn?))),
-            }
+            })
         })?;
-        let mut line = json!({
-            "val/nelbo": bound.nats_per_token,
-            "val/bits_per_token": bound.bits_per_token,
-            "val/ppl": bound.perplexity,
-            "val/standard_error": bound.standard_error,
-        });
+        let mut line = Value::Object(bound.metrics());
         let mut text = format!("step {step}: {}", bound.in_words());
         if let Some(entropy) = entropy_per_token(config) {
             line["data/entropy_bits_per_token"] = json!(entropy);
             text += &format!("; the text itself has {entropy:.4} bits per token");
         }
-        if let Some(drawn) = drawn {
-            let texts: Vec<String> = drawn.samples.into_iter().map(|s| s.text).collect();
-            self.run.samples(step, &texts)?;
-            line["sample/nfe"] = json!(drawn.nfe);
-            line["samples"] = json!(texts);
-            for sample in &texts {
-                text += &format!("\n  | {}", sample.replace('\n', "\n  | "));
-            }
-        }
         self.metrics(step, line.clone())?;
-        tracing::info!(step, nelbo = bound.nats_per_token, ppl = bound.perplexity, "Evaluated");
+        tracing::info!(step, nats = bound.nats_per_token, "Evaluated");
         self.progress.evaluated = step;
-        let value = line[config.checkpointing.monitor.as_str()].as_f64().unwrap_or(f64::NAN);
-        line["step"] = json!(step);
-        if self.world.is_main() {
-            self.report.result(&line, &text);
-        }
+        let value = line[monitored(config, bound.is_bound)?].as_f64().unwrap_or(f64::NAN);
         let smaller = config.checkpointing.mode == "min";
         let better = self.progress.best.is_none_or(|b| if smaller { value < b } else { value > b });
         if better {
             (self.progress.best, self.progress.best_step) = (Some(value), Some(step));
         }
         self.save(better)?;
+        // What was measured and learnt is safe: whatever a sampler does now costs its samples alone.
+        if let Some(drawn) = self.samples()? {
+            let shown: Vec<String> =
+                drawn.texts.iter().map(|text| text.replace('\n', "\n  | ")).collect();
+            text += &shown.iter().map(|text| format!("\n  | {text}")).collect::<String>();
+            let of_samples = json!({"sample/nfe": drawn.nfe, "samples": drawn.texts});
+            self.metrics(step, of_samples.clone())?;
+            ledger::extend(&mut line, of_samples);
+        }
+        line["step"] = json!(step);
+        if self.world.is_main() {
+            self.report.result(&line, &text);
+        }
         Ok(Some(bound))
+    }
+
+    /// Samples with the averaged weights, on rank 0. A sampler that fails costs no training: it is told of.
+    fn samples(&mut self) -> Result<Option<Shown>> {
+        if self.sampler.is_none() {
+            return Ok(None);
+        }
+        let (config, step) = (self.config, self.learner.step);
+        let (model, world, stop) = (&self.model, &self.world, &self.stop);
+        let texts = Texts::new(config, self.corpus.tokenizer.as_ref());
+        let sampler = &mut self.sampler;
+        let seed = config.top.seed.cast_signed().wrapping_add(step);
+        let drawn = self.learner.averaged(|| {
+            let Some(sampler) = sampler.as_mut().filter(|_| world.is_main()) else {
+                return Ok(None);
+            };
+            let given = vec![Given::default(); config.sampling.num_sample_log as usize];
+            let asked = stop.clone();
+            let until = Box::new(move |_, _, _: &_| match asked.asked() {
+                true => Err(PluginError::new(ErrorKind::Interrupted, "asked to stop")),
+                false => Ok(()),
+            });
+            let drawn = drawn(model, sampler, texts, &given, seed, until)?;
+            Ok(Some(drawn))
+        })?;
+        match drawn {
+            None => Ok(None),
+            Some(Ok(drawn)) => {
+                let texts: Vec<String> = drawn.samples.into_iter().map(|s| s.text).collect();
+                self.run.samples(step, &texts)?;
+                Ok(Some(Shown { texts, nfe: json!(drawn.nfe) }))
+            }
+            Some(Err(_)) if self.stop.asked() => Ok(None),
+            Some(Err(error)) => {
+                let error = config.locate(error).in_one_line();
+                self.report.note(&format!("warning: step {step} has no samples: {error}"));
+                Ok(None)
+            }
+        }
+    }
+
+    /// Tries the sampler before the first step, as evaluation is tried: one text, the first calls of a walk.
+    fn try_sampler(&mut self) -> Result<()> {
+        let Some(sampler) = self.trial.as_mut().filter(|_| self.world.is_main()) else {
+            return Ok(());
+        };
+        let given = [Given::default()];
+        let enough = Rc::new(Cell::new(false));
+        let seen = Rc::clone(&enough);
+        let until = Box::new(move |done, _, _: &_| {
+            seen.set(done >= TRIED);
+            match seen.get() {
+                true => Err(PluginError::new(ErrorKind::Interrupted, "enough")),
+                false => Ok(()),
+            }
+        });
+        let texts = Texts::new(self.config, self.corpus.tokenizer.as_ref());
+        let seed = self.config.top.seed.cast_signed();
+        match drawn(&self.model, sampler, texts, &given, seed, until)? {
+            Err(error) if !enough.get() => Err(error),
+            _ => Ok(()),
+        }
     }
 
     /// An evaluation; when any rank was asked to stop in it, what saving and leaving gives.

@@ -223,10 +223,50 @@ pub fn parameterization(make: Make<'_, Method>, provides: &[&str], needs: &[&str
             let score = method.score(&toy, &x0, &t, &rows)?;
             ensure!(score.min().double_value(&[]) >= 0.0, Numeric, "a score is negative");
         }
+        if provides.contains(&capability::BOUND) {
+            bounds(&toy, &method)?;
+        }
         let x0 = Tensor::zeros([1024, 4], (Kind::Int64, Device::Cpu));
         let t = Tensor::full([1024], 0.5, (Kind::Double, Device::Cpu));
         keeps_no_memory("the loss", 1024 * 4 * 8, || method.loss(&toy, &x0, &t).map(drop))
     })
+}
+
+/// Whether the mean of the loss bounds the toy's likelihood: at every sequence, of what it scores given what stands before.
+///
+/// A method leaves out both ends of time, so a hundredth may be missing.
+fn bounds(toy: &Toy, method: &Method) -> Result<()> {
+    const DRAWS: i64 = 400;
+    let (states, length) = (toy.joint().len(), toy.length());
+    let every: Vec<i64> = (0..states).flat_map(|state| toy.tokens_of(state)).collect();
+    let x0 = Tensor::from_slice(&every).view([states as i64, 1, length]);
+    let x0 = x0.expand([states as i64, DRAWS, length], false).reshape([-1, length]);
+    tch::manual_seed(1);
+    // For each sequence, one draw in each of so many equal parts of time.
+    let u = Tensor::rand([states as i64, DRAWS], (Kind::Double, Device::Cpu));
+    let u = (u + Tensor::arange(DRAWS, (Kind::Double, Device::Cpu))) / DRAWS as f64;
+    let t = method.draw_t(toy, &u.view([-1]))?;
+    let loss = method.loss(toy, &x0, &t)?.to_kind(Kind::Double);
+    let scored = loss.size()[1] as usize;
+    let nats = loss.sum_dim_intlist(1, false, Kind::Double).view([states as i64, DRAWS]);
+    let mean = values(&nats.mean_dim(1, false, Kind::Double))?;
+    let error = values(&(nats.std_dim(1, true, false) / (DRAWS as f64).sqrt()))?;
+    for state in 0..states {
+        let tokens = toy.tokens_of(state);
+        let before = &tokens[..length as usize - scored];
+        let same = |other: &usize| toy.tokens_of(*other).starts_with(before);
+        let given: f64 = (0..states).filter(same).map(|other| toy.joint()[other]).sum();
+        let truth = -(toy.joint()[state] / given).ln();
+        ensure!(
+            mean[state] + 5.0 * error[state] >= 0.99 * truth,
+            Numeric,
+            "the loss is no bound of the likelihood: {:.4} ± {:.4} nats for {tokens:?}, whose negative log-likelihood is \
+             {truth:.4}; leave `capability::BOUND` out of `PROVIDES`, or mend its weights",
+            mean[state],
+            error[state]
+        );
+    }
+    Ok(())
 }
 
 /// Shape, no mask left, given tokens kept, equal seeds equal tokens, laws that sum to 1, length 1, stops when asked,

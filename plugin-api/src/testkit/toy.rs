@@ -101,6 +101,11 @@ impl Toy {
         &self.joint
     }
 
+    /// The tokens of sequence number `state` of [`Toy::joint`].
+    pub fn tokens_of(&self, state: usize) -> Vec<i64> {
+        self.digits(state, self.tokens).into_iter().map(|token| token as i64).collect()
+    }
+
     /// What a component over this model is told.
     pub fn context(&self) -> Context {
         Context {

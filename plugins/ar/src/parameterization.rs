@@ -21,7 +21,7 @@ struct NextToken {
 impl Component for NextToken {
     const NAME: &'static str = "ar";
     const ABOUT: &'static str = "cross-entropy of the next token; for causal networks";
-    const PROVIDES: &'static [&'static str] = &[capability::NEXT_TOKEN];
+    const PROVIDES: &'static [&'static str] = &[capability::NEXT_TOKEN, capability::BOUND];
     const NEEDS: &'static [&'static str] = &[capability::CAUSAL];
     type Config = Config;
 

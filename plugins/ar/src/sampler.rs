@@ -15,6 +15,9 @@ struct Config {
     /// Token id that starts every text that is not given a start; without it the first token is drawn uniformly, as
     /// the network scores only later ones.
     bos_id: Option<i64>,
+    /// Token id that ends a text: when every text of a batch has drawn it, the rest is filled with it and nothing more is
+    /// computed. The host says it where texts end there (`sampling.stop_at_eos`).
+    eos_id: Option<i64>,
     /// Logits are divided by this before the draw, > 0.
     temperature: f64,
     /// Draw among the k likeliest tokens; 0 is all.
@@ -25,7 +28,7 @@ struct Config {
 
 impl Default for Config {
     fn default() -> Self {
-        Self { bos_id: None, temperature: 1.0, top_k: 0, top_p: 1.0 }
+        Self { bos_id: None, eos_id: None, temperature: 1.0, top_k: 0, top_p: 1.0 }
     }
 }
 
@@ -34,6 +37,7 @@ impl Default for Config {
 /// stay wherever they stand, each seen by those to its right; temperature, top-k and top-p.
 struct LeftToRight {
     bos_id: Option<i64>,
+    eos_id: Option<i64>,
     restriction: Restriction,
 }
 
@@ -44,16 +48,17 @@ impl Component for LeftToRight {
     type Config = Config;
 
     fn new(config: Config, context: &Context) -> Result<Self> {
-        let Config { bos_id, temperature, top_k, top_p } = config;
+        let Config { bos_id, eos_id, temperature, top_k, top_p } = config;
         let v = context.vocab_size;
-        if let Some(bos) = bos_id {
+        for (option, token) in [("bos_id", bos_id), ("eos_id", eos_id)] {
+            let Some(token) = token else { continue };
             ensure!(
-                (0..v).contains(&bos) && Some(bos) != context.mask_id,
+                (0..v).contains(&token) && Some(token) != context.mask_id,
                 Config,
-                "`sampling.bos_id` must be a token below {v} other than the mask, got {bos}"
+                "`sampling.{option}` must be a token below {v} other than the mask, got {token}"
             );
         }
-        Ok(Self { bos_id, restriction: Restriction::new(temperature, top_k, top_p)? })
+        Ok(Self { bos_id, eos_id, restriction: Restriction::new(temperature, top_k, top_p)? })
     }
 }
 
@@ -87,10 +92,23 @@ impl Sampler for LeftToRight {
         let x_bl = xt_bl.copy();
         let mut cache = Vec::new();
         let mut log_law = self.start(model, mask).expand([b, -1], false);
+        // A text may end behind the last token that is given of it, and behind its first, which may be a BOS.
+        let place_l = Tensor::arange(l, (Kind::Int64, model.device()));
+        let last_b = (xt_bl.ne(mask) * place_l).amax([1i64].as_slice(), false);
+        let mut ended_b = Tensor::zeros([b], (Kind::Bool, model.device()));
         for i in 0..l {
             let given = x_bl.select(1, i);
             let token_b = ops::categorical(&log_law).where_self(&given.eq(mask), &given);
             x_bl.select(1, i).copy_(&token_b);
+            if let Some(eos) = self.eos_id {
+                ended_b = ended_b.logical_or(&token_b.eq(eos).logical_and(&last_b.lt(i)));
+                // sync: a flag of the whole batch for each token.
+                if i + 1 < l && ended_b.all().int64_value(&[]) != 0 {
+                    let _ = x_bl.narrow(1, i + 1, l - i - 1).fill_(eos);
+                    model.progress(l, l, &x_bl)?;
+                    break;
+                }
+            }
             model.progress(i + 1, l, &x_bl)?;
             if i + 1 < l {
                 let (hidden, longer) = model.extend(&token_b.unsqueeze(1), cache)?;
@@ -123,6 +141,26 @@ mod tests {
         sampler_contract::<LeftToRight>();
     }
 
+    /// When all texts have ended nothing more is computed; each is cut at its own end by who asked.
+    #[test]
+    fn it_stops_when_every_text_has_ended() {
+        let toy = Toy::new(6, 2);
+        let restriction = Restriction::new(1.0, 0, 1.0).unwrap();
+        let mut sampler = LeftToRight { bos_id: None, eos_id: Some(1), restriction };
+        tch::manual_seed(1);
+        let (mut calls, mut saved) = (0, 0);
+        for _ in 0..20 {
+            let x0 = sampler.sample(&Denoiser::new(&toy), &toy.masked(1)).unwrap();
+            let tokens = Vec::<i64>::try_from(x0.view([-1])).unwrap();
+            let end = tokens.iter().skip(1).position(|token| *token == 1).map_or(6, |at| at + 2);
+            assert!(tokens[end..].iter().all(|token| *token == 1), "{tokens:?}");
+            let used = toy.calls() - calls;
+            assert_eq!(used, (end as i64 - 1).min(5), "{tokens:?}");
+            (calls, saved) = (toy.calls(), saved + 5 - used);
+        }
+        assert!(saved > 0);
+    }
+
     /// The first token is uniform, the others follow the joint given it.
     #[test]
     fn samples_have_the_law_of_the_model() {
@@ -131,7 +169,7 @@ mod tests {
         let law: Vec<f64> =
             toy.joint().iter().enumerate().map(|(i, p)| p / of_first(i / 9) / 3.0).collect();
         let restriction = Restriction::new(1.0, 0, 1.0).unwrap();
-        let mut sampler = LeftToRight { bos_id: None, restriction };
+        let mut sampler = LeftToRight { bos_id: None, eos_id: None, restriction };
         for batch in [1, 8] {
             tch::manual_seed(batch);
             let mut counts = vec![0.0; law.len()];

@@ -46,7 +46,7 @@ struct D3pm {
 impl Component for D3pm {
     const NAME: &'static str = "d3pm";
     const ABOUT: &'static str = "discrete-time bound over the absorbing process (D3PM)";
-    const PROVIDES: &'static [&'static str] = &[capability::LOG_X0];
+    const PROVIDES: &'static [&'static str] = &[capability::LOG_X0, capability::BOUND];
     const NEEDS: &'static [&'static str] = &[capability::MASK];
     type Config = Config;
 

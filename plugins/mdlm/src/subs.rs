@@ -60,7 +60,7 @@ impl Component for Subs {
     const NAME: &'static str = "subs";
     const ABOUT: &'static str = "law of the clean token; masked positions only (MDLM)";
     const PROVIDES: &'static [&'static str] =
-        &[capability::LOG_X0, capability::SCORE, capability::CARRY_OVER];
+        &[capability::LOG_X0, capability::SCORE, capability::CARRY_OVER, capability::BOUND];
     const NEEDS: &'static [&'static str] = &[capability::MASK];
     type Config = Config;
 

@@ -40,7 +40,7 @@ struct Sedd {
 impl Component for Sedd {
     const NAME: &'static str = "sedd";
     const ABOUT: &'static str = "ratios of probabilities, trained by score entropy (SEDD)";
-    const PROVIDES: &'static [&'static str] = &[capability::SCORE];
+    const PROVIDES: &'static [&'static str] = &[capability::SCORE, capability::BOUND];
     const NEEDS: &'static [&'static str] = &[capability::MASK];
     type Config = Config;
 

@@ -6,6 +6,7 @@ use super::{Common, check};
 use crate::assemble;
 use crate::cargo::{self, Telling};
 use crate::error::{Error, Result};
+use crate::output;
 use crate::plugins::Places;
 
 /// Builds the crate in `folder`, and installs its plugin when every component keeps its contract.
@@ -16,7 +17,7 @@ pub fn build(common: &Common, folder: &Path, release: bool) -> Result<()> {
     refuse_shadowed(common, &name)?;
     let installed = install(&file)?;
     if !common.quiet {
-        eprintln!("installed {}", installed.display());
+        output::word(&format!("installed {}", installed.display()));
     }
     Ok(())
 }

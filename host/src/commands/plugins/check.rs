@@ -14,6 +14,7 @@ use serde_json::{Value, json};
 
 use super::Common;
 use crate::error::{Error, Result};
+use crate::output;
 use crate::report::Format;
 
 /// How long a component may take.
@@ -57,12 +58,14 @@ pub fn check(
         results.push(json!({"kind": kind, "name": name, "kept": why.is_none(), "why": why, "seconds": seconds}));
         if common.format != Format::Json {
             let verdict = why.map_or("keeps its contract".into(), |why| format!("BROKEN: {why}"));
-            println!("{kind} `{name}` {verdict} ({seconds:.1} s)");
+            output::result(&format!("{kind} `{name}` {verdict} ({seconds:.1} s)"));
         }
         broken.extend(why.map(|why| format!("{kind} `{name}`: {why}")));
     }
     if common.format == Format::Json {
-        println!("{}", json!({"file": file, "plugin": listed["name"], "components": results}));
+        output::result(
+            &json!({"file": file, "plugin": listed["name"], "components": results}).to_string(),
+        );
     }
     if broken.is_empty() {
         return Ok(listed["name"].as_str().unwrap_or_default().to_string());

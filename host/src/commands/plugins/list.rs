@@ -7,6 +7,7 @@ use serde_json::{Value, json};
 use super::{Common, key, option_group};
 use crate::assemble;
 use crate::error::{Error, Result};
+use crate::output;
 use crate::plugins::nearest;
 use crate::report::Format;
 
@@ -16,12 +17,12 @@ pub fn list(common: &Common) -> Result<()> {
     let components = registry.components();
     if common.format == Format::Json {
         let all: Vec<Value> = components.iter().map(|(plugin, c)| to_json(plugin, c)).collect();
-        println!("{:#}", Value::from(all));
+        output::result(&format!("{:#}", Value::from(all)));
         return Ok(());
     }
     if components.is_empty() {
-        eprintln!(
-            "no plugin found: build the shipped ones with `cargo build`, or see `maskdiff --help`"
+        output::word(
+            "no plugin found: build the shipped ones with `cargo build`, or see `maskdiff --help`",
         );
     }
     let width = components.iter().map(|(_, c)| c.name.len()).max().unwrap_or(0);
@@ -29,10 +30,10 @@ pub fn list(common: &Common) -> Result<()> {
     for (plugin, component) in &components {
         if component.kind != kind {
             kind = &component.kind;
-            println!("{kind} ({}=NAME)", key(kind));
+            output::result(&format!("{kind} ({}=NAME)", key(kind)));
         }
         let (name, about) = (&component.name, &component.about);
-        println!("  {name:width$}  {about}  [{}]", plugin.info.name);
+        output::result(&format!("  {name:width$}  {about}  [{}]", plugin.info.name));
     }
     Ok(())
 }
@@ -59,14 +60,14 @@ pub fn show(common: &Common, name: &str) -> Result<()> {
     }
     if common.format == Format::Json {
         let all: Vec<Value> = wanted.iter().map(|(plugin, c)| to_json(plugin, c)).collect();
-        println!("{:#}", Value::from(all));
+        output::result(&format!("{:#}", Value::from(all)));
         return Ok(());
     }
     for (i, (plugin, component)) in wanted.iter().enumerate() {
         if i > 0 {
-            println!();
+            output::result("\n");
         }
-        print!("{}", describe(plugin, component));
+        output::result(&describe(plugin, component));
     }
     Ok(())
 }

@@ -8,6 +8,7 @@ use super::build::refuse_shadowed;
 use super::{Common, key};
 use crate::cargo;
 use crate::error::{Error, Result};
+use crate::output;
 use crate::plugins::{KINDS, nearest};
 
 static TEMPLATES: Dir<'_> = include_dir!("$CARGO_MANIFEST_DIR/templates/plugin");
@@ -66,9 +67,13 @@ pub fn new(
         let _ = std::fs::remove_dir_all(&draft);
     }
     written?;
-    println!("{}: a {kind} plugin; the component is `{component}` in src/lib.rs", target.display());
-    println!("next: maskdiff plugins build {}", target.display());
-    println!("then: maskdiff {}", try_it(kind, &component));
+    let target = target.display();
+    output::result(&format!(
+        "{target}: a {kind} plugin; the component is `{component}` in src/lib.rs\n\
+         next: maskdiff plugins build {target}\n\
+         then: maskdiff {}",
+        try_it(kind, &component)
+    ));
     Ok(())
 }
 

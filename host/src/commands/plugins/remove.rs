@@ -7,6 +7,7 @@ use maskdiff_plugin_api::abi::load::Plugin;
 use super::Common;
 use crate::assemble;
 use crate::error::{Error, Result};
+use crate::output;
 use crate::plugins::{Places, nearest};
 
 /// Removes the plugin of that name, or the one with that component, from the user's folder. One that does not load any
@@ -36,7 +37,7 @@ pub fn remove(common: &Common, name: &str) -> Result<()> {
         return Err(unknown(common, name, &installed));
     };
     std::fs::remove_file(path).map_err(|e| Error::io("remove", path, &e))?;
-    println!("removed {own} ({})", path.display());
+    output::result(&format!("removed {own} ({})", path.display()));
     Ok(())
 }
 

@@ -1,0 +1,43 @@
+//! The two streams of a command: results go to stdout, words for people to stderr.
+//!
+//! Words whose reader has gone (`2>&1 | head`, a closed terminal, a full disk) are dropped, and work goes on. A result that
+//! cannot be written is another matter: the first failure is kept, and [`check`] makes it the end of the command.
+
+use std::io::{self, ErrorKind, Write};
+use std::sync::{Mutex, PoisonError};
+
+use crate::error::{Error, Result};
+
+static FAILED: Mutex<Option<io::Error>> = Mutex::new(None);
+
+/// Writes a line for people.
+pub fn word(text: &str) {
+    // In one piece, so that lines of several processes do not mix.
+    let _ = io::stderr().lock().write_all(format!("{text}\n").as_bytes());
+}
+
+/// Writes a result, a line or several.
+pub fn result(text: &str) {
+    let end = if text.ends_with('\n') { "" } else { "\n" };
+    let mut out = io::stdout().lock();
+    let line = format!("{text}{end}");
+    if let Err(error) = out.write_all(line.as_bytes()).and_then(|()| out.flush()) {
+        FAILED.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(error);
+    }
+}
+
+/// An error when a result could not be written.
+pub fn check() -> Result<()> {
+    let Some(error) = FAILED.lock().unwrap_or_else(PoisonError::into_inner).take() else {
+        return Ok(());
+    };
+    let hint = match error.kind() {
+        ErrorKind::BrokenPipe => {
+            "the program that read them has ended: read all of them, or write them into a file"
+        }
+        ErrorKind::StorageFull => "free some space and run it again",
+        _ => "check where standard output goes",
+    };
+    let message = format!("the results could not be written to standard output: {error}");
+    Err(Error::Io { message, hint: Some(hint.into()) })
+}
