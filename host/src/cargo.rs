@@ -34,11 +34,7 @@ pub fn point_at_libtorch(folder: &Path) -> Result<()> {
     if std::fs::read_to_string(&file).is_ok_and(|old| old == text) {
         return Ok(());
     }
-    let parent = folder.join(".cargo");
-    std::fs::create_dir_all(&parent).map_err(|e| Error::io("write", &parent, &e))?;
-    let draft = parent.join(format!(".config.toml.{}", std::process::id()));
-    let written = std::fs::write(&draft, text).and_then(|()| std::fs::rename(&draft, &file));
-    written.map_err(|e| Error::io("write", &file, &e))
+    crate::files::write_whole(&file, text)
 }
 
 /// The libtorch of this process, with its headers.

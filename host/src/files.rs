@@ -1,7 +1,7 @@
 //! Small files that appear whole or not at all, and locks between processes.
 
 use std::fs::{self, File, Permissions, TryLockError};
-use std::io::ErrorKind;
+use std::io::{ErrorKind, Write as _};
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 use std::time::Duration;
@@ -10,20 +10,68 @@ use crate::error::{Error, Result};
 
 /// Who shares a folder may read what lies in it: a temporary file is its maker's alone.
 pub const SHARED: u32 = 0o644;
+/// What holds a secret is its owner's alone.
+pub const PRIVATE: u32 = 0o600;
 
 /// Between two looks at a lock that another process holds.
 const LOOK: Duration = Duration::from_millis(200);
 
-/// Writes a file under another name, then gives it its own. The folder is made.
-pub fn put(path: &Path, content: impl AsRef<[u8]>) -> Result<()> {
-    let folder = path.parent().unwrap_or(Path::new("."));
+/// Writes a file that is there as a whole or not at all, after a power cut too: under another name, which it loses when its content is
+/// on the disk. The folder is made.
+pub fn write_whole(path: &Path, content: impl AsRef<[u8]>) -> Result<()> {
+    write_as(path, content.as_ref(), SHARED)
+}
+
+/// The same for what nobody but its owner may read.
+pub fn write_private(path: &Path, content: impl AsRef<[u8]>) -> Result<()> {
+    write_as(path, content.as_ref(), PRIVATE)
+}
+
+fn write_as(path: &Path, content: &[u8], mode: u32) -> Result<()> {
+    let folder = folder_of(path);
     fs::create_dir_all(folder).map_err(|e| Error::io("create", folder, &e))?;
-    let written = tempfile::NamedTempFile::new_in(folder).and_then(|file| {
-        fs::write(file.path(), content)?;
-        file.as_file().set_permissions(Permissions::from_mode(SHARED))?;
+    // Made with the owner's rights alone: what is private never was readable.
+    let written = tempfile::NamedTempFile::new_in(folder).and_then(|mut file| {
+        file.write_all(content)?;
+        file.as_file().set_permissions(Permissions::from_mode(mode))?;
+        file.as_file().sync_all()?;
         file.persist(path).map_err(|e| e.error)
     });
-    written.map(drop).map_err(|e| Error::io("write", path, &e))
+    written.map_err(|e| Error::io("write", path, &e))?;
+    sync_folder(folder)
+}
+
+/// Points a link at `target`, in one step also where there is one of its name already.
+pub fn link_whole(link: &Path, target: &Path) -> Result<()> {
+    let folder = folder_of(link);
+    let name = link.file_name().unwrap_or_default().to_string_lossy();
+    let temporary = folder.join(format!(".{name}.tmp"));
+    let _ = fs::remove_file(&temporary);
+    std::os::unix::fs::symlink(target, &temporary)
+        .and_then(|()| fs::rename(&temporary, link))
+        .map_err(|e| Error::io("link", link, &e))?;
+    sync_folder(folder)
+}
+
+/// Gives something that is on the disk its name, for good.
+pub fn rename_whole(from: &Path, to: &Path) -> Result<()> {
+    fs::rename(from, to).map_err(|e| Error::io("write", to, &e))?;
+    sync_folder(folder_of(to))
+}
+
+/// Brings a folder's names to the disk. A file system that cannot says so, and keeps them as safe as it can.
+pub fn sync_folder(folder: &Path) -> Result<()> {
+    let synced = File::open(folder).and_then(|folder| folder.sync_all());
+    match synced {
+        Err(e) if matches!(e.kind(), ErrorKind::InvalidInput | ErrorKind::Unsupported) => Ok(()),
+        synced => synced.map_err(|e| Error::io("flush", folder, &e)),
+    }
+}
+
+/// The folder that a path is in.
+fn folder_of(path: &Path) -> &Path {
+    let parent = path.parent().filter(|folder| !folder.as_os_str().is_empty());
+    parent.unwrap_or(Path::new("."))
 }
 
 /// Holds a lock file until the result is dropped. While another process holds it, `waiting` is called again and again, with
@@ -44,5 +92,39 @@ pub fn lock(path: &Path, mut waiting: impl FnMut(bool) -> Result<()>) -> Result<
             Err(TryLockError::Error(e)) => return Err(Error::io("lock", path, &e)),
         }
         std::thread::sleep(LOOK);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_has_its_rights_whatever_stood_there_before() {
+        let folder = tempfile::tempdir().unwrap();
+        let (shared, private) = (folder.path().join("new/shared"), folder.path().join("private"));
+        fs::write(&private, "old").unwrap();
+        fs::set_permissions(&private, Permissions::from_mode(0o666)).unwrap();
+        write_whole(&shared, "text").unwrap();
+        write_private(&private, "text").unwrap();
+        for (file, mode) in [(&shared, SHARED), (&private, PRIVATE)] {
+            assert_eq!(fs::read_to_string(file).unwrap(), "text");
+            assert_eq!(fs::metadata(file).unwrap().permissions().mode() & 0o777, mode);
+        }
+        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 2, "nothing else is left");
+    }
+
+    #[test]
+    fn a_link_is_replaced_in_one_step() {
+        let folder = tempfile::tempdir().unwrap();
+        let link = folder.path().join("last");
+        for target in ["a", "b"] {
+            link_whole(&link, Path::new(target)).unwrap();
+            assert_eq!(fs::read_link(&link).unwrap(), Path::new(target));
+        }
+        // What a kill has left is no hindrance.
+        fs::write(folder.path().join(".last.tmp"), "").unwrap();
+        link_whole(&link, Path::new("c")).unwrap();
+        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1);
     }
 }

@@ -5,14 +5,11 @@ use std::path::{Path, PathBuf};
 
 use super::{Checkpoint, name, remove, step_of};
 use crate::error::{Error, Result};
+use crate::files;
 
 /// Points the link `name` at a checkpoint of the same folder, in one step.
 pub fn link(folder: &Path, name: &str, checkpoint: &str) -> Result<()> {
-    let temporary = folder.join(format!(".{name}.tmp"));
-    let _ = fs::remove_file(&temporary);
-    std::os::unix::fs::symlink(checkpoint, &temporary)
-        .and_then(|()| fs::rename(&temporary, folder.join(name)))
-        .map_err(|e| Error::io("link", &folder.join(name), &e))
+    files::link_whole(&folder.join(name), Path::new(checkpoint))
 }
 
 /// The checkpoints of a folder, newest first.

@@ -68,7 +68,7 @@ pub fn run(report: &Report, folders: &[PathBuf], output: &Path) -> Result<()> {
     let published = published(&results)?;
     let (runs, evaluations, texts) = (shown.len(), results.len(), traces.len());
     let data = json!({"runs": shown, "results": results, "published": published, "traces": traces});
-    files::put(output, page::html("maskdiff report", data))?;
+    files::write_whole(output, page::html("maskdiff report", data))?;
     let path = output.display().to_string();
     let line = json!({"output": path, "runs": runs, "results": evaluations, "traces": texts});
     report.result(&line, &format!("{path}: {runs} runs, {evaluations} results, {texts} traces"));

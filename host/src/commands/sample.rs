@@ -56,12 +56,12 @@ impl Shown {
 
     fn write(&self, trace: &Trace) -> Result<()> {
         if let Some(path) = &self.trace {
-            files::put(path, serde_json::to_string(trace).unwrap_or_default())?;
+            files::write_whole(path, serde_json::to_string(trace).unwrap_or_default())?;
         }
         if let Some(path) = &self.html {
             let mut shown = json!(trace);
             shown["name"] = json!(trace.sampler);
-            files::put(path, page::html("How the text came to be", json!({"traces": [shown]})))?;
+            files::write_whole(path, page::html("How the text came to be", json!({"traces": [shown]})))?;
         }
         Ok(())
     }

@@ -215,7 +215,7 @@ fn run(
     let list = names.find(|name| !sweep.folder.join(name).exists()).unwrap_or("todo.txt".into());
     let text = script(sweep, run_as, settings, points, &list, package.clone())?.slurm();
     let numbers: String = points.iter().map(|point| name(*point) + "\n").collect();
-    files::put(&sweep.folder.join(&list), numbers)?;
+    files::write_whole(&sweep.folder.join(&list), numbers)?;
     let submitted = launch::submit(&sweep.folder, &text, slurm::submit);
     if submitted.is_err() {
         let _ = std::fs::remove_file(sweep.folder.join(&list));
@@ -403,7 +403,7 @@ pub fn collect(common: &Common, folder: &Path, table: &Table) -> Result<()> {
         return Err(Error::data("no point of the sweep is done".to_string(), hint));
     }
     let file = sweep.folder.join("results.csv");
-    files::put(&file, found.csv(&sweep.plan.keys()))?;
+    files::write_whole(&file, found.csv(&sweep.plan.keys()))?;
     if report.json() {
         found.rows.iter().for_each(|row| report.result(&found.json(row), ""));
     }

@@ -320,6 +320,7 @@ impl Writer {
         let mode = std::os::unix::fs::PermissionsExt::from_mode(0o644);
         file.set_permissions(mode).map_err(|e| said(&e))?;
         self.partial.persist(&self.path).map_err(|e| said(&e.error))?;
+        crate::files::sync_folder(self.path.parent().unwrap_or(Path::new(".")))?;
         Ok(self.path)
     }
 }

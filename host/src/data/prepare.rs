@@ -155,7 +155,7 @@ fn characters(
         ));
     }
     let made = Characters::new(all.into_iter());
-    files::put(&path, made.to_json())?;
+    files::write_whole(&path, made.to_json())?;
     Ok(Arc::new(made))
 }
 

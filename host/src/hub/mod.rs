@@ -17,7 +17,7 @@ use client::{Client, Fault};
 use store::Store;
 
 use crate::error::{Error, Result};
-use crate::files::SHARED;
+use crate::files::{self, SHARED};
 
 /// What a repository holds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -274,7 +274,8 @@ impl Hub {
         check(file.path())?;
         let mode = std::os::unix::fs::PermissionsExt::from_mode(SHARED);
         file.as_file().set_permissions(mode).map_err(|e| Error::io("write", path, &e))?;
-        file.persist(path).map(drop).map_err(|e| Error::io("write", path, &e.error))
+        file.persist(path).map_err(|e| Error::io("write", path, &e.error))?;
+        files::sync_folder(folder)
     }
 
     /// The folder with a tokenizer's files of a model repository: those of `files` that it has.

@@ -32,7 +32,7 @@ fn keep(path: &Path, text: &str) {
     if fs::read_to_string(path).is_ok_and(|known| known == text) {
         return;
     }
-    if let Err(error) = files::put(path, text) {
+    if let Err(error) = files::write_whole(path, text) {
         tracing::warn!("{error}");
     }
 }
@@ -152,7 +152,7 @@ impl Store {
         partial: &Path,
     ) -> Result<PathBuf> {
         let blob = self.blob(snapshot, entry);
-        fs::rename(partial, &blob).map_err(|e| Error::io("write", &blob, &e))?;
+        files::rename_whole(partial, &blob)?;
         self.point(snapshot, entry)
     }
 
@@ -167,7 +167,7 @@ impl Store {
         let place = place.map_err(said)?;
         let fresh = place.path().join("link");
         symlink(format!("{up}blobs/{}", entry.hash), &fresh).map_err(said)?;
-        fs::rename(&fresh, &link).map_err(said)?;
+        files::rename_whole(&fresh, &link)?;
         Ok(link)
     }
 }

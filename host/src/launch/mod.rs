@@ -74,7 +74,7 @@ pub fn write(folder: &Path, text: &str) -> Result<PathBuf> {
     let numbered = |n: u32| folder.join(format!("job-{n}.sh"));
     let mut names = std::iter::once(folder.join("job.sh")).chain((2..).map(numbered));
     let script = names.find(|path| !path.exists()).unwrap_or_else(|| folder.join("job.sh"));
-    crate::files::put(&script, text)?;
+    crate::files::write_whole(&script, text)?;
     Ok(script)
 }
 

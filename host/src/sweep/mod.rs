@@ -114,13 +114,13 @@ impl Sweep {
         // Another may have been quicker.
         self.check_free()?;
         let lines: String = self.points.iter().map(|words| words.join("\t") + "\n").collect();
-        crate::files::put(&self.folder.join(POINTS), lines)?;
+        crate::files::write_whole(&self.folder.join(POINTS), lines)?;
         let plan = json!({
             "format": 1, "from": self.from, "plan": self.plan, "points": self.points.len(), "job": self.job,
             "command": run_dir::command_line(), "created": jiff::Timestamp::now().to_string(),
         });
         // Last: a folder without it is no sweep.
-        crate::files::put(&self.folder.join(PLAN), format!("{plan:#}\n"))?;
+        crate::files::write_whole(&self.folder.join(PLAN), format!("{plan:#}\n"))?;
         Ok(held)
     }
 
@@ -219,7 +219,7 @@ impl Sweep {
 
     /// Remembers how a point ended.
     pub fn ended(&self, point: usize, code: i32) -> Result<()> {
-        crate::files::put(&self.run(point).join(EXIT), format!("{code}\n"))
+        crate::files::write_whole(&self.run(point).join(EXIT), format!("{code}\n"))
     }
 
     /// The command line of a point.

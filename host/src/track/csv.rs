@@ -69,7 +69,7 @@ impl Csv {
     fn write(&self) -> Result<()> {
         let head = self.columns.iter().map(|c| quoted(c)).collect::<Vec<String>>().join(",") + "\n";
         let rows = self.rows.iter().map(|(step, row)| self.cells(*step, row));
-        files::put(&self.path, std::iter::once(head).chain(rows).collect::<String>())
+        files::write_whole(&self.path, std::iter::once(head).chain(rows).collect::<String>())
     }
 }
 

@@ -95,14 +95,15 @@ impl Export<'_> {
         match config {
             Some(config) => {
                 let text = serde_json::to_string_pretty(config).unwrap_or_default();
-                files::put(&at("config.json"), text)?;
+                files::write_whole(&at("config.json"), text)?;
             }
-            None => files::put(&at("config.toml"), crate::run_dir::to_toml(self.config))?,
+            None => files::write_whole(&at("config.toml"), crate::run_dir::to_toml(self.config))?,
         }
-        files::put(&at("tokenizer.json"), &self.tokenizer)?;
+        files::write_whole(&at("tokenizer.json"), &self.tokenizer)?;
         let mode = std::os::unix::fs::PermissionsExt::from_mode(0o755);
         fs::set_permissions(draft.path(), mode).map_err(|e| Error::io("write", folder, &e))?;
-        fs::rename(draft.path(), folder).map_err(|e| Error::io("write", folder, &e))?;
+        files::sync_folder(draft.path())?;
+        files::rename_whole(draft.path(), folder)?;
         let _ = draft.keep();
         Ok(())
     }
@@ -134,7 +135,8 @@ impl Export<'_> {
         let mode = std::os::unix::fs::PermissionsExt::from_mode(files::SHARED);
         file.get_ref().set_permissions(mode).map_err(said)?;
         file.get_ref().sync_all().map_err(said)?;
-        draft.persist(path).map(drop).map_err(|e| said(e.error))
+        draft.persist(path).map_err(|e| said(e.error))?;
+        files::sync_folder(folder)
     }
 
     /// The pickle of a `.ckpt`, and the numbers that it names.

@@ -150,7 +150,7 @@ pub(super) fn describe(
     ];
     let mut named = Vec::new();
     for (name, content) in files {
-        crate::files::put(&folder.join("files").join(name), content)?;
+        crate::files::write_whole(&folder.join("files").join(name), content)?;
         named.push(FileItem { path: name.into(), policy: 0 });
     }
     writer.append(Kind::Files(Files { files: named }))

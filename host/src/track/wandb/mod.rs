@@ -211,7 +211,7 @@ impl Wandb {
         let content = json!({"columns": ["step", "text"], "data": data}).to_string();
         let sha256 = hex(&Sha256::digest(&content));
         let path = format!("media/table/{name}_{}_{}.table.json", self.rows, &sha256[..20]);
-        crate::files::put(&self.folder.join("files").join(&path), &content)?;
+        crate::files::write_whole(&self.folder.join("files").join(&path), &content)?;
         self.shared.append(Kind::Files(Files {
             files: vec![FileItem { path: path.clone(), policy: 0 }],
         }))?;

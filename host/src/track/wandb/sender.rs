@@ -209,7 +209,7 @@ impl Sender {
     /// Without this, lines would be sent again behind those that are there.
     fn keep_state(&self) -> std::result::Result<(), Fault> {
         let text = serde_json::to_string(&self.state).unwrap_or_default();
-        let put = files::put(&self.state_file(), text);
+        let put = files::write_whole(&self.state_file(), text);
         put.map_err(|e| Fault::Refused(StatusCode::INSUFFICIENT_STORAGE, e.to_string()))
     }
 
