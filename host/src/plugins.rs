@@ -11,6 +11,7 @@ use sha2::{Digest, Sha256};
 
 use crate::error::{Error, Result};
 use crate::model::{Choice, Choices};
+use crate::report::plural;
 
 /// The kinds of components, as they are printed.
 pub const KINDS: [&str; 5] = ["backbone", "noise", "parameterization", "process", "sampler"];
@@ -372,7 +373,7 @@ fn unknown_hint(kind: &str, name: &str, known: &[&str]) -> String {
     }
     match nearest(name, known) {
         Some(near) => format!("did you mean `{near}`? (`maskdiff plugins list` shows all)"),
-        None => format!("{kind}s here: {}", known.join(", ")),
+        None => format!("{} here: {}", plural(kind), known.join(", ")),
     }
 }
 

@@ -7,6 +7,7 @@ use tch::Tensor;
 
 use crate::data::Tokenizer;
 use crate::error::{Error, Result};
+use crate::report::counted;
 
 /// What a user asks for.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
@@ -83,11 +84,11 @@ impl Given {
         if tokens.len() as i64 >= length {
             return Err(Error::config(
                 format!(
-                    "the prompt `{}` has {} tokens, and the model draws sequences of {length}",
+                    "the prompt `{}` has {}, and the model draws sequences of {length}",
                     shortened(text),
-                    tokens.len()
+                    counted(tokens.len(), "token")
                 ),
-                format!("shorten it to at most {} tokens", length - 1),
+                format!("shorten it to at most {}", counted(length - 1, "token")),
             ));
         }
         Ok(Self { text: text.to_string(), tokens, whole: false })

@@ -11,6 +11,25 @@ use serde_json::Value;
 use crate::output;
 use crate::track::Trackers;
 
+/// A number with its noun: `1 sequence`, `2 sequences`.
+pub fn counted(number: impl std::fmt::Display, noun: &str) -> String {
+    match number.to_string() {
+        one if one == "1" => format!("1 {noun}"),
+        number => format!("{number} {}", plural(noun)),
+    }
+}
+
+/// A noun for several: `sequences`, `processes`, `entries`.
+pub fn plural(noun: &str) -> String {
+    if ["s", "ch", "x"].iter().any(|end| noun.ends_with(end)) {
+        return format!("{noun}es");
+    }
+    match noun.strip_suffix('y').filter(|stem| !stem.ends_with(['a', 'e', 'o'])) {
+        Some(stem) => format!("{stem}ies"),
+        None => format!("{noun}s"),
+    }
+}
+
 /// How results are printed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, clap::ValueEnum)]
 pub enum Format {
@@ -165,6 +184,8 @@ impl Report {
     /// Moves the bar, or prints a line now and then when there is none.
     pub fn progress(&mut self, what: &str, done: i64, total: i64, message: &str) {
         if let Some(bar) = &self.bar {
+            // A sampler may be done sooner than it thought.
+            bar.set_length(total.cast_unsigned());
             bar.set_position(done.cast_unsigned());
             bar.set_message(message.to_string());
             return;
@@ -180,6 +201,26 @@ impl Report {
     pub fn finish(&mut self) {
         if let Some(bar) = self.bar.take() {
             bar.finish_and_clear();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_is_no_plural() {
+        for (number, noun, words) in [
+            (1, "sequence", "1 sequence"),
+            (0, "sequence", "0 sequences"),
+            (2, "process", "2 processes"),
+            (3, "batch", "3 batches"),
+            (2, "box", "2 boxes"),
+            (2, "entry", "2 entries"),
+            (2, "day", "2 days"),
+        ] {
+            assert_eq!(counted(number, noun), words);
         }
     }
 }

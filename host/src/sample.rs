@@ -15,6 +15,7 @@ use crate::error::{Error, Result};
 use crate::evaluate::diversity;
 use crate::model::{Model, Progress};
 use crate::prompt::Given;
+use crate::report::counted;
 use crate::trace::Recorder;
 
 /// What becomes of a walk's tokens: how long a text is, where it ends, how it reads.
@@ -216,7 +217,7 @@ fn check(x0_bl: &Tensor, xt_bl: &Tensor, model: &Model, name: &str) -> Result<()
         let changed = x0_bl.not_equal_tensor(xt_bl).logical_and(&xt_bl.not_equal(mask));
         let changed = changed.sum(tch::Kind::Int64).int64_value(&[]);
         if changed > 0 {
-            return wrong(format!("changed {changed} tokens that were given"));
+            return wrong(format!("changed {} that were given", counted(changed, "token")));
         }
     }
     Ok(())

@@ -9,7 +9,7 @@ use crate::config::{Config, shelf_names};
 use crate::data::corpora::{LazyHub, Part, Role, Spec};
 use crate::data::{self, Cache, Header, Observer, prepare};
 use crate::error::{Error, Result};
-use crate::report::Report;
+use crate::report::{Report, counted};
 use crate::stop::Stop;
 
 /// Prints the corpora that have a name.
@@ -82,7 +82,8 @@ pub fn verify(common: Common, words: Vec<String>) -> Result<()> {
         let Header { packed, sha256, .. } = &cache.header;
         let path = cache.path().display().to_string();
         let line = json!({"file": path, "blocks": packed.rows, "sha256": sha256, "whole": true});
-        report.result(&line, &format!("{path}: {} blocks, SHA-256 {sha256}: whole", packed.rows));
+        let blocks = counted(packed.rows, "block");
+        report.result(&line, &format!("{path}: {blocks}, SHA-256 {sha256}: whole"));
     }
     Ok(())
 }
@@ -100,8 +101,9 @@ pub fn show(common: Common, words: Vec<String>, first: u64, blocks: u64) -> Resu
         if first >= rows {
             return Err(Error::config(
                 format!(
-                    "`{}` has {rows} blocks, and there is no block {first}",
-                    cache.path().display()
+                    "`{}` has {}, and there is no block {first}",
+                    cache.path().display(),
+                    counted(rows, "block")
                 ),
                 "blocks are counted from 0",
             ));
@@ -118,7 +120,10 @@ pub fn show(common: Common, words: Vec<String>, first: u64, blocks: u64) -> Resu
                 if used < length { format!(", {} filled", length - used) } else { String::new() };
             report.result(
                 &line,
-                &format!("--- {corpus} ({split}), block {number} of {rows}, {used} tokens{filled}\n{text}"),
+                &format!(
+                    "--- {corpus} ({split}), block {number} of {rows}, {}{filled}\n{text}",
+                    counted(used, "token")
+                ),
             );
         }
     }

@@ -7,7 +7,7 @@ use serde_json::{Map, Value, json};
 
 use crate::config::{shelf_file, shelf_names};
 use crate::error::{Error, Result};
-use crate::report::Report;
+use crate::report::{Report, counted};
 use crate::runs::{self, Run};
 use crate::{files, ledger, page};
 
@@ -71,7 +71,9 @@ pub fn run(report: &Report, folders: &[PathBuf], output: &Path) -> Result<()> {
     files::write_whole(output, page::html("maskdiff report", data))?;
     let path = output.display().to_string();
     let line = json!({"output": path, "runs": runs, "results": evaluations, "traces": texts});
-    report.result(&line, &format!("{path}: {runs} runs, {evaluations} results, {texts} traces"));
+    let said = [(runs, "run"), (evaluations, "result"), (texts, "trace")];
+    let said = said.map(|(number, noun)| counted(number, noun)).join(", ");
+    report.result(&line, &format!("{path}: {said}"));
     Ok(())
 }
 

@@ -16,6 +16,7 @@ use super::tokenizer::{self, Characters, Tokenizer};
 use crate::config::Config;
 use crate::error::{Error, Result};
 use crate::files;
+use crate::report::counted;
 
 /// Where blocks are kept.
 pub fn cache_dir(config: &Config) -> Result<PathBuf> {
@@ -313,8 +314,11 @@ fn make(
     if header.packed.rows == 0 {
         return Err(Error::data(
             format!(
-                "the text of `{}` ({}) has {} tokens, less than one block of {}",
-                part.corpus, part.split, header.packed.tokens, packing.length
+                "the text of `{}` ({}) has {}, less than one block of {}",
+                part.corpus,
+                part.split,
+                counted(header.packed.tokens, "token"),
+                packing.length
             ),
             if skipped > 0 {
                 "its documents were left out as no valid text: see `data.on_invalid`"
@@ -350,13 +354,20 @@ pub fn in_words(header: &Header) -> String {
     let Packed { documents, tokens, dropped, rows } = header.packed;
     let lost = if header.packing.wrap { "fill no block" } else { "were cut off" };
     let mut words = format!(
-        "{} ({}): {documents} documents, {tokens} tokens, {rows} blocks of {}; {dropped} tokens {lost}",
-        header.corpus, header.split, header.packing.length
+        "{} ({}): {}, {}, {} of {}; {} {lost}",
+        header.corpus,
+        header.split,
+        counted(documents, "document"),
+        counted(tokens, "token"),
+        counted(rows, "block"),
+        header.packing.length,
+        counted(dropped, "token")
     );
     if header.skipped + header.replaced > 0 {
         words += &format!(
-            "; {} documents left out and {} mended as no valid text",
-            header.skipped, header.replaced
+            "; {} left out and {} mended as no valid text",
+            counted(header.skipped, "document"),
+            header.replaced
         );
     }
     words

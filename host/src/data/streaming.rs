@@ -21,6 +21,7 @@ use super::read::{Losses, OnInvalid, Reader};
 use super::source::{Rows, Samples};
 use super::tokenizer::Tokenizer;
 use crate::error::{Error, Result};
+use crate::report::counted;
 use crate::stream::{Purpose, generator};
 
 /// How a stream is read.
@@ -233,7 +234,8 @@ fn read(
             let Losses { skipped, replaced } = losses;
             let name = local.paths[0].display();
             tracing::warn!(
-                "{skipped} documents left out and {replaced} mended as no valid text from `{name}` on"
+                "{} left out and {replaced} mended as no valid text from `{name}` on",
+                counted(skipped, "document")
             );
         }
         file += local.paths.len();

@@ -10,6 +10,7 @@ use super::mauve::{self, Mauve};
 use super::protocol::{Protocol, Window, tidied};
 use super::{diversity, give_or_take, summarize};
 use crate::error::{Error, Result};
+use crate::report::counted;
 
 /// A generated text.
 #[derive(Debug, Clone, Deserialize)]
@@ -133,14 +134,14 @@ impl Scores {
     /// One line for people.
     pub fn in_words(&self, judge: &Judge, plan: &Plan) -> String {
         let mut words = format!(
-            "generative perplexity {:.4} ({:.4}{} nats per token) by `{}`, protocol `{}`: {} tokens of {} texts",
+            "generative perplexity {:.4} ({:.4}{} nats per token) by `{}`, protocol `{}`: {} of {}",
             self.perplexity,
             self.nats_per_token,
             give_or_take(self.standard_error),
             judge.name,
             plan.protocol.name,
-            self.tokens,
-            self.samples,
+            counted(self.tokens, "token"),
+            counted(self.samples, "text"),
         );
         if self.left_out > 0 {
             words += &format!(" ({} left out)", self.left_out);
@@ -150,7 +151,7 @@ impl Scores {
             words += &format!(", distinct 4-grams {distinct:.4}");
         }
         if let (Some(mauve), Some(references)) = (self.mauve, self.references) {
-            words += &format!(", MAUVE {mauve:.4} against {references} texts");
+            words += &format!(", MAUVE {mauve:.4} against {}", counted(references, "text"));
         }
         words
     }

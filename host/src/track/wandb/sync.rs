@@ -51,10 +51,13 @@ pub fn sync(
         sender.until.within(timeout);
         while !sender.complete {
             if let Err(fault) = sender.turn(true)? {
-                let left = sender.left();
+                let left = match sender.left() {
+                    1 => "1 line is left".to_string(),
+                    lines => format!("{lines} lines are left"),
+                };
                 let error = sender.in_words(fault);
                 return Err(Error::data(
-                    format!("`{}` was not sent, {left} lines are left: {error}", path.display()),
+                    format!("`{}` was not sent, {left}: {error}", path.display()),
                     "nothing is lost: run it again",
                 ));
             }
