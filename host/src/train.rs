@@ -17,6 +17,7 @@ use crate::data::{Corpus, Rows, Samples};
 use crate::distributed::World;
 use crate::error::{Error, Result};
 use crate::evaluate::{Bound, Measure};
+use crate::launch::script::quoted;
 use crate::learner::{Ask, Batch, Learner, Step};
 use crate::model::Model;
 use crate::observe::{self, OnNan, Part, Split, Usual};
@@ -409,10 +410,11 @@ impl Trainer<'_> {
         self.save(false)?;
         self.written()?;
         self.copied();
-        let (step, run) = (self.learner.step, self.run.path().display());
+        let (step, run) = (self.learner.step, format!("run.dir={}", self.run.path().display()));
         let message = format!(
-            "stopped after step {step}, checkpoint written; the same command with `run.dir={run} \
-             checkpointing.resume_from_ckpt=true` goes on"
+            "stopped after step {step}, checkpoint written; the same command with `{} \
+             checkpointing.resume_from_ckpt=true` goes on",
+            quoted(&run)
         );
         Ok(Stop::error_of(level, message))
     }

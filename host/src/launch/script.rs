@@ -6,7 +6,7 @@
 //! array as its `SLURM_JOB_ID`, so a task is named as `ARRAY_TASK`.
 
 use std::fmt::Write as _;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use super::package::PACKAGE;
 use super::settings::Settings;
@@ -330,6 +330,11 @@ pub fn quoted(word: &str) -> String {
     } else {
         format!("'{}'", word.replace('\'', r"'\''"))
     }
+}
+
+/// A path as a word for the shell, for commands that are printed: they can be pasted as they stand.
+pub fn quoted_path(path: &Path) -> String {
+    quoted(&path.display().to_string())
 }
 
 /// A word with the number of an array's task in it.

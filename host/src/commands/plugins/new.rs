@@ -8,6 +8,7 @@ use super::build::refuse_shadowed;
 use super::{Common, key};
 use crate::cargo;
 use crate::error::{Error, Result};
+use crate::launch::script::quoted_path;
 use crate::output;
 use crate::plugins::{KINDS, nearest};
 
@@ -67,11 +68,12 @@ pub fn new(
         let _ = std::fs::remove_dir_all(&draft);
     }
     written?;
-    let target = target.display();
     output::result(&format!(
-        "{target}: a {kind} plugin; the component is `{component}` in src/lib.rs\n\
-         next: maskdiff plugins build {target}\n\
+        "{}: a {kind} plugin; the component is `{component}` in src/lib.rs\n\
+         next: maskdiff plugins build {}\n\
          then: maskdiff {}",
+        target.display(),
+        quoted_path(&target),
         try_it(kind, &component)
     ));
     Ok(())

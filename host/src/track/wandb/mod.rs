@@ -41,6 +41,7 @@ use super::system::System;
 use crate::config::Config;
 use crate::data::hex;
 use crate::error::{Error, Result};
+use crate::launch::script::quoted_path;
 use crate::plugins::UsedPlugin;
 use crate::stop::Stop;
 
@@ -161,7 +162,7 @@ impl Wandb {
                         "warning: W&B: {}; the run is logged into {}, for `maskdiff sync {}` later",
                         error.in_one_line(),
                         folder.display(),
-                        run.display()
+                        quoted_path(run)
                     ));
                     None
                 }
@@ -401,7 +402,7 @@ impl Tracker for Wandb {
         for thread in self.threads.drain(..) {
             let _ = thread.join();
         }
-        let run = self.folder.ancestors().nth(2).unwrap_or(&self.folder).display().to_string();
+        let run = quoted_path(self.folder.ancestors().nth(2).unwrap_or(&self.folder));
         if self.shared.complete.load(Ordering::SeqCst) {
             let _ = fs::write(marker(&self.path), "");
             return Ok(None);
