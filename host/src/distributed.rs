@@ -11,6 +11,9 @@ use tch::{Device, Kind, Tensor};
 use crate::config::Config;
 use crate::error::{Error, Result};
 
+/// The number of the step that an interactive shell is, `SLURM_INTERACTIVE_STEP` of Slurm's own header. Older ones do not say its tasks.
+const INTERACTIVE: u64 = 0xffff_fffa;
+
 /// Where a process stands, from its environment.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Place {
@@ -62,8 +65,10 @@ impl Place {
     }
 
     fn slurm(var: &impl Fn(&str) -> Option<String>) -> Result<Option<Self>> {
-        // A batch script has the variables of its tasks as well, but is none of them: only a step has a number.
-        let tasks = if var("SLURM_NTASKS").is_some() { number(var, "SLURM_NTASKS")? } else { 1 };
+        // A batch script has the variables of its tasks as well, but is none of them: only a step has a number. What an allocation
+        // has is not what its step has: the shell that `salloc` opens on a node is a step of one task.
+        let own = ["SLURM_STEP_NUM_TASKS", "SLURM_NTASKS"].into_iter().find(|v| var(v).is_some());
+        let tasks = own.map_or(Ok(1), |name| number(var, name))?;
         let Some(step) = var("SLURM_STEP_ID") else {
             if tasks > 1 {
                 return Err(Error::config(
@@ -73,6 +78,9 @@ impl Place {
             }
             return Ok(None);
         };
+        if step.parse() == Ok(INTERACTIVE) {
+            return Ok(None);
+        }
         // A step may run on a part of the job's nodes.
         let nodes = var("SLURM_STEP_NODELIST").or_else(|| var("SLURM_JOB_NODELIST"));
         let nodes = nodes.ok_or_else(|| missing("SLURM_JOB_NODELIST"))?;
@@ -363,6 +371,20 @@ mod tests {
         let found = place(&slurm).unwrap().unwrap();
         assert_eq!((found.rank, found.world, found.local_rank), (3, 4, 1));
         assert_eq!((found.host.as_str(), found.port), ("n07", 29_046));
+        // A shell on the node of an allocation of four, with and without what its step says; and four by srun from that shell.
+        let mut shell = slurm.to_vec();
+        shell.extend([("SLURM_STEP_ID", "4294967290"), ("SLURM_PROCID", "0")]);
+        shell.retain(|pair| ![slurm[1], slurm[3]].contains(pair));
+        assert_eq!(place(&shell).unwrap(), None);
+        shell.push(("SLURM_STEP_NUM_TASKS", "1"));
+        assert_eq!(place(&shell).unwrap(), None);
+        let started: Vec<(&str, &str)> =
+            slurm.into_iter().chain([("SLURM_STEP_NUM_TASKS", "4")]).collect();
+        assert_eq!(place(&started).unwrap().unwrap().world, 4);
+        // A step of its own size in a larger allocation.
+        let alone: Vec<(&str, &str)> =
+            slurm.into_iter().chain([("SLURM_STEP_NUM_TASKS", "1")]).collect();
+        assert_eq!(place(&alone).unwrap(), None);
         assert_eq!(place(&[]).unwrap(), None);
         assert_eq!(place(&[("RANK", "0"), ("WORLD_SIZE", "1")]).unwrap(), None);
     }

@@ -316,3 +316,26 @@ fn the_launcher_ends_all_when_one_is_killed() {
         assert!(!Path::new("/proc").join(child).exists());
     }
 }
+
+/// The shell that `salloc -n 4` opens on a node has the variables of four tasks, and is a step of one.
+#[test]
+fn an_interactive_allocation_trains_alone() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let words = [&["train"], SMALL, &["run.dir=run", "trainer.max_steps=2"]].concat();
+    let mut command = command(folder.path(), &words);
+    for (name, value) in [
+        ("SLURM_JOB_ID", "100"),
+        ("SLURM_JOB_NODELIST", "localhost"),
+        ("SLURM_JOB_NUM_NODES", "1"),
+        ("SLURM_NTASKS", "4"),
+        ("SLURM_STEP_ID", "4294967290"),
+        ("SLURM_STEP_NUM_TASKS", "1"),
+        ("SLURM_STEP_NODELIST", "localhost"),
+        ("SLURM_PROCID", "0"),
+        ("SLURM_LOCALID", "0"),
+    ] {
+        command.env(name, value);
+    }
+    let out = finish(&mut command);
+    assert!(!out.expect(0).stderr.contains(" ranks;"), "{}", out.stderr);
+}
