@@ -102,6 +102,13 @@ impl Confidence {
         Ok((rows_m.index_select(0, &opens_n), law_nv))
     }
 
+    /// The steps that are left when each opens no more than it must.
+    fn steps_left(&self, x_bl: &Tensor, mask: i64) -> i64 {
+        // sync: when the walk ends is data.
+        let most = x_bl.eq(mask).sum_dim_intlist(1, false, Kind::Int64).max().int64_value(&[]);
+        (most + self.config.tokens_per_step - 1) / self.config.tokens_per_step
+    }
+
     /// The times at which the schedule masks as many tokens as are masked, `[B] f64`.
     fn times(&self, model: &Denoiser, masked_bl: &Tensor) -> Result<Tensor> {
         let open_bl = masked_bl.logical_not().to_kind(Kind::Double);
@@ -115,9 +122,7 @@ impl Sampler for Confidence {
         check_shape!(xt_bl, [B, L], Int64);
         let mask = model.mask_id()?;
         let mut x_bl = xt_bl.shallow_clone();
-        let masked = |x_bl: &Tensor| x_bl.eq(mask).sum(Kind::Int64).int64_value(&[]);
-        let total = masked(&x_bl);
-        let mut left = total;
+        let (mut done, mut left) = (0, self.steps_left(&x_bl, mask));
         while left > 0 {
             // Sequences that are whole need no call.
             let open_b = ops::rows_of(&x_bl.eq(mask).any_dim(1, false));
@@ -125,8 +130,9 @@ impl Sampler for Confidence {
             let (rows_n, law_nv) = self.opening(model, &part_bl)?;
             let part_bl = ops::put_rows(&part_bl, &rows_n, &ops::categorical(&law_nv));
             x_bl = x_bl.index_copy(0, &open_b, &part_bl);
-            left = masked(&x_bl);
-            model.progress(total - left, total, &x_bl)?;
+            (done, left) = (done + 1, self.steps_left(&x_bl, mask));
+            // With a threshold there may be fewer to come than there were.
+            model.progress(done, done + left, &x_bl)?;
         }
         Ok(x_bl)
     }

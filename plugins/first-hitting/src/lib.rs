@@ -70,7 +70,10 @@ impl Sampler for FirstHitting {
         let mut x_bl = xt_bl.shallow_clone();
         let mut noise_b =
             Tensor::full([b], 1.0 - model.alpha(1.0)?, (Kind::Double, xt_bl.device()));
-        let total = most_masked(&x_bl, mask);
+        let steps = |x_bl: &Tensor| {
+            (most_masked(x_bl, mask) + self.tokens_per_step - 1) / self.tokens_per_step
+        };
+        let total = steps(&x_bl);
         let mut left = total;
         while left > 0 {
             // Sequences that are whole need no call.
@@ -92,7 +95,7 @@ impl Sampler for FirstHitting {
             let token_n = ops::categorical(&self.restriction.apply(&log_x0_nv));
             let part_bl = ops::put_rows(&part_bl, &rows_n, &token_n);
             x_bl = x_bl.index_copy(0, &open_b, &part_bl);
-            left = most_masked(&x_bl, mask);
+            left = steps(&x_bl);
             model.progress(total - left, total, &x_bl)?;
         }
         Ok(x_bl)
