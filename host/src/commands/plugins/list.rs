@@ -73,13 +73,20 @@ pub fn show(common: &Common, name: &str) -> Result<()> {
 }
 
 fn to_json(plugin: &Plugin, component: &ComponentInfo) -> Value {
+    let mut options = component.schema["properties"].clone();
+    for schema in options.as_object_mut().into_iter().flat_map(serde_json::Map::values_mut) {
+        let values = values(schema, &component.schema);
+        if !values.is_empty() {
+            schema["enum"] = json!(values);
+        }
+    }
     json!({
         "kind": component.kind,
         "name": component.name,
         "about": component.about,
         "provides": component.provides,
         "needs": component.needs,
-        "options": component.schema["properties"],
+        "options": options,
         "defaults": component.defaults,
         "plugin": plugin.info.name,
         "version": plugin.info.version,
@@ -114,6 +121,52 @@ fn describe(plugin: &Plugin, component: &ComponentInfo) -> String {
         if let Some(doc) = schema["description"].as_str() {
             text += &format!("        {}\n", doc.replace('\n', "\n        "));
         }
+        let values = values(schema, &component.schema);
+        if !values.is_empty() {
+            let values: Vec<String> = values.iter().map(plain).collect();
+            text += &format!("        one of {}\n", values.join(", "));
+        }
     }
     text
+}
+
+fn plain(value: &Value) -> String {
+    value.as_str().map_or_else(|| value.to_string(), ToString::to_string)
+}
+
+/// The values of an option that has a list of them, by its schema; `whole` has what that refers to.
+fn values(schema: &Value, whole: &Value) -> Vec<Value> {
+    if let Some(listed) = schema["enum"].as_array() {
+        return listed.clone();
+    }
+    if let Some(only) = schema.get("const") {
+        return vec![only.clone()];
+    }
+    if let Some(place) = schema["$ref"].as_str().and_then(|place| place.strip_prefix('#')) {
+        return whole.pointer(place).map_or_else(Vec::new, |schema| values(schema, whole));
+    }
+    let parts = ["oneOf", "anyOf", "allOf"].into_iter().filter_map(|name| schema[name].as_array());
+    parts.flatten().flat_map(|part| values(part, whole)).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_values_of_a_list_are_found_however_the_schema_says_them() {
+        let whole = json!({"$defs": {
+            "Plain": {"type": "string", "enum": ["a", "b"]},
+            "Told": {"oneOf": [{"const": "a", "description": "one"}, {"type": "string", "enum": ["b"]}]},
+        }});
+        for schema in [
+            json!({"enum": ["a", "b"]}),
+            json!({"$ref": "#/$defs/Plain", "description": "which"}),
+            json!({"allOf": [{"$ref": "#/$defs/Told"}]}),
+            json!({"anyOf": [{"$ref": "#/$defs/Told"}, {"type": "null"}]}),
+        ] {
+            assert_eq!(values(&schema, &whole), ["a", "b"], "{schema}");
+        }
+        assert_eq!(values(&json!({"type": "integer"}), &whole), Vec::<Value>::new());
+    }
 }
