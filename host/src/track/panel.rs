@@ -31,9 +31,24 @@ const LINES: usize = 200;
 /// Points of a curve that are drawn; of more, each second one is dropped.
 const POINTS: usize = 2000;
 
+/// Numbers: what they are called, the metric, and digits behind the point.
+const SHOWN: [(&str, &str, usize); 10] = [
+    ("loss", "train/nelbo", 4),
+    ("loss", "train/loss", 4),
+    ("validation", "val/nelbo", 4),
+    ("validation", "val/loss", 4),
+    ("perplexity", "val/ppl", 2),
+    ("tokens/s", "perf/tokens_per_s", 0),
+    ("memory, GiB", "perf/memory_gib", 2),
+    ("learning rate", "train/lr", 6),
+    ("gradient norm", "train/grad_norm", 3),
+    ("MFU", "perf/mfu", 3),
+];
+
 /// What is shown.
 #[derive(Debug)]
 struct View {
+    run: String,
     title: String,
     last: i64,
     started: Instant,
@@ -65,9 +80,9 @@ pub fn is_possible() -> bool {
 impl Panel {
     /// Takes the terminal, until the run ends.
     pub(super) fn open(config: &Config, run: &str) -> Result<Self> {
-        let title = format!("{run}: {}, {}", config.top.parameterization, config.data.name);
+        let title = format!("{}, {}", config.top.parameterization, config.data.name);
         let colour = std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
-        let view = View::new(title, config.trainer.max_steps, colour);
+        let view = View::new(run.to_string(), title, config.trainer.max_steps, colour);
         let view = Arc::new(Mutex::new(view));
         let ended = Arc::new(AtomicBool::new(false));
         let failed =
@@ -139,7 +154,7 @@ impl Tracker for Panel {
 
     fn finish(&mut self, _code: i32) -> Result<Option<String>> {
         self.close();
-        Ok(None)
+        Ok(Some(self.view().summary()))
     }
 }
 
@@ -155,9 +170,10 @@ fn add(curve: &mut Vec<(f64, f64)>, step: i64, value: f64) {
 }
 
 impl View {
-    fn new(title: String, last: i64, colour: bool) -> Self {
+    fn new(run: String, title: String, last: i64, colour: bool) -> Self {
         Self {
-            title,
+            title: format!("{run}: {title}"),
+            run,
             last,
             started: Instant::now(),
             first: None,
@@ -189,6 +205,17 @@ impl View {
         if let Some(text) = row.get("samples").and_then(|texts| texts[0].as_str()) {
             self.sample = text.into();
         }
+    }
+
+    /// The last numbers, for the terminal as it is after the panel.
+    fn summary(&self) -> String {
+        let number = |(name, key, digits): (&str, &str, usize)| {
+            Some(format!("{name} {:.digits$}", self.now.get(key)?))
+        };
+        let best = self.best.map(|best| format!("best {best:.4}"));
+        let numbers: Vec<String> = SHOWN.into_iter().filter_map(number).chain(best).collect();
+        let folder = format!("step {} of {}, run folder {}", self.step, self.last, self.run);
+        if numbers.is_empty() { folder } else { format!("{folder}\n{}", numbers.join(", ")) }
     }
 
     fn style(&self, colour: Color) -> Style {
@@ -271,24 +298,12 @@ impl View {
     }
 
     fn numbers(&self, frame: &mut Frame<'_>, area: Rect) {
-        let shown = [
-            ("loss", "train/nelbo", 4),
-            ("loss", "train/loss", 4),
-            ("validation", "val/nelbo", 4),
-            ("validation", "val/loss", 4),
-            ("perplexity", "val/ppl", 2),
-            ("tokens/s", "perf/tokens_per_s", 0),
-            ("memory, GiB", "perf/memory_gib", 2),
-            ("learning rate", "train/lr", 6),
-            ("gradient norm", "train/grad_norm", 3),
-            ("MFU", "perf/mfu", 3),
-        ];
         let number = |(name, key, digits): (&str, &str, usize)| {
             let value = self.now.get(key)?;
             Some(Line::from(format!("{name:<15}{value:>15.digits$}")))
         };
         let best = self.best.map(|best| Line::from(format!("{:<15}{best:>15.4}", "best")));
-        let lines: Vec<Line<'_>> = shown.into_iter().filter_map(number).chain(best).collect();
+        let lines: Vec<Line<'_>> = SHOWN.into_iter().filter_map(number).chain(best).collect();
         frame.render_widget(Paragraph::new(lines).block(Block::bordered().title(" now ")), area);
     }
 }
@@ -318,7 +333,7 @@ mod tests {
 
     #[test]
     fn rows_become_curves_and_numbers() {
-        let mut view = View::new("r".into(), 100, true);
+        let mut view = View::new("r".into(), "a title".into(), 100, true);
         view.lines.push("a line".into());
         assert!(screen(&view, 100, 30).contains("no row of metrics yet"));
         for step in 1..=50 {
@@ -330,6 +345,12 @@ mod tests {
         let shown = screen(&view, 100, 30);
         for part in ["step 50/100", "1234", "0.2500", "one text", "a line", "validation", "best"] {
             assert!(shown.contains(part), "{part} is not in\n{shown}");
+        }
+        let summary = view.summary();
+        for part in
+            ["step 50 of 100, run folder r", "loss 0.1000", "validation 0.2500", "best 0.25"]
+        {
+            assert!(summary.contains(part), "{part} is not in {summary}");
         }
         // Terminals of any size.
         for (width, height) in [(1, 1), (20, 5), (300, 100)] {
