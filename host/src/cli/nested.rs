@@ -151,8 +151,8 @@ pub(super) enum Runs {
     },
     /// The settings in which runs differ, and how good they became
     Compare {
-        /// The run folders
-        #[arg(required = true, num_args = 2.., value_name = "RUN", value_hint = ValueHint::DirPath)]
+        /// Run folders, or folders that hold some, as a sweep's
+        #[arg(required = true, value_name = "RUN", value_hint = ValueHint::DirPath)]
         folders: Vec<PathBuf>,
     },
     /// Remove runs with their checkpoints

@@ -105,7 +105,20 @@ pub fn show(report: &Report, folder: &Path) -> Result<()> {
 
 /// What is unlike between runs: settings, then results.
 pub fn compare(report: &Report, folders: &[PathBuf]) -> Result<()> {
-    let runs = folders.iter().map(|folder| one(folder)).collect::<Result<Vec<Run>>>()?;
+    let found = folders.iter().map(|folder| runs::find(folder)).collect::<Result<Vec<_>>>()?;
+    if let Some((empty, _)) = folders.iter().zip(&found).find(|(_, runs)| runs.is_empty()) {
+        return Err(no_run(empty));
+    }
+    let mut found = found.concat();
+    let mut seen = std::collections::BTreeSet::new();
+    found.retain(|path| seen.insert(path.clone()));
+    if found.len() < 2 {
+        return Err(Error::config(
+            format!("there is nothing to compare `{}` with", found[0].display()),
+            "name two runs or more, or a folder that holds them, as a sweep's",
+        ));
+    }
+    let runs = found.iter().map(|folder| Run::open(folder)).collect::<Result<Vec<Run>>>()?;
     let all: Vec<_> = runs.iter().map(Run::settings).collect();
     let mut keys: Vec<&String> = all.iter().flat_map(|settings| settings.keys()).collect();
     keys.sort();
@@ -185,10 +198,12 @@ fn whole(folder: &Path) -> Result<Run> {
 /// The run in exactly this folder.
 fn one(folder: &Path) -> Result<Run> {
     if !runs::is_run(folder) {
-        return Err(Error::data(
-            format!("`{}` is no run folder", folder.display()),
-            "`maskdiff runs list` shows those that are there",
-        ));
+        return Err(no_run(folder));
     }
     Run::open(folder)
+}
+
+fn no_run(folder: &Path) -> Error {
+    let message = format!("`{}` is no run folder", folder.display());
+    Error::data(message, "`maskdiff runs list` shows those that are there")
 }
