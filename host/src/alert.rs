@@ -34,7 +34,7 @@ pub fn tell(config: &Config, run: &str, step: i64, error: Option<&Error>) -> Opt
     said.err().map(|said| format!("warning: `{key}`: {said}"))
 }
 
-/// Runs a line of the shell with what happened in MASKDIFF_RUN, _STATE, _STEP and _MESSAGE.
+/// Runs a line of the shell with what happened in MASKDIFF_RUN, _STATE, _STEP and _MESSAGE. It may hold a secret: errors do not show it.
 fn command(line: &str, facts: &[(&str, &str)]) -> Result<(), String> {
     let mut command = Command::new("sh");
     command.args(["-c", line]).stdin(Stdio::null()).stdout(Stdio::null());
@@ -44,13 +44,13 @@ fn command(line: &str, facts: &[(&str, &str)]) -> Result<(), String> {
     while Instant::now() < until {
         match child.try_wait().map_err(|e| e.to_string())? {
             Some(status) if status.success() => return Ok(()),
-            Some(status) => return Err(format!("`{line}` ended with {status}")),
+            Some(status) => return Err(format!("the command ended with {status}")),
             None => std::thread::sleep(Duration::from_millis(20)),
         }
     }
     let _ = child.kill();
     let _ = child.wait();
-    Err(format!("`{line}` took more than {} s", PATIENCE.as_secs()))
+    Err(format!("the command took more than {} s", PATIENCE.as_secs()))
 }
 
 fn post(address: &str, body: &Value) -> Result<(), String> {

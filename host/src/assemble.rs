@@ -18,6 +18,9 @@ use crate::plugins::{Places, Registry};
 use crate::precision::Precision;
 use crate::sample::{NamedSampler, stops_at_eos};
 
+/// How many tokens there are where nobody knows yet.
+const PRETENDED: i64 = 256;
+
 /// Opens the plugins: those of the command line, the configuration and the environment, then the shipped ones.
 pub fn registry(files: &[PathBuf], config: &Config) -> Result<Registry> {
     if package::current().is_some() {
@@ -57,6 +60,51 @@ pub fn choices(config: &mut Config, registry: &Registry, sampled: bool) -> Resul
     // Its options are checked whether it is used or not.
     let _ = config.sampler(registry)?;
     Ok(choices)
+}
+
+/// Makes the chosen components without the network, where that is cheap: each says what it thinks of its options. How many tokens there
+/// will be is not known yet, so only what they say of an option counts.
+pub fn check_options(
+    config: &Config,
+    registry: &Registry,
+    choices: &Choices,
+    sampled: bool,
+) -> Result<()> {
+    let kind = Precision::new(config).map_or(Kind::Float, Precision::weights);
+    let (length, time_conditioning) = (config.model.length, config.top.time_conditioning);
+    let facts = Context {
+        vocab_size: PRETENDED,
+        mask_id: Some(PRETENDED - 1),
+        length,
+        time_conditioning,
+        kind,
+        cuda: None,
+    };
+    let cheap = |kind: &str, name: &str| {
+        registry.find(kind, name).is_ok_and(|(_, component)| !component.takes_any_option())
+    };
+    let mut said = Vec::new();
+    if cheap("noise", &choices.noise.name) {
+        said.push(registry.noise(&choices.noise, &facts).err());
+    }
+    if cheap("process", &choices.process.name) {
+        said.push(registry.process(&choices.process, &facts).err());
+    }
+    if cheap("parameterization", &choices.parameterization.name) {
+        said.push(registry.parameterization(&choices.parameterization, &facts).err());
+    }
+    let sampler = config.sampler(registry)?;
+    if sampled && cheap("sampler", &sampler.name) {
+        said.push(registry.sampler(&sampler, &facts).err());
+    }
+    let wrong = |error: &Error| match error {
+        Error::Component { error, .. } => error.kind == maskdiff_plugin_api::Kind::Config,
+        _ => false,
+    };
+    match said.into_iter().flatten().find(wrong) {
+        Some(error) => Err(config.locate(error)),
+        None => Ok(()),
+    }
 }
 
 /// Checks that the chosen components offer what a way of measuring needs.

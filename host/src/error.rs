@@ -5,6 +5,8 @@ use std::path::Path;
 use maskdiff_plugin_api::{Kind, PluginError};
 use miette::{Diagnostic, NamedSource, SourceSpan};
 
+use crate::secrets::scrubbed;
+
 /// Result of host code.
 pub type Result<T> = std::result::Result<T, Error>;
 
@@ -82,6 +84,8 @@ pub enum Error {
     Io {
         /// Which file, and the system's words.
         message: String,
+        /// Whether it is no fault of the machine: what was to be read is not there.
+        missing: bool,
         /// What to do.
         #[help]
         hint: Option<String>,
@@ -134,7 +138,8 @@ macro_rules! makers {
         $(#[$doc])*
         pub fn $name(message: impl Into<String>, hint: impl Into<String>) -> Self {
             let hint = hint.into();
-            Self::$variant { message: message.into(), hint: (!hint.is_empty()).then_some(hint) }
+            let message = scrubbed(&message.into());
+            Self::$variant { message, hint: (!hint.is_empty()).then_some(hint) }
         }
     )+};
 }
@@ -159,7 +164,7 @@ impl Error {
     pub fn config(message: impl Into<String>, hint: impl Into<String>) -> Self {
         let hint = hint.into();
         let hint = (!hint.is_empty()).then_some(hint);
-        Self::Config { message: message.into(), hint, file: None, place: None }
+        Self::Config { message: scrubbed(&message.into()), hint, file: None, place: None }
     }
 
     /// What the system said about `path` when we tried to `act` (`read`, `write`).
@@ -171,7 +176,8 @@ impl Error {
             _ => "",
         };
         let hint = (!hint.is_empty()).then(|| hint.to_string());
-        Self::Io { message: format!("cannot {act} `{}`: {error}", path.display()), hint }
+        let missing = ["read", "open"].contains(&act) && is_missing(error.kind());
+        Self::Io { message: format!("cannot {act} `{}`: {error}", path.display()), missing, hint }
     }
 
     /// An error that a component returned.
@@ -190,7 +196,7 @@ impl Error {
     /// The exit code of the process, see README "Exit codes".
     pub fn exit_code(&self) -> i32 {
         match self {
-            Self::Config { .. } | Self::Data { .. } => 2,
+            Self::Config { .. } | Self::Data { .. } | Self::Io { missing: true, .. } => 2,
             Self::Plugin { .. } => 3,
             Self::Component { error, .. } => match error.kind {
                 Kind::Config | Kind::Unsupported => 2,
@@ -219,6 +225,12 @@ impl From<maskdiff_native::Error> for Error {
     fn from(error: maskdiff_native::Error) -> Self {
         Self::Torch { message: error.to_string() }
     }
+}
+
+/// A path that leads nowhere, or to a folder where a file is asked for.
+fn is_missing(kind: std::io::ErrorKind) -> bool {
+    use std::io::ErrorKind::{IsADirectory, NotADirectory, NotFound};
+    [NotFound, NotADirectory, IsADirectory].contains(&kind)
 }
 
 fn component_message(component: &str, error: &PluginError) -> String {

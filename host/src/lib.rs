@@ -36,6 +36,7 @@ pub mod report;
 pub mod run_dir;
 pub mod runs;
 pub mod sample;
+pub mod secrets;
 pub mod signals;
 pub mod stop;
 pub mod stream;

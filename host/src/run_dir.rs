@@ -15,6 +15,7 @@ use crate::data::{Corpus, Reads};
 use crate::error::{Error, Result};
 use crate::files;
 use crate::plugins::UsedPlugin;
+use crate::secrets;
 
 mod claim;
 
@@ -61,6 +62,7 @@ impl RunDir {
         for folder in [path.join("checkpoints"), path.join("samples")] {
             fs::create_dir_all(&folder).map_err(|e| Error::io("create", &folder, &e))?;
         }
+        secrets::keep(&path, config.layers.secrets())?;
         files::put(&path.join("config.toml"), to_toml(config))?;
         files::put(&path.join("tokenizer.json"), corpus.tokenizer.to_json())?;
         let manifest = manifest(config, plugins, &corpus.reads);
@@ -207,9 +209,9 @@ fn manifest(config: &Config, plugins: &[UsedPlugin], reads: &[Reads]) -> Value {
     })
 }
 
-/// The words of this process.
+/// The words of this process, without secrets.
 pub fn command_line() -> Vec<String> {
-    std::env::args_os().map(|word| word.to_string_lossy().into_owned()).collect()
+    std::env::args_os().map(|word| secrets::hidden(&word.to_string_lossy())).collect()
 }
 
 /// The commit of the folder we were started in, if it is a checkout.

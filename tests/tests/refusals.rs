@@ -206,7 +206,7 @@ fn checkpoints_that_are_missing_damaged_or_foreign_are_named() {
     let out = maskdiff(folder.path(), &["eval"]);
     out.expect(2).says(&["`eval.checkpoint_path` is not set", "--checkpoint"]);
     let out = maskdiff(folder.path(), &["eval", "--checkpoint", "nowhere"]);
-    out.expect(5).says(&["`nowhere` does not exist"]);
+    out.expect(2).says(&["`nowhere` does not exist"]);
     train(folder.path(), &["trainer.max_steps=1", "run.dir=run"]).expect(0);
     let out = maskdiff(folder.path(), &["sample", "--checkpoint", "run", "model.hidden_size=64"]);
     out.expect(5).says(&[

@@ -31,7 +31,19 @@ impl Server {
         let port = listener.local_addr().expect("its address").port();
         drop(listener);
         let mut command = Command::new(&python);
-        command.args(["-m", "moto.server", "-H", "127.0.0.1", "-p", &port.to_string()]);
+        // The third part of a file below `refused` cannot be written.
+        let script = format!(
+            "from moto.server import DomainDispatcherApplication, create_backend_app\n\
+             from werkzeug.serving import run_simple\n\
+             inner = DomainDispatcherApplication(create_backend_app)\n\
+             def app(environ, start):\n    \
+                 if 'partNumber=3' in environ['QUERY_STRING'] and '/refused/' in environ['PATH_INFO']:\n        \
+                     start('403 Forbidden', [('Content-Length', '0')])\n        \
+                     return [b'']\n    \
+                 return inner(environ, start)\n\
+             run_simple('127.0.0.1', {port}, app, threaded=True)"
+        );
+        command.args(["-c", &script]);
         let process = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("moto");
         let deadline = Instant::now() + Duration::from_secs(60);
         while std::net::TcpStream::connect(("127.0.0.1", port)).is_err() {
@@ -153,14 +165,36 @@ fn large_files_go_in_parts() {
 fn a_store_that_cannot_be_written_is_refused_before_the_first_step() {
     let Some(server) = Server::start() else { return };
     let folder = tempfile::tempdir().expect("a folder");
-    for (mirror, said) in [
-        ("s3://nowhere/run", "NoSuchBucket"),
-        ("ftp://runs/run", "there is no store for `ftp://`"),
-        ("runs/run", "relative URL"),
+    for (mirror, said, code) in [
+        ("s3://nowhere/run", "NoSuchBucket", 5),
+        ("ftp://runs/run", "there is no store for `ftp://`", 2),
+        ("runs/run", "relative URL", 2),
     ] {
         let word = format!("checkpointing.mirror={mirror}");
         let out = server.train(folder.path(), &["run.dir=run", &word]);
-        out.expect(5).says(&[&format!("`{word}`"), said]);
+        out.expect(code).says(&[&format!("`{word}`"), said]);
     }
     assert!(!folder.path().join("run").exists());
+}
+
+/// Parts of a file that was not written to its end would stay in the store, and be paid for.
+#[test]
+fn a_file_that_fails_leaves_no_parts() {
+    let Some(server) = Server::start() else { return };
+    let folder = tempfile::tempdir().expect("a folder");
+    let words = [
+        "model.hidden_size=512",
+        "model.n_blocks=2",
+        "trainer.max_steps=2",
+        "loader.global_batch_size=2",
+        "run.dir=run",
+        "checkpointing.mirror=s3://runs/refused",
+    ];
+    // The run itself is whole.
+    server
+        .train(folder.path(), &words)
+        .expect(0)
+        .says(&["warning: cannot write into `s3://runs/refused`"]);
+    let line = "print(len(s3.list_multipart_uploads(Bucket='runs').get('Uploads', [])))";
+    assert_eq!(server.ask(line).trim(), "0");
 }

@@ -113,7 +113,7 @@ pub fn resolve(path: &Path) -> Result<PathBuf> {
     let found = candidates.into_iter().find(|p| p.join("state.json").is_file());
     found.ok_or_else(|| {
         let why = if path.exists() { "holds no checkpoint" } else { "does not exist" };
-        Error::checkpoint(
+        Error::config(
             format!("`{}` {why}", path.display()),
             "give a run folder, a Hugging Face folder, or a `.ckpt` of the original",
         )

@@ -21,6 +21,7 @@ use tokio::runtime::Runtime;
 use super::keep::set_aside;
 use super::{Checkpoint, remove, step_of};
 use crate::error::{Error, Result};
+use crate::{files, secrets};
 
 /// Where checkpoints are copied to.
 #[derive(Clone, Debug)]
@@ -46,7 +47,7 @@ impl Mirror {
         // Only one provider is built in; a second call finds it installed.
         let _ = rustls::crypto::ring::default_provider().install_default();
         let wrong = |why: String| {
-            Error::checkpoint(
+            Error::config(
                 format!("`checkpointing.mirror={url}`: {why}"),
                 "give s3://BUCKET/PREFIX or gs://BUCKET/PREFIX, and the store's own variables, as in AWS_ACCESS_KEY_ID, \
                  AWS_SECRET_ACCESS_KEY, AWS_REGION, AWS_ENDPOINT_URL (with AWS_ALLOW_HTTP=true for http)",
@@ -70,13 +71,17 @@ impl Mirror {
         let prefix = Key::from(address.path());
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
         let runtime = Arc::new(runtime.map_err(|e| wrong(e.to_string()))?);
-        let this = Self { store, prefix, runtime, url: url.to_string() };
+        let this = Self { store, prefix, runtime, url: secrets::scrubbed(url) };
         let probe = this.key("probe");
         let tried = this.runtime.block_on(async {
             this.store.put(&probe, PutPayload::from_static(b"")).await?;
             this.store.delete(&probe).await
         });
-        tried.map_err(|e| wrong(e.to_string()))?;
+        // What was asked for is right, and the store is not there or not ours.
+        tried.map_err(|e| match wrong(e.to_string()) {
+            Error::Config { message, hint, .. } => Error::Checkpoint { message, hint },
+            other => other,
+        })?;
         Ok(this)
     }
 
@@ -129,19 +134,29 @@ impl Mirror {
         }
         let upload = self.store.put_multipart(key).await.map_err(said)?;
         let mut upload = WriteMultipart::new_with_chunk_size(upload, PART);
-        loop {
-            let read = source.read(&mut buffer).map_err(|e| Error::io("read", file, &e))?;
-            if read == 0 {
-                break;
+        let sent = async {
+            loop {
+                let read = source.read(&mut buffer).map_err(|e| Error::io("read", file, &e))?;
+                if read == 0 {
+                    return Ok(());
+                }
+                upload.wait_for_capacity(PARTS).await.map_err(said)?;
+                upload.write(&buffer[..read]);
             }
-            upload.wait_for_capacity(PARTS).await.map_err(said)?;
-            upload.write(&buffer[..read]);
+        };
+        if let Err(error) = sent.await {
+            // Parts that nobody will put together are kept, and paid for, until somebody removes them.
+            if let Err(e) = upload.abort().await {
+                tracing::warn!("parts of `{key}` are left in `{}`: {e}", self.url);
+            }
+            return Err(error);
         }
+        // Aborts by itself.
         upload.finish().await.map_err(said)?;
         Ok(())
     }
 
-    /// Its address, as the configuration gives it.
+    /// Its address, without secrets.
     pub fn url(&self) -> &str {
         &self.url
     }
@@ -229,7 +244,8 @@ impl Mirror {
                         target.display()
                     ));
                 }
-                fs::rename(&temporary, &target).map_err(|e| Error::io("rename", &temporary, &e))?;
+                files::sync_folder(&temporary)?;
+                files::rename_whole(&temporary, &target)?;
                 tell(&format!("fetched `{}/{name}`", self.url));
                 return Ok(Some(target));
             }

@@ -14,6 +14,7 @@ use crate::launch::settings::{self, Layer, Said, Settings};
 use crate::launch::{self, package, slurm};
 use crate::report::Report;
 use crate::run_dir::{self, RunDir};
+use crate::secrets::Vault;
 use crate::{assemble, output, plugins};
 
 /// What a job asks of the cluster; `configs/launcher/slurm.toml` has the same keys.
@@ -183,7 +184,8 @@ pub fn slurm(common: &Common, job: &Job, mut ways: Ways) -> Result<()> {
     if plan.trains {
         settings.check_time()?;
     }
-    let text = plan.script(&ways, settings)?.slurm();
+    let mut vault = Vault::new(&plan.folder);
+    let text = plan.script(&ways, settings, &mut vault)?.slurm();
     let report = Report::new(common.format, common.quiet);
     if ways.dry_run {
         output::result(&text);
@@ -195,7 +197,7 @@ pub fn slurm(common: &Common, job: &Job, mut ways: Ways) -> Result<()> {
     launch::check_idle(runs.chain([plan.folder.as_path()]))?;
     let new = !plan.folder.exists();
     plan.package.as_deref().map_or(Ok(()), package::check_free)?;
-    let made = plan.pack(&ways, &report);
+    let made = plan.pack(&ways, &report).and_then(|()| vault.write());
     let submitted = made.and_then(|()| launch::submit(&plan.folder, &text, slurm::submit));
     if submitted.is_err() {
         // All that is in them was made for this job.
@@ -227,7 +229,8 @@ pub fn local(common: &Common, nproc: Option<u16>, mut ways: Ways) -> Result<()> 
         ways.words.insert(place + 1, format!("--nproc={n}"));
     }
     let plan = Plan::new(common, &ways, nproc.unwrap_or(1).into(), true)?;
-    let text = plan.script(&ways, Settings::default())?.local(&plan.numbers);
+    let mut vault = Vault::new(&plan.folder);
+    let text = plan.script(&ways, Settings::default(), &mut vault)?.local(&plan.numbers);
     let report = Report::new(common.format, common.quiet);
     if ways.dry_run {
         output::result(&text);
@@ -235,6 +238,7 @@ pub fn local(common: &Common, nproc: Option<u16>, mut ways: Ways) -> Result<()> 
         return Ok(());
     }
     plan.pack(&ways, &report)?;
+    vault.write()?;
     let script = launch::write(&plan.folder, &text)?;
     report.note(&format!("{} runs here", script.display()));
     // Becomes the script, which so hears every signal itself.
@@ -276,7 +280,7 @@ impl Plan {
         if world > 1 && preview.name != "train" {
             return Err(Error::config(
                 format!(
-                    "`maskdiff {}` runs as one process, and this asks for {world}",
+                    "`maskdiff {}` runs as one process, and this asks for {world} processes",
                     preview.name
                 ),
                 "ask for one node and one task",
@@ -299,7 +303,8 @@ impl Plan {
         config.shares(world)?;
         let registry = assemble::registry(&preview.common.plugins, &config)?;
         let logs = config.sampling.num_sample_log > 0;
-        assemble::choices(&mut config, &registry, logs)?;
+        let choices = assemble::choices(&mut config, &registry, logs)?;
+        assemble::check_options(&config, &registry, &choices, logs)?;
         let named = words.iter().find_map(|word| word.strip_prefix("run.dir=")).map(String::from);
         let (folder, run) = match (&first, named) {
             (None, _) => {
@@ -344,8 +349,11 @@ impl Plan {
         ways.package.make(package, &self.registry, config, report)
     }
 
-    /// The script to be, and its command.
-    fn script(&self, ways: &Ways, settings: Settings) -> Result<Script> {
+    /// The script to be, and its command; what its words must not show goes into the vault.
+    fn script(&self, ways: &Ways, mut settings: Settings, vault: &mut Vault) -> Result<Script> {
+        settings.setup = vault.lines(settings.setup);
+        let words = self.words.iter().map(|word| vault.word_for(word, TASK, &self.numbers));
+        let words = words.collect();
         Ok(Script {
             made_by: said(),
             settings,
@@ -354,7 +362,7 @@ impl Plan {
             program: program(self.package.as_deref())?,
             package: self.package.clone(),
             array: ways.array.clone(),
-            body: Body::Command { words: self.words.clone(), trains: self.trains },
+            body: Body::Command { words, trains: self.trains },
         })
     }
 }

@@ -14,14 +14,15 @@ use crate::distributed::World;
 use crate::error::{Error, Result};
 use crate::evaluate::Measure;
 use crate::launch::ranks;
+use crate::launch::script::quoted_path;
 use crate::learner::Learner;
 use crate::plugins::UsedPlugin;
-use crate::report::Report;
+use crate::report::{Report, counted};
 use crate::run_dir::{self, Claim, RunDir};
 use crate::stop::Stop;
 use crate::track::Trackers;
 use crate::train::{self, Progress, Trainer};
-use crate::{accelerator, alert, assemble, plugins, precision, track};
+use crate::{accelerator, alert, assemble, plugins, precision, secrets, track};
 
 /// Trains, or goes on with a run; as one rank of several when the environment says so. Everything that can be wrong is
 /// found before the run folder is made.
@@ -34,6 +35,7 @@ pub fn run(common: &Common, profile: bool, panel: bool) -> Result<()> {
         ));
     }
     resumable(&config)?;
+    secrets::check(&config)?;
     let stop = Stop::listen("the step that is under way is finished and a checkpoint is written")?;
     stop.within(Duration::from_secs_f64(config.trainer.grace_s));
     let world = Rc::new(World::join(&config)?);
@@ -178,7 +180,7 @@ pub fn run(common: &Common, profile: bool, panel: bool) -> Result<()> {
         let _ = world.sum(&mut [0.0]);
     }
     ran?;
-    let done = format!("done; use it with `maskdiff sample --checkpoint {}`", path.display());
+    let done = format!("done; use it with `maskdiff sample --checkpoint {}`", quoted_path(&path));
     trainer.report.note(&done);
     Ok(())
 }
@@ -205,6 +207,8 @@ fn ended(trainer: &mut Trainer<'_>, path: &Path, error: Option<&Error>) {
         trainer.trackers.borrow_mut().line(&error.to_string());
     }
     let said = trainer.trackers.borrow_mut().finish(error.map_or(0, Error::exit_code));
+    // The panel has given the terminal back.
+    trainer.report.mute(false);
     let told =
         alert::tell(trainer.config, &path.display().to_string(), trainer.learner.step, error);
     said.iter().chain(&told).for_each(|text| trainer.report.note(text));
@@ -308,10 +312,10 @@ fn introduction(trainer: &Trainer<'_>) -> String {
         n => format!("{n} ranks; "),
     };
     format!(
-        "{ranks}{:.2} million parameters, {} tokens in the vocabulary, {} validation blocks of {}; run folder {}",
+        "{ranks}{:.2} million parameters, {} in the vocabulary, {} of {}; run folder {}",
         weights as f64 / 1e6,
-        trainer.model.facts().vocab_size,
-        trainer.corpus.valid.len(),
+        counted(trainer.model.facts().vocab_size, "token"),
+        counted(trainer.corpus.valid.len(), "validation block"),
         trainer.config.model.length,
         trainer.run.path().display()
     )

@@ -17,6 +17,7 @@ use super::{Config, check};
 use crate::error::{Error, Result};
 use crate::launch::package;
 use crate::plugins::nearest;
+use crate::secrets;
 
 static EMBEDDED: Dir<'_> = include_dir!("$CARGO_MANIFEST_DIR/../configs");
 
@@ -79,13 +80,14 @@ impl Builder {
     fn add_stored(&mut self, name: &str, text: &str, without: &[&str]) -> Result<()> {
         let mut values = parse(name, text)?;
         values.retain(|group, _| !without.contains(&group.as_str()));
+        let values = secrets::resolved(values, Path::new(name));
         self.texts.insert(name.to_string(), text.to_string());
         self.add(Layer { name: name.to_string(), file: Some(name.to_string()), values });
         Ok(())
     }
 
     fn add_text(&mut self, name: &str, text: &str, under: Option<&str>) -> Result<()> {
-        let values = parse(name, text)?;
+        let values = secrets::resolved(parse(name, text)?, Path::new(name));
         // A group file holds the group's keys; they go under its name, and so do their places.
         let (values, text) = match under {
             Some(group) => {
@@ -168,7 +170,8 @@ pub fn load(request: &Request) -> Result<Config> {
     // Those of the launcher are no values of a run.
     let environment = environment.filter(|key| !key.starts_with("launcher."));
     builder.add(Named("environment", environment));
-    builder.add(Layer { name: "command line".into(), file: None, values: overrides.values });
+    let values = secrets::resolved(overrides.values, Path::new(""));
+    builder.add(Layer { name: "command line".into(), file: None, values });
     let foreign = stored.filter(|_| request.foreign).map(|(name, _)| name);
     finish(builder, foreign)
 }

@@ -10,12 +10,16 @@ use serde_json::{Map, Value};
 
 use super::groups;
 use crate::error::Error;
+use crate::secrets::{self, Secrets};
 
 /// The merged layers: values, and the text of the files they came from.
 #[derive(Debug)]
 pub struct Layers {
     figment: Figment,
     values: Dict,
+    /// The same as others may see them: with references for secrets.
+    shown: Dict,
+    secrets: Secrets,
     /// Names of the layers, later ones win.
     order: Vec<String>,
     /// File name to text.
@@ -29,7 +33,8 @@ impl Layers {
         texts: BTreeMap<String, String>,
     ) -> Result<Self, Box<figment::Error>> {
         let values = figment.extract::<Dict>()?;
-        Ok(Self { figment, values, order, texts })
+        let (shown, secrets) = secrets::split(&values);
+        Ok(Self { figment, values, shown, secrets, order, texts })
     }
 
     pub(super) fn figment(&self) -> &Figment {
@@ -54,15 +59,20 @@ impl Layers {
         options
     }
 
-    /// All values as JSON, as they were resolved.
+    /// What the references among the values stand for.
+    pub fn secrets(&self) -> &Secrets {
+        &self.secrets
+    }
+
+    /// All values as JSON, as they were resolved; this and all that follows without secrets.
     pub fn to_json(&self) -> Value {
-        serde_json::to_value(&self.values).unwrap_or_default()
+        serde_json::to_value(&self.shown).unwrap_or_default()
     }
 
     /// Every leaf as (dotted key, value in TOML, source), the top's keys first.
     pub fn leaves(&self) -> Vec<(String, String, String)> {
         let mut leaves = Vec::new();
-        self.walk("", &self.values, &mut leaves);
+        self.walk("", &self.shown, &mut leaves);
         // Groups in one piece each, the keys of a group before those of a group inside it.
         let group =
             |key: &str| key.rsplit_once('.').map_or(String::new(), |(group, _)| group.into());
@@ -86,12 +96,12 @@ impl Layers {
 
     /// All values as one tree.
     pub fn tree(&self) -> serde_json::Value {
-        serde_json::to_value(&self.values).unwrap_or_default()
+        serde_json::to_value(&self.shown).unwrap_or_default()
     }
 
     /// The value of a dotted key.
     pub fn value(&self, key: &str) -> Option<serde_json::Value> {
-        let all = serde_json::to_value(&self.values).ok()?;
+        let all = serde_json::to_value(&self.shown).ok()?;
         let value = key.split('.').try_fold(&all, |value, part| value.get(part))?;
         Some(value.clone())
     }
@@ -104,11 +114,13 @@ impl Layers {
 
     /// Takes a dotted key of at most two parts out.
     pub(super) fn forget(&mut self, key: &str) {
-        match key.split_once('.') {
-            None => drop(self.values.remove(key)),
-            Some((group, option)) => {
-                if let Some(Figured::Dict(_, inner)) = self.values.get_mut(group) {
-                    inner.remove(option);
+        for values in [&mut self.values, &mut self.shown] {
+            match key.split_once('.') {
+                None => drop(values.remove(key)),
+                Some((group, option)) => {
+                    if let Some(Figured::Dict(_, inner)) = values.get_mut(group) {
+                        inner.remove(option);
+                    }
                 }
             }
         }
@@ -122,6 +134,7 @@ impl Layers {
 
     /// An error about a key: points into the file that set it, or names its source.
     pub fn error(&self, key: &str, message: &str, hint: &str) -> Error {
+        let message = secrets::scrubbed(message);
         let hint = (!hint.is_empty()).then(|| hint.to_string());
         let source = self.source(key);
         let metadata = self.figment.find_metadata(key);
@@ -133,7 +146,7 @@ impl Layers {
             && let Some(place) = span(text, key)
         {
             let file = Some(Arc::new(NamedSource::new(name, text.clone())));
-            return Error::Config { message: message.into(), hint, file, place: Some(place) };
+            return Error::Config { message, hint, file, place: Some(place) };
         }
         Error::Config {
             message: format!("{message} (from {source})"),

@@ -17,7 +17,7 @@ use std::path::{Path, PathBuf};
 use serde_json::{Value, json};
 
 use crate::error::{Error, Result};
-use crate::runs;
+use crate::{files, runs, secrets};
 
 /// The jobs that were submitted for a folder, a line each.
 const JOBS: &str = "jobs.jsonl";
@@ -74,7 +74,12 @@ pub fn write(folder: &Path, text: &str) -> Result<PathBuf> {
     let numbered = |n: u32| folder.join(format!("job-{n}.sh"));
     let mut names = std::iter::once(folder.join("job.sh")).chain((2..).map(numbered));
     let script = names.find(|path| !path.exists()).unwrap_or_else(|| folder.join("job.sh"));
-    crate::files::write_whole(&script, text)?;
+    // An option of sbatch has no other place.
+    if secrets::scrubbed(text) == text {
+        files::write_whole(&script, text)?;
+    } else {
+        files::write_private(&script, text)?;
+    }
     Ok(script)
 }
 

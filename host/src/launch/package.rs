@@ -13,8 +13,10 @@ use std::process::Command;
 use crate::accelerator;
 use crate::config;
 use crate::error::{Error, Result};
+use crate::files;
 use crate::launch::script::quoted;
 use crate::plugins::Registry;
+use crate::secrets;
 
 /// The run path that the build gives the program, up to the build's own folder.
 const NEAR: &[u8] = b"$ORIGIN/../libtorch/torch/lib:";
@@ -47,8 +49,7 @@ pub fn make(folder: &Path, contents: &Contents<'_>) -> Result<PathBuf> {
     // Written beside, so that half a folder never has its name.
     let name = folder.file_name().unwrap_or_default().to_string_lossy();
     let fresh = folder.with_file_name(format!(".{name}.{}.tmp", std::process::id()));
-    let made = fill(&fresh, contents)
-        .and_then(|()| fs::rename(&fresh, folder).map_err(|e| Error::io("write", folder, &e)));
+    let made = fill(&fresh, contents).and_then(|()| files::rename_whole(&fresh, folder));
     if let Err(error) = made {
         let _ = fs::remove_dir_all(&fresh);
         return Err(error);
@@ -98,6 +99,7 @@ fn fill(fresh: &Path, contents: &Contents<'_>) -> Result<()> {
     }
     if let Some(file) = config {
         fs::copy(file, fresh.join(CONFIG)).map_err(|e| Error::io("copy", file, &e))?;
+        secrets::protect(&fresh.join(CONFIG))?;
     }
     let used = accelerator::torch_folder().and_then(|lib| Some(lib.parent()?.to_path_buf()));
     let used = used.and_then(|torch| torch.canonicalize().ok());

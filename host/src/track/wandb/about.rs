@@ -130,9 +130,7 @@ pub(super) fn describe(
     config: &Config,
     plugins: &[UsedPlugin],
 ) -> Result<()> {
-    let command =
-        crate::run_dir::command_line().into_iter().filter(|word| !word.contains("alert."));
-    let command: Vec<String> = command.collect();
+    let command = crate::run_dir::command_line();
     let started = jiff::Timestamp::now().to_string();
     let metadata = json!({
         "os": std::env::consts::OS, "host": fs::read_to_string("/etc/hostname").unwrap_or_default().trim(),
