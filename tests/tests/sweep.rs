@@ -271,3 +271,57 @@ fn a_package_runs_where_the_build_is_not() {
     out.expect(0).says(&["site-packages/torch"]);
     assert_eq!(out.lines().len(), 1);
 }
+
+/// A point that cannot be begun ends the sweep; those at work write checkpoints first.
+#[test]
+fn a_sweep_that_cannot_go_on_lets_its_points_save() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let at = folder.path();
+    let few: Vec<&str> =
+        SMALL.iter().copied().filter(|word| !word.starts_with("trainer.max_steps")).collect();
+    let words = ["sweep", "trainer.max_steps=100000,3,4", "--jobs", "2", "--dir", "s"];
+    let mut child = command(at, &[&words[..], &few, &["trainer.val_check_interval=0"]].concat())
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("it");
+    let until = Instant::now() + Duration::from_secs(60);
+    while !at.join("s/points/00000").is_dir() {
+        assert!(Instant::now() < until, "no point is begun");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    // A file where the third point's folder should be.
+    fs::write(at.join("s/points/00002"), "").expect("a file");
+    let mut said = String::new();
+    std::io::Read::read_to_string(&mut child.stderr.take().expect("it"), &mut said).expect("text");
+    assert_eq!(child.wait().expect("the end").code(), Some(5), "{said}");
+    assert!(said.contains("cannot create") && said.contains("00002"), "{said}");
+    assert!(at.join("s/points/00000/checkpoints/last").exists(), "{said}");
+    assert!(!at.join("s/points/00000/exit").exists(), "it has not ended");
+}
+
+/// What a point would say of its configuration is said by a look at the sweep, too.
+#[test]
+fn a_dry_run_refuses_what_a_point_would_refuse() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let at = folder.path();
+    for (words, code, expected) in [
+        (&["optim.lr=1e-3,fast"][..], 2, "point 00001 (fast): `optim.lr`"),
+        (
+            &["sampling.predictor=confidence", "sampling.tokens_per_step=1,0"],
+            2,
+            "at least 1, got 0",
+        ),
+        (&["parameterization=subs,sebd"], 3, "point 00001 (sebd)"),
+        (&["loader.global_batch_size=0,8"], 2, "point 00000 (0)"),
+        (&["seed=1..2000000"], 2, "has 2000000 values"),
+    ] {
+        maskdiff(at, &[&["sweep", "--dry-run"], words].concat()).expect(code).says(&[expected]);
+    }
+    // A list is one value, and so is a quoted text.
+    let words = ["wandb.tags=[a,b],[c]", "wandb.notes='one, two','three'", "--dry-run"];
+    let points = maskdiff(at, &[&["sweep"], &words[..]].concat()).expect(0).lines();
+    assert_eq!(points.len(), 4);
+    assert_eq!(points[0]["words"][0], "wandb.tags=[a,b]");
+    assert_eq!(fs::read_dir(at).expect("the folder").count(), 0, "nothing was written");
+}

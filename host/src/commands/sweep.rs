@@ -11,13 +11,14 @@ use super::launch::{Job, Packaged, absolute, globals, program, said, settings_on
 use crate::cli::Preview;
 use crate::data::{self, Observer};
 use crate::error::{Error, Result};
-use crate::launch::script::{Body, Script};
+use crate::launch::script::{Body, Script, quoted_path};
 use crate::launch::settings::{self, Said};
 use crate::launch::{self, package, slurm};
 use crate::plugins::Registry;
-use crate::report::Report;
+use crate::report::{Report, counted};
+use crate::secrets::Vault;
 use crate::stop::Stop;
-use crate::sweep::axes::Plan;
+use crate::sweep::axes::{Plan, SEED};
 use crate::sweep::collect;
 use crate::sweep::{State, Sweep, local, name};
 use crate::{assemble, files, output};
@@ -85,8 +86,9 @@ pub struct Table {
 /// Points that are checked one by one before anything runs; of longer sweeps, so many spread over all.
 const CHECKED: usize = 1000;
 
-/// How long the checks of a long sweep may take.
+/// How long the checks of a long sweep may take; and where nothing runs after them.
 const PATIENCE: Duration = Duration::from_secs(20);
+const DRY: Duration = Duration::from_millis(600);
 
 /// Begins a sweep and runs it.
 pub fn new(common: &Common, new: &New) -> Result<()> {
@@ -103,6 +105,11 @@ pub fn new(common: &Common, new: &New) -> Result<()> {
     let mut sweep = Sweep::new(&folder, plan, &globals(common))?;
     sweep.job = new.run.job.said(launcher)?;
     let report = Report::new(common.format, common.quiet);
+    let settings = sweep.job.settings(&Said::default())?;
+    let tasks = tasks(&new.run, &settings)?;
+    let all: Vec<usize> = (0..sweep.points.len()).collect();
+    let patience = if new.dry_run { DRY } else { PATIENCE };
+    let (registry, apart) = check(&sweep, &all, tasks, patience, &report)?;
     if new.dry_run && !new.run.slurm {
         let lines = sweep.points.iter().enumerate().map(|(point, words)| {
             let line = json!({"point": point, "words": words});
@@ -114,17 +121,14 @@ pub fn new(common: &Common, new: &New) -> Result<()> {
         });
         // All at once: there may be very many.
         output::result(&lines.map(|line| line + "\n").collect::<String>());
-        report.note(&format!("{} points; nothing was written", sweep.points.len()));
+        report.note(&format!("{}; nothing was written", counted(sweep.points.len(), "point")));
         return Ok(());
     }
-    let settings = sweep.job.settings(&Said::default())?;
-    let tasks = tasks(&new.run, &settings)?;
-    let all: Vec<usize> = (0..sweep.points.len()).collect();
-    let (registry, apart) = check(&sweep, &all, tasks, &report)?;
     let package = new.run.package.folder(&folder)?;
     if new.dry_run {
-        output::result(&script(&sweep, &new.run, settings, &all, "todo.txt", package)?.slurm());
-        report.note(&format!("{} points; nothing was written", sweep.points.len()));
+        let script = script(&sweep, &new.run, settings, &all, "todo.txt", package)?;
+        output::result(&script.0.slurm());
+        report.note(&format!("{}; nothing was written", counted(sweep.points.len(), "point")));
         return Ok(());
     }
     if new.run.slurm {
@@ -133,7 +137,7 @@ pub fn new(common: &Common, new: &New) -> Result<()> {
     package.as_deref().map_or(Ok(()), package::check_free)?;
     prepare(&sweep, &apart, common)?;
     let held = sweep.create()?;
-    report.note(&format!("{} points in {}", sweep.points.len(), folder.display()));
+    report.note(&format!("{} in {}", counted(sweep.points.len(), "point"), folder.display()));
     let ready = Ready { settings, package, registry, held };
     let ran = run(common, &sweep, &new.run, ready, &all);
     if ran.is_err() && new.run.slurm {
@@ -153,16 +157,17 @@ pub fn resume(common: &Common, folder: &Path, words: &[String], run_as: &Running
         report.note(&format!(
             "all {} points are done; `maskdiff sweep collect {}` makes the table",
             sweep.points.len(),
-            folder.display()
+            quoted_path(folder)
         ));
         return Ok(());
     }
-    report.note(&format!("{} of {} points are left", left.len(), sweep.points.len()));
+    let all = counted(sweep.points.len(), "point");
+    report.note(&format!("{} of {all} are left", left.len()));
     // Paths in its words, and configurations, are those of where it was begun.
     std::env::set_current_dir(&sweep.from).map_err(|e| Error::io("enter", &sweep.from, &e))?;
     let settings = run_as.job.said(settings_only(words)?)?.settings(&sweep.job)?;
     let tasks = tasks(run_as, &settings)?;
-    let (registry, _) = check(&sweep, &left, tasks, &report)?;
+    let (registry, _) = check(&sweep, &left, tasks, PATIENCE, &report)?;
     let held = sweep.hold()?;
     run(common, &sweep, run_as, Ready { settings, package, registry, held }, &left)
 }
@@ -213,7 +218,9 @@ fn run(
     let numbered = |n: u32| format!("todo-{n}.txt");
     let mut names = std::iter::once("todo.txt".to_string()).chain((2..).map(numbered));
     let list = names.find(|name| !sweep.folder.join(name).exists()).unwrap_or("todo.txt".into());
-    let text = script(sweep, run_as, settings, points, &list, package.clone())?.slurm();
+    let (script, vault) = script(sweep, run_as, settings, points, &list, package.clone())?;
+    let text = script.slurm();
+    vault.write()?;
     let numbers: String = points.iter().map(|point| name(*point) + "\n").collect();
     files::write_whole(&sweep.folder.join(&list), numbers)?;
     let submitted = launch::submit(&sweep.folder, &text, slurm::submit);
@@ -223,13 +230,13 @@ fn run(
     }
     let (script, job) = submitted?;
     drop(held);
-    let folder = sweep.folder.display();
+    let folder = quoted_path(&sweep.folder);
     let line =
         json!({"job": job, "folder": sweep.folder, "script": script, "points": points.len()});
     let job = job.unwrap_or("of unknown number".into());
     let words = format!(
-        "job {job} has {} points; `maskdiff sweep status {folder}` shows how far they are, `scancel {job}` stops them",
-        points.len()
+        "job {job} has {}; `maskdiff sweep status {folder}` shows how far they are, `scancel {job}` stops them",
+        counted(points.len(), "point")
     );
     report.result(&line, &words);
     Ok(())
@@ -238,14 +245,16 @@ fn run(
 fn script(
     sweep: &Sweep,
     run_as: &Running,
-    settings: settings::Settings,
+    mut settings: settings::Settings,
     points: &[usize],
     list: &str,
     package: Option<PathBuf>,
-) -> Result<Script> {
+) -> Result<(Script, Vault)> {
+    let mut vault = Vault::new(&sweep.folder);
+    settings.setup = vault.lines(settings.setup);
     let tasks = points.len().min(run_as.array_tasks as usize);
     let most = run_as.at_once.map_or(String::new(), |most| format!("%{most}"));
-    Ok(Script {
+    let script = Script {
         made_by: said(),
         settings,
         folder: sweep.folder.clone(),
@@ -254,7 +263,8 @@ fn script(
         package,
         array: Some(format!("0-{}{most}", tasks - 1)),
         body: Body::Points { list: sweep.folder.join(list).display().to_string(), tasks },
-    })
+    };
+    Ok((script, vault))
 }
 
 /// Checks that points can be trained, as far as their configurations tell; gives the plugins, and one point for each set of words
@@ -263,6 +273,7 @@ fn check(
     sweep: &Sweep,
     points: &[usize],
     tasks: usize,
+    patience: Duration,
     report: &Report,
 ) -> Result<(Registry, Vec<usize>)> {
     let mut registry = None;
@@ -279,11 +290,10 @@ fn check(
         }
     }
     let total = points.len();
-    let every = total.div_ceil(CHECKED);
     let begun = Instant::now();
     let mut checked = 0;
-    for point in points.iter().copied().step_by(every) {
-        if begun.elapsed() > PATIENCE {
+    for point in telling(sweep, points) {
+        if begun.elapsed() > patience {
             break;
         }
         check_point(sweep, point, tasks, &mut registry).map_err(|error| {
@@ -302,11 +312,32 @@ fn check(
         checked += 1;
     }
     if checked < total {
-        report.note(&format!("checked the configurations of {checked} of {total} points"));
+        let all = counted(total, "point");
+        report.note(&format!("checked the configurations of {checked} of {all}"));
     }
     let registry =
         registry.map_or_else(|| Registry::open(&crate::plugins::Places::default()), Ok)?;
     Ok((registry, apart))
+}
+
+/// The points that tell most about all, at most [`CHECKED`]: first those with a word that none before had, then some spread over the
+/// rest.
+fn telling(sweep: &Sweep, points: &[usize]) -> Vec<usize> {
+    let mut seen = BTreeSet::new();
+    // One seed is as good as another, when it is a number at all.
+    let is_new = |point: &usize| {
+        let words = sweep.points[*point].iter();
+        let new = words.filter(|word| !is_usual_seed(word) && seen.insert(word.as_str()));
+        new.count() > 0
+    };
+    let (new, rest): (Vec<usize>, Vec<usize>) = points.iter().copied().partition(is_new);
+    let every = rest.len().div_ceil(CHECKED.saturating_sub(new.len()).max(1)).max(1);
+    new.into_iter().chain(rest.into_iter().step_by(every)).take(CHECKED).collect()
+}
+
+fn is_usual_seed(word: &str) -> bool {
+    let seed = word.split_once('=').filter(|(key, _)| *key == SEED);
+    seed.is_some_and(|(_, value)| value.parse::<u64>().is_ok())
 }
 
 fn check_point(
@@ -323,7 +354,8 @@ fn check_point(
     }
     let Some(registry) = registry else { return Ok(()) };
     let logs = config.sampling.num_sample_log > 0;
-    assemble::choices(&mut config, registry, logs).map(drop)
+    let choices = assemble::choices(&mut config, registry, logs)?;
+    assemble::check_options(&config, registry, &choices, logs)
 }
 
 /// Makes the blocks of tokens that points share, once, before several of them want to.
@@ -352,14 +384,14 @@ pub fn status(common: &Common, folder: &Path) -> Result<()> {
     let jobs = launch::live(&sweep.folder);
     let in_queue = jobs.as_ref().map_or(0, |jobs| jobs.len());
     let mut text = format!(
-        "{}: {} points, {done} done, {failed} failed, {begun} begun, {missing} not begun",
+        "{}: {}, {done} done, {failed} failed, {begun} begun, {missing} not begun",
         folder.display(),
-        states.len()
+        counted(states.len(), "point")
     );
     if let Err(error) = &jobs {
         text += &format!("\n  {error}");
     } else if in_queue > 0 {
-        text += &format!("; Slurm has {in_queue} tasks of it");
+        text += &format!("; Slurm has {} of it", counted(in_queue, "task"));
     }
     // Those of which there is something to say.
     for (point, _) in
@@ -373,7 +405,8 @@ pub fn status(common: &Common, folder: &Path) -> Result<()> {
         );
     }
     if done < states.len() && in_queue == 0 {
-        text += &format!("\n  `maskdiff sweep resume {}` runs what is missing", folder.display());
+        let folder = quoted_path(folder);
+        text += &format!("\n  `maskdiff sweep resume {folder}` runs what is missing");
     }
     let numbers = |wanted: fn(&State) -> bool| -> Vec<usize> {
         let found = states.iter().enumerate().filter(|(_, state)| wanted(state));
@@ -399,7 +432,8 @@ pub fn collect(common: &Common, folder: &Path, table: &Table) -> Result<()> {
     let found = collect::collect(&sweep, &metrics, table.best, table.larger)?;
     let (done, total) = (found.points.len(), sweep.points.len());
     if done == 0 {
-        let hint = format!("`maskdiff sweep status {}` shows how far they are", folder.display());
+        let hint =
+            format!("`maskdiff sweep status {}` shows how far they are", quoted_path(folder));
         return Err(Error::data("no point of the sweep is done".to_string(), hint));
     }
     let file = sweep.folder.join("results.csv");
@@ -410,6 +444,7 @@ pub fn collect(common: &Common, folder: &Path, table: &Table) -> Result<()> {
     let (head, rows) = found.table();
     let head: Vec<&str> = head.iter().map(String::as_str).collect();
     report.table(&head, &rows);
-    report.note(&format!("{done} of {total} points; each of them in {}", file.display()));
+    let all = counted(total, "point");
+    report.note(&format!("{done} of {all}; each of them in {}", file.display()));
     Ok(())
 }

@@ -96,14 +96,10 @@ impl Plan {
             this.add(word)?;
         }
         for (key, value) in &file.axes {
-            let text = match value {
-                toml::Value::Array(values) => {
-                    let values: Vec<String> = values.iter().map(plain).collect();
-                    values.join(",")
-                }
-                value => plain(value),
-            };
-            this.add(&format!("{key}={text}"))?;
+            match value {
+                toml::Value::Array(values) => this.add_list(key, values)?,
+                value => this.add(&format!("{key}={}", plain(value)))?,
+            }
         }
         if !file.cases.is_empty() {
             let mut keys: Vec<String> = Vec::new();
@@ -130,12 +126,7 @@ impl Plan {
                 "axes look like `optim.lr=1e-4,3e-4`, settings of all points like `model=tiny`",
             ));
         };
-        if word.contains(['\t', '\n']) {
-            return Err(Error::config(
-                format!("`{key}` has a tab or a line break in its value"),
-                "",
-            ));
-        }
+        check_word(word)?;
         self.check_new(key)?;
         let values = match drawn(key, value)? {
             Some(values) => values,
@@ -149,6 +140,30 @@ impl Plan {
             }
         };
         self.axes.push(Axis { keys: vec![key.to_string()], values });
+        Ok(())
+    }
+
+    /// A list of a file: each of its values is one, whatever commas it has.
+    fn add_list(&mut self, key: &str, values: &[toml::Value]) -> Result<()> {
+        let mut words = Vec::new();
+        for value in values {
+            // Ranges alone are several.
+            let text = plain(value);
+            let values = match range(&text) {
+                Some(_) => listed(key, &text)?,
+                None => vec![text],
+            };
+            words.extend(values.into_iter().map(|value| format!("{key}={value}")));
+        }
+        words.iter().try_for_each(|word| check_word(word))?;
+        self.check_new(key)?;
+        match words.len() {
+            1 => self.words.extend(words),
+            _ => {
+                let values = Values::List(words.into_iter().map(|word| vec![word]).collect());
+                self.axes.push(Axis { keys: vec![key.to_string()], values });
+            }
+        }
         Ok(())
     }
 
@@ -216,6 +231,17 @@ impl Plan {
                 "draw some of them: `--random 100`",
             )),
         }
+    }
+
+    /// The same plan with other words.
+    pub fn with_words(mut self, mut other: impl FnMut(Vec<String>) -> Vec<String>) -> Self {
+        self.words = other(self.words);
+        for axis in &mut self.axes {
+            if let Values::List(values) = &mut axis.values {
+                values.iter_mut().for_each(|words| *words = other(std::mem::take(words)));
+            }
+        }
+        self
     }
 
     /// The keys in which points differ, the seed last.
@@ -310,9 +336,10 @@ fn listed(key: &str, value: &str) -> Result<Vec<String>> {
         match range(part) {
             None => values.push(part.to_string()),
             Some((first, last, step)) => {
-                let last_step = step.unsigned_abs() as usize;
-                let steps = (last - first).unsigned_abs() as usize;
-                if (last - first).signum() * step.signum() < 0 || steps / last_step.max(1) > MOST {
+                // Wide enough for all that is asked for.
+                let (first, last, step) = (i128::from(first), i128::from(last), i128::from(step));
+                let count = (last - first) / step;
+                if (last - first).signum() * step.signum() < 0 {
                     return Err(Error::config(
                         format!(
                             "`{key}={value}`: there is nothing from {first} to {last} by {step}"
@@ -320,8 +347,16 @@ fn listed(key: &str, value: &str) -> Result<Vec<String>> {
                         "as in `1..5`, `0..100..10`",
                     ));
                 }
-                let numbers = (0..=steps).step_by(last_step.max(1));
-                values.extend(numbers.map(|n| (first + n as i64 * step.signum()).to_string()));
+                if count >= MOST as i128 {
+                    return Err(Error::config(
+                        format!(
+                            "`{key}={value}` has {} values, and a sweep at most {MOST} points",
+                            count + 1
+                        ),
+                        "a step leaves some out, as in `0..1000000..1000`; `--random 100` with `int(A,B)` draws some",
+                    ));
+                }
+                values.extend((0..=count).map(|n| (first + n * step).to_string()));
             }
         }
     }
@@ -336,14 +371,21 @@ fn range(text: &str) -> Option<(i64, i64, i64)> {
     (parts.next().is_none() && step != 0).then_some((first, last, step))
 }
 
-/// A value at its commas, but those inside brackets and quotes.
+/// A value at its commas, but those inside brackets and quotes. An apostrophe inside a word is no quote.
 fn parts(value: &str) -> Vec<&str> {
     let (mut parts, mut start, mut depth, mut quote) = (Vec::new(), 0, 0_i32, None);
+    let (mut before, mut escaped) = (',', false);
     for (at, c) in value.char_indices() {
+        let opens = ['"', '\''].contains(&c) && ",[{(=".contains(before);
+        if !c.is_whitespace() {
+            before = c;
+        }
         match (quote, c) {
+            (Some(_), _) if escaped => escaped = false,
+            (Some('"'), '\\') => escaped = true,
             (Some(open), c) if c == open => quote = None,
             (Some(_), _) => {}
-            (None, '"' | '\'') => quote = Some(c),
+            (None, _) if opens => quote = Some(c),
             (None, '[' | '(' | '{') => depth += 1,
             (None, ']' | ')' | '}') => depth -= 1,
             (None, ',') if depth <= 0 => {
@@ -355,6 +397,14 @@ fn parts(value: &str) -> Vec<&str> {
     }
     parts.push(&value[start..]);
     parts
+}
+
+fn check_word(word: &str) -> Result<()> {
+    if !word.contains(['\t', '\n']) {
+        return Ok(());
+    }
+    let key = word.split('=').next().unwrap_or_default();
+    Err(Error::config(format!("`{key}` has a tab or a line break in its value"), ""))
 }
 
 fn plain(value: &toml::Value) -> String {
@@ -393,6 +443,13 @@ mod tests {
             ("a=[x,y],z", vec!["[x,y]", "z"]),
             ("a='x,y',1e-3", vec!["'x,y'", "1e-3"]),
             ("a=1..2,7", vec!["1", "2", "7"]),
+            ("a=[x,\"y, z\"],[]", vec!["[x,\"y, z\"]", "[]"]),
+            ("a=\"say \\\"a, b\\\"\",c", vec!["\"say \\\"a, b\\\"\"", "c"]),
+            ("a=it's one,it's two", vec!["it's one", "it's two"]),
+            (
+                "a=9223372036854775806..9223372036854775807",
+                vec!["9223372036854775806", "9223372036854775807"],
+            ),
         ] {
             let points = plan(&[word], None).unwrap().points();
             let expected: Vec<Vec<String>> =
@@ -429,6 +486,8 @@ mod tests {
             (&["a=1,1"], None, "stands twice"),
             (&["a=1,2", "a=3,4"], None, "set twice"),
             (&["a=1..3..-1"], None, "nothing from 1 to 3"),
+            (&["a=1..2000000"], None, "has 2000000 values, and a sweep at most 1000000 points"),
+            (&["a=-9223372036854775808..9223372036854775807"], None, "18446744073709551616 values"),
             (&["a=1,,2"], None, "an empty value"),
             (&["a=log(1,2)"], None, "--random 20"),
             (&["a=log(0,2)"], Some(2), "positive"),
@@ -452,6 +511,11 @@ mod tests {
         assert_eq!(plan.points().len(), 6);
         let fewer = Plan::new(Some(text), &["data=x".into()], Some(1), 2).unwrap();
         assert_eq!((fewer.points().len(), fewer.words.len()), (2, 2));
+        // A value of a list is one, with commas too.
+        let text = "[axes]\n'wandb.notes' = ['a, b', 'c']\n'wandb.tags' = [['x', 'y'], ['z']]\nseed = ['1..2', 5]\n";
+        let points = Plan::new(Some(text), &[], None, 1).unwrap().points();
+        assert_eq!(points.len(), 12);
+        assert_eq!(points[0], ["seed=1", "wandb.notes=a, b", "wandb.tags=[\"x\", \"y\"]"]);
         let said = Plan::new(Some("axs = 1"), &[], None, 1).unwrap_err().to_string();
         assert!(said.contains("unknown field `axs`"), "{said}");
     }

@@ -3,16 +3,17 @@
 use std::fs::{self, File};
 use std::os::unix::process::ExitStatusExt as _;
 use std::path::PathBuf;
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::Duration;
 
-use libc::SIGINT;
+use libc::{SIGINT, SIGTERM};
 
 use super::{OUTPUT, Sweep, name};
 use crate::error::{Error, Result};
 use crate::launch::package::PACKAGE;
 use crate::launch::ranks::{Signals, pass_on, start};
-use crate::report::Report;
+use crate::launch::script::quoted_path;
+use crate::report::{Report, counted};
 use crate::{signals, stop};
 
 /// Between two looks at the processes.
@@ -37,91 +38,131 @@ pub struct Place {
     pub package: Option<PathBuf>,
 }
 
-/// Runs points. A signal goes to all of them, which then write checkpoints.
+/// Why no more points are begun.
+enum Stopped {
+    /// A signal came, to us or to a point.
+    Signal(i32),
+    /// The sweep itself cannot go on.
+    Fault(Error),
+}
+
+/// Points that are run.
+struct Run<'a> {
+    sweep: &'a Sweep,
+    place: &'a Place,
+    report: &'a mut Report,
+    at_work: Vec<Work>,
+    done: usize,
+    failed: Vec<usize>,
+    stopped: Option<Stopped>,
+}
+
+/// Runs points. A signal goes to all of them, which then write checkpoints; so does a fault of the sweep itself.
 ///
 /// A point that fails keeps none of the others from being run; the error in the end names those that did.
 pub fn run(sweep: &Sweep, points: &[usize], place: &Place, report: &mut Report) -> Result<()> {
-    let jobs = place.jobs;
     let signals = Signals::listen()?;
     let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
-    let threads = (cores / jobs.max(1)).max(1);
-    let total = sweep.points.len();
-    let gpus = if jobs > 1 { visible_gpus() } else { Vec::new() };
+    let threads = (cores / place.jobs.max(1)).max(1);
+    let gpus = if place.jobs > 1 { visible_gpus() } else { Vec::new() };
     let mut waiting = points.iter().copied();
-    let (mut at_work, mut failed, mut stopped): (Vec<Work>, Vec<usize>, Option<i32>) =
-        (Vec::new(), Vec::new(), None);
-    let mut done = total - points.len();
-    report.start("points", done as i64, total as i64);
+    let (at_work, failed, stopped) = (Vec::new(), Vec::new(), None);
+    let done = sweep.points.len() - points.len();
+    let mut run = Run { sweep, place, report, at_work, done, failed, stopped };
+    run.report.start("points", run.done as i64, sweep.points.len() as i64);
     loop {
         for signal in signals.take() {
-            at_work.iter().for_each(|work| pass_on(&work.child, signal));
-            stopped.get_or_insert(signal);
+            run.stop(Stopped::Signal(signal), signal);
         }
-        while stopped.is_none() && at_work.len() < jobs {
+        while run.stopped.is_none() && run.at_work.len() < place.jobs {
             let Some(point) = waiting.next() else { break };
-            let taken = |slot: &usize| at_work.iter().any(|work: &Work| work.slot == *slot);
-            let slot = (0..jobs).find(|slot| !taken(slot)).unwrap_or_default();
-            let gpu = (!gpus.is_empty()).then(|| gpus[slot % gpus.len()].as_str());
-            let child = begin(sweep, point, threads, gpu, place)?;
-            at_work.push(Work { point, child, slot });
+            run.begin(point, threads, &gpus);
         }
-        let mut still = Vec::new();
-        for mut work in at_work {
-            let Ok(Some(status)) = work.child.try_wait() else {
-                still.push(work);
-                continue;
-            };
-            // One that was killed has no code of its own; what asked to be started again has not ended.
-            match status.code() {
-                Some(stop::PREEMPTED | stop::INTERRUPTED) => {
-                    stopped.get_or_insert(SIGINT);
-                }
-                // The same, before it listened to signals.
-                None if status.signal().is_some_and(|signal| signals::ASKING.contains(&signal)) => {
-                    stopped.get_or_insert(SIGINT);
-                }
-                code => {
-                    let code = code.unwrap_or(-1);
-                    sweep.ended(work.point, code)?;
-                    if code == 0 {
-                        done += 1;
-                    } else {
-                        failed.push(work.point);
-                        let point = name(work.point);
-                        report.note(&format!("point {point} {}", sweep.about(work.point)));
-                    }
-                    report.progress("points", done as i64, total as i64, "");
-                }
-            }
-        }
-        at_work = still;
-        if at_work.is_empty() && (stopped.is_some() || waiting.len() == 0) {
+        run.look();
+        if run.at_work.is_empty() && (run.stopped.is_some() || waiting.len() == 0) {
             break;
         }
         std::thread::sleep(LOOK);
     }
-    report.finish();
-    let folder = sweep.folder.display();
-    if let Some(signal) = stopped {
-        let message = format!(
-            "stopped: {done} of {total} points are done; `maskdiff sweep resume {folder}` goes on"
-        );
-        return Err(match signal {
-            SIGINT => Error::Interrupted { message },
-            _ => Error::Preempted { message },
-        });
+    run.report.finish();
+    run.end()
+}
+
+impl Run<'_> {
+    /// Begins no more points and passes a signal on to those at work, which write checkpoints.
+    fn stop(&mut self, why: Stopped, signal: i32) {
+        self.at_work.iter().for_each(|work| pass_on(&work.child, signal));
+        self.stopped.get_or_insert(why);
     }
-    if failed.is_empty() {
-        return Ok(());
+
+    fn begin(&mut self, point: usize, threads: usize, gpus: &[String]) {
+        let taken = |slot: &usize| self.at_work.iter().any(|work: &Work| work.slot == *slot);
+        let slot = (0..self.place.jobs).find(|slot| !taken(slot)).unwrap_or_default();
+        let gpu = (!gpus.is_empty()).then(|| gpus[slot % gpus.len()].as_str());
+        match begin(self.sweep, point, threads, gpu, self.place) {
+            Ok(child) => self.at_work.push(Work { point, child, slot }),
+            Err(error) => self.stop(Stopped::Fault(error), SIGTERM),
+        }
     }
-    let names: Vec<String> = failed.iter().take(5).map(|point| name(*point)).collect();
-    let more = if failed.len() > 5 { ", ..." } else { "" };
-    let message = format!("{} of {total} points failed: {}{more}", failed.len(), names.join(", "));
-    let hint = format!(
-        "`{folder}/points/{}/{OUTPUT}` has what the first said; `maskdiff sweep resume {folder}` tries them again",
-        names[0]
-    );
-    Err(Error::sweep(message, hint))
+
+    /// Looks which points have ended, and how.
+    fn look(&mut self) {
+        for mut work in std::mem::take(&mut self.at_work) {
+            match work.child.try_wait() {
+                Ok(Some(status)) => self.ended(work.point, status),
+                _ => self.at_work.push(work),
+            }
+        }
+    }
+
+    fn ended(&mut self, point: usize, status: ExitStatus) {
+        // One that was killed has no code of its own; what asked to be started again has not ended.
+        let code = match status.code() {
+            Some(stop::PREEMPTED | stop::INTERRUPTED) => None,
+            // The same, before it listened to signals.
+            None if status.signal().is_some_and(|signal| signals::ASKING.contains(&signal)) => None,
+            code => Some(code.unwrap_or(-1)),
+        };
+        let Some(code) = code else {
+            self.stopped.get_or_insert(Stopped::Signal(SIGINT));
+            return;
+        };
+        if let Err(error) = self.sweep.ended(point, code) {
+            self.stop(Stopped::Fault(error), SIGTERM);
+        } else if code == 0 {
+            self.done += 1;
+        } else {
+            self.failed.push(point);
+            self.report.note(&format!("point {} {}", name(point), self.sweep.about(point)));
+        }
+        self.report.progress("points", self.done as i64, self.sweep.points.len() as i64, "");
+    }
+
+    /// What became of it.
+    fn end(self) -> Result<()> {
+        let (done, failed) = (self.done, &self.failed);
+        let all = counted(self.sweep.points.len(), "point");
+        let resume = format!("`maskdiff sweep resume {}`", quoted_path(&self.sweep.folder));
+        match self.stopped {
+            None => {}
+            Some(Stopped::Fault(error)) => return Err(error),
+            Some(Stopped::Signal(signal)) => {
+                let message = format!("stopped: {done} of {all} are done; {resume} goes on");
+                return Err(match signal {
+                    SIGINT => Error::Interrupted { message },
+                    _ => Error::Preempted { message },
+                });
+            }
+        }
+        let Some(first) = failed.first() else { return Ok(()) };
+        let names: Vec<String> = failed.iter().take(5).map(|point| name(*point)).collect();
+        let more = if failed.len() > 5 { ", ..." } else { "" };
+        let message = format!("{} of {all} failed: {}{more}", failed.len(), names.join(", "));
+        let said = self.sweep.run(*first).join(OUTPUT);
+        let hint =
+            format!("`{}` has what the first said; {resume} tries them again", said.display());
+        Err(Error::sweep(message, hint))
+    }
 }
 
 /// The GPUs that points which run at a time share out, as `CUDA_VISIBLE_DEVICES` names them.

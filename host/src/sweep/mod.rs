@@ -17,9 +17,11 @@ use std::path::{Path, PathBuf};
 use serde_json::{Value, json};
 
 use crate::error::{Error, Result};
+use crate::launch::script::quoted_path;
 use crate::launch::settings::Said;
 use crate::run_dir;
 use crate::runs::Run;
+use crate::secrets::{self, Vault};
 use axes::Plan;
 
 /// What was asked for.
@@ -45,6 +47,8 @@ pub struct Sweep {
     pub plan: Plan,
     /// The words of `maskdiff train` for each point, but for the run folder.
     pub points: Vec<Vec<String>>,
+    /// What its words must not show.
+    vault: Vault,
     /// What its jobs ask for; going on asks for the same where nothing else is said.
     pub job: Said,
 }
@@ -101,9 +105,16 @@ impl Sweep {
             let all = all.chain((!grouped).then(|| group.clone()));
             all.map(|word| word.replace(POINT, &name(point))).collect()
         };
-        let points = plan.points().into_iter().enumerate().map(words).collect();
+        let points: Vec<Vec<String>> = plan.points().into_iter().enumerate().map(words).collect();
+        let mut vault = Vault::new(folder);
+        let mut hide = |words: Vec<String>| -> Vec<String> {
+            words.iter().map(|word| vault.word(word)).collect()
+        };
+        let points = points.into_iter().map(&mut hide).collect();
+        let plan = plan.with_words(hide);
         let from = std::env::current_dir().map_err(|e| Error::io("read", Path::new("."), &e))?;
-        Ok(Self { folder: folder.to_path_buf(), from, plan, points, job: Said::default() })
+        let (folder, job) = (folder.to_path_buf(), Said::default());
+        Ok(Self { folder, from, plan, points, vault, job })
     }
 
     /// Writes it down, and holds the folder as [`Self::hold`] does; refuses one that holds anything.
@@ -113,10 +124,14 @@ impl Sweep {
         let held = self.hold()?;
         // Another may have been quicker.
         self.check_free()?;
+        let mut vault = self.vault.clone();
+        let mut job = self.job.clone();
+        job.layer.iter_mut().for_each(|(key, value)| *value = vault.value(key, value));
+        vault.write()?;
         let lines: String = self.points.iter().map(|words| words.join("\t") + "\n").collect();
         crate::files::write_whole(&self.folder.join(POINTS), lines)?;
         let plan = json!({
-            "format": 1, "from": self.from, "plan": self.plan, "points": self.points.len(), "job": self.job,
+            "format": 1, "from": self.from, "plan": self.plan, "points": self.points.len(), "job": job,
             "command": run_dir::command_line(), "created": jiff::Timestamp::now().to_string(),
         });
         // Last: a folder without it is no sweep.
@@ -131,7 +146,7 @@ impl Sweep {
                 format!("`{}` holds a sweep already", folder.display()),
                 format!(
                     "`maskdiff sweep resume {}` goes on with it; or name another folder",
-                    folder.display()
+                    quoted_path(folder)
                 ),
             ));
         }
@@ -164,7 +179,8 @@ impl Sweep {
         let plan = serde_json::from_value(value["plan"].clone());
         let plan: Plan = plan.map_err(|e| damaged(&e.to_string()))?;
         let job = value.get("job").cloned().map(serde_json::from_value).transpose();
-        let job: Option<Said> = job.map_err(|e| damaged(&e.to_string()))?;
+        let mut job: Said = job.map_err(|e| damaged(&e.to_string()))?.unwrap_or_default();
+        job.layer.iter_mut().for_each(|(_, value)| *value = secrets::value_of(value));
         let list = folder.join(POINTS);
         let lines = fs::read_to_string(&list).map_err(|e| Error::io("read", &list, &e))?;
         let words = |line: &str| line.split('\t').map(ToString::to_string).collect();
@@ -174,7 +190,8 @@ impl Sweep {
         }
         let folder = fs::canonicalize(folder).map_err(|e| Error::io("read", folder, &e))?;
         let from = value["from"].as_str().ok_or_else(|| damaged("it has no `from`"))?.into();
-        Ok(Self { folder, from, plan, points, job: job.unwrap_or_default() })
+        let vault = Vault::new(&folder);
+        Ok(Self { folder, from, plan, points, vault, job })
     }
 
     /// Holds the folder as long as the result lives; an error when another process does.
