@@ -16,9 +16,11 @@ use crate::report::{Format, Report};
 use crate::{accelerator, logging, output, signals};
 
 mod nested;
+mod short;
 mod words;
 
 use nested::{Data, Launch, Plugins, Runs, Sweep};
+use short::{Evaluating, Sampling, Trained, Training};
 pub use words::Preview;
 use words::with_subcommand;
 
@@ -98,6 +100,8 @@ enum Command {
         /// Show the run on the whole terminal: curves, speed, memory, the last sample
         #[arg(long, conflicts_with = "nproc")]
         tui: bool,
+        #[command(flatten)]
+        flags: Training,
         /// KEY=VALUE
         overrides: Vec<String>,
     },
@@ -105,6 +109,8 @@ enum Command {
     Eval {
         #[command(flatten)]
         trained: Trained,
+        #[command(flatten)]
+        flags: Evaluating,
         /// A text file to measure on; the same as data=text data.valid_path=FILE
         #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
         text: Option<String>,
@@ -119,11 +125,13 @@ enum Command {
     },
     /// Draw text
     ///
-    /// Without a prompt, `sampling.num_sample_batches` batches of `loader.eval_batch_size` texts; with prompts and
-    /// templates, as many texts for each as there are batches. What is given never changes.
+    /// `maskdiff sample RUN -n 5`. Without a number, `sampling.num_sample_batches` batches of `loader.eval_batch_size` texts; with
+    /// prompts and templates, as many texts for each as there are batches. What is given never changes.
     Sample {
         #[command(flatten)]
         trained: Trained,
+        #[command(flatten)]
+        flags: Sampling,
         #[command(flatten)]
         given: Given,
         #[command(flatten)]
@@ -218,22 +226,6 @@ enum Command {
 }
 
 #[derive(Debug, Args)]
-struct Trained {
-    /// A run folder, or one of its checkpoints; the same as eval.checkpoint_path=PATH
-    #[arg(long, value_name = "PATH", value_hint = ValueHint::DirPath)]
-    checkpoint: Option<String>,
-    /// KEY=VALUE; what is not given comes from the checkpoint's configuration
-    overrides: Vec<String>,
-}
-
-impl Trained {
-    fn into_overrides(self) -> Vec<String> {
-        let checkpoint = self.checkpoint.map(|path| format!("eval.checkpoint_path={path}"));
-        self.overrides.into_iter().chain(checkpoint).collect()
-    }
-}
-
-#[derive(Debug, Args)]
 struct Given {
     /// A text to continue (may be repeated)
     #[arg(long, value_name = "TEXT")]
@@ -311,15 +303,17 @@ fn run(words: Vec<OsString>) -> Result<i32> {
     // What a run prints stands in its folder too: it goes on without a reader.
     let trains = matches!(command, Command::Train { .. });
     let done = match command {
-        Command::Train { nproc, profile, tui, overrides } => {
+        Command::Train { nproc, profile, tui, flags, mut overrides } => {
+            flags.add_to(&mut overrides)?;
             let common = common(overrides);
             match nproc.filter(|n| *n > 1) {
                 Some(n) => return commands::train::launch(&common, n.into(), &words),
                 None => commands::train::run(&common, profile, tui),
             }
         }
-        Command::Eval { trained, text } => {
-            let mut overrides = trained.into_overrides();
+        Command::Eval { trained, flags, text } => {
+            let mut overrides = trained.into_overrides()?;
+            flags.add_to(&mut overrides)?;
             if let Some(file) = text {
                 let other = overrides
                     .iter()
@@ -335,8 +329,10 @@ fn run(words: Vec<OsString>) -> Result<i32> {
             commands::eval::run(&common(overrides))
         }
         Command::Score { words } => commands::score::run(common(Vec::new()), words),
-        Command::Sample { trained, given, shown, watch, follow } => {
-            let (common, asked) = (common(trained.into_overrides()), given.into_asks()?);
+        Command::Sample { trained, flags, given, shown, watch, follow } => {
+            let mut overrides = trained.into_overrides()?;
+            flags.add_to(&mut overrides)?;
+            let (common, asked) = (common(overrides), given.into_asks()?);
             match watch {
                 Some(folder) => commands::watch::run(&common, &folder),
                 None if follow => commands::watch::follow(common, &asked),
@@ -344,7 +340,7 @@ fn run(words: Vec<OsString>) -> Result<i32> {
             }
         }
         Command::Export { trained, kind, output } => {
-            commands::export::run(&common(trained.into_overrides()), kind, &output)
+            commands::export::run(&common(trained.into_overrides()?), kind, &output)
         }
         Command::Report { folders, output } => {
             let common = common(Vec::new());

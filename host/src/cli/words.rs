@@ -40,7 +40,10 @@ impl Preview {
             Error::config(format!("the command to launch is none of ours: {first}"), "")
         })?;
         let (nproc, terminal, overrides) = match command {
-            Command::Train { nproc, tui, overrides, .. } => (nproc, tui, overrides),
+            Command::Train { nproc, tui, flags, mut overrides, .. } => {
+                flags.add_to(&mut overrides)?;
+                (nproc, tui, overrides)
+            }
             Command::Launch { .. } | Command::Sweep { .. } => {
                 let message = format!("`maskdiff {name}` starts commands, and is started by hand");
                 return Err(Error::config(message, "launch `train`, `eval` or `sample`"));
@@ -121,6 +124,7 @@ mod tests {
             ("maskdiff mode=ppl_eval model=small", "maskdiff eval model=small"),
             ("maskdiff --quiet mode=sample_eval", "maskdiff sample --quiet"),
             ("maskdiff model=small", "maskdiff train model=small"),
+            ("maskdiff mode=train model=small", "maskdiff train model=small"),
             ("maskdiff train model=small", "maskdiff train model=small"),
             ("maskdiff export --format hf --format json", "maskdiff export --as hf --format json"),
         ];

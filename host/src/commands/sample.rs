@@ -17,7 +17,7 @@ use crate::evaluate::generated::Generated;
 use crate::ledger::{self, Ledger};
 use crate::model::{Model, Progress};
 use crate::prompt::{Ask, Given};
-use crate::report::Report;
+use crate::report::{Report, counted};
 use crate::sample::{self, Sample, Texts, Windows};
 use crate::stop::Stop;
 use crate::trace::{self, Recorder, Trace, Walk};
@@ -61,7 +61,10 @@ impl Shown {
         if let Some(path) = &self.html {
             let mut shown = json!(trace);
             shown["name"] = json!(trace.sampler);
-            files::write_whole(path, page::html("How the text came to be", json!({"traces": [shown]})))?;
+            files::write_whole(
+                path,
+                page::html("How the text came to be", json!({"traces": [shown]})),
+            )?;
         }
         Ok(())
     }
@@ -93,7 +96,7 @@ impl Session {
         let (checkpoint, mut config, tokenizer) = common.trained()?;
         let registry = assemble::registry(&common.plugins, &config)?;
         let choices = assemble::choices(&mut config, &registry, true)?;
-        let given = given(&config, asked, tokenizer.as_ref())?;
+        let (given, rounds) = given(&config, asked, tokenizer.as_ref())?;
         // A judge that is not there should not be missed after hours of drawing.
         let judge = if config.eval.compute_generative_perplexity {
             Some((Ledger::new(&config, Some(&checkpoint))?, Scorer::open(common, &config)?))
@@ -120,8 +123,7 @@ impl Session {
         tch::manual_seed(config.top.seed.cast_signed());
         let windows = Windows::new(&config.sampling);
         let all_texts = Texts { windows, ..Texts::new(&config, tokenizer.as_ref()) };
-        let rounds = 0..config.sampling.num_sample_batches;
-        let all: Vec<Given> = rounds.flat_map(|_| given.iter().cloned()).collect();
+        let all: Vec<Given> = (0..rounds).flat_map(|_| given.iter().cloned()).collect();
         let recorder = shown.recorder();
         let mut trace = Trace::new(&sampler.0, model.facts().mask_id);
         let mut texts = Vec::new();
@@ -157,7 +159,8 @@ impl Session {
                 }
             }
             report.note(&format!(
-                "{count} sequences in {seconds:.2} s, {nfe:.1} network calls for each"
+                "{} in {seconds:.2} s, {nfe:.1} network calls for each",
+                counted(count, "sequence")
             ));
         }
         shown.write(&trace)?;
@@ -174,10 +177,13 @@ impl Session {
     }
 }
 
-/// What is asked for in tokens; nothing, a batch of it, when nothing is asked for.
-fn given(config: &Config, asked: &[Ask], tokenizer: &dyn Tokenizer) -> Result<Vec<Given>> {
+/// What is asked for in tokens, and how often each of it is drawn. Where nothing is asked for, a batch of nothing, or one.
+fn given(config: &Config, asked: &[Ask], tokenizer: &dyn Tokenizer) -> Result<(Vec<Given>, i64)> {
+    let wanted = config.sampling.num_samples;
+    let rounds = wanted.unwrap_or(config.sampling.num_sample_batches);
     if asked.is_empty() {
-        return Ok(vec![Given::default(); config.loader.eval_batch_size as usize]);
+        let each = if wanted.is_some() { 1 } else { config.loader.eval_batch_size };
+        return Ok((vec![Given::default(); each as usize], rounds));
     }
     let given = asked.iter().map(|ask| Given::new(ask, tokenizer, config.model.length));
     let given: Vec<Given> = given.collect::<Result<_>>()?;
@@ -187,7 +193,7 @@ fn given(config: &Config, asked: &[Ask], tokenizer: &dyn Tokenizer) -> Result<Ve
             &format!("the template `{}` says where its text ends", template.text),
             "`sampling.semi_ar=true` goes on behind a text: give a prompt, or leave it out",
         )),
-        _ => Ok(given),
+        _ => Ok((given, rounds)),
     }
 }
 

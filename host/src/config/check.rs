@@ -34,6 +34,7 @@ pub(super) fn ranges(config: &Config) -> Result<()> {
         ("eval.perplexity_batch_size", config.eval.perplexity_batch_size),
         ("eval.gen_ppl.max_length", config.eval.gen_ppl.max_length.unwrap_or(1)),
         ("sampling.num_sample_batches", config.sampling.num_sample_batches),
+        ("sampling.num_samples", config.sampling.num_samples.unwrap_or(1)),
         ("sampling.stride_length", config.sampling.stride_length),
         ("data.valid_blocks", config.data.valid_blocks),
         ("data.reference_num_proc", config.data.reference_num_proc),

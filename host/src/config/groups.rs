@@ -137,6 +137,8 @@ group! {
         predictor: String = String::new(),
         /// Batches of `loader.eval_batch_size` sequences that `maskdiff sample` draws; sequences for each prompt.
         num_sample_batches: i64 = 1,
+        /// Sequences that `maskdiff sample` draws, whole batches or not; of each prompt, so many. It wins over `num_sample_batches`.
+        num_samples: Option<i64> = None,
         /// Sequences drawn at every evaluation while training.
         num_sample_log: i64 = 2,
         /// `maskdiff sample` draws longer sequences window by window: each sees the end of the one before.

@@ -1,0 +1,189 @@
+//! Flags that are short for the commonest words `KEY=VALUE`.
+
+use std::path::Path;
+
+use clap::{Args, ValueHint};
+
+use crate::error::{Error, Result};
+
+/// Of `train`.
+#[derive(Debug, Default, Args)]
+pub(super) struct Training {
+    /// Where every random number comes from; the same as seed=N
+    #[arg(long, value_name = "N")]
+    seed: Option<u64>,
+    /// Optimizer steps; the same as trainer.max_steps=N
+    #[arg(long, value_name = "N")]
+    steps: Option<u64>,
+}
+
+/// Of `eval`.
+#[derive(Debug, Default, Args)]
+pub(super) struct Evaluating {
+    /// Where every random number comes from; the same as seed=N
+    #[arg(long, value_name = "N")]
+    seed: Option<u64>,
+}
+
+/// Of `sample`.
+#[derive(Debug, Default, Args)]
+pub(super) struct Sampling {
+    /// Texts, for each prompt where there are prompts; the same as sampling.num_samples=N
+    #[arg(short, long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    num_samples: Option<u32>,
+    /// Where every random number comes from; the same as seed=N
+    #[arg(long, value_name = "N")]
+    seed: Option<u64>,
+    /// Steps of a sampler that has them; the same as sampling.steps=N
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    steps: Option<u32>,
+    /// Of a sampler that has it; the same as sampling.temperature=T
+    #[arg(long, value_name = "T")]
+    temperature: Option<f64>,
+}
+
+impl Training {
+    /// Adds the words that it stands for.
+    pub(super) fn add_to(&self, words: &mut Vec<String>) -> Result<()> {
+        add(words, "seed", "seed", self.seed)?;
+        add(words, "steps", "trainer.max_steps", self.steps)
+    }
+}
+
+impl Evaluating {
+    /// Adds the words that it stands for.
+    pub(super) fn add_to(&self, words: &mut Vec<String>) -> Result<()> {
+        add(words, "seed", "seed", self.seed)
+    }
+}
+
+impl Sampling {
+    /// Adds the words that it stands for.
+    pub(super) fn add_to(&self, words: &mut Vec<String>) -> Result<()> {
+        add(words, "num-samples", "sampling.num_samples", self.num_samples)?;
+        add(words, "seed", "seed", self.seed)?;
+        add(words, "steps", "sampling.steps", self.steps)?;
+        // With its point: an option that is a number may not take a whole one.
+        let temperature = self.temperature.map(|t| format!("{t:?}"));
+        add(words, "temperature", "sampling.temperature", temperature)
+    }
+}
+
+fn add<T: ToString>(
+    words: &mut Vec<String>,
+    flag: &str,
+    key: &str,
+    value: Option<T>,
+) -> Result<()> {
+    let Some(value) = value.map(|value| value.to_string()) else { return Ok(()) };
+    let said = words.iter().find(|word| word.split('=').next() == Some(key));
+    if let Some(said) = said {
+        let message = format!("`--{flag} {value}` and `{said}` say the same key");
+        return Err(Error::config(message, "leave one of both out"));
+    }
+    words.push(format!("{key}={value}"));
+    Ok(())
+}
+
+/// A checkpoint and what is said otherwise than it was trained with.
+#[derive(Debug, Args)]
+pub(super) struct Trained {
+    /// A run folder, or one of its checkpoints; the same as eval.checkpoint_path=PATH, or as PATH among the words
+    #[arg(long, value_name = "PATH", value_hint = ValueHint::DirPath)]
+    checkpoint: Option<String>,
+    /// KEY=VALUE; what is not given comes from the checkpoint's configuration. A word that is none is the checkpoint
+    #[arg(value_name = "CHECKPOINT or KEY=VALUE", value_hint = ValueHint::DirPath)]
+    overrides: Vec<String>,
+}
+
+impl Trained {
+    /// The words, the checkpoint as one of them.
+    pub(super) fn into_overrides(self) -> Result<Vec<String>> {
+        let (bare, mut overrides): (Vec<String>, Vec<String>) =
+            self.overrides.into_iter().partition(|word| is_bare(word));
+        let word = |word: &String| word.strip_prefix("eval.checkpoint_path=").map(String::from);
+        let worded: Vec<String> = overrides.iter().filter_map(word).collect();
+        let named: Vec<&String> = self.checkpoint.iter().chain(&bare).chain(&worded).collect();
+        if let [one, other, ..] = named[..] {
+            let message = format!("`{one}` and `{other}` are named, and one checkpoint is used");
+            return Err(Error::config(message, "leave one of both out; settings are KEY=VALUE"));
+        }
+        if let Some(word) = bare.first().filter(|word| !may_be_checkpoint(word)) {
+            return Err(Error::config(
+                format!(
+                    "`{word}` is no KEY=VALUE, and no checkpoint or run folder of that name is here"
+                ),
+                "settings look like `sampling.steps=64`; `maskdiff runs list` shows the runs",
+            ));
+        }
+        let checkpoint = self.checkpoint.or(bare.into_iter().next());
+        overrides.extend(checkpoint.map(|path| format!("eval.checkpoint_path={path}")));
+        Ok(overrides)
+    }
+}
+
+/// Whether a word is no setting: it has no `=`, or is the path of something that is there, as in `runs/lr=1e-3`.
+fn is_bare(word: &str) -> bool {
+    match word.split_once('=') {
+        None => true,
+        Some((key, _)) => key.contains('/') && Path::new(word).exists(),
+    }
+}
+
+/// Whether there is something of that name, or may be on the hub.
+fn may_be_checkpoint(word: &str) -> bool {
+    word.contains('/') || word.ends_with(".ckpt") || Path::new(word).exists()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn trained(checkpoint: Option<&str>, words: &[&str]) -> Result<Vec<String>> {
+        let overrides = words.iter().map(ToString::to_string).collect();
+        Trained { checkpoint: checkpoint.map(String::from), overrides }.into_overrides()
+    }
+
+    #[test]
+    fn a_word_that_is_no_setting_is_the_checkpoint() {
+        let folder = tempfile::tempdir().unwrap();
+        let run = folder.path().join("lr=1e-3");
+        std::fs::create_dir(&run).unwrap();
+        let run = run.display().to_string();
+        let named = format!("eval.checkpoint_path={run}");
+        assert_eq!(trained(None, &["seed=1", &run]).unwrap(), ["seed=1", &named]);
+        assert_eq!(trained(Some(&run), &["seed=1"]).unwrap(), ["seed=1", &named]);
+        assert_eq!(trained(None, &[&named]).unwrap(), [named.as_str()]);
+        assert_eq!(trained(None, &["owner/name"]).unwrap(), ["eval.checkpoint_path=owner/name"]);
+        for (checkpoint, words, expected) in [
+            (Some("a/b"), &["c/d"][..], "one checkpoint is used"),
+            (None, &["c/d", "eval.checkpoint_path=e"], "one checkpoint is used"),
+            (None, &["nowhere"], "no checkpoint or run folder of that name"),
+        ] {
+            let said = trained(checkpoint, words).unwrap_err().to_string();
+            assert!(said.contains(expected), "{said}");
+        }
+    }
+
+    #[test]
+    fn flags_are_words() {
+        let mut words = vec!["a=1".to_string()];
+        let flags = Sampling {
+            num_samples: Some(5),
+            seed: Some(3),
+            steps: Some(8),
+            temperature: Some(1.0),
+        };
+        flags.add_to(&mut words).unwrap();
+        let expected = [
+            "a=1",
+            "sampling.num_samples=5",
+            "seed=3",
+            "sampling.steps=8",
+            "sampling.temperature=1.0",
+        ];
+        assert_eq!(words, expected);
+        let said = flags.add_to(&mut words).unwrap_err().to_string();
+        assert!(said.contains("`--num-samples 5` and `sampling.num_samples=5`"), "{said}");
+    }
+}
