@@ -145,12 +145,12 @@ fn forget_after(file: &Path, step: i64) -> Result<()> {
     if kept == bytes { Ok(()) } else { files::put(file, kept) }
 }
 
-/// What the configuration says otherwise than the one stored in `file`: `key: stored → now`. Where results go and how
-/// long it trains is no difference.
+/// What the configuration says otherwise than the one stored in `file`: `key: stored → now`. Where results go, who
+/// is told, and how long it trains is no difference.
 pub fn changes(file: &Path, config: &Config) -> Result<Vec<String>> {
     let text = fs::read_to_string(file).map_err(|e| Error::io("read", file, &e))?;
     let stored: toml::Table = text.parse().unwrap_or_default();
-    let free = ["run.", "checkpointing.", "trainer.max_steps", "eval.checkpoint_path"];
+    let free = ["run.", "alert.", "checkpointing.", "trainer.max_steps", "eval.checkpoint_path"];
     let told = ["checkpointing.monitor", "checkpointing.mode"];
     let leaves = config.layers.leaves().into_iter();
     let leaves = leaves.filter(|(key, _, _)| {

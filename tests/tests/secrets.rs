@@ -100,6 +100,12 @@ fn jobs_and_sweeps_name_their_secrets_and_find_them_again() {
         assert_eq!(fs::read_to_string(&file).expect("told").trim(), task);
     }
     assert_eq!(kept(at, "5ECRET").len(), 3, "of the job and of each run");
+    // What the job's own shell needs, and a script that Slurm would be given.
+    let proxy = "launcher.setup=[\"export HTTPS_PROXY=http://me:5ECRET@proxy:3128\"]";
+    let words = ["launch", "slurm", "--dry-run", proxy, "--", "train", told, "run.dir=job"];
+    let script = maskdiff(at, &[&words[..], &["trainer.max_steps=1"]].concat());
+    let text = &script.expect(0).stdout;
+    assert!(text.contains("/job/setup.sh") && !text.contains("5ECRET"), "{text}");
     let words = ["sweep", "seed=1,2", "--dir", "swept", "alert.on_finish=: 5ECRET; echo x >> told"];
     let listed = maskdiff(at, &[&words[..], SMALL, &["--dry-run"]].concat());
     assert!(!listed.expect(0).stdout.contains("5ECRET"), "{}", listed.stdout);

@@ -80,7 +80,7 @@ pub(super) fn record(config: &Config, id: &str, started: f64, rows: i64) -> Run 
         run_group: said(keys.group.as_ref(), "WANDB_RUN_GROUP"),
         job_type: said(keys.job_type.as_ref(), "WANDB_JOB_TYPE"),
         display_name: said(keys.name.as_ref(), "WANDB_NAME"),
-        notes: said(keys.notes.as_ref(), "WANDB_NOTES"),
+        notes: crate::secrets::scrubbed(&said(keys.notes.as_ref(), "WANDB_NOTES")),
         tags: if keys.tags.is_empty() { tags.collect() } else { keys.tags.clone() },
         host: host.trim().into(),
         starting_step: rows,
