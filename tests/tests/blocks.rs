@@ -58,7 +58,7 @@ fn text_that_is_no_text_says_where() {
     let skip = ["data=text", "data.path=*.txt", "data.on_invalid=skip"];
     let made = build(at, &skip);
     assert_eq!(made.expect(0).lines()[0]["skipped"], 1);
-    made.says(&["1 documents left out"]);
+    made.says(&["1 document left out"]);
     // A word that no tokenizer should be given, in a line of its own.
     fs::write(at.join("long.txt"), format!("a b\n{}\nc d\n", "x".repeat(5 << 20)))
         .expect("written");
