@@ -78,6 +78,9 @@ struct Global {
     /// No progress; errors and results only
     #[arg(short, long, global = true, conflicts_with = "verbose")]
     quiet: bool,
+    /// What the original's form of the command line becomes: what nobody says is as there
+    #[arg(long, hide = true, global = true)]
+    original: bool,
     /// More log: -v information, -vv debugging, -vvv everything
     #[arg(short, long, action = clap::ArgAction::Count, global = true)]
     verbose: u8,
@@ -298,6 +301,7 @@ fn run(words: Vec<OsString>) -> Result<i32> {
         plugins: global.plugin,
         format: global.format,
         quiet: global.quiet,
+        original: global.original,
         log,
     };
     // What a run prints stands in its folder too: it goes on without a reader.

@@ -3,7 +3,7 @@
 use maskdiff_native::{AdamW, foreach_lerp, fused_adamw};
 use tch::{Kind, Tensor};
 
-use crate::config::groups;
+use crate::config::{derived, groups};
 use crate::error::{Error, Result};
 
 /// A list of parameters under AdamW, with its state.
@@ -239,7 +239,7 @@ pub enum Schedule {
 impl Schedule {
     /// From the configuration.
     pub fn new(config: &groups::LrScheduler, peak: f64) -> Result<Self> {
-        let warmup = config.num_warmup_steps;
+        let warmup = config.num_warmup_steps.unwrap_or(derived::WARMUP);
         match config.name.as_str() {
             "constant_warmup" => Ok(Self::Constant { peak, warmup }),
             "cosine_decay_warmup" => Ok(Self::Cosine {

@@ -20,8 +20,8 @@ fn opened(path: &Path, overrides: &[&str]) -> (Checkpoint, Config) {
     let checkpoint = Checkpoint::open(path).expect("a checkpoint");
     let overrides = overrides.iter().map(ToString::to_string).collect();
     let stored = Some(checkpoint.stored().expect("a configuration"));
-    let config =
-        load(&Request { overrides, file: None, stored, foreign: true }).expect("a configuration");
+    let config = load(&Request { overrides, stored, foreign: true, ..Request::default() })
+        .expect("a configuration");
     (checkpoint, config)
 }
 

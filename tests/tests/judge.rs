@@ -20,7 +20,7 @@ use tch::{Device, Kind, Tensor};
 fn config(overrides: &[&str], stored: Option<(String, String)>) -> Config {
     let overrides = overrides.iter().map(ToString::to_string).collect();
     let foreign = stored.is_some();
-    load(&Request { overrides, file: None, stored, foreign }).expect("a configuration")
+    load(&Request { overrides, stored, foreign, ..Request::default() }).expect("a configuration")
 }
 
 /// The small GPT-2 of the golden folder.

@@ -88,7 +88,12 @@ fn the_panel_shows_the_run_and_gives_the_terminal_back() {
     );
     // Ctrl-C ends it in good order, and what comes then is on the terminal as it was.
     screen.tmux(&["send-keys", "C-c"]).expect("tmux");
-    let after = screen.shows(&["stopped after step", "ended with 130"]);
+    let after = screen.shows(&[
+        "stopped after step",
+        "ended with 130",
+        "of 100000, run folder run",
+        "loss ",
+    ]);
     assert!(!after.contains("last sample"), "{after}");
 }
 

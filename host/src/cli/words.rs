@@ -57,6 +57,7 @@ impl Preview {
             plugins: global.plugin,
             format: global.format,
             quiet: global.quiet,
+            original: global.original,
             log: logging::LogFile::default(),
         };
         Ok(Self { name, words: words.collect(), common, nproc, terminal })
@@ -104,6 +105,9 @@ pub(super) fn with_subcommand(mut words: Vec<OsString>) -> Result<Vec<OsString>>
         None => return Ok(words),
     };
     words.insert(1, command.into());
+    if command == "train" {
+        words.insert(2, "--original".into());
+    }
     Ok(words)
 }
 
@@ -123,8 +127,8 @@ mod tests {
         let cases = [
             ("maskdiff mode=ppl_eval model=small", "maskdiff eval model=small"),
             ("maskdiff --quiet mode=sample_eval", "maskdiff sample --quiet"),
-            ("maskdiff model=small", "maskdiff train model=small"),
-            ("maskdiff mode=train model=small", "maskdiff train model=small"),
+            ("maskdiff model=small", "maskdiff train --original model=small"),
+            ("maskdiff mode=train model=small", "maskdiff train --original model=small"),
             ("maskdiff train model=small", "maskdiff train model=small"),
             ("maskdiff export --format hf --format json", "maskdiff export --as hf --format json"),
         ];

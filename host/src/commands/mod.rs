@@ -41,6 +41,8 @@ pub struct Common {
     pub format: Format,
     /// `-q`.
     pub quiet: bool,
+    /// Whether the command line has the original's form.
+    pub original: bool,
     /// The run's log file.
     pub log: LogFile,
 }
@@ -54,7 +56,7 @@ impl Common {
     /// The same with some words more.
     fn with(&self, more: &[String]) -> Result<Config> {
         let (overrides, file) = (self.overridden(more), self.file.clone());
-        load(&Request { overrides, file, stored: None, foreign: false })
+        load(&Request { overrides, file, original: self.original, ..Request::default() })
     }
 
     /// The words of the command line, where others stand for those of the same key; a corpus that is chosen stands for a list.
@@ -77,7 +79,8 @@ impl Common {
         let overrides = self.overridden(more);
         let foreign = checkpoint.foreign.is_some();
         let stored = Some(checkpoint.stored()?);
-        load(&Request { overrides, file: self.file.clone(), stored, foreign })
+        let file = self.file.clone();
+        load(&Request { overrides, file, stored, foreign, ..Request::default() })
     }
 
     /// Opens the checkpoint that `eval.checkpoint_path` names, with its configuration and tokenizer.
@@ -102,7 +105,8 @@ impl Common {
         let checkpoint = Checkpoint::open(path)?;
         let foreign = checkpoint.foreign.is_some();
         let stored = Some(checkpoint.stored()?);
-        let config = load(&Request { overrides, file, stored, foreign })?;
+        let request = Request { overrides, file, stored, foreign, ..Request::default() };
+        let config = load(&request)?;
         let asked = config.layers.source("data.tokenizer_name_or_path") == "command line";
         let Some(foreign) = &checkpoint.foreign else {
             let tokenizer = load_tokenizer(&checkpoint.path.join("tokenizer.json"))?;

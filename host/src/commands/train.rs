@@ -89,6 +89,12 @@ pub fn run(common: &Common, profile: bool, panel: bool) -> Result<()> {
     } else {
         None
     };
+    if let Some(checkpoint) = &resumed {
+        config.keep_warmup(&checkpoint.stored()?.1);
+    }
+    if let Some(said) = long_warmup(&config) {
+        report.note(&said);
+    }
     if !config.checkpointing.resume_from_ckpt && world.is_main() {
         check_empty(&folder, mirror.as_ref())?;
     }
@@ -255,6 +261,19 @@ fn go_on(trainer: &mut Trainer<'_>, checkpoint: &Checkpoint) -> Result<()> {
     }
     trainer.report.note(&words);
     Ok(())
+}
+
+/// What is to be said of a warm-up that was set and does not end before the run does.
+fn long_warmup(config: &Config) -> Option<String> {
+    let (steps, last) = (config.lr_scheduler.num_warmup_steps?, config.trainer.max_steps);
+    let is_long = steps > last as f64 && last > 0 && !config.warms_up_by_default();
+    is_long.then(|| {
+        format!(
+            "warning: `lr_scheduler.num_warmup_steps={steps}` is longer than the run (`trainer.max_steps={last}`): the learning rate \
+             never reaches `optim.lr={}`",
+            config.optim.lr
+        )
+    })
 }
 
 /// Refuses a checkpoint that is named and would not be used.

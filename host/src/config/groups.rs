@@ -196,8 +196,9 @@ group! {
     LrScheduler {
         /// `constant_warmup` or `cosine_decay_warmup`.
         name: String = "constant_warmup".into(),
-        /// Steps over which the rate rises from 0 (constant) or `warmup_lr_init` (cosine).
-        num_warmup_steps: f64 = 2500.0,
+        /// Steps over which the rate rises from 0 (constant) or `warmup_lr_init` (cosine). By default 2500; of `constant_warmup` a
+        /// tenth of `trainer.max_steps` where that is less.
+        num_warmup_steps: Option<f64> = None,
         /// Cosine: steps from the peak down to `lr_min`.
         t_initial: f64 = 1_000_000.0,
         /// Cosine: first rate.

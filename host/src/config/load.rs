@@ -13,7 +13,7 @@ use serde::de::DeserializeOwned;
 
 use super::groups::{self, GROUPS};
 use super::place::Layers;
-use super::{Config, check};
+use super::{Config, check, derived};
 use crate::error::{Error, Result};
 use crate::launch::package;
 use crate::plugins::nearest;
@@ -39,13 +39,15 @@ pub struct Request {
     pub stored: Option<(String, String)>,
     /// The stored configuration is of another program: its options that no chosen component has are dropped.
     pub foreign: bool,
+    /// In the original's form: what nobody says is as there.
+    pub original: bool,
 }
 
 /// A layer with a name for people and, for a file, its text for messages.
-struct Layer {
-    name: String,
-    file: Option<String>,
-    values: Dict,
+pub(super) struct Layer {
+    pub(super) name: String,
+    pub(super) file: Option<String>,
+    pub(super) values: Dict,
 }
 
 impl Provider for Layer {
@@ -173,7 +175,7 @@ pub fn load(request: &Request) -> Result<Config> {
     let values = secrets::resolved(overrides.values, Path::new(""));
     builder.add(Layer { name: "command line".into(), file: None, values });
     let foreign = stored.filter(|_| request.foreign).map(|(name, _)| name);
-    finish(builder, foreign)
+    finish(builder, foreign, request.original)
 }
 
 /// The method that a layer chooses.
@@ -194,11 +196,12 @@ impl<P: Provider> Provider for Named<P> {
     }
 }
 
-fn finish(builder: Builder, foreign: Option<String>) -> Result<Config> {
+fn finish(builder: Builder, foreign: Option<String>, original: bool) -> Result<Config> {
     // The choice of group files has been followed; it is no value of its own.
     let figment = builder.figment;
-    let layers = Layers::new(figment, builder.order, builder.texts)
+    let mut layers = Layers::new(figment, builder.order, builder.texts)
         .map_err(|e| Error::config(e.to_string(), ""))?;
+    derived::fill(&mut layers, original);
     check::keys(&layers)?;
     let top: groups::Top = part(&layers, "")?;
     let config = Config {

@@ -4,6 +4,7 @@
 //! `training` and the top together, is an option of the component that the group configures.
 
 mod check;
+pub mod derived;
 pub mod groups;
 mod load;
 mod place;

@@ -9,6 +9,7 @@ use miette::{NamedSource, SourceSpan};
 use serde_json::{Map, Value};
 
 use super::groups;
+use super::load::Layer;
 use crate::error::Error;
 use crate::secrets::{self, Secrets};
 
@@ -110,6 +111,22 @@ impl Layers {
     pub(super) fn rank(&self, key: &str) -> usize {
         let source = self.source(key);
         self.order.iter().rposition(|name| *name == source).unwrap_or(0)
+    }
+
+    /// Gives a dotted key of two parts a value that follows from others; `source` says how.
+    pub(super) fn fill(&mut self, key: &str, value: Figured, source: &str) {
+        let Some((group, option)) = key.split_once('.') else { return };
+        let inner = Dict::from([(option.to_string(), value.clone())]);
+        let values = Dict::from([(group.to_string(), Figured::from(inner))]);
+        let figment = std::mem::take(&mut self.figment);
+        self.figment = figment.merge(Layer { name: source.to_string(), file: None, values });
+        // Whatever is said comes later.
+        self.order.insert(0, source.to_string());
+        for values in [&mut self.values, &mut self.shown] {
+            if let Some(Figured::Dict(_, inner)) = values.get_mut(group) {
+                inner.insert(option.to_string(), value.clone());
+            }
+        }
     }
 
     /// Takes a dotted key of at most two parts out.
