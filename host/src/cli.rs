@@ -7,7 +7,7 @@ use std::process::ExitCode;
 use std::sync::LazyLock;
 use std::time::Duration;
 
-use clap::{Args, CommandFactory as _, Parser, Subcommand, ValueHint};
+use clap::{Args, CommandFactory as _, FromArgMatches as _, Parser, Subcommand, ValueHint};
 
 use crate::commands::{self, Common};
 use crate::error::{Error, Result};
@@ -36,9 +36,11 @@ Overrides:
   model=small              choose a file of configs/model/, configs/data/, configs/noise/, ...
   experiment=demo          choose a file of configs/experiment/
   sampling.predictor=NAME  choose a component (`maskdiff plugins list` prints all)
+  run.dir=null, ~run.dir   unset a key, as if nothing had been said
 
 Environment:
   MASKDIFF_OPTIM__LR=1e-3  set a value; the command line wins
+  MASKDIFF_SEED=9          the same for a key without a group, and MASKDIFF_MODEL=small for a file
   MASKDIFF_PLUGIN_PATH     more folders with plugins, separated by colons
   MASKDIFF_LOG             log filter, as in `debug`
 
@@ -292,7 +294,8 @@ pub fn show(error: Error) {
 /// Runs the command line; gives the exit code where no error decides it.
 fn run(words: Vec<OsString>) -> Result<i32> {
     let words = with_subcommand(words)?;
-    let Cli { global, command } = Cli::parse_from(&words);
+    let matches = words::command().get_matches_from(&words);
+    let Cli { global, command } = Cli::from_arg_matches(&matches).unwrap_or_else(|e| e.exit());
     let verbosity = if global.quiet { -1 } else { i8::try_from(global.verbose).unwrap_or(3) };
     let log = logging::start(verbosity);
     let common = |overrides| Common {
@@ -326,9 +329,7 @@ fn run(words: Vec<OsString>) -> Result<i32> {
                     let message = format!("`--text` names one text, and `{other}` another");
                     return Err(Error::config(message, "leave one of both out"));
                 }
-                // Quoted, as its name may be a number to TOML.
-                let file = toml::Value::String(file);
-                overrides.extend(["data=text".to_string(), format!("data.valid_path={file}")]);
+                overrides.extend(["data=text".to_string(), config::word("data.valid_path", &file)]);
             }
             commands::eval::run(&common(overrides))
         }

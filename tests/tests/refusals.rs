@@ -48,7 +48,7 @@ fn mistakes_in_the_configuration_name_key_source_and_remedy() {
         (&["lr_scheduler.name=cyclic"], &["no learning-rate schedule `cyclic`", "constant_warmup"]),
         (&["data.train=books"], &["no corpus `books`", "wikitext2"]),
         (&["data.train=wikitext"], &["did you mean `wikitext2`?"]),
-        (&["data.packing=tight"], &["`data.packing` is one of canonical, reference, got `tight`"]),
+        (&["data.packing=tight"], &["`data.packing` is `canonical` or `reference`, got `tight`"]),
         (&["model.length=63"], &["a story is a block of 64 tokens"]),
         (&["data=text"], &["needs `data.path`"]),
         (&["experiment=demmo"], &["did you mean `experiment=demo`?"]),

@@ -117,7 +117,7 @@ impl Trained {
             ));
         }
         let checkpoint = self.checkpoint.or(bare.into_iter().next());
-        overrides.extend(checkpoint.map(|path| format!("eval.checkpoint_path={path}")));
+        overrides.extend(checkpoint.map(|path| config::word("eval.checkpoint_path", &path)));
         Ok(overrides)
     }
 }

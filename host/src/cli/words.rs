@@ -1,11 +1,14 @@
 //! Command lines as they are written: the original's form, and one that is to run elsewhere.
 
+use std::any::TypeId;
 use std::ffi::OsString;
+use std::path::PathBuf;
 
-use clap::{CommandFactory as _, FromArgMatches as _};
+use clap::{CommandFactory as _, FromArgMatches as _, ValueHint};
 
 use super::{Cli, Command};
 use crate::commands::Common;
+use crate::config::expand_home;
 use crate::error::{Error, Result};
 use crate::logging;
 
@@ -29,7 +32,7 @@ impl Preview {
     pub fn of(words: &[String]) -> Result<Self> {
         let all = std::iter::once("maskdiff".into()).chain(words.iter().map(OsString::from));
         let words = with_subcommand(all.collect())?;
-        let read = Cli::command().try_get_matches_from(&words);
+        let read = command().try_get_matches_from(&words);
         let read = read.and_then(|matches| {
             let name = matches.subcommand_name().unwrap_or_default().to_string();
             Cli::from_arg_matches(&matches).map(|cli| (name, cli))
@@ -62,6 +65,32 @@ impl Preview {
         };
         Ok(Self { name, words: words.collect(), common, nproc, terminal })
     }
+}
+
+/// The program's commands and flags. A path may begin with `~`, which a shell replaces in a word of its own and not behind `--output=`.
+pub(super) fn command() -> clap::Command {
+    at_home(Cli::command())
+}
+
+fn at_home(command: clap::Command) -> clap::Command {
+    let command = command.mut_subcommands(at_home);
+    command.mut_args(|argument| {
+        let of = argument.get_value_parser().type_id();
+        let path = |text: &str| expand_home(text).map_err(|error| error.in_one_line());
+        if of == TypeId::of::<PathBuf>() {
+            return argument.value_parser(move |text: &str| path(text).map(PathBuf::from));
+        }
+        let paths = [ValueHint::FilePath, ValueHint::DirPath, ValueHint::AnyPath];
+        if of != TypeId::of::<String>() || !paths.contains(&argument.get_value_hint()) {
+            return argument;
+        }
+        // Among files there may be words, as in `~KEY=VALUE`.
+        let mixed = argument.is_positional();
+        argument.value_parser(move |text: &str| match text.contains('=') && mixed {
+            true => Ok(text.to_string()),
+            false => path(text),
+        })
+    })
 }
 
 /// The original's form: `mode=ppl_eval KEY=VALUE...` becomes `eval KEY=VALUE...`; without a mode it trains.
@@ -140,6 +169,6 @@ mod tests {
 
     #[test]
     fn the_command_line_is_consistent() {
-        Cli::command().debug_assert();
+        command().debug_assert();
     }
 }

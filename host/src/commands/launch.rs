@@ -8,6 +8,7 @@ use serde_json::json;
 
 use super::Common;
 use crate::cli::Preview;
+use crate::config::expand_home;
 use crate::error::{Error, Result};
 use crate::launch::script::{Body, Script, TASK, array_numbers, quoted};
 use crate::launch::settings::{self, Layer, Said, Settings};
@@ -125,7 +126,7 @@ impl Packaged {
     pub fn folder(&self, job: &Path) -> Result<Option<PathBuf>> {
         let Some(named) = &self.package else { return Ok(None) };
         if !named.is_empty() {
-            return absolute(Path::new(named)).map(Some);
+            return absolute(Path::new(&expand_home(named)?)).map(Some);
         }
         let numbered = |n: u32| job.join(format!("package-{n}"));
         let mut names = std::iter::once(job.join("package")).chain((2..).map(numbered));
@@ -318,6 +319,7 @@ impl Plan {
                 (folder, run)
             }
             (Some(_), Some(run)) if run.contains(TASK) => {
+                let run = expand_home(&run)?;
                 (absolute(Path::new(&own))?, absolute(Path::new(&run))?.display().to_string())
             }
             (Some(_), Some(run)) => {

@@ -1,23 +1,51 @@
 //! What can be known to be wrong about a configuration without any plugin.
 
-use super::Config;
+use serde_json::Value;
+
 use super::groups::{self, GROUPS, OPEN};
 use super::place::Layers;
+use super::{Config, hints};
 use crate::error::Result;
-use crate::plugins::nearest;
 
 /// Unknown keys of the groups that belong to the host alone.
 pub(super) fn keys(layers: &Layers) -> Result<()> {
     for group in GROUPS.iter().filter(|group| !OPEN.contains(group)) {
-        let known = groups::keys(group);
         if let Some(key) = layers.options(group).keys().next() {
-            let hint = match nearest(key, known) {
-                Some(near) => format!("did you mean `{group}.{near}`?"),
-                None => format!("keys of `{group}`: {}", known.join(", ")),
-            };
             let dotted = format!("{group}.{key}");
+            let right = hints::right_keys(&dotted, &hints::host_keys());
+            let right: Vec<String> =
+                right.iter().map(|right| layers.spelled_as(&dotted, right)).collect();
+            let hint = hints::did_you_mean(&right).unwrap_or_else(|| {
+                format!("keys of `{group}`: {}", groups::keys(group).join(", "))
+            });
             return Err(layers.error(&dotted, &format!("unknown key `{dotted}`"), &hint));
         }
+    }
+    Ok(())
+}
+
+/// Texts of the host's keys that are empty, but for those that the code or a stored configuration has.
+pub(super) fn empty(layers: &Layers, stored: Option<&str>) -> Result<()> {
+    for key in hints::host_keys() {
+        let source = layers.source(&key);
+        if source == "default" || stored == Some(source.as_str()) {
+            continue;
+        }
+        let is_empty = |value: &Value| value.as_str().is_some_and(|text| text.trim().is_empty());
+        let found = match layers.value(&key) {
+            Some(Value::Array(values)) if values.iter().any(is_empty) => {
+                format!("`{key}` has an empty text among its values")
+            }
+            Some(value) if is_empty(&value) => format!("`{key}` is empty"),
+            _ => continue,
+        };
+        let optional = groups::field(&key).is_some_and(|field| field.shape.optional);
+        let hint = if optional {
+            format!("give it a value, or leave it out; `{key}=null` unsets it")
+        } else {
+            "give it a value, or leave it out".to_string()
+        };
+        return Err(layers.error(&key, &found, &hint));
     }
     Ok(())
 }
@@ -67,35 +95,40 @@ pub(super) fn ranges(config: &Config) -> Result<()> {
         let message = format!("`data.valid_fraction` must lie in (0, 1), got {share}");
         return Err(config.layers.error("data.valid_fraction", &message, ""));
     }
-    if let Some(resume) = config.wandb.resume.as_deref()
-        && !["allow", "must", "never"].contains(&resume)
-    {
-        let message = format!("`wandb.resume` is `allow`, `must` or `never`, got `{resume}`");
-        return Err(config.layers.error("wandb.resume", &message, ""));
-    }
-    data(config)?;
+    words(config)?;
     trainer(config)?;
     crate::precision::Precision::new(config)?;
     crate::observe::OnNan::new(config)?;
     Ok(())
 }
 
-fn data(config: &Config) -> Result<()> {
-    let data = &config.data;
-    let places: &[&str] = &["both", "train", "valid", "none"];
-    for (key, value, words) in [
-        ("data.insert_eos", &data.insert_eos, places),
+/// Words that are one of a few.
+fn words(config: &Config) -> Result<()> {
+    let (data, trainer, eval) = (&config.data, &config.trainer, &config.eval);
+    let places = &["both", "train", "valid", "none"][..];
+    // As other programs call it.
+    let accelerator =
+        Some(&trainer.accelerator[..]).filter(|word| *word != "gpu").unwrap_or("cuda");
+    let resume = config.wandb.resume.as_deref().unwrap_or("allow");
+    let monitor = config.checkpointing.monitor.as_deref().unwrap_or("val/nelbo");
+    let chosen = [
+        ("data.insert_eos", &data.insert_eos[..], places),
         ("data.insert_special", &data.insert_special, places),
         ("data.packing", &data.packing, &["canonical", "reference"]),
         ("data.on_invalid", &data.on_invalid, &["error", "replace", "skip"]),
         ("data.documents", &data.documents, &["file", "line"]),
-    ] {
-        if !words.contains(&value.as_str()) {
-            let message = format!("`{key}` is one of {}, got `{value}`", words.join(", "));
-            return Err(config.layers.error(key, &message, ""));
-        }
-    }
-    Ok(())
+        ("wandb.resume", resume, &["allow", "must", "never"]),
+        ("trainer.accelerator", accelerator, &["auto", "cpu", "cuda"]),
+        ("trainer.strategy", &trainer.strategy, &["ddp", "zero1"]),
+        ("trainer.on_nan", &trainer.on_nan, &["stop", "skip", "rollback"]),
+        ("optim.name", &config.optim.name, &["adamw", "muon"]),
+        ("optim.weight_decay_on", &config.optim.weight_decay_on, &["all", "matrices"]),
+        ("eval.bound", &eval.bound, &["reference", "strict"]),
+        ("eval.likelihood", &eval.likelihood, &["bound", "duel"]),
+        ("checkpointing.mode", &config.checkpointing.mode, &["min", "max"]),
+        ("checkpointing.monitor", monitor, crate::train::MONITORED),
+    ];
+    chosen.into_iter().try_for_each(|(key, word, known)| hints::one_of(config, key, word, known))
 }
 
 fn trainer(config: &Config) -> Result<()> {
@@ -144,18 +177,6 @@ fn trainer(config: &Config) -> Result<()> {
     if !(0.0..1.0).contains(&momentum) {
         let message = format!("`optim.muon_momentum` must lie in [0, 1), got {momentum}");
         return Err(config.layers.error("optim.muon_momentum", &message, ""));
-    }
-    let (monitor, mode) = (&config.checkpointing.monitor, &config.checkpointing.mode);
-    if let Some(monitor) =
-        monitor.as_ref().filter(|m| !crate::train::MONITORED.contains(&m.as_str()))
-    {
-        let message = format!("`checkpointing.monitor={monitor}` is no metric of an evaluation");
-        let hint = format!("metrics: {}", crate::train::MONITORED.join(", "));
-        return Err(config.layers.error("checkpointing.monitor", &message, &hint));
-    }
-    if !["min", "max"].contains(&mode.as_str()) {
-        let message = format!("`checkpointing.mode` is `min` or `max`, got `{mode}`");
-        return Err(config.layers.error("checkpointing.mode", &message, ""));
     }
     config.shares(1).map(drop)
 }

@@ -4,10 +4,14 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::shape::{Field, Held, Of, Shape};
 use super::values::{Limit, Word};
 
+/// A key that holds a path says so: `dir: Option<String> as path = None`.
 macro_rules! group {
-    ($(#[$doc:meta])* $name:ident { $($(#[$field_doc:meta])* $field:ident: $type:ty = $default:expr,)+ }) => {
+    ($(#[$doc:meta])* $name:ident {
+        $($(#[$field_doc:meta])* $field:ident: $type:ty $(as $path:ident)? = $default:expr,)+
+    }) => {
         #[derive(Debug, Clone, Serialize, Deserialize)]
         $(#[$doc])*
         pub struct $name { $($(#[$field_doc])* pub $field: $type,)+ }
@@ -19,8 +23,16 @@ macro_rules! group {
         }
 
         impl $name {
-            /// The keys of this group.
-            pub const KEYS: &'static [&'static str] = &[$(stringify!($field),)+];
+            /// The keys of this group, and what each of them holds.
+            pub const FIELDS: &'static [Field] = &[$(Field {
+                name: stringify!($field),
+                shape: <$type as Held>::SHAPE,
+                path: [$(stringify!($path),)? ""].len() > 1,
+            },)+];
+        }
+
+        impl Held for $name {
+            const SHAPE: Shape = Shape::one(Of::Group(Self::FIELDS));
         }
     };
 }
@@ -54,7 +66,7 @@ group! {
         /// The part of it that is validated on; by default the corpus' own choice.
         valid_split: Option<String> = None,
         /// `char`, `text8`, a tokenizer's file or folder, or a model of the hub, as in `gpt2`.
-        tokenizer_name_or_path: String = "char".into(),
+        tokenizer_name_or_path: String as path = "char".into(),
         /// Documents one after the other, cut where a block is full; or else a block for each, cut off or filled.
         wrap: bool = true,
         /// `wrap`: where an EOS ends each document: `both`, `train`, `valid` or `none`.
@@ -70,13 +82,13 @@ group! {
         /// `streaming`: blocks among which the order is random; 1 keeps the corpus' order.
         stream_window: i64 = 1024,
         /// Where blocks are kept; by default `maskdiff/data` in the user's cache folder.
-        cache_dir: Option<String> = None,
+        cache_dir: Option<String> as path = None,
         /// Text that is not valid: `error`, `replace` it, or `skip` the document.
         on_invalid: String = "error".into(),
         /// Your files: one, a folder, or a pattern as in `texts/*.txt`. For `text8`, your copy of it.
-        path: Option<String> = None,
+        path: Option<String> as path = None,
         /// Your files for validation; without it the last blocks of the training text are held out.
-        valid_path: Option<String> = None,
+        valid_path: Option<String> as path = None,
         /// Share of the blocks that is held out where there is no part for validation, in (0, 1).
         valid_fraction: f64 = 0.1,
         /// `text`: a document is a `file` or a `line`.
@@ -259,7 +271,7 @@ group! {
     /// Checkpoints.
     Checkpointing {
         /// The folder; by default `checkpoints` in the run folder.
-        save_dir: Option<String> = None,
+        save_dir: Option<String> as path = None,
         /// Copy them to `s3://BUCKET/PREFIX` or `gs://BUCKET/PREFIX` as well.
         mirror: Option<String> = None,
         /// Steps between two checkpoints; 0 writes at evaluations and at the end only.
@@ -274,7 +286,7 @@ group! {
         /// Go on from the newest checkpoint of the run, if there is one.
         resume_from_ckpt: bool = false,
         /// `resume_from_ckpt`: where a run begins that has no checkpoint yet: another run's, or a `.ckpt` of the original.
-        resume_ckpt_path: Option<String> = None,
+        resume_ckpt_path: Option<String> as path = None,
     }
 }
 
@@ -291,7 +303,7 @@ group! {
         /// Compare with texts by people as well (MAUVE); `references` alone does too.
         mauve: bool = false,
         /// Those texts, a file as `maskdiff score` takes; by default the validation text of the checkpoint.
-        references: Option<String> = None,
+        references: Option<String> as path = None,
     }
 }
 
@@ -299,7 +311,7 @@ group! {
     /// Evaluation.
     Eval {
         /// The checkpoint folder to evaluate or sample; a run folder means its last one.
-        checkpoint_path: Option<String> = None,
+        checkpoint_path: Option<String> as path = None,
         /// Use the raw weights instead of their average.
         disable_ema: bool = false,
         /// Passes over the validation set, each with its own times and masks.
@@ -315,14 +327,14 @@ group! {
         /// `maskdiff sample` scores what it drew.
         compute_generative_perplexity: bool = false,
         /// The judge: a folder, a name of the hub, or a run of a causal network.
-        gen_ppl_eval_model_name_or_path: String = "gpt2-large".into(),
+        gen_ppl_eval_model_name_or_path: String as path = "gpt2-large".into(),
         /// Windows of text that it scores at once.
         perplexity_batch_size: i64 = 8,
         /// How it scores.
         gen_ppl: GenPpl = GenPpl::default(),
         /// The ledger to which each evaluation adds a line; by default `results.jsonl` in the run folder of the checkpoint, or
         /// else here. `none` writes nothing.
-        results: Option<String> = None,
+        results: Option<String> as path = None,
     }
 }
 
@@ -386,7 +398,7 @@ group! {
     /// The run folder.
     Run {
         /// Its path; by default `outputs/<data>/<date>/<time>`.
-        dir: Option<String> = None,
+        dir: Option<String> as path = None,
     }
 }
 
@@ -394,72 +406,70 @@ group! {
     /// Plugins.
     Plugins {
         /// Files or folders to load before the shipped ones.
-        paths: Vec<String> = Vec::new(),
+        paths: Vec<String> as path = Vec::new(),
     }
 }
 
-/// The groups of the configuration, each a table at the top.
-pub const GROUPS: &[&str] = &[
-    "data",
-    "model",
-    "noise",
-    "process",
-    "training",
-    "sampling",
-    "loader",
-    "optim",
-    "lr_scheduler",
-    "trainer",
-    "checkpointing",
-    "eval",
-    "track",
-    "wandb",
-    "alert",
-    "run",
-    "plugins",
-];
+impl Noise {
+    /// The keys of this group, and what each of them holds.
+    pub const FIELDS: &'static [Field] =
+        &[Field { name: "type", shape: Shape::one(Of::Text), path: false }];
+}
 
-/// The host's keys of a group; of the top for an empty name.
-pub fn keys(group: &str) -> &'static [&'static str] {
-    match group {
-        "" => Top::KEYS,
-        "data" => Data::KEYS,
-        "model" => Model::KEYS,
-        "noise" => &["type"],
-        "training" => Training::KEYS,
-        "sampling" => Sampling::KEYS,
-        "loader" => Loader::KEYS,
-        "optim" => Optim::KEYS,
-        "lr_scheduler" => LrScheduler::KEYS,
-        "trainer" => Trainer::KEYS,
-        "checkpointing" => Checkpointing::KEYS,
-        "eval" => Eval::KEYS,
-        "track" => Track::KEYS,
-        "wandb" => Wandb::KEYS,
-        "alert" => Alert::KEYS,
-        "run" => Run::KEYS,
-        "plugins" => Plugins::KEYS,
-        _ => &[],
+macro_rules! groups {
+    ($($name:literal: $type:ty),+ $(,)?) => {
+        /// The groups of the configuration, each a table at the top.
+        pub const GROUPS: &[&str] = &[$($name,)+ "process"];
+
+        /// The host's keys of a group; of the top for an empty name.
+        pub fn fields(group: &str) -> &'static [Field] {
+            match group {
+                "" => Top::FIELDS,
+                $($name => <$type>::FIELDS,)+
+                _ => &[],
+            }
+        }
+
+        /// All defaults as one value.
+        pub fn defaults() -> serde_json::Value {
+            let mut all = serde_json::to_value(Top::default()).unwrap_or_default();
+            $(all[$name] = serde_json::to_value(<$type>::default()).unwrap_or_default();)+
+            all["process"] = serde_json::json!({});
+            all
+        }
+    };
+}
+
+groups!(
+    "data": Data, "model": Model, "noise": Noise, "training": Training, "sampling": Sampling,
+    "loader": Loader, "optim": Optim, "lr_scheduler": LrScheduler, "trainer": Trainer,
+    "checkpointing": Checkpointing, "eval": Eval, "track": Track, "wandb": Wandb,
+    "alert": Alert, "run": Run, "plugins": Plugins,
+);
+
+/// The names of the host's keys of a group; of the top for an empty name.
+pub fn keys(group: &str) -> Vec<&'static str> {
+    fields(group).iter().map(|field| field.name).collect()
+}
+
+/// What a dotted key of the host holds; none for an option of a component.
+pub fn field(key: &str) -> Option<&'static Field> {
+    let (group, rest) = match key.split_once('.') {
+        Some((group, rest)) => (group, rest),
+        None => ("", key),
+    };
+    let mut fields = fields(group);
+    let mut parts = rest.split('.').peekable();
+    while let Some(part) = parts.next() {
+        let found = fields.iter().find(|field| field.name == part)?;
+        match found.shape.of {
+            Of::Group(inner) if parts.peek().is_some() => fields = inner,
+            _ if parts.peek().is_some() => return None,
+            _ => return Some(found),
+        }
     }
+    None
 }
 
 /// Groups whose other keys belong to a component.
 pub const OPEN: &[&str] = &["model", "noise", "process", "training", "sampling"];
-
-/// All defaults as one value.
-pub fn defaults() -> serde_json::Value {
-    let mut all = serde_json::to_value(Top::default()).unwrap_or_default();
-    macro_rules! put {
-        ($($key:literal: $type:ty),+ $(,)?) => {
-            $(all[$key] = serde_json::to_value(<$type>::default()).unwrap_or_default();)+
-        };
-    }
-    put!(
-        "data": Data, "model": Model, "noise": Noise, "training": Training, "sampling": Sampling,
-        "loader": Loader, "optim": Optim, "lr_scheduler": LrScheduler, "trainer": Trainer,
-        "checkpointing": Checkpointing, "eval": Eval, "track": Track, "wandb": Wandb,
-        "alert": Alert, "run": Run, "plugins": Plugins,
-    );
-    all["process"] = serde_json::json!({});
-    all
-}

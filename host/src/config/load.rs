@@ -5,28 +5,27 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use figment::providers::{Env, Format, Serialized, Toml};
+use figment::providers::{Format, Toml};
 use figment::value::{Dict, Map as Profiles, Value as Figured};
 use figment::{Figment, Metadata, Profile, Provider, Source};
-use include_dir::{Dir, include_dir};
 use serde::de::DeserializeOwned;
 
+use super::files::{config_file, named_file};
 use super::groups::{self, GROUPS};
 use super::place::Layers;
-use super::{Config, check, derived};
+use super::shape::{Field, Of, Shape};
+use super::words::{self, CHOSEN, Words};
+use super::{COMMAND_LINE, Config, ENVIRONMENT, check, derived, hints, home};
 use crate::error::{Error, Result};
 use crate::launch::package;
-use crate::plugins::nearest;
 use crate::secrets;
-
-static EMBEDDED: Dir<'_> = include_dir!("$CARGO_MANIFEST_DIR/../configs");
-
-/// Folders under `configs/` whose files are chosen by `GROUP=NAME`.
-const CHOSEN: &[&str] = &["data", "model", "noise", "lr_scheduler"];
 
 /// The key whose value may have a file in the folder of its name: what goes with that value when nothing else is said. So one word
 /// chooses a method.
 const METHOD: &str = "parameterization";
+
+/// The layer of what the code says.
+const DEFAULT: &str = "default";
 
 /// What the command line says about the configuration.
 #[derive(Debug, Clone, Default)]
@@ -65,17 +64,26 @@ impl Provider for Layer {
 }
 
 /// Collects layers and the texts they came from.
+#[derive(Default)]
 struct Builder {
-    figment: Figment,
-    order: Vec<String>,
+    layers: Vec<Layer>,
     texts: BTreeMap<String, String>,
 }
 
 impl Builder {
-    fn add(&mut self, layer: impl Provider) {
-        self.order.push(layer.metadata().name.to_string());
-        let figment = std::mem::take(&mut self.figment);
-        self.figment = figment.merge(layer);
+    fn add(&mut self, mut layer: Layer) -> Result<()> {
+        settle(&mut layer.values, groups::fields(""), "")?;
+        for group in GROUPS {
+            if let Some(Figured::Dict(_, values)) = layer.values.get_mut(*group) {
+                settle(values, groups::fields(group), group)?;
+            }
+        }
+        self.layers.push(layer);
+        Ok(())
+    }
+
+    fn add_words(&mut self, name: &str, values: Dict) -> Result<()> {
+        self.add(Layer { name: name.to_string(), file: None, values })
     }
 
     /// A checkpoint's configuration without the groups that were chosen anew.
@@ -84,8 +92,7 @@ impl Builder {
         values.retain(|group, _| !without.contains(&group.as_str()));
         let values = secrets::resolved(values, Path::new(name));
         self.texts.insert(name.to_string(), text.to_string());
-        self.add(Layer { name: name.to_string(), file: Some(name.to_string()), values });
-        Ok(())
+        self.add(Layer { name: name.to_string(), file: Some(name.to_string()), values })
     }
 
     fn add_text(&mut self, name: &str, text: &str, under: Option<&str>) -> Result<()> {
@@ -99,54 +106,121 @@ impl Builder {
             None => (values, text.to_string()),
         };
         self.texts.insert(name.to_string(), text);
-        self.add(Layer { name: name.to_string(), file: Some(name.to_string()), values });
+        self.add(Layer { name: name.to_string(), file: Some(name.to_string()), values })
+    }
+
+    /// Takes a key out of what was said so far, but for what holds when nothing is said.
+    fn remove(&mut self, key: &str, expected: Option<&str>, base: &str) -> Result<()> {
+        let now = self.layers.iter().rev().find_map(|layer| words::find(&layer.values, key));
+        let Some(now) = now else {
+            let near = hints::right_keys(key, &hints::host_keys());
+            let hint = hints::did_you_mean(&near);
+            let hint = hint.unwrap_or_else(|| "`maskdiff config` shows what is set".into());
+            return Err(Error::config(format!("`~{key}` unsets what nothing sets"), hint));
+        };
+        let shape = groups::field(key).map_or(Shape::one(Of::Any), |field| field.shape);
+        let now = serde_json::to_value(now).unwrap_or_default();
+        if let Some(expected) = expected
+            && serde_json::to_value(shape.read(expected)).unwrap_or_default() != now
+        {
+            return Err(Error::config(
+                format!("`~{key}={expected}` unsets another value: `{key}` is {now}"),
+                format!("`~{key}` unsets it whatever it is; `{key}=VALUE` sets it"),
+            ));
+        }
+        for layer in &mut self.layers {
+            if ![DEFAULT, base].contains(&layer.name.as_str()) {
+                words::take(&mut layer.values, key);
+            }
+        }
         Ok(())
     }
 }
 
+/// What a layer says, as the keys hold it: paths from the home folder, whole numbers.
+fn settle(values: &mut Dict, fields: &[Field], group: &str) -> Result<()> {
+    for field in fields {
+        let Some(value) = values.get_mut(field.name) else { continue };
+        if let (Of::Group(inner), Figured::Dict(_, values)) = (field.shape.of, &mut *value) {
+            settle(values, inner, group)?;
+            continue;
+        }
+        field.shape.settle(value);
+        if !field.path {
+            continue;
+        }
+        let paths = match value {
+            Figured::Array(_, values) => values.as_mut_slice(),
+            one => std::slice::from_mut(one),
+        };
+        for path in paths {
+            if let Figured::String(_, path) = path {
+                *path = home::expand(path).map_err(|error| match error {
+                    Error::Config { message, hint, .. } => {
+                        let key = super::dotted(group, field.name);
+                        Error::config(format!("`{key}`: {message}"), hint.unwrap_or_default())
+                    }
+                    other => other,
+                })?;
+            }
+        }
+    }
+    Ok(())
+}
+
 /// Resolves the configuration; everything that can be known to be wrong without plugins is an error here.
 pub fn load(request: &Request) -> Result<Config> {
-    let overrides = Overrides::parse(&request.overrides)?;
-    let (figment, order, texts) = (Figment::new(), Vec::new(), BTreeMap::new());
-    let mut builder = Builder { figment, order, texts };
-    builder.add(Named("default", Serialized::defaults(groups::defaults())));
+    let overrides = Words::of_command_line(&request.overrides)?;
+    let environment = Words::of_environment(words::variables())?;
+    // By hand: the command line, or else the environment.
+    let chosen_by_hand = |group: &str| {
+        let named = |words: &Words, layer| Some((words.chosen(group)?, layer));
+        named(&overrides, COMMAND_LINE).or_else(|| named(&environment, ENVIRONMENT))
+    };
+    let mut builder = Builder::default();
+    let defaults = Figured::serialize(groups::defaults()).ok().and_then(Figured::into_dict);
+    builder.add_words(DEFAULT, defaults.unwrap_or_default())?;
     let (base_name, base) = config_file("config").ok_or_else(|| no_file("config"))?;
-    let experiment = overrides.chosen("experiment");
-    let experiment = experiment
-        .map(|name| named_file("experiment", &name).map(|(file, text)| (name, file, text)))
+    let experiment = chosen_by_hand("experiment")
+        .map(|(name, _)| named_file("experiment", &name))
         .transpose()?;
     let packed = package::current().map(|package| package.join(package::CONFIG));
     let packed = packed.filter(|file| request.file.is_some() && file.is_file());
     let own = packed.as_deref().or(request.file.as_deref()).map(read).transpose()?;
     // Which group files: the base says, a later layer says otherwise.
-    let mut chosen = choices_in(&base_name, &base)?;
-    if let Some((_, file, text)) = &experiment {
-        chosen.extend(choices_in(file, text)?);
+    let files: Vec<&(String, String)> = experiment.iter().chain(&own).collect();
+    let mut chosen = BTreeMap::new();
+    for (file, text) in
+        std::iter::once((&base_name, &base)).chain(files.iter().map(|f| (&f.0, &f.1)))
+    {
+        let choices = choices_in(file, text)?.into_iter();
+        chosen.extend(choices.map(|(group, name)| (group, (name, file.as_str()))));
     }
-    if let Some((file, text)) = &own {
-        chosen.extend(choices_in(file, text)?);
-    }
-    chosen.extend(CHOSEN.iter().filter_map(|g| Some((g.to_string(), overrides.chosen(g)?))));
+    let by_hand: Vec<&str> =
+        CHOSEN.iter().copied().filter(|group| chosen_by_hand(group).is_some()).collect();
+    chosen.extend(by_hand.iter().filter_map(|g| Some((g.to_string(), chosen_by_hand(g)?))));
     builder.add_text(&base_name, &base, None)?;
     let stored = request.stored.clone();
-    let from_command: Vec<&str> =
-        CHOSEN.iter().copied().filter(|group| overrides.chosen(group).is_some()).collect();
-    for (group, name) in &chosen {
+    for (group, (name, said_by)) in &chosen {
         // What a checkpoint was trained with comes first; only a group chosen by hand is read beside it.
-        if stored.is_some() && !from_command.contains(&group.as_str()) {
+        if stored.is_some() && !by_hand.contains(&group.as_str()) {
             continue;
         }
-        let (file, text) = named_file(group, name)?;
-        builder.add_text(&file, &text, Some(group))?;
+        match named_file(group, name) {
+            // A schedule that needs no file, as a plugin has it.
+            Err(_) if group == "noise" => builder.add_words(said_by, noise(name))?,
+            found => {
+                let (file, text) = found?;
+                builder.add_text(&file, &text, Some(group))?;
+            }
+        }
     }
-    let files = experiment.iter().map(|(_, file, text)| (file, text));
-    let files = files.chain(own.iter().map(|(file, text)| (file, text)));
     let mut said = method_in(&parse(&base_name, &base)?);
-    for (file, text) in files {
+    for (file, text) in &files {
         said = method_in(&parse(file, text)?).or(said);
     }
     // What a checkpoint was trained with says it all, but for a method that is chosen anew.
-    let anew = method_in(&overrides.values);
+    let anew = method_in(&overrides.values).or_else(|| method_in(&environment.values));
     let method = match &stored {
         Some(_) => anew,
         None => anew.or(said),
@@ -156,26 +230,27 @@ pub fn load(request: &Request) -> Result<Config> {
         builder.add_text(file, text, None)?;
     }
     if let Some((file, text)) = &stored {
-        builder.add_stored(file, text, &from_command)?;
+        builder.add_stored(file, text, &by_hand)?;
     }
     if let Some((file, text)) = brought.as_ref().filter(|_| stored.is_some()) {
         builder.add_text(file, text, None)?;
     }
-    if let Some((_, file, text)) = &experiment {
+    for (file, text) in files {
         builder.add_text(file, text, None)?;
     }
-    if let Some((file, text)) = &own {
-        builder.add_text(file, text, None)?;
+    builder.add_words(ENVIRONMENT, environment.values)?;
+    for (key, value) in &overrides.removed {
+        builder.remove(key, value.as_deref(), &base_name)?;
     }
-    let environment =
-        Env::prefixed("MASKDIFF_").split("__").filter(|key| key.as_str().contains('.'));
-    // Those of the launcher are no values of a run.
-    let environment = environment.filter(|key| !key.starts_with("launcher."));
-    builder.add(Named("environment", environment));
-    let values = secrets::resolved(overrides.values, Path::new(""));
-    builder.add(Layer { name: "command line".into(), file: None, values });
-    let foreign = stored.filter(|_| request.foreign).map(|(name, _)| name);
-    finish(builder, foreign, request.original)
+    builder.add_words(COMMAND_LINE, secrets::resolved(overrides.values, Path::new("")))?;
+    let raw = environment.raw.into_iter().chain(overrides.raw).collect();
+    finish(builder, raw, stored.map(|(name, _)| name), request)
+}
+
+/// The schedule of a name.
+fn noise(name: &str) -> Dict {
+    let kind = Dict::from([("type".to_string(), Figured::from(name))]);
+    Dict::from([("noise".to_string(), Figured::from(kind))])
 }
 
 /// The method that a layer chooses.
@@ -183,26 +258,20 @@ fn method_in(values: &Dict) -> Option<String> {
     values.get(METHOD).and_then(Figured::as_str).map(ToString::to_string)
 }
 
-/// A provider under a plain name.
-struct Named<P>(&'static str, P);
-
-impl<P: Provider> Provider for Named<P> {
-    fn metadata(&self) -> Metadata {
-        Metadata::named(self.0)
-    }
-
-    fn data(&self) -> std::result::Result<Profiles<Profile, Dict>, figment::Error> {
-        self.1.data()
-    }
-}
-
-fn finish(builder: Builder, foreign: Option<String>, original: bool) -> Result<Config> {
+fn finish(
+    builder: Builder,
+    raw: BTreeMap<String, String>,
+    stored: Option<String>,
+    request: &Request,
+) -> Result<Config> {
     // The choice of group files has been followed; it is no value of its own.
-    let figment = builder.figment;
-    let mut layers = Layers::new(figment, builder.order, builder.texts)
+    let order = builder.layers.iter().map(|layer| layer.name.clone()).collect();
+    let figment = builder.layers.into_iter().fold(Figment::new(), Figment::merge);
+    let mut layers = Layers::new(figment, order, builder.texts, raw)
         .map_err(|e| Error::config(e.to_string(), ""))?;
-    derived::fill(&mut layers, original);
+    derived::fill(&mut layers, request.original);
     check::keys(&layers)?;
+    check::empty(&layers, stored.as_deref())?;
     let top: groups::Top = part(&layers, "")?;
     let config = Config {
         top,
@@ -222,7 +291,7 @@ fn finish(builder: Builder, foreign: Option<String>, original: bool) -> Result<C
         alert: part(&layers, "alert")?,
         run: part(&layers, "run")?,
         plugins: part(&layers, "plugins")?,
-        foreign,
+        foreign: stored.filter(|_| request.foreign),
         layers,
     };
     check::ranges(&config)?;
@@ -241,78 +310,6 @@ fn part<T: DeserializeOwned>(layers: &Layers, group: &str) -> Result<T> {
         let message = format!("`{key}`: {}", e.kind);
         layers.error(&key, &message, "`maskdiff config` shows every key with its value and source")
     })
-}
-
-/// `KEY=VALUE` words: choices of group files, and values.
-#[derive(Default)]
-struct Overrides {
-    choices: BTreeMap<String, String>,
-    values: Dict,
-}
-
-impl Overrides {
-    fn parse(words: &[String]) -> Result<Self> {
-        let mut this = Self::default();
-        for word in words {
-            let Some((key, value)) = word.split_once('=') else {
-                return Err(Error::config(
-                    format!("`{word}` is not KEY=VALUE"),
-                    "overrides look like `optim.lr=3e-4` or `model=tiny`",
-                ));
-            };
-            let key = key.trim_start_matches(['+', '~']);
-            if CHOSEN.contains(&key) || key == "experiment" {
-                this.choices.insert(key.into(), value.into());
-                continue;
-            }
-            if GROUPS.contains(&key) {
-                return Err(Error::config(
-                    format!("`{key}` is a group, not a value"),
-                    format!("set one of its keys: {}", groups::keys(key).join(", ")),
-                ));
-            }
-            insert(&mut this.values, key, toml_value(value));
-        }
-        Ok(this)
-    }
-
-    fn chosen(&self, group: &str) -> Option<String> {
-        self.choices.get(group).cloned()
-    }
-}
-
-fn insert(dict: &mut Dict, key: &str, value: Figured) {
-    match key.split_once('.') {
-        None => {
-            dict.insert(key.to_string(), value);
-        }
-        Some((group, rest)) => {
-            let entry = dict.entry(group.to_string()).or_insert_with(|| Figured::from(Dict::new()));
-            if let Figured::Dict(_, inner) = entry {
-                insert(inner, rest, value);
-            }
-        }
-    }
-}
-
-/// A value as TOML reads it; `True`, `False`, bare words and lists of such as the original's command lines have them.
-fn toml_value(text: &str) -> Figured {
-    match text {
-        "True" => return Figured::from(true),
-        "False" => return Figured::from(false),
-        _ => {}
-    }
-    let parsed = toml::from_str::<Dict>(&format!("value = {text}"));
-    if let Some(value) = parsed.ok().and_then(|mut dict| dict.remove("value")) {
-        return value;
-    }
-    match text.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')) {
-        Some(words) if !words.contains('[') => {
-            let words = words.split(',').map(str::trim).filter(|word| !word.is_empty());
-            Figured::from(words.map(toml_value).collect::<Vec<Figured>>())
-        }
-        _ => Figured::from(text),
-    }
 }
 
 fn parse(name: &str, text: &str) -> Result<Dict> {
@@ -352,67 +349,13 @@ fn read(path: &Path) -> Result<(String, String)> {
     Ok((path.display().to_string(), text))
 }
 
-/// `configs/<name>.toml`, from the job's package, the current folder, or else as built in.
-fn config_file(name: &str) -> Option<(String, String)> {
-    let path = format!("configs/{name}.toml");
-    let packed = package::current().map(|package| package.join(&path));
-    if let Some(text) = packed.and_then(|file| std::fs::read_to_string(file).ok()) {
-        return Some((path, text));
-    }
-    if let Ok(text) = std::fs::read_to_string(&path) {
-        return Some((path, text));
-    }
-    let text = EMBEDDED.get_file(format!("{name}.toml"))?.contents_utf8()?;
-    Some((path, text.to_string()))
-}
-
-fn named_file(group: &str, name: &str) -> Result<(String, String)> {
-    config_file(&format!("{group}/{name}")).ok_or_else(|| {
-        let known = names(group);
-        let known: Vec<&str> = known.iter().map(String::as_str).collect();
-        let hint = match nearest(name, &known) {
-            Some(near) => format!("did you mean `{group}={near}`?"),
-            None => format!("files of `{group}`: {}", known.join(", ")),
-        };
-        Error::config(format!("there is no `{group}={name}`"), hint)
-    })
-}
-
 fn no_file(name: &str) -> Error {
     Error::config(format!("`configs/{name}.toml` is missing"), "build the host again")
 }
 
-/// The name and the text of a file of `configs/SHELF/`: one that is looked up by name and is no layer of the configuration.
-pub fn shelf_file(shelf: &str, name: &str) -> Option<(String, String)> {
-    config_file(&format!("{shelf}/{name}"))
-}
-
-/// Writes the built-in files below a folder, to be read and changed.
-pub fn write_files(folder: &Path) -> Result<()> {
-    std::fs::create_dir_all(folder)
-        .and_then(|()| EMBEDDED.extract(folder))
-        .map_err(|e| Error::io("write", folder, &e))
-}
-
-/// The names of the files there.
-pub fn shelf_names(shelf: &str) -> Vec<String> {
-    names(shelf)
-}
-
-/// The built-in and the current folder's files of a group.
-pub(super) fn names(group: &str) -> Vec<String> {
-    let stem = |path: &Path| path.file_stem().map(|s| s.to_string_lossy().into_owned());
-    let embedded = EMBEDDED.get_dir(group).into_iter().flat_map(Dir::files);
-    let mut names: Vec<String> = embedded.filter_map(|file| stem(file.path())).collect();
-    let here = std::fs::read_dir(format!("configs/{group}")).into_iter().flatten().flatten();
-    names.extend(here.filter_map(|entry| stem(&entry.path())));
-    names.sort();
-    names.dedup();
-    names
-}
-
 #[cfg(test)]
 mod tests {
+    use super::super::files::names;
     use super::*;
 
     fn resolve(words: &[&str]) -> Result<Config> {

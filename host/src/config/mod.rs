@@ -4,20 +4,41 @@
 //! `training` and the top together, is an option of the component that the group configures.
 
 mod check;
+mod files;
 pub mod derived;
 pub mod groups;
+mod hints;
+mod home;
 mod load;
+mod options;
 mod place;
+pub mod shape;
 pub mod values;
+mod words;
 
-pub use load::{Request, load, shelf_file, shelf_names, write_files};
+pub use files::{shelf_file, shelf_names, write_files};
+pub use hints::one_of;
+pub use home::expand as expand_home;
+pub use load::{Request, load};
 pub use place::Layers;
 
-use serde_json::{Map, Value};
-
 use crate::error::{Error, Result};
-use crate::model::{Choice, Choices};
-use crate::plugins::{Registry, nearest};
+
+/// The layer of the command line.
+pub const COMMAND_LINE: &str = "command line";
+
+/// The layer of the environment.
+pub const ENVIRONMENT: &str = "environment";
+
+/// The variable of the environment that sets a dotted key.
+fn variable(key: &str) -> String {
+    format!("MASKDIFF_{}", key.to_uppercase().replace('.', "__"))
+}
+
+/// A word of the command line that sets a text, whatever the text looks like.
+pub fn word(key: &str, text: &str) -> String {
+    format!("{key}={}", toml::Value::String(text.to_string()))
+}
 
 /// A resolved configuration. Component options are not checked yet: see [`Config::choices`].
 #[derive(Debug)]
@@ -62,161 +83,7 @@ pub struct Config {
     pub layers: Layers,
 }
 
-/// Options of one kind of component: which keys of the configuration they are.
-struct Owner<'a> {
-    kind: &'static str,
-    name: &'a str,
-    /// Option to dotted key, for messages.
-    keys: Vec<(String, String)>,
-    options: Map<String, Value>,
-}
-
 impl Config {
-    /// Drops what was set for another component: options that the chosen one does not have, from a layer before the one
-    /// that chose it. So `sampling.predictor=NAME` on the command line does not trip over an experiment's options.
-    pub fn settle(&mut self, registry: &Registry) -> Result<()> {
-        let chosen = [
-            ("backbone", "backbone", &self.top.backbone, &["model"][..]),
-            ("process", "diffusion", &self.top.diffusion, &["process"]),
-            ("noise", "noise.type", &self.noise.kind, &["noise"]),
-            ("parameterization", "parameterization", &self.top.parameterization, &["", "training"]),
-            ("sampler", "sampling.predictor", &self.sampling.predictor, &["sampling"]),
-        ];
-        let mut strangers = Vec::new();
-        for (kind, choice, name, groups) in chosen {
-            let (_, component) = registry.find(kind, name).map_err(|e| self.at_choice(kind, e))?;
-            let since = self.layers.rank(choice);
-            for group in groups {
-                let options = self.layers.options(group);
-                let unknown =
-                    options.keys().filter(|o| component.schema["properties"].get(o).is_none());
-                let keys = unknown.map(|option| dotted(group, option));
-                let foreign =
-                    |key: &String| self.foreign.as_ref() == Some(&self.layers.source(key));
-                let old = keys.filter(|key| self.layers.rank(key) < since || foreign(key));
-                strangers.extend(old.map(|key| (key, component.takes_any_option())));
-            }
-        }
-        for (key, open) in strangers {
-            // One that takes any option might have meant this one.
-            if open {
-                tracing::warn!(
-                    "`{key}` was set for another component and is dropped: say it again if it is meant"
-                );
-            } else {
-                tracing::info!("`{key}` was set for another component and is dropped");
-            }
-            self.layers.forget(&key);
-        }
-        Ok(())
-    }
-
-    /// The components of the model with their options, each checked against its component's schema.
-    pub fn choices(&self, registry: &Registry) -> Result<Choices> {
-        let top = &self.top;
-        let choice = |kind, name: &str, groups: &[&str]| self.choice(registry, kind, name, groups);
-        Ok(Choices {
-            backbone: choice("backbone", &top.backbone, &["model"])?,
-            process: choice("process", &top.diffusion, &["process"])?,
-            noise: choice("noise", &self.noise.kind, &["noise"])?,
-            parameterization: choice("parameterization", &top.parameterization, &["", "training"])?,
-        })
-    }
-
-    /// The sampler with its options, checked against its schema.
-    pub fn sampler(&self, registry: &Registry) -> Result<Choice> {
-        self.choice(registry, "sampler", &self.sampling.predictor, &["sampling"])
-    }
-
-    fn choice(
-        &self,
-        registry: &Registry,
-        kind: &'static str,
-        name: &str,
-        groups: &[&str],
-    ) -> Result<Choice> {
-        let mut owner = Owner { kind, name, keys: Vec::new(), options: Map::new() };
-        for group in groups {
-            for (option, value) in self.layers.options(group) {
-                let key = dotted(group, &option);
-                owner.keys.push((option.clone(), key));
-                owner.options.insert(option, value);
-            }
-        }
-        let (_, component) = registry.find(kind, name).map_err(|e| self.at_choice(kind, e))?;
-        let known: Vec<&str> = component.schema["properties"]
-            .as_object()
-            .map(|p| p.keys().map(String::as_str).collect())
-            .unwrap_or_default();
-        // One that takes any option checks them itself.
-        let open = component.takes_any_option();
-        if let Some(argument) = registry.argument(kind, name) {
-            owner.options.insert("argument".into(), argument.into());
-        }
-        for (option, key) in &owner.keys {
-            if open || known.contains(&option.as_str()) {
-                continue;
-            }
-            let others = registry.having(kind, option);
-            if others.is_empty() {
-                return Err(self.unknown_option(&owner, option, key, groups, &known));
-            }
-            // What changes nothing elsewhere is no mistake here: published command lines say `T=0` to every method.
-            let value = owner.options.remove(option).unwrap_or_default();
-            if others.iter().any(|other| !same(&other.defaults[option], &value)) {
-                let names: Vec<String> = others.iter().map(|c| format!("`{}`", c.name)).collect();
-                return Err(self.foreign_option(&owner, key, &names.join(", ")));
-            }
-        }
-        Ok(Choice { name: name.to_string(), options: Value::Object(owner.options) })
-    }
-
-    fn unknown_option(
-        &self,
-        owner: &Owner<'_>,
-        option: &str,
-        key: &str,
-        groups: &[&str],
-        known: &[&str],
-    ) -> Error {
-        let hosts: Vec<&str> =
-            groups.iter().flat_map(|group| groups::keys(group).iter().copied()).collect();
-        let all: Vec<&str> = known.iter().chain(&hosts).copied().collect();
-        let hint = match nearest(option, &all) {
-            Some(near) => format!("did you mean `{near}`?"),
-            None if known.is_empty() => format!("{} `{}` has no options", owner.kind, owner.name),
-            None => format!("options of {} `{}`: {}", owner.kind, owner.name, known.join(", ")),
-        };
-        let message = format!(
-            "unknown key `{key}`: neither the host nor {} `{}` has it",
-            owner.kind, owner.name
-        );
-        self.layers.error(key, &message, &hint)
-    }
-
-    fn foreign_option(&self, owner: &Owner<'_>, key: &str, others: &str) -> Error {
-        let (kind, name) = (owner.kind, owner.name);
-        let message = format!("`{key}` means nothing to {kind} `{name}`");
-        self.layers.error(key, &message, &format!("leave it out; it is an option of {others}"))
-    }
-
-    /// Points an unknown component's error at the key that named it.
-    fn at_choice(&self, kind: &str, error: Error) -> Error {
-        let key = match kind {
-            "process" => "diffusion",
-            "noise" => "noise.type",
-            "sampler" => "sampling.predictor",
-            other => other,
-        };
-        match error {
-            Error::Plugin { message, hint } => {
-                let source = self.layers.source(key);
-                Error::Plugin { message: format!("{message} (`{key}` from {source})"), hint }
-            }
-            other => other,
-        }
-    }
-
     /// Points a component's error about one of its options at the place that set it.
     pub fn locate(&self, error: Error) -> Error {
         let Error::Component { component, error } = error else { return error };
@@ -300,11 +167,6 @@ pub struct Shares {
     pub batch: i64,
     /// Micro-batches in a step.
     pub parts: i64,
-}
-
-/// Whether two values are equal, 1 and 1.0 too.
-fn same(a: &Value, b: &Value) -> bool {
-    a == b || a.as_f64().is_some_and(|number| b.as_f64() == Some(number))
 }
 
 /// An option of a group as a key of the configuration.

@@ -4,12 +4,13 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use figment::value::{Dict, Value as Figured};
-use figment::{Figment, Source};
+use figment::{Figment, Metadata, Source};
 use miette::{NamedSource, SourceSpan};
 use serde_json::{Map, Value};
 
-use super::groups;
 use super::load::Layer;
+use super::shape::Shape;
+use super::{COMMAND_LINE, ENVIRONMENT, dotted, groups, variable};
 use crate::error::Error;
 use crate::secrets::{self, Secrets};
 
@@ -25,6 +26,10 @@ pub struct Layers {
     order: Vec<String>,
     /// File name to text.
     texts: BTreeMap<String, String>,
+    /// What the command line and the environment say, letter by letter, by dotted key.
+    raw: BTreeMap<String, String>,
+    /// Options whose name the environment could not spell: dotted key to that of the variable.
+    renamed: BTreeMap<String, String>,
 }
 
 impl Layers {
@@ -32,10 +37,12 @@ impl Layers {
         figment: Figment,
         order: Vec<String>,
         texts: BTreeMap<String, String>,
+        raw: BTreeMap<String, String>,
     ) -> Result<Self, Box<figment::Error>> {
         let values = figment.extract::<Dict>()?;
         let (shown, secrets) = secrets::split(&values);
-        Ok(Self { figment, values, shown, secrets, order, texts })
+        let renamed = BTreeMap::new();
+        Ok(Self { figment, values, shown, secrets, order, texts, raw, renamed })
     }
 
     pub(super) fn figment(&self) -> &Figment {
@@ -143,18 +150,56 @@ impl Layers {
         }
     }
 
+    /// Reads a word of the command line or the environment as the component's schema has the option, under the option's own name: the
+    /// environment knows no small letters.
+    pub(super) fn read_option(&mut self, group: &str, option: &str, name: &str, shape: Shape) {
+        let key = dotted(group, option);
+        let Some(word) = self.raw.get(&key) else { return };
+        let values = match group {
+            "" => Some(&mut self.values),
+            group => match self.values.get_mut(group) {
+                Some(Figured::Dict(_, inner)) => Some(inner),
+                _ => None,
+            },
+        };
+        let Some(values) = values else { return };
+        let Some(old) = values.remove(option) else { return };
+        // What keys of its own were set in is no word.
+        let new = if matches!(old, Figured::Dict(..)) { old } else { shape.read(word) };
+        values.insert(name.to_string(), new);
+        if name != option {
+            self.renamed.insert(dotted(group, name), key);
+        }
+    }
+
+    /// The key as whoever set it spells it: as a variable of the environment where it came from there.
+    pub(super) fn spelled_as(&self, key: &str, other: &str) -> String {
+        if self.source(key) == ENVIRONMENT { variable(other) } else { other.to_string() }
+    }
+
     /// Where the value of a dotted key came from, for people.
     pub fn source(&self, key: &str) -> String {
-        let Some(metadata) = self.figment.find_metadata(key) else { return "nowhere".into() };
-        metadata.name.to_string()
+        self.metadata(key).map_or_else(|| "nowhere".into(), |metadata| metadata.name.to_string())
+    }
+
+    fn metadata(&self, key: &str) -> Option<&Metadata> {
+        self.figment.find_metadata(self.renamed.get(key).map_or(key, String::as_str))
+    }
+
+    /// Whether a key was set by hand: by a word of the command line or the environment.
+    pub fn is_by_hand(&self, key: &str) -> bool {
+        [COMMAND_LINE, ENVIRONMENT].contains(&self.source(key).as_str())
     }
 
     /// An error about a key: points into the file that set it, or names its source.
     pub fn error(&self, key: &str, message: &str, hint: &str) -> Error {
         let message = secrets::scrubbed(message);
         let hint = (!hint.is_empty()).then(|| hint.to_string());
-        let source = self.source(key);
-        let metadata = self.figment.find_metadata(key);
+        let source = match self.source(key) {
+            source if source == ENVIRONMENT => format!("environment variable {}", variable(key)),
+            source => source,
+        };
+        let metadata = self.metadata(key);
         let file = metadata.and_then(|m| match &m.source {
             Some(Source::Custom(name)) => Some(name.clone()),
             _ => None,

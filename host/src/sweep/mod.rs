@@ -16,6 +16,7 @@ use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
 
+use crate::config;
 use crate::error::{Error, Result};
 use crate::launch::script::quoted_path;
 use crate::launch::settings::Said;
@@ -96,9 +97,7 @@ impl Sweep {
             }
         }
         let label = folder.file_name().map(|name| name.to_string_lossy().into_owned());
-        // In quotes, as it may be a number to TOML.
-        let label = toml::Value::String(label.unwrap_or("sweep".into()));
-        let group = format!("wandb.group={label}");
+        let group = config::word("wandb.group", &label.unwrap_or("sweep".into()));
         let grouped = plan.words.iter().any(|word| word.starts_with("wandb.group="));
         let words = |(point, own): (usize, Vec<String>)| -> Vec<String> {
             let all = globals.iter().chain(&plan.words).cloned().chain(own);

@@ -1,0 +1,104 @@
+//! `configs/NAME.toml`: built in, or of the current folder, or of a job's package.
+
+use std::collections::BTreeSet;
+use std::path::Path;
+use std::sync::{Mutex, PoisonError};
+
+use include_dir::{Dir, include_dir};
+
+use crate::error::{Error, Result};
+use crate::launch::package;
+use crate::plugins::nearest;
+
+static EMBEDDED: Dir<'_> = include_dir!("$CARGO_MANIFEST_DIR/../configs");
+
+/// `configs/<name>.toml`, from the job's package, the current folder, or else as built in. One that stands in the current folder
+/// instead of a built-in one is told of, and its name begins with `./`.
+pub(super) fn config_file(name: &str) -> Option<(String, String)> {
+    let path = format!("configs/{name}.toml");
+    let packed = package::current().map(|package| package.join(&path));
+    if let Some(text) = packed.and_then(|file| std::fs::read_to_string(file).ok()) {
+        return Some((path, text));
+    }
+    let own = EMBEDDED.get_file(format!("{name}.toml")).and_then(|file| file.contents_utf8());
+    match (std::fs::read_to_string(&path), own) {
+        (Ok(text), Some(own)) if text != own => {
+            told(name, &path);
+            Some((format!("./{path}"), text))
+        }
+        (Ok(text), _) => Some((path, text)),
+        (Err(_), own) => Some((path, own?.to_string())),
+    }
+}
+
+/// Says once that a file stands for a built-in one.
+fn told(name: &str, path: &str) {
+    static TOLD: Mutex<BTreeSet<String>> = Mutex::new(BTreeSet::new());
+    // A file of the launcher is the user's by its nature.
+    if name.starts_with("launcher/") || !is_first_rank() {
+        return;
+    }
+    if TOLD.lock().unwrap_or_else(PoisonError::into_inner).insert(path.to_string()) {
+        tracing::warn!("`{path}` of this folder is used instead of the built-in one");
+    }
+}
+
+/// Of several processes that start together, the one that speaks.
+fn is_first_rank() -> bool {
+    let rank = |name| std::env::var(name).is_ok_and(|rank| rank != "0");
+    !["RANK", "SLURM_PROCID"].into_iter().any(rank)
+}
+
+/// A file of a group.
+pub(super) fn named_file(group: &str, name: &str) -> Result<(String, String)> {
+    config_file(&format!("{group}/{name}")).ok_or_else(|| {
+        let known = names(group);
+        let known: Vec<&str> = known.iter().map(String::as_str).collect();
+        let hint = match nearest(name, &known) {
+            _ if group == "data" && Path::new(name).exists() => {
+                format!("your own text: `data=text data.path={name}`")
+            }
+            _ if group == "data" && config_file(&format!("corpus/{name}")).is_some() => {
+                format!("a corpus is chosen by `data.train={name}`")
+            }
+            Some(near) => format!("did you mean `{group}={near}`?"),
+            None if group == "model" => {
+                let files = known.join(", ");
+                format!("files of `model`: {files}; a network is chosen by `backbone={name}`")
+            }
+            None => format!("files of `{group}`: {}", known.join(", ")),
+        };
+        Error::config(format!("there is no `{group}={name}`"), hint)
+    })
+}
+
+/// The name and the text of a file of `configs/SHELF/`: one that is looked up by name and is no layer of the configuration.
+pub fn shelf_file(shelf: &str, name: &str) -> Option<(String, String)> {
+    config_file(&format!("{shelf}/{name}"))
+}
+
+/// Writes the built-in files below a folder, to be read and changed.
+pub fn write_files(folder: &Path) -> Result<()> {
+    std::fs::create_dir_all(folder)
+        .and_then(|()| EMBEDDED.extract(folder))
+        .map_err(|e| Error::io("write", folder, &e))
+}
+
+/// The names of the files there.
+pub fn shelf_names(shelf: &str) -> Vec<String> {
+    names(shelf)
+}
+
+/// The built-in and the current folder's files of a group.
+pub(super) fn names(group: &str) -> Vec<String> {
+    let stem = |path: &Path| path.file_stem().map(|s| s.to_string_lossy().into_owned());
+    let embedded = EMBEDDED.get_dir(group).into_iter().flat_map(Dir::files);
+    let mut names: Vec<String> = embedded.filter_map(|file| stem(file.path())).collect();
+    let here = std::fs::read_dir(format!("configs/{group}")).into_iter().flatten().flatten();
+    let here = here.map(|entry| entry.path());
+    let toml = here.filter(|path| path.extension().is_some_and(|ending| ending == "toml"));
+    names.extend(toml.filter_map(|path| stem(&path)));
+    names.sort();
+    names.dedup();
+    names
+}

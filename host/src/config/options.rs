@@ -1,0 +1,250 @@
+//! Which options each component gets: the keys of its group that the host does not own, read and checked by the component's schema.
+
+use maskdiff_plugin_api::abi::module::ComponentInfo;
+use serde_json::{Map, Value};
+
+use super::shape::{Of, Shape, choices};
+use super::{Config, Layers, dotted, expand_home, hints};
+use crate::error::{Error, Result};
+use crate::model::{Choice, Choices};
+use crate::plugins::Registry;
+
+/// Options of one kind of component: which keys of the configuration they are.
+struct Owner<'a> {
+    kind: &'static str,
+    name: &'a str,
+    /// Option to dotted key, for messages.
+    keys: Vec<(String, String)>,
+    options: Map<String, Value>,
+}
+
+impl Config {
+    /// The kinds of components: the key that chooses one, the chosen name, and the groups whose free keys are its options.
+    fn chosen(&self) -> [(&'static str, &'static str, String, &'static [&'static str]); 5] {
+        let top = &self.top;
+        [
+            ("backbone", "backbone", top.backbone.clone(), &["model"]),
+            ("process", "diffusion", top.diffusion.clone(), &["process"]),
+            ("noise", "noise.type", self.noise.kind.clone(), &["noise"]),
+            (
+                "parameterization",
+                "parameterization",
+                top.parameterization.clone(),
+                &["", "training"],
+            ),
+            ("sampler", "sampling.predictor", self.sampling.predictor.clone(), &["sampling"]),
+        ]
+    }
+
+    /// Drops what was set for another component: options that the chosen one does not have, from a layer before the one
+    /// that chose it. So `sampling.predictor=NAME` on the command line does not trip over an experiment's options.
+    pub fn settle(&mut self, registry: &Registry) -> Result<()> {
+        let mut strangers = Vec::new();
+        for (kind, choice, name, groups) in self.chosen() {
+            let (_, component) = registry.find(kind, &name).map_err(|e| self.at_choice(kind, e))?;
+            for group in groups {
+                read_words(&mut self.layers, group, component, registry);
+            }
+            let since = self.layers.rank(choice);
+            for group in groups {
+                let options = self.layers.options(group);
+                let unknown =
+                    options.keys().filter(|o| component.schema["properties"].get(o).is_none());
+                let keys = unknown.map(|option| dotted(group, option));
+                let foreign =
+                    |key: &String| self.foreign.as_ref() == Some(&self.layers.source(key));
+                // What is said by hand is meant.
+                let before =
+                    |key: &String| self.layers.rank(key) < since && !self.layers.is_by_hand(key);
+                let old = keys.filter(|key| before(key) || foreign(key));
+                strangers.extend(old.map(|key| (key, component.takes_any_option())));
+            }
+        }
+        for (key, open) in strangers {
+            // One that takes any option might have meant this one.
+            if open {
+                tracing::warn!(
+                    "`{key}` was set for another component and is dropped: say it again if it is meant"
+                );
+            } else {
+                tracing::info!("`{key}` was set for another component and is dropped");
+            }
+            self.layers.forget(&key);
+        }
+        Ok(())
+    }
+
+    /// The components of the model with their options, each checked against its component's schema.
+    pub fn choices(&self, registry: &Registry) -> Result<Choices> {
+        let top = &self.top;
+        let choice = |kind, name: &str, groups: &[&str]| self.choice(registry, kind, name, groups);
+        Ok(Choices {
+            backbone: choice("backbone", &top.backbone, &["model"])?,
+            process: choice("process", &top.diffusion, &["process"])?,
+            noise: choice("noise", &self.noise.kind, &["noise"])?,
+            parameterization: choice("parameterization", &top.parameterization, &["", "training"])?,
+        })
+    }
+
+    /// The sampler with its options, checked against its schema.
+    pub fn sampler(&self, registry: &Registry) -> Result<Choice> {
+        self.choice(registry, "sampler", &self.sampling.predictor, &["sampling"])
+    }
+
+    fn choice(
+        &self,
+        registry: &Registry,
+        kind: &'static str,
+        name: &str,
+        groups: &[&str],
+    ) -> Result<Choice> {
+        let mut owner = Owner { kind, name, keys: Vec::new(), options: Map::new() };
+        for group in groups {
+            for (option, value) in self.layers.options(group) {
+                let key = dotted(group, &option);
+                owner.keys.push((option.clone(), key));
+                owner.options.insert(option, value);
+            }
+        }
+        let (_, component) = registry.find(kind, name).map_err(|e| self.at_choice(kind, e))?;
+        let known: Vec<&str> = properties(component).collect();
+        // One that takes any option checks them itself.
+        let open = component.takes_any_option();
+        if let Some(argument) = registry.argument(kind, name) {
+            // It may be a file.
+            owner.options.insert("argument".into(), expand_home(argument)?.into());
+        }
+        for (option, key) in &owner.keys {
+            if known.contains(&option.as_str()) {
+                self.check_choice(component, option, &owner.options[option], key)?;
+                continue;
+            }
+            if open {
+                continue;
+            }
+            let others = registry.having(kind, option);
+            if others.is_empty() {
+                return Err(self.unknown_option(registry, &owner, option, key, &known));
+            }
+            // What changes nothing elsewhere is no mistake here: published command lines say `T=0` to every method.
+            let value = owner.options.remove(option).unwrap_or_default();
+            if others.iter().any(|other| !same(&other.defaults[option], &value)) {
+                let names: Vec<String> = others.iter().map(|c| format!("`{}`", c.name)).collect();
+                return Err(self.foreign_option(&owner, key, &names.join(", ")));
+            }
+        }
+        Ok(Choice { name: name.to_string(), options: Value::Object(owner.options) })
+    }
+
+    fn unknown_option(
+        &self,
+        registry: &Registry,
+        owner: &Owner<'_>,
+        option: &str,
+        key: &str,
+        known: &[&str],
+    ) -> Error {
+        // What is set in a table of a wrong name is told of as it was written.
+        let inner = match &owner.options[option] {
+            Value::Object(inner) => inner.keys().next().map(|inner| format!("{key}.{inner}")),
+            _ => None,
+        };
+        let key = inner.as_deref().unwrap_or(key);
+        let right = hints::right_keys(key, &self.all_keys(registry));
+        let right: Vec<String> =
+            right.iter().map(|right| self.layers.spelled_as(key, right)).collect();
+        let hint = match hints::did_you_mean(&right) {
+            Some(hint) => hint,
+            None if known.is_empty() => format!("{} `{}` has no options", owner.kind, owner.name),
+            None => format!("options of {} `{}`: {}", owner.kind, owner.name, known.join(", ")),
+        };
+        let message = format!(
+            "unknown key `{key}`: neither the host nor {} `{}` has it",
+            owner.kind, owner.name
+        );
+        self.layers.error(key, &message, &hint)
+    }
+
+    /// Every key of the host and of the chosen components, dotted; those of a component before those of the host.
+    fn all_keys(&self, registry: &Registry) -> Vec<String> {
+        let chosen = self.chosen();
+        let options = chosen.iter().flat_map(|(kind, _, name, groups)| {
+            let found = registry.find(kind, name).ok();
+            let names = found.into_iter().flat_map(|(_, component)| properties(component));
+            // Of several groups, the last is the one with a name.
+            let names = names.map(ToString::to_string).collect::<Vec<String>>();
+            names.into_iter().map(|name| dotted(groups[0], &name))
+        });
+        options.chain(hints::host_keys()).collect()
+    }
+
+    /// Checks an option that is one of a few words.
+    fn check_choice(
+        &self,
+        component: &ComponentInfo,
+        option: &str,
+        value: &Value,
+        key: &str,
+    ) -> Result<()> {
+        let schema = &component.schema;
+        let known = choices(schema, &schema["properties"][option]);
+        match value.as_str().filter(|_| !known.is_empty()) {
+            Some(word) => hints::one_of(self, key, word, &known),
+            None => Ok(()),
+        }
+    }
+
+    fn foreign_option(&self, owner: &Owner<'_>, key: &str, others: &str) -> Error {
+        let (kind, name) = (owner.kind, owner.name);
+        let message = format!("`{key}` means nothing to {kind} `{name}`");
+        self.layers.error(key, &message, &format!("leave it out; it is an option of {others}"))
+    }
+
+    /// Points an unknown component's error at the key that named it.
+    fn at_choice(&self, kind: &str, error: Error) -> Error {
+        let key = match kind {
+            "process" => "diffusion",
+            "noise" => "noise.type",
+            "sampler" => "sampling.predictor",
+            other => other,
+        };
+        match error {
+            Error::Plugin { message, hint } => {
+                let source = self.layers.source(key);
+                Error::Plugin { message: format!("{message} (`{key}` from {source})"), hint }
+            }
+            other => other,
+        }
+    }
+}
+
+/// Whether two values are equal, 1 and 1.0 too.
+fn same(a: &Value, b: &Value) -> bool {
+    a == b || a.as_f64().is_some_and(|number| b.as_f64() == Some(number))
+}
+
+/// The names of a component's options.
+fn properties(component: &ComponentInfo) -> impl Iterator<Item = &str> {
+    component.schema["properties"].as_object().into_iter().flatten().map(|(name, _)| name.as_str())
+}
+
+/// Reads the words of a group as the component that it configures has its options.
+fn read_words(layers: &mut Layers, group: &str, component: &ComponentInfo, registry: &Registry) {
+    for (option, _) in layers.options(group) {
+        let same = |name: &&str| name.eq_ignore_ascii_case(&option);
+        let exact = properties(component).find(|name| *name == option);
+        let name = exact.or_else(|| properties(component).find(same));
+        let Some(name) = name else {
+            // It may be another component's, for which it is named as that has it.
+            let others = registry.components().into_iter().map(|(_, other)| other);
+            let mut others = others.filter(|other| other.kind == component.kind);
+            let name = others.find_map(|other| properties(other).find(same));
+            let name = name.unwrap_or(&option).to_string();
+            layers.read_option(group, &option, &name, Shape::one(Of::Any));
+            continue;
+        };
+        let schema = &component.schema;
+        let shape = Shape::of_schema(schema, &schema["properties"][name]);
+        layers.read_option(group, &option, name, shape);
+    }
+}

@@ -1,0 +1,234 @@
+//! End to end: where values come from. Words mean the same everywhere, texts stay texts, and no word is ignored.
+
+use std::fs;
+use std::path::Path;
+
+use maskdiff_tests::root;
+use maskdiff_tests::run::{Output, SMALL, command, finish, maskdiff, train};
+use serde_json::{Value, json};
+
+fn folder() -> tempfile::TempDir {
+    tempfile::tempdir().expect("a folder")
+}
+
+/// `maskdiff WORDS` with variables of the environment.
+fn with(at: &Path, variables: &[(&str, &str)], words: &[&str]) -> Output {
+    finish(command(at, words).envs(variables.iter().copied()))
+}
+
+/// The resolved configuration.
+#[track_caller]
+fn resolved(at: &Path, variables: &[(&str, &str)], words: &[&str]) -> Value {
+    let out = with(at, variables, &[&["config", "--format", "json"], words].concat());
+    serde_json::from_str(&out.expect(0).stdout).expect("JSON")
+}
+
+#[test]
+fn a_word_means_the_same_in_the_environment_and_on_the_command_line() {
+    let at = folder();
+    // The example of the README and of `--help`, and its neighbours.
+    let variables = [
+        ("MASKDIFF_OPTIM__LR", "1e-3"),
+        ("MASKDIFF_OPTIM__EPS", ".5"),
+        ("MASKDIFF_SEED", "9"),
+        ("MASKDIFF_TRAINER__MAX_STEPS", "1e3"),
+        ("MASKDIFF_MODEL", "tiny"),
+        ("MASKDIFF_MODEL__LENGTH", "1_28"),
+        ("MASKDIFF_PARAMETERIZATION", "d3pm"),
+        ("MASKDIFF_T", "1_000"),
+        ("MASKDIFF_WANDB__NAME", "12345"),
+        ("MASKDIFF_WANDB__TAGS", "[a,1e-4]"),
+    ];
+    let words = [
+        "optim.lr=.001",
+        "optim.eps=5E-1",
+        "seed=+9",
+        "trainer.max_steps=1000.",
+        "model=tiny",
+        "model.length=128",
+        "parameterization=d3pm",
+        "T=1000",
+        "wandb.name=12345",
+        "wandb.tags=[a, \"1e-4\"]",
+    ];
+    let (one, other) = (resolved(at.path(), &variables, &[]), resolved(at.path(), &[], &words));
+    assert_eq!(one, other);
+    assert_eq!(
+        (&one["optim"]["lr"], &one["seed"], &one["T"]),
+        (&json!(0.001), &json!(9), &json!(1000))
+    );
+    assert_eq!((&one["wandb"]["name"], &one["model"]["name"]), (&json!("12345"), &json!("tiny")));
+    // The command line wins, and what the program reads itself is no key.
+    let variables = [
+        ("MASKDIFF_SEED", "9"),
+        ("MASKDIFF_MODEL", "tiny"),
+        ("MASKDIFF_LOG", "error"),
+        ("MASKDIFF_RUN", "x"),
+    ];
+    let both = resolved(at.path(), &variables, &["seed=3", "model=nano"]);
+    assert_eq!((&both["seed"], &both["model"]["name"]), (&json!(3), &json!("nano")));
+}
+
+#[test]
+fn a_text_is_taken_letter_by_letter_and_null_unsets_it() {
+    let at = folder();
+    let words =
+        ["run.dir=2024-11-29", "wandb.offline=true", "wandb.name={task}", "wandb.group=true"];
+    let small = ["trainer.max_steps=1", "sampling.num_sample_log=0", "data.valid_blocks=8"];
+    train(at.path(), &[&words[..], &small].concat()).expect(0);
+    let stored =
+        fs::read_to_string(at.path().join("2024-11-29/config.toml")).expect("its configuration");
+    for line in ["name = \"{task}\"", "group = \"true\"", "dir = \"2024-11-29\""] {
+        assert!(stored.contains(line), "{line}: {stored}");
+    }
+    let unset =
+        resolved(at.path(), &[("MASKDIFF_WANDB__NAME", "x")], &["wandb.name=null", "run.dir=None"]);
+    assert_eq!((&unset["wandb"]["name"], &unset["run"]["dir"]), (&Value::Null, &Value::Null));
+    // Hydra's sign takes out what was said before, down to what holds when nothing is said.
+    let words = [
+        "experiment=demo",
+        "optim.lr=1",
+        "~optim.lr",
+        "~trainer.max_steps=2000",
+        "~sampling.steps",
+    ];
+    let taken = resolved(at.path(), &[("MASKDIFF_OPTIM__LR", "2")], &words);
+    assert_eq!(
+        (&taken["optim"]["lr"], &taken["trainer"]["max_steps"]),
+        (&json!(3e-4), &json!(1_000_000))
+    );
+    assert_eq!(taken["sampling"].get("steps"), None);
+}
+
+#[test]
+fn a_leading_tilde_is_the_home_folder_everywhere() {
+    let at = folder();
+    let home = at.path().join("home");
+    fs::create_dir(&home).expect("a home");
+    fs::write(home.join("own.toml"), "[data]\ncache_dir = '~/blocks'\n").expect("a file");
+    let variables =
+        [("HOME", home.to_str().expect("UTF-8")), ("MASKDIFF_CHECKPOINTING__SAVE_DIR", "~/saved")];
+    let small = ["trainer.max_steps=1", "sampling.num_sample_log=0", "data.valid_blocks=8"];
+    let words = [&["train", "--config=~/own.toml", "run.dir=~/runs/x"], SMALL, &small].concat();
+    let mut run = command(at.path(), &words);
+    run.env_remove("MASKDIFF_DATA__CACHE_DIR");
+    finish(run.envs(variables)).expect(0);
+    assert!(home.join("runs/x/metrics.jsonl").is_file() && home.join("saved/last").exists());
+    let stored = fs::read_to_string(home.join("runs/x/config.toml")).expect("its configuration");
+    assert!(stored.contains(&format!("cache_dir = \"{}/blocks\"", home.display())), "{stored}");
+    with(at.path(), &variables, &["report", "~/runs/x", "--output=~/page.html"]).expect(0);
+    assert!(home.join("page.html").is_file());
+    let said = with(
+        at.path(),
+        &variables,
+        &["launch", "slurm", "--dry-run", "--", "train", "run.dir=~/j"],
+    );
+    said.expect(0);
+    assert!(said.stdout.contains(&format!("run.dir={}/j", home.display())), "{}", said.stdout);
+    with(at.path(), &variables, &["config", "run.dir=~nobody-here/x"])
+        .expect(2)
+        .says(&["no user `nobody-here`"]);
+    assert!(!at.path().join("~").exists());
+}
+
+#[test]
+fn no_word_is_ignored() {
+    let at = folder();
+    let long = format!("wandb.tags=[{}]", "x".repeat(80));
+    let cases: &[(&[&str], &[&str])] = &[
+        (
+            &["eval.checkpoint_path=x"],
+            &["is not used by `maskdiff train`", "resume_ckpt_path=PATH"],
+        ),
+        (&["data.column=body"], &["`data.column` means nothing to the data `stories`"]),
+        (
+            &["data=text", "data.path=x", "data.repo=a/b"],
+            &["`data.repo` means nothing to the data `text`"],
+        ),
+        (&["~optim.lrr"], &["unsets what nothing sets", "`optim.lr`"]),
+        (&["~optim.lr=5", "optim.lr=1"], &["unsets another value"]),
+        (&["~model"], &["choose another one: `model=NAME`"]),
+        (&["optim.lr=1", "optim.lr.x=1"], &["`optim.lr.x` does not go with `optim.lr`"]),
+        (&["run.dir="], &["`run.dir` is empty", "`run.dir=null` unsets it"]),
+        (&["plugins.paths=[\"\"]"], &["`plugins.paths` has an empty text"]),
+        (&["wandb.offline=true", &long], &["W&B takes no tag of more than 64 characters"]),
+        (&["wandb.project=me/mine"], &["W&B takes no project with"]),
+        (&["samplng.steps=4"], &["unknown key `samplng.steps`", "did you mean `sampling.steps`?"]),
+        (&["lr=1e-3"], &["unknown key `lr`", "did you mean `optim.lr`?"]),
+        (&["num_samples=5"], &["did you mean `sampling.num_sample_batches`?"]),
+        (&["steps=5"], &["did you mean `sampling.steps`?"]),
+        (
+            &["trainer.on_nan=skipp"],
+            &["`stop`, `skip` or `rollback`", "did you mean `trainer.on_nan=skip`?"],
+        ),
+        (
+            &["backbone=dimamba", "model.temb_strategy=adalm"],
+            &["did you mean `model.temb_strategy=adaln`?"],
+        ),
+        (&["process=x"], &["`process` is a group", "`diffusion=x`"]),
+        (&["noise=cosin"], &["there is no noise `cosin`", "did you mean `cosine`?"]),
+        (&["model=dit"], &["a network is chosen by `backbone=dit`"]),
+    ];
+    for (words, phrases) in cases {
+        let out = train(at.path(), words);
+        assert!([2, 3].contains(&out.code), "{words:?}: {} {}", out.code, out.stderr);
+        out.says(phrases);
+    }
+    for (variable, phrases) in [
+        (
+            "MASKDIFF_OPTIM__LRR",
+            &["environment variable MASKDIFF_OPTIM__LRR", "`MASKDIFF_OPTIM__LR`?"][..],
+        ),
+        ("MASKDIFF_OPTM__LR", &["environment variable MASKDIFF_OPTM__LR", "`MASKDIFF_OPTIM__LR`?"]),
+        ("MASKDIFF_SED", &["environment variable MASKDIFF_SED", "`MASKDIFF_SEED`?"]),
+        ("MASKDIFF_TRAINER", &["MASKDIFF_TRAINER", "is a group"]),
+    ] {
+        with(at.path(), &[(variable, "1")], &["config"]).expect(2).says(phrases);
+    }
+    assert!(!at.path().join("outputs").exists(), "nothing was written");
+}
+
+#[test]
+fn a_schedule_needs_no_file() {
+    let at = folder();
+    let config = resolved(at.path(), &[], &["noise=maskdiff-noise:cosine"]);
+    assert_eq!(config["noise"], json!({"type": "maskdiff-noise:cosine"}));
+    let config =
+        resolved(at.path(), &[("MASKDIFF_NOISE", "maskdiff-noise:linear")], &["noise.sigma_max=3"]);
+    assert_eq!(config["noise"], json!({"type": "maskdiff-noise:linear", "sigma_max": 3}));
+}
+
+#[test]
+fn a_file_that_stands_for_a_built_in_one_is_told_of() {
+    let at = folder();
+    let base = fs::read_to_string(root().join("configs/config.toml")).expect("the base");
+    fs::create_dir_all(at.path().join("configs/model")).expect("a folder");
+    let put = |name: &str, text: &str| {
+        fs::write(at.path().join("configs").join(name), text).expect("a file")
+    };
+    put("config.toml", &base);
+    put("model/mine.toml", "name = 'mine'\n");
+    let out = maskdiff(at.path(), &["config", "model=mine"]);
+    assert_eq!(out.expect(0).stderr, "", "an equal file and a new one need no word");
+    put("config.toml", &format!("seed = 77\n{base}"));
+    let out = maskdiff(at.path(), &["config"]);
+    out.expect(0)
+        .says(&["`configs/config.toml` of this folder is used instead of the built-in one"]);
+    assert_eq!(out.stderr.matches("instead of the built-in one").count(), 1, "{}", out.stderr);
+    assert!(out.stdout.contains("seed = 77 # ./configs/config.toml"), "{}", out.stdout);
+}
+
+#[test]
+fn a_run_that_has_nothing_left_to_do_says_so() {
+    let at = folder();
+    let small = [
+        "run.dir=run",
+        "sampling.num_sample_log=0",
+        "data.valid_blocks=8",
+        "trainer.num_sanity_val_steps=0",
+    ];
+    train(at.path(), &[&small[..], &["trainer.max_steps=2"]].concat()).expect(0);
+    let again = ["trainer.max_steps=1", "checkpointing.resume_from_ckpt=true"];
+    let out = train(at.path(), &[&small[..], &again].concat());
+    out.expect(0).says(&["nothing is left to train: 2 steps are done", "`trainer.max_steps` is 1"]);
+}
