@@ -4,6 +4,7 @@ use std::path::Path;
 
 use clap::{Args, ValueHint};
 
+use crate::config;
 use crate::error::{Error, Result};
 
 /// Of `train`.

@@ -3,11 +3,13 @@
 use super::Common;
 use crate::error::Result;
 use crate::report::Format;
+use crate::{assemble, data, run_dir};
 use crate::{assemble, output, run_dir};
 
 /// Prints the resolved configuration: TOML with the source of every value, or JSON.
 pub fn run(common: &Common) -> Result<()> {
     let mut config = common.config()?;
+    data::check_words(&config)?;
     let registry = assemble::registry(&common.plugins, &config)?;
     assemble::choices(&mut config, &registry, false)?;
     config.sampler(&registry)?;

@@ -188,6 +188,7 @@ fn named(mut common: Common, words: Vec<String>) -> Result<(Report, Vec<Cache>)>
 /// Where the blocks of a configuration are; an error when they are not made yet.
 fn files_of(config: &Config, report: &mut Report, stop: &Stop) -> Result<Vec<PathBuf>> {
     check_made(config)?;
+    data::check_words(config)?;
     let hub = LazyHub::default();
     let train = Part::find(config, Role::Train, &hub)?.filter(|_| !config.data.streaming);
     let valid = Part::find(config, Role::Valid, &hub)?;

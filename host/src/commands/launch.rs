@@ -6,7 +6,7 @@ use std::process::Command;
 
 use serde_json::json;
 
-use super::Common;
+use super::{Common, train};
 use crate::cli::Preview;
 use crate::config::expand_home;
 use crate::error::{Error, Result};
@@ -301,6 +301,7 @@ impl Plan {
             return Ok(Self { folder, words, trains, registry, numbers, runs, config, package });
         }
         let mut config = preview.common.config()?;
+        train::check_words(&config)?;
         config.shares(world)?;
         let registry = assemble::registry(&preview.common.plugins, &config)?;
         let logs = config.sampling.num_sample_log > 0;

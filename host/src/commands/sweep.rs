@@ -6,8 +6,8 @@ use std::time::{Duration, Instant};
 
 use serde_json::json;
 
-use super::Common;
 use super::launch::{Job, Packaged, absolute, globals, program, said, settings_only};
+use super::{Common, train};
 use crate::cli::Preview;
 use crate::data::{self, Observer};
 use crate::error::{Error, Result};
@@ -348,6 +348,7 @@ fn check_point(
 ) -> Result<()> {
     let common = Preview::of(&sweep.command(point))?.common;
     let mut config = common.config()?;
+    train::check_words(&config)?;
     config.shares(tasks)?;
     if registry.is_none() {
         *registry = Some(assemble::registry(&common.plugins, &config)?);

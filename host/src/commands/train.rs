@@ -34,6 +34,7 @@ pub fn run(common: &Common, profile: bool, panel: bool) -> Result<()> {
             "leave it out: progress comes as plain lines; `maskdiff runs list` shows how far a run is",
         ));
     }
+    check_words(&config)?;
     resumable(&config)?;
     secrets::check(&config)?;
     let stop = Stop::listen("the step that is under way is finished and a checkpoint is written")?;
@@ -170,6 +171,12 @@ pub fn run(common: &Common, profile: bool, panel: bool) -> Result<()> {
     };
     common.log.open(&trainer.run.log(world.rank()), &mark)?;
     trainer.report.note(&introduction(&trainer));
+    let (begun, last) = (trainer.learner.step, config.trainer.max_steps);
+    if begun >= last {
+        trainer.report.note(&format!(
+            "warning: nothing is left to train: {begun} steps are done, and `trainer.max_steps` is {last}; a larger one goes on"
+        ));
+    }
     let ran = trainer.run().map_err(|e| config.locate(e));
     if let Err(error) = &ran {
         common.log.line(&error.in_one_line());
@@ -274,6 +281,22 @@ fn long_warmup(config: &Config) -> Option<String> {
             config.optim.lr
         )
     })
+}
+
+/// Refuses words that training has no use for.
+pub fn check_words(config: &Config) -> Result<()> {
+    let evaluated = "eval.checkpoint_path";
+    if let Some(path) =
+        config.eval.checkpoint_path.as_ref().filter(|_| config.layers.is_by_hand(evaluated))
+    {
+        return Err(config.layers.error(
+            evaluated,
+            &format!("`{evaluated}={path}` is not used by `maskdiff train`: the run would begin anew"),
+            "`checkpointing.resume_from_ckpt=true checkpointing.resume_ckpt_path=PATH` goes on with it, `training.from=PATH` begins \
+             from its weights",
+        ));
+    }
+    data::check_words(config)
 }
 
 /// Refuses a checkpoint that is named and would not be used.

@@ -370,10 +370,10 @@ fn check_keys(config: &Config, name: &str) -> Result<()> {
 }
 
 /// Corpora that are the user's files.
-const FILES: [&str; 3] = ["text", "jsonl", "parquet"];
+pub(super) const FILES: [&str; 3] = ["text", "jsonl", "parquet"];
 
 /// Corpora that the keys of `data` describe.
-const OWN: [&str; 4] = ["text", "jsonl", "parquet", "hf"];
+pub(super) const OWN: [&str; 4] = ["text", "jsonl", "parquet", "hf"];
 
 fn detokenizer(name: &str) -> Result<Detokenizer> {
     Detokenizer::named(name).ok_or_else(|| {

@@ -21,6 +21,7 @@ mod spec;
 pub mod stories;
 mod streaming;
 pub(crate) mod tokenizer;
+mod words;
 
 pub use build::{Recipe, run as build_blocks};
 pub(crate) use cache::hex;
@@ -30,6 +31,7 @@ pub use pack::{Packed, Packer, Packing};
 pub use read::{Format, OnInvalid, Reader, Slice};
 pub use source::{Blocks, Cached, Rows, Samples, Source};
 pub use tokenizer::{Tokenizer, has_tokenizer, load as load_tokenizer};
+pub use words::check_words;
 
 use std::cell::RefCell;
 use std::sync::Arc;
@@ -154,6 +156,7 @@ pub fn open(
         let hint = "choose one corpus; `maskdiff eval` takes several";
         return Err(config.layers.error("data.sets", &message, hint));
     }
+    check_words(config)?;
     if is_stories(config)? {
         return open_stories(config);
     }
@@ -264,6 +267,7 @@ pub fn open_valid(
         let message = format!("`{}` is several texts, where one is wanted", config.data.name);
         return Err(config.layers.error("data.sets", &message, "name the texts one by one"));
     }
+    check_words(config)?;
     if is_stories(config)? {
         let blocks = open_stories(config)?.valid;
         let reads = Some(Reads {
