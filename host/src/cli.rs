@@ -13,6 +13,7 @@ use crate::commands::{self, Common};
 use crate::error::{Error, Result};
 use crate::prompt::Ask;
 use crate::report::{Format, Report};
+use crate::track::wandb::Anew;
 use crate::{accelerator, logging, output, signals};
 
 mod nested;
@@ -204,6 +205,8 @@ enum Command {
         /// Those that were sent before, too
         #[arg(long)]
         again: bool,
+        #[command(flatten)]
+        anew: Anew,
         /// How long each folder may take, a server that is away included
         #[arg(long, value_name = "SECONDS", default_value_t = 600.0)]
         timeout: f64,
@@ -358,7 +361,7 @@ fn run(words: Vec<OsString>) -> Result<i32> {
         }
         Command::Launch { command } => nested::launch(command, &common(Vec::new())),
         Command::Sweep { new, command } => nested::sweep(&new, command, &common(Vec::new())),
-        Command::Sync { folders, again, timeout } => {
+        Command::Sync { folders, again, anew, timeout } => {
             let common = common(Vec::new());
             let mut report = Report::new(common.format, common.quiet);
             if !(0.0..=1e7).contains(&timeout) {
@@ -367,7 +370,7 @@ fn run(words: Vec<OsString>) -> Result<i32> {
                 return Err(Error::config(message, ""));
             }
             let timeout = Duration::from_secs_f64(timeout);
-            commands::sync::run(&mut report, &folders, again, timeout)
+            commands::sync::run(&mut report, &folders, again, &anew, timeout)
         }
         Command::Plugins { command } => nested::plugins(command, common),
         Command::Data { command } => nested::data(command, common),

@@ -194,7 +194,10 @@ fn offline_is_synced_and_says_the_same() {
             .is_null()
     );
     assert_eq!(server.requests(), before);
-    finish(&mut with(at, &server.url, &["sync", "run", "--again"])).expect(0);
+    // What the service does not take can be said anew.
+    let words = ["sync", "run", "--again", "--tags=b,c"];
+    finish(&mut with(at, &server.url, &words)).expect(0);
+    assert_eq!(server.run("one").about["tags"], json!(["b", "c"]));
     has_all(&server.run("one"), &at.join("run"));
     server.is_content();
     // A file that was cut off: what is whole arrives, as a run that failed.

@@ -3,6 +3,7 @@
 use super::Common;
 use crate::error::Result;
 use crate::report::Format;
+use crate::track::wandb;
 use crate::{assemble, data, run_dir};
 use crate::{assemble, output, run_dir};
 
@@ -10,6 +11,7 @@ use crate::{assemble, output, run_dir};
 pub fn run(common: &Common) -> Result<()> {
     let mut config = common.config()?;
     data::check_words(&config)?;
+    wandb::check(&config)?;
     let registry = assemble::registry(&common.plugins, &config)?;
     assemble::choices(&mut config, &registry, false)?;
     config.sampler(&registry)?;

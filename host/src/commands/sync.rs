@@ -7,15 +7,22 @@ use serde_json::json;
 
 use crate::error::Result;
 use crate::report::Report;
-use crate::track::wandb;
+use crate::track::wandb::{self, Anew};
 
 /// Sends runs that were logged offline, or whose server was away, to W&B.
-pub fn run(report: &mut Report, folders: &[PathBuf], again: bool, timeout: Duration) -> Result<()> {
+pub fn run(
+    report: &mut Report,
+    folders: &[PathBuf],
+    again: bool,
+    anew: &Anew,
+    timeout: Duration,
+) -> Result<()> {
+    anew.check()?;
     let total = folders.len() as i64;
     report.start("sync", 0, total);
     let mut failed = None;
     for (done, folder) in (1..).zip(folders) {
-        let synced = wandb::sync(folder, again, timeout, |path| {
+        let synced = wandb::sync(folder, again, anew, timeout, |path| {
             tracing::info!("sending {}", path.display());
         });
         report.progress("sync", done, total, &folder.display().to_string());
@@ -30,6 +37,7 @@ pub fn run(report: &mut Report, folders: &[PathBuf], again: bool, timeout: Durat
             }
         };
         for run in runs {
+            run.left_out.iter().for_each(|text| report.note(&format!("warning: {text}")));
             let file = run.file.display();
             let mut text = match &run.address {
                 Some(address) => format!("{file}: {address}"),

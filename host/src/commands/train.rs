@@ -296,6 +296,7 @@ pub fn check_words(config: &Config) -> Result<()> {
              from its weights",
         ));
     }
+    track::wandb::check(config)?;
     data::check_words(config)
 }
 

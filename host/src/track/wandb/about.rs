@@ -48,29 +48,19 @@ pub(super) fn said(own: Option<&String>, variable: &str) -> String {
     own.cloned().or_else(set).unwrap_or_default()
 }
 
-/// What a run's id may be on a server.
-pub(super) fn check_id(config: &Config, id: &str) -> Result<()> {
-    if id.len() <= 128
-        && ![".", ".."].contains(&id)
-        && !id.contains(['/', '\\', '#', '?', '%', ':'])
-    {
-        return Ok(());
+/// The tags of a run.
+pub(super) fn tags(config: &Config) -> Vec<String> {
+    if !config.wandb.tags.is_empty() {
+        return config.wandb.tags.clone();
     }
-    let message = format!("`{id}` is no id of a run");
-    Err(config.layers.error(
-        "wandb.id",
-        &message,
-        "at most 128 characters, and none of / \\ # ? % :",
-    ))
+    let tags = std::env::var("WANDB_TAGS").unwrap_or_default();
+    tags.split(',').map(str::trim).filter(|tag| !tag.is_empty()).map(ToString::to_string).collect()
 }
 
 /// The run as its file says it.
 pub(super) fn record(config: &Config, id: &str, started: f64, rows: i64) -> Run {
     let keys = &config.wandb;
     let project = said(keys.project.as_ref(), "WANDB_PROJECT");
-    let tags = std::env::var("WANDB_TAGS").unwrap_or_default();
-    let tags =
-        tags.split(',').map(str::trim).filter(|tag| !tag.is_empty()).map(ToString::to_string);
     let host = fs::read_to_string("/etc/hostname").unwrap_or_default();
     Run {
         run_id: id.into(),
@@ -81,7 +71,7 @@ pub(super) fn record(config: &Config, id: &str, started: f64, rows: i64) -> Run 
         job_type: said(keys.job_type.as_ref(), "WANDB_JOB_TYPE"),
         display_name: said(keys.name.as_ref(), "WANDB_NAME"),
         notes: crate::secrets::scrubbed(&said(keys.notes.as_ref(), "WANDB_NOTES")),
-        tags: if keys.tags.is_empty() { tags.collect() } else { keys.tags.clone() },
+        tags: tags(config),
         host: host.trim().into(),
         starting_step: rows,
         start_time: Some(Timestamp::of(started)),

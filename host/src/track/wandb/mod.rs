@@ -8,6 +8,7 @@ mod about;
 mod client;
 mod file;
 mod folder;
+mod limits;
 mod login;
 mod record;
 mod sender;
@@ -24,12 +25,14 @@ use std::time::{Duration, Instant, SystemTime};
 use serde_json::{Map, Value, json};
 use sha2::{Digest, Sha256};
 
+pub use limits::{Anew, check};
 pub use sync::{Synced, sync};
 
-use self::about::{Mode, check_id, describe, metrics, mode, record, said, settings};
+use self::about::{Mode, describe, metrics, mode, record, said, settings};
 use self::client::{Client, Until, bare};
 use self::file::Writer;
 use self::folder::{Before, create, fresh_id, is_ours, marker, newest};
+use self::limits::check_id;
 use self::login::Login;
 use self::record::{
     Exit, FileItem, Files, Header, History, HistoryStep, Item, Kind, Output, Preempting, Run,
@@ -248,6 +251,10 @@ fn connect(
     let seconds = Duration::from_secs_f64;
     let client = Client::new(Login::find()?, seconds(keys.retry_s))?;
     let mut sender = Sender::open(client, path, seconds(keys.interval_s))?;
+    // A file of before may hold what W&B does not take.
+    for text in sender.mend(&Anew::default()) {
+        tracing::warn!("{text}");
+    }
     sender.until.within(PATIENCE);
     let known = match sender.known() {
         Ok(known) => known,

@@ -10,6 +10,7 @@ use serde_json::{Map, Value, json};
 
 use super::client::{Client, Fault, Known, Place, Until, row};
 use super::file::Reader;
+use super::limits::Anew;
 use super::record::{Item, Kind, Run};
 use crate::error::{Error, Result};
 use crate::files;
@@ -128,6 +129,11 @@ impl Sender {
             complete: false,
             stopped: false,
         })
+    }
+
+    /// Says the run anew before it is sent; gives what had to be left out.
+    pub(super) fn mend(&mut self, anew: &Anew) -> Vec<String> {
+        anew.mend(&mut self.run)
     }
 
     /// Where the run is on the server.

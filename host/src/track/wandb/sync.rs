@@ -7,6 +7,7 @@ use std::time::Duration;
 use super::client::Client;
 use super::file;
 use super::folder::{files, marker};
+use super::limits::Anew;
 use super::login::Login;
 use super::sender::Sender;
 use crate::error::{Error, Result};
@@ -20,12 +21,15 @@ pub struct Synced {
     pub address: Option<String>,
     /// Its end is damaged: what is whole was sent.
     pub damaged: bool,
+    /// What W&B does not take and was left out.
+    pub left_out: Vec<String>,
 }
 
 /// Sends the runs that lie in a folder and were not sent. A run that does not say how it ended ends as failed.
 pub fn sync(
     folder: &Path,
     again: bool,
+    anew: &Anew,
     timeout: Duration,
     mut tick: impl FnMut(&Path),
 ) -> Result<Vec<Synced>> {
@@ -39,7 +43,7 @@ pub fn sync(
     let mut done = Vec::new();
     for path in found {
         if !again && marker(&path).exists() {
-            done.push(Synced { file: path, address: None, damaged: false });
+            done.push(Synced { file: path, address: None, damaged: false, left_out: Vec::new() });
             continue;
         }
         let open = fs::File::options().write(true).open(&path);
@@ -48,6 +52,7 @@ pub fn sync(
         tick(&path);
         let client = Client::new(Login::find()?, Duration::from_millis(500))?;
         let mut sender = Sender::open(client, &path, Duration::ZERO)?;
+        let left_out = sender.mend(anew);
         sender.until.within(timeout);
         while !sender.complete {
             if let Err(fault) = sender.turn(true)? {
@@ -58,7 +63,7 @@ pub fn sync(
                 let error = sender.in_words(fault);
                 return Err(Error::data(
                     format!("`{}` was not sent, {left}: {error}", path.display()),
-                    "nothing is lost: run it again",
+                    "nothing is lost: run it again; `--tags` and `--project` say these anew",
                 ));
             }
         }
@@ -66,7 +71,7 @@ pub fn sync(
         if !damaged {
             let _ = fs::write(marker(&path), "");
         }
-        done.push(Synced { address: sender.address(), file: path, damaged });
+        done.push(Synced { address: sender.address(), file: path, damaged, left_out });
     }
     Ok(done)
 }
