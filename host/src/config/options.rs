@@ -151,8 +151,13 @@ impl Config {
         };
         let key = inner.as_deref().unwrap_or(key);
         let right = hints::right_keys(key, &self.all_keys(registry));
-        let right: Vec<String> =
-            right.iter().map(|right| self.layers.spelled_as(key, right)).collect();
+        // In the same group, its own name is enough.
+        let group = key.rsplit_once('.').map_or(String::new(), |(group, _)| format!("{group}."));
+        let spelled = |right: &String| match self.layers.spelled_as(key, right) {
+            same if same == *right => right.strip_prefix(&group).unwrap_or(right).to_string(),
+            variable => variable,
+        };
+        let right: Vec<String> = right.iter().map(spelled).collect();
         let hint = match hints::did_you_mean(&right) {
             Some(hint) => hint,
             None if known.is_empty() => format!("{} `{}` has no options", owner.kind, owner.name),

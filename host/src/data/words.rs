@@ -66,7 +66,6 @@ impl Sources<'_> {
             "split" => self.train == "hf",
             "revision" => of_hub(self.train) || of_hub(self.valid),
             "valid_split" => !files(self.valid) && !stories,
-            "valid_blocks" => stories,
             "stream_window" => data.streaming && !stories,
             "reference_num_proc" => data.packing == "reference" && !stories,
             "insert_eos" | "insert_special" => data.wrap && !stories,
@@ -77,6 +76,7 @@ impl Sources<'_> {
             | "random_offsets"
             | "valid_fraction"
             | "tokenizer_name_or_path" => !stories,
+            // Sizes and places, which a script sets for whatever data it is given.
             _ => true,
         }
     }
@@ -95,7 +95,6 @@ impl Sources<'_> {
             "insert_eos" | "insert_special" if self.train != "stories" => {
                 "it goes with `data.wrap=true`"
             }
-            "valid_blocks" => "of other data `data.valid_fraction` is held out",
             _ => "choose other data, as in `data=text data.path=FILE`",
         };
         format!("leave it out; {needed}")
@@ -125,7 +124,6 @@ mod tests {
             &["data=text", "data.path=x", "data.column=body"],
             &["data=text", "data.path=x", "data.repo=a/b"],
             &["data=jsonl", "data.path=x", "data.documents=line"],
-            &["data=text", "data.path=x", "data.valid_blocks=3"],
             &["data=text", "data.path=x", "data.stream_window=3"],
             &["data=text", "data.path=x", "data.revision=v1"],
             &["data=hf", "data.repo=a/b", "data.path=x"],

@@ -13,6 +13,7 @@ use maskdiff_plugin_api::testkit::contracts;
 use serde_json::{Value, json};
 
 use super::Common;
+use crate::config::shape::Shape;
 use crate::error::{Error, Result};
 use crate::output;
 use crate::report::Format;
@@ -177,11 +178,15 @@ fn contract(
     component: &ComponentInfo,
     given: &[String],
 ) -> maskdiff_plugin_api::Result<()> {
-    let ComponentInfo { kind, name, provides, needs, defaults, .. } = component;
+    let ComponentInfo { kind, name, provides, needs, defaults, schema, .. } = component;
     let mut options = defaults.clone();
     for (key, value) in given.iter().filter_map(|word| word.split_once('=')) {
         if component.takes(key) {
-            options[key] = serde_json::from_str(value).unwrap_or_else(|_| json!(value));
+            let shape = Shape::of_schema(schema, &schema["properties"][key]);
+            options[key] = match serde_json::from_str(value) {
+                Ok(whole @ (Value::Object(_) | Value::Array(_))) => whole,
+                _ => json!(shape.read(value)),
+            };
         }
     }
     let options = options.to_string();
