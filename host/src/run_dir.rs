@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
 
-use crate::config::Config;
+use crate::config::{Config, begun};
 use crate::data::{Corpus, Reads};
 use crate::error::{Error, Result};
 use crate::files;
@@ -146,10 +146,12 @@ fn forget_after(file: &Path, step: i64) -> Result<()> {
 }
 
 /// What the configuration says otherwise than the one stored in `file`: `key: stored → now`. Where results go, who
-/// is told, and how long it trains is no difference.
+/// is told, and how long it trains is no difference, nor is another word for the same place.
 pub fn changes(file: &Path, config: &Config) -> Result<Vec<String>> {
     let text = fs::read_to_string(file).map_err(|e| Error::io("read", file, &e))?;
     let stored: toml::Table = text.parse().unwrap_or_default();
+    let here = begun::here().unwrap_or_default();
+    let there = begun::place(file, &text).unwrap_or_else(|| here.clone());
     let free = ["run.", "alert.", "checkpointing.", "trainer.max_steps", "eval.checkpoint_path"];
     let told = ["checkpointing.monitor", "checkpointing.mode"];
     let leaves = config.layers.leaves().into_iter();
@@ -162,7 +164,8 @@ pub fn changes(file: &Path, config: &Config) -> Result<Vec<String>> {
             old = old.and_then(|v| v.get(part));
         }
         let now: toml::Table = format!("x = {value}").parse().ok()?;
-        (old != now.get("x")).then(|| {
+        let now = now.get("x").map(|value| whole(&key, value, &here));
+        (old.map(|value| whole(&key, value, &there)) != now).then(|| {
             let old = old.map_or("unset".to_string(), ToString::to_string);
             format!("{key}: {old} → {value}")
         })
@@ -170,11 +173,39 @@ pub fn changes(file: &Path, config: &Config) -> Result<Vec<String>> {
     Ok(changed.collect())
 }
 
-/// The resolved configuration as TOML, with the source of every value as a comment.
+/// A value whose relative paths start in a folder.
+fn whole(key: &str, value: &toml::Value, folder: &Path) -> toml::Value {
+    match value {
+        toml::Value::String(text) => toml::Value::String(begun::from(key, text, folder)),
+        toml::Value::Array(all) => {
+            toml::Value::Array(all.iter().map(|value| whole(key, value, folder)).collect())
+        }
+        other => other.clone(),
+    }
+}
+
+/// The resolved configuration as a run and its checkpoints keep it: with the folder in which its relative paths start.
 pub fn to_toml(config: &Config) -> String {
+    let mut leaves = config.layers.leaves();
+    if let Some(folder) = begun::here() {
+        // Among the other keys of its group: a group is one piece.
+        let group = leaves.iter().position(|(key, _, _)| key.starts_with("run."));
+        let folder = json!(folder.display().to_string()).to_string();
+        let leaf = (begun::KEY.to_string(), folder, "where relative paths start".to_string());
+        leaves.insert(group.unwrap_or(leaves.len()), leaf);
+    }
+    toml_of(leaves)
+}
+
+/// The resolved configuration as TOML, with the source of every value as a comment.
+pub fn shown(config: &Config) -> String {
+    toml_of(config.layers.leaves())
+}
+
+fn toml_of(leaves: Vec<(String, String, String)>) -> String {
     let mut text = String::new();
     let mut group = String::new();
-    for (key, value, source) in config.layers.leaves() {
+    for (key, value, source) in leaves {
         let (prefix, bare) = key.rsplit_once('.').unwrap_or(("", &key));
         if prefix != group {
             text += &format!("\n[{prefix}]\n");

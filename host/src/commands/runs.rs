@@ -123,8 +123,8 @@ pub fn compare(report: &Report, folders: &[PathBuf]) -> Result<()> {
     let mut keys: Vec<&String> = all.iter().flat_map(|settings| settings.keys()).collect();
     keys.sort();
     keys.dedup();
-    // Where it went is no difference.
-    keys.retain(|key| *key != "run.dir");
+    // Where it began and went is no difference.
+    keys.retain(|key| !key.starts_with("run."));
     let value = |settings: &std::collections::BTreeMap<String, String>, key: &String| {
         settings.get(key).cloned().unwrap_or("-".into())
     };

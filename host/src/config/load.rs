@@ -15,7 +15,7 @@ use super::groups::{self, GROUPS};
 use super::place::Layers;
 use super::shape::{Field, Of, Shape};
 use super::words::{self, CHOSEN, Words};
-use super::{COMMAND_LINE, Config, ENVIRONMENT, check, derived, hints, home};
+use super::{COMMAND_LINE, Config, ENVIRONMENT, begun, check, derived, hints, home};
 use crate::error::{Error, Result};
 use crate::launch::package;
 use crate::secrets;
@@ -89,6 +89,7 @@ impl Builder {
     /// A checkpoint's configuration without the groups that were chosen anew.
     fn add_stored(&mut self, name: &str, text: &str, without: &[&str]) -> Result<()> {
         let mut values = parse(name, text)?;
+        begun::settle(name, text, &mut values);
         values.retain(|group, _| !without.contains(&group.as_str()));
         let values = secrets::resolved(values, Path::new(name));
         self.texts.insert(name.to_string(), text.to_string());
@@ -96,7 +97,9 @@ impl Builder {
     }
 
     fn add_text(&mut self, name: &str, text: &str, under: Option<&str>) -> Result<()> {
-        let values = secrets::resolved(parse(name, text)?, Path::new(name));
+        let mut values = parse(name, text)?;
+        begun::settle(name, text, &mut values);
+        let values = secrets::resolved(values, Path::new(name));
         // A group file holds the group's keys; they go under its name, and so do their places.
         let (values, text) = match under {
             Some(group) => {

@@ -3,6 +3,7 @@
 //! [`groups`] has the keys that the host owns. Every other key of `model`, `noise`, `process` and `sampling`, and of
 //! `training` and the top together, is an option of the component that the group configures.
 
+pub mod begun;
 mod check;
 mod files;
 pub mod derived;
