@@ -2,16 +2,14 @@
 
 use std::path::Path;
 
-use serde::Deserialize;
 use tch::Tensor;
 
-use crate::data::Tokenizer;
+use crate::data::{Tokenizer, json, read_text};
 use crate::error::{Error, Result};
 use crate::report::counted;
 
 /// What a user asks for.
-#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "snake_case")]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Ask {
     /// A text to continue.
     Prompt(String),
@@ -20,18 +18,19 @@ pub enum Ask {
 }
 
 impl Ask {
-    /// The lines of a file: prompts as they stand, or in a `.jsonl` file objects `{"prompt": …}` and `{"template": …}`.
+    /// The lines of a file: prompts as they stand, or in a `.jsonl` file objects `{"prompt": …}` and `{"template": …}`, whose
+    /// other keys are let be.
     pub fn read(path: &Path) -> Result<Vec<Self>> {
-        let text = std::fs::read_to_string(path).map_err(|e| Error::io("read", path, &e))?;
+        let text = read_text(path)?;
         let json = path.extension().is_some_and(|extension| extension == "jsonl");
         let lines = text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty());
         let parse = |(i, line): (usize, &str)| {
             if !json {
                 return Ok(Self::Prompt(line.to_string()));
             }
-            serde_json::from_str(line).map_err(|e| {
+            Self::of_json(line).map_err(|why| {
                 Error::config(
-                    format!("`{}`, line {}: {e}", path.display(), i + 1),
+                    format!("`{}`, line {}: {why}", path.display(), i + 1),
                     r#"each line is {"prompt": "…"} or {"template": "…"}"#,
                 )
             })
@@ -44,6 +43,24 @@ impl Ask {
             ));
         }
         Ok(all)
+    }
+
+    fn of_json(line: &str) -> std::result::Result<Self, String> {
+        let members =
+            json::members(line.as_bytes()).map_err(|why| format!("no JSON object: {why}"))?;
+        let text = |key: &str| {
+            let place = json::get(&members, key)?.clone();
+            Some(json::text(&line.as_bytes()[place]).map_err(|why| format!("`{key}` {why}")))
+        };
+        match (text("prompt"), text("template")) {
+            (Some(prompt), None) => prompt.map(Self::Prompt),
+            (None, Some(template)) => template.map(Self::Template),
+            (Some(_), Some(_)) => Err("it has both a `prompt` and a `template`".into()),
+            (None, None) => {
+                let keys = json::keys(&members);
+                Err(format!("there is neither a `prompt` nor a `template`; keys there: {keys}"))
+            }
+        }
     }
 }
 
@@ -313,8 +330,25 @@ mod tests {
         let json = "{\"prompt\": \"x\\n\"}\n{\"template\": \"[MASK] y\"}\n";
         let json = Ask::read(&write("a.jsonl", json)).unwrap();
         assert_eq!(json, [prompt("x\n"), Ask::Template("[MASK] y".into())]);
-        let bad = write("b.jsonl", "{\"prompt\": \"x\"}\n{\"promt\": 1}\n");
-        assert!(Ask::read(&bad).unwrap_err().to_string().contains("line 2"));
+        // The mark of an editor is no part of the text, and what else a line says is let be.
+        let marked = Ask::read(&write("d.txt", "\u{feff}one two\r\nthree")).unwrap();
+        assert_eq!(marked, [prompt("one two"), prompt("three")]);
+        let marked = "\u{feff}{\"prompt\": \"x\", \"id\": 7, \"score\": NaN}\n";
+        assert_eq!(Ask::read(&write("d.jsonl", marked)).unwrap(), [prompt("x")]);
+        for (line, said) in [
+            (
+                "{\"promt\": 1}",
+                "line 2: there is neither a `prompt` nor a `template`; keys there: promt",
+            ),
+            ("{\"prompt\": 1}", "line 2: `prompt` is no text but a number"),
+            ("{\"prompt\": \"a\", \"template\": \"b\"}", "line 2: it has both"),
+            ("{\"prompt\": \"\\ud83d\"}", "is half of a surrogate pair"),
+            ("\"x\"", "line 2: no JSON object"),
+        ] {
+            let bad = write("b.jsonl", &format!("{{\"prompt\": \"x\"}}\n{line}\n"));
+            let error = Ask::read(&bad).unwrap_err().to_string();
+            assert!(error.contains(said) && !error.contains("column"), "{error}");
+        }
         assert!(Ask::read(&write("c.txt", "\n")).unwrap_err().to_string().contains("no prompt"));
     }
 }

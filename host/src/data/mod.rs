@@ -29,6 +29,7 @@ pub use cache::{Cache, Header, Writer};
 pub use loader::Loader;
 pub use pack::{Packed, Packer, Packing};
 pub use read::{Format, OnInvalid, Reader, Slice};
+pub(crate) use read::{json, read_text};
 pub use source::{Blocks, Cached, Rows, Samples, Source};
 pub use tokenizer::{Tokenizer, has_tokenizer, load as load_tokenizer};
 pub use words::check_words;

@@ -2,18 +2,19 @@
 
 use std::path::Path;
 
-use serde::{Deserialize, Serialize};
+use serde::Serialize;
 use tch::Tensor;
 
 use super::judge::Judge;
 use super::mauve::{self, Mauve};
 use super::protocol::{Protocol, Window, tidied};
 use super::{diversity, give_or_take, summarize};
+use crate::data::{json, read_text};
 use crate::error::{Error, Result};
 use crate::report::counted;
 
 /// A generated text.
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Debug, Clone)]
 pub struct Generated {
     /// The text.
     pub text: String,
@@ -27,7 +28,7 @@ impl Generated {
     /// The texts of a file: of one of JSON lines the objects that have a `text`, as `maskdiff sample` writes them; of any other
     /// what stands between lines `---`.
     pub fn read(path: &Path) -> Result<Vec<Self>> {
-        let text = std::fs::read_to_string(path).map_err(|e| Error::io("read", path, &e))?;
+        let text = read_text(path)?;
         let named = path.extension().is_some_and(|extension| extension == "jsonl");
         let texts = if named || text.trim_start().starts_with("{\"") {
             Self::lines(&text, path)?
@@ -54,18 +55,28 @@ impl Generated {
     fn lines(text: &str, path: &Path) -> Result<Vec<Self>> {
         let mut texts = Vec::new();
         for (i, line) in text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty()) {
-            let wrong = |e: serde_json::Error| {
+            let own = Self::of_json(line).map_err(|why| {
                 let hint =
                     r#"each line is an object with a `text`, as `{"text": "…", "ids": […]}`"#;
-                Error::data(format!("`{}`, line {}: {e}", path.display(), i + 1), hint)
-            };
-            let value: serde_json::Value = serde_json::from_str(line).map_err(wrong)?;
-            // What else is printed beside the texts, as their scores.
-            if !value.is_object() || value.get("text").is_some() {
-                texts.push(serde_json::from_value(value).map_err(wrong)?);
-            }
+                Error::data(format!("`{}`, line {}: {why}", path.display(), i + 1), hint)
+            })?;
+            texts.extend(own);
         }
         Ok(texts)
+    }
+
+    /// The text of a line; none of one with what else is printed beside the texts, as their scores.
+    fn of_json(line: &str) -> std::result::Result<Option<Self>, String> {
+        let members =
+            json::members(line.as_bytes()).map_err(|why| format!("no JSON object: {why}"))?;
+        let value = |key: &str| json::get(&members, key).map(|place| &line[place.clone()]);
+        let Some(text) = value("text") else { return Ok(None) };
+        let text = json::text(text.as_bytes()).map_err(|why| format!("`text` {why}"))?;
+        let ids = value("ids").map_or(Ok(None), serde_json::from_str);
+        let ids = ids.map_err(|_| "`ids` is no list of whole numbers")?;
+        let batch = value("batch").map_or(Ok(None), serde_json::from_str);
+        let batch = batch.map_err(|_| "`batch` is no whole number")?;
+        Ok(Some(Self { text, ids, batch }))
     }
 }
 
@@ -327,16 +338,35 @@ mod tests {
         let texts: Vec<String> =
             Generated::read(&path).unwrap().into_iter().map(|text| text.text).collect();
         assert_eq!(texts, ["one\ntwo", "three"]);
+        // The mark of an editor, and what Python writes for numbers.
+        for (name, text) in [
+            (
+                "m.jsonl",
+                "\u{feff}{\"text\": \"a\", \"score\": NaN}\n{\"score\": -Infinity, \"text\": \"b\", \"ids\": null}",
+            ),
+            ("m.json", "\u{feff}{\"text\": \"a\"}\r\n{\"text\": \"b\"}"),
+            ("m.txt", "\u{feff}a\n---\nb"),
+        ] {
+            let path = folder.path().join(name);
+            std::fs::write(&path, text).unwrap();
+            let read = Generated::read(&path).unwrap();
+            assert_eq!((&read[0].text[..], &read[1].text[..], read.len()), ("a", "b", 2), "{name}");
+        }
         for (name, text, said) in [
-            ("b.jsonl", "{\"text\": 3}", "line 1"),
-            ("c.jsonl", "[1]", "line 1"),
-            ("d.jsonl", "{\"text\": \"x\"", "line 1"),
+            ("b.jsonl", "{\"text\": 3}", "line 1: `text` is no text but a number"),
+            ("c.jsonl", "[1]", "line 1: no JSON object"),
+            ("d.jsonl", "{\"text\": \"x\"", "line 1: no JSON object"),
+            (
+                "f.jsonl",
+                "{\"text\": \"x\", \"ids\": [1.5]}",
+                "line 1: `ids` is no list of whole numbers",
+            ),
             ("e.txt", " \n", "holds no text"),
         ] {
             let path = folder.path().join(name);
             std::fs::write(&path, text).unwrap();
             let error = Generated::read(&path).unwrap_err().to_string();
-            assert!(error.contains(said), "{name}: {error}");
+            assert!(error.contains(said) && !error.contains("column"), "{name}: {error}");
         }
     }
 }

@@ -10,12 +10,12 @@ use super::super::{Stored, tensors};
 use super::Foreign;
 use super::layout::Layout;
 use super::{unusable, vocab_size};
-use crate::data::has_tokenizer;
+use crate::data::{has_tokenizer, read_text};
 use crate::error::{Error, Result};
 
 pub(super) fn read(folder: &Path) -> Result<Foreign> {
     let file = folder.join("config.json");
-    let text = std::fs::read_to_string(&file).map_err(|e| Error::io("read", &file, &e))?;
+    let text = read_text(&file)?;
     let config: Value = serde_json::from_str(&text).map_err(|e| unusable(&file, &e.to_string()))?;
     let layouts = Layout::all()?;
     let Some(layout) = layouts.iter().find(|layout| layout.fits(&config)) else {
@@ -86,13 +86,14 @@ fn files(folder: &Path) -> Result<Vec<PathBuf>> {
         return Ok(vec![whole]);
     }
     let index = folder.join("model.safetensors.index.json");
-    let Ok(text) = std::fs::read_to_string(&index) else {
+    if !index.is_file() {
         return Err(Error::checkpoint(
             format!("`{}` has no `model.safetensors`", folder.display()),
             "weights in `pytorch_model.bin` are not read: convert them with the program that made them",
         ));
-    };
-    let table: Value = serde_json::from_str(&text).map_err(|e| unusable(&index, &e.to_string()))?;
+    }
+    let table: Value =
+        serde_json::from_str(&read_text(&index)?).map_err(|e| unusable(&index, &e.to_string()))?;
     let names = table["weight_map"].as_object().into_iter().flat_map(|map| map.values());
     let names: BTreeSet<&str> = names.filter_map(Value::as_str).collect();
     let plain = |name: &&str| !name.contains('/') && !name.is_empty();

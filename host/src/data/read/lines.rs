@@ -1,11 +1,11 @@
 //! Documents that are lines: the line itself, or a text in the JSON object on it.
 
-use std::fs::File;
-use std::io::{BufRead as _, BufReader};
+use std::io::BufRead as _;
 use std::path::Path;
 
-use super::{BOM, Losses, PIECE, Piece, Place, Reader, Sink};
-use crate::error::{Error, Result};
+use super::open::Text;
+use super::{BOM, Losses, OnInvalid, Piece, Place, Reader, Sink, json};
+use crate::error::Result;
 
 impl Reader<'_> {
     pub(super) fn lines(&self, path: &Path, losses: &mut Losses, sink: Sink<'_>) -> Result<()> {
@@ -30,45 +30,68 @@ impl Reader<'_> {
                 return Ok(());
             }
             let place = whole.at("line", line);
-            let Some(text) = self.text(bytes, &place.to_string(), offset, losses)? else {
-                return Ok(());
-            };
-            let object = serde_json::from_str::<serde_json::Map<String, serde_json::Value>>(&text);
-            let mut object = match object {
-                Ok(object) => object,
-                Err(e) => {
-                    let what = format!("{place}: no JSON object: {e}");
-                    return self.no_text(what, "each line should be one object", losses);
-                }
-            };
-            match object.remove(column) {
-                Some(serde_json::Value::String(text)) => {
-                    sink(Piece { text, starts: true, ends: true, place })
-                }
-                None => {
-                    let keys: Vec<&str> = object.keys().map(String::as_str).collect();
-                    let what = format!("{place}: there is no key `{column}`");
-                    let hint =
-                        format!("keys there: {}; choose one by `data.column`", keys.join(", "));
-                    self.no_text(what, &hint, losses)
-                }
-                Some(_) => {
-                    let what = format!("{place}: `{column}` is no text");
-                    self.no_text(what, "it should be a string", losses)
-                }
-            }
+            let text = self.member(&bytes, column, &place, offset, losses)?;
+            text.map_or(Ok(()), |text| sink(Piece { text, starts: true, ends: true, place }))
         })
+    }
+
+    /// The text under a key of a line, or none for a document that is left out. Nothing else of the line matters.
+    fn member(
+        &self,
+        line: &[u8],
+        column: &str,
+        place: &Place,
+        offset: u64,
+        losses: &mut Losses,
+    ) -> Result<Option<String>> {
+        let members = match json::members(line) {
+            Ok(members) => members,
+            Err(why) => {
+                let hint = match line.iter().find(|byte| !byte.is_ascii_whitespace()) {
+                    Some(b'[') => {
+                        "each line should be one object; `jq -c '.[]'` makes lines of a list"
+                    }
+                    _ => "each line should be one object",
+                };
+                let what = format!("{place}: no JSON object: {why}");
+                return self.no_text(what, hint, losses).map(|()| None);
+            }
+        };
+        let Some(at) = json::get(&members, column) else {
+            let what = format!("{place}: there is no key `{column}`");
+            let hint = format!("keys there: {}; choose one by `data.column`", json::keys(&members));
+            return self.no_text(what, &hint, losses).map(|()| None);
+        };
+        let value = &line[at.clone()];
+        let Some(inside) = value.strip_prefix(b"\"").and_then(|rest| rest.strip_suffix(b"\""))
+        else {
+            let what = format!("{place}: `{column}` is no text but {}", json::kind(value));
+            return self.no_text(what, "it should be a string", losses).map(|()| None);
+        };
+        let mended = losses.replaced;
+        let offset = offset + at.start as u64 + 1;
+        let Some(text) = self.text(inside.to_vec(), &place.to_string(), offset, losses)? else {
+            return Ok(None);
+        };
+        let (text, fault) = json::unescaped(&text);
+        let Some(fault) = fault else { return Ok(Some(text)) };
+        if self.on_invalid == OnInvalid::Replace {
+            // A document counts once, whatever was wrong in it.
+            losses.replaced = mended + 1;
+            return Ok(Some(text));
+        }
+        let what = format!("{place}: the text of `{column}` is not valid: {fault}");
+        self.no_text(what, "`data.on_invalid=replace` mends it", losses).map(|()| None)
     }
 }
 
 /// Calls `line` with each line's number from 1, its bytes without the line's end, and its place in the file.
 fn each_line(path: &Path, mut line: impl FnMut(u64, Vec<u8>, u64) -> Result<()>) -> Result<()> {
-    let said = |e: std::io::Error| Error::io("read", path, &e);
-    let mut file = BufReader::with_capacity(PIECE, File::open(path).map_err(said)?);
+    let mut file = Text::open(path)?;
     let (mut number, mut offset) = (0, 0);
     loop {
         let mut bytes = Vec::new();
-        let got = file.read_until(b'\n', &mut bytes).map_err(said)?;
+        let got = file.reader.read_until(b'\n', &mut bytes).map_err(|e| file.said(&e))?;
         if got == 0 {
             return Ok(());
         }
@@ -79,11 +102,10 @@ fn each_line(path: &Path, mut line: impl FnMut(u64, Vec<u8>, u64) -> Result<()>)
             }
         }
         // Some editors mark UTF-8 at the start of a file; it is no text.
-        if number == 0 && bytes.starts_with(BOM) {
-            bytes.drain(..BOM.len());
-        }
+        let mark = if number == 0 && bytes.starts_with(BOM) { BOM.len() } else { 0 };
+        bytes.drain(..mark);
         number += 1;
-        line(number, bytes, offset)?;
+        line(number, bytes, offset + mark as u64)?;
         offset += got as u64;
     }
 }

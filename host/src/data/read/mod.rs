@@ -1,13 +1,15 @@
 //! Documents of files: text, JSON lines, parquet, and the letters of text8.
 
+pub(crate) mod json;
 mod lines;
+mod open;
 mod parquet;
 mod text8;
+mod whole;
 
+pub(crate) use open::whole as read_text;
 pub(super) use text8::check_text8;
 
-use std::fs::File;
-use std::io::Read as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -225,72 +227,6 @@ impl Reader<'_> {
         losses.skipped += 1;
         Ok(())
     }
-
-    /// A file as one document, in pieces where the tokenizer can take them.
-    fn file(&self, path: &Path, losses: &mut Losses, sink: Sink<'_>) -> Result<()> {
-        let said = |e: std::io::Error| Error::io("read", path, &e);
-        let mut file = File::open(path).map_err(said)?;
-        // A document that is left out is left out whole.
-        if self.on_invalid == OnInvalid::Skip && !is_utf8(path)? {
-            losses.skipped += 1;
-            return Ok(());
-        }
-        let place = Place::whole(path);
-        let (mut held, mut offset, mut mended, mut starts) = (Vec::new(), 0u64, false, true);
-        let mut text = String::new();
-        loop {
-            let got = (&mut file).take(PIECE as u64).read_to_end(&mut held).map_err(said)?;
-            let over = got == 0;
-            if starts && offset == 0 && held.starts_with(BOM) {
-                held.drain(..BOM.len());
-                offset = BOM.len() as u64;
-            }
-            offset += take_text(
-                &mut held,
-                over,
-                |bad| {
-                    if self.on_invalid == OnInvalid::Error {
-                        return Err(not_utf8(&place.to_string(), offset + bad as u64));
-                    }
-                    mended = true;
-                    Ok(())
-                },
-                &mut text,
-            )?;
-            if over {
-                break;
-            }
-            let cut = if self.whole { None } else { (self.cut)(&text).filter(|at| *at > 0) };
-            match cut {
-                Some(at) => {
-                    let rest = text.split_off(at);
-                    let piece = std::mem::replace(&mut text, rest);
-                    sink(Piece { text: piece, starts, ends: false, place: place.clone() })?;
-                    starts = false;
-                }
-                None if self.whole && text.len() > LONGEST_WHOLE => {
-                    return Err(Error::data(
-                        format!(
-                            "{place} has more than {LONGEST_WHOLE} bytes, and a detokenizer takes a document whole"
-                        ),
-                        "set `data.documents=line`, or split the file",
-                    ));
-                }
-                None if !self.whole && text.len() > LONGEST => {
-                    return Err(Error::data(
-                        format!(
-                            "{place} has {LONGEST} bytes and more where this tokenizer cannot be cut"
-                        ),
-                        "set `data.documents=line`, or split the file",
-                    ));
-                }
-                None => {}
-            }
-        }
-        losses.replaced += u64::from(mended);
-        sink(Piece { text, starts, ends: true, place: place.clone() })?;
-        Ok(())
-    }
 }
 
 fn not_utf8(place: &str, offset: u64) -> Error {
@@ -298,65 +234,6 @@ fn not_utf8(place: &str, offset: u64) -> Error {
         format!("{place} is not UTF-8 text: byte {offset} is not"),
         "convert it, for example with `iconv -t UTF-8`, or set `data.on_invalid=replace` or `skip`",
     )
-}
-
-/// Moves the text at the start of `bytes` behind `text` and leaves a character that is not whole yet; `bad` is told of
-/// each place that is invalid, which becomes U+FFFD. Gives the number of bytes that were taken.
-fn take_text(
-    bytes: &mut Vec<u8>,
-    over: bool,
-    mut bad: impl FnMut(usize) -> Result<()>,
-    text: &mut String,
-) -> Result<u64> {
-    let mut taken = 0;
-    loop {
-        match std::str::from_utf8(&bytes[taken..]) {
-            Ok(rest) => {
-                text.push_str(rest);
-                taken = bytes.len();
-                break;
-            }
-            Err(e) => {
-                let valid = e.valid_up_to();
-                text.push_str(
-                    std::str::from_utf8(&bytes[taken..taken + valid]).unwrap_or_default(),
-                );
-                taken += valid;
-                match e.error_len() {
-                    None if !over => break,
-                    length => {
-                        bad(taken)?;
-                        text.push('\u{fffd}');
-                        taken += length.unwrap_or(bytes.len() - taken);
-                    }
-                }
-            }
-        }
-    }
-    bytes.drain(..taken);
-    Ok(taken as u64)
-}
-
-fn is_utf8(path: &Path) -> Result<bool> {
-    let said = |e: std::io::Error| Error::io("read", path, &e);
-    let mut file = File::open(path).map_err(said)?;
-    let (mut held, mut text, mut fine) = (Vec::new(), String::new(), true);
-    loop {
-        let got = (&mut file).take(PIECE as u64).read_to_end(&mut held).map_err(said)?;
-        take_text(
-            &mut held,
-            got == 0,
-            |_| {
-                fine = false;
-                Ok(())
-            },
-            &mut text,
-        )?;
-        text.clear();
-        if got == 0 || !fine {
-            return Ok(fine);
-        }
-    }
 }
 
 #[cfg(test)]
@@ -424,7 +301,8 @@ mod tests {
         assert_eq!(read(&format, OnInvalid::Error, lines).unwrap().0, ["a\nb", "c"]);
         for (bad, said) in [
             (&b"{\"id\": 1, \"body\": \"x\"}"[..], "no key `text`"),
-            (b"{\"text\": 5}", "`text` is no text"),
+            (b"{\"text\": 5}", "`text` is no text but a number"),
+            (b"{\"text\": [\"a\"]}", "`text` is no text but a list"),
             (b"{\"text\": \"a\"", "line 1: no JSON object"),
         ] {
             let error = read(&format, OnInvalid::Error, bad).unwrap_err().to_string();
@@ -433,6 +311,50 @@ mod tests {
         let (documents, losses) =
             read(&format, OnInvalid::Skip, b"{\"text\": 5}\nnonsense\n{\"text\": \"c\"}").unwrap();
         assert_eq!((documents, losses.skipped), (vec!["c".to_string()], 2));
+    }
+
+    /// What other programs write beside the text is none of our business, and half a character is mended where that is asked for.
+    #[test]
+    fn json_lines_of_other_programs_are_read() {
+        let format = Format::JsonLines { column: "text".into() };
+        let deep = format!("{}{}", "[".repeat(200), "]".repeat(200));
+        let good = format!(
+            "{{\"text\": \"a\", \"score\": NaN}}\n{{\"score\": -Infinity, \"text\": \"b\"}}\n\
+             {{\"x\": 1e400, \"text\": \"c\"}}\r\n{{\"deep\": {deep}, \"text\": \"d\"}}"
+        );
+        for on_invalid in [OnInvalid::Error, OnInvalid::Replace, OnInvalid::Skip] {
+            let (documents, losses) = read(&format, on_invalid, good.as_bytes()).unwrap();
+            assert_eq!(
+                (documents, losses),
+                (["a", "b", "c", "d"].map(String::from).to_vec(), Losses::default())
+            );
+        }
+        // Bytes that are no UTF-8 beside the text do not matter, in the text they do.
+        let beside = b"\xef\xbb\xbf{\"by\": \"\xff\", \"text\": \"a\"}";
+        assert_eq!(read(&format, OnInvalid::Error, beside).unwrap().0, ["a"]);
+        let inside = b"\xef\xbb\xbf{\"text\": \"a\xff\\ud83d\"}";
+        let said = read(&format, OnInvalid::Error, inside).unwrap_err().to_string();
+        assert!(said.contains("line 1 is not UTF-8 text: byte 14 is not"), "{said}");
+        let (documents, losses) = read(&format, OnInvalid::Replace, inside).unwrap();
+        assert_eq!((&documents[0][..], losses.replaced), ("a\u{fffd}\u{fffd}", 1));
+        let half = b"{\"text\": \"ok\"}\n{\"text\": \"a \\ud83d b\"}";
+        let said = read(&format, OnInvalid::Error, half).unwrap_err().to_string();
+        assert!(
+            said.contains("line 2: the text of `text` is not valid: `\\ud83d` is half"),
+            "{said}"
+        );
+        let (documents, losses) = read(&format, OnInvalid::Replace, half).unwrap();
+        assert_eq!((&documents[1][..], losses.replaced), ("a \u{fffd} b", 1));
+        let (documents, losses) = read(&format, OnInvalid::Skip, half).unwrap();
+        assert_eq!((documents.len(), losses.skipped), (1, 1));
+        // One place, and in no other program's words.
+        let said =
+            read(&format, OnInvalid::Error, b"{\"text\": \"a\"}\n{\"text\": \"a\" 5}").unwrap_err();
+        let said = said.to_string();
+        assert!(
+            said.contains("line 2: no JSON object: `,` or `}`") && !said.contains("column"),
+            "{said}"
+        );
     }
 
     #[test]

@@ -43,7 +43,7 @@ fn text_of(path: &Path) -> Result<String> {
     if path.extension().is_some_and(|e| e == "zip") {
         return archived(path);
     }
-    std::fs::read_to_string(path).map_err(|e| Error::io("read", path, &e))
+    super::read_text(path)
 }
 
 fn archived(path: &Path) -> Result<String> {

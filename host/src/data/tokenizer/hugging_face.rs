@@ -7,6 +7,7 @@ use serde_json::{Value, json};
 
 use super::words::{Split, Words};
 use super::{Encoder, Plain, Stored, Tokenizer};
+use crate::data::read_text;
 use crate::error::{Error, Result};
 
 /// Special tokens that are named beside a tokenizer, in `tokenizer_config.json` or `special_tokens_map.json`.
@@ -62,16 +63,12 @@ impl Special {
 
 /// The file's value; null where there is no such file.
 fn json_file(path: &Path) -> Result<Value> {
-    match std::fs::read_to_string(path) {
-        Ok(text) => serde_json::from_str(&text).map_err(|e| {
-            Error::data(
-                format!("`{}` is not JSON: {e}", path.display()),
-                "fetch the tokenizer again",
-            )
-        }),
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(Value::Null),
-        Err(e) => Err(Error::io("read", path, &e)),
+    if !path.exists() {
+        return Ok(Value::Null);
     }
+    serde_json::from_str(&read_text(path)?).map_err(|e| {
+        Error::data(format!("`{}` is not JSON: {e}", path.display()), "fetch the tokenizer again")
+    })
 }
 
 /// See the file.
@@ -314,7 +311,8 @@ mod tests {
     fn names_beside_the_file_are_kept_with_it() {
         let folder = tempfile::tempdir().unwrap();
         std::fs::write(folder.path().join("tokenizer.json"), WORDS).unwrap();
-        let beside = r#"{"cls_token": {"content": "b"}, "eos_token": "a", "pad_token": null}"#;
+        let beside = "\u{feff}".to_string()
+            + r#"{"cls_token": {"content": "b"}, "eos_token": "a", "pad_token": null}"#;
         std::fs::write(folder.path().join("tokenizer_config.json"), beside).unwrap();
         let tokenizer = load(folder.path()).unwrap();
         assert_eq!((tokenizer.bos(), tokenizer.eos()), (Some(1), Some(0)));

@@ -16,7 +16,7 @@ pub(crate) use characters::Characters;
 use hugging_face::HuggingFace;
 pub(crate) use hugging_face::Special;
 
-use super::stories;
+use super::{read_text, stories};
 use crate::error::{Error, Result};
 
 /// Text to token ids and back.
@@ -110,8 +110,7 @@ enum Stored {
 pub fn load(path: &Path) -> Result<Box<dyn Tokenizer>> {
     let folder = if path.is_dir() { path } else { path.parent().unwrap_or(path) };
     let file = if path.is_dir() { file_in(path)? } else { path.to_path_buf() };
-    let read = |file: &Path| std::fs::read_to_string(file).map_err(|e| Error::io("read", file, &e));
-    let text = read(&file)?;
+    let text = read_text(&file)?;
     let name = file.file_name().unwrap_or_default().to_string_lossy().into_owned();
     if name.ends_with("vocab.txt") {
         let lower = Special::lower_case(folder)?;
@@ -119,7 +118,12 @@ pub fn load(path: &Path) -> Result<Box<dyn Tokenizer>> {
     }
     if name.ends_with("vocab.json") {
         let merges = file.with_file_name(name.replace("vocab.json", "merges.txt"));
-        return HuggingFace::byte_pairs(&text, &read(&merges)?, &Special::beside(folder)?, &file);
+        return HuggingFace::byte_pairs(
+            &text,
+            &read_text(&merges)?,
+            &Special::beside(folder)?,
+            &file,
+        );
     }
     match serde_json::from_str::<Stored>(&text) {
         Ok(Stored::Char { vocabulary }) => Ok(Box::new(Characters::new(vocabulary.chars()))),
@@ -232,6 +236,9 @@ mod tests {
             std::fs::write(&path, tokenizer.to_json()).unwrap();
             assert_eq!(load(&path).unwrap().vocab_size(), tokenizer.vocab_size());
         }
+        // An editor's mark is no part of it.
+        std::fs::write(&path, format!("\u{feff}{}", characters("ab").to_json())).unwrap();
+        assert_eq!(load(&path).unwrap().vocab_size(), characters("ab").vocab_size());
         std::fs::write(&path, "{}").unwrap();
         assert!(load(&path).map(|_| ()).unwrap_err().to_string().contains("is not a tokenizer"));
         std::fs::remove_file(&path).unwrap();
