@@ -3,9 +3,11 @@
 use std::fs::File;
 use std::path::{Path, PathBuf};
 
+use parquet::basic::{ConvertedType, LogicalType, Type};
 use parquet::column::reader::ColumnReader;
 use parquet::data_type::{AsBytes as _, ByteArray};
 use parquet::file::reader::{FileReader as _, SerializedFileReader};
+use parquet::schema::types::ColumnDescPtr;
 
 use super::{Losses, Piece, Place, Reader, Sink};
 use crate::error::{Error, Result};
@@ -84,20 +86,24 @@ impl<'a> Table<'a> {
 
     /// The number of the column of a name.
     fn column(&self, name: &str) -> Result<usize> {
-        let schema = self.reader.metadata().file_metadata().schema_descr();
-        let columns = schema.columns();
-        let found = columns.iter().position(|column| column.path().string() == name);
-        let text = found.filter(|at| {
-            columns[*at].physical_type() == parquet::basic::Type::BYTE_ARRAY
-                && columns[*at].max_rep_level() == 0
-        });
-        text.ok_or_else(|| {
-            let names: Vec<String> = columns.iter().map(|column| column.path().string()).collect();
-            let what = if found.is_some() { "is no column of texts" } else { "is no column" };
-            Error::data(
-                format!("`{name}` {what} of `{}`", self.path.display()),
-                format!("columns there: {}; choose one by `data.column`", names.join(", ")),
-            )
+        let columns = self.reader.metadata().file_metadata().schema_descr().columns();
+        let is = |column: &&ColumnDescPtr| column.path().string() == name;
+        let found =
+            columns.iter().position(|column| is(&column)).filter(|at| is_text(&columns[*at]));
+        found.ok_or_else(|| {
+            let file = self.path.display();
+            let message = match what(columns, name) {
+                Some(what) => format!("`{name}` is no column of texts of `{file}`, but {what}"),
+                None => format!("`{name}` is no column of `{file}`"),
+            };
+            let texts: Vec<String> =
+                columns.iter().filter(|c| is_text(c)).map(|c| c.path().string()).collect();
+            let hint = if texts.is_empty() {
+                "no column there has a text in each row: write one, for example the parts of a list one after the other".into()
+            } else {
+                format!("columns there: {}; choose one by `data.column`", texts.join(", "))
+            };
+            Error::data(message, hint)
         })
     }
 
@@ -132,6 +138,51 @@ impl<'a> Table<'a> {
                 row(if is_there { texts.next() } else { None })?;
             }
         }
+    }
+}
+
+/// Whether a column has one text in each row.
+fn is_text(column: &ColumnDescPtr) -> bool {
+    let decimal = matches!(column.converted_type(), ConvertedType::DECIMAL)
+        || matches!(column.logical_type_ref(), Some(LogicalType::Decimal { .. }));
+    column.physical_type() == Type::BYTE_ARRAY && column.max_rep_level() == 0 && !decimal
+}
+
+/// What a name stands for that is no column of texts; none where it stands for nothing.
+fn what(columns: &[ColumnDescPtr], name: &str) -> Option<&'static str> {
+    let inside = |column: &&ColumnDescPtr| {
+        let path = column.path().string();
+        path.strip_prefix(name).is_some_and(|rest| rest.is_empty() || rest.starts_with('.'))
+    };
+    let parts: Vec<&ColumnDescPtr> = columns.iter().filter(inside).collect();
+    let lists = !parts.is_empty() && parts.iter().all(|part| part.max_rep_level() > 0);
+    Some(match parts[..] {
+        [] => return None,
+        [part] if lists && part.physical_type() == Type::BYTE_ARRAY => "a list of texts",
+        [_] if lists => "a list of values",
+        [part] if part.path().string() == name => kind(part),
+        _ if lists => "a list of records",
+        _ => "a record of several columns",
+    })
+}
+
+/// What the values of a column are.
+fn kind(column: &ColumnDescPtr) -> &'static str {
+    if matches!(column.logical_type_ref(), Some(LogicalType::Unknown)) {
+        return "nothing but nulls";
+    }
+    match column.physical_type() {
+        Type::BOOLEAN => "true and false",
+        Type::INT32 | Type::INT64 => match column.logical_type_ref() {
+            Some(LogicalType::Date | LogicalType::Time { .. } | LogicalType::Timestamp { .. }) => {
+                "dates or times"
+            }
+            Some(LogicalType::Decimal { .. }) => "numbers",
+            _ => "whole numbers",
+        },
+        Type::INT96 => "times",
+        Type::FLOAT | Type::DOUBLE | Type::BYTE_ARRAY => "numbers",
+        Type::FIXED_LEN_BYTE_ARRAY => "bytes of one length",
     }
 }
 
