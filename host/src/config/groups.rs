@@ -5,7 +5,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::shape::{Field, Held, Of, Shape};
-use super::values::{Limit, Word};
+use super::values::{Limit, Paths, Word};
 
 /// A key that holds a path says so: `dir: Option<String> as path = None`.
 macro_rules! group {
@@ -85,10 +85,11 @@ group! {
         cache_dir: Option<String> as path = None,
         /// Text that is not valid: `error`, `replace` it, or `skip` the document.
         on_invalid: String = "error".into(),
-        /// Your files: one, a folder, or a pattern as in `texts/*.txt`. For `text8`, your copy of it.
-        path: Option<String> as path = None,
-        /// Your files for validation; without it the last blocks of the training text are held out.
-        valid_path: Option<String> as path = None,
+        /// Your files: one, a folder with all below it, a pattern as in `texts/*.txt`, or a list of these. For `text8`, your
+        /// copy of it.
+        path: Option<Paths> as path = None,
+        /// Your files for validation, the same; without it the last blocks of the training text are held out.
+        valid_path: Option<Paths> as path = None,
         /// Share of the blocks that is held out where there is no part for validation, in (0, 1).
         valid_fraction: f64 = 0.1,
         /// `text`: a document is a `file` or a `line`.

@@ -6,7 +6,7 @@
 use figment::value::{Empty, Tag, Value as Figured};
 use serde_json::Value;
 
-use super::values::{Limit, Word};
+use super::values::{Limit, Paths, Word};
 
 /// What a value is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -63,6 +63,10 @@ macro_rules! held {
 
 // The types of `Limit` differ: `1` is one batch, `1.0` is all.
 held!(String: Text, Word: Text, bool: Switch, i64: Whole, u64: Whole, f64: Real, Limit: Real);
+
+impl Held for Paths {
+    const SHAPE: Shape = <Vec<String> as Held>::SHAPE;
+}
 
 impl<T: Held> Held for Option<T> {
     const SHAPE: Shape = Shape { optional: true, ..T::SHAPE };

@@ -29,6 +29,42 @@ impl<'de> Deserialize<'de> for Word {
     }
 }
 
+/// Files and folders: one as a text, or a list of them.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(transparent)]
+pub struct Paths(pub Vec<String>);
+
+impl<'de> Deserialize<'de> for Paths {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Visitor;
+
+        impl<'de> serde::de::Visitor<'de> for Visitor {
+            type Value = Paths;
+
+            fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                f.write_str("a path, or a list of paths as in `[a.txt, b.txt]`")
+            }
+
+            fn visit_str<E>(self, path: &str) -> Result<Paths, E> {
+                Ok(Paths(vec![path.into()]))
+            }
+
+            fn visit_seq<A: serde::de::SeqAccess<'de>>(
+                self,
+                mut list: A,
+            ) -> Result<Paths, A::Error> {
+                let mut paths = Vec::new();
+                while let Some(path) = list.next_element()? {
+                    paths.push(path);
+                }
+                Ok(Paths(paths))
+            }
+        }
+
+        deserializer.deserialize_any(Visitor)
+    }
+}
+
 /// A part of what there is: a whole number of batches, or a share of all.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[serde(untagged)]
@@ -66,6 +102,15 @@ impl Limit {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn paths_are_one_or_a_list() {
+        let read = |json| serde_json::from_value::<Paths>(json).map(|paths| paths.0);
+        assert_eq!(read("a b.txt".into()).unwrap(), ["a b.txt"]);
+        assert_eq!(read(serde_json::json!(["a", "b"])).unwrap(), ["a", "b"]);
+        let said = read(serde_json::json!({"a": 1})).unwrap_err().to_string();
+        assert!(said.contains("expected a path, or a list of paths"), "{said}");
+    }
 
     #[test]
     fn a_share_is_at_least_one_batch_where_there_are_any() {

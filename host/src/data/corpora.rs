@@ -4,16 +4,18 @@
 //! `hf` are described by the keys of `data` instead.
 
 use std::cell::OnceCell;
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 use sha2::{Digest as _, Sha256};
 
 use super::cache::hex;
 use super::detokenize::Detokenizer;
-use super::places::{Fetched, Files, Found, local, on_hub, own_files};
+use super::listing::{self, Endings, Listing};
+use super::places::{Fetched, Files, Found, local, on_hub};
 use super::read::{Format, Slice, check_text8};
 pub use super::spec::Spec;
-use crate::config::Config;
+use crate::config::{Config, begun};
 use crate::error::{Error, Result};
 use crate::hub::{Hub, Kind, Tick, matches};
 
@@ -62,6 +64,8 @@ pub struct Part {
     pub rows: Option<u64>,
     /// Blocks have twice the length, and a sample is cut from one.
     pub crop: bool,
+    /// What a user should hear of its files.
+    pub notes: Vec<String>,
     files: Files,
 }
 
@@ -126,24 +130,36 @@ impl Part {
             detokenizer,
             rows: part.rows,
             crop: spec.crop,
+            notes: Vec::new(),
             files,
         };
         if spec.format == "text8" {
             let format = Format::Text8 { chunk: 0, slice };
             // The path is the corpus' own, or else that of other text.
             let own = |name: &str| Spec::named(name).is_ok_and(|spec| spec.format == "text8");
-            let path = match role {
-                Role::Valid if !own(&config.data.train) => &config.data.valid_path,
-                _ => &config.data.path,
-            };
-            let (files, origin, identity) = match (path, &spec.url) {
-                (Some(path), _) => local(&[PathBuf::from(path)])?,
-                (None, Some(url)) => (Files::Address(url.clone()), vec![url.clone()], url.clone()),
-                (None, None) => {
-                    let message = format!("corpus `{name}` has no `url`");
-                    return Err(Error::config(message, "set `data.path` to your copy of it"));
+            let (key, path) = match role {
+                Role::Valid if !own(&config.data.train) => {
+                    ("data.valid_path", &config.data.valid_path)
                 }
+                _ => ("data.path", &config.data.path),
             };
+            let (files, origin, identity) =
+                match (path.as_ref().map(|paths| &paths.0[..]), &spec.url) {
+                    (Some([path]), _) => {
+                        local(&[PathBuf::from(path)]).map_err(|e| at_key(config, key, e))?
+                    }
+                    (Some(_), _) => {
+                        let message = format!("`{key}` of `{name}` is one file");
+                        return Err(config.layers.error(key, &message, "name your copy of it"));
+                    }
+                    (None, Some(url)) => {
+                        (Files::Address(url.clone()), vec![url.clone()], url.clone())
+                    }
+                    (None, None) => {
+                        let message = format!("corpus `{name}` has no `url`");
+                        return Err(Error::config(message, "set `data.path` to your copy of it"));
+                    }
+                };
             let identity = format!("{identity} {slice:?}");
             return Ok(Some(base(files, origin, identity, format, Slice::default())));
         }
@@ -172,13 +188,13 @@ impl Part {
     /// `text`, `jsonl`, `parquet`: the user's files.
     fn own(config: &Config, kind: &str, role: Role) -> Result<Option<Self>> {
         let data = &config.data;
-        let path = match role {
-            Role::Train => data.path.as_ref(),
+        let (path_key, path) = match role {
+            Role::Train => ("data.path", data.path.as_ref()),
             // Nothing of the user's is trained on: the path is for validation.
-            Role::Valid if !FILES.contains(&data.train.as_str()) => {
-                data.valid_path.as_ref().or(data.path.as_ref())
+            Role::Valid if !FILES.contains(&data.train.as_str()) && data.valid_path.is_none() => {
+                ("data.path", data.path.as_ref())
             }
-            Role::Valid => data.valid_path.as_ref(),
+            Role::Valid => ("data.valid_path", data.valid_path.as_ref()),
         };
         let Some(path) = path else {
             if role == Role::Valid && data.train == kind {
@@ -194,16 +210,18 @@ impl Part {
                 &format!("set `{needed}=FILE`, `{needed}=FOLDER` or `{needed}=\"FOLDER/*.txt\"`"),
             ));
         };
-        let (endings, format): (&[&str], _) = match kind {
-            "text" => {
-                (&["txt"], if data.documents == "line" { Format::Lines } else { Format::Files })
-            }
-            "jsonl" => (&["jsonl", "json"], Format::JsonLines { column: data.column.clone() }),
-            _ => (&["parquet"], Format::Parquet { column: data.column.clone() }),
+        let column = data.column.clone();
+        let (endings, format) = match kind {
+            "text" => (TEXT, if data.documents == "line" { Format::Lines } else { Format::Files }),
+            "jsonl" => (JSONL, Format::JsonLines { column }),
+            _ => (PARQUET, Format::Parquet { column }),
         };
         let split = if role == Role::Train { "train" } else { "validation" };
-        let found = local(&own_files(path, endings)?)?;
-        Self::described(config, kind.to_string(), split, found, format).map(Some)
+        let found = listing::list(path, endings)
+            .and_then(|Listing { files, notes }| Ok((local(&files)?, notes)));
+        let (found, notes) = found.map_err(|e| at_key(config, path_key, e))?;
+        let part = Self::described(config, kind.to_string(), split, found, format)?;
+        Ok(Some(Self { notes, ..part }))
     }
 
     /// A part that the keys of `data` describe.
@@ -225,6 +243,7 @@ impl Part {
             detokenizer: named.map(detokenizer).transpose()?,
             rows: None,
             crop: false,
+            notes: Vec::new(),
             files,
         })
     }
@@ -303,6 +322,16 @@ impl Part {
         }
     }
 
+    /// Files on this machine that another part reads too.
+    pub fn shared(&self, other: &Self) -> Vec<&Path> {
+        let (Files::Local(own), Files::Local(others)) = (&self.files, &other.files) else {
+            return Vec::new();
+        };
+        let place = |path: &PathBuf| path.canonicalize().unwrap_or_else(|_| path.clone());
+        let others: BTreeSet<PathBuf> = others.iter().map(place).collect();
+        own.iter().filter(|path| others.contains(&place(path))).map(PathBuf::as_path).collect()
+    }
+
     /// How many files there are.
     pub fn files(&self) -> usize {
         match &self.files {
@@ -368,6 +397,28 @@ fn check_keys(config: &Config, name: &str) -> Result<()> {
         }
     }
 }
+
+/// Points what is wrong with the user's files at the key that names them.
+fn at_key(config: &Config, key: &str, error: Error) -> Error {
+    match error {
+        Error::Io { message, hint } | Error::Data { message, hint } => {
+            let source = config.layers.source(key);
+            let hint = match begun::is_stored(&source) {
+                true => format!(
+                    "a relative path of `{source}` starts where its run was begun; `{key}=FILE` names another"
+                ),
+                false => hint.unwrap_or_default(),
+            };
+            config.layers.error(key, &message, &hint)
+        }
+        other => other,
+    }
+}
+
+/// Endings of the user's files.
+const TEXT: Endings = Endings { of: &["txt"], packed: true };
+const JSONL: Endings = Endings { of: &["jsonl", "json"], packed: true };
+const PARQUET: Endings = Endings { of: &["parquet"], packed: false };
 
 /// Corpora that are the user's files.
 pub(super) const FILES: [&str; 3] = ["text", "jsonl", "parquet"];

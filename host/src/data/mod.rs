@@ -10,6 +10,7 @@ mod build;
 mod cache;
 pub mod corpora;
 pub mod detokenize;
+mod listing;
 mod loader;
 mod pack;
 mod permutation;
@@ -167,6 +168,7 @@ pub fn open(
         train.ok_or_else(|| Error::config("there is nothing to train on", "set `data.train`"))?;
     let valid = Part::find(config, Role::Valid, &hub)?;
     check_use(config, &train, valid.is_some())?;
+    tell(&train, valid.as_ref(), observer);
     let parts: Vec<&Part> = std::iter::once(&train).chain(&valid).collect();
     let tokenizer = match tokenizer {
         Some(given) => given.into(),
@@ -282,6 +284,7 @@ pub fn open_valid(
     }
     let hub = LazyHub::default();
     if let Some(part) = Part::find(config, Role::Valid, &hub)? {
+        part.notes.iter().for_each(|note| observer.note(note));
         let cache = prepare::blocks(&part, config, Role::Valid, tokenizer, &hub, observer)?;
         let rows = 0..cache.rows();
         return Ok(Valid::cached(cache, rows));
@@ -289,6 +292,7 @@ pub fn open_valid(
     let part = Part::find(config, Role::Train, &hub)?;
     let part =
         part.ok_or_else(|| Error::config("there is nothing to validate on", "set `data.valid`"))?;
+    part.notes.iter().for_each(|note| observer.note(note));
     let cache = prepare::blocks(&part, config, Role::Train, tokenizer, &hub, observer)?;
     let rows = kept(config, &cache)?..cache.rows();
     observer.note(&format!(
@@ -297,6 +301,23 @@ pub fn open_valid(
         cache.rows()
     ));
     Ok(Valid::cached(cache, rows))
+}
+
+/// Tells what a user should know of the files that are trained and validated on.
+fn tell(train: &Part, valid: Option<&Part>, observer: &Observer<'_>) {
+    let notes = train.notes.iter().chain(valid.iter().flat_map(|valid| &valid.notes));
+    notes.for_each(|note| observer.note(note));
+    let shared = valid.map(|valid| valid.shared(train)).unwrap_or_default();
+    if let Some(first) = shared.first() {
+        let more = match shared.len() {
+            1 => String::new(),
+            n => format!(" and {} more", n - 1),
+        };
+        observer.note(&format!(
+            "warning: `{}`{more} is trained on and validated on: the measure says nothing of text that was not seen",
+            first.display()
+        ));
+    }
 }
 
 /// Of the blocks of a corpus without a part for validation, those that are trained on.

@@ -4,7 +4,7 @@ use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
 use crate::error::{Error, Result};
-use crate::hub::{Entry, Snapshot, matches};
+use crate::hub::{Entry, Snapshot};
 
 /// Files of a corpus.
 #[derive(Debug, Clone)]
@@ -65,53 +65,6 @@ pub(super) fn local(paths: &[PathBuf]) -> Result<Found> {
         );
     }
     Ok((Files::Local(paths.to_vec()), origin, identity))
-}
-
-/// The files that a path means: itself, those of a folder with the right endings, or those that match a pattern.
-pub(super) fn own_files(path: &str, endings: &[&str]) -> Result<Vec<PathBuf>> {
-    let whole = Path::new(path);
-    if whole.is_file() {
-        return Ok(vec![whole.to_path_buf()]);
-    }
-    if path.rsplit_once('/').is_some_and(|(folder, _)| folder.contains('*')) {
-        return Err(Error::config(
-            format!("`{path}`: a pattern may stand in the last part only"),
-            "as in `\"texts/*.txt\"`",
-        ));
-    }
-    let (folder, pattern) = match path.rsplit_once('/') {
-        _ if whole.is_dir() => (whole.to_path_buf(), None),
-        Some((folder, pattern)) if pattern.contains('*') => (PathBuf::from(folder), Some(pattern)),
-        None if path.contains('*') => (PathBuf::from("."), Some(path)),
-        _ => {
-            let error =
-                std::fs::metadata(whole).err().unwrap_or(std::io::ErrorKind::NotFound.into());
-            return Err(Error::io("read", whole, &error));
-        }
-    };
-    let entries = std::fs::read_dir(&folder).map_err(|e| Error::io("read", &folder, &e))?;
-    let wanted = |path: &PathBuf| {
-        let name = path.file_name().unwrap_or_default().to_string_lossy();
-        let ending = path.extension().unwrap_or_default().to_string_lossy();
-        // As a shell: hidden files are not meant.
-        path.is_file()
-            && !name.starts_with('.')
-            && pattern.map_or(endings.contains(&&*ending), |p| matches(p, &name))
-    };
-    let paths = entries.map(|entry| entry.map(|entry| entry.path()));
-    let paths = paths.collect::<std::io::Result<Vec<PathBuf>>>();
-    let mut files = paths.map_err(|e| Error::io("read", &folder, &e))?;
-    files.retain(wanted);
-    files.sort();
-    if files.is_empty() {
-        let what =
-            pattern.map_or_else(|| format!("`.{}` files", endings[0]), |p| format!("file `{p}`"));
-        return Err(Error::data(
-            format!("`{}` holds no {what}", folder.display()),
-            "give a file, a folder, or a pattern as in `\"texts/*.txt\"`",
-        ));
-    }
-    Ok(files)
 }
 
 /// Files that are there as long as this is.
