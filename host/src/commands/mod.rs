@@ -19,9 +19,10 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use crate::checkpoint::Checkpoint;
-use crate::config::{Config, Request, load};
+use crate::checkpoint::foreign::Foreign;
+use crate::config::{Config, Request, begun, load};
 use crate::data::corpora::LazyHub;
-use crate::data::{Observer, Tokenizer, load_tokenizer, prepare};
+use crate::data::{Observer, Tokenizer, check_words, load_tokenizer, prepare};
 use crate::error::{Error, Result};
 use crate::hub::{Hub, Kind};
 use crate::logging::LogFile;
@@ -107,22 +108,15 @@ impl Common {
         let stored = Some(checkpoint.stored()?);
         let request = Request { overrides, file, stored, foreign, ..Request::default() };
         let config = load(&request)?;
-        let asked = config.layers.source("data.tokenizer_name_or_path") == "command line";
         let Some(foreign) = &checkpoint.foreign else {
+            tell_of_paths(&checkpoint, &config)?;
             let tokenizer = load_tokenizer(&checkpoint.path.join("tokenizer.json"))?;
-            if asked {
-                tracing::warn!(
-                    "`data.tokenizer_name_or_path` is ignored: a checkpoint has its own tokenizer"
-                );
+            if config.layers.source(TOKENIZER) == "command line" {
+                tracing::warn!("`{TOKENIZER}` is ignored: a checkpoint has its own tokenizer");
             }
             return Ok((checkpoint, config, tokenizer.into()));
         };
-        let mut report = Report::new(self.format, self.quiet);
-        let (hub, stop) = (LazyHub::default(), Stop::default());
-        let tokenizer = match &foreign.tokenizer {
-            Some(folder) if !asked => load_tokenizer(folder)?.into(),
-            _ => prepare::tokenizer(&config, &[], &hub, &Observer::new(&mut report, &stop))?,
-        };
+        let tokenizer = self.tokenizer_for(foreign, &config)?;
         let (has, wants) = (tokenizer.vocab_size(), foreign.vocab_size);
         if has != wants {
             return Err(Error::config(
@@ -135,6 +129,67 @@ impl Common {
         }
         Ok((checkpoint, config, tokenizer))
     }
+
+    /// The tokenizer of another program's checkpoint: the one that the user names, the one beside it, or the one that its own
+    /// configuration names.
+    fn tokenizer_for(&self, foreign: &Foreign, config: &Config) -> Result<Arc<dyn Tokenizer>> {
+        let (path, source) = (foreign.path.display(), config.layers.source(TOKENIZER));
+        let file = self.file.as_ref().map(|file| file.display().to_string());
+        // A group of `data` names that of its own text, not that of the model.
+        let asked = file.as_ref() == Some(&source)
+            || source != foreign.path.display().to_string()
+                && source != "default"
+                && !source.starts_with("configs/");
+        let mut report = Report::new(self.format, self.quiet);
+        let (hub, stop) = (LazyHub::default(), Stop::default());
+        let observer = Observer::new(&mut report, &stop);
+        let named = |name: &str| prepare::named_tokenizer(name, &hub, &observer);
+        let hint = format!("name its tokenizer: `{TOKENIZER}=gpt2`, a file or a folder");
+        if asked {
+            let name = &config.data.tokenizer_name_or_path;
+            if name == prepare::CHARACTERS {
+                let message = format!("which characters `{path}` was trained on is not known");
+                return Err(config.layers.error(TOKENIZER, &message, &hint));
+            }
+            return named(name);
+        }
+        if let Some(folder) = &foreign.tokenizer {
+            return Ok(load_tokenizer(folder)?.into());
+        }
+        check_words(config, &foreign.path)?;
+        let own: toml::Table = foreign.config.parse().unwrap_or_default();
+        let own = own.get("data").and_then(|data| data.get("tokenizer_name_or_path")?.as_str());
+        let Some(own) = own.filter(|name| *name != prepare::CHARACTERS) else {
+            let message = format!("`{path}` has no tokenizer beside it and names none");
+            return Err(Error::config(message, hint));
+        };
+        named(own).map_err(|error| {
+            Error::config(format!("`{own}`, the tokenizer that `{path}` names: {error}"), hint)
+        })
+    }
+}
+
+/// The key of the tokenizer.
+const TOKENIZER: &str = "data.tokenizer_name_or_path";
+
+/// Warns of text whose path a checkpoint has from a place that it does not tell.
+fn tell_of_paths(checkpoint: &Checkpoint, config: &Config) -> Result<()> {
+    let (name, text) = checkpoint.stored()?;
+    if begun::place(Path::new(&name), &text).is_some() {
+        return Ok(());
+    }
+    let data = &config.data;
+    for (key, paths) in [("data.path", &data.path), ("data.valid_path", &data.valid_path)] {
+        let relative =
+            paths.iter().flat_map(|paths| &paths.0).find(|path| Path::new(path).is_relative());
+        if let Some(path) = relative.filter(|_| config.layers.source(key) == name) {
+            tracing::warn!(
+                "`{key}={path}` is of `{name}`, which does not tell where its run was begun: it is looked for from here; \
+                 `{key}=FILE` says which file is meant"
+            );
+        }
+    }
+    Ok(())
 }
 
 /// The path of a checkpoint; one of the hub, `owner/name`, is fetched first, where `bare` one that is a name alone too.

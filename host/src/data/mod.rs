@@ -160,6 +160,7 @@ pub fn open(
     }
     check_words(config)?;
     if is_stories(config)? {
+        tokenizer.map_or(Ok(()), |given| check_stories(config, given.as_ref()))?;
         return open_stories(config);
     }
     let hub = LazyHub::default();
@@ -272,6 +273,7 @@ pub fn open_valid(
     }
     check_words(config)?;
     if is_stories(config)? {
+        check_stories(config, tokenizer)?;
         let blocks = open_stories(config)?.valid;
         let reads = Some(Reads {
             corpus: "stories".into(),
@@ -419,6 +421,32 @@ fn is_stories(config: &Config) -> Result<bool> {
         return Err(config.layers.error("data.valid", message, hint));
     }
     Ok(stories(train))
+}
+
+/// Refuses the stories for a model with another tokenizer: their blocks would be other words to it.
+fn check_stories(config: &Config, tokenizer: &dyn Tokenizer) -> Result<()> {
+    if tokenizer.to_json() == tokenizer::stories().to_json() {
+        return Ok(());
+    }
+    Err(other_words(config, "the model"))
+}
+
+/// Refuses the stories, where they were chosen, for another program's checkpoint, before its tokenizer is looked for.
+pub(crate) fn check_words(config: &Config, checkpoint: &std::path::Path) -> Result<()> {
+    let chosen = config.data.train == "stories" && config.layers.source("data.train") != "default";
+    if !chosen {
+        return Ok(());
+    }
+    Err(other_words(config, &format!("`{}`", checkpoint.display())))
+}
+
+fn other_words(config: &Config, model: &str) -> Error {
+    let hint = "name a text: `--text FILE`, `data=text data.path=FILE`, or a corpus as in `data=wikitext2`";
+    if config.layers.source("data.train") == "default" {
+        return Error::config("no text is named, and the stories are none for this model", hint);
+    }
+    let message = format!("`stories` have words of their own, and {model} has another tokenizer");
+    config.layers.error("data.train", &message, hint)
 }
 
 fn open_stories(config: &Config) -> Result<Corpus> {

@@ -92,9 +92,22 @@ pub fn tokenizer(
     hub: &LazyHub,
     observer: &Observer<'_>,
 ) -> Result<Arc<dyn Tokenizer>> {
-    let name = config.data.tokenizer_name_or_path.as_str();
+    match config.data.tokenizer_name_or_path.as_str() {
+        CHARACTERS => characters(config, parts, hub, observer),
+        name => named_tokenizer(name, hub, observer),
+    }
+}
+
+/// The tokenizer of characters, which is made of a text.
+pub const CHARACTERS: &str = "char";
+
+/// A tokenizer that is made of no text: one of ours, a file, a folder, or a model of the hub.
+pub fn named_tokenizer(
+    name: &str,
+    hub: &LazyHub,
+    observer: &Observer<'_>,
+) -> Result<Arc<dyn Tokenizer>> {
     match name {
-        "char" => characters(config, parts, hub, observer),
         "text8" => Ok(tokenizer::text8().into()),
         _ if Path::new(name).exists() => Ok(tokenizer::load(Path::new(name))?.into()),
         _ if name.contains(".json")
