@@ -11,12 +11,21 @@ fn folders() -> tempfile::TempDir {
     let write = |place: &str, word: &str| {
         fs::create_dir_all(folder.path().join(place)).expect("a folder");
         let lines = (0..400).map(|i| format!("{word} {i} of a text\n"));
-        fs::write(folder.path().join(place).join("ts.txt"), lines.collect::<String>()).expect("written");
+        fs::write(folder.path().join(place).join("ts.txt"), lines.collect::<String>())
+            .expect("written");
     };
     write("a", "line");
     write("b", "lint");
-    let words = ["train", "data=text", "data.path=ts.txt", "run.dir=run", "trainer.max_steps=2", "sampling.num_sample_log=0"];
-    let small: Vec<&str> = SMALL.iter().filter(|word| !word.starts_with("sampling.steps")).copied().collect();
+    let words = [
+        "train",
+        "data=text",
+        "data.path=ts.txt",
+        "run.dir=run",
+        "trainer.max_steps=2",
+        "sampling.num_sample_log=0",
+    ];
+    let small: Vec<&str> =
+        SMALL.iter().filter(|word| !word.starts_with("sampling.steps")).copied().collect();
     maskdiff(&folder.path().join("a"), &[&words[..1], &small, &words[1..]].concat()).expect(0);
     folder
 }
@@ -38,7 +47,11 @@ fn a_checkpoint_finds_its_text_from_anywhere() {
     // A run of an older version does not say where it was begun; its own place does.
     let file = a.join("run/checkpoints/last/config.toml");
     let text = fs::read_to_string(&file).expect("a file");
-    let older: String = text.lines().filter(|line| !line.contains("begun_in")).map(|line| format!("{line}\n")).collect();
+    let older: String = text
+        .lines()
+        .filter(|line| !line.contains("begun_in"))
+        .map(|line| format!("{line}\n"))
+        .collect();
     assert_ne!(older, text);
     fs::write(&file, &older).expect("written");
     assert_eq!(measured(&eval(&b, "../a/run")), there);
@@ -59,7 +72,13 @@ fn a_checkpoint_finds_its_text_from_anywhere() {
 fn a_run_goes_on_from_another_folder_as_it_was() {
     let folder = folders();
     let b = folder.path().join("b");
-    let words = ["train", "--config", "../a/run/config.toml", "checkpointing.resume_from_ckpt=true", "trainer.max_steps=3"];
+    let words = [
+        "train",
+        "--config",
+        "../a/run/config.toml",
+        "checkpointing.resume_from_ckpt=true",
+        "trainer.max_steps=3",
+    ];
     let out = maskdiff(&b, &words);
     out.expect(0).says(&["going on after step 2"]);
     assert!(!out.stderr.contains("changed since then"), "{}", out.stderr);
@@ -91,10 +110,14 @@ fn the_tokenizer_of_a_foreign_checkpoint_is_its_own_or_named() {
     fs::rename(a.join("hf/tokenizer.json"), a.join("gpt2/tokenizer.json")).expect("moved");
     // The folder's own configuration names one that is found here.
     assert_eq!(measured(&eval(&[&["hf"], &text[..]].concat())), beside);
-    eval(&["hf", "data=stories"]).expect(2).says(&["`stories` have words of their own", "--text FILE"]);
+    eval(&["hf", "data=stories"])
+        .expect(2)
+        .says(&["`stories` have words of their own", "--text FILE"]);
     fs::rename(a.join("gpt2"), a.join("other")).expect("moved");
     let hint = "name its tokenizer: `data.tokenizer_name_or_path=gpt2`";
-    eval(&[&["hf"], &text[..]].concat()).expect(2).says(&["`gpt2`, the tokenizer that `hf` names", hint]);
+    eval(&[&["hf"], &text[..]].concat())
+        .expect(2)
+        .says(&["`gpt2`, the tokenizer that `hf` names", hint]);
     let named = "data.tokenizer_name_or_path=other";
     assert_eq!(measured(&eval(&[&["hf", named], &text[..]].concat())), beside);
     eval(&[&["hf", "data.tokenizer_name_or_path=char"], &text[..]].concat())

@@ -8,7 +8,13 @@ use maskdiff_tests::corpora::{Column, sentence, write_parquet};
 use maskdiff_tests::run::{Output, maskdiff};
 
 fn build(at: &Path, words: &[&str]) -> Output {
-    let base = ["data", "build", "data.tokenizer_name_or_path=char", "data.insert_special=none", "model.length=16"];
+    let base = [
+        "data",
+        "build",
+        "data.tokenizer_name_or_path=char",
+        "data.insert_special=none",
+        "model.length=16",
+    ];
     maskdiff(at, &[&base[..], words].concat())
 }
 
@@ -63,7 +69,9 @@ fn packed_files_are_read_and_nothing_is_left_out_in_silence() {
     fs::write(at.join("cut.txt.gz"), &whole[..whole.len() / 2]).expect("written");
     fs::write(at.join("x.txt.bz2"), b"BZh91AY&SY and more").expect("written");
     fs::write(at.join("x.txt"), b"\xfd7zXZ\0 and more").expect("written");
-    let text = |file: &str| build(at, &["data=text", &format!("data.path={file}"), "data.on_invalid=replace"]);
+    let text = |file: &str| {
+        build(at, &["data=text", &format!("data.path={file}"), "data.on_invalid=replace"])
+    };
     text("cut.txt.gz").expect(2).says(&["`cut.txt.gz` is no whole gzip file"]);
     text("x.txt.bz2").expect(2).says(&["`x.txt.bz2` is no text but packed by bzip2", "gzip"]);
     text("x.txt").expect(2).says(&["`x.txt` is no text but packed by xz"]);
@@ -77,7 +85,9 @@ fn what_is_trained_on_and_measured_is_told() {
     fs::write(at.join("a.txt"), text).expect("written");
     let made = build(at, &["data=text", "data.path=a.txt", "data.valid_path=./a.txt"]);
     made.expect(0).says(&["warning: `./a.txt` is trained on and validated on"]);
-    build(at, &["data=text", "data.path=[a.txt,lost.txt]"]).expect(2).says(&["`lost.txt`: No such file"]);
+    build(at, &["data=text", "data.path=[a.txt,lost.txt]"])
+        .expect(2)
+        .says(&["`lost.txt`: No such file"]);
     build(at, &["data=text", "data.path=[]"]).expect(2).says(&["no file is named"]);
 }
 

@@ -49,6 +49,15 @@ impl<'de> Deserialize<'de> for Paths {
                 Ok(Paths(vec![path.into()]))
             }
 
+            /// A file whose name is a number.
+            fn visit_i64<E>(self, name: i64) -> Result<Paths, E> {
+                Ok(Paths(vec![name.to_string()]))
+            }
+
+            fn visit_u64<E>(self, name: u64) -> Result<Paths, E> {
+                Ok(Paths(vec![name.to_string()]))
+            }
+
             fn visit_seq<A: serde::de::SeqAccess<'de>>(
                 self,
                 mut list: A,
@@ -108,6 +117,7 @@ mod tests {
         let read = |json| serde_json::from_value::<Paths>(json).map(|paths| paths.0);
         assert_eq!(read("a b.txt".into()).unwrap(), ["a b.txt"]);
         assert_eq!(read(serde_json::json!(["a", "b"])).unwrap(), ["a", "b"]);
+        assert_eq!(read(2024.into()).unwrap(), ["2024"]);
         let said = read(serde_json::json!({"a": 1})).unwrap_err().to_string();
         assert!(said.contains("expected a path, or a list of paths"), "{said}");
     }

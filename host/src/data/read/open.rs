@@ -215,13 +215,17 @@ mod tests {
     #[test]
     fn an_archive_that_is_cut_off_or_damaged_is_named() {
         let text = (0..50_000).map(|i| format!("{} ", i * 7919)).collect::<String>();
-        let (gzip, zstd) = (gzip(text.as_bytes()), zstd::encode_all(text.as_bytes(), 1).unwrap());
+        // With a checksum, as the program of that name writes it.
+        let mut packer = zstd::stream::write::Encoder::new(Vec::new(), 1).unwrap();
+        packer.include_checksum(true).unwrap();
+        packer.write_all(text.as_bytes()).unwrap();
+        let (gzip, zstd) = (gzip(text.as_bytes()), packer.finish().unwrap());
         for (packed, name) in [(gzip, "gzip"), (zstd, "zstd")] {
             let mut damaged = packed.clone();
             let middle = packed.len() / 2;
             damaged[middle..middle + 50].fill(0x55);
             for bytes in [&packed[..packed.len() / 2], &packed[..packed.len() - 3], &damaged] {
-                let said = read("a", bytes).unwrap_err().to_string();
+                let said = read("a", bytes).map(|text| text.len()).unwrap_err().to_string();
                 assert!(said.contains(&format!("/a` is no whole {name} file")), "{said}");
             }
         }
