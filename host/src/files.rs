@@ -1,6 +1,7 @@
 //! Small files that appear whole or not at all, and locks between processes.
 
 use std::fs::{self, File, Permissions, TryLockError};
+use std::io::{ErrorKind, Read as _};
 use std::io::{ErrorKind, Write as _};
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
@@ -72,6 +73,25 @@ pub fn sync_folder(folder: &Path) -> Result<()> {
 fn folder_of(path: &Path) -> &Path {
     let parent = path.parent().filter(|folder| !folder.as_os_str().is_empty());
     parent.unwrap_or(Path::new("."))
+}
+
+/// What lies in the place of a file that cannot be read, where that can be told, and what to do: downloads and clones leave
+/// such.
+pub fn stand_in(path: &Path) -> Option<(&'static str, &'static str)> {
+    let mut head = Vec::new();
+    File::open(path).and_then(|file| file.take(512).read_to_end(&mut head)).ok()?;
+    let text = String::from_utf8_lossy(&head).trim_start().to_lowercase();
+    if text.starts_with("version https://git-lfs.github.com/") {
+        let hint =
+            "fetch the file itself: `git lfs install`, then `git lfs pull` in its repository";
+        return Some(("a Git LFS pointer, not the file that it points at", hint));
+    }
+    if text.starts_with("<!doctype html") || text.starts_with("<html") {
+        let hint =
+            "fetch it again: a server has answered with a page, as for a file that needs a login";
+        return Some(("a web page (HTML), not the file that was wanted", hint));
+    }
+    head.is_empty().then_some(("an empty file", "fetch or copy it again"))
 }
 
 /// Holds a lock file until the result is dropped. While another process holds it, `waiting` is called again and again, with

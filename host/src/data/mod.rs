@@ -32,7 +32,10 @@ pub use pack::{Packed, Packer, Packing};
 pub use read::{Format, OnInvalid, Reader, Slice};
 pub(crate) use read::{json, read_text};
 pub use source::{Blocks, Cached, Rows, Samples, Source};
-pub use tokenizer::{Tokenizer, has_tokenizer, load as load_tokenizer};
+pub use tokenizer::{
+    Tokenizer, has_tokenizer, load as load_tokenizer, parse as parse_tokenizer,
+    widened as widened_tokenizer,
+};
 pub use words::check_words;
 
 use std::cell::RefCell;

@@ -5,10 +5,12 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
+use super::added::{Added, token};
 use super::words::{Split, Words};
 use super::{Encoder, Plain, Stored, Tokenizer};
 use crate::data::read_text;
 use crate::error::{Error, Result};
+use crate::files;
 
 /// Special tokens that are named beside a tokenizer, in `tokenizer_config.json` or `special_tokens_map.json`.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -62,13 +64,21 @@ impl Special {
 }
 
 /// The file's value; null where there is no such file.
-fn json_file(path: &Path) -> Result<Value> {
-    if !path.exists() {
-        return Ok(Value::Null);
+pub(super) fn json_file(path: &Path) -> Result<Value> {
+    let text = match read_text(path) {
+        Err(Error::Io { missing: true, .. }) => return Ok(Value::Null),
+        text => text?,
+    };
+    serde_json::from_str(&text)
+        .map_err(|e| unusable(path, &format!("is not JSON: {e}"), "fetch the tokenizer again"))
+}
+
+/// A file that holds no tokenizer: `why`, or what lies there in its place.
+fn unusable(path: &Path, why: &str, hint: &str) -> Error {
+    match files::stand_in(path) {
+        Some((what, hint)) => Error::data(format!("`{}` is {what}", path.display()), hint),
+        None => Error::data(format!("`{}` {why}", path.display()), hint),
     }
-    serde_json::from_str(&read_text(path)?).map_err(|e| {
-        Error::data(format!("`{}` is not JSON: {e}", path.display()), "fetch the tokenizer again")
-    })
 }
 
 /// See the file.
@@ -88,10 +98,11 @@ pub(super) struct HuggingFace {
 
 impl HuggingFace {
     /// A `tokenizer.json`.
-    pub(super) fn parse(text: &str, special: &Special, path: &Path) -> Result<Box<dyn Tokenizer>> {
+    pub(super) fn parse(text: &str, special: &Special, path: &Path) -> Result<Self> {
         let wrong = |e: &dyn std::fmt::Display| {
-            Error::data(
-                format!("`{}` is not a tokenizer: {e}", path.display()),
+            unusable(
+                path,
+                &format!("is not a tokenizer: {e}"),
                 "give a Hugging Face `tokenizer.json`, `vocab.json` beside `merges.txt`, `vocab.txt`, `text8` or `char`",
             )
         };
@@ -125,7 +136,7 @@ impl HuggingFace {
         let numbered = json["model"]["unk_id"].as_u64().and_then(|id| u32::try_from(id).ok());
         let splits = json["pre_tokenizer"].to_string();
         let replaces = json["normalizer"].to_string().contains('▁');
-        Ok(Box::new(Self {
+        Ok(Self {
             tokens: i64::from(largest) + 1,
             text: text.to_string(),
             named: if said == by_rule { Special::default() } else { special.clone() },
@@ -137,7 +148,20 @@ impl HuggingFace {
             space_leads: splits.contains("ByteLevel") || splits.contains("Metaspace") || replaces,
             split: Split::of(&json),
             library,
-        }))
+        })
+    }
+
+    /// A tokenizer's file with the tokens that were added to it.
+    pub(super) fn with(
+        added: &Added,
+        file: &mut Value,
+        special: &Special,
+        path: &Path,
+    ) -> Result<Box<dyn Tokenizer>> {
+        added.put_into(file, path)?;
+        let this = Self::parse(&file.to_string(), special, path)?;
+        added.check(&this.library, path)?;
+        Ok(Box::new(this))
     }
 
     /// GPT-2's `vocab.json` and `merges.txt`.
@@ -145,27 +169,26 @@ impl HuggingFace {
         vocabulary: &str,
         merges: &str,
         special: &Special,
+        added: &Added,
         path: &Path,
     ) -> Result<Box<dyn Tokenizer>> {
         let vocab: Value = serde_json::from_str(vocabulary).map_err(|e| {
-            Error::data(
-                format!("`{}` is not a vocabulary: {e}", path.display()),
-                "it should map each token to its id",
-            )
+            let hint = "it should map each token to its id";
+            unusable(path, &format!("is not a vocabulary: {e}"), hint)
         })?;
         let pairs: Vec<&str> = merges.lines().filter(|l| !l.starts_with("#version")).collect();
         let end = "<|endoftext|>";
         let id = vocab[end].as_u64();
-        let added = id.map(|id| special_token(id, end)).into_iter().collect::<Vec<Value>>();
+        let named = id.map(|id| token(id, end, true)).into_iter().collect::<Vec<Value>>();
         let bytes = json!({"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": true});
-        let file = json!({
-            "version": "1.0", "truncation": null, "padding": null, "added_tokens": added,
+        let mut file = json!({
+            "version": "1.0", "truncation": null, "padding": null, "added_tokens": named,
             "normalizer": null, "pre_tokenizer": bytes, "post_processor": null, "decoder": bytes,
             "model": {"type": "BPE", "dropout": null, "unk_token": null, "continuing_subword_prefix": null,
                 "end_of_word_suffix": null, "fuse_unk": false, "byte_fallback": false, "vocab": vocab,
                 "merges": pairs.iter().filter(|line| !line.is_empty()).collect::<Vec<&&str>>()},
         });
-        Self::parse(&file.to_string(), special, path)
+        Self::with(added, &mut file, special, path)
     }
 
     /// BERT's `vocab.txt`: a token each line.
@@ -173,23 +196,25 @@ impl HuggingFace {
         vocabulary: &str,
         lower: bool,
         special: &Special,
+        added: &Added,
         path: &Path,
     ) -> Result<Box<dyn Tokenizer>> {
         let tokens = vocabulary.lines().map(str::trim_end).enumerate();
         let vocab: serde_json::Map<String, Value> =
             tokens.map(|(id, token)| (token.to_string(), json!(id))).collect();
         if !vocab.contains_key("[UNK]") {
-            return Err(Error::data(
-                format!("`{}` is no vocabulary of BERT: it has no `[UNK]`", path.display()),
+            return Err(unusable(
+                path,
+                "is no vocabulary of BERT: it has no `[UNK]`",
                 "it should have a token on each line",
             ));
         }
         let named = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"];
-        let added = named.iter().filter_map(|t| Some(special_token(vocab.get(*t)?.as_u64()?, t)));
-        let mut added: Vec<Value> = added.collect();
-        added.sort_by_key(|token| token["id"].as_u64());
-        let file = json!({
-            "version": "1.0", "truncation": null, "padding": null, "added_tokens": added,
+        let listed = named.iter().filter_map(|t| Some(token(vocab.get(*t)?.as_u64()?, t, true)));
+        let mut listed: Vec<Value> = listed.collect();
+        listed.sort_by_key(|token| token["id"].as_u64());
+        let mut file = json!({
+            "version": "1.0", "truncation": null, "padding": null, "added_tokens": listed,
             "normalizer": {"type": "BertNormalizer", "clean_text": true, "handle_chinese_chars": true,
                 "strip_accents": null, "lowercase": lower},
             "pre_tokenizer": {"type": "BertPreTokenizer"}, "post_processor": null,
@@ -197,13 +222,8 @@ impl HuggingFace {
             "model": {"type": "WordPiece", "unk_token": "[UNK]", "continuing_subword_prefix": "##",
                 "max_input_chars_per_word": 100, "vocab": vocab},
         });
-        Self::parse(&file.to_string(), special, path)
+        Self::with(added, &mut file, special, path)
     }
-}
-
-fn special_token(id: u64, content: &str) -> Value {
-    json!({"id": id, "content": content, "single_word": false, "lstrip": false, "rstrip": false,
-        "normalized": false, "special": true})
 }
 
 impl Tokenizer for HuggingFace {

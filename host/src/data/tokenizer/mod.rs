@@ -3,20 +3,25 @@
 //! The vocabulary of a model includes the mask. A tokenizer that has a `[MASK]` token of its own keeps its id; any
 //! other gets the mask appended behind its last token, as the original does.
 
+mod added;
 mod characters;
 mod hugging_face;
 mod text8;
+mod wider;
 mod words;
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
 pub(crate) use characters::Characters;
+use added::Added;
 use hugging_face::HuggingFace;
 pub(crate) use hugging_face::Special;
 
 use super::{read_text, stories};
+use wider::Wider;
 use crate::error::{Error, Result};
 
 /// Text to token ids and back.
@@ -103,6 +108,12 @@ enum Stored {
         special: Special,
         tokenizer: serde_json::Value,
     },
+    /// One of a network that has more rows than it has tokens.
+    Wider {
+        vocab_size: i64,
+        mask: i64,
+        tokenizer: serde_json::Value,
+    },
 }
 
 /// The file of a tokenizer, or the folder that holds one: one of ours, a Hugging Face `tokenizer.json`, GPT-2's
@@ -113,38 +124,65 @@ pub fn load(path: &Path) -> Result<Box<dyn Tokenizer>> {
     let text = read_text(&file)?;
     let name = file.file_name().unwrap_or_default().to_string_lossy().into_owned();
     if name.ends_with("vocab.txt") {
-        let lower = Special::lower_case(folder)?;
-        return HuggingFace::word_piece(&text, lower, &Special::beside(folder)?, &file);
+        let (lower, added) = (Special::lower_case(folder)?, Added::beside(folder)?);
+        return HuggingFace::word_piece(&text, lower, &Special::beside(folder)?, &added, &file);
     }
     if name.ends_with("vocab.json") {
         let merges = file.with_file_name(name.replace("vocab.json", "merges.txt"));
-        return HuggingFace::byte_pairs(
-            &text,
-            &read_text(&merges)?,
-            &Special::beside(folder)?,
-            &file,
-        );
+        let (merged, added) = (read_text(&merges)?, Added::beside(folder)?);
+        let special = Special::beside(folder)?;
+        return HuggingFace::byte_pairs(&text, &merged, &special, &added, &file);
     }
-    match serde_json::from_str::<Stored>(&text) {
-        Ok(Stored::Char { vocabulary }) => Ok(Box::new(Characters::new(vocabulary.chars()))),
-        Ok(Stored::Stories) => Ok(stories()),
-        Ok(Stored::Text8) => Ok(Box::new(text8::Text8)),
-        Ok(Stored::HuggingFace { special, tokenizer }) => {
-            HuggingFace::parse(&tokenizer.to_string(), &special, &file)
+    if let Ok(stored) = serde_json::from_str::<Stored>(&text) {
+        return restored(stored, &file);
+    }
+    let (special, added) = (Special::beside(folder)?, Added::beside(folder)?);
+    match serde_json::from_str(&text) {
+        Ok(mut whole) if added.misses(&whole) => {
+            HuggingFace::with(&added, &mut whole, &special, &file)
         }
-        Err(_) => HuggingFace::parse(&text, &Special::beside(folder)?, &file),
+        _ => Ok(Box::new(HuggingFace::parse(&text, &special, &file)?)),
     }
+}
+
+/// A tokenizer of a file's text; `file` names it in messages.
+pub fn parse(text: &str, file: &Path) -> Result<Box<dyn Tokenizer>> {
+    match serde_json::from_str::<Stored>(text) {
+        Ok(stored) => restored(stored, file),
+        Err(_) => Ok(Box::new(HuggingFace::parse(text, &Special::default(), file)?)),
+    }
+}
+
+fn restored(stored: Stored, file: &Path) -> Result<Box<dyn Tokenizer>> {
+    Ok(match stored {
+        Stored::Char { vocabulary } => Box::new(Characters::new(vocabulary.chars())),
+        Stored::Stories => stories(),
+        Stored::Text8 => Box::new(text8::Text8),
+        Stored::HuggingFace { special, tokenizer } => {
+            Box::new(HuggingFace::parse(&tokenizer.to_string(), &special, file)?)
+        }
+        Stored::Wider { vocab_size, mask, tokenizer } => {
+            let inner: Arc<dyn Tokenizer> = parse(&tokenizer.to_string(), file)?.into();
+            Box::new(Wider { inner, vocab_size, mask })
+        }
+    })
+}
+
+/// The same tokens for a network of `vocab_size` rows, of which `mask` is the mask's.
+pub fn widened(inner: Arc<dyn Tokenizer>, vocab_size: i64, mask: i64) -> Arc<dyn Tokenizer> {
+    Arc::new(Wider { inner, vocab_size, mask })
 }
 
 /// Files that a tokenizer may be kept in, best first.
 const FILES: [&str; 3] = ["tokenizer.json", "vocab.json", "vocab.txt"];
 
 /// Those and what may lie beside them.
-pub(crate) const REPOSITORY_FILES: [&str; 6] = [
+pub(crate) const REPOSITORY_FILES: [&str; 7] = [
     "tokenizer.json",
     "vocab.json",
     "merges.txt",
     "vocab.txt",
+    "added_tokens.json",
     "special_tokens_map.json",
     "tokenizer_config.json",
 ];

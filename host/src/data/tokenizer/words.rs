@@ -67,8 +67,10 @@ impl Split {
         let mut names = Vec::new();
         for token in file["added_tokens"].as_array().into_iter().flatten() {
             let name = token["content"].as_str()?;
-            // One that takes the space around it, or has one inside, reaches over words.
-            if token["lstrip"] == true
+            // One that takes the space around it, or has one inside, reaches over words; one that is looked for in what the
+            // normalizer leaves may be written in other letters.
+            if token["normalized"] == true && !normalizer.is_null()
+                || token["lstrip"] == true
                 || token["rstrip"] == true
                 || name.contains(char::is_whitespace)
             {
