@@ -89,6 +89,8 @@ pub enum Error {
         /// What to do.
         #[help]
         hint: Option<String>,
+        /// There is no room for what was to be written.
+        full: bool,
     },
     /// The user stopped the run; what there is has been saved.
     #[error("{message}")]
@@ -172,12 +174,19 @@ impl Error {
         let hint = match error.kind() {
             std::io::ErrorKind::NotFound => "check the path",
             std::io::ErrorKind::PermissionDenied => "check who owns it and its permissions",
-            std::io::ErrorKind::StorageFull => "free some space and run it again",
+            std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded => {
+                "free some space and run it again"
+            }
             _ => "",
         };
         let hint = (!hint.is_empty()).then(|| hint.to_string());
         let missing = ["read", "open"].contains(&act) && is_missing(error.kind());
-        Self::Io { message: format!("cannot {act} `{}`: {error}", path.display()), missing, hint }
+        let full = matches!(
+            error.kind(),
+            std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded
+        );
+        let message = format!("cannot {act} `{}`: {error}", path.display());
+        Self::Io { message, hint, missing, full }
     }
 
     /// An error that a component returned.

@@ -30,14 +30,18 @@ pub fn prune(folder: &Path, keep: usize, in_use: &[PathBuf]) -> Result<()> {
         if (name.is_some() && kept.contains(&name)) || in_use.contains(path) {
             continue;
         }
-        // Out of sight first: a removal that is cut off leaves no half checkpoint under its name.
-        let Some(name) = name else { continue };
-        let hidden = folder.join(format!(".{}.tmp", name.display()));
-        remove(&hidden)?;
-        fs::rename(path, &hidden).map_err(|e| Error::io("rename", path, &e))?;
-        remove(&hidden)?;
+        discard(path)?;
     }
     Ok(())
+}
+
+/// Removes a checkpoint: out of sight first, so that a removal that is cut off leaves no half one under its name.
+pub(super) fn discard(path: &Path) -> Result<()> {
+    let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+    let hidden = path.with_file_name(format!(".{name}.tmp"));
+    remove(&hidden)?;
+    fs::rename(path, &hidden).map_err(|e| Error::io("rename", path, &e))?;
+    remove(&hidden)
 }
 
 /// Removes what a write or a removal that was cut off has left.

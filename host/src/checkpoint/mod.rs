@@ -21,6 +21,7 @@ pub mod keep;
 mod local;
 #[cfg(feature = "remote")]
 mod remote;
+pub mod room;
 mod sink;
 pub mod tensors;
 pub mod write;

@@ -12,6 +12,7 @@ use tch::{Device, Tensor};
 
 use super::copier::Copier;
 use super::keep::{link, prune, sweep};
+use super::room;
 use super::tensors::{self, Named};
 use super::{EMA, MODEL, Mirror, OPTIMIZER, State, name, remove};
 use crate::error::{Error, Result};
@@ -37,8 +38,17 @@ pub struct Content {
     pub best: bool,
 }
 
-/// What the thread gives back: the memory of the copy, and the path.
-type Done = (Content, Result<PathBuf>);
+impl Content {
+    /// Bytes of its files, but for a few kilobytes.
+    pub fn bytes(&self) -> u64 {
+        let all = [&self.model, &self.ema, &self.optimizer].into_iter().flatten();
+        let tensors: u64 = all.map(|(_, tensor)| room::bytes(tensor)).sum();
+        tensors + (self.config.len() + self.tokenizer.len()) as u64
+    }
+}
+
+/// What the thread gives back: the memory of the copy, the path, and what it has to tell.
+type Done = (Content, Result<PathBuf>, Vec<String>);
 
 /// Writes checkpoints into a folder, one at a time, in a thread of its own.
 #[derive(Debug)]
@@ -49,6 +59,8 @@ pub struct Saver {
     worker: Option<JoinHandle<Done>>,
     /// Memory of the last snapshot, for the next one.
     spare: Option<Content>,
+    /// What nobody has been told yet.
+    told: Vec<String>,
 }
 
 impl Saver {
@@ -69,6 +81,7 @@ impl Saver {
             keep,
             worker: None,
             spare: None,
+            told: Vec::new(),
         })
     }
 
@@ -91,11 +104,13 @@ impl Saver {
                 // A run that went back comes by the same step again: the mirror gets one of the two, not a mixture.
                 queue.drained();
             }
-            let written = write(&folder, &mut copy, keep, in_use);
+            let mut told = Vec::new();
+            let tell = |text: String| told.push(text);
+            let written = write_telling(&folder, &mut copy, keep, &in_use, tell);
             if let (Ok(path), Some(queue)) = (&written, &queue) {
                 queue.push(path, copy.best);
             }
-            (copy, written)
+            (copy, written, told)
         };
         let thread = std::thread::Builder::new().name("checkpoint".into());
         let worker =
@@ -107,6 +122,11 @@ impl Saver {
     /// Why the last copy to the mirror failed, once: the checkpoint itself is whole on disk.
     pub fn not_copied(&self) -> Option<Error> {
         self.copier.as_ref().and_then(|copier| copier.queue.failed())
+    }
+
+    /// What there is to tell of the checkpoints that were written, once.
+    pub fn told(&mut self) -> Vec<String> {
+        std::mem::take(&mut self.told)
     }
 
     /// Waits until the mirror has what is on disk, or could not be given it.
@@ -121,13 +141,14 @@ impl Saver {
     /// Waits until what is being written is on disk; gives its path.
     pub fn wait(&mut self) -> Result<Option<PathBuf>> {
         let Some(worker) = self.worker.take() else { return Ok(None) };
-        let Ok((spare, written)) = worker.join() else {
+        let Ok((spare, written, told)) = worker.join() else {
             return Err(Error::checkpoint(
                 "the thread that writes checkpoints panicked",
                 "report this as a bug",
             ));
         };
         self.spare = Some(spare);
+        self.told.extend(told);
         let path = written?;
         tracing::info!(path = %path.display(), "Wrote a checkpoint");
         Ok(Some(path))
@@ -139,6 +160,7 @@ impl Drop for Saver {
         if let Err(error) = self.wait() {
             output::word(&format!("warning: {error}"));
         }
+        self.told.iter().for_each(|text| eprintln!("{text}"));
         self.copied();
         if let Some(error) = self.not_copied() {
             output::word(&format!("warning: {error}"));
@@ -186,28 +208,46 @@ pub fn write(
     folder: &Path,
     content: &mut Content,
     keep: usize,
-    in_use: impl FnOnce() -> Vec<PathBuf>,
+    in_use: impl Fn() -> Vec<PathBuf>,
+) -> Result<PathBuf> {
+    write_telling(folder, content, keep, in_use, |text| tracing::warn!("{text}"))
+}
+
+/// The same. Where there is no room for it, older ones make some, and `tell` hears of it.
+fn write_telling(
+    folder: &Path,
+    content: &mut Content,
+    keep: usize,
+    in_use: impl Fn() -> Vec<PathBuf>,
+    tell: impl FnMut(String),
 ) -> Result<PathBuf> {
     let name = name(content.state.step);
     let target = folder.join(&name);
-    let temporary = folder.join(format!(".{name}.tmp"));
     fs::create_dir_all(folder).map_err(|e| Error::io("create", folder, &e))?;
-    remove(&temporary)?;
-    let written = write_files(&temporary, content).and_then(|()| {
-        put_in_place(&temporary, &target)?;
-        flush(folder)
-    });
-    if let Err(error) = written {
-        // Half a checkpoint is worse than none; what was there before stays.
-        let _ = fs::remove_dir_all(&temporary);
-        return Err(error);
-    }
-    link(folder, "last", &name)?;
-    if content.best {
-        link(folder, "best", &name)?;
-    }
+    let best = content.best;
+    let size = content.bytes();
+    room::made_for(folder, &target, size, &in_use, tell, || {
+        put(folder, &target, content)?;
+        link(folder, "last", &name)?;
+        if best { link(folder, "best", &name) } else { Ok(()) }
+    })?;
     prune(folder, keep, &in_use())?;
     Ok(target)
+}
+
+/// Writes the files under another name and gives the folder its own.
+fn put(folder: &Path, target: &Path, content: &mut Content) -> Result<()> {
+    let temporary = folder.join(format!(".{}.tmp", name(content.state.step)));
+    remove(&temporary)?;
+    let written = write_files(&temporary, content).and_then(|()| {
+        put_in_place(&temporary, target)?;
+        flush(folder)
+    });
+    if written.is_err() {
+        // Half a checkpoint is worse than none; what was there before stays.
+        let _ = fs::remove_dir_all(&temporary);
+    }
+    written
 }
 
 /// Renames a folder, in one step also where there is one of that name already, which is removed then.

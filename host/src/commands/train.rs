@@ -170,6 +170,7 @@ pub fn run(common: &Common, profile: bool, panel: bool) -> Result<()> {
         _ => format!("[rank {}] ", world.rank()),
     };
     common.log.open(&trainer.run.log(world.rank()), &mark)?;
+    trainer.look_for_room()?;
     trainer.report.note(&introduction(&trainer));
     let (begun, last) = (trainer.learner.step, config.trainer.max_steps);
     if begun >= last {

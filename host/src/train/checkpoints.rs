@@ -6,7 +6,8 @@ use std::path::Path;
 use tch::Tensor;
 
 use super::{Progress, Trainer, Window};
-use crate::checkpoint::{self, Checkpoint, Content, Named, State, Stored};
+use crate::assemble;
+use crate::checkpoint::{self, Checkpoint, Content, Named, Saver, State, Stored, room};
 use crate::distributed::World;
 use crate::error::{Error, Result};
 use crate::observe::{Split, Usual};
@@ -24,6 +25,7 @@ impl Trainer<'_> {
         if let Err(error) = saver.wait() {
             self.report.note(&format!("warning: the last checkpoint was not written: {error}"));
         }
+        saver.told().iter().for_each(|text| self.report.note(text));
         if let Some(error) = saver.not_copied() {
             self.report.note(&format!("warning: {error}"));
         }
@@ -62,12 +64,38 @@ impl Trainer<'_> {
         })
     }
 
+    /// Tells of it where the disk has less room than the checkpoints of this run will need. All ranks take part.
+    pub fn look_for_room(&self) -> Result<()> {
+        let size =
+            |tensors: &mut dyn Iterator<Item = &Tensor>| tensors.map(room::bytes).sum::<u64>();
+        let own = self.learner.own_state();
+        let mut learnt =
+            [size(&mut own.optimizer.iter().chain(&own.ema).map(|(_, tensor)| tensor)) as f64];
+        if self.config.trainer.strategy == "zero1" {
+            self.world.sum(&mut learnt)?;
+        }
+        if self.saver.is_none() {
+            return Ok(());
+        }
+        let masters = size(&mut self.learner.masters().map(|(_, tensor)| tensor));
+        let buffers = self.model.parameters().iter().filter(|parameter| !parameter.trainable);
+        let buffers = size(&mut buffers.map(|parameter| &parameter.tensor));
+        let (size, keep) =
+            (masters + buffers + learnt[0] as u64, self.config.checkpointing.keep_last);
+        if let Some(short) = room::short(&self.checkpoints, size, keep as usize) {
+            self.report.note(&short);
+        }
+        Ok(())
+    }
+
     /// Waits for the checkpoint that is being written.
     pub(super) fn written(&mut self) -> Result<()> {
         let waited = match &mut self.saver {
             Some(saver) => saver.wait().map(drop),
             None => Ok(()),
         };
+        let told = self.saver.as_mut().map_or_else(Vec::new, Saver::told);
+        told.iter().for_each(|text| self.report.note(text));
         // The others must not run ahead of a checkpoint that they will read.
         let mut fault = [f64::from(u8::from(waited.is_err()))];
         self.world.sum(&mut fault)?;

@@ -1,0 +1,187 @@
+//! Room on the disk: looked at before a run begins, and made where it runs out.
+
+use std::ffi::CString;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use tch::Tensor;
+
+use super::keep::{discard, link, list};
+use crate::error::{Error, Result};
+
+/// Bytes of a tensor's numbers.
+pub fn bytes(tensor: &Tensor) -> u64 {
+    (tensor.numel() * tensor.kind().elt_size_in_bytes()) as u64
+}
+
+/// Bytes that may still be written into a folder, where the system tells.
+#[expect(unsafe_code, reason = "a call of the system")]
+pub fn free(folder: &Path) -> Option<u64> {
+    let name = CString::new(folder.as_os_str().as_encoded_bytes()).ok()?;
+    // SAFETY: plain numbers, for which zero is a value.
+    let mut stat: libc::statvfs = unsafe { std::mem::zeroed() };
+    // SAFETY: a string and a place for the answer, both alive through the call.
+    let code = unsafe { libc::statvfs(name.as_ptr(), &raw mut stat) };
+    (code == 0).then(|| stat.f_bavail.saturating_mul(stat.f_frsize))
+}
+
+/// What is to be told of a disk that has less room than `keep` checkpoints of `size` bytes and the one that is being written;
+/// those that are there already count.
+pub fn short(folder: &Path, size: u64, keep: usize) -> Option<String> {
+    let free = free(folder)?;
+    let wanted = size * (keep as u64 + 1);
+    let there: u64 = list(folder).iter().map(|path| size_of(path)).sum();
+    (free.saturating_add(there) < wanted).then(|| {
+        format!(
+            "warning: `{}` has room for {}, and `checkpointing.keep_last={keep}` needs {} for {} checkpoints of {}: when it \
+             is full, the oldest makes room for the next",
+            folder.display(),
+            in_words(free + there),
+            in_words(wanted),
+            keep + 1,
+            in_words(size)
+        )
+    })
+}
+
+/// Bytes of a checkpoint's files.
+fn size_of(folder: &Path) -> u64 {
+    let entries = fs::read_dir(folder).into_iter().flatten().flatten();
+    entries.filter_map(|entry| Some(entry.metadata().ok()?.len())).sum()
+}
+
+fn in_words(bytes: u64) -> String {
+    let mega = bytes as f64 / 1e6;
+    if mega < 1000.0 { format!("{mega:.1} MB") } else { format!("{:.1} GB", mega / 1e3) }
+}
+
+/// Writes the checkpoint `target`. As long as there is no room for its `size` bytes, the oldest one that may go is removed and
+/// it is tried again; `tell` hears of each. The best one stays, one that is `in_use` too, and the newest unless the best is
+/// there besides and its going makes room for certain.
+pub(super) fn made_for(
+    folder: &Path,
+    target: &Path,
+    size: u64,
+    in_use: &dyn Fn() -> Vec<PathBuf>,
+    mut tell: impl FnMut(String),
+    mut write: impl FnMut() -> Result<()>,
+) -> Result<()> {
+    loop {
+        let error = match write() {
+            Err(error) if matches!(error, Error::Io { full: true, .. }) => error,
+            ended => return ended,
+        };
+        let Some(oldest) = oldest(folder, target, size, &in_use()) else { return Err(error) };
+        let left = list(folder).into_iter().find(|path| *path != oldest && path != target);
+        // No link may point at what is gone.
+        if points_at(folder, "last", &oldest)
+            && let Some(name) = left.as_deref().and_then(Path::file_name)
+        {
+            link(folder, "last", &name.to_string_lossy())?;
+        }
+        discard(&oldest)?;
+        let (gone, next) = (oldest.display(), target.display());
+        tell(format!("warning: the disk is full: `{gone}` was removed to make room for `{next}`"));
+    }
+}
+
+/// The oldest checkpoint that may go for the sake of another.
+fn oldest(folder: &Path, target: &Path, size: u64, in_use: &[PathBuf]) -> Option<PathBuf> {
+    let others: Vec<PathBuf> = list(folder).into_iter().filter(|path| path != target).collect();
+    let may_go = |path: &&PathBuf| !points_at(folder, "best", path) && !in_use.contains(path);
+    let older = others.iter().skip(1).rev().find(may_go);
+    let newest = || {
+        let newest = others.first().filter(may_go).filter(|_| others.len() > 1)?;
+        let room = free(folder)?.saturating_add(size_of(newest));
+        (room > size + size / 50).then_some(newest)
+    };
+    older.or_else(newest).cloned()
+}
+
+fn points_at(folder: &Path, link: &str, checkpoint: &Path) -> bool {
+    fs::read_link(folder.join(link))
+        .is_ok_and(|name| Some(name.as_os_str()) == checkpoint.file_name())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn full() -> Error {
+        Error::io("write", Path::new("x"), &std::io::ErrorKind::StorageFull.into())
+    }
+
+    /// A folder of checkpoints in which `last` is the newest.
+    fn checkpoints(steps: &[i64], best: i64) -> tempfile::TempDir {
+        let folder = tempfile::tempdir().unwrap();
+        for step in steps {
+            fs::create_dir(folder.path().join(super::super::name(*step))).unwrap();
+        }
+        link(folder.path(), "last", &super::super::name(steps[steps.len() - 1])).unwrap();
+        link(folder.path(), "best", &super::super::name(best)).unwrap();
+        folder
+    }
+
+    fn names(folder: &Path) -> Vec<i64> {
+        let name = |path: &PathBuf| super::super::step_of(&path.file_name()?.to_string_lossy());
+        list(folder).iter().filter_map(name).collect()
+    }
+
+    /// Writes step 99 where so many others must be gone before it fits.
+    fn written(folder: &Path, fits: usize, in_use: &[PathBuf]) -> (Result<()>, Vec<String>) {
+        let (target, mut told) = (folder.join(super::super::name(99)), Vec::new());
+        let used = || in_use.to_vec();
+        let ended = made_for(
+            folder,
+            &target,
+            0,
+            &used,
+            |text| told.push(text),
+            || {
+                if list(folder).len() > fits { Err(full()) } else { Ok(()) }
+            },
+        );
+        (ended, told)
+    }
+
+    #[test]
+    fn the_oldest_that_may_go_makes_room() {
+        let folder = checkpoints(&[1, 2, 3, 4], 1);
+        let (ended, told) = written(folder.path(), 3, &[]);
+        ended.unwrap();
+        assert_eq!(names(folder.path()), [4, 3, 1]);
+        assert!(told[0].contains("disk is full") && told[0].contains("step-00000002"), "{told:?}");
+        // As many as are needed, and none that is being copied.
+        let used = folder.path().join(super::super::name(3));
+        let (ended, told) = written(folder.path(), 2, &[used]);
+        ended.unwrap();
+        assert_eq!((names(folder.path()), told.len()), (vec![3, 1], 1));
+        assert!(folder.path().join("last").exists(), "it points at what is left");
+    }
+
+    #[test]
+    fn the_only_one_and_the_best_stay() {
+        let folder = checkpoints(&[7], 7);
+        let (ended, told) = written(folder.path(), 0, &[]);
+        assert!(matches!(ended, Err(Error::Io { full: true, .. })) && told.is_empty());
+        assert_eq!(names(folder.path()), [7]);
+        let folder = checkpoints(&[7], 5);
+        written(folder.path(), 0, &[]).0.unwrap_err();
+        assert_eq!(names(folder.path()), [7]);
+        // Another fault than a full disk removes nothing.
+        let folder = checkpoints(&[1, 2], 2);
+        let other = || Err(Error::checkpoint("no", ""));
+        made_for(folder.path(), Path::new("x"), 0, &Vec::new, |_| panic!("nothing"), other)
+            .unwrap_err();
+        assert_eq!(names(folder.path()), [2, 1]);
+    }
+
+    #[test]
+    fn a_disk_that_is_short_is_told_of() {
+        let folder = tempfile::tempdir().unwrap();
+        assert!(free(folder.path()).unwrap() > 0);
+        assert_eq!(short(folder.path(), 1, 2), None);
+        let said = short(folder.path(), 1 << 50, 2).unwrap();
+        assert!(said.contains("needs") && said.contains("for 3 checkpoints"), "{said}");
+    }
+}
