@@ -1,5 +1,6 @@
 //! From a configuration to a model: plugins, choices, facts, weights.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use maskdiff_plugin_api::{Context, capability};
@@ -7,10 +8,10 @@ use serde_json::Value;
 use tch::{Device, Kind, Tensor};
 
 use crate::accelerator;
-use crate::checkpoint::{self, Checkpoint};
+use crate::checkpoint::{self, Checkpoint, Stored};
 use crate::config::Config;
 use crate::data::Tokenizer;
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::evaluate::Measure;
 use crate::launch::package;
 use crate::model::{Choice, Choices, Model};
@@ -201,12 +202,30 @@ pub fn trial_sampler(
 
 /// Loads a checkpoint's weights, averaged where it has them and `eval.disable_ema` does not say otherwise.
 pub fn load_weights(model: &Model, from: &Checkpoint, config: &Config) -> Result<()> {
-    let missing = || Error::checkpoint(format!("`{}` has no weights", from.path.display()), "");
-    let mut weights = from.tensors(checkpoint::MODEL)?.ok_or_else(missing)?;
-    if !config.eval.disable_ema
-        && let Some(average) = from.tensors(checkpoint::EMA)?
-    {
-        weights.extend(average);
-    }
+    let weights = from.weights(!config.eval.disable_ema)?;
+    let weights = fitted(&model.named(), weights, from, config)?;
     checkpoint::load_into(&model.named(), weights, &from.path)
+}
+
+/// A checkpoint's tensors for a model of `model.length` positions, which may be fewer than it was trained with.
+pub fn fitted(
+    parameters: &[(String, Tensor)],
+    mut weights: BTreeMap<String, Stored>,
+    from: &Checkpoint,
+    config: &Config,
+) -> Result<BTreeMap<String, Stored>> {
+    let (Some(trained), length) = (from.length()?, config.model.length) else { return Ok(weights) };
+    let Some(name) = checkpoint::shorten(parameters, &mut weights, trained, length) else {
+        return Ok(weights);
+    };
+    let theirs = from.foreign.as_ref().and_then(|foreign| foreign.length_key.as_ref());
+    let theirs = theirs.map_or(String::new(), |key| format!(" (its `{key}`)"));
+    Err(config.layers.error(
+        "model.length",
+        &format!(
+            "`model.length` is {length}, and `{}` knows {trained} positions{theirs}: `{name}` has a row for each",
+            from.path.display()
+        ),
+        &format!("at most `model.length={trained}`"),
+    ))
 }

@@ -31,7 +31,7 @@ pub use keep::{list, newest};
 pub use local::Mirror;
 #[cfg(feature = "remote")]
 pub use remote::Mirror;
-pub use tensors::{Named, Stored, copy, load_into, matched};
+pub use tensors::{Named, Stored, copy, load_into, matched, shorten};
 pub use write::{Content, Saver};
 
 use std::collections::BTreeMap;
@@ -116,7 +116,7 @@ pub fn resolve(path: &Path) -> Result<PathBuf> {
         let why = if path.exists() { "holds no checkpoint" } else { "does not exist" };
         Error::config(
             format!("`{}` {why}", path.display()),
-            "give a run folder, a Hugging Face folder, or a `.ckpt` of the original",
+            "give a run folder, a Hugging Face folder, a `.ckpt` of the original, or what `maskdiff export` wrote",
         )
     })
 }
@@ -186,6 +186,23 @@ impl Checkpoint {
         }
     }
 
+    /// Its weights: their average, where it keeps one and it is `averaged` that is wanted.
+    pub fn weights(&self, averaged: bool) -> Result<BTreeMap<String, Stored>> {
+        let missing = || Error::checkpoint(format!("`{}` has no weights", self.path.display()), "");
+        let mut weights = self.tensors(MODEL)?.ok_or_else(missing)?;
+        if averaged && let Some(average) = self.tensors(EMA)? {
+            weights.extend(average);
+        }
+        Ok(weights)
+    }
+
+    /// The positions that it was trained with, where its configuration says so.
+    pub fn length(&self) -> Result<Option<i64>> {
+        let (_, text) = self.stored()?;
+        let table: toml::Table = text.parse().unwrap_or_default();
+        Ok(table.get("model").and_then(|model| model.get("length")?.as_integer()))
+    }
+
     /// SHA-256 of its weights, hex: of what the files hold, not of where they are.
     pub fn hash(&self) -> Result<String> {
         let mut all = Sha256::new();
@@ -247,6 +264,9 @@ impl std::io::Write for DigestWriter<'_> {
 }
 
 fn damaged(file: &Path, why: &str) -> Error {
+    if let Some((what, hint)) = crate::files::stand_in(file) {
+        return Error::checkpoint(format!("`{}` is {what}", file.display()), hint);
+    }
     Error::checkpoint(
         format!("`{}` is damaged: {why}", file.display()),
         "use another checkpoint of the run (`checkpoints/` keeps the newest ones, `last` and `best`)",

@@ -1,12 +1,13 @@
 //! Named tensors in safetensors files, whose numbers are read when somebody asks for them.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::fs::File;
 use std::os::unix::fs::FileExt as _;
 use std::path::Path;
 use std::sync::Arc;
 
 use memmap2::Mmap;
+use safetensors::SafeTensorError;
 use safetensors::tensor::{Dtype, SafeTensors};
 use serde_json::{Value, json};
 use tch::{Device, Kind, Tensor};
@@ -37,7 +38,11 @@ fn kind(dtype: Dtype) -> Option<Kind> {
         Dtype::F32 => Kind::Float,
         Dtype::F64 => Kind::Double,
         Dtype::I64 => Kind::Int64,
+        Dtype::I32 => Kind::Int,
+        Dtype::I16 => Kind::Int16,
+        Dtype::I8 => Kind::Int8,
         Dtype::U8 => Kind::Uint8,
+        Dtype::BOOL => Kind::Bool,
         Dtype::BF16 => Kind::BFloat16,
         Dtype::F16 => Kind::Half,
         _ => return None,
@@ -57,10 +62,14 @@ pub(super) fn bytes(tensor: &Tensor) -> &[u8] {
 }
 
 /// The header of a safetensors file of these tensors in this order: its length, and JSON padded to eight bytes.
-fn header(named: &[(&str, &Tensor)]) -> Result<Vec<u8>> {
+fn header(named: &[(&str, &Tensor)], words: &[(&str, String)]) -> Result<Vec<u8>> {
     let (mut table, mut end) = (serde_json::Map::new(), 0);
-    // Without it, programs in Python take a file for another framework's.
-    table.insert("__metadata__".into(), json!({"format": "pt"}));
+    // Without a format, programs in Python take a file for another framework's.
+    let mut metadata = json!({"format": "pt"});
+    for (key, text) in words {
+        metadata[key] = json!(text);
+    }
+    table.insert("__metadata__".into(), metadata);
     for (name, tensor) in named {
         let (start, length) = (end, bytes(tensor).len());
         end += length;
@@ -79,6 +88,11 @@ fn header(named: &[(&str, &Tensor)]) -> Result<Vec<u8>> {
 /// Writes named tensors into a file and flushes it; gives the SHA-256 of its content. Those on the CPU are read from where
 /// they are, once.
 pub fn write(named: &Named, path: &Path) -> Result<String> {
+    write_with(named, &[], path)
+}
+
+/// The same with words in the file's metadata.
+pub(super) fn write_with(named: &Named, words: &[(&str, String)], path: &Path) -> Result<String> {
     let place = |t: &Tensor| t.detach().to_device(Device::Cpu).contiguous();
     let tensors: Vec<Tensor> = named.iter().map(|(_, tensor)| place(tensor)).collect();
     let mut ordered: Vec<(&str, &Tensor)> =
@@ -86,7 +100,7 @@ pub fn write(named: &Named, path: &Path) -> Result<String> {
     // As safetensors orders them, so that every number lies at a multiple of its size.
     ordered.sort_by_key(|(name, t)| (std::cmp::Reverse(t.kind().elt_size_in_bytes()), *name));
     let mut sink = Sink::create(path).map_err(|e| Error::io("write", path, &e))?;
-    let header = header(&ordered)?;
+    let header = header(&ordered, words)?;
     let parts = std::iter::once(&header[..]).chain(ordered.iter().map(|(_, t)| bytes(t)));
     for part in parts {
         sink.write(part).map_err(|e| Error::io("write", path, &e))?;
@@ -132,6 +146,28 @@ impl Stored {
         &self.shape
     }
 
+    /// The type of its numbers, as safetensors names it, where no network computes with it.
+    pub(super) fn not_float(&self) -> Option<&'static str> {
+        Some(match self.kind {
+            Kind::Int64 => "I64",
+            Kind::Int => "I32",
+            Kind::Int16 => "I16",
+            Kind::Int8 => "I8",
+            Kind::Uint8 => "U8",
+            Kind::Bool => "BOOL",
+            _ => return None,
+        })
+    }
+
+    /// Its first rows.
+    pub fn first_rows(mut self, rows: i64) -> Self {
+        if let Place::Memory(tensor) = &mut self.place {
+            *tensor = tensor.narrow(0, 0, rows);
+        }
+        self.shape[0] = rows;
+        self
+    }
+
     /// Its numbers, on the CPU.
     pub fn tensor(&self) -> Result<Tensor> {
         if let Place::Memory(tensor) = &self.place {
@@ -174,22 +210,75 @@ fn bytes_mut(tensor: &mut Tensor) -> &mut [u8] {
     unsafe { std::slice::from_raw_parts_mut(tensor.data_ptr().cast::<u8>(), length) }
 }
 
+/// What a safetensors file holds.
+#[derive(Debug, Default)]
+pub(super) struct Contents {
+    /// The tensors by name.
+    pub(super) tensors: BTreeMap<String, Stored>,
+    /// What is said beside them.
+    pub(super) words: HashMap<String, String>,
+}
+
+/// Why a safetensors file gives no tensors.
+#[derive(Debug)]
+pub(super) enum Unread {
+    /// The system's words.
+    System(Error),
+    /// It is no whole file of this kind.
+    Damaged(String),
+    /// A tensor that is wanted has numbers of this type, which is not read.
+    Kind { name: String, kind: String },
+}
+
 /// The tensors of a safetensors file by name. Its header is checked against its length now, its numbers are read later.
 pub fn read(path: &Path) -> Result<BTreeMap<String, Stored>> {
-    let bytes = map(path)?;
-    let wrong = |e: safetensors::SafeTensorError| damaged(path, &e.to_string());
+    let contents = open(path, |_| true).map_err(|why| match why {
+        Unread::System(error) => error,
+        Unread::Damaged(why) => damaged(path, &why),
+        Unread::Kind { name, kind } => damaged(path, &format!("`{name}` is {kind}")),
+    })?;
+    Ok(contents.tensors)
+}
+
+/// As [`read`], without the tensors that are not wanted: these may be of any type.
+pub(super) fn open(
+    path: &Path,
+    wanted: impl Fn(&str) -> bool,
+) -> std::result::Result<Contents, Unread> {
+    let bytes = map(path).map_err(Unread::System)?;
+    let wrong = |e: SafeTensorError| Unread::Damaged(in_words(&e, bytes.len()));
     let (header, table) = SafeTensors::read_metadata(&bytes).map_err(wrong)?;
-    let file = Arc::new(File::open(path).map_err(|e| Error::io("read", path, &e))?);
-    let mut tensors = BTreeMap::new();
+    let file = File::open(path).map_err(|e| Unread::System(Error::io("read", path, &e)))?;
+    let file = Arc::new(file);
+    let words = table.metadata().clone().unwrap_or_default();
+    let mut contents = Contents { words, ..Contents::default() };
     for (name, info) in table.tensors() {
-        let kind = kind(info.dtype)
-            .ok_or_else(|| damaged(path, &format!("`{name}` is {:?}", info.dtype)))?;
+        if !wanted(&name) {
+            continue;
+        }
+        let Some(kind) = kind(info.dtype) else {
+            return Err(Unread::Kind { name, kind: format!("{:?}", info.dtype) });
+        };
         let shape = info.shape.iter().map(|n| *n as i64).collect();
         let at = (8 + header + info.data_offsets.0) as u64;
         let place = Place::File(Arc::clone(&file), at);
-        tensors.insert(name, Stored { shape, kind, place });
+        contents.tensors.insert(name, Stored { shape, kind, place });
     }
-    Ok(tensors)
+    Ok(contents)
+}
+
+/// What is wrong with a file of so many bytes. The library's words for one that was cut off tell little.
+fn in_words(error: &SafeTensorError, bytes: usize) -> String {
+    match error {
+        SafeTensorError::HeaderTooSmall
+        | SafeTensorError::InvalidHeaderLength
+        | SafeTensorError::MetadataIncompleteBuffer => {
+            format!(
+                "it ends after {bytes} bytes, and its header tells of another length: it was cut off"
+            )
+        }
+        other => other.to_string(),
+    }
 }
 
 /// A file as memory, without reading it before it is used.
@@ -198,6 +287,29 @@ pub(super) fn map(path: &Path) -> Result<Mmap> {
     let file = std::fs::File::open(path).map_err(|e| Error::io("read", path, &e))?;
     // SAFETY: a finished file of ours, which is replaced whole and never changed in place.
     unsafe { Mmap::map(&file) }.map_err(|e| Error::io("read", path, &e))
+}
+
+/// Where a model is used with fewer positions than it was trained with: of each table with a row for every position, the
+/// first rows. Gives the name of one that has too few.
+pub fn shorten(
+    parameters: &[(String, Tensor)],
+    stored: &mut BTreeMap<String, Stored>,
+    trained: i64,
+    length: i64,
+) -> Option<String> {
+    let mut too_few = None;
+    for (name, tensor) in parameters {
+        let Some(value) = stored.get(name) else { continue };
+        let size = tensor.size();
+        let is_table = size.len() == 2 && value.size() == [trained, size[1]] && size[0] == length;
+        if is_table && length < trained {
+            let first = value.clone().first_rows(length);
+            stored.insert(name.clone(), first);
+        } else if is_table && length > trained {
+            too_few = Some(name.clone());
+        }
+    }
+    too_few
 }
 
 /// Copies stored tensors into parameters by name. All differences are listed before anything is changed.

@@ -19,7 +19,7 @@ pub enum As {
     Hf,
     /// A `.ckpt` for the original program
     Lightning,
-    /// A folder of plain safetensors
+    /// A folder of plain safetensors, or a file where the output ends in `.safetensors`
     Safetensors,
 }
 
@@ -37,9 +37,11 @@ pub fn run(common: &Common, format: As, output: &Path) -> Result<()> {
     let model = assemble::model(&config, &registry, choices, facts)?;
     let missing =
         || Error::checkpoint(format!("`{}` has no weights", checkpoint.path.display()), "");
-    let weights = checkpoint.tensors(MODEL)?.ok_or_else(missing)?;
+    let fitted = |stored| assemble::fitted(&model.named(), stored, &checkpoint, &config);
+    let weights = fitted(checkpoint.tensors(MODEL)?.ok_or_else(missing)?)?;
     checkpoint::load_into(&model.named(), weights, &checkpoint.path)?;
     let average = if config.eval.disable_ema { None } else { checkpoint.tensors(EMA)? };
+    let average = average.map(fitted).transpose()?;
     let average = average.into_iter().flatten().map(|(name, stored)| Ok((name, stored.tensor()?)));
     let average = average.collect::<Result<Named>>()?;
     let export = Export {

@@ -5,6 +5,7 @@ pub mod data;
 pub mod eval;
 pub mod export;
 pub mod launch;
+mod foreign;
 pub mod plugins;
 pub mod report;
 pub mod runs;
@@ -19,15 +20,12 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use crate::checkpoint::Checkpoint;
-use crate::checkpoint::foreign::Foreign;
 use crate::config::{Config, Request, begun, load};
-use crate::data::corpora::LazyHub;
-use crate::data::{Observer, Tokenizer, check_words, load_tokenizer, prepare};
+use crate::data::{Tokenizer, load_tokenizer};
 use crate::error::{Error, Result};
 use crate::hub::{Hub, Kind};
 use crate::logging::LogFile;
-use crate::report::{Format, Report};
-use crate::stop::Stop;
+use crate::report::Format;
 
 /// What every subcommand is given.
 #[derive(Debug, Default)]
@@ -78,10 +76,7 @@ impl Common {
     /// The configuration for a checkpoint, with some words more; a group that they choose is theirs alone.
     fn for_checkpoint(&self, checkpoint: &Checkpoint, more: &[String]) -> Result<Config> {
         let overrides = self.overridden(more);
-        let foreign = checkpoint.foreign.is_some();
-        let stored = Some(checkpoint.stored()?);
-        let file = self.file.clone();
-        load(&Request { overrides, file, stored, foreign, ..Request::default() })
+        load(&of_checkpoint(checkpoint, overrides, self.file.clone())?)
     }
 
     /// Opens the checkpoint that `eval.checkpoint_path` names, with its configuration and tokenizer.
@@ -104,9 +99,7 @@ impl Common {
         file: Option<PathBuf>,
     ) -> Result<(Checkpoint, Config, Arc<dyn Tokenizer>)> {
         let checkpoint = Checkpoint::open(path)?;
-        let foreign = checkpoint.foreign.is_some();
-        let stored = Some(checkpoint.stored()?);
-        let request = Request { overrides, file, stored, foreign, ..Request::default() };
+        let request = of_checkpoint(&checkpoint, overrides, file)?;
         let config = load(&request)?;
         let Some(foreign) = &checkpoint.foreign else {
             tell_of_paths(&checkpoint, &config)?;
@@ -116,61 +109,16 @@ impl Common {
             }
             return Ok((checkpoint, config, tokenizer.into()));
         };
-        let tokenizer = self.tokenizer_for(foreign, &config)?;
-        let (has, wants) = (tokenizer.vocab_size(), foreign.vocab_size);
-        if has != wants {
-            return Err(Error::config(
-                format!(
-                    "`{}` has {wants} tokens with the mask, and the tokenizer makes {has}",
-                    path.display()
-                ),
-                "name its own tokenizer: `data.tokenizer_name_or_path=gpt2`, a file or a folder",
-            ));
+        if !foreign.is_told {
+            foreign::check_said(&foreign.path, &config, &request.overrides)?;
         }
+        let tokenizer = foreign::tokenizer(foreign, &config, self)?;
         Ok((checkpoint, config, tokenizer))
-    }
-
-    /// The tokenizer of another program's checkpoint: the one that the user names, the one beside it, or the one that its own
-    /// configuration names.
-    fn tokenizer_for(&self, foreign: &Foreign, config: &Config) -> Result<Arc<dyn Tokenizer>> {
-        let (path, source) = (foreign.path.display(), config.layers.source(TOKENIZER));
-        let file = self.file.as_ref().map(|file| file.display().to_string());
-        // A group of `data` names that of its own text, not that of the model.
-        let asked = file.as_ref() == Some(&source)
-            || source != foreign.path.display().to_string()
-                && source != "default"
-                && !source.starts_with("configs/");
-        let mut report = Report::new(self.format, self.quiet);
-        let (hub, stop) = (LazyHub::default(), Stop::default());
-        let observer = Observer::new(&mut report, &stop);
-        let named = |name: &str| prepare::named_tokenizer(name, &hub, &observer);
-        let hint = format!("name its tokenizer: `{TOKENIZER}=gpt2`, a file or a folder");
-        if asked {
-            let name = &config.data.tokenizer_name_or_path;
-            if name == prepare::CHARACTERS {
-                let message = format!("which characters `{path}` was trained on is not known");
-                return Err(config.layers.error(TOKENIZER, &message, &hint));
-            }
-            return named(name);
-        }
-        if let Some(folder) = &foreign.tokenizer {
-            return Ok(load_tokenizer(folder)?.into());
-        }
-        check_words(config, &foreign.path)?;
-        let own: toml::Table = foreign.config.parse().unwrap_or_default();
-        let own = own.get("data").and_then(|data| data.get("tokenizer_name_or_path")?.as_str());
-        let Some(own) = own.filter(|name| *name != prepare::CHARACTERS) else {
-            let message = format!("`{path}` has no tokenizer beside it and names none");
-            return Err(Error::config(message, hint));
-        };
-        named(own).map_err(|error| {
-            Error::config(format!("`{own}`, the tokenizer that `{path}` names: {error}"), hint)
-        })
     }
 }
 
 /// The key of the tokenizer.
-const TOKENIZER: &str = "data.tokenizer_name_or_path";
+pub(crate) const TOKENIZER: &str = "data.tokenizer_name_or_path";
 
 /// Warns of text whose path a checkpoint has from a place that it does not tell.
 fn tell_of_paths(checkpoint: &Checkpoint, config: &Config) -> Result<()> {
@@ -193,6 +141,18 @@ fn tell_of_paths(checkpoint: &Checkpoint, config: &Config) -> Result<()> {
 }
 
 /// The path of a checkpoint; one of the hub, `owner/name`, is fetched first, where `bare` one that is a name alone too.
+/// How the configuration for a checkpoint is loaded: what it was trained with is the default, as far as it says so.
+fn of_checkpoint(
+    checkpoint: &Checkpoint,
+    overrides: Vec<String>,
+    file: Option<PathBuf>,
+) -> Result<Request> {
+    let is_told = checkpoint.foreign.as_ref().is_none_or(|foreign| foreign.is_told);
+    let stored = is_told.then(|| checkpoint.stored()).transpose()?;
+    let foreign = checkpoint.foreign.is_some();
+    Ok(Request { overrides, file, stored, foreign, ..Request::default() })
+}
+
 fn fetched(named: &str, bare: bool) -> Result<PathBuf> {
     let path = PathBuf::from(named);
     let owner =

@@ -6,11 +6,10 @@ use std::path::{Path, PathBuf};
 use serde_json::Value;
 use tch::Tensor;
 
-use super::super::{Stored, tensors};
-use super::Foreign;
+use super::super::Stored;
 use super::layout::Layout;
-use super::{unusable, vocab_size};
 use crate::data::{has_tokenizer, read_text};
+use super::{Foreign, Kept, bare, floats, unusable, vocab_size};
 use crate::error::{Error, Result};
 
 pub(super) fn read(folder: &Path) -> Result<Foreign> {
@@ -37,7 +36,8 @@ pub(super) fn read(folder: &Path) -> Result<Foreign> {
     let mut weights = weights(folder, layout)?;
     let embedding = &layout.vocabulary.embedding;
     let mut vocab_size = vocab_size(folder, &weights, embedding)?;
-    if layout.lacks_mask(&config) {
+    let mask_is_added = layout.lacks_mask(&config);
+    if mask_is_added {
         if let Some(rows) = weights.get_mut(embedding) {
             *rows = with_a_row(&rows.tensor()?).into();
         }
@@ -53,22 +53,24 @@ pub(super) fn read(folder: &Path) -> Result<Foreign> {
         ema: None,
         ema_updates: 0,
         optimizer: BTreeMap::new(),
-        tokenizer: has_tokenizer(folder).then(|| folder.to_path_buf()),
+        tokenizer: has_tokenizer(folder).then(|| Kept::Folder(folder.to_path_buf())),
+        mask_is_added,
+        length_key: layout.length_key(),
+        is_told: true,
     })
 }
 
-/// The network's tensors, without the prefix of the wrapper around it.
+/// The network's tensors, without the prefix of the wrapper around it. What is left out may be of any type.
 fn weights(folder: &Path, layout: &Layout) -> Result<BTreeMap<String, Stored>> {
+    let named = |name: &str| bare(name, &layout.prefix).unwrap_or_else(|name| name);
     let mut all = BTreeMap::new();
     for file in files(folder)? {
-        for (name, tensor) in tensors::read(&file)? {
-            let name = name.strip_prefix(&layout.prefix).unwrap_or(&name).to_string();
-            if layout.ignores(&name) {
-                continue;
-            }
-            if all.insert(name.clone(), tensor).is_some() {
+        for (name, tensor) in floats(&file, |name| !layout.ignores(&named(name)))?.tensors {
+            let name = named(&name);
+            if all.contains_key(&name) {
                 return Err(unusable(&file, &format!("`{name}` is there twice")));
             }
+            all.insert(name, tensor);
         }
     }
     Ok(all)
@@ -80,7 +82,7 @@ fn with_a_row(matrix: &Tensor) -> Tensor {
     Tensor::cat(&[matrix, &row], 0)
 }
 
-fn files(folder: &Path) -> Result<Vec<PathBuf>> {
+pub(super) fn files(folder: &Path) -> Result<Vec<PathBuf>> {
     let whole = folder.join("model.safetensors");
     if whole.is_file() {
         return Ok(vec![whole]);

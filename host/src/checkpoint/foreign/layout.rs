@@ -18,6 +18,9 @@ pub(super) struct Layout {
     /// Tensors that are none of the network's, `*` for a number.
     #[serde(default)]
     ignored: Vec<String>,
+    /// Files of code that are written beside it, with which its program opens the folder.
+    #[serde(default)]
+    pub(super) code: Vec<String>,
     /// Their keys with the values by which a folder is known.
     when: Map<String, Value>,
     /// Their keys that may have no other value, where they are there.
@@ -105,6 +108,11 @@ impl Layout {
             }
         };
         self.ignored.iter().any(alike)
+    }
+
+    /// Their key for the number of positions.
+    pub(super) fn length_key(&self) -> Option<String> {
+        self.keys.get("model.length").and_then(Value::as_str).map(ToString::to_string)
     }
 
     /// Whether the network of this `config.json` knows no mask.

@@ -1,7 +1,7 @@
 //! A `.ckpt` of the original program: torch's archive of a pickle and of raw numbers, as PyTorch Lightning fills it.
 //!
 //! Keys that are read: `state_dict`, `ema` (a list without names, in the order of the network's parameters), `global_step`,
-//! and the configuration in `hyper_parameters`. Everything else (loops, callbacks, the tokenizer's own object) is passed over.
+//! the configuration in `hyper_parameters`, and in `maskdiff` what an export of ours says. Everything else (loops, callbacks, the tokenizer's own object) is passed over.
 
 use std::collections::{BTreeMap, HashMap};
 use std::io::Cursor;
@@ -13,8 +13,8 @@ use tch::{Kind, Tensor};
 
 use super::super::tensors;
 use super::pickle::{Pickle, Ref, Value};
-use super::unusable;
-use crate::error::Result;
+use super::{bare, unusable};
+use crate::error::{Error, Result};
 
 /// What a `.ckpt` holds of what we need.
 #[derive(Debug)]
@@ -31,6 +31,8 @@ pub(super) struct Lightning {
     pub(super) step: i64,
     /// The configuration as the original has it; null where it cannot be read.
     pub(super) config: Json,
+    /// What our own export says: its configuration, and the text of its tokenizer's file.
+    pub(super) own: Option<(String, String)>,
 }
 
 /// Buffers of the original's network: the average leaves them out.
@@ -38,6 +40,9 @@ const BUFFERS: &[&str] = &["rotary_emb.inv_freq"];
 
 /// Groups inside groups of a configuration: deeper ones are none of the original's.
 const DEPTH: usize = 8;
+
+/// Behind the name of a type, of a file that is whole.
+const NOT_READ: &str = ", and weights of that type are not read";
 
 /// An open archive.
 struct Archive {
@@ -49,7 +54,12 @@ struct Archive {
 
 /// Reads a `.ckpt`.
 pub(super) fn read(path: &Path) -> Result<Lightning> {
-    let wrong = |why: String| unusable(path, &why);
+    let wrong = |why: String| match why.strip_suffix(NOT_READ) {
+        Some(why) => {
+            Error::checkpoint(format!("`{}`: {why}{NOT_READ}", path.display()), super::TYPES)
+        }
+        None => unusable(path, &why),
+    };
     let archive = Archive::open(path).map_err(wrong)?;
     let pickle = &archive.pickle;
     let state = pickle.path(&["state_dict"]);
@@ -58,12 +68,13 @@ pub(super) fn read(path: &Path) -> Result<Lightning> {
     })?;
     let (mut weights, mut order) = (BTreeMap::new(), Vec::new());
     for (name, place) in pickle.pairs(state) {
-        // Compiled networks have a prefix of their own; the noise schedule's are numbers of the configuration.
-        let name = name.replace("_orig_mod.", "");
-        let Some(name) = name.strip_prefix("backbone.") else { continue };
+        // The noise schedule's are numbers of the configuration.
+        let Ok(name) = bare(name, "backbone.") else { continue };
         let tensor = archive.tensor(place).map_err(|why| wrong(format!("`{name}`: {why}")))?;
-        order.push(name.to_string());
-        weights.insert(name.to_string(), tensor);
+        if weights.insert(name.clone(), tensor).is_some() {
+            return Err(wrong(format!("`{name}` is there twice")));
+        }
+        order.push(name);
     }
     if weights.is_empty() {
         return Err(wrong("its `state_dict` has no tensor of a `backbone`".into()));
@@ -98,12 +109,17 @@ pub(super) fn read(path: &Path) -> Result<Lightning> {
     });
     let number = |keys: &[&str]| pickle.path(keys).and_then(|place| pickle.int(place)).unwrap_or(0);
     let config = pickle.path(&["hyper_parameters", "config"]);
+    let text = |keys: &[&str]| match pickle.get(pickle.path(keys)?) {
+        Value::Text(text) => Some(text.clone()),
+        _ => None,
+    };
     Ok(Lightning {
         ema: ema.transpose()?,
         ema_updates: number(&["ema", "num_updates"]),
         step: number(&["global_step"]),
         optimizer,
         config: config.map_or(Json::Null, |place| archive.config(place, DEPTH)),
+        own: text(&["maskdiff", "config"]).zip(text(&["maskdiff", "tokenizer"])),
         weights,
     })
 }
@@ -161,8 +177,11 @@ impl Archive {
             "torch.BFloat16Storage" => Kind::BFloat16,
             "torch.LongStorage" => Kind::Int64,
             "torch.IntStorage" => Kind::Int,
+            "torch.ShortStorage" => Kind::Int16,
+            "torch.CharStorage" => Kind::Int8,
             "torch.ByteStorage" => Kind::Uint8,
-            other => return Err(format!("numbers of `{other}` are not read")),
+            "torch.BoolStorage" => Kind::Bool,
+            other => return Err(format!("it holds `{other}`{NOT_READ}")),
         };
         let (start, size) =
             self.storages.get(key).ok_or_else(|| format!("storage {key} is missing"))?;
@@ -184,6 +203,14 @@ impl Archive {
 
     fn tensor_v2(&self, place: Ref) -> std::result::Result<Tensor, String> {
         let known = self.pickle.class(place) == Some("torch._utils._rebuild_tensor_v2");
+        // Types that torch has no storage of are written another way.
+        if let (Some("torch._utils._rebuild_tensor_v3"), Value::Object { args, .. }) =
+            (self.pickle.class(place), self.pickle.get(place))
+            && let [_, _, _, _, _, _, kind, ..] = self.pickle.elements(*args)
+            && let Value::Class(kind) = self.pickle.get(*kind)
+        {
+            return Err(format!("it holds `{kind}`{NOT_READ}"));
+        }
         let args = match self.pickle.get(place) {
             Value::Object { args, .. } if known => self.pickle.elements(*args),
             _ => return Err("it is no tensor".into()),

@@ -1,8 +1,10 @@
-//! Checkpoints of other programs: a Hugging Face folder, or a `.ckpt` of the original; read here, written by [`mod@write`].
+//! Checkpoints of other programs: a Hugging Face folder, a `.ckpt` of the original, or safetensors that we exported; read
+//! here, written by [`mod@write`].
 //!
-//! Both name the network's tensors as ours does. What they say of the model becomes a configuration of ours, which a run's
+//! All name the network's tensors as ours does. What they say of the model becomes a configuration of ours, which a run's
 //! own would be in the same place; what they do not say is left to the user's words.
 
+mod exported;
 mod hugging_face;
 mod layout;
 mod lightning;
@@ -16,7 +18,10 @@ use serde_json::Value;
 use tch::Tensor;
 
 use super::Stored;
+use super::tensors::{self, Contents, Unread};
+use crate::data::parse_tokenizer;
 use crate::error::{Error, Result};
+use crate::files;
 
 /// An open checkpoint of another program.
 #[derive(Debug)]
@@ -39,16 +44,83 @@ pub struct Foreign {
     pub ema_updates: i64,
     /// The optimizer's moments and steps; empty where they are not kept.
     pub optimizer: BTreeMap<String, Stored>,
-    /// The folder of its tokenizer, where it has one.
-    pub tokenizer: Option<PathBuf>,
+    /// Its tokenizer, where it has one.
+    pub tokenizer: Option<Kept>,
+    /// The network knows no mask: its row, the last, is one of zeros that was added.
+    pub mask_is_added: bool,
+    /// The other program's key for the number of positions.
+    pub length_key: Option<String>,
+    /// Whether it says how it was made; or else the user has to.
+    pub is_told: bool,
+}
+
+/// Where a checkpoint keeps its tokenizer.
+#[derive(Debug, Clone)]
+pub enum Kept {
+    /// In a folder.
+    Folder(PathBuf),
+    /// Among its own words: the text of a tokenizer's file.
+    Text(String),
 }
 
 /// A file of another program that cannot be used.
 fn unusable(file: &Path, why: &str) -> Error {
+    if let Some((what, hint)) = files::stand_in(file) {
+        return Error::checkpoint(format!("`{}` is {what}", file.display()), hint);
+    }
     Error::checkpoint(
         format!("`{}` is damaged: {why}", file.display()),
         "fetch or copy it again; docs/checkpoints.md says what is read",
     )
+}
+
+/// What to do about weights of other types.
+const TYPES: &str =
+    "F64, F32, F16 and BF16 are: take a copy that is not quantized, or convert it with the program that made it";
+
+/// The wanted tensors of a safetensors file, all of them numbers that a network computes with.
+fn floats(file: &Path, wanted: impl Fn(&str) -> bool) -> Result<Contents> {
+    let refused = |name: &str, kind: &str| {
+        Error::checkpoint(
+            format!("`{name}` of `{}` holds {kind}, and weights of that type are not read", file.display()),
+            TYPES,
+        )
+    };
+    let contents = tensors::open(file, wanted).map_err(|why| match why {
+        Unread::System(error) => error,
+        Unread::Damaged(why) => unusable(file, &why),
+        Unread::Kind { name, kind } => refused(&name, &kind),
+    })?;
+    for (name, tensor) in &contents.tensors {
+        if let Some(kind) = tensor.not_float() {
+            return Err(refused(name, kind));
+        }
+    }
+    Ok(contents)
+}
+
+/// What wrappers put between the parts of a tensor's name: torch.compile, FSDP, activation checkpoints.
+const BETWEEN: &[&str] = &["_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"];
+
+/// What wrappers put in front of a name: data parallel training, Lightning's strategies.
+const IN_FRONT: &[&str] = &["module.", "_forward_module."];
+
+/// The network's own name of a tensor, without `prefix` and what wrappers have put there; as an error that without the
+/// wrappers' words where it has no such prefix.
+fn bare(name: &str, prefix: &str) -> std::result::Result<String, String> {
+    let parts: Vec<&str> = name.split('.').filter(|part| !BETWEEN.contains(part)).collect();
+    let name = parts.join(".");
+    let unwrapped = |mut name: &str| -> String {
+        while let Some(rest) = IN_FRONT.iter().find_map(|word| name.strip_prefix(word)) {
+            name = rest;
+        }
+        name.to_string()
+    };
+    let name = unwrapped(&name);
+    match name.strip_prefix(prefix) {
+        Some(own) => Ok(unwrapped(own)),
+        None => Err(name),
+    }
 }
 
 /// The embedding of the original's networks.
@@ -69,34 +141,66 @@ impl Foreign {
     /// Opens a path that is a checkpoint of another program; none when it is not.
     pub fn open(path: &Path) -> Result<Option<Self>> {
         let ending = path.extension().unwrap_or_default();
+        let file = path.join(WEIGHTS);
         if path.is_file() && ["ckpt", "pt", "pth"].iter().any(|e| ending == *e) {
             from_lightning(path).map(Some)
-        } else if path.join("config.json").is_file() && !path.join("state.json").is_file() {
+        } else if path.is_file() && ending == "safetensors" {
+            of_weights(path).map(Some)
+        } else if path.join("state.json").is_file() {
+            Ok(None)
+        } else if path.join("config.json").is_file() {
             hugging_face::read(path).map(Some)
+        } else if file.is_file() {
+            exported::read(path, &file).map(Some)
         } else {
             Ok(None)
         }
     }
 }
 
+/// The file of a folder's weights, where it is one.
+const WEIGHTS: &str = "model.safetensors";
+
+/// A file of weights alone; of a folder that says more of them, the folder.
+fn of_weights(file: &Path) -> Result<Foreign> {
+    let folder = file.parent().unwrap_or(Path::new("."));
+    let whole = file.file_name().is_some_and(|name| name == WEIGHTS);
+    if whole && folder.join("config.json").is_file() {
+        return hugging_face::read(folder);
+    }
+    exported::read(file, file)
+}
+
 fn from_lightning(path: &Path) -> Result<Foreign> {
-    let lightning::Lightning { weights, ema, ema_updates, optimizer, step, config } =
+    let lightning::Lightning { weights, ema, ema_updates, optimizer, step, config, own } =
         lightning::read(path)?;
     let stored = |tensors: BTreeMap<String, Tensor>| -> BTreeMap<String, Stored> {
         tensors.into_iter().map(|(name, tensor)| (name, tensor.into())).collect()
     };
     let weights = stored(weights);
+    let is_told = own.is_some() || config["noise"]["type"].is_string();
+    let (config, tokenizer) = match own {
+        Some((config, tokenizer)) => (config, Some(tokenizer)),
+        None => (translated(&config), None),
+    };
+    let vocab_size = match &tokenizer {
+        Some(tokenizer) => parse_tokenizer(tokenizer, path)?.vocab_size(),
+        None => vocab_size(path, &weights, EMBEDDING)?,
+    };
     Ok(Foreign {
         path: path.to_path_buf(),
         files: vec![path.to_path_buf()],
-        config: translated(&config),
+        config,
         step,
-        vocab_size: vocab_size(path, &weights, EMBEDDING)?,
+        vocab_size,
         weights,
         ema: ema.map(stored),
         ema_updates,
         optimizer: stored(optimizer),
-        tokenizer: None,
+        tokenizer: tokenizer.map(Kept::Text),
+        mask_is_added: false,
+        length_key: None,
+        is_told,
     })
 }
 
@@ -154,6 +258,21 @@ fn translated(config: &Value) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn names_are_freed_of_what_wrappers_add() {
+        for (name, prefix, own) in [
+            ("backbone.a.weight", "backbone.", Ok("a.weight")),
+            ("_orig_mod.backbone.a", "backbone.", Ok("a")),
+            ("backbone._orig_mod.a", "backbone.", Ok("a")),
+            ("module.module.backbone.module.a.module.b", "backbone.", Ok("a.module.b")),
+            ("_forward_module._orig_mod.a._fsdp_wrapped_module.b", "", Ok("a.b")),
+            ("module.h.0.a", "transformer.", Err("h.0.a")),
+        ] {
+            let found = bare(name, prefix);
+            assert_eq!(found.as_deref().map_err(String::as_str), own, "{name}");
+        }
+    }
 
     #[test]
     fn the_originals_configuration_is_translated() {

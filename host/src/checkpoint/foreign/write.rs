@@ -4,16 +4,21 @@ use std::fs;
 use std::io::{BufWriter, Write};
 use std::path::Path;
 
+use include_dir::{Dir, include_dir};
 use serde_json::Value;
 use tch::{Kind, Tensor};
 use zip::CompressionMethod;
 use zip::write::{FileOptions, ZipWriter};
 
 use super::super::tensors::{self, Named};
+use super::exported;
 use super::layout::Layout;
 use crate::config::Config;
 use crate::error::{Error, Result};
 use crate::files;
+
+/// Code that opens exported folders in Python.
+static CODE: Dir<'_> = include_dir!("$CARGO_MANIFEST_DIR/assets/export");
 
 /// What is written.
 #[derive(Debug)]
@@ -49,9 +54,29 @@ impl Export<'_> {
         self.weights.iter().map(used).collect()
     }
 
-    /// Plain safetensors beside the configuration and the tokenizer.
-    pub fn safetensors(&self, folder: &Path) -> Result<()> {
-        self.folder(folder, "", None)
+    /// Plain safetensors that say how the model was made: a file, where the path names one, or a folder in which
+    /// configuration and tokenizer are files of their own as well.
+    pub fn safetensors(&self, path: &Path) -> Result<()> {
+        if path.extension().is_none_or(|ending| ending != "safetensors") {
+            return self.folder(path, "", None);
+        }
+        let folder = parent(path)?;
+        let draft = tempfile::Builder::new().prefix(".export-").tempfile_in(folder);
+        let draft = draft.map_err(|e| Error::io("write into", folder, &e))?;
+        tensors::write_with(&self.used(), &self.words(), draft.path())?;
+        let said = |e: std::io::Error| Error::io("write", path, &e);
+        let mode = std::os::unix::fs::PermissionsExt::from_mode(files::SHARED);
+        draft.as_file().set_permissions(mode).map_err(said)?;
+        draft.persist(path).map(drop).map_err(|e| said(e.error))
+    }
+
+    /// What a file of weights says of itself.
+    fn words(&self) -> [(&'static str, String); 3] {
+        [
+            (exported::CONFIG, exported::words(self.config)),
+            (exported::TOKENIZER, self.tokenizer.clone()),
+            (exported::STEP, self.step.to_string()),
+        ]
     }
 
     /// The folder that a published model's own code loads.
@@ -78,26 +103,44 @@ impl Export<'_> {
             ));
         }
         let config = layout.written(self.config, self.vocab_size);
-        self.folder(folder, &layout.prefix, Some(&config))
+        self.folder(folder, &layout.prefix, Some((&config, &layout.code)))
     }
 
     /// Writes a folder under another name and gives it its own.
-    fn folder(&self, folder: &Path, prefix: &str, config: Option<&Value>) -> Result<()> {
-        let parent =
-            folder.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
-        fs::create_dir_all(parent).map_err(|e| Error::io("create", parent, &e))?;
+    fn folder(
+        &self,
+        folder: &Path,
+        prefix: &str,
+        theirs: Option<(&Value, &[String])>,
+    ) -> Result<()> {
+        let parent = parent(folder)?;
         let draft = tempfile::Builder::new().prefix(".export-").tempdir_in(parent);
         let draft = draft.map_err(|e| Error::io("write into", parent, &e))?;
         let at = |name: &str| draft.path().join(name);
         let named =
             self.used().into_iter().map(|(name, tensor)| (format!("{prefix}{name}"), tensor));
-        tensors::write(&named.collect(), &at("model.safetensors"))?;
-        match config {
-            Some(config) => {
+        let (named, weights) = (named.collect(), at("model.safetensors"));
+        match theirs {
+            Some((config, code)) => {
+                tensors::write(&named, &weights)?;
                 let text = serde_json::to_string_pretty(config).unwrap_or_default();
                 files::write_whole(&at("config.json"), text)?;
+                for name in code {
+                    let file = CODE.get_file(name).ok_or_else(|| {
+                        let message =
+                            format!("a layout writes the code `{name}`, and there is none");
+                        Error::config(
+                            message,
+                            "leave it out of `code` in its file of configs/layout/",
+                        )
+                    })?;
+                    files::write_whole(&at(name), file.contents())?;
+                }
             }
-            None => files::write_whole(&at("config.toml"), crate::run_dir::to_toml(self.config))?,
+            None => {
+                tensors::write_with(&named, &self.words(), &weights)?;
+                files::write_whole(&at("config.toml"), exported::words(self.config))?;
+            }
         }
         files::write_whole(&at("tokenizer.json"), &self.tokenizer)?;
         let mode = std::os::unix::fs::PermissionsExt::from_mode(0o755);
@@ -110,8 +153,7 @@ impl Export<'_> {
 
     /// A `.ckpt` that the original's `load_from_checkpoint` takes.
     pub fn lightning(&self, path: &Path) -> Result<()> {
-        let folder = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
-        fs::create_dir_all(folder).map_err(|e| Error::io("create", folder, &e))?;
+        let folder = parent(path)?;
         let draft = tempfile::Builder::new().prefix(".export-").tempfile_in(folder);
         let draft = draft.map_err(|e| Error::io("write into", folder, &e))?;
         let said = |e: std::io::Error| Error::io("write", path, &e);
@@ -170,6 +212,17 @@ impl Export<'_> {
                     });
                 });
             });
+            // How it was made: in the original's words for its readers, and in ours for us.
+            out.entry("hyper_parameters", |out| {
+                let config = exported::as_the_original(self.config);
+                out.dict(|out| out.entry("config", |out| out.json(&config)));
+            });
+            out.entry("maskdiff", |out| {
+                out.dict(|out| {
+                    out.entry("config", |out| out.text(&exported::words(self.config)));
+                    out.entry("tokenizer", |out| out.text(&self.tokenizer));
+                });
+            });
             let used = self.used();
             out.entry("ema", |out| {
                 out.dict(|out| {
@@ -186,6 +239,13 @@ impl Export<'_> {
         out.bytes.push(b'.');
         (out.bytes, out.storages)
     }
+}
+
+/// The folder that something is written into, which is made.
+fn parent(path: &Path) -> Result<&Path> {
+    let folder = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    fs::create_dir_all(folder).map_err(|e| Error::io("create", folder, &e))?;
+    Ok(folder)
 }
 
 /// Writes a pickle of protocol 2.
@@ -222,6 +282,20 @@ impl Writer {
         self.bytes.extend(b"](");
         tensors.for_each(|tensor| self.tensor(tensor));
         self.bytes.push(b'e');
+    }
+
+    /// Plain values, and objects of such.
+    fn json(&mut self, value: &Value) {
+        match value {
+            Value::Object(map) => self.dict(|out| {
+                map.iter().for_each(|(key, value)| out.entry(key, |out| out.json(value)));
+            }),
+            Value::Bool(yes) => self.bytes.push(if *yes { 0x88 } else { 0x89 }),
+            Value::Number(n) if n.is_i64() => self.int(n.as_i64().unwrap_or_default()),
+            Value::Number(n) => self.float(n.as_f64().unwrap_or_default()),
+            Value::String(text) => self.text(text),
+            Value::Null | Value::Array(_) => self.bytes.push(b'N'),
+        }
     }
 
     fn text(&mut self, text: &str) {

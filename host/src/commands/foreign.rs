@@ -1,0 +1,143 @@
+//! What a command needs of another program's checkpoint beside its weights: how it was made, and its tokenizer.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use super::{Common, TOKENIZER};
+use crate::checkpoint::foreign::{Foreign, Kept};
+use crate::config::Config;
+use crate::data::corpora::LazyHub;
+use crate::data::{
+    Observer, Tokenizer, check_stories, load_tokenizer, parse_tokenizer, prepare, widened_tokenizer,
+};
+use crate::error::{Error, Result};
+use crate::report::Report;
+use crate::stop::Stop;
+
+/// What must be said of a checkpoint that tells nothing of itself: the keys, and the words that set them.
+const NEEDED: [(&str, &str); 3] = [
+    ("noise", "noise=NAME"),
+    ("model", "model=NAME"),
+    ("data.tokenizer_name_or_path", "data.tokenizer_name_or_path=NAME"),
+];
+
+/// Checks that the user has said what a checkpoint does not tell: a guess would measure another model.
+pub(super) fn check_said(path: &Path, config: &Config, overrides: &[String]) -> Result<()> {
+    let below = |text: &str, key: &str| {
+        text.strip_prefix(key).is_some_and(|rest| rest.starts_with(['.', '=']) || rest.is_empty())
+    };
+    let leaves = config.layers.leaves();
+    let said = |key: &str| {
+        let by_hand = |source: &str| {
+            source != "default"
+                && (!source.starts_with("configs/") || source.starts_with("configs/experiment/"))
+        };
+        overrides.iter().any(|word| below(word.trim_start_matches('+'), key))
+            || leaves.iter().any(|(name, _, source)| below(name, key) && by_hand(source))
+    };
+    let lacking = NEEDED.iter().filter(|(key, _)| !said(key)).map(|(_, word)| format!("`{word}`"));
+    let lacking: Vec<String> = lacking.collect();
+    if lacking.is_empty() {
+        return Ok(());
+    }
+    Err(Error::config(
+        format!(
+            "`{}` does not tell how it was made (it has no `hyper_parameters`): say it by {}",
+            path.display(),
+            lacking.join(", ")
+        ),
+        "as in `noise=loglinear model=small data.tokenizer_name_or_path=gpt2`; `backbone=` and `parameterization=` choose \
+         another network and method than the usual ones",
+    ))
+}
+
+/// The tokenizer of another program's checkpoint: the one that the user names, its own, or the one that its configuration
+/// names.
+pub(super) fn tokenizer(
+    foreign: &Foreign,
+    config: &Config,
+    common: &Common,
+) -> Result<Arc<dyn Tokenizer>> {
+    let own = foreign.tokenizer.as_ref().filter(|_| !is_asked(foreign, config, common));
+    let tokenizer: Arc<dyn Tokenizer> = match own {
+        Some(Kept::Folder(folder)) => load_tokenizer(folder)?.into(),
+        Some(Kept::Text(text)) => parse_tokenizer(text, &foreign.path)?.into(),
+        None => named(foreign, config, common)?,
+    };
+    let (has, wants) = (tokenizer.vocab_size(), foreign.vocab_size);
+    fitting(tokenizer, foreign, own.is_some()).ok_or_else(|| {
+        Error::config(
+            format!(
+                "`{}` has {wants} tokens with the mask, and the tokenizer makes {has}",
+                foreign.path.display()
+            ),
+            "name its own tokenizer: `data.tokenizer_name_or_path=gpt2`, a file or a folder",
+        )
+    })
+}
+
+/// Whether the user names a tokenizer. A group of `data` names that of its own text, not that of the model.
+fn is_asked(foreign: &Foreign, config: &Config, common: &Common) -> bool {
+    let source = config.layers.source(TOKENIZER);
+    let file = common.file.as_ref().map(|file| file.display().to_string());
+    file.as_ref() == Some(&source)
+        || source != foreign.path.display().to_string()
+            && source != "default"
+            && !source.starts_with("configs/")
+}
+
+/// The tokenizer that the user names, or else the checkpoint's own configuration.
+fn named(foreign: &Foreign, config: &Config, common: &Common) -> Result<Arc<dyn Tokenizer>> {
+    let path = foreign.path.display();
+    let mut report = Report::new(common.format, common.quiet);
+    let (hub, stop) = (LazyHub::default(), Stop::default());
+    let observer = Observer::new(&mut report, &stop);
+    let hint = format!("name its tokenizer: `{TOKENIZER}=gpt2`, a file or a folder");
+    if is_asked(foreign, config, common) {
+        let name = &config.data.tokenizer_name_or_path;
+        if name == prepare::CHARACTERS {
+            let message = format!("which characters `{path}` was trained on is not known");
+            return Err(config.layers.error(TOKENIZER, &message, &hint));
+        }
+        return prepare::named_tokenizer(name, &hub, &observer);
+    }
+    check_stories(config, &foreign.path)?;
+    let own: toml::Table = foreign.config.parse().unwrap_or_default();
+    let own = own.get("data").and_then(|data| data.get("tokenizer_name_or_path")?.as_str());
+    let Some(own) = own.filter(|name| *name != prepare::CHARACTERS) else {
+        let message = format!("`{path}` has no tokenizer beside it and names none");
+        return Err(Error::config(message, hint));
+    };
+    prepare::named_tokenizer(own, &hub, &observer).map_err(|error| {
+        Error::config(format!("`{own}`, the tokenizer that `{path}` names: {error}"), hint)
+    })
+}
+
+/// A tokenizer for the rows that a network has, where it can be its tokenizer. Rows beyond the last token stay rows of the
+/// network, as in the program that it comes from, and so does that of a mask which the network took for a token.
+fn fitting(
+    tokenizer: Arc<dyn Tokenizer>,
+    foreign: &Foreign,
+    own: bool,
+) -> Option<Arc<dyn Tokenizer>> {
+    let (has, rows, mask) = (tokenizer.vocab_size(), foreign.vocab_size, tokenizer.mask_id());
+    if !foreign.mask_is_added {
+        return if has == rows {
+            Some(tokenizer)
+        } else {
+            is_padded(has, rows).then(|| widened_tokenizer(tokenizer, rows, mask))
+        };
+    }
+    if has == rows && mask == rows - 1 {
+        return Some(tokenizer);
+    }
+    // A mask behind the tokens needs no row of the network: it has one of its own.
+    let (free, tokens) = (rows - 1, has - i64::from(mask == has - 1));
+    let fits = free == has || (tokens <= free && (own || is_padded(tokens, free)));
+    fits.then(|| widened_tokenizer(tokenizer, rows, rows - 1))
+}
+
+/// Whether an embedding of `rows` rows is that of `tokens` tokens, made larger to a round number.
+fn is_padded(tokens: i64, rows: i64) -> bool {
+    (3..=10).any(|power| tokens.unsigned_abs().next_multiple_of(1 << power) == rows.unsigned_abs())
+}
