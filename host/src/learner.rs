@@ -359,6 +359,14 @@ impl Learner {
         Learnt { optimizer, ema: own.zip(shadow).collect() }
     }
 
+    /// Lets the average begin with the weights as they are.
+    pub fn average_anew(&mut self) -> Result<()> {
+        let masters = pick(&self.masters, &self.mine());
+        let Some(ema) = &mut self.ema else { return Ok(()) };
+        ema.updates = 0;
+        Ok(foreach_copy(&ema.shadow, &masters)?)
+    }
+
     /// The network's copy of the weights, after the masters were changed from outside.
     pub fn refresh(&self) -> Result<()> {
         Ok(foreach_copy(&self.params, &self.masters)?)

@@ -1,11 +1,12 @@
 //! The subcommands, one file each.
 
+mod begin;
 pub mod config;
 pub mod data;
 pub mod eval;
 pub mod export;
-pub mod launch;
 mod foreign;
+pub mod launch;
 pub mod plugins;
 pub mod report;
 pub mod runs;
@@ -140,7 +141,6 @@ fn tell_of_paths(checkpoint: &Checkpoint, config: &Config) -> Result<()> {
     Ok(())
 }
 
-/// The path of a checkpoint; one of the hub, `owner/name`, is fetched first, where `bare` one that is a name alone too.
 /// How the configuration for a checkpoint is loaded: what it was trained with is the default, as far as it says so.
 fn of_checkpoint(
     checkpoint: &Checkpoint,
@@ -153,6 +153,7 @@ fn of_checkpoint(
     Ok(Request { overrides, file, stored, foreign, ..Request::default() })
 }
 
+/// The path of a checkpoint; one of the hub, `owner/name`, is fetched first, where `bare` one that is a name alone too.
 fn fetched(named: &str, bare: bool) -> Result<PathBuf> {
     let path = PathBuf::from(named);
     let owner =

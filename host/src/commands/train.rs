@@ -4,9 +4,10 @@ use std::cell::RefCell;
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
+use std::sync::Arc;
 use std::time::Duration;
 
-use super::Common;
+use super::{Common, begin};
 use crate::checkpoint::{self, Checkpoint, Mirror, Saver};
 use crate::config::Config;
 use crate::data::{self, Observer, Tokenizer, load_tokenizer};
@@ -27,7 +28,7 @@ use crate::{accelerator, alert, assemble, plugins, precision, secrets, track};
 /// Trains, or goes on with a run; as one rank of several when the environment says so. Everything that can be wrong is
 /// found before the run folder is made.
 pub fn run(common: &Common, profile: bool, panel: bool) -> Result<()> {
-    let mut config = common.config()?;
+    let (mut config, start) = begin::configuration(common)?;
     if panel && !track::panel::is_possible() {
         return Err(Error::config(
             "`--tui` needs a terminal, and this is none",
@@ -101,8 +102,11 @@ pub fn run(common: &Common, profile: bool, panel: bool) -> Result<()> {
     }
     world.agree("configuration", &settings(&config))?;
     accelerator::meet(&world, device)?;
-    let corpus =
-        data::open(&config, tokenizer_of(resumed.as_ref())?, &Observer::new(&mut report, &stop))?;
+    // A run that goes on has taken its first weights over long ago.
+    let start = start.filter(|_| resumed.is_none());
+    let given = tokenizer_of(resumed.as_ref())?;
+    let given = given.or_else(|| start.as_ref().and_then(|start| start.tokenizer.clone()));
+    let corpus = data::open(&config, given, &Observer::new(&mut report, &stop))?;
     if corpus.train.epoch().is_none() && !config.trainer.limit_train_batches.is_usable_of_endless()
     {
         return Err(config.layers.error(
@@ -152,6 +156,9 @@ pub fn run(common: &Common, profile: bool, panel: bool) -> Result<()> {
     };
     if let Some(checkpoint) = &resumed {
         go_on(&mut trainer, checkpoint)?;
+    } else if let Some(start) = &start {
+        trainer.begin_with(&start.checkpoint)?;
+        trainer.report.note(&start.in_words(&config));
     }
     if let Some(claim) = claim {
         // A run that was ended before its first checkpoint begins again.
@@ -163,6 +170,7 @@ pub fn run(common: &Common, profile: bool, panel: bool) -> Result<()> {
         trainer.report.mute(panel);
         notes.iter().for_each(|text| trainer.report.note(text));
     }
+    trainer.look_for_room()?;
     // The others' logs go into the folder that rank 0 makes.
     world.sum(&mut [0.0])?;
     let mark = match world.size() {
@@ -170,7 +178,6 @@ pub fn run(common: &Common, profile: bool, panel: bool) -> Result<()> {
         _ => format!("[rank {}] ", world.rank()),
     };
     common.log.open(&trainer.run.log(world.rank()), &mark)?;
-    trainer.look_for_room()?;
     trainer.report.note(&introduction(&trainer));
     let (begun, last) = (trainer.learner.step, config.trainer.max_steps);
     if begun >= last {
@@ -365,8 +372,8 @@ fn introduction(trainer: &Trainer<'_>) -> String {
     )
 }
 
-fn tokenizer_of(checkpoint: Option<&Checkpoint>) -> Result<Option<Box<dyn Tokenizer>>> {
+fn tokenizer_of(checkpoint: Option<&Checkpoint>) -> Result<Option<Arc<dyn Tokenizer>>> {
     // Another program's is named by the configuration.
     let own = checkpoint.filter(|checkpoint| checkpoint.foreign.is_none());
-    own.map(|c| load_tokenizer(&c.path.join("tokenizer.json"))).transpose()
+    own.map(|c| Ok(load_tokenizer(&c.path.join("tokenizer.json"))?.into())).transpose()
 }

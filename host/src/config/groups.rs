@@ -140,6 +140,8 @@ group! {
         ema: f64 = 0.9999,
         /// Spread the times of a batch evenly over [0, 1].
         antithetic_sampling: bool = true,
+        /// The checkpoint whose weights a run begins with at step 0, and nothing else of it: whatever `maskdiff eval` reads.
+        from: Option<String> = None,
     }
 }
 

@@ -173,6 +173,15 @@ fn settle(values: &mut Dict, fields: &[Field], group: &str) -> Result<()> {
 
 /// Resolves the configuration; everything that can be known to be wrong without plugins is an error here.
 pub fn load(request: &Request) -> Result<Config> {
+    resolve(request, None)
+}
+
+/// The same upon what is said of another model, its name and its text: that is the default where nothing else is said.
+pub fn load_upon(request: &Request, basis: &(String, String)) -> Result<Config> {
+    resolve(request, Some(basis))
+}
+
+fn resolve(request: &Request, basis: Option<&(String, String)>) -> Result<Config> {
     let overrides = Words::of_command_line(&request.overrides)?;
     let environment = Words::of_environment(words::variables())?;
     // By hand: the command line, or else the environment.
@@ -192,21 +201,30 @@ pub fn load(request: &Request) -> Result<Config> {
     let own = packed.as_deref().or(request.file.as_deref()).map(read).transpose()?;
     // Which group files: the base says, a later layer says otherwise.
     let files: Vec<&(String, String)> = experiment.iter().chain(&own).collect();
-    let mut chosen = BTreeMap::new();
+    let (mut chosen, mut anew) = (BTreeMap::new(), Vec::new());
     for (file, text) in
         std::iter::once((&base_name, &base)).chain(files.iter().map(|f| (&f.0, &f.1)))
     {
-        let choices = choices_in(file, text)?.into_iter();
-        chosen.extend(choices.map(|(group, name)| (group, (name, file.as_str()))));
+        for (group, name) in choices_in(file, text)? {
+            if *file != base_name {
+                anew.push(group.clone());
+            }
+            chosen.insert(group, (name, file.as_str()));
+        }
     }
     let by_hand: Vec<&str> =
         CHOSEN.iter().copied().filter(|group| chosen_by_hand(group).is_some()).collect();
     chosen.extend(by_hand.iter().filter_map(|g| Some((g.to_string(), chosen_by_hand(g)?))));
+    anew.extend(by_hand.iter().map(ToString::to_string));
     builder.add_text(&base_name, &base, None)?;
     let stored = request.stored.clone();
+    let upon = basis.map(|(file, text)| parse(file, text)).transpose()?;
     for (group, (name, said_by)) in &chosen {
         // What a checkpoint was trained with comes first; only a group chosen by hand is read beside it.
         if stored.is_some() && !by_hand.contains(&group.as_str()) {
+            continue;
+        }
+        if upon.as_ref().is_some_and(|upon| upon.contains_key(group)) && !anew.contains(group) {
             continue;
         }
         match named_file(group, name) {
@@ -218,25 +236,31 @@ pub fn load(request: &Request) -> Result<Config> {
             }
         }
     }
-    let mut said = method_in(&parse(&base_name, &base)?);
+    let usual = method_in(&parse(&base_name, &base)?);
+    let mut said = None;
     for (file, text) in &files {
         said = method_in(&parse(file, text)?).or(said);
     }
     // What a checkpoint was trained with says it all, but for a method that is chosen anew.
-    let anew = method_in(&overrides.values).or_else(|| method_in(&environment.values));
-    let method = match &stored {
-        Some(_) => anew,
-        None => anew.or(said),
+    let by_word = method_in(&overrides.values).or_else(|| method_in(&environment.values));
+    let (first, later) = match (&stored, &upon) {
+        (Some(_), _) => (None, by_word),
+        (None, Some(upon)) => (method_in(upon).or(usual), by_word.or(said)),
+        (None, None) => (by_word.or(said).or(usual), None),
     };
-    let brought = method.and_then(|name| config_file(&format!("{METHOD}/{name}")));
-    if let Some((file, text)) = brought.as_ref().filter(|_| stored.is_none()) {
-        builder.add_text(file, text, None)?;
+    let brought = |method: Option<String>| config_file(&format!("{METHOD}/{}", method?));
+    if let Some((file, text)) = brought(first) {
+        builder.add_text(&file, &text, None)?;
     }
     if let Some((file, text)) = &stored {
         builder.add_stored(file, text, &by_hand)?;
     }
-    if let Some((file, text)) = brought.as_ref().filter(|_| stored.is_some()) {
-        builder.add_text(file, text, None)?;
+    if let Some((file, text)) = basis {
+        let without: Vec<&str> = anew.iter().map(String::as_str).collect();
+        builder.add_stored(file, text, &without)?;
+    }
+    if let Some((file, text)) = brought(later) {
+        builder.add_text(&file, &text, None)?;
     }
     for (file, text) in files {
         builder.add_text(file, text, None)?;

@@ -152,7 +152,7 @@ impl<'a> Observer<'a> {
 /// Opens what the configuration trains and validates on. A tokenizer that comes with a checkpoint is used as it is.
 pub fn open(
     config: &Config,
-    tokenizer: Option<Box<dyn Tokenizer>>,
+    tokenizer: Option<Arc<dyn Tokenizer>>,
     observer: &Observer<'_>,
 ) -> Result<Corpus> {
     if !config.data.sets.is_empty() {
@@ -175,7 +175,7 @@ pub fn open(
     tell(&train, valid.as_ref(), observer);
     let parts: Vec<&Part> = std::iter::once(&train).chain(&valid).collect();
     let tokenizer = match tokenizer {
-        Some(given) => given.into(),
+        Some(given) => given,
         None => prepare::tokenizer(config, &parts, &hub, observer)?,
     };
     let blocks = |part: &Part, role| {

@@ -118,6 +118,26 @@ impl Trainer<'_> {
         }
     }
 
+    /// What is learnt, and the network's buffers, by name.
+    fn learnt(&self) -> Named {
+        let masters: BTreeMap<&str, &Tensor> = self.learner.masters().collect();
+        let target = |(name, tensor): (String, Tensor)| {
+            let master = masters.get(name.as_str()).map(|t| t.shallow_clone());
+            (name, master.unwrap_or(tensor))
+        };
+        self.model.named().into_iter().map(target).collect()
+    }
+
+    /// Takes over the weights of a checkpoint and nothing else of it; the average begins with them.
+    pub fn begin_with(&mut self, from: &Checkpoint) -> Result<()> {
+        let targets = self.learnt();
+        let weights = from.weights(!self.config.eval.disable_ema)?;
+        let weights = assemble::fitted(&targets, weights, from, self.config)?;
+        checkpoint::load_into(&targets, weights, &from.path)?;
+        self.learner.refresh()?;
+        self.learner.average_anew()
+    }
+
     /// Takes over weights, moments, average and position of a checkpoint. Nothing is changed unless all of it fits.
     pub fn restore(&mut self, from: &Checkpoint) -> Result<()> {
         let path = &from.path;
@@ -129,13 +149,7 @@ impl Trainer<'_> {
                 )
             })
         };
-        let masters: BTreeMap<&str, &Tensor> = self.learner.masters().collect();
-        let target = |(name, tensor): (String, Tensor)| {
-            let master = masters.get(name.as_str()).map(|t| t.shallow_clone());
-            (name, master.unwrap_or(tensor))
-        };
-        let weights: Named = self.model.named().into_iter().map(target).collect();
-        let weights = checkpoint::matched(&weights, part(checkpoint::MODEL)?, path)?;
+        let weights = checkpoint::matched(&self.learnt(), part(checkpoint::MODEL)?, path)?;
         let own = self.learner.own_state();
         // Of what the ranks share, each takes its part.
         let shared = self.config.trainer.strategy == "zero1" && self.world.size() > 1;
