@@ -91,7 +91,7 @@ pub fn stand_in(path: &Path) -> Option<(&'static str, &'static str)> {
             "fetch it again: a server has answered with a page, as for a file that needs a login";
         return Some(("a web page (HTML), not the file that was wanted", hint));
     }
-    head.is_empty().then_some(("an empty file", "fetch or copy it again"))
+    None
 }
 
 /// Holds a lock file until the result is dropped. While another process holds it, `waiting` is called again and again, with

@@ -18,7 +18,7 @@ fn tensors(run: &Path, file: &str) -> BTreeMap<String, Tensor> {
 fn text(at: &Path) {
     let old: String = (0..400).map(|i| format!("the {} cats sat. ", i * i % 7)).collect();
     fs::write(at.join("old.txt"), old).expect("written");
-    let new: String = (0..300).map(|i| format!("cats {} the sat. ", i % 5)).collect();
+    let new: String = (0..300).map(|i| format!("cats {} the sat. ", i % 3)).collect();
     fs::write(at.join("new.txt"), new).expect("written");
 }
 

@@ -217,7 +217,7 @@ fn what_lies_in_the_place_of_weights_is_called_by_its_name() {
     let pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 548105171\n";
     refused(pointer.as_bytes(), &["is a Git LFS pointer", "git lfs pull"]);
     refused(b"<!DOCTYPE html>\n<html><body>Sign in</body></html>", &["is a web page (HTML)"]);
-    refused(b"", &["is an empty file"]);
+    refused(b"", &["is damaged", "it ends after 0 bytes"]);
     let bytes = safetensors(&whole);
     refused(&bytes[..bytes.len() - 5], &["is damaged", "it was cut off"]);
     for (kind, size) in [("F8_E4M3", 1), ("I32", 4)] {

@@ -46,8 +46,8 @@ pub(super) fn check_said(path: &Path, config: &Config, overrides: &[String]) -> 
             path.display(),
             lacking.join(", ")
         ),
-        "as in `noise=loglinear model=small data.tokenizer_name_or_path=gpt2`; `backbone=` and `parameterization=` choose \
-         another network and method than the usual ones",
+        "name those that it was trained with, as in `model=small data.tokenizer_name_or_path=gpt2`; `backbone=` and \
+         `parameterization=` choose another network and method than the usual ones",
     ))
 }
 
