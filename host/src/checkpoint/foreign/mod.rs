@@ -75,14 +75,16 @@ fn unusable(file: &Path, why: &str) -> Error {
 }
 
 /// What to do about weights of other types.
-const TYPES: &str =
-    "F64, F32, F16 and BF16 are: take a copy that is not quantized, or convert it with the program that made it";
+const TYPES: &str = "F64, F32, F16 and BF16 are: take a copy that is not quantized, or convert it with the program that made it";
 
 /// The wanted tensors of a safetensors file, all of them numbers that a network computes with.
 fn floats(file: &Path, wanted: impl Fn(&str) -> bool) -> Result<Contents> {
     let refused = |name: &str, kind: &str| {
         Error::checkpoint(
-            format!("`{name}` of `{}` holds {kind}, and weights of that type are not read", file.display()),
+            format!(
+                "`{name}` of `{}` holds {kind}, and weights of that type are not read",
+                file.display()
+            ),
             TYPES,
         )
     };

@@ -15,8 +15,8 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
-pub(crate) use characters::Characters;
 use added::Added;
+pub(crate) use characters::Characters;
 use hugging_face::HuggingFace;
 pub(crate) use hugging_face::Special;
 
