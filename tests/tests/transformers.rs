@@ -87,8 +87,7 @@ fn exported_folders_open_in_transformers() {
         let at = place.path();
         let plain = |word: &&str| !word.starts_with("sampling.steps");
         let small: Vec<&str> = SMALL[1..].iter().copied().filter(plain).collect();
-        let run =
-            ["train", "data=stories", "run.dir=run", "trainer.max_steps=6", "model.length=16"];
+        let run = ["train", "data=stories", "run.dir=run", "trainer.max_steps=6"];
         maskdiff(
             at,
             &[&run[..], &small, &["sampling.num_sample_log=0", "optim.lr=0.01"], words].concat(),
