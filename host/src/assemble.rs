@@ -117,7 +117,7 @@ pub fn check_measure(measure: Measure, config: &Config, registry: &Registry) -> 
     registry.check_offered(&format!("`{}`", measure.chosen_by()), measure.needs(), &chosen)
 }
 
-/// What every component is told.
+/// What the vocabulary says; which mask there is in the end is the process's to say, see [`model::told`].
 pub fn facts(config: &Config, tokenizer: &dyn Tokenizer, device: Device) -> Context {
     // Checked when the configuration was read.
     let kind = Precision::new(config).map_or(Kind::Float, Precision::weights);
@@ -179,7 +179,10 @@ pub fn sampler(
     choice: &Choice,
     facts: &Context,
 ) -> Result<NamedSampler> {
-    let walker = registry.sampler(choice, facts).map_err(|e| config.locate(e))?;
+    let process = config.choices(registry)?.process;
+    let made = crate::model::told(registry, &process, *facts)
+        .and_then(|(_, facts)| registry.sampler(choice, &facts));
+    let walker = made.map_err(|e| config.locate(e))?;
     Ok((choice.name.clone(), walker))
 }
 

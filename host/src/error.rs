@@ -189,9 +189,10 @@ impl Error {
         Self::Io { message, hint, missing, full }
     }
 
-    /// An error that a component returned.
-    pub fn component(kind: &str, name: &str, error: PluginError) -> Self {
-        Self::Component { component: format!("{kind} `{name}`"), error: Box::new(error) }
+    /// An error that a component returned: its own, or that of another one that it called.
+    pub fn component(kind: &str, name: &str, mut error: PluginError) -> Self {
+        let component = error.take_culprit().unwrap_or_else(|| format!("{kind} `{name}`"));
+        Self::Component { component, error: Box::new(error) }
     }
 
     /// With its hint, for a warning of one line.

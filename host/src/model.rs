@@ -48,6 +48,7 @@ pub struct Model {
     bound: bool,
     facts: Context,
     parameters: Vec<Parameter>,
+    asked: RefCell<Asked>,
     train: Cell<bool>,
     calls: Cell<i64>,
     reduced: Cell<Option<Kind>>,
@@ -63,11 +64,38 @@ impl std::fmt::Debug for Model {
     }
 }
 
+/// What the network and its law were last asked, so that a failure can be looked into: small tensors, never results.
+#[derive(Debug, Default)]
+struct Asked {
+    hidden: Option<(Tensor, Tensor)>,
+    law: Option<Law>,
+}
+
+/// A question for `log p(x0 | xt)`, or for a score.
+#[derive(Debug)]
+struct Law {
+    score: bool,
+    xt_bl: Tensor,
+    t_b: Tensor,
+    rows_n: Tensor,
+}
+
+/// What the components are told, of which the mask is the process's: a vocabulary may have a token that no process uses.
+pub fn told(
+    registry: &Registry,
+    process: &Choice,
+    vocabulary: Context,
+) -> Result<(Process, Context)> {
+    let made = registry.process(process, &vocabulary)?;
+    let mask_id = made.mask_id().map_err(|e| Error::component("process", &process.name, e))?;
+    Ok((made, Context { mask_id, ..vocabulary }))
+}
+
 impl Model {
     /// Makes all components. Fresh parameters come from libtorch's generator: seed it before.
-    pub fn build(registry: &Registry, names: Choices, facts: Context) -> Result<Self> {
+    pub fn build(registry: &Registry, names: Choices, vocabulary: Context) -> Result<Self> {
+        let (process, facts) = told(registry, &names.process, vocabulary)?;
         let noise = registry.noise(&names.noise, &facts)?;
-        let process = registry.process(&names.process, &facts)?;
         let network = registry.backbone(&names.backbone, &facts)?;
         let method = registry.parameterization(&names.parameterization, &facts)?;
         let backbone = |e| Error::component("backbone", &names.backbone.name, e);
@@ -85,6 +113,7 @@ impl Model {
             bound,
             facts,
             parameters,
+            asked: RefCell::default(),
             train: Cell::new(false),
             calls: Cell::new(0),
             reduced: Cell::new(None),
@@ -144,6 +173,9 @@ impl Model {
 
     /// Says whether a sampler draws, without gradients.
     pub(crate) fn set_drawing(&self, drawing: bool) {
+        if drawing {
+            self.asked.take();
+        }
         self.drawing.set(drawing);
     }
 
@@ -180,7 +212,9 @@ impl Model {
 
     /// The parameterization's loss, nats per token: `[B, L] i64`, `[B] f64` → `[B, L]` (or the last positions of it).
     pub fn loss(&self, x0_bl: &Tensor, t_b: &Tensor) -> Result<Tensor> {
-        self.method.loss(self, x0_bl, t_b).map_err(|e| self.method_error(e))
+        // Blocks come by again, whatever a method writes into them.
+        let (x0_bl, t_b) = (x0_bl.copy(), t_b.copy());
+        self.method.loss(self, &x0_bl, &t_b).map_err(|e| self.method_error(e))
     }
 
     /// As [`maskdiff_plugin_api::Denoiser::log_x0`], with the host's error.
@@ -191,6 +225,37 @@ impl Model {
     /// As [`maskdiff_plugin_api::Denoiser::score`], with the host's error.
     pub fn score(&self, xt_bl: &Tensor, t_b: &Tensor, rows_n: &Tensor) -> Result<Tensor> {
         self.method.score(self, xt_bl, t_b, rows_n).map_err(|e| self.method_error(e))
+    }
+
+    /// Who makes NaN of what was last asked, in words: the network's last pass and its law are computed once more.
+    pub fn not_a_number(&self) -> Option<String> {
+        let asked = self.asked.take();
+        let Choices { backbone, parameterization, .. } = &self.names;
+        let nan = |t: PluginResult<Tensor>| t.is_ok_and(|t| t.isnan().any().int64_value(&[]) != 0);
+        tch::no_grad(|| {
+            if let Some((xt_bl, sigma_b)) = &asked.hidden {
+                let hidden = self.reduced(|| self.network.hidden(xt_bl, sigma_b, false)).ok()?;
+                let row = hidden.flatten(0, 1).narrow(0, 0, 1);
+                if nan(Ok(hidden)) {
+                    return Some(format!("`hidden` of backbone `{}` gives NaN", backbone.name));
+                }
+                if nan(self.reduced(|| self.network.logits(&row))) {
+                    return Some(format!("`logits` of backbone `{}` gives NaN", backbone.name));
+                }
+            }
+            let Law { score, xt_bl, t_b, rows_n } = asked.law.as_ref()?;
+            let (method, law) = match score {
+                true => ("score", self.method.score(self, xt_bl, t_b, rows_n)),
+                false => ("log_x0", self.method.log_x0(self, xt_bl, t_b, rows_n)),
+            };
+            let name = &parameterization.name;
+            nan(law).then(|| format!("`{method}` of parameterization `{name}` gives NaN"))
+        })
+    }
+
+    fn note_law(&self, score: bool, xt_bl: &Tensor, t_b: &Tensor, rows_n: &Tensor) {
+        let [xt_bl, t_b, rows_n] = [xt_bl, t_b, rows_n].map(Tensor::shallow_clone);
+        self.asked.borrow_mut().law = Some(Law { score, xt_bl, t_b, rows_n });
     }
 
     /// An error of the parameterization, with its name.
@@ -276,6 +341,8 @@ impl maskdiff_plugin_api::Model for Model {
         let train = self.train.get();
         let none = || sigma_b.zeros_like();
         let sigma_b = &if self.facts.time_conditioning { sigma_b.shallow_clone() } else { none() };
+        let noted = (xt_bl.shallow_clone(), sigma_b.shallow_clone());
+        self.asked.borrow_mut().hidden = Some(noted);
         let pass = |xt_bl: &Tensor, sigma_b: &Tensor| {
             self.reduced(|| self.network.hidden(xt_bl, sigma_b, train))
         };
@@ -311,10 +378,12 @@ impl maskdiff_plugin_api::Model for Model {
     }
 
     fn log_x0(&self, xt_bl: &Tensor, t_b: &Tensor, rows_n: &Tensor) -> PluginResult<Tensor> {
+        self.note_law(false, xt_bl, t_b, rows_n);
         self.method.log_x0(self, xt_bl, t_b, rows_n)
     }
 
     fn score(&self, xt_bl: &Tensor, t_b: &Tensor, rows_n: &Tensor) -> PluginResult<Tensor> {
+        self.note_law(true, xt_bl, t_b, rows_n);
         self.method.score(self, xt_bl, t_b, rows_n)
     }
 

@@ -9,6 +9,7 @@ use maskdiff_plugin_api::abi::load::Plugin;
 use maskdiff_plugin_api::abi::module::ComponentInfo;
 use sha2::{Digest, Sha256};
 
+use crate::config::groups;
 use crate::error::{Error, Result};
 use crate::model::{Choice, Choices};
 use crate::report::plural;
@@ -112,9 +113,17 @@ impl Registry {
             }
             Error::plugin(e.to_string(), e.hint())
         })?;
+        refuse_hidden_options(&plugin)?;
         if let Some(first) = self.plugins.iter().find(|p| p.info.name == plugin.info.name) {
             let (kept, skipped) = (first.path.display(), file.display());
-            tracing::debug!("plugin `{}` from {kept}; {skipped} is not used", plugin.info.name);
+            let name = &plugin.info.name;
+            if another_crate(first, &plugin) {
+                tracing::warn!(
+                    "two crates are called `{name}`: {kept} is used, {skipped} is not; give one of them another name"
+                );
+            } else {
+                tracing::debug!("plugin `{name}` from {kept}; {skipped} is not used");
+            }
             return Ok(());
         }
         let (name, version) = (&plugin.info.name, &plugin.info.version);
@@ -156,7 +165,8 @@ impl Registry {
             let known: Vec<&str> = of_kind().map(|(_, c)| c.name.as_str()).collect();
             return Err(Error::plugin(
                 format!("there is no {kind} `{name}`"),
-                unknown_hint(kind, name, &known),
+                self.written_in_rust(kind, name)
+                    .unwrap_or_else(|| unknown_hint(kind, name, &known)),
             ));
         };
         if let Some((second, _)) = hits.next() {
@@ -171,6 +181,24 @@ impl Registry {
             ));
         }
         Ok(first)
+    }
+
+    /// Of `name:ARGUMENT` where components of other kinds take one: what kinds, and what to do for this one.
+    fn written_in_rust(&self, kind: &str, name: &str) -> Option<String> {
+        let name = name.split(':').next().unwrap_or(name);
+        let all = self.components();
+        let kinds: Vec<&str> = all
+            .iter()
+            .filter(|(_, c)| c.name == name && !c.schema["properties"]["argument"].is_null())
+            .map(|(_, c)| c.kind.as_str())
+            .collect();
+        let what = if kind == "backbone" { "networks are".into() } else { format!("a {kind} is") };
+        (!kinds.is_empty()).then(|| {
+            format!(
+                "`{name}` has {} so far; {what} written in Rust until `{name}` has them too: `maskdiff plugins new {kind} NAME`",
+                kinds.join(", ")
+            )
+        })
     }
 
     /// What stands behind the colon in `name:ARGUMENT`, where the named component has an option `argument`.
@@ -268,6 +296,7 @@ macro_rules! make {
                 let (plugin, component) = self.find($kind, &choice.name)?;
                 plugin
                     .$method(&component.name, &choice.options.to_string(), facts)
+                    .map(|made| made.called(&choice.name))
                     .map_err(|e| Error::component($kind, &choice.name, e))
             }
         )+}
@@ -375,6 +404,61 @@ fn unknown_hint(kind: &str, name: &str, known: &[&str]) -> String {
         Some(near) => format!("did you mean `{near}`? (`maskdiff plugins list` shows all)"),
         None => format!("{} here: {}", plural(kind), known.join(", ")),
     }
+}
+
+/// An option by the name of a key that the host has in the same group would never get a value.
+pub fn refuse_hidden_options(plugin: &Plugin) -> Result<()> {
+    let faults: Vec<String> = plugin.info.components.iter().filter_map(hidden_options).collect();
+    if faults.is_empty() {
+        return Ok(());
+    }
+    Err(Error::plugin(
+        format!("`{}` is not loaded: {}", plugin.path.display(), faults.join("; ")),
+        "give the options other names; what the host knows is in the `Context` that the component is told",
+    ))
+}
+
+fn hidden_options(component: &ComponentInfo) -> Option<String> {
+    let groups: &[&str] = match component.kind.as_str() {
+        "backbone" => &["model"],
+        "process" => &["process"],
+        "noise" => &["noise"],
+        "sampler" => &["sampling"],
+        _ => &["", "training"],
+    };
+    let hosts = |option: &&String| {
+        let option = option.as_str();
+        let of_group = groups.iter().any(|group| groups::keys(group).contains(&option));
+        of_group || (groups.contains(&"") && groups::GROUPS.contains(&option))
+    };
+    let options = component.schema["properties"].as_object()?;
+    let hidden: Vec<String> = options.keys().filter(hosts).map(|o| format!("`{o}`")).collect();
+    let (are, what) = match hidden.len() {
+        0 => return None,
+        1 => ("has an option", "which is a key of the host"),
+        _ => ("has options", "which are keys of the host"),
+    };
+    Some(format!("{} {are} {}, {what}", described(component), hidden.join(", ")))
+}
+
+/// A component whose options cannot be told is listed, but not made.
+pub fn refuse_fault(component: &ComponentInfo) -> Result<()> {
+    if component.fault.is_empty() {
+        return Ok(());
+    }
+    Err(Error::plugin(
+        format!("the options of {} cannot be told: {}", described(component), component.fault),
+        "this is a bug in the component (its `Config` or `Config::default()`): report it to its author",
+    ))
+}
+
+/// Whether two plugins of one name are something else, and no other build or version of the same.
+fn another_crate(one: &Plugin, other: &Plugin) -> bool {
+    let names = |plugin: &Plugin| -> Vec<(String, String)> {
+        plugin.info.components.iter().map(|c| (c.kind.clone(), c.name.clone())).collect()
+    };
+    let (a, b) = (&one.info.folder, &other.info.folder);
+    names(one) != names(other) || (!a.is_empty() && !b.is_empty() && a != b)
 }
 
 /// The known word closest to a misspelt one, if any is close.

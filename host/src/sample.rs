@@ -184,43 +184,68 @@ fn recorded(
 /// One walk of a sampler from `xt_bl [B, L] i64`, checked.
 pub fn walk(model: &Model, (name, walker): &mut NamedSampler, xt_bl: &Tensor) -> Result<Tensor> {
     model.set_drawing(true);
-    let walked = tch::no_grad(|| walker.sample(model, xt_bl));
+    // It is lent a copy: what it writes there must not pass for what was given.
+    let walked = tch::no_grad(|| walker.sample(model, &xt_bl.copy()));
     model.set_drawing(false);
-    let x0_bl = walked.map_err(|e| Error::component("sampler", name, e))?;
-    check(&x0_bl, xt_bl, model, name)?;
-    Ok(x0_bl)
+    let walked = walked.map_err(|e| Error::component("sampler", name, e));
+    walked.and_then(|x0_bl| check(x0_bl, xt_bl, model, name)).map_err(|e| at_fault(model, name, e))
+}
+
+/// A walk over laws that are no numbers fails somewhere, or draws tokens that are none: that is not the sampler's fault.
+fn at_fault(model: &Model, name: &str, error: Error) -> Error {
+    use ErrorKind::{Config, Interrupted, Unsupported};
+    if let Error::Component { error: said, .. } = &error
+        && matches!(said.kind, Interrupted | Config | Unsupported)
+    {
+        return error;
+    }
+    match model.not_a_number() {
+        None => error,
+        Some(who) => Error::numeric(
+            format!("{who}, on which sampler `{name}` cannot walk ({error})"),
+            "the weights are broken: use those of an earlier checkpoint, or train with a lower `optim.lr`",
+        ),
+    }
 }
 
 /// A sampler's tokens must have the right shape, lie in the vocabulary and keep what was given; a mask that is left is
 /// shown as such.
-fn check(x0_bl: &Tensor, xt_bl: &Tensor, model: &Model, name: &str) -> Result<()> {
+fn check(x0_bl: Tensor, xt_bl: &Tensor, model: &Model, name: &str) -> Result<Tensor> {
     let wrong = |what: String| {
         Err(Error::plugin(
             format!("sampler `{name}` {what}"),
             "this is a bug in the sampler: run its contract (`sampler_contract` in its tests)",
         ))
     };
-    if x0_bl.size() != xt_bl.size() || x0_bl.kind() != tch::Kind::Int64 {
-        return wrong(format!(
-            "returned {:?} {:?}, expected {:?} Int64",
-            x0_bl.size(),
-            x0_bl.kind(),
-            xt_bl.size()
-        ));
+    let (size, kind) = (xt_bl.size(), tch::Kind::Int64);
+    if x0_bl.size() != size || x0_bl.kind() != kind {
+        let (got, got_kind) = (x0_bl.size(), x0_bl.kind());
+        return wrong(format!("returned {got:?} {got_kind:?}, expected {size:?} {kind:?}"));
+    }
+    if x0_bl.device() != xt_bl.device() {
+        let (got, expected) = (x0_bl.device(), xt_bl.device());
+        return wrong(format!("returned tokens on {got:?}, expected {expected:?}"));
     }
     let (low, high) = (x0_bl.min().int64_value(&[]), x0_bl.max().int64_value(&[]));
     let vocab_size = model.facts().vocab_size;
     if low < 0 || high >= vocab_size {
         return wrong(format!("returned token ids {low}..={high} outside 0..{vocab_size}"));
     }
-    if let Some(mask) = model.facts().mask_id {
-        let changed = x0_bl.not_equal_tensor(xt_bl).logical_and(&xt_bl.not_equal(mask));
-        let changed = changed.sum(tch::Kind::Int64).int64_value(&[]);
-        if changed > 0 {
-            return wrong(format!("changed {} that were given", counted(changed, "token")));
-        }
+    let Some(mask) = model.facts().mask_id else { return Ok(x0_bl) };
+    let count = |which: Tensor| which.sum(kind).int64_value(&[]);
+    let changed = x0_bl.not_equal_tensor(xt_bl).logical_and(&xt_bl.not_equal(mask));
+    let changed = count(changed);
+    if changed > 0 {
+        return wrong(format!("changed {} that were given", counted(changed, "token")));
     }
-    Ok(())
+    let left = count(x0_bl.eq(mask));
+    if left > 0 {
+        let all = x0_bl.numel();
+        tracing::warn!(
+            "sampler `{name}` left {left} of {all} tokens masked: a walk should end without masks"
+        );
+    }
+    Ok(x0_bl)
 }
 
 #[cfg(test)]

@@ -212,7 +212,12 @@ impl Trainer<'_> {
             "at step {number} the loss is {} and the norm of its gradient {}",
             done.loss, done.grad_norm
         );
-        let what = if done.finite() { format!("{what}: a spike") } else { what };
+        let culprit = if done.finite() { None } else { self.model.not_a_number() };
+        let what = match culprit {
+            Some(who) => format!("{what} ({who})"),
+            None if done.finite() => format!("{what}: a spike"),
+            None => what,
+        };
         match on_nan {
             OnNan::Stop => {
                 let hint = "nothing was changed by this step; lower `optim.lr`, lengthen the warm-up, or let \

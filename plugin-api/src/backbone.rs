@@ -3,6 +3,7 @@
 use tch::{Device, Kind, Tensor};
 
 use crate::component::Component;
+use crate::error::{Kind as ErrorKind, PluginError};
 use crate::{Context, Result, bail};
 
 /// A parameter or buffer with its name in checkpoints.
@@ -35,7 +36,15 @@ impl Parameters {
         Self { entries: Vec::new(), kind: context.kind, device: context.device() }
     }
 
+    #[track_caller]
     fn push(&mut self, name: &str, value: Tensor, kind: Kind, trainable: bool) -> Tensor {
+        if self.entries.iter().any(|entry| entry.name == name) {
+            // It returns no `Result`: the boundary makes an error of it.
+            std::panic::panic_any(PluginError::new(
+                ErrorKind::Panic,
+                format!("two parameters are called `{name}`"),
+            ));
+        }
         let tensor = value.to_device(self.device).to_kind(kind).detach();
         let tensor = tensor.set_requires_grad(trainable);
         let handle = tensor.shallow_clone();
@@ -43,13 +52,15 @@ impl Parameters {
         handle
     }
 
-    /// Adds a trained parameter with its initial value.
+    /// Adds a trained parameter with its initial value. A second one of a name is refused, here and below.
+    #[track_caller]
     pub fn add(&mut self, name: &str, value: Tensor) -> Tensor {
         self.push(name, value, self.kind, true)
     }
 
     /// Adds a buffer: saved, loaded, never trained; in float32 also where the parameters have 16 bits, which are too few
     /// for a constant such as a frequency.
+    #[track_caller]
     pub fn buffer(&mut self, name: &str, value: Tensor) -> Tensor {
         self.push(name, value, wide(self.kind), false)
     }
@@ -60,17 +71,20 @@ impl Parameters {
     }
 
     /// A matrix `[out, in]` drawn as torch's `nn.Linear` does: uniform in ±1/√in.
+    #[track_caller]
     pub fn linear(&mut self, name: &str, outputs: i64, inputs: i64) -> Tensor {
         let bound = 1.0 / (inputs as f64).sqrt();
         self.add(name, uniform(&[outputs, inputs], bound))
     }
 
     /// The bias `[out]` that goes with [`Parameters::linear`].
+    #[track_caller]
     pub fn bias(&mut self, name: &str, outputs: i64, inputs: i64) -> Tensor {
         self.add(name, uniform(&[outputs], 1.0 / (inputs as f64).sqrt()))
     }
 
     /// A constant parameter.
+    #[track_caller]
     pub fn constant(&mut self, name: &str, shape: &[i64], value: f64) -> Tensor {
         self.add(name, Tensor::full(shape, value, (Kind::Float, Device::Cpu)))
     }
@@ -120,5 +134,21 @@ pub trait Backbone: Component {
     /// [`Backbone::hidden`] of the whole text at the new positions. For causal networks only.
     fn extend(&self, _x_bl: &Tensor, _cache: Vec<Tensor>) -> Result<(Tensor, Vec<Tensor>)> {
         bail!(Unsupported, "backbone `{}` keeps no cache", Self::NAME)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::abi::guard::guarded;
+    use crate::testkit::Toy;
+
+    #[test]
+    fn two_parameters_of_one_name_are_refused_where_the_second_is_made() {
+        let mut store = Parameters::new(&Toy::new(2, 2).context());
+        let _ = store.constant("w", &[2], 0.0);
+        let error = guarded(|| Ok(store.linear("w", 2, 2))).unwrap_err();
+        assert_eq!(error.to_string(), "two parameters are called `w`");
+        assert!(error.location.contains("backbone.rs:"), "{}", error.location);
     }
 }

@@ -2,6 +2,8 @@
 
 use tch::{Device, Kind, Tensor};
 
+use crate::door::{self, Argument, Arguments, first};
+use crate::shape::ANY;
 use crate::{Result, bail};
 
 /// What stands behind a [`Denoiser`]. The host implements it over the loaded components, the test kit over
@@ -38,7 +40,8 @@ pub trait Model {
 /// What the host hands to samplers and parameterizations.
 ///
 /// Shape letters: `B` batch, `L` length, `D` hidden size, `V` vocabulary with the mask, `N` rows. Rows are flat
-/// positions `b * L + l`, `[N] i64`. Times and noise levels are `[B] f64`.
+/// positions `b * L + l`, `[N] i64`. Times and noise levels are `[B] f64`. An argument of another shape, kind or place is
+/// an error that names it and the line that gave it.
 #[derive(Clone, Copy)]
 pub struct Denoiser<'a>(&'a dyn Model);
 
@@ -82,25 +85,36 @@ impl<'a> Denoiser<'a> {
         self.0.device()
     }
 
+    fn arguments(&self) -> Arguments<'a> {
+        Arguments(self.0)
+    }
+
     /// Total noise at times of any shape, f64.
+    #[track_caller]
     pub fn sigma(&self, t: &Tensor) -> Result<Tensor> {
-        self.0.sigma(t)
+        door::call("sigma", &[self.arguments().times("t", t)], || self.0.sigma(t))
     }
 
     /// Noise rate dσ/dt at times of any shape, f64.
+    #[track_caller]
     pub fn dsigma(&self, t: &Tensor) -> Result<Tensor> {
-        self.0.dsigma(t)
+        door::call("dsigma", &[self.arguments().times("t", t)], || self.0.dsigma(t))
     }
 
     /// The probability that a token is still clean at time t.
+    #[track_caller]
     pub fn alpha(&self, t: f64) -> Result<f64> {
+        door::unit("alpha", "t", t)?;
         let t = Tensor::from_slice(&[t]);
         Ok(self.0.sigma(&t)?.neg().exp().double_value(&[0]))
     }
 
     /// The times at which alpha has the given values, or the nearest it reaches, in [0, 1], f64.
+    #[track_caller]
     pub fn time_of_alpha(&self, alpha: &Tensor) -> Result<Tensor> {
-        self.0.time_of_alpha(&alpha.clamp(self.alpha(1.0)?, self.alpha(0.0)?))
+        door::call("time_of_alpha", &[self.arguments().times("alpha", alpha)], || {
+            self.0.time_of_alpha(&alpha.clamp(self.alpha(1.0)?, self.alpha(0.0)?))
+        })
     }
 
     /// The ends of the schedule, as its importance sampling defines them.
@@ -109,16 +123,22 @@ impl<'a> Denoiser<'a> {
     }
 
     /// Times whose loss weight is constant, from uniform ones.
+    #[track_caller]
     pub fn importance(&self, t: &Tensor) -> Result<Tensor> {
-        self.0.importance(t)
+        door::call("importance", &[self.arguments().times("t", t)], || self.0.importance(t))
     }
 
     /// A draw of `xt ~ q(xt | x0)` at `alpha_b [B] f64`, with the host's randomness.
+    #[track_caller]
     pub fn corrupt(&self, x0_bl: &Tensor, alpha_b: &Tensor) -> Result<Tensor> {
-        self.0.corrupt(x0_bl, alpha_b)
+        let given = self.arguments();
+        let alpha = given.units("alpha_b", alpha_b, first(x0_bl));
+        let arguments = [given.tokens("x0_bl", x0_bl), alpha];
+        door::call("corrupt", &arguments, || self.0.corrupt(x0_bl, alpha_b))
     }
 
     /// `q(xs | xt, x0 ~ p)`: `xt_n [N]`, `p_nv [N, V]` → `[N, V]`.
+    #[track_caller]
     pub fn posterior(
         &self,
         xt_n: &Tensor,
@@ -126,27 +146,41 @@ impl<'a> Denoiser<'a> {
         alpha_s: f64,
         p_nv: &Tensor,
     ) -> Result<Tensor> {
-        self.0.posterior(xt_n, alpha_t, alpha_s, p_nv)
+        door::unit("posterior", "alpha_t", alpha_t)?;
+        door::unit("posterior", "alpha_s", alpha_s)?;
+        let (given, size) = (self.arguments(), vec![first(xt_n), self.vocab_size()]);
+        let xt = given.row_tokens("xt_n", xt_n, ANY);
+        let arguments = [xt, given.floats("p_nv", p_nv, "[N, V]", size)];
+        door::call("posterior", &arguments, || self.0.posterior(xt_n, alpha_t, alpha_s, p_nv))
     }
 
     /// One network call: `[B, L] i64` and `sigma_b [B] f64` → `[B, L, D]`. Without time conditioning the network
     /// gets sigma = 0 whatever is given. Counts B calls.
+    #[track_caller]
     pub fn hidden(&self, xt_bl: &Tensor, sigma_b: &Tensor) -> Result<Tensor> {
-        self.0.hidden(xt_bl, sigma_b)
+        let given = self.arguments();
+        let sigma = given.levels("sigma_b", sigma_b, first(xt_bl));
+        let arguments = [given.tokens("xt_bl", xt_bl), sigma];
+        door::call("hidden", &arguments, || self.0.hidden(xt_bl, sigma_b))
     }
 
     /// One network call over the tokens that follow a cache, see [`crate::Backbone::extend`]. Counts B calls.
+    #[track_caller]
     pub fn extend(&self, x_bl: &Tensor, cache: Vec<Tensor>) -> Result<(Tensor, Vec<Tensor>)> {
-        self.0.extend(x_bl, cache)
+        let arguments = [self.arguments().tokens("x_bl", x_bl)];
+        door::call("extend", &arguments, || self.0.extend(x_bl, cache))
     }
 
     /// The head: `[N, D]` → raw logits `[N, V]`.
+    #[track_caller]
     pub fn logits(&self, hidden_nd: &Tensor) -> Result<Tensor> {
-        self.0.logits(hidden_nd)
+        let hidden = self.arguments().floats("hidden_nd", hidden_nd, "[N, D]", vec![ANY, ANY]);
+        door::call("logits", &[hidden], || self.0.logits(hidden_nd))
     }
 
     /// `weight_n * -log softmax(logits)[target_n]` for rows `hidden_nd [N, D]` → `[N]`; the logit of `banned` counts
     /// as -∞. Fused with a linear head: the `[N, V]` logits never exist.
+    #[track_caller]
     pub fn weighted_nll(
         &self,
         hidden_nd: &Tensor,
@@ -154,22 +188,50 @@ impl<'a> Denoiser<'a> {
         weight_n: &Tensor,
         banned: Option<i64>,
     ) -> Result<Tensor> {
-        self.0.weighted_nll(hidden_nd, target_n, weight_n, banned)
+        let (given, n) = (self.arguments(), first(hidden_nd));
+        let arguments = [
+            given.floats("hidden_nd", hidden_nd, "[N, D]", vec![ANY, ANY]),
+            given.row_tokens("target_n", target_n, n),
+            given.floats("weight_n", weight_n, "[N]", vec![n]),
+        ];
+        door::call("weighted_nll", &arguments, || {
+            self.0.weighted_nll(hidden_nd, target_n, weight_n, banned)
+        })
+    }
+
+    fn law_arguments<'t>(
+        &self,
+        xt_bl: &'t Tensor,
+        t_b: &'t Tensor,
+        rows_n: &'t Tensor,
+    ) -> [Argument<'t>; 3] {
+        let given = self.arguments();
+        [
+            given.tokens("xt_bl", xt_bl),
+            given.units("t_b", t_b, first(xt_bl)),
+            given.rows("rows_n", rows_n, xt_bl),
+        ]
     }
 
     /// The parameterization's `log p(x0 | xt)` at `rows_n` → `[N, V]`.
+    #[track_caller]
     pub fn log_x0(&self, xt_bl: &Tensor, t_b: &Tensor, rows_n: &Tensor) -> Result<Tensor> {
-        self.0.log_x0(xt_bl, t_b, rows_n)
+        let arguments = self.law_arguments(xt_bl, t_b, rows_n);
+        door::call("log_x0", &arguments, || self.0.log_x0(xt_bl, t_b, rows_n))
     }
 
     /// The parameterization's concrete score at `rows_n` → `[N, V]`.
+    #[track_caller]
     pub fn score(&self, xt_bl: &Tensor, t_b: &Tensor, rows_n: &Tensor) -> Result<Tensor> {
-        self.0.score(xt_bl, t_b, rows_n)
+        let arguments = self.law_arguments(xt_bl, t_b, rows_n);
+        door::call("score", &arguments, || self.0.score(xt_bl, t_b, rows_n))
     }
 
     /// Tells the host how far a walk is, with the tokens so far; an error of kind `Interrupted` asks to stop.
+    #[track_caller]
     pub fn progress(&self, done: i64, total: i64, xt_bl: &Tensor) -> Result<()> {
-        self.0.progress(done, total, xt_bl)
+        let arguments = [self.arguments().tokens("xt_bl", xt_bl)];
+        door::call("progress", &arguments, || self.0.progress(done, total, xt_bl))
     }
 
     /// One time for every sequence of a batch: `[B] f64`.

@@ -16,7 +16,7 @@ pub enum Kind {
     Io,
     /// The user or the cluster asked to stop.
     Interrupted,
-    /// A panic: a bug in the plugin.
+    /// A panic, or a result that breaks the contract: a bug in the plugin.
     Panic,
     /// What the component does not offer (a score from a method that has none).
     Unsupported,
@@ -95,6 +95,25 @@ impl PluginError {
     pub fn context(mut self, message: impl Into<String>) -> Self {
         self.chain.insert(0, message.into());
         self
+    }
+
+    /// Puts the component at fault, as in ``noise `NAME` ``, in front of the chain, unless one stands there.
+    #[must_use]
+    pub(crate) fn blamed(self, who: &str) -> Self {
+        if self.culprit().is_some() { self } else { self.context(who) }
+    }
+
+    /// The component at fault, where the boundary has put one in front.
+    pub fn culprit(&self) -> Option<&str> {
+        const KINDS: [&str; 5] = ["noise", "process", "backbone", "parameterization", "sampler"];
+        let first = self.chain.first().filter(|_| self.chain.len() > 1)?;
+        let name = first.strip_suffix('`')?.split_once(" `")?;
+        KINDS.contains(&name.0).then_some(first.as_str())
+    }
+
+    /// Takes the component at fault out of the chain.
+    pub fn take_culprit(&mut self) -> Option<String> {
+        self.culprit().is_some().then(|| self.chain.remove(0))
     }
 }
 
@@ -185,6 +204,16 @@ mod tests {
         let error = parse("x").unwrap_err();
         assert_eq!(error.kind, Kind::Other);
         assert!(error.location.contains("error.rs:"), "{}", error.location);
+    }
+
+    #[test]
+    fn the_first_to_be_blamed_stays_at_fault() {
+        let error =
+            PluginError::new(Kind::Numeric, "NaN").blamed("noise `a`").blamed("sampler `b`");
+        assert_eq!(error.to_string(), "noise `a`: NaN");
+        let (mut taken, plain) = (error.clone(), PluginError::new(Kind::Other, "noise `a`"));
+        assert_eq!(taken.take_culprit().as_deref(), Some("noise `a`"));
+        assert_eq!((taken.to_string().as_str(), plain.culprit()), ("NaN", None));
     }
 
     #[test]

@@ -65,6 +65,7 @@ mod backbone;
 mod component;
 mod context;
 mod denoiser;
+mod door;
 mod error;
 pub mod guide;
 pub mod nn;
@@ -74,6 +75,7 @@ mod parameterization;
 mod process;
 mod register;
 mod sampler;
+mod shape;
 pub mod testkit;
 
 pub use backbone::{Backbone, Head, Parameter, Parameters};

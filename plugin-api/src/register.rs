@@ -26,7 +26,11 @@ macro_rules! export_plugin {
             use $crate::abi::module::{self, HostApi_Ref, Module, Module_Ref};
 
             extern "C" fn info() -> RString {
-                module::info(env!("CARGO_PKG_NAME"), env!("CARGO_PKG_VERSION"))
+                module::info(
+                    env!("CARGO_PKG_NAME"),
+                    env!("CARGO_PKG_VERSION"),
+                    env!("CARGO_MANIFEST_DIR"),
+                )
             }
 
             extern "C" fn init(host: HostApi_Ref) {

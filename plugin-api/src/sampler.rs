@@ -3,7 +3,7 @@
 use tch::Tensor;
 
 use crate::component::Component;
-use crate::{Denoiser, Result};
+use crate::{Denoiser, Result, bail};
 
 /// A sampler owns the whole walk, so that caching, blocks, remasking and early stop need no hook.
 ///
@@ -12,14 +12,17 @@ pub trait Sampler: Component {
     /// Turns a start `xt_bl [B, L] i64` into tokens `[B, L] i64`.
     ///
     /// The start is a draw of the prior in which given tokens stand already; with an absorbing process every
-    /// position that is not masked is given and must keep its token. No masked token may be left.
+    /// position that is not masked is given and must keep its token. No masked token may be left. What is lent is not
+    /// written into: a walk that works in place copies it first.
     fn sample(&mut self, model: &Denoiser, xt_bl: &Tensor) -> Result<Tensor>;
 
     /// The law of one step of the walk from time t to s < t: probabilities `[B, L, V]`, rows sum to 1.
     ///
     /// What the step draws from; with `s = 0`, the law of the walk's last draw. Diagnostic: it may cost a
-    /// dense `[B, L, V]` tensor that the walk itself never makes.
-    fn law(&self, model: &Denoiser, xt_bl: &Tensor, t: f64, s: f64) -> Result<Tensor>;
+    /// dense `[B, L, V]` tensor that the walk itself never makes. A walk that has no such steps gives none.
+    fn law(&self, _model: &Denoiser, _xt_bl: &Tensor, _t: f64, _s: f64) -> Result<Tensor> {
+        bail!(Unsupported, "sampler `{}` gives no law of a step", Self::NAME)
+    }
 }
 
 /// The grid of a walk in equal steps of time.
@@ -49,7 +52,9 @@ pub trait StepSampler: Component {
     fn step(&mut self, model: &Denoiser, xt_bl: &Tensor, t: f64, s: f64) -> Result<Tensor>;
 
     /// The law that [`StepSampler::step`] draws from, see [`Sampler::law`].
-    fn law(&self, model: &Denoiser, xt_bl: &Tensor, t: f64, s: f64) -> Result<Tensor>;
+    fn law(&self, _model: &Denoiser, _xt_bl: &Tensor, _t: f64, _s: f64) -> Result<Tensor> {
+        bail!(Unsupported, "sampler `{}` gives no law of a step", Self::NAME)
+    }
 }
 
 impl<T: StepSampler> Sampler for T {

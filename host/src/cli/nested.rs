@@ -46,6 +46,9 @@ pub(super) enum Plugins {
         /// With optimizations
         #[arg(long)]
         release: bool,
+        /// Also with the name of a component that another plugin has: both are then chosen by `crate:name`
+        #[arg(long)]
+        force: bool,
     },
     /// Load a plugin file in processes of its own and run the contract of each component
     Check {
@@ -216,7 +219,9 @@ pub(super) fn plugins(command: Plugins, common: impl FnOnce(Vec<String>) -> Comm
         Plugins::New { kind, name, path, api } => {
             new::new(&common(Vec::new()), &kind, &name, &path, api.as_deref())
         }
-        Plugins::Build { folder, release } => build::build(&common(Vec::new()), &folder, release),
+        Plugins::Build { folder, release, force } => {
+            build::build(&common(Vec::new()), &folder, release, force)
+        }
         Plugins::Check { file, timeout, kind, options } => {
             let patience = Duration::from_secs(timeout);
             check::check(&common(options), &file, kind.as_deref(), patience).map(drop)

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use super::{Common, fetched, foreign, of_checkpoint};
+use super::{Common, TOKENIZER, fetched, foreign, of_checkpoint};
 use crate::checkpoint::{self, Checkpoint};
 use crate::config::{Config, Request, groups, load, load_upon};
 use crate::data::{Tokenizer, load_tokenizer};
@@ -68,16 +68,14 @@ pub(super) fn configuration(common: &Common) -> Result<(Config, Option<Start>)> 
     let tokenizer = match (&checkpoint.foreign, is_by_hand(&config, TOKENIZER, common)) {
         (None, true) => None,
         (None, false) => Some(load_tokenizer(&checkpoint.path.join("tokenizer.json"))?.into()),
-        (Some(theirs), true) => Some(foreign::tokenizer(theirs, &config, true, common)?),
+        (Some(theirs), true) => Some(foreign::tokenizer(theirs, &config, common)?),
         (Some(theirs), false) => {
             let made = load(&of_checkpoint(&checkpoint, Vec::new(), None)?)?;
-            Some(foreign::tokenizer(theirs, &made, false, common)?)
+            Some(foreign::tokenizer(theirs, &made, &Common::default())?)
         }
     };
     Ok((config, Some(Start { checkpoint, tokenizer })))
 }
-
-const TOKENIZER: &str = "data.tokenizer_name_or_path";
 
 /// Whether the user has set a key, and no file that is read anyway.
 fn is_by_hand(config: &Config, key: &str, common: &Common) -> bool {

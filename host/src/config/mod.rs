@@ -20,8 +20,7 @@ mod words;
 pub use files::{shelf_file, shelf_names, write_files};
 pub use hints::one_of;
 pub use home::expand as expand_home;
-pub use load::{Request, load, load_upon, shelf_file, shelf_names, write_files};
-pub use load::{Request, load};
+pub use load::{Request, load, load_upon};
 pub use place::Layers;
 
 use crate::error::{Error, Result};

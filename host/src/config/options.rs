@@ -107,6 +107,7 @@ impl Config {
             }
         }
         let (_, component) = registry.find(kind, name).map_err(|e| self.at_choice(kind, e))?;
+        plugins::refuse_fault(component)?;
         let known: Vec<&str> = properties(component).collect();
         // One that takes any option checks them itself.
         let open = component.takes_any_option();

@@ -307,8 +307,14 @@ pub fn likelihood(
         let message = "another rank stopped during the evaluation".into();
         return Err(Error::Interrupted { message });
     }
-    let is_bound = measure.is_bound(model);
-    Ok(Bound { is_bound, ..summarize(&told[..all], &told[all..faults], passes)? })
+    let bound = summarize(&told[..all], &told[all..faults], passes);
+    let bound = bound.map_err(|error| match (error, model.not_a_number()) {
+        (Error::Numeric { message, hint }, Some(who)) => {
+            Error::Numeric { message: format!("{message}: {who}"), hint }
+        }
+        (error, _) => error,
+    })?;
+    Ok(Bound { is_bound: measure.is_bound(model), ..bound })
 }
 
 /// The mean over tokens, of the total nats and the number of tokens of each sequence in each pass. The error is that of the mean

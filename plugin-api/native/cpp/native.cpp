@@ -462,13 +462,15 @@ char* maskdiff_device_bytes(int index, int64_t* now, int64_t* peak, int64_t* res
   });
 }
 
-// Bytes that malloc has handed out and not got back, modulo 2^32: mallinfo is old, but in every glibc.
-uint32_t maskdiff_allocated_bytes() {
-#pragma GCC diagnostic push
-#pragma GCC diagnostic ignored "-Wdeprecated-declarations"
+// Bytes that malloc has handed out and not got back. glibc counts in 64 bits since 2.33; an older one gives the rest modulo 2^32.
+uint64_t maskdiff_allocated_bytes() {
+#if __GLIBC_PREREQ(2, 33)
+  const struct mallinfo2 info = mallinfo2();
+  return info.uordblks + info.hblkhd;
+#else
   const struct mallinfo info = mallinfo();
-#pragma GCC diagnostic pop
-  return static_cast<uint32_t>(info.uordblks) + static_cast<uint32_t>(info.hblkhd);
+  return static_cast<uint32_t>(info.uordblks) + static_cast<uint64_t>(static_cast<uint32_t>(info.hblkhd));
+#endif
 }
 
 void maskdiff_free_message(char* text) { free(text); }

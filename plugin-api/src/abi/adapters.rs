@@ -3,6 +3,7 @@
 use abi_stable::std_types::{ROption, RVec, Tuple2};
 use tch::{Device, Tensor};
 
+use super::calls::outside;
 use super::guard::{RAnswer, answer};
 use super::objects::*;
 use super::tensor::{RTensor, RTensorRef};
@@ -193,7 +194,12 @@ impl<T: Sampler> SamplerObject for SamplerAdapter<T> {
 }
 
 /// The host's [`Model`], made ready to cross.
-pub(crate) struct Lent<'a>(pub(crate) &'a dyn Model);
+pub(crate) struct Lent<'a>(pub(crate) Denoiser<'a>);
+
+/// The host's own work, while a component waits for it.
+fn lent(body: impl FnOnce() -> Result<Tensor>) -> RAnswer<RTensor> {
+    outside(|| tensor(body))
+}
 
 impl DenoiserObject for Lent<'_> {
     fn vocab_size(&self) -> i64 {
@@ -201,7 +207,7 @@ impl DenoiserObject for Lent<'_> {
     }
 
     fn mask_id(&self) -> i64 {
-        self.0.mask_id().unwrap_or(-1)
+        self.0.model().mask_id().unwrap_or(-1)
     }
 
     fn time_conditioning(&self) -> bool {
@@ -216,27 +222,27 @@ impl DenoiserObject for Lent<'_> {
     }
 
     fn sigma(&self, t: RTensorRef<'_>) -> RAnswer<RTensor> {
-        tensor(|| self.0.sigma(&t.view()))
+        lent(|| self.0.sigma(&t.view()))
     }
 
     fn dsigma(&self, t: RTensorRef<'_>) -> RAnswer<RTensor> {
-        tensor(|| self.0.dsigma(&t.view()))
+        lent(|| self.0.dsigma(&t.view()))
     }
 
     fn time_of_alpha(&self, alpha: RTensorRef<'_>) -> RAnswer<RTensor> {
-        tensor(|| self.0.time_of_alpha(&alpha.view()))
+        lent(|| self.0.time_of_alpha(&alpha.view()))
     }
 
     fn sigma_range(&self) -> RAnswer<Tuple2<f64, f64>> {
-        answer(|| self.0.sigma_range(), Tuple2::from)
+        outside(|| answer(|| self.0.sigma_range(), Tuple2::from))
     }
 
     fn importance(&self, t: RTensorRef<'_>) -> RAnswer<RTensor> {
-        tensor(|| self.0.importance(&t.view()))
+        lent(|| self.0.importance(&t.view()))
     }
 
     fn corrupt(&self, x0_bl: RTensorRef<'_>, alpha_b: RTensorRef<'_>) -> RAnswer<RTensor> {
-        tensor(|| self.0.corrupt(&x0_bl.view(), &alpha_b.view()))
+        lent(|| self.0.corrupt(&x0_bl.view(), &alpha_b.view()))
     }
 
     fn posterior(
@@ -246,19 +252,19 @@ impl DenoiserObject for Lent<'_> {
         alpha_s: f64,
         p_nv: RTensorRef<'_>,
     ) -> RAnswer<RTensor> {
-        tensor(|| self.0.posterior(&xt_n.view(), alpha_t, alpha_s, &p_nv.view()))
+        lent(|| self.0.posterior(&xt_n.view(), alpha_t, alpha_s, &p_nv.view()))
     }
 
     fn hidden(&self, xt_bl: RTensorRef<'_>, sigma_b: RTensorRef<'_>) -> RAnswer<RTensor> {
-        tensor(|| self.0.hidden(&xt_bl.view(), &sigma_b.view()))
+        lent(|| self.0.hidden(&xt_bl.view(), &sigma_b.view()))
     }
 
     fn extend(&self, x_bl: RTensorRef<'_>, cache: RVec<RTensor>) -> RAnswer<RExtended> {
-        answer(|| self.0.extend(&x_bl.view(), unpack(cache)), pack)
+        outside(|| answer(|| self.0.extend(&x_bl.view(), unpack(cache)), pack))
     }
 
     fn logits(&self, hidden_nd: RTensorRef<'_>) -> RAnswer<RTensor> {
-        tensor(|| self.0.logits(&hidden_nd.view()))
+        lent(|| self.0.logits(&hidden_nd.view()))
     }
 
     fn weighted_nll(
@@ -269,9 +275,7 @@ impl DenoiserObject for Lent<'_> {
         banned: i64,
     ) -> RAnswer<RTensor> {
         let banned = (banned >= 0).then_some(banned);
-        tensor(|| {
-            self.0.weighted_nll(&hidden_nd.view(), &target_n.view(), &weight_n.view(), banned)
-        })
+        lent(|| self.0.weighted_nll(&hidden_nd.view(), &target_n.view(), &weight_n.view(), banned))
     }
 
     fn log_x0(
@@ -280,7 +284,7 @@ impl DenoiserObject for Lent<'_> {
         t_b: RTensorRef<'_>,
         rows_n: RTensorRef<'_>,
     ) -> RAnswer<RTensor> {
-        tensor(|| self.0.log_x0(&xt_bl.view(), &t_b.view(), &rows_n.view()))
+        lent(|| self.0.log_x0(&xt_bl.view(), &t_b.view(), &rows_n.view()))
     }
 
     fn score(
@@ -289,11 +293,11 @@ impl DenoiserObject for Lent<'_> {
         t_b: RTensorRef<'_>,
         rows_n: RTensorRef<'_>,
     ) -> RAnswer<RTensor> {
-        tensor(|| self.0.score(&xt_bl.view(), &t_b.view(), &rows_n.view()))
+        lent(|| self.0.score(&xt_bl.view(), &t_b.view(), &rows_n.view()))
     }
 
     fn progress(&self, done: i64, total: i64, xt_bl: RTensorRef<'_>) -> RAnswer<()> {
-        answer(|| self.0.progress(done, total, &xt_bl.view()), |()| ())
+        outside(|| answer(|| self.0.progress(done, total, &xt_bl.view()), |()| ()))
     }
 }
 

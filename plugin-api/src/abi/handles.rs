@@ -1,39 +1,98 @@
 //! What the host holds of a loaded component: safe handles with the plain signatures.
+//!
+//! Here everything that a component gives crosses, and is checked once: shape, kind and place, which cost nothing to ask. An
+//! error names the component at fault.
 
 use std::ffi::c_void;
 
 use abi_stable::sabi_trait::TD_Opaque;
-use abi_stable::std_types::{ROption, Tuple2};
-use tch::Tensor;
+use abi_stable::std_types::{ROption, RVec, Tuple2};
+use tch::{Kind, Tensor};
 
 use super::adapters::*;
+use super::calls::{Owner, broken, numbers};
 use super::objects::*;
 use super::tensor::{RTensor, RTensorRef};
 use crate::backbone::{Head, Parameter};
 use crate::denoiser::{Denoiser, Model};
 use crate::error::Result;
+use crate::shape::{ANY, Kinds, Wanted};
+use crate::{Component, Context};
 
 /// Lends the host's model to a plugin for one call.
 fn lend<T>(model: &dyn Model, call: impl FnOnce(DenoiserRef<'_>) -> T) -> T {
-    let lent = Lent(model);
+    let lent = Lent(Denoiser::new(model));
     call(DenoiserObject_TO::from_ptr(&lent, TD_Opaque))
 }
 
+fn owned(answer: super::guard::RAnswer<RTensor>) -> Result<Tensor> {
+    plain(answer, RTensor::into_tensor)
+}
+
+fn expect(method: &str, tensor: Tensor, wanted: &Wanted<'_>) -> Result<Tensor> {
+    match wanted.fault(&tensor) {
+        None => Ok(tensor),
+        Some(fault) => broken(format!("`{method}` returned {fault}")),
+    }
+}
+
+/// A tensor like another one.
+fn like(
+    method: &str,
+    tensor: Tensor,
+    letters: &str,
+    other: &Tensor,
+    kinds: Kinds,
+) -> Result<Tensor> {
+    let (size, device) = (other.size(), other.device());
+    expect(method, tensor, &Wanted { letters, size: &size, kinds, device })
+}
+
+/// Rows over the vocabulary, one for each of `rows_n`.
+fn rows(method: &str, tensor: Tensor, rows_n: &Tensor, vocab_size: i64) -> Result<Tensor> {
+    let size = [rows_n.size().first().copied().unwrap_or(ANY), vocab_size];
+    let device = rows_n.device();
+    expect(
+        method,
+        tensor,
+        &Wanted { letters: "[N, V]", size: &size, kinds: Kinds::Floating, device },
+    )
+}
+
 macro_rules! handle {
-    ($(#[$doc:meta])* $name:ident, $object:ty, $trait:path, $to:ident, $adapter:ident) => {
+    ($(#[$doc:meta])* $name:ident, $kind:literal, $object:ty, $trait:path, $to:ident, $adapter:ident) => {
         $(#[$doc])*
-        pub struct $name(pub(crate) $object);
+        pub struct $name {
+            object: $object,
+            owner: Owner,
+        }
 
         impl $name {
+            /// What is called `name` and was told `facts`.
+            pub(crate) fn new(object: $object, name: &str, facts: &Context) -> Self {
+                Self { object, owner: Owner::new($kind, name, *facts) }
+            }
+
+            /// A component, ready to cross.
+            pub(crate) fn boxed<T: $trait>(component: T) -> $object {
+                $to::from_value($adapter(component), TD_Opaque)
+            }
+
             /// Puts a component of this very library behind the boundary.
-            pub(crate) fn of<T: $trait>(component: T) -> Self {
-                Self($to::from_value($adapter(component), TD_Opaque))
+            pub(crate) fn of<T: $trait>(component: T, facts: &Context) -> Self {
+                Self::new(Self::boxed(component), <T as Component>::NAME, facts)
+            }
+
+            /// The same, under the name by which the user chose it.
+            #[must_use]
+            pub fn called(self, name: &str) -> Self {
+                Self { owner: Owner::new($kind, name, self.owner.facts), ..self }
             }
         }
 
         impl std::fmt::Debug for $name {
             fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-                write!(f, "{} at {:p}", stringify!($name), &raw const self.0 as *const c_void)
+                write!(f, "{} at {:p}", stringify!($name), &raw const self.object as *const c_void)
             }
         }
     };
@@ -42,6 +101,7 @@ macro_rules! handle {
 handle!(
     /// A loaded [`crate::NoiseSchedule`].
     Noise,
+    "noise",
     NoiseBox,
     crate::NoiseSchedule,
     NoiseObject_TO,
@@ -50,6 +110,7 @@ handle!(
 handle!(
     /// A loaded [`crate::ForwardProcess`].
     Process,
+    "process",
     ProcessBox,
     crate::ForwardProcess,
     ProcessObject_TO,
@@ -58,6 +119,7 @@ handle!(
 handle!(
     /// A loaded [`crate::Backbone`].
     Network,
+    "backbone",
     BackboneBox,
     crate::Backbone,
     BackboneObject_TO,
@@ -66,6 +128,7 @@ handle!(
 handle!(
     /// A loaded [`crate::Parameterization`].
     Method,
+    "parameterization",
     ParameterizationBox,
     crate::Parameterization,
     ParameterizationObject_TO,
@@ -74,46 +137,69 @@ handle!(
 handle!(
     /// A loaded [`crate::Sampler`].
     Walker,
+    "sampler",
     SamplerBox,
     crate::Sampler,
     SamplerObject_TO,
     SamplerAdapter
 );
 
+/// The letters of a tensor of any shape.
+const SAME: &str = "the shape of its argument,";
+
+macro_rules! of_times {
+    ($($method:ident($argument:ident)),+) => {$(
+        pub fn $method(&self, $argument: &Tensor) -> Result<Tensor> {
+            let method = stringify!($method);
+            self.owner.call(method, &[(stringify!($argument), $argument)], || {
+                let value = owned(self.object.$method(RTensorRef::new($argument)))?;
+                like(method, value, SAME, $argument, Kinds::Is($argument.kind()))
+            })
+        }
+    )+};
+}
+
 impl Noise {
-    pub fn sigma(&self, t: &Tensor) -> Result<Tensor> {
-        plain(self.0.sigma(RTensorRef::new(t)), RTensor::into_tensor)
-    }
-
-    pub fn dsigma(&self, t: &Tensor) -> Result<Tensor> {
-        plain(self.0.dsigma(RTensorRef::new(t)), RTensor::into_tensor)
-    }
-
-    pub fn time_of_alpha(&self, alpha: &Tensor) -> Result<Tensor> {
-        plain(self.0.time_of_alpha(RTensorRef::new(alpha)), RTensor::into_tensor)
-    }
+    of_times!(sigma(t), dsigma(t), time_of_alpha(alpha), importance(t));
 
     pub fn sigma_range(&self) -> Result<(f64, f64)> {
-        plain(self.0.sigma_range(), Tuple2::into_tuple)
-    }
-
-    pub fn importance(&self, t: &Tensor) -> Result<Tensor> {
-        plain(self.0.importance(RTensorRef::new(t)), RTensor::into_tensor)
+        self.owner.call("sigma_range", &[], || {
+            numbers("sigma_range", plain(self.object.sigma_range(), Tuple2::into_tuple)?)
+        })
     }
 }
 
 impl Process {
     pub fn mask_id(&self) -> Result<Option<i64>> {
-        plain(self.0.mask_id(), ROption::into_option)
+        self.owner.call("mask_id", &[], || {
+            let id = plain(self.object.mask_id(), ROption::into_option)?;
+            let vocab_size = self.owner.facts.vocab_size;
+            match id.filter(|id| !(0..vocab_size).contains(id)) {
+                Some(id) => broken(format!("`mask_id` is {id}, outside 0..{vocab_size}")),
+                None => Ok(id),
+            }
+        })
     }
 
     pub fn prior(&self, batch: i64, length: i64) -> Result<Tensor> {
-        plain(self.0.prior(batch, length), RTensor::into_tensor)
+        self.owner.call("prior", &[], || {
+            let wanted = Wanted {
+                letters: "[B, L]",
+                size: &[batch, length],
+                kinds: Kinds::Is(Kind::Int64),
+                device: self.owner.facts.device(),
+            };
+            expect("prior", owned(self.object.prior(batch, length))?, &wanted)
+        })
     }
 
     pub fn corrupt(&self, x0_bl: &Tensor, alpha_b: &Tensor, u_bl: &Tensor) -> Result<Tensor> {
-        let (x0_bl, alpha_b) = (RTensorRef::new(x0_bl), RTensorRef::new(alpha_b));
-        plain(self.0.corrupt(x0_bl, alpha_b, RTensorRef::new(u_bl)), RTensor::into_tensor)
+        let lent = [("x0_bl", x0_bl), ("alpha_b", alpha_b), ("u_bl", u_bl)];
+        self.owner.call("corrupt", &lent, || {
+            let [x0, alpha, u] = lent.map(|(_, tensor)| RTensorRef::new(tensor));
+            let xt_bl = owned(self.object.corrupt(x0, alpha, u))?;
+            like("corrupt", xt_bl, "[B, L]", x0_bl, Kinds::Is(Kind::Int64))
+        })
     }
 
     pub fn posterior(
@@ -123,12 +209,19 @@ impl Process {
         alpha_s: f64,
         p_nv: &Tensor,
     ) -> Result<Tensor> {
-        let (xt_n, p_nv) = (RTensorRef::new(xt_n), RTensorRef::new(p_nv));
-        plain(self.0.posterior(xt_n, alpha_t, alpha_s, p_nv), RTensor::into_tensor)
+        let lent = [("xt_n", xt_n), ("p_nv", p_nv)];
+        self.owner.call("posterior", &lent, || {
+            let [xt, p] = lent.map(|(_, tensor)| RTensorRef::new(tensor));
+            let q_nv = owned(self.object.posterior(xt, alpha_t, alpha_s, p))?;
+            like("posterior", q_nv, "[N, V]", p_nv, Kinds::Floating)
+        })
     }
 
     pub fn prior_kl(&self, x0_bl: &Tensor, alpha_1: f64) -> Result<Tensor> {
-        plain(self.0.prior_kl(RTensorRef::new(x0_bl), alpha_1), RTensor::into_tensor)
+        self.owner.call("prior_kl", &[("x0_bl", x0_bl)], || {
+            let kl_bl = owned(self.object.prior_kl(RTensorRef::new(x0_bl), alpha_1))?;
+            like("prior_kl", kl_bl, "[B, L]", x0_bl, Kinds::Floating)
+        })
     }
 }
 
@@ -139,37 +232,100 @@ impl Network {
             tensor: p.tensor.into_tensor(),
             trainable: p.trainable,
         };
-        plain(self.0.parameters(), |list| list.into_iter().map(unpack).collect())
+        self.owner.call("parameters", &[], || {
+            let unpack_all =
+                |list: RVec<RParameter>| list.into_iter().map(unpack).collect::<Vec<Parameter>>();
+            let all = plain(self.object.parameters(), unpack_all)?;
+            let mut names: Vec<&str> = all.iter().map(|p| p.name.as_str()).collect();
+            names.sort_unstable();
+            match names.windows(2).find(|pair| pair[0] == pair[1]) {
+                Some(twice) => broken(format!("two parameters are called `{}`", twice[0])),
+                None => Ok(all),
+            }
+        })
+    }
+
+    /// `[B, L, D]` for tokens `[B, L]`.
+    fn state(method: &str, hidden: Tensor, x_bl: &Tensor) -> Result<Tensor> {
+        let size = [x_bl.size().as_slice(), &[ANY]].concat();
+        let (letters, kinds) = ("[B, L, D]", Kinds::Floating);
+        let wanted = Wanted { letters, size: &size, kinds, device: x_bl.device() };
+        match wanted.fault(&hidden) {
+            None => Ok(hidden),
+            Some(fault) => {
+                broken(format!("`{method}` returned {fault} for tokens {:?}", x_bl.size()))
+            }
+        }
     }
 
     pub fn hidden(&self, xt_bl: &Tensor, sigma_b: &Tensor, train: bool) -> Result<Tensor> {
-        let (xt_bl, sigma_b) = (RTensorRef::new(xt_bl), RTensorRef::new(sigma_b));
-        plain(self.0.hidden(xt_bl, sigma_b, train), RTensor::into_tensor)
+        let lent = [("xt_bl", xt_bl), ("sigma_b", sigma_b)];
+        self.owner.call("hidden", &lent, || {
+            let [xt, sigma] = lent.map(|(_, tensor)| RTensorRef::new(tensor));
+            Self::state("hidden", owned(self.object.hidden(xt, sigma, train))?, xt_bl)
+        })
     }
 
     pub fn logits(&self, hidden_nd: &Tensor) -> Result<Tensor> {
-        plain(self.0.logits(RTensorRef::new(hidden_nd)), RTensor::into_tensor)
+        self.owner.call("logits", &[("hidden_nd", hidden_nd)], || {
+            let logits_nv = owned(self.object.logits(RTensorRef::new(hidden_nd)))?;
+            rows("logits", logits_nv, hidden_nd, self.owner.facts.vocab_size)
+        })
     }
 
     pub fn extend(&self, x_bl: &Tensor, cache: Vec<Tensor>) -> Result<(Tensor, Vec<Tensor>)> {
-        let cache = cache.into_iter().map(RTensor::new).collect();
-        plain(self.0.extend(RTensorRef::new(x_bl), cache), extended)
+        self.owner.call("extend", &[("x_bl", x_bl)], || {
+            let cache = cache.into_iter().map(RTensor::new).collect();
+            let answer = self.object.extend(RTensorRef::new(x_bl), cache);
+            let (hidden, cache) = plain(answer, extended)?;
+            Ok((Self::state("extend", hidden, x_bl)?, cache))
+        })
     }
 
     pub fn head(&self) -> Result<Option<Head>> {
-        let mut tensors = plain(self.0.head(), |list| list.into_iter().map(RTensor::into_tensor))?;
-        Ok(tensors.next().map(|weight| Head { weight, bias: tensors.next() }))
+        self.owner.call("head", &[], || {
+            let unpack = |list: RVec<RTensor>| list.into_iter().map(RTensor::into_tensor);
+            let mut tensors = plain(self.object.head(), unpack)?;
+            let Some(weight) = tensors.next() else { return Ok(None) };
+            let Context { vocab_size, .. } = self.owner.facts;
+            let (kinds, device) = (Kinds::Floating, self.owner.facts.device());
+            let matrix = Wanted { letters: "[V, D]", size: &[vocab_size, ANY], kinds, device };
+            let vector = Wanted { letters: "[V]", size: &[vocab_size], kinds, device };
+            let weight = expect("head", weight, &matrix)?;
+            let bias = tensors.next().map(|bias| expect("head", bias, &vector)).transpose()?;
+            Ok(Some(Head { weight, bias }))
+        })
     }
 }
 
 impl Method {
     pub fn draw_t(&self, model: &dyn Model, u_b: &Tensor) -> Result<Tensor> {
-        plain(lend(model, |m| self.0.draw_t(m, RTensorRef::new(u_b))), RTensor::into_tensor)
+        self.owner.call("draw_t", &[("u_b", u_b)], || {
+            let t_b = owned(lend(model, |m| self.object.draw_t(m, RTensorRef::new(u_b))))?;
+            like("draw_t", t_b, "[B]", u_b, Kinds::Is(Kind::Double))
+        })
     }
 
+    /// What it is given may be written over.
     pub fn loss(&self, model: &dyn Model, x0_bl: &Tensor, t_b: &Tensor) -> Result<Tensor> {
-        let (x0_bl, t_b) = (RTensorRef::new(x0_bl), RTensorRef::new(t_b));
-        plain(lend(model, |m| self.0.loss(m, x0_bl, t_b)), RTensor::into_tensor)
+        self.owner.call("loss", &[], || {
+            let (x0, t) = (RTensorRef::new(x0_bl), RTensorRef::new(t_b));
+            let nats = owned(lend(model, |m| self.object.loss(m, x0, t)))?;
+            let size = x0_bl.size();
+            let [batch, length] = size[..] else { return Ok(nats) };
+            let letters = format!("[B, L] = [{batch}, {length}] (or the last positions of it)");
+            let (kinds, device) = (Kinds::Floating, x0_bl.device());
+            let wanted = |size| Wanted { letters: &letters, size, kinds, device };
+            let nats = expect("loss", nats, &wanted(&[batch, ANY]))?;
+            let scored = nats.size()[1];
+            if (1..=length).contains(&scored) {
+                return Ok(nats);
+            }
+            broken(format!(
+                "`loss` returned [{batch}, {scored}] {:?}, expected {letters}",
+                nats.kind()
+            ))
+        })
     }
 
     pub fn log_x0(
@@ -179,9 +335,12 @@ impl Method {
         t_b: &Tensor,
         rows_n: &Tensor,
     ) -> Result<Tensor> {
-        let (xt_bl, t_b) = (RTensorRef::new(xt_bl), RTensorRef::new(t_b));
-        let rows_n = RTensorRef::new(rows_n);
-        plain(lend(model, |m| self.0.log_x0(m, xt_bl, t_b, rows_n)), RTensor::into_tensor)
+        let lent = [("xt_bl", xt_bl), ("t_b", t_b), ("rows_n", rows_n)];
+        self.owner.call("log_x0", &lent, || {
+            let [xt, t, n] = lent.map(|(_, tensor)| RTensorRef::new(tensor));
+            let log_p_nv = owned(lend(model, |m| self.object.log_x0(m, xt, t, n)))?;
+            rows("log_x0", log_p_nv, rows_n, model.vocab_size())
+        })
     }
 
     pub fn score(
@@ -191,21 +350,31 @@ impl Method {
         t_b: &Tensor,
         rows_n: &Tensor,
     ) -> Result<Tensor> {
-        let (xt_bl, t_b) = (RTensorRef::new(xt_bl), RTensorRef::new(t_b));
-        let rows_n = RTensorRef::new(rows_n);
-        plain(lend(model, |m| self.0.score(m, xt_bl, t_b, rows_n)), RTensor::into_tensor)
+        let lent = [("xt_bl", xt_bl), ("t_b", t_b), ("rows_n", rows_n)];
+        self.owner.call("score", &lent, || {
+            let [xt, t, n] = lent.map(|(_, tensor)| RTensorRef::new(tensor));
+            let score_nv = owned(lend(model, |m| self.object.score(m, xt, t, n)))?;
+            rows("score", score_nv, rows_n, model.vocab_size())
+        })
     }
 }
 
 impl Walker {
+    /// The start may be written over. The caller checks what comes back, against the start as it was.
     pub fn sample(&mut self, model: &dyn Model, xt_bl: &Tensor) -> Result<Tensor> {
-        let xt_bl = RTensorRef::new(xt_bl);
-        plain(lend(model, |m| self.0.sample(m, xt_bl)), RTensor::into_tensor)
+        let (owner, object) = (self.owner, &mut self.object);
+        owner.call("sample", &[], || {
+            owned(lend(model, |m| object.sample(m, RTensorRef::new(xt_bl))))
+        })
     }
 
     pub fn law(&self, model: &dyn Model, xt_bl: &Tensor, t: f64, s: f64) -> Result<Tensor> {
-        let xt_bl = RTensorRef::new(xt_bl);
-        plain(lend(model, |m| self.0.law(m, xt_bl, t, s)), RTensor::into_tensor)
+        self.owner.call("law", &[("xt_bl", xt_bl)], || {
+            let p_blv = owned(lend(model, |m| self.object.law(m, RTensorRef::new(xt_bl), t, s)))?;
+            let size = [xt_bl.size().as_slice(), &[model.vocab_size()]].concat();
+            let (letters, kinds) = ("[B, L, V]", Kinds::Floating);
+            expect("law", p_blv, &Wanted { letters, size: &size, kinds, device: xt_bl.device() })
+        })
     }
 }
 

@@ -15,6 +15,7 @@ use abi_stable::std_types::RStr;
 use tracing::Level;
 
 use super::adapters::plain;
+use super::calls::within;
 use super::forward::{HostApi, level_of};
 use super::handles::{Method, Network, Noise, Process, Walker};
 use super::module::{Module_Ref, PluginInfo};
@@ -101,6 +102,10 @@ impl std::fmt::Debug for Plugin {
 impl Plugin {
     /// Opens a plugin file, checks that it fits this host, and takes over its log.
     pub fn open(path: &Path) -> std::result::Result<Self, LoadError> {
+        within(&format!("plugin `{}`", path.display()), "load", || Self::opened(path))
+    }
+
+    fn opened(path: &Path) -> std::result::Result<Self, LoadError> {
         let not_a_plugin = |why: &dyn std::fmt::Display| LoadError::NotAPlugin {
             path: path.to_path_buf(),
             why: why.to_string(),
@@ -128,9 +133,10 @@ macro_rules! make {
     ($(#[$doc:meta])* $method:ident, $field:ident, $handle:ident) => {
         $(#[$doc])*
         pub fn $method(&self, name: &str, config: &str, context: &Context) -> Result<$handle> {
-            let context = serde_json::to_string(context)?;
-            let answer = self.module.$field()(name.into(), config.into(), context.as_str().into());
-            plain(answer, $handle)
+            let told = serde_json::to_string(context)?;
+            let make = || self.module.$field()(name.into(), config.into(), told.as_str().into());
+            let answer = within(&format!("{} `{name}`", stringify!($method)), "new", make);
+            plain(answer, |made| $handle::new(made, name, context))
         }
     };
 }

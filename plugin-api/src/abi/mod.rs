@@ -8,6 +8,7 @@
 #![allow(non_local_definitions, unused_braces, non_camel_case_types, unreachable_pub)]
 
 pub(crate) mod adapters;
+pub mod calls;
 mod forward;
 pub(crate) mod guard;
 pub mod handles;

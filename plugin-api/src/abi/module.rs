@@ -6,11 +6,11 @@ use abi_stable::package_version_strings;
 use abi_stable::sabi_types::VersionStrings;
 use abi_stable::std_types::{RStr, RString};
 use serde::{Deserialize, Serialize};
-use serde_json::Value;
+use serde_json::{Value, json};
 
 pub use super::forward::HostApi_Ref;
 use super::forward::install;
-use super::guard::{RAnswer, answer};
+use super::guard::{RAnswer, answer, guarded, note_panic_place};
 use super::handles::{Method, Network, Noise, Process, Walker};
 use super::objects::*;
 use crate::backbone::Backbone;
@@ -73,6 +73,9 @@ pub struct PluginInfo {
     pub torch_address: usize,
     /// The compiler that built it.
     pub rustc: String,
+    /// The folder of its crate where it was built, or empty.
+    #[serde(default)]
+    pub folder: String,
     /// Its components, sorted by kind and name.
     pub components: Vec<ComponentInfo>,
 }
@@ -94,6 +97,9 @@ pub struct ComponentInfo {
     pub schema: Value,
     /// Its default options.
     pub defaults: Value,
+    /// Why its options cannot be told, or empty: it is listed, but not made.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub fault: String,
 }
 
 impl ComponentInfo {
@@ -152,16 +158,27 @@ impl Entry {
     }
 }
 
+/// What runs of an author's code is guarded, as the host asks this of every plugin that it finds.
 fn describe<T: Component>(kind: &str) -> ComponentInfo {
     let words = |list: &[&str]| list.iter().map(ToString::to_string).collect();
+    let told = guarded(|| {
+        let schema = schemars::schema_for!(T::Config).to_value();
+        Ok((schema, serde_json::to_value(T::Config::default())?))
+    });
+    let (schema, defaults, fault) = match told {
+        Ok((schema, defaults)) => (schema, defaults, String::new()),
+        Err(error) if error.location.is_empty() => (json!({}), json!({}), error.to_string()),
+        Err(error) => (json!({}), json!({}), format!("{error} ({})", error.location)),
+    };
     ComponentInfo {
         kind: kind.to_string(),
         name: T::NAME.to_string(),
         about: T::ABOUT.to_string(),
         provides: words(T::PROVIDES),
         needs: words(T::NEEDS),
-        schema: schemars::schema_for!(T::Config).to_value(),
-        defaults: serde_json::to_value(T::Config::default()).unwrap_or(Value::Null),
+        schema,
+        defaults,
+        fault,
     }
 }
 
@@ -185,7 +202,7 @@ fn option_message(text: &str) -> String {
 macro_rules! maker {
     ($make:ident, $all:ident, $variant:ident, $bound:ident, $boxed:ident, $handle:ident) => {
         fn $make<T: $bound>(config: &str, context: &str) -> Result<$boxed> {
-            Ok($handle::of(build::<T>(config, context)?).0)
+            Ok($handle::boxed(build::<T>(config, context)?))
         }
 
         pub extern "C" fn $all(
@@ -223,7 +240,13 @@ maker!(
 maker!(make_sampler, sampler, Sampler, Sampler, SamplerBox, Walker);
 
 /// What `export_plugin!` calls: everything about this plugin as JSON.
-pub fn info(name: &str, version: &str) -> RString {
+pub fn info(name: &str, version: &str, folder: &str) -> RString {
+    // Until `init` brings the plugin's own hook, a panic is noted and not printed: the host tells of it.
+    std::panic::set_hook(Box::new(|info| {
+        note_panic_place(
+            info.location().map_or_else(String::new, |l| format!("{}:{}", l.file(), l.line())),
+        );
+    }));
     let mut components: Vec<ComponentInfo> =
         inventory::iter::<Entry>.into_iter().map(|entry| (entry.describe)(entry.kind)).collect();
     // The order of inventory differs from build to build.
@@ -236,6 +259,7 @@ pub fn info(name: &str, version: &str) -> RString {
         torch_build_id: super::TORCH_BUILD_ID.to_string(),
         torch_address: super::torch_address(),
         rustc: super::RUSTC.to_string(),
+        folder: folder.to_string(),
         components,
     };
     serde_json::to_string(&info).unwrap_or_default().into()

@@ -1,7 +1,8 @@
 //! The contract of each kind, of a component behind the boundary: what every user of it relies on.
 //!
 //! Each takes a maker, because some rules are about components that are told other facts, and gives the first rule that
-//! is broken as an error. A panic of the component is an error too.
+//! is broken as an error. A panic of the component is an error too. What is optional and not there is left out: the answer
+//! names the rules that were not checked, and why.
 
 use tch::{Device, Kind, Tensor};
 
@@ -10,11 +11,47 @@ use crate::abi::guard::guarded;
 use crate::abi::handles::{Method, Network, Noise, Process, Walker};
 use crate::{Context, Result, bail, capability, ensure};
 
+/// The rules that were left out, in words; mostly none.
+pub type LeftOut = Vec<String>;
+
 /// Makes a component that is told some facts.
 pub type Make<'a, T> = &'a dyn Fn(&Context) -> Result<T>;
 
 fn values(t: &Tensor) -> Result<Vec<f64>> {
     Ok(Vec::try_from(t.to_kind(Kind::Double).contiguous().view([-1]))?)
+}
+
+/// Numbers, none of them NaN.
+fn no_nan(what: &str, t: &Tensor) -> Result<()> {
+    let count = t.isnan().sum(Kind::Int64).int64_value(&[]);
+    ensure!(count == 0, Numeric, "{what} holds NaN, {count} times");
+    Ok(())
+}
+
+/// What was lent came back as it was.
+fn unwritten(what: &str, lent: &Tensor, kept: &Tensor) -> Result<()> {
+    ensure!(
+        lent == kept,
+        Other,
+        "{what} is written over: what is lent stays as it is, so copy it first (`copy()`)"
+    );
+    Ok(())
+}
+
+/// A method that a component need not have: checked where it is there, and named in `left_out` where it is not.
+fn optional(
+    left_out: &mut LeftOut,
+    what: &str,
+    claimed: bool,
+    check: impl FnOnce() -> Result<()>,
+) -> Result<()> {
+    match check() {
+        Err(error) if error.kind == crate::Kind::Unsupported && !claimed => {
+            left_out.push(format!("{what} ({})", error.chain.last().map_or("", String::as_str)));
+            Ok(())
+        }
+        other => other,
+    }
 }
 
 /// Shape and kind of a tensor that came back.
@@ -38,6 +75,7 @@ fn close(what: &str, a: &Tensor, b: &Tensor, tolerance: f64) -> Result<()> {
 /// Rows of probabilities: `[.., V]`, not negative, sums of one.
 fn law(what: &str, p: &Tensor, size: &[i64], tolerance: f64) -> Result<()> {
     ensure!(p.size() == size, Shape, "{what} is {:?}, expected {size:?}", p.size());
+    no_nan(what, p)?;
     let least = p.min().double_value(&[]);
     ensure!(least >= 0.0, Numeric, "{what} holds a negative probability, {least:e}");
     let sums = p.sum_dim_intlist([-1i64].as_slice(), false, Kind::Double);
@@ -45,8 +83,8 @@ fn law(what: &str, p: &Tensor, size: &[i64], tolerance: f64) -> Result<()> {
 }
 
 /// Calls `body` again and again: the heap must not grow by `bytes` at every call.
-fn keeps_no_memory(what: &str, bytes: i64, mut body: impl FnMut() -> Result<()>) -> Result<()> {
-    const CALLS: u32 = 12;
+fn keeps_no_memory(what: &str, bytes: u64, mut body: impl FnMut() -> Result<()>) -> Result<()> {
+    const CALLS: u64 = 12;
     // Caches fill in the first rounds; a leak goes on.
     let mut grown = 0;
     for _ in 0..4 {
@@ -55,8 +93,8 @@ fn keeps_no_memory(what: &str, bytes: i64, mut body: impl FnMut() -> Result<()>)
             body()?;
         }
         // Less than before is no growth.
-        grown = maskdiff_native::allocated_bytes().wrapping_sub(before).cast_signed().max(0);
-        if i64::from(grown) < i64::from(CALLS) * bytes / 2 {
+        grown = maskdiff_native::allocated_bytes().saturating_sub(before);
+        if grown < CALLS * bytes / 2 {
             return Ok(());
         }
     }
@@ -64,7 +102,7 @@ fn keeps_no_memory(what: &str, bytes: i64, mut body: impl FnMut() -> Result<()>)
 }
 
 /// Sigma is finite and rises, `dsigma` is its derivative, `time_of_alpha` its inverse; shapes and kind stay.
-pub fn noise(make: Make<'_, Noise>) -> Result<()> {
+pub fn noise(make: Make<'_, Noise>) -> Result<LeftOut> {
     guarded(|| {
         let noise = make(&Toy::new(2, 2).context())?;
         let t = Tensor::linspace(0.01, 0.99, 99, (Kind::Double, Device::Cpu));
@@ -85,12 +123,19 @@ pub fn noise(make: Make<'_, Noise>) -> Result<()> {
         close("time_of_alpha(alpha(t)) against t", &back, &t, 1e-6)?;
         let (low, high) = noise.sigma_range()?;
         ensure!(low < high, Numeric, "sigma_range ({low}, {high}) does not rise");
-        Ok(())
+        let mut left_out = LeftOut::new();
+        optional(&mut left_out, "importance sampling", false, || {
+            let times = noise.importance(&t)?;
+            let inside = values(&times)?.iter().all(|t| (-1e-6..=1.0 + 1e-6).contains(t));
+            ensure!(inside, Numeric, "importance gives times outside [0, 1]");
+            Ok(())
+        })?;
+        Ok(left_out)
     })
 }
 
 /// Nothing is lost at alpha = 1, everything at alpha = 0; the posterior is a law; equal uniforms give equal draws.
-pub fn process(make: Make<'_, Process>) -> Result<()> {
+pub fn process(make: Make<'_, Process>) -> Result<LeftOut> {
     guarded(|| {
         let toy = Toy::new(4, 5);
         let process = make(&toy.context())?;
@@ -120,12 +165,12 @@ pub fn process(make: Make<'_, Process>) -> Result<()> {
         law("the posterior", &process.posterior(&xt.view([-1]), 0.5, 0.7, &p)?, &[256, v], 1e-9)?;
         let refused = process.corrupt(&x0.to_kind(Kind::Float), &alpha(0.5), &u).is_err();
         ensure!(refused, Shape, "tokens that are no integers are not refused");
-        Ok(())
+        Ok(LeftOut::new())
     })
 }
 
 /// Shapes, unique names, a linear head that equals `logits`, gradients for every parameter, length 1, repeatability.
-pub fn backbone(make: Make<'_, Network>) -> Result<()> {
+pub fn backbone(make: Make<'_, Network>) -> Result<LeftOut> {
     guarded(|| {
         let facts = Context {
             vocab_size: 11,
@@ -137,30 +182,17 @@ pub fn backbone(make: Make<'_, Network>) -> Result<()> {
         };
         let network = make(&facts)?;
         let entries = network.parameters()?;
-        let mut names: Vec<&str> = entries.iter().map(|p| p.name.as_str()).collect();
-        names.sort_unstable();
-        let twice = names.windows(2).find(|pair| pair[0] == pair[1]);
-        ensure!(
-            twice.is_none(),
-            Other,
-            "two parameters are called `{}`",
-            twice.unwrap_or(&[""])[0]
-        );
         for length in [6, 1] {
             let xt = Tensor::randint(11, [3, length], (Kind::Int64, Device::Cpu));
             let sigma = Tensor::rand([3], (Kind::Double, Device::Cpu));
             let hidden = network.hidden(&xt, &sigma, false)?;
-            let (got, start) = (hidden.size(), [3, length]);
-            ensure!(
-                got.len() == 3 && got[..2] == start,
-                Shape,
-                "hidden is {got:?}, expected [3, {length}, D]"
-            );
+            no_nan("hidden", &hidden)?;
             let again = network.hidden(&xt, &sigma, false)?;
             ensure!(hidden == again, Other, "two calls without dropout differ");
             let rows = hidden.flatten(0, 1);
             let logits = network.logits(&rows)?;
             shaped("logits", &logits, &[3 * length, 11], Kind::Double)?;
+            no_nan("logits", &logits)?;
             if let Some(head) = network.head()? {
                 let product = rows.linear(&head.weight, head.bias);
                 close("the head's matrix against logits", &product, &logits, 1e-9)?;
@@ -182,13 +214,18 @@ pub fn backbone(make: Make<'_, Network>) -> Result<()> {
         let bytes = 64 * 6 * 8;
         keeps_no_memory("hidden", bytes, || {
             tch::no_grad(|| network.hidden(&xt, &sigma, false)).map(drop)
-        })
+        })?;
+        Ok(LeftOut::new())
     })
 }
 
 /// Times stay in [0, 1], the loss is finite, one value for each scored token; laws of x0 sum to 1. `provides` and
-/// `needs` are its capabilities.
-pub fn parameterization(make: Make<'_, Method>, provides: &[&str], needs: &[&str]) -> Result<()> {
+/// `needs` are its capabilities; a law that it does not claim is checked where it is there.
+pub fn parameterization(
+    make: Make<'_, Method>,
+    provides: &[&str],
+    needs: &[&str],
+) -> Result<LeftOut> {
     guarded(|| {
         let plain = || match needs.contains(&capability::CAUSAL) {
             true => Toy::new(4, 3).causal(),
@@ -205,30 +242,31 @@ pub fn parameterization(make: Make<'_, Method>, provides: &[&str], needs: &[&str
         let inside = values(&t)?.iter().all(|t| (0.0..=1.0).contains(t));
         ensure!(inside, Numeric, "draw_t gives times outside [0, 1]");
         let x0 = Tensor::randint(3, [32, 4], (Kind::Int64, Device::Cpu));
+        let (kept_x0, kept_t) = (x0.copy(), t.copy());
         let loss = method.loss(&toy, &x0, &t)?;
-        let size = loss.size();
-        ensure!(
-            size.len() == 2 && size[0] == 32 && (1..=4).contains(&size[1]),
-            Shape,
-            "the loss is {size:?}, expected [32, 4], or its last positions"
-        );
+        unwritten("the batch `x0_bl` of the loss", &x0, &kept_x0)?;
+        unwritten("the times `t_b` of the loss", &t, &kept_t)?;
         let finite = values(&loss)?.iter().all(|l| l.is_finite());
         ensure!(finite, Numeric, "the loss is not finite");
         let rows = Tensor::arange(128, (Kind::Int64, Device::Cpu));
-        if provides.contains(&capability::LOG_X0) {
+        let mut left_out = LeftOut::new();
+        optional(&mut left_out, "the law of x0", provides.contains(&capability::LOG_X0), || {
             let p = method.log_x0(&toy, &x0, &t, &rows)?.exp();
-            law("log_x0", &p, &[128, 4], 1e-6)?;
-        }
-        if provides.contains(&capability::SCORE) {
+            law("log_x0", &p, &[128, 4], 1e-6)
+        })?;
+        optional(&mut left_out, "the score", provides.contains(&capability::SCORE), || {
             let score = method.score(&toy, &x0, &t, &rows)?;
+            no_nan("the score", &score)?;
             ensure!(score.min().double_value(&[]) >= 0.0, Numeric, "a score is negative");
-        }
+            Ok(())
+        })?;
         if provides.contains(&capability::BOUND) {
             bounds(&toy, &method)?;
         }
         let x0 = Tensor::zeros([1024, 4], (Kind::Int64, Device::Cpu));
         let t = Tensor::full([1024], 0.5, (Kind::Double, Device::Cpu));
-        keeps_no_memory("the loss", 1024 * 4 * 8, || method.loss(&toy, &x0, &t).map(drop))
+        keeps_no_memory("the loss", 1024 * 4 * 8, || method.loss(&toy, &x0, &t).map(drop))?;
+        Ok(left_out)
     })
 }
 
@@ -270,21 +308,24 @@ fn bounds(toy: &Toy, method: &Method) -> Result<()> {
 }
 
 /// Shape, no mask left, given tokens kept, equal seeds equal tokens, laws that sum to 1, length 1, stops when asked,
-/// keeps no memory.
-pub fn sampler(make: Make<'_, Walker>) -> Result<()> {
+/// keeps no memory, does not write into its start. A sampler may have no law of a step.
+pub fn sampler(make: Make<'_, Walker>) -> Result<LeftOut> {
     guarded(|| {
+        let mut left_out = LeftOut::new();
         for length in [5, 1] {
             let toy = Toy::new(length, 3);
             let mut walker = make(&toy.context())?;
             let size = toy.masked(4).size();
             let start = toy.masked(4);
             let _ = start.select(1, 0).fill_(2);
+            let given = start.copy();
             let mut draw = |seed: i64| -> Result<Tensor> {
                 tch::manual_seed(seed);
-                walker.sample(&toy, &start)
+                walker.sample(&toy, &given)
             };
             let tokens = draw(1)?;
             shaped("the sample", &tokens, &size, Kind::Int64)?;
+            unwritten("the start of the walk", &given, &start)?;
             ensure!(draw(1)? == tokens, Other, "equal seeds give different tokens");
             let list = values(&tokens)?;
             let outside = list.iter().find(|v| !(0.0..4.0).contains(*v));
@@ -294,12 +335,16 @@ pub fn sampler(make: Make<'_, Walker>) -> Result<()> {
             let kept = tokens.select(1, 0) == start.select(1, 0);
             ensure!(kept, Other, "tokens that were given are changed");
             let all = Tensor::full([2, length as i64], 1, (Kind::Int64, Device::Cpu));
-            let kept = walker.sample(&toy, &all)? == all;
+            let kept = walker.sample(&toy, &all.copy())? == all;
             ensure!(kept, Other, "a block that is given whole is changed");
-            for (t, s) in [(1.0, 0.9), (0.5, 0.25), (0.01, 0.0)] {
-                let p = walker.law(&toy, &start, t, s)?;
-                law("the law of a step", &p, &[4, length as i64, 4], 1e-6)?;
-            }
+            left_out.clear();
+            optional(&mut left_out, "the law of a step", false, || {
+                for (t, s) in [(1.0, 0.9), (0.5, 0.25), (0.01, 0.0)] {
+                    let p = walker.law(&toy, &start, t, s)?;
+                    law("the law of a step", &p, &[4, length as i64, 4], 1e-6)?;
+                }
+                Ok(())
+            })?;
         }
         let toy = Toy::new(5, 3);
         toy.stop_after(0);
@@ -311,6 +356,7 @@ pub fn sampler(make: Make<'_, Walker>) -> Result<()> {
         );
         let toy = Toy::new(3, 2);
         let (mut walker, start) = (make(&toy.context())?, toy.masked(1024));
-        keeps_no_memory("the walk", 1024 * 3 * 8, || walker.sample(&toy, &start).map(drop))
+        keeps_no_memory("the walk", 1024 * 3 * 8, || walker.sample(&toy, &start).map(drop))?;
+        Ok(left_out)
     })
 }

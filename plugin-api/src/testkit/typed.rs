@@ -20,40 +20,53 @@ fn with_defaults<T: Component>(context: &Context) -> Result<T> {
 }
 
 #[track_caller]
-fn kept<T: Component>(contract: Result<()>) {
-    let told = |e: PluginError| panic!("`{}`: {e} ({})", T::NAME, e.location);
-    contract.unwrap_or_else(told);
+fn kept<T: Component>(contract: Result<contracts::LeftOut>) {
+    match contract {
+        Ok(left_out) if left_out.is_empty() => {}
+        Ok(left_out) => eprintln!("`{}`: not checked: {}", T::NAME, left_out.join(", ")),
+        Err(error) => panic!("`{}`: {} ({})", T::NAME, bare(error.clone()), error.location),
+    }
+}
+
+/// An error without the component's name, which is told beside it.
+fn bare(mut error: PluginError) -> PluginError {
+    let _ = error.take_culprit();
+    error
 }
 
 /// [`contracts::noise`], with default options.
 #[track_caller]
 pub fn noise_contract<T: NoiseSchedule>() {
-    kept::<T>(contracts::noise(&|facts| with_defaults::<T>(facts).map(Noise::of)));
+    kept::<T>(contracts::noise(&|facts| with_defaults::<T>(facts).map(|c| Noise::of(c, facts))));
 }
 
 /// [`contracts::process`], with default options.
 #[track_caller]
 pub fn process_contract<T: ForwardProcess>() {
-    kept::<T>(contracts::process(&|facts| with_defaults::<T>(facts).map(Process::of)));
+    kept::<T>(contracts::process(&|facts| {
+        with_defaults::<T>(facts).map(|c| Process::of(c, facts))
+    }));
 }
 
 /// [`contracts::backbone`], with the given options: small ones are quick.
 #[track_caller]
 pub fn backbone_contract<T: Backbone>(config: T::Config) {
-    kept::<T>(contracts::backbone(&|facts| make::<T>(&config, facts).map(Network::of)));
+    kept::<T>(contracts::backbone(&|facts| {
+        make::<T>(&config, facts).map(|c| Network::of(c, facts))
+    }));
 }
 
 /// [`contracts::parameterization`], with default options.
 #[track_caller]
 pub fn parameterization_contract<T: Parameterization>() {
-    let make = |facts: &Context| with_defaults::<T>(facts).map(Method::of);
+    let make = |facts: &Context| with_defaults::<T>(facts).map(|c| Method::of(c, facts));
     kept::<T>(contracts::parameterization(&make, T::PROVIDES, T::NEEDS));
 }
 
 /// [`contracts::sampler`], with default options.
 #[track_caller]
 pub fn sampler_contract<T: Sampler>() {
-    kept::<T>(contracts::sampler(&|facts| with_defaults::<T>(facts).map(Walker::of)));
+    kept::<T>(contracts::sampler(&|facts| with_defaults::<T>(facts).map(|c| Walker::of(c, facts))));
 }
 
 /// The law of the samples is the exact law of the walk: one sequence at a time and in batches, 4 to 1,000 steps, each

@@ -6,6 +6,7 @@ c10::TensorImpl*, which the host takes while we hold them.
 import ctypes
 import importlib.util
 import json
+import math
 import os
 import sys
 import threading
@@ -47,10 +48,18 @@ class Model:
         self.device = device
         self._thread = threading.get_ident()
 
-    def _call(self, name, tensors=(), numbers=()):
+    def _call(self, name, *numbers, **tensors):
         if self._host is None or self._thread != threading.get_ident():
             raise RuntimeError('a model is there only during the call that brought it, on the thread of that call')
-        impls = (ctypes.c_void_p * max(1, len(tensors)))(*[tensor._cdata for tensor in tensors])
+        for argument, value in tensors.items():
+            if not isinstance(value, torch.Tensor):
+                raise TypeError(f'`{argument}` of `{name}` is {value!r:.80}, expected a tensor')
+        for number in numbers:
+            if not isinstance(number, (int, float)) and not hasattr(number, '__float__'):
+                raise TypeError(f'`{name}` was given {number!r:.80}, expected a number')
+            if not math.isfinite(number):
+                raise ValueError(f'`{name}` was given {float(number)}, which is no number')
+        impls = (ctypes.c_void_p * max(1, len(tensors)))(*[tensor._cdata for tensor in tensors.values()])
         made = ctypes.c_void_p()
         request = json.dumps({'name': name, 'numbers': [float(n) for n in numbers]}, allow_nan=False).encode()
         said = call_model(self._host, request, impls, len(tensors), ctypes.byref(made))
@@ -62,46 +71,47 @@ class Model:
         return said['value']
 
     def sigma(self, t):
-        return self._call('sigma', [t])
+        return self._call('sigma', t=t)
 
     def dsigma(self, t):
-        return self._call('dsigma', [t])
+        return self._call('dsigma', t=t)
 
     def alpha(self, t):
-        return self._call('alpha', (), [t])
+        return self._call('alpha', t)
 
     def time_of_alpha(self, alpha):
-        return self._call('time_of_alpha', [alpha])
+        return self._call('time_of_alpha', alpha=alpha)
 
     def sigma_range(self):
         return tuple(self._call('sigma_range'))
 
     def importance(self, t):
-        return self._call('importance', [t])
+        return self._call('importance', t=t)
 
     def corrupt(self, x0, alpha):
-        return self._call('corrupt', [x0, alpha])
+        return self._call('corrupt', x0_bl=x0, alpha_b=alpha)
 
     def posterior(self, xt, alpha_t, alpha_s, p):
-        return self._call('posterior', [xt, p], [alpha_t, alpha_s])
+        return self._call('posterior', alpha_t, alpha_s, xt_n=xt, p_nv=p)
 
     def hidden(self, xt, sigma):
-        return self._call('hidden', [xt, sigma])
+        return self._call('hidden', xt_bl=xt, sigma_b=sigma)
 
     def logits(self, hidden):
-        return self._call('logits', [hidden])
+        return self._call('logits', hidden_nd=hidden)
 
     def weighted_nll(self, hidden, target, weight, banned=None):
-        return self._call('weighted_nll', [hidden, target, weight], [-1 if banned is None else banned])
+        return self._call('weighted_nll', -1 if banned is None else banned, hidden_nd=hidden, target_n=target,
+                          weight_n=weight)
 
     def log_x0(self, xt, t, rows):
-        return self._call('log_x0', [xt, t, rows])
+        return self._call('log_x0', xt_bl=xt, t_b=t, rows_n=rows)
 
     def score(self, xt, t, rows):
-        return self._call('score', [xt, t, rows])
+        return self._call('score', xt_bl=xt, t_b=t, rows_n=rows)
 
     def progress(self, done, total, xt):
-        self._call('progress', [xt], [done, total])
+        self._call('progress', done, total, xt_bl=xt)
 
     def times(self, batch, t):
         return torch.full([batch], t, dtype=torch.float64, device=self.device)
@@ -176,7 +186,8 @@ def raised(error):
     place = f'{own[-1].filename}:{own[-1].lineno}' if own else ''
     if isinstance(error, HostError):
         hint = '\n'.join(part for part in (error.said['hint'], trace) if part)
-        return {'message': str(error), 'kind': error.said['kind'], 'traceback': hint, 'place': place}
+        return {'message': str(error), 'chain': error.said.get('chain', []), 'kind': error.said['kind'],
+                'traceback': hint, 'place': place}
     # What fails before a line of the class has run is a matter of names and options.
     return {'message': ''.join(traceback.format_exception_only(type(error), error)).strip(),
             'kind': 'Other' if frames else 'Config', 'traceback': trace, 'place': place}

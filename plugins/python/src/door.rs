@@ -161,6 +161,12 @@ fn raised_error(raised: &Value) -> PluginError {
     };
     let mut error = PluginError::new(kind, text("message")).hint(text("traceback"));
     error.location = text("place");
+    // Links that are all words: who is at fault may be the first.
+    let chain = raised["chain"].as_array().into_iter().flatten();
+    let chain: Vec<String> = chain.filter_map(Value::as_str).map(str::to_string).collect();
+    if !chain.is_empty() {
+        error.chain = chain;
+    }
     error
 }
 
@@ -245,7 +251,10 @@ pub(crate) unsafe extern "C" fn call_model(
         Ok(Made::Value(value)) => (None, json!({"value": value})),
         Err(error) => {
             let kind = format!("{:?}", error.kind);
-            (None, json!({"error": error.to_string(), "kind": kind, "hint": error.hint}))
+            (
+                None,
+                json!({"error": error.to_string(), "chain": error.chain, "kind": kind, "hint": error.hint}),
+            )
         }
     };
     REPLY.with_borrow_mut(|reply| {

@@ -2,24 +2,63 @@
 
 use std::path::{Path, PathBuf};
 
+use maskdiff_plugin_api::abi::load::Plugin;
+use maskdiff_plugin_api::abi::module::ComponentInfo;
+
+use super::check::CheckedPlugin;
 use super::{Common, check};
 use crate::assemble;
 use crate::cargo::{self, Telling};
 use crate::error::{Error, Result};
 use crate::output;
-use crate::plugins::Places;
+use crate::plugins::{Places, Registry};
 
 /// Builds the crate in `folder`, and installs its plugin when every component keeps its contract.
-pub fn build(common: &Common, folder: &Path, release: bool) -> Result<()> {
+///
+/// A component by the name of another plugin's would make that name mean neither: only with `force`.
+pub fn build(common: &Common, folder: &Path, release: bool, force: bool) -> Result<()> {
     let telling = if common.quiet { Telling::Problems } else { Telling::All };
     let file = cargo::build(folder, release, telling)?;
-    let name = check::check(common, &file, None, check::PATIENCE)?;
-    refuse_shadowed(common, &name)?;
+    let plugin = check::check(common, &file, None, check::PATIENCE)?;
+    refuse_shadowed(common, &plugin.name)?;
+    let registry = assemble::registry(&common.plugins, &common.config()?)?;
+    if !force {
+        refuse_taken(&registry, &plugin)?;
+    }
+    let other = registry.plugins().iter().find(|p| p.info.name == plugin.name);
+    let other =
+        other.map(|p| p.info.folder.as_str()).filter(|f| !f.is_empty() && *f != plugin.folder);
+    if let Some(other) = other {
+        tracing::warn!(
+            "this replaces the installed plugin `{}`, which was built from another crate in `{other}`",
+            plugin.name
+        );
+    }
     let installed = install(&file)?;
     if !common.quiet {
         output::word(&format!("installed {}", installed.display()));
     }
     Ok(())
+}
+
+/// A name that two plugins claim chooses neither any more, in every command of this user.
+fn refuse_taken(registry: &Registry, plugin: &CheckedPlugin) -> Result<()> {
+    let all = registry.components();
+    let taken = plugin.components.iter().find_map(|own| {
+        let same = |(other, c): &&(&Plugin, &ComponentInfo)| {
+            other.info.name != plugin.name && c.kind == own.kind && c.name == own.name
+        };
+        all.iter().find(same).map(|(other, _)| (own, *other))
+    });
+    let Some((ComponentInfo { kind, name, .. }, other)) = taken else { return Ok(()) };
+    let (own, other) = (&plugin.name, &other.info.name);
+    Err(Error::plugin(
+        format!("plugin `{other}` has a {kind} `{name}` already"),
+        format!(
+            "give yours another name; or `--force`: then `{name}` alone means neither, and `{own}:{name}` and \
+             `{other}:{name}` say which"
+        ),
+    ))
 }
 
 /// A plugin of the same name that is found before the user's folder would always win.

@@ -10,16 +10,29 @@ use std::time::{Duration, Instant};
 use maskdiff_plugin_api::abi::load::Plugin;
 use maskdiff_plugin_api::abi::module::ComponentInfo;
 use maskdiff_plugin_api::testkit::contracts;
+use maskdiff_plugin_api::{Kind, PluginError};
 use serde_json::{Value, json};
 
 use super::Common;
 use crate::config::shape::Shape;
 use crate::error::{Error, Result};
 use crate::output;
+use crate::plugins::refuse_hidden_options;
 use crate::report::Format;
 
 /// How long a component may take.
 pub const PATIENCE: Duration = Duration::from_secs(120);
+
+/// A plugin that keeps its contract.
+#[derive(Debug)]
+pub struct CheckedPlugin {
+    /// The crate.
+    pub name: String,
+    /// Where it was built, or empty.
+    pub folder: String,
+    /// All of its components.
+    pub components: Vec<ComponentInfo>,
+}
 
 /// Checks a plugin file with default options, but for those of the overrides, which go to every component that has them;
 /// `kind` picks the components of one kind. Gives the plugin's name; an error names the components that broke their
@@ -29,7 +42,7 @@ pub fn check(
     file: &Path,
     kind: Option<&str>,
     patience: Duration,
-) -> Result<String> {
+) -> Result<CheckedPlugin> {
     let options = common.overrides.as_slice();
     let listed = in_child(file, None, options, patience)?;
     let listed = listed.map_err(|why| Error::plugin(why, "build it again, or ask its author"))?;
@@ -56,9 +69,12 @@ pub fn check(
         let kept = in_child(file, Some((kind, name)), options, patience)?;
         let seconds = start.elapsed().as_secs_f64();
         let why = kept.as_ref().err();
-        results.push(json!({"kind": kind, "name": name, "kept": why.is_none(), "why": why, "seconds": seconds}));
+        let left_out = kept.as_ref().map_or(Value::Null, |said| said["left_out"].clone());
+        results.push(json!({
+            "kind": kind, "name": name, "kept": why.is_none(), "why": why, "left_out": left_out, "seconds": seconds,
+        }));
         if common.format != Format::Json {
-            let verdict = why.map_or("keeps its contract".into(), |why| format!("BROKEN: {why}"));
+            let verdict = why.map_or_else(|| kept_but(&left_out), |why| format!("BROKEN: {why}"));
             output::result(&format!("{kind} `{name}` {verdict} ({seconds:.1} s)"));
         }
         broken.extend(why.map(|why| format!("{kind} `{name}`: {why}")));
@@ -69,12 +85,23 @@ pub fn check(
         );
     }
     if broken.is_empty() {
-        return Ok(listed["name"].as_str().unwrap_or_default().to_string());
+        let text = |key: &str| listed[key].as_str().unwrap_or_default().to_string();
+        return Ok(CheckedPlugin { name: text("name"), folder: text("folder"), components: all });
     }
     Err(Error::plugin(
         format!("`{}` breaks the contract: {}", file.display(), broken.join("; ")),
         "the rules of a kind are documented at its trait in maskdiff-plugin-api, and in `testkit::contracts`",
     ))
+}
+
+/// That a contract is kept, and what of it was not checked.
+fn kept_but(left_out: &Value) -> String {
+    let words: Vec<&str> =
+        left_out.as_array().into_iter().flatten().filter_map(Value::as_str).collect();
+    match words.is_empty() {
+        true => "keeps its contract".into(),
+        false => format!("keeps its contract; not checked: {}", words.join(", ")),
+    }
 }
 
 /// An option that no component takes is a slip of the pen.
@@ -154,19 +181,26 @@ pub fn check_one(
 ) -> Result<()> {
     // What a panic says is in the answer.
     std::panic::set_hook(Box::new(|_| ()));
-    let found = Plugin::open(file).map_err(|e| e.to_string()).and_then(|plugin| match component {
-        None => Ok(json!({"name": plugin.info.name, "components": plugin.info.components})),
+    let opened = Plugin::open(file).map_err(|e| e.to_string()).and_then(|plugin| {
+        refuse_hidden_options(&plugin).map(|()| plugin).map_err(|e| e.to_string())
+    });
+    let found = opened.and_then(|plugin| match component {
+        None => Ok(json!(plugin.info)),
         Some((kind, name)) => {
             let found = plugin.info.components.iter().find(|c| c.kind == kind && c.name == name);
             let found = found.ok_or_else(|| format!("there is no {kind} `{name}`"))?;
-            let kept = contract(&plugin, found, options).map_err(|e| match e.location.as_str() {
-                // The rule's own place tells an author nothing.
-                place if place.is_empty() || place.contains("testkit/contracts.rs") => {
-                    e.to_string()
+            let kept = contract(&plugin, found, options).map_err(|mut e| {
+                // Its name stands in front of the verdict.
+                let _ = e.take_culprit();
+                match e.location.as_str() {
+                    // The rule's own place tells an author nothing.
+                    place if place.is_empty() || place.contains("testkit/contracts.rs") => {
+                        e.to_string()
+                    }
+                    place => format!("{e} ({place})"),
                 }
-                place => format!("{e} ({place})"),
             });
-            kept.map(|()| json!({"kept": true}))
+            kept.map(|left_out| json!({"kept": true, "left_out": left_out}))
         }
     });
     let found = found.unwrap_or_else(|why| json!({"broken": why}));
@@ -177,8 +211,14 @@ fn contract(
     plugin: &Plugin,
     component: &ComponentInfo,
     given: &[String],
-) -> maskdiff_plugin_api::Result<()> {
-    let ComponentInfo { kind, name, provides, needs, defaults, schema, .. } = component;
+) -> maskdiff_plugin_api::Result<contracts::LeftOut> {
+    let ComponentInfo { kind, name, provides, needs, defaults, schema, fault, .. } = component;
+    if !fault.is_empty() {
+        let mut error =
+            PluginError::new(Kind::Panic, format!("its options cannot be told: {fault}"));
+        error.location.clear();
+        return Err(error);
+    }
     let mut options = defaults.clone();
     for (key, value) in given.iter().filter_map(|word| word.split_once('=')) {
         if component.takes(key) {
@@ -196,7 +236,10 @@ fn contract(
         "backbone" => contracts::backbone(&|facts| plugin.backbone(name, &options, facts)),
         "parameterization" => {
             let make = |facts: &_| plugin.parameterization(name, &options, facts);
-            contracts::parameterization(&make, &words_of(provides), &words_of(needs))
+            // One that is a class of another language claims what such a class may have.
+            let claimed =
+                if component.takes_any_option() { Vec::new() } else { words_of(provides) };
+            contracts::parameterization(&make, &claimed, &words_of(needs))
         }
         _ => contracts::sampler(&|facts| plugin.sampler(name, &options, facts)),
     }

@@ -1,0 +1,104 @@
+//! Whose method runs: for errors that name the component at fault, and for the last words of a process that one ends.
+
+use std::cell::Cell;
+
+use tch::Tensor;
+
+use crate::error::{Kind, PluginError, Result};
+use crate::{Context, bail};
+
+thread_local! {
+    /// The component and the method that this thread is in.
+    static CURRENT: Cell<Option<(&'static str, &'static str)>> = const { Cell::new(None) };
+}
+
+/// The component that this thread is in, as in ``sampler `NAME` ``, and its method. A signal handler may ask.
+pub fn current() -> Option<(&'static str, &'static str)> {
+    CURRENT.try_with(Cell::get).ok().flatten()
+}
+
+/// Until it is dropped, this thread is in `who`.
+struct Inside(Option<(&'static str, &'static str)>);
+
+impl Inside {
+    fn enter(who: Option<(&'static str, &'static str)>) -> Self {
+        Self(CURRENT.replace(who))
+    }
+}
+
+impl Drop for Inside {
+    fn drop(&mut self) {
+        CURRENT.set(self.0);
+    }
+}
+
+/// Runs the code of `who` on the way to a component: the loading of its plugin, its making.
+pub(crate) fn within<T>(who: &str, method: &'static str, body: impl FnOnce() -> T) -> T {
+    // Kept for ever, as the library is: a handler may read it at any time.
+    let _inside = Inside::enter(Some((String::leak(who.to_string()), method)));
+    body()
+}
+
+/// Runs what is the host's own while a component waits for it.
+pub(crate) fn outside<T>(body: impl FnOnce() -> T) -> T {
+    let _inside = Inside::enter(None);
+    body()
+}
+
+/// Whom a handle belongs to, and what it was told.
+#[derive(Clone, Copy)]
+pub(crate) struct Owner {
+    who: &'static str,
+    pub(crate) facts: Context,
+}
+
+impl Owner {
+    pub(crate) fn new(kind: &str, name: &str, facts: Context) -> Self {
+        Self { who: String::leak(format!("{kind} `{name}`")), facts }
+    }
+
+    /// A call over the boundary. An error that names nobody is this component's. What it is lent stays as it is.
+    pub(crate) fn call<T>(
+        &self,
+        method: &'static str,
+        lent: &[(&str, &Tensor)],
+        body: impl FnOnce() -> Result<T>,
+    ) -> Result<T> {
+        let before = version(lent);
+        let answer = {
+            let _inside = Inside::enter(Some((self.who, method)));
+            body()
+        };
+        let untouched = version(lent) == before;
+        let answer = if untouched { answer } else { answer.and_then(|_| written(method, lent)) };
+        answer.map_err(|error| error.blamed(self.who))
+    }
+}
+
+/// libtorch counts what is written into a tensor, its views included; of those that it does not count, 0.
+fn version(lent: &[(&str, &Tensor)]) -> i64 {
+    lent.iter().map(|(_, tensor)| tensor.f_internal_version().unwrap_or(0)).sum()
+}
+
+fn written<T>(method: &str, lent: &[(&str, &Tensor)]) -> Result<T> {
+    let names: Vec<String> = lent.iter().map(|(name, _)| format!("`{name}`")).collect();
+    broken(format!("`{method}` writes into what it is lent ({})", names.join(", ")))
+}
+
+/// What only a bug in a component can bring about.
+pub(crate) fn broken<T>(message: String) -> Result<T> {
+    let mut error = PluginError::new(Kind::Panic, message).hint(
+        "this is a bug in the component, not in your input: `maskdiff plugins check FILE` runs its contract",
+    );
+    // The line that found it tells nobody anything.
+    error.location.clear();
+    Err(error)
+}
+
+/// Two numbers that are numbers.
+pub(crate) fn numbers(method: &str, (low, high): (f64, f64)) -> Result<(f64, f64)> {
+    if low.is_nan() || high.is_nan() {
+        bail!(Numeric, "`{method}` returned ({low}, {high})");
+    }
+    Ok((low, high))
+}
