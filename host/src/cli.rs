@@ -14,7 +14,7 @@ use crate::error::{Error, Result};
 use crate::prompt::Ask;
 use crate::report::{Format, Report};
 use crate::track::wandb::Anew;
-use crate::{accelerator, logging, output, signals};
+use crate::{accelerator, last_words, logging, output, signals, stdout};
 
 mod nested;
 mod short;
@@ -260,6 +260,7 @@ pub fn main() -> ExitCode {
     quiet_libtorch();
     // Before libtorch makes its threads.
     signals::block();
+    last_words::prepare();
     // Before anything asks libtorch, see there.
     accelerator::load_cuda();
     match run(std::env::args_os().collect()) {
@@ -301,6 +302,16 @@ fn run(words: Vec<OsString>) -> Result<i32> {
     let Cli { global, command } = Cli::from_arg_matches(&matches).unwrap_or_else(|e| e.exit());
     let verbosity = if global.quiet { -1 } else { i8::try_from(global.verbose).unwrap_or(3) };
     let log = logging::start(verbosity);
+    // What runs components here and prints results.
+    if matches!(
+        command,
+        Command::Train { nproc: None | Some(1), .. }
+            | Command::Eval { .. }
+            | Command::Score { .. }
+            | Command::Sample { watch: None, .. }
+    ) {
+        stdout::keep_apart(global.format);
+    }
     let common = |overrides| Common {
         overrides,
         file: global.config,

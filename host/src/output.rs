@@ -7,6 +7,7 @@ use std::io::{self, ErrorKind, Write};
 use std::sync::{Mutex, PoisonError};
 
 use crate::error::{Error, Result};
+use crate::stdout;
 
 static FAILED: Mutex<Option<io::Error>> = Mutex::new(None);
 
@@ -19,7 +20,7 @@ pub fn word(text: &str) {
 /// Writes a result, a line or several.
 pub fn result(text: &str) {
     let end = if text.ends_with('\n') { "" } else { "\n" };
-    let mut out = io::stdout().lock();
+    let mut out = stdout::results();
     let line = format!("{text}{end}");
     if let Err(error) = out.write_all(line.as_bytes()).and_then(|()| out.flush()) {
         FAILED.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(error);

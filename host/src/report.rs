@@ -65,7 +65,7 @@ impl Report {
     /// `quiet` hides progress, never results.
     pub fn new(format: Format, quiet: bool) -> Self {
         let json = match format {
-            Format::Auto => !std::io::stdout().is_terminal(),
+            Format::Auto => !crate::stdout::is_terminal(),
             other => other == Format::Json,
         };
         let markdown = format == Format::Markdown;

@@ -7,7 +7,7 @@ use super::shape::{Of, Shape, choices};
 use super::{Config, Layers, dotted, expand_home, hints};
 use crate::error::{Error, Result};
 use crate::model::{Choice, Choices};
-use crate::plugins::Registry;
+use crate::plugins::{self, Registry};
 
 /// Options of one kind of component: which keys of the configuration they are.
 struct Owner<'a> {
