@@ -69,6 +69,11 @@ fn what_breaks_the_contract_is_caught_by_name_and_the_host_goes_on() {
         ("leaks", "the walk keeps memory"),
         ("not_a_number", "the loss is not finite"),
         ("false_bound", "the loss is no bound of the likelihood"),
+        ("in_place", "the start of the walk is written over"),
+        ("misshapen", "the batch `x0_bl` of the loss is written over"),
+        ("exits", "sampler `exits` ended the process in `sample` (it called `exit`)"),
+        ("faults", "sampler `faults` ended the process in `sample` (SIGSEGV)"),
+        ("no_default", "its options cannot be told: panicked: no defaults today"),
     ] {
         assert!(why(name).contains(words), "{name}: {}", why(name));
     }
@@ -169,7 +174,9 @@ fn two_crates_of_one_name_are_not_mixed_up_and_a_users_settings_stay() {
     }
     let about = || run(folder, &["plugins", "show", "twin", "--format", "text"]).stdout;
     for place in ["a", "b", "a"] {
-        run(folder, &["plugins", "build", &format!("{place}/twin")]).expect(0);
+        let first = !folder.join("data/maskdiff").exists();
+        let built = run(folder, &["plugins", "build", &format!("{place}/twin")]);
+        assert_eq!(built.expect(0).stderr.contains("this replaces the installed plugin"), !first);
         assert!(about().contains(&format!("the twin in {place}")), "{place}: {}", about());
     }
     let settings = folder.join("a/twin/.cargo/config.toml");
@@ -223,7 +230,22 @@ fn mistakes_of_an_author_are_explained_and_leave_nothing() {
     plugins(&["build", "missing/folder/x"])
         .expect(3)
         .says(&["breaks the contract", "masks are left"]);
+    // The name of a shipped component would mean neither of the two.
+    let source_text = fs::read_to_string(&source).expect("the source");
+    let taken = source_text
+        .replace(
+            "Ok(xt_bl.shallow_clone())",
+            "Ok(ops::put_rows(xt_bl, &rows_n, &ops::categorical(&q_nv.log())))",
+        )
+        .replace("NAME: &'static str = \"x\"", "NAME: &'static str = \"confidence\"");
+    fs::write(&source, taken).expect("a file");
+    plugins(&["build", "missing/folder/x"]).expect(3).says(&[
+        "plugin `maskdiff-confidence` has a sampler `confidence` already",
+        "--force",
+        "`maskdiff-x:confidence`",
+    ]);
     assert!(!folder.join("data/maskdiff").exists(), "a broken plugin was installed");
+    plugins(&["build", "missing/folder/x", "--force"]).expect(0);
 }
 
 /// A running `sample --watch`, its words in a file.

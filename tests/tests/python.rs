@@ -112,6 +112,9 @@ fn what_goes_wrong_in_python_is_told_with_its_traceback() {
     write("good.py", "", "");
     write("typo.py", "changed = opens", "changed = opns");
     write("shape.py", "model.log_x0(x,", "model.log_x0(x[0],");
+    write("number.py", "model.times(len(x), t), rows", "t, rows");
+    write("rows.py", "model.times(len(x), t), rows", "model.times(len(x), t), rows.double()");
+    write("nan.py", "model.alpha(s)", "model.alpha(float('nan'))");
     write(
         "none.py",
         "return self.open(model, xt, xt == model.mask_id, self.t_min, best=True)",
@@ -135,6 +138,15 @@ fn what_goes_wrong_in_python_is_told_with_its_traceback() {
         "changed = opns.any(1)",
     ]);
     sample("shape.py:DdpmCache", &[]).expect(5).says(&["expected [B, L] Int64", "shape.py:"]);
+    sample("number.py:DdpmCache", &[])
+        .expect(5)
+        .says(&["`t_b` of `log_x0` is 1.0, expected a tensor", "number.py:"]);
+    sample("rows.py:DdpmCache", &[]).expect(5).says(&[
+        "`rows_n` of `log_x0` is",
+        "Double, expected [N] Int64",
+        "rows.py:",
+    ]);
+    sample("nan.py:DdpmCache", &[]).expect(5).says(&["`alpha` was given nan, which is no number"]);
     sample("none.py:DdpmCache", &[]).expect(5).says(&["`sample` returned null, expected a tensor"]);
     sample("syntax.py:DdpmCache", &[]).expect(2).says(&["SyntaxError"]);
     let twice = ["sampling.num_sample_batches=2", "loader.eval_batch_size=1"];

@@ -1,0 +1,191 @@
+//! End to end: what crosses between host and plugins is checked, and who is at fault is named.
+
+use std::path::Path;
+
+use maskdiff_tests::run::{Output, SMALL, maskdiff, train};
+use maskdiff_tests::target;
+
+fn bad_plugin() -> String {
+    target().join("libfixture_bad_plugin.so").display().to_string()
+}
+
+fn bad(folder: &Path, command: &[&str], words: &[&str]) -> Output {
+    maskdiff(folder, &[command, &["--plugin", &bad_plugin()], words].concat())
+}
+
+/// A run of one step of the fixture's parameterization.
+fn trained(folder: &Path) {
+    let words = [
+        "parameterization=misshapen",
+        "trainer.max_steps=1",
+        "run.dir=run",
+        "sampling.num_sample_log=0",
+    ];
+    bad(folder, &[&["train"], SMALL].concat(), &words).expect(0);
+}
+
+fn sample(folder: &Path, words: &[&str]) -> Output {
+    bad(
+        folder,
+        &["sample", "--checkpoint", "run", "loader.eval_batch_size=2", "--format", "json"],
+        words,
+    )
+}
+
+#[test]
+fn a_badly_shaped_result_names_component_method_and_what_was_expected() {
+    let folder = tempfile::tempdir().expect("a folder");
+    for (word, got) in [
+        (
+            "training.loss_is=sequence",
+            "`loss` returned [8] Float, expected [B, L] = [8, 64] (or the last positions of it)",
+        ),
+        ("training.loss_is=scalar", "`loss` returned [] Float, expected [B, L] = [8, 64]"),
+        ("training.loss_is=two", "`loss` returned [8, 64, 2] Float, expected [B, L]"),
+        ("training.loss_is=long", "`loss` returned [8, 128] Float, expected [B, L]"),
+        ("training.loss_is=integer", "`loss` returned [8, 64] Int64, expected [B, L]"),
+        ("training.times_are=float", "`draw_t` returned [1] Float, expected [B] = [1] Double"),
+    ] {
+        let words = ["parameterization=misshapen", "trainer.num_sanity_val_steps=0", word];
+        let out = bad(folder.path(), &[&["train"], SMALL].concat(), &words);
+        out.expect(3).says(&[
+            "parameterization `misshapen`",
+            got,
+            "this is a bug in the component",
+        ]);
+        assert!(!out.stderr.contains("frame #"), "{}", out.stderr);
+    }
+}
+
+#[test]
+fn the_component_at_fault_is_named_and_not_the_one_that_ran() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let folder = folder.path();
+    trained(folder);
+    let law = ["sampling.predictor=miscalls", "training.law_is=short"];
+    sample(folder, &law)
+        .expect(3)
+        .says(&["parameterization `misshapen`: `log_x0` returned", "expected [N, V]"]);
+    let nan = ["sampling.predictor=miscalls", "training.law_is=nan"];
+    sample(folder, &nan).expect(4).says(&["`log_x0` of parameterization `misshapen` gives NaN"]);
+    for (wrong, code, what) in [
+        ("tokens", 5, "`xt_bl` of `log_x0` is [2, 64] Float, expected [B, L] Int64"),
+        ("times", 5, "`t_b` of `log_x0` is [2, 1] Double, expected [B] = [2] Double"),
+        ("late", 4, "`t_b` of `log_x0` holds 1.5, outside [0, 1]"),
+        ("rows", 5, "`rows_n` of `log_x0` is [128] Double, expected [N] Int64"),
+        ("far", 5, "`rows_n` of `log_x0` holds 100127, outside 0..128"),
+        ("ids", 5, "`xt_bl` of `log_x0` holds 1197, outside 0..198"),
+    ] {
+        let word = format!("sampling.wrong={wrong}");
+        let out = sample(folder, &["sampling.predictor=miscalls", &word]);
+        out.expect(code).says(&["sampler `miscalls`: ", what, "bad-plugin/src/shapes.rs:"]);
+    }
+    sample(folder, &["sampling.predictor=miscalls"]).expect(0);
+}
+
+#[test]
+fn what_is_given_is_compared_with_itself_and_no_copy_of_the_sampler() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let folder = folder.path();
+    trained(folder);
+    sample(folder, &["sampling.predictor=in_place"]).expect(0);
+    let given = ["sampling.predictor=in_place", "--prompt", "Once"];
+    sample(folder, &given)
+        .expect(3)
+        .says(&["sampler `in_place` changed", "tokens that were given"]);
+    sample(folder, &["sampling.predictor=leaves_masks"])
+        .expect(0)
+        .says(&["sampler `leaves_masks` left 128 of 128 tokens masked"]);
+}
+
+#[test]
+fn a_plugin_that_ends_the_process_is_named_in_its_last_line() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let folder = folder.path();
+    trained(folder);
+    for (name, code, how) in
+        [("exits", 3, "it called `exit`"), ("faults", -1, "SIGSEGV"), ("aborts", -1, "SIGABRT")]
+    {
+        let out = sample(folder, &[&format!("sampling.predictor={name}")]);
+        let line = format!("maskdiff: sampler `{name}` ended the process in `sample` ({how})");
+        assert_eq!(out.expect(code).stderr.lines().last(), Some(line.as_str()));
+    }
+}
+
+#[test]
+fn what_a_plugin_prints_does_not_mix_with_json() {
+    let folder = tempfile::tempdir().expect("a folder");
+    trained(folder.path());
+    let out = sample(folder.path(), &["sampling.predictor=prints"]);
+    assert_eq!(out.expect(0).lines().len(), 2, "{}", out.stdout);
+    out.says(&["a word of the author"]);
+}
+
+#[test]
+fn a_component_without_options_does_not_take_the_host_along() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let folder = folder.path();
+    bad(folder, &["plugins", "list"], &[]).expect(0);
+    let words = ["sampling.predictor=no_default", "trainer.max_steps=1"];
+    bad(folder, &[&["train"], SMALL].concat(), &words).expect(3).says(&[
+        "the options of sampler `no_default` cannot be told: panicked: no defaults today",
+        "bad-plugin/src/lib.rs:",
+    ]);
+}
+
+/// A copy of a shipped plugin in which an option has the name of a key of the host.
+#[test]
+fn an_option_that_the_host_would_keep_for_itself_is_refused_at_load() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let (from, to) = (b"temperature", b"num_strides");
+    let mut bytes = std::fs::read(target().join("libmaskdiff_confidence.so")).expect("the plugin");
+    let places: Vec<usize> =
+        (0..bytes.len() - from.len()).filter(|i| bytes[*i..*i + from.len()] == from[..]).collect();
+    assert!(!places.is_empty());
+    places.iter().for_each(|place| bytes[*place..place + to.len()].copy_from_slice(to));
+    let file = folder.path().join("libhidden.so").display().to_string();
+    std::fs::write(&file, bytes).expect("a file");
+    for command in ["list", "check"] {
+        let words: &[&str] = if command == "list" { &["--plugin", &file] } else { &[&file] };
+        let out = maskdiff(folder.path(), &[&["plugins", command], words].concat());
+        out.expect(3).says(&[
+            "sampler `confidence` has an option `num_strides`, which is a key of the host",
+        ]);
+    }
+}
+
+/// A vocabulary has a token for the mask; whether there is one is for the process to say.
+#[test]
+fn the_mask_is_that_of_the_process() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let folder = folder.path();
+    let words = [
+        "diffusion=maskless",
+        "parameterization=misshapen",
+        "trainer.max_steps=1",
+        "run.dir=run",
+        "sampling.num_sample_log=0",
+    ];
+    bad(folder, &[&["train"], SMALL].concat(), &words).expect(0);
+    let asked = ["sampling.predictor=miscalls"];
+    sample(folder, &asked).expect(2).says(&["the forward process has no mask token"]);
+    // No token stands for a mask, so none is given and none is left.
+    let out = sample(folder, &["sampling.predictor=leaves_masks"]);
+    assert!(!out.expect(0).stderr.contains("masked"), "{}", out.stderr);
+    let outside = [&words[..3], &["process.mask=198"]].concat();
+    bad(folder, &[&["train"], SMALL].concat(), &outside)
+        .expect(3)
+        .says(&["process `maskless`: `mask_id` is 198, outside 0..198"]);
+}
+
+#[test]
+fn networks_in_python_are_told_to_wait() {
+    let folder = tempfile::tempdir().expect("a folder");
+    for word in ["backbone=python:net.py:Net", "backbone=python"] {
+        train(folder.path(), &[word]).expect(3).says(&[
+            "there is no backbone `python",
+            "networks are written in Rust until",
+            "maskdiff plugins new backbone NAME",
+        ]);
+    }
+}
