@@ -11,7 +11,7 @@ use crate::accelerator;
 use crate::checkpoint::{self, Checkpoint, Stored};
 use crate::config::Config;
 use crate::data::Tokenizer;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::evaluate::Measure;
 use crate::launch::package;
 use crate::model::{Choice, Choices, Model};

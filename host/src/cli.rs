@@ -14,7 +14,7 @@ use crate::error::{Error, Result};
 use crate::prompt::Ask;
 use crate::report::{Format, Report};
 use crate::track::wandb::Anew;
-use crate::{accelerator, last_words, logging, output, signals, stdout};
+use crate::{accelerator, config, last_words, logging, output, signals, stdout};
 
 mod nested;
 mod short;

@@ -1,8 +1,7 @@
 //! Small files that appear whole or not at all, and locks between processes.
 
 use std::fs::{self, File, Permissions, TryLockError};
-use std::io::{ErrorKind, Read as _};
-use std::io::{ErrorKind, Write as _};
+use std::io::{ErrorKind, Read as _, Write as _};
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 use std::time::Duration;

@@ -40,5 +40,5 @@ pub fn check() -> Result<()> {
         _ => "check where standard output goes",
     };
     let message = format!("the results could not be written to standard output: {error}");
-    Err(Error::Io { message, hint: Some(hint.into()) })
+    Err(Error::Io { message, hint: Some(hint.into()), missing: false, full: false })
 }

@@ -63,10 +63,10 @@ impl RunDir {
             fs::create_dir_all(&folder).map_err(|e| Error::io("create", &folder, &e))?;
         }
         secrets::keep(&path, config.layers.secrets())?;
-        files::put(&path.join("config.toml"), to_toml(config))?;
-        files::put(&path.join("tokenizer.json"), corpus.tokenizer.to_json())?;
+        files::write_whole(&path.join("config.toml"), to_toml(config))?;
+        files::write_whole(&path.join("tokenizer.json"), corpus.tokenizer.to_json())?;
         let manifest = manifest(config, plugins, &corpus.reads);
-        files::put(&path.join("manifest.json"), format!("{manifest:#}"))?;
+        files::write_whole(&path.join("manifest.json"), format!("{manifest:#}"))?;
         let held = claim.begin();
         let file = path.join("metrics.jsonl");
         forget_after(&file, resumed)?;
@@ -142,7 +142,7 @@ fn forget_after(file: &Path, step: i64) -> Result<()> {
     if spoilt > 0 {
         tracing::warn!("{spoilt} of the lines of `{}` are damaged and left out", file.display());
     }
-    if kept == bytes { Ok(()) } else { files::put(file, kept) }
+    if kept == bytes { Ok(()) } else { files::write_whole(file, kept) }
 }
 
 /// What the configuration says otherwise than the one stored in `file`: `key: stored → now`. Where results go, who

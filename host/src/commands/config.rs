@@ -4,8 +4,7 @@ use super::Common;
 use crate::error::Result;
 use crate::report::Format;
 use crate::track::wandb;
-use crate::{assemble, data, run_dir};
-use crate::{assemble, output, run_dir};
+use crate::{assemble, data, output, run_dir};
 
 /// Prints the resolved configuration: TOML with the source of every value, or JSON.
 pub fn run(common: &Common) -> Result<()> {

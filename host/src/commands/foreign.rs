@@ -8,7 +8,8 @@ use crate::checkpoint::foreign::{Foreign, Kept};
 use crate::config::Config;
 use crate::data::corpora::LazyHub;
 use crate::data::{
-    Observer, Tokenizer, check_stories, load_tokenizer, parse_tokenizer, prepare, widened_tokenizer,
+    Observer, Tokenizer, load_tokenizer, parse_tokenizer, prepare, refuse_stories,
+    widened_tokenizer,
 };
 use crate::error::{Error, Result};
 use crate::report::Report;
@@ -101,7 +102,7 @@ fn named(foreign: &Foreign, config: &Config, common: &Common) -> Result<Arc<dyn 
         }
         return prepare::named_tokenizer(name, &hub, &observer);
     }
-    check_stories(config, &foreign.path)?;
+    refuse_stories(config, &foreign.path)?;
     let own: toml::Table = foreign.config.parse().unwrap_or_default();
     let own = own.get("data").and_then(|data| data.get("tokenizer_name_or_path")?.as_str());
     let Some(own) = own.filter(|name| *name != prepare::CHARACTERS) else {

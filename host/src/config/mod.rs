@@ -5,8 +5,8 @@
 
 pub mod begun;
 mod check;
-mod files;
 pub mod derived;
+mod files;
 pub mod groups;
 mod hints;
 mod home;

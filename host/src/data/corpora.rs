@@ -401,7 +401,7 @@ fn check_keys(config: &Config, name: &str) -> Result<()> {
 /// Points what is wrong with the user's files at the key that names them.
 fn at_key(config: &Config, key: &str, error: Error) -> Error {
     match error {
-        Error::Io { message, hint } | Error::Data { message, hint } => {
+        Error::Io { message, hint, .. } | Error::Data { message, hint } => {
             let source = config.layers.source(key);
             let hint = match begun::is_stored(&source) {
                 true => format!(

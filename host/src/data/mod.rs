@@ -435,7 +435,7 @@ fn check_stories(config: &Config, tokenizer: &dyn Tokenizer) -> Result<()> {
 }
 
 /// Refuses the stories, where they were chosen, for another program's checkpoint, before its tokenizer is looked for.
-pub(crate) fn check_stories(config: &Config, checkpoint: &std::path::Path) -> Result<()> {
+pub(crate) fn refuse_stories(config: &Config, checkpoint: &std::path::Path) -> Result<()> {
     let chosen = config.data.train == "stories" && config.layers.source("data.train") != "default";
     if !chosen {
         return Ok(());

@@ -8,8 +8,8 @@ use tch::Tensor;
 
 use super::super::Stored;
 use super::layout::Layout;
-use crate::data::{has_tokenizer, read_text};
 use super::{Foreign, Kept, bare, floats, unusable, vocab_size};
+use crate::data::{has_tokenizer, read_text};
 use crate::error::{Error, Result};
 
 pub(super) fn read(folder: &Path) -> Result<Foreign> {

@@ -21,8 +21,8 @@ use hugging_face::HuggingFace;
 pub(crate) use hugging_face::Special;
 
 use super::{read_text, stories};
-use wider::Wider;
 use crate::error::{Error, Result};
+use wider::Wider;
 
 /// Text to token ids and back.
 pub trait Tokenizer: Send + Sync {
