@@ -207,7 +207,11 @@ impl Layers {
         if let Some((name, text)) = file.and_then(|name| self.texts.get_key_value(&name))
             && let Some(place) = span(text, key)
         {
-            let file = Some(Arc::new(NamedSource::new(name, text.clone())));
+            // Lines around the place are printed; of the same length, so that places stay right.
+            let hide =
+                |text: String, secret: &String| text.replace(secret, &"*".repeat(secret.len()));
+            let text = self.secrets.values().fold(text.clone(), hide);
+            let file = Some(Arc::new(NamedSource::new(name, text)));
             return Error::Config { message, hint, file, place: Some(place) };
         }
         Error::Config {
