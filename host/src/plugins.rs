@@ -9,10 +9,14 @@ use maskdiff_plugin_api::abi::load::Plugin;
 use maskdiff_plugin_api::abi::module::ComponentInfo;
 use sha2::{Digest, Sha256};
 
-use crate::config::groups;
 use crate::error::{Error, Result};
 use crate::model::{Choice, Choices};
 use crate::report::plural;
+
+mod refuse;
+
+use refuse::another_crate;
+pub use refuse::{refuse_fault, refuse_hidden_options};
 
 /// The kinds of components, as they are printed.
 pub const KINDS: [&str; 5] = ["backbone", "noise", "parameterization", "process", "sampler"];
@@ -404,61 +408,6 @@ fn unknown_hint(kind: &str, name: &str, known: &[&str]) -> String {
         Some(near) => format!("did you mean `{near}`? (`maskdiff plugins list` shows all)"),
         None => format!("{} here: {}", plural(kind), known.join(", ")),
     }
-}
-
-/// An option by the name of a key that the host has in the same group would never get a value.
-pub fn refuse_hidden_options(plugin: &Plugin) -> Result<()> {
-    let faults: Vec<String> = plugin.info.components.iter().filter_map(hidden_options).collect();
-    if faults.is_empty() {
-        return Ok(());
-    }
-    Err(Error::plugin(
-        format!("`{}` is not loaded: {}", plugin.path.display(), faults.join("; ")),
-        "give the options other names; what the host knows is in the `Context` that the component is told",
-    ))
-}
-
-fn hidden_options(component: &ComponentInfo) -> Option<String> {
-    let groups: &[&str] = match component.kind.as_str() {
-        "backbone" => &["model"],
-        "process" => &["process"],
-        "noise" => &["noise"],
-        "sampler" => &["sampling"],
-        _ => &["", "training"],
-    };
-    let hosts = |option: &&String| {
-        let option = option.as_str();
-        let of_group = groups.iter().any(|group| groups::keys(group).contains(&option));
-        of_group || (groups.contains(&"") && groups::GROUPS.contains(&option))
-    };
-    let options = component.schema["properties"].as_object()?;
-    let hidden: Vec<String> = options.keys().filter(hosts).map(|o| format!("`{o}`")).collect();
-    let (are, what) = match hidden.len() {
-        0 => return None,
-        1 => ("has an option", "which is a key of the host"),
-        _ => ("has options", "which are keys of the host"),
-    };
-    Some(format!("{} {are} {}, {what}", described(component), hidden.join(", ")))
-}
-
-/// A component whose options cannot be told is listed, but not made.
-pub fn refuse_fault(component: &ComponentInfo) -> Result<()> {
-    if component.fault.is_empty() {
-        return Ok(());
-    }
-    Err(Error::plugin(
-        format!("the options of {} cannot be told: {}", described(component), component.fault),
-        "this is a bug in the component (its `Config` or `Config::default()`): report it to its author",
-    ))
-}
-
-/// Whether two plugins of one name are something else, and no other build or version of the same.
-fn another_crate(one: &Plugin, other: &Plugin) -> bool {
-    let names = |plugin: &Plugin| -> Vec<(String, String)> {
-        plugin.info.components.iter().map(|c| (c.kind.clone(), c.name.clone())).collect()
-    };
-    let (a, b) = (&one.info.folder, &other.info.folder);
-    names(one) != names(other) || (!a.is_empty() && !b.is_empty() && a != b)
 }
 
 /// The known word closest to a misspelt one, if any is close.

@@ -68,6 +68,7 @@ impl<'a> Denoiser<'a> {
     }
 
     /// Id of the absorbing token; an error where the process has none.
+    #[track_caller]
     pub fn mask_id(&self) -> Result<i64> {
         match self.0.mask_id() {
             Some(id) => Ok(id),

@@ -71,6 +71,7 @@ fn what_breaks_the_contract_is_caught_by_name_and_the_host_goes_on() {
         ("false_bound", "the loss is no bound of the likelihood"),
         ("in_place", "the start of the walk is written over"),
         ("misshapen", "the batch `x0_bl` of the loss is written over"),
+        ("aborts", "sampler `aborts` ended the process in `sample` (SIGABRT)"),
         ("exits", "sampler `exits` ended the process in `sample` (it called `exit`)"),
         ("faults", "sampler `faults` ended the process in `sample` (SIGSEGV)"),
         ("no_default", "its options cannot be told: panicked: no defaults today"),

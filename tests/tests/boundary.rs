@@ -66,7 +66,7 @@ fn the_component_at_fault_is_named_and_not_the_one_that_ran() {
     sample(folder, &law)
         .expect(3)
         .says(&["parameterization `misshapen`: `log_x0` returned", "expected [N, V]"]);
-    let nan = ["sampling.predictor=miscalls", "training.law_is=nan"];
+    let nan = ["sampling.predictor=miscalls", "training.law_is=no_number"];
     sample(folder, &nan).expect(4).says(&["`log_x0` of parameterization `misshapen` gives NaN"]);
     for (wrong, code, what) in [
         ("tokens", 5, "`xt_bl` of `log_x0` is [2, 64] Float, expected [B, L] Int64"),
@@ -89,7 +89,7 @@ fn what_is_given_is_compared_with_itself_and_no_copy_of_the_sampler() {
     let folder = folder.path();
     trained(folder);
     sample(folder, &["sampling.predictor=in_place"]).expect(0);
-    let given = ["sampling.predictor=in_place", "--prompt", "Once"];
+    let given = ["sampling.predictor=in_place", "--prompt", "This is"];
     sample(folder, &given)
         .expect(3)
         .says(&["sampler `in_place` changed", "tokens that were given"]);
@@ -172,7 +172,7 @@ fn the_mask_is_that_of_the_process() {
     // No token stands for a mask, so none is given and none is left.
     let out = sample(folder, &["sampling.predictor=leaves_masks"]);
     assert!(!out.expect(0).stderr.contains("masked"), "{}", out.stderr);
-    let outside = [&words[..3], &["process.mask=198"]].concat();
+    let outside = [&words[..3], &["sampling.num_sample_log=0", "process.mask=198"]].concat();
     bad(folder, &[&["train"], SMALL].concat(), &outside)
         .expect(3)
         .says(&["process `maskless`: `mask_id` is 198, outside 0..198"]);

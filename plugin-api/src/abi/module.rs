@@ -239,16 +239,23 @@ maker!(
 );
 maker!(make_sampler, sampler, Sampler, Sampler, SamplerBox, Walker);
 
+/// All components; a panic of one is noted, and told by the host.
+fn described() -> Vec<ComponentInfo> {
+    // The plugin's own hook comes with `init`, or is there from an earlier load.
+    let hook = std::panic::take_hook();
+    std::panic::set_hook(Box::new(|info| {
+        let place = info.location().map(|place| format!("{}:{}", place.file(), place.line()));
+        note_panic_place(place.unwrap_or_default());
+    }));
+    let all = inventory::iter::<Entry>.into_iter().map(|entry| (entry.describe)(entry.kind));
+    let all = all.collect();
+    std::panic::set_hook(hook);
+    all
+}
+
 /// What `export_plugin!` calls: everything about this plugin as JSON.
 pub fn info(name: &str, version: &str, folder: &str) -> RString {
-    // Until `init` brings the plugin's own hook, a panic is noted and not printed: the host tells of it.
-    std::panic::set_hook(Box::new(|info| {
-        note_panic_place(
-            info.location().map_or_else(String::new, |l| format!("{}:{}", l.file(), l.line())),
-        );
-    }));
-    let mut components: Vec<ComponentInfo> =
-        inventory::iter::<Entry>.into_iter().map(|entry| (entry.describe)(entry.kind)).collect();
+    let mut components = described();
     // The order of inventory differs from build to build.
     components.sort_by(|a, b| (&a.kind, &a.name).cmp(&(&b.kind, &b.name)));
     let info = PluginInfo {

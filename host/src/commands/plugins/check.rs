@@ -143,7 +143,9 @@ fn in_child(
     }
     // The toys are tiny: a second thread would only wait for the first.
     command.env("OMP_NUM_THREADS", "1").stdin(Stdio::null());
-    command.stdout(words.reopen().map_err(failed)?).stderr(words.reopen().map_err(failed)?);
+    // One place in the file for both, so that the last words are the last.
+    let said = words.reopen().map_err(failed)?;
+    command.stdout(said.try_clone().map_err(failed)?).stderr(said);
     let mut child = command.spawn().map_err(failed)?;
     let start = Instant::now();
     let status = loop {
