@@ -74,6 +74,10 @@ fn packed_files_are_read_and_nothing_is_left_out_in_silence() {
     };
     text("cut.txt.gz").expect(2).says(&["`cut.txt.gz` is no whole gzip file"]);
     text("x.txt.bz2").expect(2).says(&["`x.txt.bz2` is no text but packed by bzip2", "gzip"]);
+    fs::write(at.join("wide.txt"), b"\xff\xfea\0b\0").expect("written");
+    text("wide.txt").expect(2).says(&["`wide.txt` is not UTF-8 but UTF-16 text"]);
+    let skipped = ["data=text", "data.path=wide.txt", "data.on_invalid=skip"];
+    build(at, &skipped).expect(2).says(&["its documents were left out as no valid text"]);
     text("x.txt").expect(2).says(&["`x.txt` is no text but packed by xz"]);
 }
 

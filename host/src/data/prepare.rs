@@ -145,12 +145,12 @@ fn characters(
         return Ok(tokenizer::load(&path)?.into());
     }
     let mut all = BTreeSet::new();
-    let mut bytes = 0;
+    let (mut bytes, mut skipped) = (0, 0);
     for part in parts {
         let files =
             part.fetch(hub, &folder, &|what, done, n| observer.tick("fetch", done, n, what))?;
         let reader = reader(part, config, &|text: &str| Some(text.len()));
-        reader.read(&files, &mut |piece| {
+        let lost = reader.read(&files, &mut |piece| {
             bytes += piece.text.len() as u64;
             observer.tick("read", bytes, 0, "bytes, for the characters in them")?;
             match part.detokenizer {
@@ -159,19 +159,23 @@ fn characters(
             }
             Ok(())
         })?;
+        skipped += lost.skipped;
     }
     if all.is_empty() {
         let files: Vec<&str> =
             parts.iter().flat_map(|part| &part.origin).map(String::as_str).collect();
         return Err(Error::data(
             format!("there is no text in {}", files.join(", ")),
-            "give a text file, or a folder with `.txt` files",
+            if skipped > 0 { LEFT_OUT } else { "give a text file, or a folder with `.txt` files" },
         ));
     }
     let made = Characters::new(all.into_iter());
     files::write_whole(&path, made.to_json())?;
     Ok(Arc::new(made))
 }
+
+/// Why a text may be empty.
+const LEFT_OUT: &str = "its documents were left out as no valid text: see `data.on_invalid`";
 
 /// Reads a part as the configuration says.
 pub fn reader<'a>(
@@ -334,7 +338,7 @@ fn make(
                 packing.length
             ),
             if skipped > 0 {
-                "its documents were left out as no valid text: see `data.on_invalid`"
+                LEFT_OUT
             } else if packing.reference_shards.is_some() {
                 "the rest of every shard is dropped: give more text, or set a smaller `data.reference_num_proc`"
             } else {

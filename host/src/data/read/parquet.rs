@@ -99,7 +99,14 @@ impl<'a> Table<'a> {
             let texts: Vec<String> =
                 columns.iter().filter(|c| is_text(c)).map(|c| c.path().string()).collect();
             let hint = if texts.is_empty() {
-                "no column there has a text in each row: write one, for example the parts of a list one after the other".into()
+                let mut all: Vec<&str> =
+                    columns.iter().filter_map(|c| c.path().parts().first()).map(String::as_str).collect();
+                all.dedup();
+                format!(
+                    "no column there has a text in each row (there are: {}): write one, for example the parts of a list one after \
+                     the other",
+                    all.join(", ")
+                )
             } else {
                 format!("columns there: {}; choose one by `data.column`", texts.join(", "))
             };
