@@ -145,14 +145,21 @@ fn forget_after(file: &Path, step: i64) -> Result<()> {
     if kept == bytes { Ok(()) } else { files::write_whole(file, kept) }
 }
 
-/// What the configuration says otherwise than the one stored in `file`: `key: stored → now`. Where results go, who
-/// is told, and how long it trains is no difference, nor is another word for the same place.
+/// What the configuration says otherwise than the one stored in `file`: `key: stored → now`. Where results and blocks go,
+/// who is told, and how long it trains is no difference, nor is another word for the same place.
 pub fn changes(file: &Path, config: &Config) -> Result<Vec<String>> {
     let text = fs::read_to_string(file).map_err(|e| Error::io("read", file, &e))?;
     let stored: toml::Table = text.parse().unwrap_or_default();
     let here = begun::here().unwrap_or_default();
     let there = begun::place(file, &text).unwrap_or_else(|| here.clone());
-    let free = ["run.", "alert.", "checkpointing.", "trainer.max_steps", "eval.checkpoint_path"];
+    let free = [
+        "run.",
+        "alert.",
+        "checkpointing.",
+        "trainer.max_steps",
+        "eval.checkpoint_path",
+        "data.cache_dir",
+    ];
     let told = ["checkpointing.monitor", "checkpointing.mode"];
     let leaves = config.layers.leaves().into_iter();
     let leaves = leaves.filter(|(key, _, _)| {

@@ -106,7 +106,7 @@ impl Saver {
             }
             let mut told = Vec::new();
             let tell = |text: String| told.push(text);
-            let written = write_telling(&folder, &mut copy, keep, &in_use, tell);
+            let written = write_telling(&folder, &mut copy, keep, in_use, tell);
             if let (Ok(path), Some(queue)) = (&written, &queue) {
                 queue.push(path, copy.best);
             }
@@ -160,7 +160,7 @@ impl Drop for Saver {
         if let Err(error) = self.wait() {
             output::word(&format!("warning: {error}"));
         }
-        self.told.iter().for_each(|text| eprintln!("{text}"));
+        self.told.iter().for_each(|text| output::word(text));
         self.copied();
         if let Some(error) = self.not_copied() {
             output::word(&format!("warning: {error}"));

@@ -207,7 +207,9 @@ impl Scan<'_> {
             self.space();
             match self.peek() {
                 None => return Err("it ends in the middle of a value".into()),
-                Some(b'"') => drop(self.string()?),
+                Some(b'"') => {
+                    let _ = self.string()?;
+                }
                 Some(mark) if MARKS.contains(&mark) => {
                     match mark {
                         b'{' => open.push(b'}'),
