@@ -121,7 +121,7 @@ fn of_model(text: &str, common: &Common) -> String {
     let mut table: toml::Table = text.parse().unwrap_or_default();
     let tables = ["data", "model", "noise", "process", "training", "sampling"];
     table.retain(|key, value| match value {
-        toml::Value::Table(_) => tables.contains(&key.as_str()),
+        toml::Value::Table(_) => tables.contains(&key),
         _ => key != "seed",
     });
     let mut keep = |group: &str, kept: &dyn Fn(&str) -> bool| {

@@ -77,7 +77,10 @@ mod tests {
             hidden_options(&serde_json::from_value(info).unwrap())
         };
         let fault = of("backbone", json!({"length": {}, "name": {}, "heads": {}})).unwrap();
-        assert_eq!(fault, "backbone `mine` has options `length`, `name`, which are keys of the host");
+        assert_eq!(
+            fault,
+            "backbone `mine` has options `length`, `name`, which are keys of the host"
+        );
         assert!(of("sampler", json!({"num_sample_batches": {}})).unwrap().contains("an option"));
         assert!(of("parameterization", json!({"ema": {}, "trainer": {}, "seed": {}})).is_some());
         assert!(of("noise", json!({"type": {}})).is_some());
