@@ -18,9 +18,10 @@ import time
 # Several ranks, jobs of a scheduler, kills at random moments, a terminal, and what compares times.
 ALONE = {"ranks", "slurm", "survival", "sweep", "terminal", "tracking"}
 # Long ones begin first.
-FIRST = ["authors", "golden_learner", "trainer", "methods", "foreign", "judge", "python", "pages"]
+FIRST = ["authors", "compatibility", "golden_learner", "trainer", "methods", "foreign", "judge", "python", "pages"]
 DONE = re.compile(r"^test (?P<name>\S+)(?: - .*)? \.\.\. (?:.*)$")
 printing = threading.Lock()
+TOOLCHAIN = {}
 
 
 def programs(names):
@@ -44,10 +45,20 @@ def programs(names):
     return sorted(found, key=lambda program: order.get(program[0], len(order)))
 
 
+def toolchain():
+    """What `cargo test` tells its programs of itself, so that what they build is built by the same compiler."""
+    try:
+        named = subprocess.run(["rustup", "show", "active-toolchain"], capture_output=True, text=True, check=True)
+        cargo = subprocess.run(["rustup", "which", "cargo"], capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return {}
+    return {"RUSTUP_TOOLCHAIN": named.stdout.split()[0], "CARGO": cargo.stdout.strip()}
+
+
 def run(program):
     """Runs one program; gives its name, whether it passed, its seconds, and those of each test."""
     name, executable, folder = program
-    environment = {**os.environ, "RUST_TEST_THREADS": "1", "CARGO_MANIFEST_DIR": str(folder)}
+    environment = {**os.environ, **TOOLCHAIN, "RUST_TEST_THREADS": "1", "CARGO_MANIFEST_DIR": str(folder)}
     begun = last = time.monotonic()
     child = subprocess.Popen([executable], cwd=folder, env=environment, text=True, errors="replace",
                              stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
@@ -68,6 +79,7 @@ def run(program):
 
 
 def main():
+    TOOLCHAIN.update(toolchain())
     found = programs(set(sys.argv[1:]))
     if not found:
         sys.exit("no test program was found")

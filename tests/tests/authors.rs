@@ -221,9 +221,9 @@ fn mistakes_of_an_author_are_explained_and_leave_nothing() {
         fs::read_to_string(&source).expect("the source").replace("Ok(Self(config))", "Ok(Self)");
     fs::write(&source, broken).expect("a file");
     plugins(&["build", "missing/folder/x"]).expect(3).says(&["does not build", "mismatched types"]);
-    let wrong =
+    let right =
         fs::read_to_string(&source).expect("the source").replace("Ok(Self)", "Ok(Self(config))");
-    let wrong = wrong.replace(
+    let wrong = right.replace(
         "Ok(ops::put_rows(xt_bl, &rows_n, &ops::categorical(&q_nv.log())))",
         "Ok(xt_bl.shallow_clone())",
     );
@@ -232,13 +232,7 @@ fn mistakes_of_an_author_are_explained_and_leave_nothing() {
         .expect(3)
         .says(&["breaks the contract", "masks are left"]);
     // The name of a shipped component would mean neither of the two.
-    let source_text = fs::read_to_string(&source).expect("the source");
-    let taken = source_text
-        .replace(
-            "Ok(xt_bl.shallow_clone())",
-            "Ok(ops::put_rows(xt_bl, &rows_n, &ops::categorical(&q_nv.log())))",
-        )
-        .replace("NAME: &'static str = \"x\"", "NAME: &'static str = \"confidence\"");
+    let taken = right.replace("NAME: &'static str = \"x\"", "NAME: &'static str = \"confidence\"");
     fs::write(&source, taken).expect("a file");
     plugins(&["build", "missing/folder/x"]).expect(3).says(&[
         "plugin `maskdiff-confidence` has a sampler `confidence` already",

@@ -229,7 +229,7 @@ fn what_lies_in_the_place_of_weights_is_called_by_its_name() {
     }
     fs::write(at.join("folder/tokenizer.json"), pointer).expect("written");
     fs::write(&weights, &bytes).expect("written");
-    eval(at, "folder", &[]).expect(2).says(&["tokenizer.json` is a Git LFS pointer"]);
+    eval(at, "folder", &[]).expect(2).says(&["tokenizer.json` is no text but a Git LFS pointer"]);
     fs::write(at.join("page.ckpt"), "<html>404</html>").expect("written");
     eval(at, "page.ckpt", &[]).expect(5).says(&["`page.ckpt` is a web page"]);
 }

@@ -299,7 +299,7 @@ fn what_cannot_be_scored_is_told() {
             &["cannot be written"],
         ),
         (&["bad.jsonl", &judge], 2, &["`bad.jsonl`, line 1"]),
-        (&["nothing.txt", &judge], 5, &["nothing.txt"]),
+        (&["nothing.txt", &judge], 2, &["nothing.txt"]),
         (&[&judge], 2, &["there is no text to score"]),
         (
             &["a.txt", "eval.gen_ppl_eval_model_name_or_path=./no", "eval.gen_ppl.max_length=8"],

@@ -50,8 +50,9 @@ fn training_and_sampling_in_python_give_the_numbers_of_rust() {
     let numbers = |all: &[Value], key: &str| -> Vec<f64> {
         all.iter().filter_map(|line| line[key].as_f64()).collect()
     };
-    for key in ["train/nelbo", "val/nelbo"] {
-        let (a, b) = (numbers(&rust, key), numbers(&python_, key));
+    // The same numbers under the name of a loss: a class in Python makes no claim that its loss is a bound.
+    for (key, theirs) in [("train/nelbo", "train/loss"), ("val/nelbo", "val/loss")] {
+        let (a, b) = (numbers(&rust, key), numbers(&python_, theirs));
         assert!(!a.is_empty() && a.len() == b.len(), "{key}: {} {}", a.len(), b.len());
         for (a, b) in a.iter().zip(&b) {
             assert!((a - b).abs() < 1e-5, "{key}: {a} in Rust, {b} in Python");

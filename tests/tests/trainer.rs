@@ -151,12 +151,16 @@ fn limits_bound_what_is_read() {
     let more = [
         "trainer.overfit_batches=1",
         "optim.lr=1e-2",
-        "trainer.max_steps=1600",
+        "trainer.max_steps=800",
         "trainer.val_check_interval=0",
+        // The batch of seed 1 takes three times as long.
+        "seed=2",
     ];
     let known = run("overfit", &more);
     let losses = numbers(&known, "train/nelbo");
-    let mean = losses[1400..].iter().sum::<f64>() / 200.0;
+    let mean = losses[600..].iter().sum::<f64>() / 200.0;
+    let entropy = 26f64.ln();
+    assert!(mean < 0.8 * entropy, "{mean} on what it saw, and letters have {entropy}");
     let unknown = numbers(&known, "val/nelbo")[0];
     assert!(mean < 0.8 * unknown, "{mean} on what it saw, {unknown} on the rest");
     // Where there are no epochs, the first batches again and again.
@@ -222,5 +226,5 @@ fn the_best_checkpoint_is_that_of_the_monitored_metric() {
     let (link, bounds) = best("max", &["checkpointing.monitor=val/ppl", "checkpointing.mode=max"]);
     assert_eq!(link, of(&bounds, |a, b| a > b), "{bounds:?}");
     let out = train(folder.path(), &["checkpointing.monitor=val/accuracy"]);
-    out.expect(2).says(&["`checkpointing.monitor=val/accuracy` is no metric", "val/nelbo"]);
+    out.expect(2).says(&["`checkpointing.monitor` is `val/nelbo`", "got `val/accuracy`"]);
 }

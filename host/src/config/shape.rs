@@ -115,7 +115,8 @@ impl Shape {
                 let values = words.into_iter().map(|word| self.of.read(word));
                 Figured::from(values.collect::<Vec<Figured>>())
             }
-            None => Figured::from(word),
+            // One alone.
+            None => self.of.read(word),
         }
     }
 
@@ -370,6 +371,7 @@ mod tests {
             ("[[x],\"a\\\"b\"]", json!(["[x]", "a\"b"])),
             ("[]", json!([])),
             ("a", json!("a")),
+            ("\"a b\"", json!("a b")),
         ] {
             assert_eq!(read(texts, word), expected, "{word}");
         }

@@ -66,7 +66,8 @@ impl Sources<'_> {
             "split" => self.train == "hf",
             "revision" => of_hub(self.train) || of_hub(self.valid),
             "valid_split" => !files(self.valid) && !stories,
-            "stream_window" => data.streaming && !stories,
+            // Without `data.streaming` it waits for it.
+            "stream_window" => !stories,
             "reference_num_proc" => data.packing == "reference" && !stories,
             "insert_eos" | "insert_special" => data.wrap && !stories,
             "wrap"
@@ -88,7 +89,6 @@ impl Sources<'_> {
             "documents" => "`data=text` has documents that are files or lines",
             "column" => "`data=jsonl`, `data=parquet` and `data=hf` have columns",
             "repo" | "config" | "split" => "`data=hf` reads a repository of the hub",
-            "stream_window" if self.train != "stories" => "it goes with `data.streaming=true`",
             "reference_num_proc" if self.train != "stories" => {
                 "it goes with `data.packing=reference`"
             }
@@ -124,7 +124,7 @@ mod tests {
             &["data=text", "data.path=x", "data.column=body"],
             &["data=text", "data.path=x", "data.repo=a/b"],
             &["data=jsonl", "data.path=x", "data.documents=line"],
-            &["data=text", "data.path=x", "data.stream_window=3"],
+            &["data=stories", "data.stream_window=3"],
             &["data=text", "data.path=x", "data.revision=v1"],
             &["data=hf", "data.repo=a/b", "data.path=x"],
             &["data=wikitext2", "data.path=x"],

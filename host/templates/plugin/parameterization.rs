@@ -44,8 +44,8 @@ impl Parameterization for {{Type}} {
         Ok(u_b * (1.0 - self.0.sampling_eps) + self.0.sampling_eps)
     }
 
-    /// Nats per token, `[B, L]`. The weight of a masked token is the place to change: 1 is no bound of the likelihood;
-    /// `dsigma / expm1(sigma)` would be.
+    /// Nats per token, `[B, L]`. The weight of a masked token is the place to change: 1 is no bound of the likelihood, so runs
+    /// log a loss and no perplexity; `dsigma / expm1(sigma)` is one, and then `PROVIDES` claims `capability::BOUND`.
     fn loss(&self, model: &Denoiser, x0_bl: &Tensor, t_b: &Tensor) -> Result<Tensor> {
         check_shape!(x0_bl, [B, L], Int64);
         let mask = model.mask_id()?;

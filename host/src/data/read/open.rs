@@ -134,8 +134,8 @@ const OTHERS: [(&[u8], &str, &str); 14] = [
     (b"%PDF-1.", "a PDF", "take its text out first, for example with `pdftotext`"),
     (
         b"version https://git-lfs.github.com/spec/",
-        "a pointer of Git LFS to the file",
-        "fetch the file itself: `git lfs pull`",
+        "a Git LFS pointer",
+        "fetch the file itself: `git lfs install`, then `git lfs pull` in its repository",
     ),
 ];
 
@@ -243,7 +243,7 @@ mod tests {
             (b"PK\x03\x04\x14\0".to_vec(), "a zip archive"),
             (b"7z\xbc\xaf\x27\x1c\0".to_vec(), "a 7z archive"),
             (b"PAR1\x15\x04".to_vec(), "a parquet file"),
-            (b"version https://git-lfs.github.com/spec/v1\noid x".to_vec(), "a pointer of Git LFS"),
+            (b"version https://git-lfs.github.com/spec/v1\noid x".to_vec(), "a Git LFS pointer"),
             (tar.clone(), "a tar archive"),
             (gzip(&tar), "unpacked from gzip, is no text but a tar archive"),
             (gzip(&gzip(b"text")), "packed once more"),
