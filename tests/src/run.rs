@@ -141,9 +141,10 @@ pub fn logged(run: &Path, key: &str) -> Vec<(i64, f64)> {
     metrics(run).iter().filter_map(value).collect()
 }
 
-/// Losses by step.
+/// Losses by step, whether they are said to be bounds or not.
 pub fn losses(run: &Path) -> Vec<(i64, f64)> {
-    logged(run, "train/nelbo")
+    let bounds = logged(run, "train/nelbo");
+    if bounds.is_empty() { logged(run, "train/loss") } else { bounds }
 }
 
 /// Waits until the run has logged so many lines.

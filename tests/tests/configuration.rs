@@ -155,7 +155,7 @@ fn no_word_is_ignored() {
         (&["wandb.project=me/mine"], &["W&B takes no project with"]),
         (&["samplng.steps=4"], &["unknown key `samplng.steps`", "did you mean `sampling.steps`?"]),
         (&["lr=1e-3"], &["unknown key `lr`", "did you mean `optim.lr`?"]),
-        (&["num_samples=5"], &["did you mean `sampling.num_sample_batches`?"]),
+        (&["num_samples=5"], &["did you mean `sampling.num_samples`?"]),
         (&["steps=5"], &["did you mean `sampling.steps`?"]),
         (
             &["trainer.on_nan=skipp"],

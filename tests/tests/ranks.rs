@@ -166,7 +166,7 @@ fn sizes_that_do_not_fit_are_refused_with_those_that_do() {
     );
     out.expect(2).says(&["`trainer.accumulate_grad_batches=2` does not fit", "makes 1"]);
     let out = train_by(folder.path(), "2", "run", &["trainer.strategy=fsdp"]);
-    out.expect(2).says(&["no `trainer.strategy=fsdp`", "zero1"]);
+    out.expect(2).says(&["`trainer.strategy` is `ddp` or `zero1`, got `fsdp`", "zero1"]);
     assert!(!folder.path().join("run").exists());
 }
 

@@ -151,11 +151,14 @@ mod tests {
         let run = folder.path().join("lr=1e-3");
         std::fs::create_dir(&run).unwrap();
         let run = run.display().to_string();
-        let named = format!("eval.checkpoint_path={run}");
+        let named = config::word("eval.checkpoint_path", &run);
         assert_eq!(trained(None, &["seed=1", &run]).unwrap(), ["seed=1", &named]);
         assert_eq!(trained(Some(&run), &["seed=1"]).unwrap(), ["seed=1", &named]);
         assert_eq!(trained(None, &[&named]).unwrap(), [named.as_str()]);
-        assert_eq!(trained(None, &["owner/name"]).unwrap(), ["eval.checkpoint_path=owner/name"]);
+        assert_eq!(
+            trained(None, &["owner/name"]).unwrap(),
+            ["eval.checkpoint_path=\"owner/name\""]
+        );
         for (checkpoint, words, expected) in [
             (Some("a/b"), &["c/d"][..], "one checkpoint is used"),
             (None, &["c/d", "eval.checkpoint_path=e"], "one checkpoint is used"),

@@ -18,7 +18,7 @@ const ELSEWHERE: &[(&str, &str)] = &[
     ("learning_rate", "optim.lr"),
     ("max_iters", "trainer.max_steps"),
     ("n_samples", "sampling.num_sample_batches"),
-    ("num_samples", "sampling.num_sample_batches"),
+    ("num_samples", "sampling.num_samples"),
     ("num_steps", "sampling.steps"),
     ("out_dir", "run.dir"),
     ("output_dir", "run.dir"),

@@ -129,25 +129,28 @@ impl Layers {
         self.figment = figment.merge(Layer { name: source.to_string(), file: None, values });
         // Whatever is said comes later.
         self.order.insert(0, source.to_string());
-        for values in [&mut self.values, &mut self.shown] {
-            if let Some(Figured::Dict(_, inner)) = values.get_mut(group) {
-                inner.insert(option.to_string(), value.clone());
-            }
+        if let Some(Figured::Dict(_, inner)) = self.values.get_mut(group) {
+            inner.insert(option.to_string(), value);
         }
+        self.show();
+    }
+
+    /// What others may see follows from the values.
+    fn show(&mut self) {
+        (self.shown, self.secrets) = secrets::split(&self.values);
     }
 
     /// Takes a dotted key of at most two parts out.
     pub(super) fn forget(&mut self, key: &str) {
-        for values in [&mut self.values, &mut self.shown] {
-            match key.split_once('.') {
-                None => drop(values.remove(key)),
-                Some((group, option)) => {
-                    if let Some(Figured::Dict(_, inner)) = values.get_mut(group) {
-                        inner.remove(option);
-                    }
+        match key.split_once('.') {
+            None => drop(self.values.remove(key)),
+            Some((group, option)) => {
+                if let Some(Figured::Dict(_, inner)) = self.values.get_mut(group) {
+                    inner.remove(option);
                 }
             }
         }
+        self.show();
     }
 
     /// Reads a word of the command line or the environment as the component's schema has the option, under the option's own name: the
@@ -170,6 +173,7 @@ impl Layers {
         if name != option {
             self.renamed.insert(dotted(group, name), key);
         }
+        self.show();
     }
 
     /// The key as whoever set it spells it: as a variable of the environment where it came from there.

@@ -113,7 +113,7 @@ impl Trainer<'_> {
             line["data/entropy_bits_per_token"] = json!(entropy);
             text += &format!("; the text itself has {entropy:.4} bits per token");
         }
-        self.metrics(step, line.clone())?;
+        // Also in the log, should a sampler end the process.
         tracing::info!(step, nats = bound.nats_per_token, "Evaluated");
         self.progress.evaluated = step;
         let value = line[monitored(config, bound.is_bound)?].as_f64().unwrap_or(f64::NAN);
@@ -123,15 +123,15 @@ impl Trainer<'_> {
             (self.progress.best, self.progress.best_step) = (Some(value), Some(step));
         }
         self.save(better)?;
-        // What was measured and learnt is safe: whatever a sampler does now costs its samples alone.
+        // What was learnt is safe: whatever a sampler does now costs its samples alone.
         if let Some(drawn) = self.samples()? {
             let shown: Vec<String> =
                 drawn.texts.iter().map(|text| text.replace('\n', "\n  | ")).collect();
             text += &shown.iter().map(|text| format!("\n  | {text}")).collect::<String>();
             let of_samples = json!({"sample/nfe": drawn.nfe, "samples": drawn.texts});
-            self.metrics(step, of_samples.clone())?;
             ledger::extend(&mut line, of_samples);
         }
+        self.metrics(step, line.clone())?;
         line["step"] = json!(step);
         if self.world.is_main() {
             self.report.result(&line, &text);
