@@ -129,7 +129,7 @@ fn the_tokenizer_of_a_foreign_checkpoint_is_its_own_or_named() {
     eval(&[&["hf", "data.tokenizer_name_or_path=char"], &text[..]].concat())
         .expect(2)
         .says(&["which characters `hf` was trained on is not known"]);
-    // One that says nothing of its model.
-    eval(&[&["last.ckpt"], &text[..]].concat()).expect(2);
+    // One that brings its own.
+    assert_eq!(measured(&eval(&[&["last.ckpt"], &text[..]].concat())), beside);
     eval(&["run", "data=stories"]).expect(2);
 }

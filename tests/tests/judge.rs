@@ -303,7 +303,7 @@ fn what_cannot_be_scored_is_told() {
         (&[&judge], 2, &["there is no text to score"]),
         (
             &["a.txt", "eval.gen_ppl_eval_model_name_or_path=./no", "eval.gen_ppl.max_length=8"],
-            5,
+            2,
             &["`./no` does not exist"],
         ),
     ];
