@@ -117,7 +117,7 @@ pub fn check_measure(measure: Measure, config: &Config, registry: &Registry) -> 
     registry.check_offered(&format!("`{}`", measure.chosen_by()), measure.needs(), &chosen)
 }
 
-/// What the vocabulary says; which mask there is in the end is the process's to say, see [`model::told`].
+/// What the vocabulary says; which mask there is in the end is the process's to say, see [`crate::model::told`].
 pub fn facts(config: &Config, tokenizer: &dyn Tokenizer, device: Device) -> Context {
     // Checked when the configuration was read.
     let kind = Precision::new(config).map_or(Kind::Float, Precision::weights);
