@@ -19,6 +19,7 @@ import time
 ALONE = {"ranks", "slurm", "survival", "sweep", "terminal", "tracking"}
 # Long ones begin first.
 FIRST = ["authors", "compatibility", "golden_learner", "trainer", "methods", "foreign", "judge", "python", "pages"]
+RESULT = re.compile(r"^test result: .* (\d+) passed; (\d+) failed;")
 DONE = re.compile(r"^test (?P<name>\S+)(?: - .*)? \.\.\. (?:.*)$")
 printing = threading.Lock()
 TOOLCHAIN = {}
@@ -56,7 +57,7 @@ def toolchain():
 
 
 def run(program):
-    """Runs one program; gives its name, whether it passed, its seconds, and those of each test."""
+    """Runs one program; returns its name, whether it passed, the seconds of each test, and (passed, failed)."""
     name, executable, folder = program
     environment = {**os.environ, **TOOLCHAIN, "RUST_TEST_THREADS": "1", "CARGO_MANIFEST_DIR": str(folder)}
     begun = last = time.monotonic()
@@ -75,7 +76,10 @@ def run(program):
         print(f"\n     Running {name} ({seconds:.0f} s)\n{''.join(lines)}", end="", flush=True)
         if code:
             print(f"{name} failed with code {code}", flush=True)
-    return name, code == 0, seconds, tests
+    counts = [tuple(map(int, found.groups())) for line in lines if (found := RESULT.match(line))]
+    # A program that ended without a result has failed at least once.
+    counts = counts or [(0, 1)]
+    return name, code == 0, tests, counts
 
 
 def main():
@@ -87,11 +91,13 @@ def main():
     with concurrent.futures.ThreadPoolExecutor(2) as pool:
         ended = list(pool.map(run, together))
     ended += [run(program) for program in found if program[0] in ALONE]
-    tests = sorted((test for _, _, _, of_program in ended for test in of_program), reverse=True)
+    tests = sorted((test for _, _, of_program, _ in ended for test in of_program), reverse=True)
     print("\n== the ten slowest tests")
     for seconds, name in tests[:10]:
         print(f"{seconds:7.1f} s  {name}")
-    failed = [name for name, passed, _, _ in ended if not passed]
+    passed, failures = (sum(count[i] for *_, counts in ended for count in counts) for i in (0, 1))
+    print(f"\n{passed} passed, {failures} failed", flush=True)
+    failed = [name for name, passed, *_ in ended if not passed]
     if failed:
         sys.exit(f"failed: {', '.join(failed)}")
     if not tests:

@@ -15,6 +15,7 @@ say() {
   stage=$1
   printf '\n== %s\n' "$*"
 }
+
 scripts/setup.sh
 # What some tests need is fetched while the compiler works.
 optional() {
@@ -28,12 +29,13 @@ others() {
   optional screens "no browser or no tmux: the tests that look at pages and at the terminal are skipped"
   optional slurm "no Slurm: the tests of jobs are skipped"
 }
-log=$(mktemp) fetching=
-trap 'kill "$fetching" 2>/dev/null; rm -f "$log"' EXIT
+log=$(mktemp)
 others >"$log" 2>&1 &
 fetching=$!
+# What is still fetched when a check fails ends too. A command that fails in here would be the status of the script.
+trap 'kill "$fetching" 2>/dev/null || true; rm -f "$log"' EXIT
 
-# Nothing here is built twice: what makes a second build quick makes the first one slow.
+# Nothing is built twice here, and incremental compilation slows down a first build.
 export CARGO_INCREMENTAL=${CARGO_INCREMENTAL:-0}
 
 say "format"
@@ -43,15 +45,15 @@ cargo clippy --workspace --all-targets --locked -- -D warnings
 say "build: the host and the plugins"
 cargo build --workspace --locked
 say "the rest of the setup"
-wait "$fetching" || true
+wait "$fetching"
 cat "$log"
-say "tests"
-# Their tensors are small: a second thread of libtorch only waits for the first.
-export OMP_NUM_THREADS=1
-python3 scripts/run_tests.py
-say "tests in the docs"
-cargo test --workspace --locked --doc
 say "docs"
 RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --locked
+# The tensors of the tests are small: a second thread of libtorch only waits for the first.
+export OMP_NUM_THREADS=1
+say "tests in the docs"
+cargo test --workspace --locked --doc
+say "tests"
+python3 scripts/run_tests.py
 say "all passed"
 printf '\n== the stages\n%s' "$times"
