@@ -154,8 +154,8 @@ pub fn model(
     Ok(model)
 }
 
-/// The chosen sampler with the options of `sampling`. One with an option `eos_id` is told the tokenizer's EOS where texts end
-/// there, so that it need not compute what is cut off.
+/// The chosen sampler with the options of `sampling`. If texts end at EOS and the sampler has an option `eos_id`, the option is
+/// set to the tokenizer's EOS, so that the sampler skips tokens that would be cut off.
 pub fn sampler_choice(
     config: &Config,
     registry: &Registry,

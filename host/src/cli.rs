@@ -321,7 +321,7 @@ fn run(words: Vec<OsString>) -> Result<i32> {
         original: global.original,
         log,
     };
-    // What a run prints stands in its folder too: it goes on without a reader.
+    // A run also writes what it prints into its folder, so it continues when nobody reads its output.
     let trains = matches!(command, Command::Train { .. });
     let done = match command {
         Command::Train { nproc, profile, tui, flags, mut overrides } => {

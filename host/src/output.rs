@@ -1,7 +1,7 @@
-//! The two streams of a command: results go to stdout, words for people to stderr.
+//! The two streams of a command: results go to stdout, messages to stderr.
 //!
-//! Words whose reader has gone (`2>&1 | head`, a closed terminal, a full disk) are dropped, and work goes on. A result that
-//! cannot be written is another matter: the first failure is kept, and [`check`] makes it the end of the command.
+//! Messages that cannot be written (`2>&1 | head`, a closed terminal, a full disk) are dropped, and the command continues. A
+//! result that cannot be written is an error: the first one is kept, and [`check`] returns it at the end of the command.
 
 use std::io::{self, ErrorKind, Write};
 use std::sync::{Mutex, PoisonError};
@@ -11,7 +11,7 @@ use crate::stdout;
 
 static FAILED: Mutex<Option<io::Error>> = Mutex::new(None);
 
-/// Writes a line for people.
+/// Writes a message, one line.
 pub fn word(text: &str) {
     // In one piece, so that lines of several processes do not mix.
     let _ = io::stderr().lock().write_all(format!("{text}\n").as_bytes());

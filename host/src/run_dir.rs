@@ -119,7 +119,7 @@ impl RunDir {
     }
 }
 
-/// Takes the lines after `step` out of a file of metrics, and those that a crash has cut off or spoilt.
+/// Removes the lines after `step` from a metrics file, and lines that a crash truncated or damaged.
 fn forget_after(file: &Path, step: i64) -> Result<()> {
     let bytes = match fs::read(file) {
         Ok(bytes) => bytes,

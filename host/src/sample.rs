@@ -18,14 +18,14 @@ use crate::prompt::Given;
 use crate::report::counted;
 use crate::trace::Recorder;
 
-/// What becomes of a walk's tokens: how long a text is, where it ends, how it reads.
+/// How sampled tokens become text: the length, the end, the tokenizer.
 #[derive(Clone, Copy)]
 pub struct Texts<'a> {
     /// Ids to text.
     pub tokenizer: &'a dyn Tokenizer,
     /// How long.
     pub windows: Windows,
-    /// A text ends at its first EOS or padding behind what was given; what a network draws there nothing has taught it.
+    /// Cut a text at its first EOS or padding after the given tokens. The network was not trained on what follows.
     pub stop_at_eos: bool,
 }
 
@@ -52,7 +52,7 @@ impl<'a> Texts<'a> {
     }
 }
 
-/// Whether texts end at an EOS: asked for, or else where the model saw a document in each block and nothing behind it.
+/// Whether texts are cut at EOS: `sampling.stop_at_eos`, or else if each training block held one document.
 pub fn stops_at_eos(config: &Config) -> bool {
     config.sampling.stop_at_eos.unwrap_or(!config.data.wrap)
 }

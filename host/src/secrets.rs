@@ -93,7 +93,7 @@ pub fn value_of(value: &str) -> String {
     found.unwrap_or_else(|| value.to_string())
 }
 
-/// Values with what their references stand for, as far as it can be read here; `file` is the configuration that they stand in.
+/// Replaces references by the secrets that they refer to, where those can be read. `file` is the configuration that contains them.
 pub fn resolved(mut values: Dict, file: &Path) -> Dict {
     each(&mut values, &mut |_, text| {
         let Some(found) = text.strip_prefix(REFERENCE).and_then(|rest| look_up(rest, file)) else {

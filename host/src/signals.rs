@@ -45,7 +45,7 @@ pub fn block() {
     });
 }
 
-/// Hands every signal from now on to `heard`, on the thread of the signals, instead of whoever heard them before.
+/// Calls `heard` for every signal from now on, on the signal thread. It replaces an earlier listener.
 pub fn listen(heard: impl FnMut(i32) + Send + 'static) -> Result<()> {
     block();
     let mut place =
@@ -94,7 +94,7 @@ fn unblock(set: &libc::sigset_t) {
     unsafe { libc::pthread_sigmask(libc::SIG_UNBLOCK, set, std::ptr::null_mut()) };
 }
 
-/// Ends the process as the signal does where nobody hears it.
+/// Ends the process with the signal's default action.
 #[expect(unsafe_code, reason = "calls of the system")]
 fn end_by(signal: i32) {
     // SAFETY: its action is the system's own, and the process ends here.

@@ -31,7 +31,7 @@ struct State {
     first: Option<(i32, Instant)>,
     /// Asked without a signal, by a key or from a page.
     asked: bool,
-    /// What is said at the first signal.
+    /// The message at the first signal.
     words: Option<String>,
     /// From the first wish to the end, whatever is left to do.
     grace: Option<Duration>,
@@ -43,7 +43,7 @@ fn code(signal: i32) -> i32 {
 }
 
 impl Stop {
-    /// Listens from now on. `waits_for` is what is done between the first signal and the end, for people.
+    /// Listens from now on. `waits_for` says what happens between the first signal and the end, for the message.
     pub fn listen(waits_for: &str) -> Result<Self> {
         let this = Self::default();
         this.state().words = Some(format!("asked to stop: {waits_for}; once more ends at once"));
@@ -52,7 +52,7 @@ impl Stop {
         Ok(this)
     }
 
-    /// Says nothing at the first signal: another process or the whole terminal does.
+    /// Shows no message at the first signal, because another process or the panel does.
     pub fn silence(&self) {
         self.state().words = None;
     }
@@ -79,7 +79,7 @@ impl Stop {
         }
     }
 
-    /// Asks as Ctrl-C does. A signal after it is the first one.
+    /// Asks to stop as Ctrl-C does. A signal that follows counts as the first signal.
     pub fn ask(&self) {
         let mut state = self.state();
         state.asked = true;

@@ -51,7 +51,7 @@ pub struct Trainer<'a> {
     pub measure: Measure,
     /// The sampler that shows what the model has learnt; none when `sampling.num_sample_log = 0`.
     pub sampler: Option<NamedSampler>,
-    /// The same with few steps, to be tried before the first step of training.
+    /// The same sampler with few steps, tried before the first training step.
     pub trial: Option<NamedSampler>,
     /// The run folder.
     pub run: RunDir,

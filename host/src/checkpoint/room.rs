@@ -55,9 +55,9 @@ fn in_words(bytes: u64) -> String {
     if mega < 1000.0 { format!("{mega:.1} MB") } else { format!("{:.1} GB", mega / 1e3) }
 }
 
-/// Writes the checkpoint `target`. As long as there is no room for its `size` bytes, the oldest one that may go is removed and
-/// it is tried again; `tell` hears of each. The best one stays, one that is `in_use` too, and the newest unless the best is
-/// there besides and its going makes room for certain.
+/// Writes the checkpoint `target`. While the disk has no room for its `size` bytes, the oldest removable checkpoint is removed
+/// and the write is retried; `tell` receives a warning for each. Checkpoints that are `in_use` and the best one are kept. The newest
+/// is removed only if the best one remains and the freed space certainly suffices.
 pub(super) fn made_for(
     folder: &Path,
     target: &Path,
@@ -127,7 +127,7 @@ mod tests {
         list(folder).iter().filter_map(name).collect()
     }
 
-    /// Writes step 99 where so many others must be gone before it fits.
+    /// Writes step 99, which fits after `n` other checkpoints are removed.
     fn written(folder: &Path, fits: usize, in_use: &[PathBuf]) -> (Result<()>, Vec<String>) {
         let (target, mut told) = (folder.join(super::super::name(99)), Vec::new());
         let used = || in_use.to_vec();

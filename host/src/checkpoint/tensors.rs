@@ -267,7 +267,7 @@ pub(super) fn open(
     Ok(contents)
 }
 
-/// What is wrong with a file of so many bytes. The library's words for one that was cut off tell little.
+/// Why a file of this size cannot be read. The library's own message for a truncated file is unclear.
 fn in_words(error: &SafeTensorError, bytes: usize) -> String {
     match error {
         SafeTensorError::HeaderTooSmall

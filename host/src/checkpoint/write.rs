@@ -47,7 +47,7 @@ impl Content {
     }
 }
 
-/// What the thread gives back: the memory of the copy, the path, and what it has to tell.
+/// What the thread returns: the memory of the copy, the path, and warnings.
 type Done = (Content, Result<PathBuf>, Vec<String>);
 
 /// Writes checkpoints into a folder, one at a time, in a thread of its own.
@@ -59,7 +59,7 @@ pub struct Saver {
     worker: Option<JoinHandle<Done>>,
     /// Memory of the last snapshot, for the next one.
     spare: Option<Content>,
-    /// What nobody has been told yet.
+    /// Warnings that were not shown yet.
     told: Vec<String>,
 }
 
@@ -124,7 +124,7 @@ impl Saver {
         self.copier.as_ref().and_then(|copier| copier.queue.failed())
     }
 
-    /// What there is to tell of the checkpoints that were written, once.
+    /// The warnings about written checkpoints that were not shown yet.
     pub fn told(&mut self) -> Vec<String> {
         std::mem::take(&mut self.told)
     }
@@ -213,7 +213,7 @@ pub fn write(
     write_telling(folder, content, keep, in_use, |text| tracing::warn!("{text}"))
 }
 
-/// The same. Where there is no room for it, older ones make some, and `tell` hears of it.
+/// The same. If the disk is full, older checkpoints are removed, and `tell` receives a warning for each.
 fn write_telling(
     folder: &Path,
     content: &mut Content,
@@ -235,7 +235,7 @@ fn write_telling(
     Ok(target)
 }
 
-/// Writes the files under another name and gives the folder its own.
+/// Writes the files into a temporary folder and renames it.
 fn put(folder: &Path, target: &Path, content: &mut Content) -> Result<()> {
     let temporary = folder.join(format!(".{}.tmp", name(content.state.step)));
     remove(&temporary)?;

@@ -86,7 +86,7 @@ fn add<T: ToString>(
     Ok(())
 }
 
-/// A checkpoint and what is said otherwise than it was trained with.
+/// A checkpoint, and overrides of its configuration.
 #[derive(Debug, Args)]
 pub(super) struct Trained {
     /// A run folder, or one of its checkpoints; the same as eval.checkpoint_path=PATH, or as PATH among the words

@@ -1,4 +1,4 @@
-//! `training.from`: a run that begins with the weights of a checkpoint, and with nothing else of it.
+//! `training.from`: a new run that starts from the weights of a checkpoint.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -9,16 +9,16 @@ use crate::config::{Config, Request, groups, load, load_upon};
 use crate::data::{Tokenizer, load_tokenizer};
 use crate::error::Result;
 
-/// What a run begins with.
+/// The checkpoint that a run starts from.
 pub(super) struct Start {
-    /// Whose weights they are.
+    /// The checkpoint whose weights are loaded.
     pub(super) checkpoint: Checkpoint,
     /// The tokenizer of that checkpoint, unless the run names one.
     pub(super) tokenizer: Option<Arc<dyn Tokenizer>>,
 }
 
 impl Start {
-    /// What is told of it.
+    /// The note that the run prints.
     pub(super) fn in_words(&self, config: &Config) -> String {
         let averaged = self.checkpoint.has_average() && !config.eval.disable_ema;
         let which = if averaged { "averaged weights" } else { "weights" };
@@ -34,7 +34,7 @@ impl Start {
     }
 }
 
-/// The configuration of a run, and what it begins with. What the checkpoint says of its model is the default for the run.
+/// The configuration of a run, and the checkpoint that it starts from. The checkpoint's model settings are the run's defaults.
 pub(super) fn configuration(common: &Common) -> Result<(Config, Option<Start>)> {
     let config = common.config()?;
     let Some(named) = config.training.from.clone() else { return Ok((config, None)) };
@@ -42,7 +42,7 @@ pub(super) fn configuration(common: &Common) -> Result<(Config, Option<Start>)> 
         return Err(config.layers.error(
             "training.from",
             "`training.from` and `checkpointing.resume_ckpt_path` both say where the run begins",
-            "`training.from` takes weights alone, the other goes on with optimizer and step: leave one out",
+            "`training.from` loads weights only, the other resumes with optimizer and step: leave one out",
         ));
     }
     let request =
@@ -77,16 +77,16 @@ pub(super) fn configuration(common: &Common) -> Result<(Config, Option<Start>)> 
     Ok((config, Some(Start { checkpoint, tokenizer })))
 }
 
-/// Whether the user has set a key, and no file that is read anyway.
+/// Whether the user has set a key, on the command line, in the environment, an experiment or `--config FILE`.
 fn is_by_hand(config: &Config, key: &str, common: &Common) -> bool {
     let source = config.layers.source(key);
     let file = common.file.as_ref().map(|file| file.display().to_string());
-    ["command line", "environment"].contains(&source.as_str())
+    config.layers.is_by_hand(key)
         || source.starts_with("configs/experiment/")
         || Some(source) == file
 }
 
-/// The checkpoint that the run itself has written, where it goes on from one.
+/// The run's own newest checkpoint, if the run resumes.
 fn own_checkpoint(config: &Config) -> Option<Checkpoint> {
     let places = &config.checkpointing;
     let run = config.run.dir.as_ref().map(|run| Path::new(run).join("checkpoints"));
@@ -96,7 +96,7 @@ fn own_checkpoint(config: &Config) -> Option<Checkpoint> {
     Checkpoint::open_unchecked(&newest).ok()
 }
 
-/// Keys of `data` that say which text it is: another text has its own.
+/// Keys of `data` that name the text. They are not inherited when the command names another text.
 const TEXT: &[&str] = &[
     "path",
     "valid",
@@ -116,7 +116,7 @@ fn names_text(common: &Common) -> bool {
     common.overrides.iter().any(|word| named.iter().any(|key| word.starts_with(key)))
 }
 
-/// What a stored configuration says of the model and of its text, and nothing of how it was trained or where.
+/// The model and data settings of a stored configuration, without its training settings and paths of the run.
 fn of_model(text: &str, common: &Common) -> String {
     let mut table: toml::Table = text.parse().unwrap_or_default();
     let tables = ["data", "model", "noise", "process", "training", "sampling"];
@@ -137,7 +137,7 @@ fn of_model(text: &str, common: &Common) -> String {
     toml::to_string(&table).unwrap_or_default()
 }
 
-/// The words of the command line. A file that is named where the checkpoint's text is in no files is text.
+/// The overrides of the command line. `data.path` implies `data=text` if the checkpoint's own text does not come from files.
 fn words(common: &Common, stored: &str) -> Vec<String> {
     let mut words = common.overrides.clone();
     let has = |key: &str| common.overrides.iter().any(|word| word.starts_with(key));

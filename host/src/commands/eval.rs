@@ -79,10 +79,10 @@ pub fn run(common: &Common) -> Result<()> {
     measured
 }
 
-/// How many of `all` blocks are measured. What is said now counts: a limit that the run was trained with shortens no evaluation.
+/// The number of blocks to measure, of `all`. Only a limit that this command sets counts, not one that the run was trained with.
 fn limited(config: &Config, all: i64) -> Result<i64> {
     let key = "trainer.limit_val_batches";
-    if !said_now(config, key) {
+    if !config.layers.is_by_hand(key) {
         return Ok(all);
     }
     let batch = config.loader.eval_batch_size;
@@ -94,11 +94,6 @@ fn limited(config: &Config, all: i64) -> Result<i64> {
         )),
         batches => Ok(batches.saturating_mul(batch).min(all)),
     }
-}
-
-/// Whether a key was set by this command, and not by the run that made the checkpoint.
-fn said_now(config: &Config, key: &str) -> bool {
-    ["command line", "environment"].contains(&&config.layers.source(key)[..])
 }
 
 /// Keys that choose one text, where `data.sets` chooses several.
@@ -121,7 +116,7 @@ fn open(
         return Ok(vec![opened(&name, config)?]);
     }
     for key in OF_ONE.map(|key| format!("data.{key}")) {
-        if said_now(config, &key) {
+        if config.layers.is_by_hand(&key) {
             let message = format!("`{key}` chooses one text, and `data.sets` several");
             let hint =
                 "leave one of both out; a file of `configs/data/` gives a text of yours a name";

@@ -158,8 +158,8 @@ group! {
         num_sample_log: i64 = 2,
         /// `maskdiff sample` draws longer sequences window by window: each sees the end of the one before.
         semi_ar: bool = false,
-        /// A text ends at its first EOS or padding behind what was given; by default where the model was trained on a document a
-        /// block (`data.wrap=false`), as nothing teaches it what stands behind.
+        /// Cut a text at its first EOS or padding after the given tokens. By default on if each block held one document
+        /// (`data.wrap=false`), since the model was not trained on what follows.
         stop_at_eos: Option<bool> = None,
         /// On a GPU: each shape of the network's passes is recorded once and started as one.
         cuda_graph: bool = false,

@@ -1,4 +1,4 @@
-//! What is said to a word that is none of ours: the nearest right one.
+//! Hints for unknown keys and values: the nearest known one.
 
 use super::Config;
 use super::groups::{self, GROUPS};

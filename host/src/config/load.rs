@@ -176,7 +176,7 @@ pub fn load(request: &Request) -> Result<Config> {
     resolve(request, None)
 }
 
-/// The same upon what is said of another model, its name and its text: that is the default where nothing else is said.
+/// The same, with the configuration of another model (its name and its text) as the layer above the built-in defaults.
 pub fn load_upon(request: &Request, basis: &(String, String)) -> Result<Config> {
     resolve(request, Some(basis))
 }

@@ -120,7 +120,7 @@ impl Layers {
         self.order.iter().rposition(|name| *name == source).unwrap_or(0)
     }
 
-    /// Gives a dotted key of two parts a value that follows from others; `source` says how.
+    /// Sets a dotted key of two parts to a derived value; `source` says how it was derived.
     pub(super) fn fill(&mut self, key: &str, value: Figured, source: &str) {
         let Some((group, option)) = key.split_once('.') else { return };
         let inner = Dict::from([(option.to_string(), value.clone())]);

@@ -84,7 +84,7 @@ impl Measure {
         }
     }
 
-    /// Whether it gives a bound: the training loss does where the parameterization says so.
+    /// Whether the result is a bound. The training loss is one if the parameterization claims it.
     pub fn is_bound(self, model: &Model) -> bool {
         self != Self::Reference || model.is_bound()
     }
@@ -130,8 +130,8 @@ impl Measure {
     }
 }
 
-/// The uniform numbers of one draw of the bound for each of some blocks. They are functions of the seed, the pass and the block
-/// alone: neither batches nor ranks nor what else is measured changes a figure.
+/// The uniform numbers of one draw of the bound for a batch of blocks. They depend on the seed, the pass and the block only, so
+/// the batch size and the number of ranks do not change a result.
 #[derive(Debug)]
 pub struct Draws {
     /// Behind the times, `[B] f64`.
@@ -251,8 +251,8 @@ impl Plan {
 }
 
 /// Evaluates the first `n` blocks, shared out over the ranks; all get the result. The draws of a block come from the
-/// plan's seed, the pass and the block's number, see [`Draws`]. libtorch's generator is left as it was. `tick` is called after every batch of this rank with blocks done and in all; when it fails on any rank, no rank
-/// gets a result.
+/// plan's seed, the pass and the block's number, see [`Draws`]. libtorch's generator is left as it was. `tick` is called after
+/// every batch of this rank with the blocks done and their total; when it fails on any rank, no rank gets a result.
 pub fn likelihood(
     model: &Model,
     blocks: &Blocks,

@@ -74,7 +74,7 @@ impl Claim {
         &self.path
     }
 
-    /// The run begins: the folder stays, and is held as long as the result lives.
+    /// The run starts: the folder is kept, and stays locked as long as the result lives.
     pub(super) fn begin(mut self) -> Option<File> {
         self.made.clear();
         self.held.take()
@@ -82,7 +82,7 @@ impl Claim {
 }
 
 impl Drop for Claim {
-    /// What was made for a run that does not begin goes again.
+    /// Removes the folders that were created for a run that does not start.
     fn drop(&mut self) {
         if self.made.first() != Some(&self.path) || self.held.is_none() {
             return;
@@ -93,7 +93,7 @@ impl Drop for Claim {
     }
 }
 
-/// Where a run goes that names no folder.
+/// The run folder when `run.dir` is not set.
 pub fn proposed(config: &Config) -> PathBuf {
     let now = jiff::ZonedDateTime::now();
     let (date, time) = (now.strftime("%Y.%m.%d"), now.strftime("%H%M%S"));
@@ -111,7 +111,7 @@ pub fn hold(path: &Path) -> Result<File> {
     }
 }
 
-/// None when the file was taken away between its opening and its lock.
+/// None when the lock file was removed between opening and locking it.
 fn try_hold(path: &Path) -> Result<Option<File>> {
     let file = path.join(LOCK);
     let held = match File::options().create(true).truncate(false).write(true).open(&file) {
@@ -140,7 +140,7 @@ fn try_hold(path: &Path) -> Result<Option<File>> {
     Ok(same.then_some(held))
 }
 
-/// Makes a folder and those around it; gives those that were not there, the innermost first.
+/// Creates a folder and its parents; returns those that were created, the innermost first.
 fn make(path: &Path) -> std::io::Result<Vec<PathBuf>> {
     let mut made = Vec::new();
     let all = path.ancestors().filter(|folder| !folder.as_os_str().is_empty());

@@ -17,16 +17,16 @@ use crate::model::{Model, Progress};
 use crate::prompt::Given;
 use crate::sample::{self, Drawn, NamedSampler, Texts};
 
-/// Steps of a walk that are tried before training.
+/// Sampling steps that are tried before training.
 const TRIED: i64 = 3;
 
-/// What an evaluation drew.
+/// The samples of an evaluation.
 struct Shown {
     texts: Vec<String>,
     nfe: Value,
 }
 
-/// The metric by which the best checkpoint is chosen, one that an evaluation has.
+/// The metric that chooses the best checkpoint; an error if an evaluation does not compute it.
 pub fn monitored(config: &Config, is_bound: bool) -> Result<&str> {
     let usual = evaluate::metric(is_bound);
     let Some(named) = &config.checkpointing.monitor else { return Ok(usual) };
@@ -49,7 +49,7 @@ pub fn monitored(config: &Config, is_bound: bool) -> Result<&str> {
     Err(config.layers.error(key, &message, hint))
 }
 
-/// Draws for `given`, and leaves libtorch's generator as it was. The inner error is the sampler's.
+/// Samples for `given` and restores libtorch's generator. The inner error is the sampler's.
 fn drawn(
     model: &Model,
     sampler: &mut NamedSampler,
@@ -91,7 +91,7 @@ impl Trainer<'_> {
         (batches * batch).min(all)
     }
 
-    /// The bound with the averaged weights, then a checkpoint, then samples. Training is not changed by it.
+    /// Measures the bound with the EMA weights, saves a checkpoint, then samples. Training is not changed by it.
     fn evaluate(&mut self) -> Result<Option<Bound>> {
         let n = self.validation(None);
         if n == 0 {
@@ -123,7 +123,7 @@ impl Trainer<'_> {
             (self.progress.best, self.progress.best_step) = (Some(value), Some(step));
         }
         self.save(better)?;
-        // What was learnt is safe: whatever a sampler does now costs its samples alone.
+        // The checkpoint is saved: a failure of the sampler loses only samples.
         if let Some(drawn) = self.samples()? {
             let shown: Vec<String> =
                 drawn.texts.iter().map(|text| text.replace('\n', "\n  | ")).collect();
@@ -139,7 +139,7 @@ impl Trainer<'_> {
         Ok(Some(bound))
     }
 
-    /// Samples with the averaged weights, on rank 0. A sampler that fails costs no training: it is told of.
+    /// Samples with the EMA weights, on rank 0. If the sampler fails, a warning is shown and training continues.
     fn samples(&mut self) -> Result<Option<Shown>> {
         if self.sampler.is_none() {
             return Ok(None);
@@ -178,7 +178,7 @@ impl Trainer<'_> {
         }
     }
 
-    /// Tries the sampler before the first step, as evaluation is tried: one text, the first calls of a walk.
+    /// Runs the first steps of the sampler for one text before training.
     fn try_sampler(&mut self) -> Result<()> {
         let Some(sampler) = self.trial.as_mut().filter(|_| self.world.is_main()) else {
             return Ok(());

@@ -60,7 +60,7 @@ pub(super) fn check_id(config: &Config, id: &str) -> Result<()> {
     Err(config.layers.error("wandb.id", &message, hint))
 }
 
-/// What `maskdiff sync` says anew of runs, instead of what stands in their files.
+/// Values that `maskdiff sync` sets anew for runs, instead of those in their files.
 #[derive(Debug, Clone, Default, clap::Args)]
 pub struct Anew {
     /// Tags of the runs that are sent, instead of their own: as in `a,b`, or nothing for none
