@@ -9,6 +9,7 @@ use tch::Device;
 use crate::config::Config;
 use crate::distributed::World;
 use crate::error::{Error, Result};
+use crate::files::look;
 use crate::output;
 
 /// Opens libtorch_cuda beside the libtorch_cpu that is in use, if it is there. Must run before anything asks libtorch
@@ -16,7 +17,7 @@ use crate::output;
 pub fn load_cuda() {
     let Some(file) = torch_folder().map(|folder| folder.join("libtorch_cuda.so")) else { return };
     // Without a driver the library would only cost memory.
-    if file.is_file() && has_driver() {
+    if is_file(&file) && has_driver() {
         load_cuda_from(&file);
     }
 }
@@ -48,8 +49,13 @@ pub fn cuda_library() -> PathBuf {
     let program = std::env::current_exe().unwrap_or_default();
     // A test is one folder deeper.
     let folders = program.ancestors().skip(1).take(2);
-    let found = folders.map(|folder| folder.join(NAME)).find(|file| file.is_file());
+    let found = folders.map(|folder| folder.join(NAME)).find(|file| is_file(file));
     found.unwrap_or_else(|| program.with_file_name(NAME))
+}
+
+/// One that cannot be looked at is told of, and the work goes on without it.
+fn is_file(file: &Path) -> bool {
+    look::optional_found(file).is_some_and(|it| it.is_file())
 }
 
 /// Opens it, for NCCL and graphs.

@@ -7,6 +7,7 @@ use serde_json::Value;
 
 use crate::accelerator::torch_folder;
 use crate::error::{Error, Result};
+use crate::files::look;
 
 /// First line of a `.cargo/config.toml` that is ours to write again.
 const MARK: &str = "# Written by `maskdiff plugins`, again at each build while this line is here. Not for version control.";
@@ -17,7 +18,7 @@ pub fn point_at_libtorch(folder: &Path) -> Result<()> {
     let file = folder.join(".cargo/config.toml");
     let above = folder.canonicalize().unwrap_or_else(|_| folder.to_path_buf());
     for (i, place) in above.ancestors().map(|up| up.join(".cargo/config.toml")).enumerate() {
-        let Ok(text) = std::fs::read_to_string(&place) else { continue };
+        let Some(text) = look::text(&place)? else { continue };
         let ours = text.starts_with(MARK);
         if !ours && (i == 0 || text.contains("LIBTORCH")) {
             return Ok(());
@@ -31,7 +32,7 @@ pub fn point_at_libtorch(folder: &Path) -> Result<()> {
         libtorch()?.display(),
         target_folder()?.display(),
     );
-    if std::fs::read_to_string(&file).is_ok_and(|old| old == text) {
+    if look::text(&file)?.is_some_and(|old| old == text) {
         return Ok(());
     }
     crate::files::write_whole(&file, text)
@@ -41,7 +42,7 @@ pub fn point_at_libtorch(folder: &Path) -> Result<()> {
 fn libtorch() -> Result<PathBuf> {
     let lib = torch_folder().and_then(|lib| lib.canonicalize().ok());
     let torch = lib.as_deref().and_then(Path::parent).map(Path::to_path_buf).unwrap_or_default();
-    if torch.join("include/torch").is_dir() {
+    if look::is_folder(&torch.join("include/torch"))? {
         return Ok(torch);
     }
     Err(Error::plugin(
@@ -73,7 +74,7 @@ fn cargo(folder: &Path) -> Command {
 /// Two crates of one name share a place in the shared target folder, where the newer one would pass for the other: what
 /// was built from another folder is forgotten.
 fn forget_namesake(folder: &Path) -> Result<()> {
-    let manifest = std::fs::read_to_string(folder.join("Cargo.toml")).unwrap_or_default();
+    let manifest = look::text(&folder.join("Cargo.toml"))?.unwrap_or_default();
     let manifest: toml::Table = toml::from_str(&manifest).unwrap_or_default();
     let Some(name) = manifest.get("package").and_then(|p| p.get("name")?.as_str()) else {
         return Ok(());
@@ -82,7 +83,7 @@ fn forget_namesake(folder: &Path) -> Result<()> {
     let notes = target_folder()?.join("built-from");
     let note = notes.join(name);
     let here = folder.display().to_string();
-    let before = std::fs::read_to_string(&note).ok();
+    let before = look::optional(&note);
     if before.as_ref().is_some_and(|before| *before != here) {
         let _ = cargo(&folder).args(["clean", "--quiet", "--package", name]).status();
     }
@@ -102,7 +103,7 @@ pub enum Telling {
 /// Builds the plugin in `folder` and gives its file. What the compiler says goes to stderr as it comes.
 pub fn build(folder: &Path, release: bool, telling: Telling) -> Result<PathBuf> {
     let manifest = folder.join("Cargo.toml");
-    if !manifest.is_file() {
+    if !look::is_file(&manifest)? {
         return Err(Error::plugin(
             format!("`{}` holds no Cargo.toml", folder.display()),
             "give the folder of a plugin's crate: `maskdiff plugins new KIND NAME` makes one",

@@ -189,6 +189,15 @@ impl Error {
         Self::Io { message, hint, missing, full }
     }
 
+    /// The same of a file of ours, which the user has not named: that it is not there is no mistake of theirs.
+    #[must_use]
+    pub fn of_the_machine(mut self) -> Self {
+        if let Self::Io { missing, .. } = &mut self {
+            *missing = false;
+        }
+        self
+    }
+
     /// An error that a component returned: its own, or that of another one that it called.
     pub fn component(kind: &str, name: &str, mut error: PluginError) -> Self {
         let component = error.take_culprit().unwrap_or_else(|| format!("{kind} `{name}`"));

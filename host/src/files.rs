@@ -1,20 +1,19 @@
-//! Small files that appear whole or not at all, and locks between processes.
+//! Small files that appear whole or not at all; [`look`] asks what is there, [`lock`] keeps other processes away.
 
-use std::fs::{self, File, Permissions, TryLockError};
+use std::fs::{self, File, Permissions};
 use std::io::{ErrorKind, Read as _, Write as _};
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
-use std::time::Duration;
 
 use crate::error::{Error, Result};
+
+pub mod lock;
+pub mod look;
 
 /// Who shares a folder may read what lies in it: a temporary file is its maker's alone.
 pub const SHARED: u32 = 0o644;
 /// What holds a secret is its owner's alone.
 pub const PRIVATE: u32 = 0o600;
-
-/// Between two looks at a lock that another process holds.
-const LOOK: Duration = Duration::from_millis(200);
 
 /// Writes a file that is there as a whole or not at all, after a power cut too: under another name, which it loses when its content is
 /// on the disk. The folder is made.
@@ -39,6 +38,37 @@ fn write_as(path: &Path, content: &[u8], mode: u32) -> Result<()> {
     });
     written.map_err(|e| Error::io("write", path, &e))?;
     sync_folder(folder)
+}
+
+/// Writes a file under the first of some names that no file has, which no other process gets at the same time; gives the name.
+pub fn write_first(
+    mut names: impl Iterator<Item = std::path::PathBuf>,
+    content: impl AsRef<[u8]>,
+    mode: u32,
+) -> Result<std::path::PathBuf> {
+    let Some(mut path) = names.next() else {
+        return Err(Error::config("there is no name for a file", ""));
+    };
+    let folder = folder_of(&path).to_path_buf();
+    let written = tempfile::NamedTempFile::new_in(&folder).and_then(|mut file| {
+        file.write_all(content.as_ref())?;
+        file.as_file().set_permissions(Permissions::from_mode(mode))?;
+        file.as_file().sync_all()?;
+        Ok(file)
+    });
+    let mut file = written.map_err(|e| Error::io("write", &path, &e))?;
+    loop {
+        match file.persist_noclobber(&path) {
+            Ok(_) => break,
+            Err(e) if e.error.kind() == ErrorKind::AlreadyExists => {
+                file = e.file;
+                path = names.next().unwrap_or(path);
+            }
+            Err(e) => return Err(Error::io("write", &path, &e.error)),
+        }
+    }
+    sync_folder(&folder)?;
+    Ok(path)
 }
 
 /// Points a link at `target`, in one step also where there is one of its name already.
@@ -78,7 +108,11 @@ fn folder_of(path: &Path) -> &Path {
 /// such.
 pub fn stand_in(path: &Path) -> Option<(&'static str, &'static str)> {
     let mut head = Vec::new();
-    File::open(path).and_then(|file| file.take(512).read_to_end(&mut head)).ok()?;
+    // It explains an error that is told already: another adds nothing.
+    let read = File::open(path).and_then(|file| file.take(512).read_to_end(&mut head));
+    if read.is_err() {
+        return None;
+    }
     let text = String::from_utf8_lossy(&head).trim_start().to_lowercase();
     if text.starts_with("version https://git-lfs.github.com/") {
         let hint =
@@ -91,27 +125,6 @@ pub fn stand_in(path: &Path) -> Option<(&'static str, &'static str)> {
         return Some(("a web page (HTML), not the file that was wanted", hint));
     }
     None
-}
-
-/// Holds a lock file until the result is dropped. While another process holds it, `waiting` is called again and again, with
-/// true the first time; its error ends the wait.
-pub fn lock(path: &Path, mut waiting: impl FnMut(bool) -> Result<()>) -> Result<File> {
-    let open = File::options().create(true).truncate(false).write(true).open(path);
-    let file = open.map_err(|e| Error::io("write", path, &e))?;
-    let mut first = true;
-    loop {
-        match file.try_lock() {
-            Ok(()) => return Ok(file),
-            Err(TryLockError::WouldBlock) => waiting(std::mem::take(&mut first))?,
-            // Some file systems of clusters know no locks; what is made is whole all the same, only made twice.
-            Err(TryLockError::Error(e)) if e.kind() == ErrorKind::Unsupported => {
-                tracing::warn!("`{}` cannot be locked: {e}", path.display());
-                return Ok(file);
-            }
-            Err(TryLockError::Error(e)) => return Err(Error::io("lock", path, &e)),
-        }
-        std::thread::sleep(LOOK);
-    }
 }
 
 #[cfg(test)]
@@ -131,6 +144,20 @@ mod tests {
             assert_eq!(fs::metadata(file).unwrap().permissions().mode() & 0o777, mode);
         }
         assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 2, "nothing else is left");
+    }
+
+    #[test]
+    fn a_first_free_name_is_taken_once() {
+        let folder = tempfile::tempdir().unwrap();
+        let names = || (1..).map(|n| folder.path().join(format!("job-{n}.sh")));
+        let one = || write_first(names(), "text", PRIVATE).unwrap();
+        let made = std::thread::scope(|scope| {
+            let threads: Vec<_> = (0..8).map(|_| scope.spawn(one)).collect();
+            threads.into_iter().map(|t| t.join().unwrap()).collect::<Vec<_>>()
+        });
+        let made: std::collections::BTreeSet<_> = made.into_iter().collect();
+        assert_eq!(made.len(), 8);
+        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 8, "nothing else is left");
     }
 
     #[test]

@@ -10,6 +10,7 @@ use serde_json::{Value, json};
 use crate::checkpoint::Checkpoint;
 use crate::config::Config;
 use crate::error::{Error, Result};
+use crate::files::look;
 use crate::plugins::UsedPlugin;
 use crate::run_dir;
 
@@ -26,11 +27,14 @@ impl Ledger {
     /// The ledger that `eval.results` names: of the run that a checkpoint is of, or else of the current folder. One that could
     /// not be written is an error now, not after the work.
     pub fn new(config: &Config, checkpoint: Option<&Checkpoint>) -> Result<Self> {
-        let own = || checkpoint.and_then(|c| run_of(&c.path)).unwrap_or_default().join(FILE);
+        let own = || -> Result<PathBuf> {
+            let run = checkpoint.map_or(Ok(None), |c| run_of(&c.path))?;
+            Ok(run.unwrap_or_default().join(FILE))
+        };
         let path = match config.eval.results.as_deref() {
             Some("none" | "None" | "null") => None,
             Some(path) => Some(PathBuf::from(path)),
-            None => Some(own()),
+            None => Some(own()?),
         };
         if let Some(path) = &path {
             let wrong = |e: &std::io::Error| {
@@ -86,9 +90,10 @@ pub fn extend(to: &mut Value, from: Value) {
 }
 
 /// The run folder that a checkpoint lies in.
-fn run_of(checkpoint: &Path) -> Option<PathBuf> {
-    let run = checkpoint.parent().filter(|folder| folder.ends_with("checkpoints"))?.parent()?;
-    run.join("manifest.json").is_file().then(|| run.to_path_buf())
+fn run_of(checkpoint: &Path) -> Result<Option<PathBuf>> {
+    let folder = checkpoint.parent().filter(|folder| folder.ends_with("checkpoints"));
+    let Some(run) = folder.and_then(Path::parent) else { return Ok(None) };
+    Ok(look::is_file(&run.join("manifest.json"))?.then(|| run.to_path_buf()))
 }
 
 /// What a line says of the checkpoint and of what it was used with.

@@ -1,5 +1,6 @@
 //! Plugins: where they are found, and which component a name means.
 
+use std::fs::DirEntry;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
@@ -10,6 +11,7 @@ use maskdiff_plugin_api::abi::module::ComponentInfo;
 use sha2::{Digest, Sha256};
 
 use crate::error::{Error, Result};
+use crate::files::look;
 use crate::model::{Choice, Choices};
 use crate::report::plural;
 
@@ -63,14 +65,15 @@ impl Registry {
             registry.add(file)?;
         }
         for path in places.paths.iter().chain(&places.environment) {
-            if path.is_dir() {
-                registry.add_folder(path)?;
+            if look::is_folder(path)? {
+                registry.add_folder(path, look::entries(path)?)?;
             } else {
                 registry.add(path)?;
             }
         }
-        for folder in Places::defaults().iter().filter(|folder| folder.is_dir()) {
-            registry.add_folder(folder)?;
+        // Nobody has named these: one that cannot be read is told of, and done without.
+        for folder in &Places::defaults() {
+            registry.add_folder(folder, look::optional_entries(folder))?;
         }
         Ok(registry)
     }
@@ -80,15 +83,14 @@ impl Registry {
         let mut registry = Self::default();
         let program = std::env::current_exe().map_err(|e| Error::plugin(e.to_string(), ""))?;
         if let Some(folder) = program.parent() {
-            registry.add_folder(folder)?;
+            registry.add_folder(folder, look::entries(folder)?)?;
         }
         Ok(registry)
     }
 
-    fn add_folder(&mut self, folder: &Path) -> Result<()> {
-        let entries = std::fs::read_dir(folder).map_err(|e| Error::io("read", folder, &e))?;
+    fn add_folder(&mut self, folder: &Path, entries: Vec<DirEntry>) -> Result<()> {
         let mut files: Vec<PathBuf> = entries
-            .flatten()
+            .into_iter()
             .map(|entry| entry.path())
             .filter(|path| looks_like_plugin(path))
             .collect();
@@ -103,7 +105,7 @@ impl Registry {
     }
 
     fn add(&mut self, file: &Path) -> Result<()> {
-        if file.is_file() {
+        if look::is_file(file)? {
             refuse_world_writable(file)?;
         }
         // A bare name would be looked for where the system's libraries are.

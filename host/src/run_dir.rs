@@ -14,12 +14,14 @@ use crate::config::{Config, begun};
 use crate::data::{Corpus, Reads};
 use crate::error::{Error, Result};
 use crate::files;
+use crate::files::lock::Lock;
+use crate::files::look;
 use crate::plugins::UsedPlugin;
 use crate::secrets;
 
 mod claim;
 
-pub use claim::{Claim, LOCK, hold, proposed};
+pub use claim::{Claim, LAUNCH, LOCK, hold, proposed};
 
 /// An open run folder.
 #[derive(Debug)]
@@ -28,7 +30,7 @@ pub struct RunDir {
     /// None on a rank that writes nothing.
     metrics: Option<File>,
     /// Held as long as the run is at work.
-    _held: Option<File>,
+    _held: Option<Lock>,
 }
 
 impl RunDir {
@@ -40,7 +42,7 @@ impl RunDir {
     /// Checks that a fresh run may be made at `path`.
     pub fn check_fresh(path: &Path) -> Result<()> {
         // A run that logged nothing has not begun.
-        if fs::metadata(path.join("metrics.jsonl")).is_ok_and(|file| file.len() > 0) {
+        if look::found(&path.join("metrics.jsonl"))?.is_some_and(|file| file.len() > 0) {
             return Err(Error::config(
                 format!("`run.dir={}` already holds a run", path.display()),
                 "go on with it by `checkpointing.resume_from_ckpt=true`, or name another folder",
@@ -121,11 +123,7 @@ impl RunDir {
 
 /// Removes the lines after `step` from a metrics file, and lines that a crash truncated or damaged.
 fn forget_after(file: &Path, step: i64) -> Result<()> {
-    let bytes = match fs::read(file) {
-        Ok(bytes) => bytes,
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(()),
-        Err(e) => return Err(Error::io("read", file, &e)),
-    };
+    let Some(bytes) = look::bytes(file)? else { return Ok(()) };
     let (mut kept, mut spoilt) = (Vec::with_capacity(bytes.len()), 0);
     // Lines are bytes first: a cut may have come inside a letter.
     for line in bytes.split_inclusive(|byte| *byte == b'\n') {
@@ -145,13 +143,12 @@ fn forget_after(file: &Path, step: i64) -> Result<()> {
     if kept == bytes { Ok(()) } else { files::write_whole(file, kept) }
 }
 
-/// What the configuration says otherwise than the one stored in `file`: `key: stored → now`. Where results and blocks go,
+/// What the configuration says otherwise than `text`, which is stored in `file`: `key: stored → now`. Where results and blocks go,
 /// who is told, and how long it trains is no difference, nor is another word for the same place.
-pub fn changes(file: &Path, config: &Config) -> Result<Vec<String>> {
-    let text = fs::read_to_string(file).map_err(|e| Error::io("read", file, &e))?;
+pub fn changes(file: &Path, text: &str, config: &Config) -> Vec<String> {
     let stored: toml::Table = text.parse().unwrap_or_default();
     let here = begun::here().unwrap_or_default();
-    let there = begun::place(file, &text).unwrap_or_else(|| here.clone());
+    let there = begun::place(file, text).unwrap_or_else(|| here.clone());
     let free = [
         "run.",
         "alert.",
@@ -177,7 +174,7 @@ pub fn changes(file: &Path, config: &Config) -> Result<Vec<String>> {
             format!("{key}: {old} → {value}")
         })
     });
-    Ok(changed.collect())
+    changed.collect()
 }
 
 /// A value whose relative paths start in a folder.

@@ -1,12 +1,12 @@
 //! Run folders as they are found on disk: what was asked for, what was logged, what was drawn.
 
 use std::collections::BTreeMap;
-use std::fs;
 use std::path::{Path, PathBuf};
 
 use serde_json::{Map, Value, json};
 
 use crate::error::{Error, Result};
+use crate::files::look;
 use crate::ledger;
 use crate::trace::Trace;
 
@@ -27,7 +27,7 @@ pub struct Run {
 
 /// The run folders at and below a folder, by name.
 pub fn find(folder: &Path) -> Result<Vec<PathBuf>> {
-    if !folder.is_dir() {
+    if !look::is_folder(folder)? {
         return Err(Error::data(
             format!("`{}` is no folder", folder.display()),
             "name run folders, or folders that hold some",
@@ -40,18 +40,17 @@ pub fn find(folder: &Path) -> Result<Vec<PathBuf>> {
 }
 
 /// Whether a folder is that of a run.
-pub fn is_run(folder: &Path) -> bool {
-    folder.join(METRICS).is_file()
+pub fn is_run(folder: &Path) -> Result<bool> {
+    look::is_file(&folder.join(METRICS))
 }
 
 fn look(folder: &Path, depth: usize, found: &mut Vec<PathBuf>) {
-    if is_run(folder) {
+    if look::optional_found(&folder.join(METRICS)).is_some_and(|it| it.is_file()) {
         found.push(folder.to_path_buf());
         return;
     }
-    // What cannot be read holds no run that could be shown.
-    let entries = fs::read_dir(folder).into_iter().flatten().flatten();
-    for entry in entries.filter(|_| depth > 0) {
+    // What cannot be read holds no run that could be shown: it is told of.
+    for entry in look::optional_entries(folder).into_iter().filter(|_| depth > 0) {
         // No links: they lead to the same runs again, or round in circles.
         if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
             look(&entry.path(), depth - 1, found);
@@ -61,18 +60,17 @@ fn look(folder: &Path, depth: usize, found: &mut Vec<PathBuf>) {
 
 /// The lines of JSON of a file; a line that a crash has cut off is none. Empty where there is no file.
 pub fn lines(file: &Path) -> Result<Vec<Value>> {
-    let text = match fs::read(file) {
-        Ok(bytes) => String::from_utf8_lossy(&bytes).into_owned(),
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
-        Err(e) => return Err(Error::io("read", file, &e)),
-    };
-    Ok(text.lines().filter_map(|line| serde_json::from_str(line).ok()).collect())
+    let bytes = look::bytes(file)?.unwrap_or_default();
+    // Lines are bytes first: one that is spoilt takes no other with it.
+    let lines = bytes.split(|byte| *byte == b'\n');
+    Ok(lines.filter_map(|line| serde_json::from_slice(line).ok()).collect())
 }
 
 impl Run {
     /// Reads a run folder. What a crash has kept from it is left out.
     pub fn open(path: &Path) -> Result<Self> {
-        let config = fs::read_to_string(path.join("config.toml")).unwrap_or_default();
+        let config = look::bytes(&path.join("config.toml"))?.unwrap_or_default();
+        let config = String::from_utf8_lossy(&config);
         Ok(Self {
             path: path.to_path_buf(),
             config: config.parse().unwrap_or_default(),
@@ -168,7 +166,7 @@ fn flatten(prefix: &str, table: &toml::Table, into: &mut BTreeMap<String, String
 
 /// The traces in a folder.
 pub fn traces(folder: &Path) -> Vec<(String, Value)> {
-    let entries = fs::read_dir(folder).into_iter().flatten().flatten();
+    let entries = look::optional_entries(folder).into_iter();
     let mut files: Vec<PathBuf> = entries.map(|entry| entry.path()).collect();
     files.retain(|file| file.to_string_lossy().ends_with("trace.json"));
     files.sort();
@@ -180,6 +178,7 @@ pub fn traces(folder: &Path) -> Vec<(String, Value)> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::fs;
 
     fn run(folder: &Path) -> Run {
         fs::create_dir_all(folder.join("samples")).unwrap();

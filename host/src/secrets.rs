@@ -15,6 +15,7 @@ use regex::Regex;
 use crate::config::Config;
 use crate::error::{Error, Result};
 use crate::files;
+use crate::files::look;
 use crate::launch::script::quoted_path;
 
 /// The file that holds the secrets of a folder, by name; its owner's alone.
@@ -135,8 +136,11 @@ fn look_up(reference: &str, file: &Path) -> Option<String> {
 
 /// The secrets of a file; none where it is not there or not ours to read.
 fn read(file: &Path) -> Secrets {
-    let text = fs::read_to_string(file).unwrap_or_default();
-    toml::from_str(&text).unwrap_or_default()
+    let is_ours = |e: &std::io::Error| e.kind() != std::io::ErrorKind::PermissionDenied;
+    match fs::File::open(file) {
+        Err(e) if !is_ours(&e) => Secrets::default(),
+        _ => toml::from_str(&look::optional(file).unwrap_or_default()).unwrap_or_default(),
+    }
 }
 
 /// Keeps secrets in a folder, beside those that are there.
@@ -145,7 +149,9 @@ pub fn keep(folder: &Path, secrets: &Secrets) -> Result<()> {
         return Ok(());
     }
     let file = folder.join(FILE);
-    let mut all = read(&file);
+    // One that cannot be read now is not written over.
+    let mut all: Secrets =
+        toml::from_str(&look::text(&file)?.unwrap_or_default()).unwrap_or_default();
     all.extend(secrets.clone());
     let text = toml::to_string(&all).unwrap_or_default();
     files::write_private(&file, format!("# What only the owner of this folder may read.\n{text}"))

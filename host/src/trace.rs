@@ -8,6 +8,7 @@ use tch::{Device, Kind, Tensor};
 
 use crate::data::Tokenizer;
 use crate::error::Result;
+use crate::files::look;
 
 /// Texts with all that was written on the way to them.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
@@ -157,7 +158,7 @@ impl Trace {
 
     /// Reads a file; none when it is no trace of ours, or one that does not hold together.
     pub fn read(path: &Path) -> Option<Self> {
-        let trace: Self = serde_json::from_slice(&std::fs::read(path).ok()?).ok()?;
+        let trace: Self = serde_json::from_str(&look::optional(path)?).ok()?;
         let whole = |sample: &Sample| {
             let length = sample.start.len() as i64;
             let mut written = sample.events.iter().flat_map(|(_, written)| written);

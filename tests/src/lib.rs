@@ -6,6 +6,7 @@ mod answers;
 pub mod bench;
 pub mod browser;
 pub mod corpora;
+pub mod faults;
 pub mod hub;
 pub mod original;
 pub mod run;

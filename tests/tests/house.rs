@@ -35,6 +35,45 @@ fn the_host_names_no_method() {
     }
 }
 
+/// What lies at a path is asked by `files::look`, where only "not found" means that nothing does. These take any error for absence.
+#[test]
+fn no_error_of_a_disk_is_taken_for_absence() {
+    let mut found = Vec::new();
+    let folders = ["host/src", "plugin-api/src", "plugins"];
+    for path in folders.iter().flat_map(|folder| files(&root().join(folder))) {
+        let is_code = path.extension().is_some_and(|ending| ending == "rs");
+        // It asks, and a walk through the user's own files, which tells what it leaves out.
+        let asks = ["files/look.rs", "data/listing.rs"].iter().any(|name| path.ends_with(name));
+        if !is_code || asks {
+            continue;
+        }
+        let text = fs::read_to_string(&path).expect("source");
+        let code = text.split("#[cfg(test)]").next().expect("code");
+        for (number, line) in code.lines().enumerate() {
+            let asks = [".exists()", ".try_exists()", ".is_symlink()", "read_dir("];
+            let asks_kind = [".is_file()", ".is_dir()"].iter().any(|call| {
+                // Of what was found, the kind may be asked.
+                line.match_indices(call).any(|(at, _)| {
+                    let before = &line[..at];
+                    !["it", "found", "file_type()", "kind"]
+                        .iter()
+                        .any(|word| before.ends_with(word))
+                })
+            });
+            let reads = ["fs::read", "File::open", "fs::metadata", "read_link"];
+            let reads = reads.iter().any(|call| line.contains(call));
+            let forgets = [".ok()", "unwrap_or_default()", ".is_ok()", "Err(_)", "let Ok("];
+            let forgets = reads && forgets.iter().any(|call| line.contains(call));
+            // What the system says of itself and of the machine.
+            let of_system = line.contains("/proc/") || line.contains("/etc/hostname");
+            if (asks.iter().any(|call| line.contains(call)) || asks_kind || forgets) && !of_system {
+                found.push(format!("{}:{}: {}", path.display(), number + 1, line.trim()));
+            }
+        }
+    }
+    assert!(found.is_empty(), "ask by `files::look`:\n{}", found.join("\n"));
+}
+
 #[test]
 fn all_components_are_listed_with_their_help() {
     let folder = tempfile::tempdir().expect("a folder");

@@ -6,26 +6,42 @@ use std::path::{Path, PathBuf};
 use super::{Checkpoint, name, remove, step_of};
 use crate::error::{Error, Result};
 use crate::files;
+use crate::files::look;
 
 /// Points the link `name` at a checkpoint of the same folder, in one step.
 pub fn link(folder: &Path, name: &str, checkpoint: &str) -> Result<()> {
     files::link_whole(&folder.join(name), Path::new(checkpoint))
 }
 
-/// The checkpoints of a folder, newest first.
-pub fn list(folder: &Path) -> Vec<PathBuf> {
-    let entries = fs::read_dir(folder).into_iter().flatten().flatten();
+/// The checkpoints of a folder, newest first; none where there is no such folder.
+///
+/// # Errors
+/// The folder cannot be read: what is in it is not known, and it is no empty one.
+pub fn list(folder: &Path) -> Result<Vec<PathBuf>> {
+    let entries = look::entries(folder)?.into_iter();
     let mut steps: Vec<i64> =
         entries.filter_map(|entry| step_of(&entry.file_name().to_string_lossy())).collect();
     steps.sort_by_key(|step| std::cmp::Reverse(*step));
-    steps.into_iter().map(|step| folder.join(name(step))).collect()
+    Ok(steps.into_iter().map(|step| folder.join(name(step))).collect())
+}
+
+/// What a link of a folder of checkpoints leads to; none where there is no such link.
+pub(super) fn linked(folder: &Path, link: &str) -> Result<Option<PathBuf>> {
+    let link = folder.join(link);
+    match fs::read_link(&link) {
+        Ok(target) => Ok(Some(target)),
+        // Something else in its place leads nowhere, and the next link replaces it.
+        Err(e) if look::is_misplaced(&e) || e.kind() == std::io::ErrorKind::InvalidInput => {
+            Ok(None)
+        }
+        Err(e) => Err(Error::io("read", &link, &e)),
+    }
 }
 
 /// Removes all but the newest `keep` checkpoints, those that `last` and `best` point at, and those that are `in_use`.
 pub fn prune(folder: &Path, keep: usize, in_use: &[PathBuf]) -> Result<()> {
-    let linked = |name: &str| fs::read_link(folder.join(name)).ok();
-    let kept = [linked("last"), linked("best")];
-    for path in list(folder).iter().skip(keep.max(1)) {
+    let kept = [linked(folder, "last")?, linked(folder, "best")?];
+    for path in list(folder)?.iter().skip(keep.max(1)) {
         let name = path.file_name().map(PathBuf::from);
         if (name.is_some() && kept.contains(&name)) || in_use.contains(path) {
             continue;
@@ -46,7 +62,7 @@ pub(super) fn discard(path: &Path) -> Result<()> {
 
 /// Removes what a write or a removal that was cut off has left.
 pub fn sweep(folder: &Path) -> Result<()> {
-    for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
+    for entry in look::entries(folder)? {
         let name = entry.file_name().to_string_lossy().into_owned();
         if name.starts_with(".step-") && name.ends_with(".tmp") {
             remove(&entry.path())?;
@@ -59,11 +75,11 @@ pub fn sweep(folder: &Path) -> Result<()> {
 /// name, and `tell` hears of it.
 ///
 /// # Errors
-/// There are checkpoints, and all are damaged: nothing is moved then.
+/// There are checkpoints, and all are damaged; or one could not be read. Nothing is moved then.
 pub fn newest(folder: &Path, mut tell: impl FnMut(&str)) -> Result<Option<Checkpoint>> {
     let mut damaged: Vec<(PathBuf, Error)> = Vec::new();
-    for path in list(folder) {
-        match Checkpoint::open(&path) {
+    for path in list(folder)? {
+        match Checkpoint::checked(&path) {
             Ok(checkpoint) => {
                 for (path, error) in damaged {
                     let aside = set_aside(folder, &path)?;
@@ -74,7 +90,9 @@ pub fn newest(folder: &Path, mut tell: impl FnMut(&str)) -> Result<Option<Checkp
                 }
                 return Ok(Some(checkpoint));
             }
-            Err(error) => damaged.push((path, error)),
+            Err(error @ Error::Checkpoint { .. }) => damaged.push((path, error)),
+            // It may be whole: the machine did not let it be read.
+            Err(error) => return Err(error),
         }
     }
     damaged.into_iter().next().map_or(Ok(None), |(_, error)| Err(error))
@@ -83,8 +101,12 @@ pub fn newest(folder: &Path, mut tell: impl FnMut(&str)) -> Result<Option<Checkp
 /// Gives a damaged checkpoint a name that is not taken for a checkpoint.
 pub fn set_aside(folder: &Path, path: &Path) -> Result<String> {
     let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-    let mut names = (1..).map(|n| folder.join(format!("damaged-{n}-{name}")));
-    let aside = names.find(|p| !p.exists()).unwrap_or_default();
+    let mut number = 1;
+    let named = |n: u32| folder.join(format!("damaged-{n}-{name}"));
+    while look::is_taken(&named(number))? {
+        number += 1;
+    }
+    let aside = named(number);
     fs::rename(path, &aside).map_err(|e| Error::io("rename", path, &e))?;
     Ok(aside.display().to_string())
 }

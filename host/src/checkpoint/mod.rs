@@ -35,13 +35,19 @@ pub use tensors::{Named, Stored, copy, load_into, matched, shorten};
 pub use write::{Content, Saver};
 
 use std::collections::BTreeMap;
-use std::fs;
+use std::fs::{self, File};
+use std::io::{ErrorKind, Read as _};
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
+use crate::data::{Tokenizer, parse_tokenizer};
 use crate::error::{Error, Result};
+use crate::files::look;
 use crate::plugins::hex;
 
 /// The numbers of a checkpoint that are not tensors.
@@ -87,6 +93,10 @@ pub const FORMAT: u32 = 2;
 pub const MODEL: &str = "model.safetensors";
 /// File of the averaged weights.
 pub const EMA: &str = "ema.safetensors";
+/// File of the resolved configuration.
+const CONFIG: &str = "config.toml";
+/// File of the tokenizer.
+const TOKENIZER: &str = "tokenizer.json";
 /// File of the moments and step counts.
 pub const OPTIMIZER: &str = "optimizer.safetensors";
 
@@ -102,26 +112,58 @@ pub fn step_of(name: &str) -> Option<i64> {
 }
 
 fn remove(path: &Path) -> Result<()> {
-    match fs::remove_dir_all(path) {
-        Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(Error::io("remove", path, &e)),
+    let removed = match fs::remove_dir_all(path) {
+        // What should be a folder and is a file.
+        Err(e) if e.kind() == ErrorKind::NotADirectory => fs::remove_file(path),
+        removed => removed,
+    };
+    match removed {
+        Err(e) if e.kind() != ErrorKind::NotFound => Err(Error::io("remove", path, &e)),
         _ => Ok(()),
     }
 }
 
-/// The checkpoint that a path means: a checkpoint, a `checkpoints` folder, or a run folder (its last one).
+/// The file that makes a folder a checkpoint.
+const STATE: &str = "state.json";
+
+/// The checkpoint that a path means: a checkpoint, a `checkpoints` folder, or a run folder (its last one). A link is followed here,
+/// once: the folder that it leads to keeps its name, whatever the link leads to next.
 pub fn resolve(path: &Path) -> Result<PathBuf> {
-    let candidates = [path.to_path_buf(), path.join("last"), path.join("checkpoints/last")];
-    let found = candidates.into_iter().find(|p| p.join("state.json").is_file());
-    found.ok_or_else(|| {
-        let why = if path.exists() { "holds no checkpoint" } else { "does not exist" };
-        Error::config(
-            format!("`{}` {why}", path.display()),
-            "give a run folder, a Hugging Face folder, a `.ckpt` of the original, or what `maskdiff export` wrote",
-        )
-    })
+    for candidate in [path.to_path_buf(), path.join("last"), path.join("checkpoints/last")] {
+        while let Some(folder) = followed(&candidate)? {
+            if look::is_file(&folder.join(STATE))? {
+                return Ok(folder);
+            }
+            // It may have moved on, and what it led to been removed.
+            if followed(&candidate)?.as_ref() == Some(&folder) {
+                break;
+            }
+        }
+    }
+    let why = if look::present(path)? { "holds no checkpoint" } else { "does not exist" };
+    Err(Error::config(
+        format!("`{}` {why}", path.display()),
+        "give a run folder, a Hugging Face folder, a `.ckpt` of the original, or what `maskdiff export` wrote",
+    ))
 }
 
-/// A checkpoint on disk whose files have been checked.
+/// Where a path leads when its last part is a link; none where there is nothing of that name.
+fn followed(path: &Path) -> Result<Option<PathBuf>> {
+    let mut at = path.to_path_buf();
+    // As many links as the system follows.
+    for _ in 0..40 {
+        match fs::read_link(&at) {
+            Ok(target) => at = at.parent().unwrap_or(Path::new("")).join(target),
+            Err(e) if e.kind() == ErrorKind::InvalidInput => return Ok(Some(at)),
+            Err(e) if look::is_absence(&e) => return Ok(None),
+            Err(e) => return Err(Error::io("read", &at, &e)),
+        }
+    }
+    Err(Error::io("read", path, &std::io::Error::from_raw_os_error(libc::ELOOP)))
+}
+
+/// A checkpoint on disk whose files have been checked. They are open: a run that removes it, or that moves a link on, changes nothing
+/// of what is read.
 #[derive(Debug)]
 pub struct Checkpoint {
     /// Its folder.
@@ -130,36 +172,84 @@ pub struct Checkpoint {
     pub state: State,
     /// What another program wrote, in its place.
     pub foreign: Option<foreign::Foreign>,
+    /// The files of [`State::files`], or those of another program.
+    files: BTreeMap<String, Arc<File>>,
 }
+
+/// How often a checkpoint that a run replaces meanwhile is opened again, and after how long.
+const MOVES: u32 = 100;
+const MOVE: Duration = Duration::from_millis(20);
 
 impl Checkpoint {
     /// Opens a checkpoint and checks every file against its checksum.
     pub fn open(path: &Path) -> Result<Self> {
-        if let Some(foreign) = foreign::Foreign::open(path)? {
+        let folder = followed(path)?.filter(|folder| folder != path);
+        let at = match folder {
+            Some(folder) if look::is_folder(&folder)? => folder,
+            // The ending of a file's name says what it is, whatever it is a link to.
+            _ => path.to_path_buf(),
+        };
+        if let Some(foreign) = foreign::Foreign::open(&at)? {
             let state = State {
                 format: FORMAT,
                 step: foreign.step,
                 ema_updates: foreign.ema_updates,
                 ..State::default()
             };
-            return Ok(Self { path: path.to_path_buf(), state, foreign: Some(foreign) });
+            let open = |file: &PathBuf| -> Result<(String, Arc<File>)> {
+                let opened = File::open(file).map_err(|e| Error::io("read", file, &e))?;
+                Ok((file.display().to_string(), Arc::new(opened)))
+            };
+            let files = foreign.files.iter().map(open).collect::<Result<_>>()?;
+            return Ok(Self { path: path.to_path_buf(), state, foreign: Some(foreign), files });
         }
-        let this = Self::open_unchecked(path)?;
+        Self::settled(path, Self::checked)
+    }
+
+    /// Opens a checkpoint that another rank has checked.
+    pub fn open_unchecked(path: &Path) -> Result<Self> {
+        Self::settled(path, Self::of_folder)
+    }
+
+    /// Opens what a path means. While a run trains, its links move and old checkpoints go: what vanished or changed on the way is
+    /// no damage, and the next one is opened.
+    fn settled(path: &Path, open: impl Fn(&Path) -> Result<Self>) -> Result<Self> {
+        let number = |folder: &Path| -> Result<_> {
+            Ok(look::found(folder)?.map(|it| (it.dev(), it.ino())))
+        };
+        let mut moves = 0;
+        loop {
+            let folder = resolve(path)?;
+            let before = number(&folder)?;
+            let opened = open(&folder);
+            if opened.is_ok() || moves == MOVES {
+                return opened;
+            }
+            let same = resolve(path).is_ok_and(|now| now == folder) && number(&folder)? == before;
+            if same {
+                return opened;
+            }
+            moves += 1;
+            std::thread::sleep(MOVE);
+        }
+    }
+
+    /// Opens the checkpoint in this very folder, and checks it.
+    pub(crate) fn checked(folder: &Path) -> Result<Self> {
+        let this = Self::of_folder(folder)?;
         for (name, expected) in &this.state.files {
             let file = this.path.join(name);
-            let bytes = tensors::map(&file).map_err(|e| damaged(&file, &e.to_string()))?;
-            if hex(&Sha256::digest(&bytes[..])) != *expected {
+            if hashed(&this.files[name], &file)? != *expected {
                 return Err(damaged(&file, "its checksum differs, so it was cut off or changed"));
             }
         }
         Ok(this)
     }
 
-    /// Opens a checkpoint that another rank has checked.
-    pub fn open_unchecked(path: &Path) -> Result<Self> {
-        let path = resolve(path)?;
-        let file = path.join("state.json");
-        let text = fs::read(&file).map_err(|e| Error::io("read", &file, &e))?;
+    /// Opens the checkpoint in this very folder.
+    pub(crate) fn of_folder(folder: &Path) -> Result<Self> {
+        let file = folder.join(STATE);
+        let text = fs::read(&file).map_err(|e| unread(&file, &e))?;
         /// The version alone, which must be right before the rest can be read.
         #[derive(Deserialize)]
         struct Version {
@@ -170,12 +260,36 @@ impl Checkpoint {
         if format != FORMAT {
             return Err(damaged(&file, &format!("layout {format}, expected {FORMAT}")));
         }
-        Ok(Self { path, state: serde_json::from_slice(&text).map_err(broken)?, foreign: None })
+        let state: State = serde_json::from_slice(&text).map_err(broken)?;
+        let mut files = BTreeMap::new();
+        for name in state.files.keys() {
+            if name.contains('/') || name.starts_with('.') {
+                return Err(damaged(&file, &format!("it names the file `{name}`")));
+            }
+            let part = folder.join(name);
+            let opened = File::open(&part).map_err(|e| unread(&part, &e))?;
+            files.insert(name.clone(), Arc::new(opened));
+        }
+        Ok(Self { path: folder.to_path_buf(), state, foreign: None, files })
+    }
+
+    /// The text of one of its files, of the very bytes that were checked.
+    fn text(&self, name: &str) -> Result<String> {
+        let file = self.path.join(name);
+        let Some(opened) = self.files.get(name) else {
+            return Err(damaged(&file, "it is not among the files of the checkpoint"));
+        };
+        String::from_utf8(contents(opened, &file)?).map_err(|_| damaged(&file, "it is no text"))
+    }
+
+    /// Its tokenizer; that of another program is named by its configuration.
+    pub fn tokenizer(&self) -> Result<Box<dyn Tokenizer>> {
+        parse_tokenizer(&self.text(TOKENIZER)?, &self.path.join(TOKENIZER))
     }
 
     /// The file of the stored configuration.
     pub fn config(&self) -> PathBuf {
-        self.path.join("config.toml")
+        self.path.join(CONFIG)
     }
 
     /// Whether it keeps an average of the weights beside them.
@@ -208,10 +322,8 @@ impl Checkpoint {
         let mut all = Sha256::new();
         if let Some(foreign) = &self.foreign {
             for file in &foreign.files {
-                let opened = fs::File::open(file).map_err(|e| Error::io("read", file, &e))?;
-                let mut reader = std::io::BufReader::with_capacity(1 << 20, opened);
-                std::io::copy(&mut reader, &mut DigestWriter(&mut all))
-                    .map_err(|e| Error::io("read", file, &e))?;
+                let opened = &self.files[&file.display().to_string()];
+                digest(opened, file, &mut all)?;
             }
         } else {
             for (name, hash) in
@@ -228,9 +340,7 @@ impl Checkpoint {
         if let Some(foreign) = &self.foreign {
             return Ok((foreign.path.display().to_string(), foreign.config.clone()));
         }
-        let file = self.config();
-        let text = fs::read_to_string(&file).map_err(|e| Error::io("read", &file, &e))?;
-        Ok((file.display().to_string(), text))
+        Ok((self.config().display().to_string(), self.text(CONFIG)?))
     }
 
     /// The tensors of one of its files by name; `None` when the checkpoint has no such file.
@@ -242,24 +352,57 @@ impl Checkpoint {
                 _ => Some(foreign.optimizer.clone()).filter(|all| !all.is_empty()),
             });
         }
-        if !self.state.files.contains_key(file) {
-            return Ok(None);
-        }
-        tensors::read(&self.path.join(file)).map(Some)
+        let Some(opened) = self.files.get(file) else { return Ok(None) };
+        tensors::read(opened, &self.path.join(file)).map(Some)
     }
 }
 
-/// Hashes what is written.
-struct DigestWriter<'a>(&'a mut Sha256);
+/// SHA-256 of an open file, hex. It is read, not mapped: a disk that fails is an error then, and no signal that ends the process.
+fn hashed(file: &Arc<File>, path: &Path) -> Result<String> {
+    let mut hash = Sha256::new();
+    digest(file, path, &mut hash)?;
+    Ok(hex(&hash.finalize()))
+}
 
-impl std::io::Write for DigestWriter<'_> {
-    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
-        self.0.update(bytes);
-        Ok(bytes.len())
+fn digest(file: &Arc<File>, path: &Path, into: &mut Sha256) -> Result<()> {
+    let mut reader = At { file, at: 0 };
+    let mut buffer = vec![0; 1 << 20];
+    loop {
+        match reader.read(&mut buffer) {
+            Ok(0) => return Ok(()),
+            Ok(n) => into.update(&buffer[..n]),
+            Err(e) if e.kind() == ErrorKind::Interrupted => {}
+            Err(e) => return Err(unread(path, &e)),
+        }
     }
+}
 
-    fn flush(&mut self) -> std::io::Result<()> {
-        Ok(())
+/// What an open file holds.
+fn contents(file: &Arc<File>, path: &Path) -> Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    At { file, at: 0 }.read_to_end(&mut bytes).map_err(|e| unread(path, &e))?;
+    Ok(bytes)
+}
+
+/// Reads an open file from its start, whoever else reads it.
+struct At<'a> {
+    file: &'a File,
+    at: u64,
+}
+
+impl std::io::Read for At<'_> {
+    fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
+        let n = std::os::unix::fs::FileExt::read_at(self.file, buffer, self.at)?;
+        self.at += n as u64;
+        Ok(n)
+    }
+}
+
+/// A file of a checkpoint that was not read. What is not as a run has left it is damage; a machine that fails is not.
+fn unread(file: &Path, error: &std::io::Error) -> Error {
+    match look::is_misplaced(error) {
+        true => damaged(file, &error.to_string()),
+        false => Error::io("read", file, error).of_the_machine(),
     }
 }
 
@@ -325,14 +468,16 @@ mod tests {
             write::write(folder.path(), &mut content, 2, Vec::new).unwrap();
         }
         let steps: Vec<String> = list(folder.path())
+            .unwrap()
             .iter()
             .map(|p| p.file_name().unwrap().to_string_lossy().into_owned())
             .collect();
         assert_eq!(steps, ["step-00000005", "step-00000004", "step-00000002"]);
         assert_eq!(fs::read_link(folder.path().join("best")).unwrap(), Path::new("step-00000002"));
         // A copy under another name is none of the run's.
-        fs::rename(&list(folder.path())[1], folder.path().join("step-00000004.bak")).unwrap();
-        assert_eq!(list(folder.path()).len(), 2);
+        fs::rename(&list(folder.path()).unwrap()[1], folder.path().join("step-00000004.bak"))
+            .unwrap();
+        assert_eq!(list(folder.path()).unwrap().len(), 2);
     }
 
     /// What training changes while the thread writes is not what is written.
@@ -348,7 +493,7 @@ mod tests {
             let _ = weights.shallow_clone().g_add_scalar_(1.0);
         }
         saver.wait().unwrap();
-        for path in list(folder.path()) {
+        for path in list(folder.path()).unwrap() {
             let read = Checkpoint::open(&path).unwrap();
             assert!(weight(&read).iter().all(|w| *w == read.state.step as f32));
         }
@@ -368,11 +513,72 @@ mod tests {
             "{said:?}"
         );
         assert!(folder.path().join("damaged-1-step-00000002").is_dir());
-        assert_eq!(list(folder.path()).len(), 1);
+        assert_eq!(list(folder.path()).unwrap().len(), 1);
         // The last one is not given up on silently.
-        fs::write(list(folder.path())[0].join(MODEL), b"nothing").unwrap();
+        fs::write(list(folder.path()).unwrap()[0].join(MODEL), b"nothing").unwrap();
         newest(folder.path(), |_| panic!("nothing is set aside")).unwrap_err();
-        assert_eq!(list(folder.path()).len(), 1);
+        assert_eq!(list(folder.path()).unwrap().len(), 1);
+    }
+
+    /// While a run trains, its link moves and old checkpoints go: the step, the hash and the weights are of one all the same.
+    #[test]
+    fn what_is_read_of_a_run_that_trains_is_of_one_checkpoint() {
+        let folder = tempfile::tempdir().unwrap();
+        let run = folder.path().join("run");
+        let place = run.join("checkpoints");
+        write::write(&place, &mut content(1, 1.0), 1, Vec::new).unwrap();
+        let ended = std::sync::atomic::AtomicBool::new(false);
+        let order = std::sync::atomic::Ordering::SeqCst;
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                for step in 2..400 {
+                    write::write(&place, &mut content(step, step as f32), 1, Vec::new).unwrap();
+                }
+                ended.store(true, order);
+            });
+            let mut steps = std::collections::BTreeSet::new();
+            while !ended.load(order) {
+                let read = Checkpoint::open(&run).unwrap();
+                let hash = read.hash().unwrap();
+                std::thread::yield_now();
+                assert_eq!(weight(&read), [read.state.step as f32, 2.0]);
+                assert!(read.path.ends_with(name(read.state.step)), "{}", read.path.display());
+                assert_eq!(read.stored().unwrap().1, "seed = 1");
+                assert_eq!(hash, read.hash().unwrap());
+                steps.insert(read.state.step);
+            }
+            assert!(steps.len() > 3, "{steps:?}");
+        });
+    }
+
+    /// In a folder of ours, what is not as a run has left it is damage; what cannot be read is not known to be.
+    #[test]
+    fn what_cannot_be_read_is_no_damage() {
+        let folder = tempfile::tempdir().unwrap();
+        for step in [1, 2, 3, 4] {
+            write::write(folder.path(), &mut content(step, 1.0), 9, Vec::new).unwrap();
+        }
+        let at = |step: i64| folder.path().join(name(step));
+        // A file where a folder should be, a link that leads to itself, a folder where a file should be.
+        fs::remove_dir_all(at(4)).unwrap();
+        fs::write(at(4), "").unwrap();
+        fs::remove_file(at(3).join(MODEL)).unwrap();
+        std::os::unix::fs::symlink(MODEL, at(3).join(MODEL)).unwrap();
+        fs::remove_file(at(2).join("config.toml")).unwrap();
+        fs::create_dir(at(2).join("config.toml")).unwrap();
+        let mut said = Vec::new();
+        let found = newest(folder.path(), |text| said.push(text.to_string())).unwrap().unwrap();
+        assert_eq!((found.state.step, said.len()), (1, 3), "{said:?}");
+        assert_eq!(list(folder.path()).unwrap().len(), 1);
+        // The folder itself: none of these is an empty one.
+        let file = folder.path().join("file");
+        fs::write(&file, "").unwrap();
+        std::os::unix::fs::symlink("loop", folder.path().join("loop")).unwrap();
+        for name in ["file", "loop"] {
+            let error = newest(&folder.path().join(name), |_| {}).unwrap_err();
+            assert!(error.exit_code() == 5 && error.to_string().contains(name), "{error}");
+        }
+        assert!(newest(&folder.path().join("none"), |_| {}).unwrap().is_none());
     }
 
     #[test]
@@ -383,7 +589,7 @@ mod tests {
             ("w".to_string(), Tensor::zeros([3], (Kind::Float, Device::Cpu))),
             ("v".to_string(), Tensor::zeros([1], (Kind::Float, Device::Cpu))),
         ];
-        let stored = tensors::read(&path.join(MODEL)).unwrap();
+        let stored = Checkpoint::open(&path).unwrap().tensors(MODEL).unwrap().unwrap();
         let said = load_into(&target, stored, &path).unwrap_err().to_string();
         for part in ["`w` is [2], the model has [3]", "`v` is missing", "`s` is not in the model"] {
             assert!(said.contains(part), "{said}");

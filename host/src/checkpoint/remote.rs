@@ -99,9 +99,9 @@ impl Mirror {
     /// Copies a checkpoint, points `last` (and `best`) to it, and removes all but the newest `keep` and the best.
     pub fn upload(&self, checkpoint: &Path, best: bool, keep: usize) -> Result<()> {
         let name = checkpoint.file_name().unwrap_or_default().to_string_lossy().into_owned();
-        let entries = fs::read_dir(checkpoint).map_err(|e| Error::io("read", checkpoint, &e))?;
-        let mut files: Vec<String> =
-            entries.flatten().map(|e| e.file_name().to_string_lossy().into_owned()).collect();
+        let entries = files::look::entries(checkpoint)?;
+        let name_of = |entry: fs::DirEntry| entry.file_name().to_string_lossy().into_owned();
+        let mut files: Vec<String> = entries.into_iter().map(name_of).collect();
         // What makes it whole comes last.
         files.sort_by_key(|file| file == STATE);
         self.runtime.block_on(async {
@@ -230,13 +230,16 @@ impl Mirror {
                 for key in keys {
                     self.get(&key, &temporary.join(key.filename().unwrap_or_default())).await?;
                 }
-                if let Err(error) = Checkpoint::open(&temporary) {
+                if let Err(error) = Checkpoint::checked(&temporary) {
+                    if !matches!(error, Error::Checkpoint { .. }) {
+                        return Err(error);
+                    }
                     tell(&format!("warning: `{}/{name}`: {error}", self.url));
                     remove(&temporary)?;
                     continue;
                 }
                 let target = folder.join(&name);
-                if target.exists() {
+                if files::look::is_taken(&target)? {
                     // It is damaged, or it would have been the newest here.
                     let aside = set_aside(folder, &target)?;
                     tell(&format!(

@@ -6,8 +6,9 @@ use std::path::{Path, PathBuf};
 
 use tch::Tensor;
 
-use super::keep::{discard, link, list};
+use super::keep::{discard, link, linked, list};
 use crate::error::{Error, Result};
+use crate::files::look;
 
 /// Bytes of a tensor's numbers.
 pub fn bytes(tensor: &Tensor) -> u64 {
@@ -27,11 +28,11 @@ pub fn free(folder: &Path) -> Option<u64> {
 
 /// What is to be told of a disk that has less room than `keep` checkpoints of `size` bytes and the one that is being written;
 /// those that are there already count.
-pub fn short(folder: &Path, size: u64, keep: usize) -> Option<String> {
-    let free = free(folder)?;
+pub fn short(folder: &Path, size: u64, keep: usize) -> Result<Option<String>> {
+    let Some(free) = free(folder) else { return Ok(None) };
     let wanted = size * (keep as u64 + 1);
-    let there: u64 = list(folder).iter().map(|path| size_of(path)).sum();
-    (free.saturating_add(there) < wanted).then(|| {
+    let there = list(folder)?.iter().map(|path| size_of(path)).sum::<Result<u64>>()?;
+    Ok((free.saturating_add(there) < wanted).then(|| {
         format!(
             "warning: `{}` has room for {}, and `checkpointing.keep_last={keep}` needs {} for {} checkpoints of {}: when it \
              is full, the oldest makes room for the next",
@@ -41,13 +42,20 @@ pub fn short(folder: &Path, size: u64, keep: usize) -> Option<String> {
             keep + 1,
             in_words(size)
         )
-    })
+    }))
 }
 
 /// Bytes of a checkpoint's files.
-fn size_of(folder: &Path) -> u64 {
-    let entries = fs::read_dir(folder).into_iter().flatten().flatten();
-    entries.filter_map(|entry| Some(entry.metadata().ok()?.len())).sum()
+fn size_of(folder: &Path) -> Result<u64> {
+    // One that is no folder is damage, and small.
+    if !look::is_folder(folder)? {
+        return Ok(0);
+    }
+    let size = |entry: fs::DirEntry| {
+        let path = entry.path();
+        entry.metadata().map(|it| it.len()).map_err(|e| Error::io("look at", &path, &e))
+    };
+    look::entries(folder)?.into_iter().map(size).sum()
 }
 
 fn in_words(bytes: u64) -> String {
@@ -71,10 +79,10 @@ pub(super) fn made_for(
             Err(error) if matches!(error, Error::Io { full: true, .. }) => error,
             ended => return ended,
         };
-        let Some(oldest) = oldest(folder, target, size, &in_use()) else { return Err(error) };
-        let left = list(folder).into_iter().find(|path| *path != oldest && path != target);
+        let Some(oldest) = oldest(folder, target, size, &in_use())? else { return Err(error) };
+        let left = list(folder)?.into_iter().find(|path| *path != oldest && path != target);
         // No link may point at what is gone.
-        if points_at(folder, "last", &oldest)
+        if points_at(folder, "last", &oldest)?
             && let Some(name) = left.as_deref().and_then(Path::file_name)
         {
             link(folder, "last", &name.to_string_lossy())?;
@@ -86,21 +94,26 @@ pub(super) fn made_for(
 }
 
 /// The oldest checkpoint that may go for the sake of another.
-fn oldest(folder: &Path, target: &Path, size: u64, in_use: &[PathBuf]) -> Option<PathBuf> {
-    let others: Vec<PathBuf> = list(folder).into_iter().filter(|path| path != target).collect();
-    let may_go = |path: &&PathBuf| !points_at(folder, "best", path) && !in_use.contains(path);
-    let older = others.iter().skip(1).rev().find(may_go);
-    let newest = || {
-        let newest = others.first().filter(may_go).filter(|_| others.len() > 1)?;
-        let room = free(folder)?.saturating_add(size_of(newest));
-        (room > size + size / 50).then_some(newest)
-    };
-    older.or_else(newest).cloned()
+fn oldest(folder: &Path, target: &Path, size: u64, in_use: &[PathBuf]) -> Result<Option<PathBuf>> {
+    let others: Vec<PathBuf> = list(folder)?.into_iter().filter(|path| path != target).collect();
+    let best = linked(folder, "best")?;
+    let is_best = |path: &Path| best.as_deref().is_some_and(|best| is_named(path, best));
+    let may_go = |path: &&PathBuf| !is_best(path) && !in_use.contains(path);
+    if let Some(older) = others.iter().skip(1).rev().find(may_go) {
+        return Ok(Some(older.clone()));
+    }
+    let newest = others.first().filter(may_go).filter(|_| others.len() > 1);
+    let (Some(newest), Some(free)) = (newest, free(folder)) else { return Ok(None) };
+    let room = free.saturating_add(size_of(newest)?);
+    Ok((room > size + size / 50).then(|| newest.clone()))
 }
 
-fn points_at(folder: &Path, link: &str, checkpoint: &Path) -> bool {
-    fs::read_link(folder.join(link))
-        .is_ok_and(|name| Some(name.as_os_str()) == checkpoint.file_name())
+fn points_at(folder: &Path, link: &str, checkpoint: &Path) -> Result<bool> {
+    Ok(linked(folder, link)?.is_some_and(|target| is_named(checkpoint, &target)))
+}
+
+fn is_named(checkpoint: &Path, target: &Path) -> bool {
+    Some(target.as_os_str()) == checkpoint.file_name()
 }
 
 #[cfg(test)]
@@ -124,7 +137,7 @@ mod tests {
 
     fn names(folder: &Path) -> Vec<i64> {
         let name = |path: &PathBuf| super::super::step_of(&path.file_name()?.to_string_lossy());
-        list(folder).iter().filter_map(name).collect()
+        list(folder).unwrap().iter().filter_map(name).collect()
     }
 
     /// Writes step 99, which fits after `n` other checkpoints are removed.
@@ -138,7 +151,7 @@ mod tests {
             &used,
             |text| told.push(text),
             || {
-                if list(folder).len() > fits { Err(full()) } else { Ok(()) }
+                if list(folder)?.len() > fits { Err(full()) } else { Ok(()) }
             },
         );
         (ended, told)
@@ -180,8 +193,8 @@ mod tests {
     fn a_disk_that_is_short_is_told_of() {
         let folder = tempfile::tempdir().unwrap();
         assert!(free(folder.path()).unwrap() > 0);
-        assert_eq!(short(folder.path(), 1, 2), None);
-        let said = short(folder.path(), 1 << 50, 2).unwrap();
+        assert_eq!(short(folder.path(), 1, 2).unwrap(), None);
+        let said = short(folder.path(), 1 << 50, 2).unwrap().unwrap();
         assert!(said.contains("needs") && said.contains("for 3 checkpoints"), "{said}");
     }
 }

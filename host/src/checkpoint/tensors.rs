@@ -231,8 +231,8 @@ pub(super) enum Unread {
 }
 
 /// The tensors of a safetensors file by name. Its header is checked against its length now, its numbers are read later.
-pub fn read(path: &Path) -> Result<BTreeMap<String, Stored>> {
-    let contents = open(path, |_| true).map_err(|why| match why {
+pub(super) fn read(file: &Arc<File>, path: &Path) -> Result<BTreeMap<String, Stored>> {
+    let contents = of_file(file, path, |_| true).map_err(|why| match why {
         Unread::System(error) => error,
         Unread::Damaged(why) => damaged(path, &why),
         Unread::Kind { name, kind } => damaged(path, &format!("`{name}` is {kind}")),
@@ -245,11 +245,18 @@ pub(super) fn open(
     path: &Path,
     wanted: impl Fn(&str) -> bool,
 ) -> std::result::Result<Contents, Unread> {
-    let bytes = map(path).map_err(Unread::System)?;
+    let file = File::open(path).map_err(|e| Unread::System(Error::io("read", path, &e)))?;
+    of_file(&Arc::new(file), path, wanted)
+}
+
+fn of_file(
+    file: &Arc<File>,
+    path: &Path,
+    wanted: impl Fn(&str) -> bool,
+) -> std::result::Result<Contents, Unread> {
+    let bytes = map_file(file, path).map_err(Unread::System)?;
     let wrong = |e: SafeTensorError| Unread::Damaged(in_words(&e, bytes.len()));
     let (header, table) = SafeTensors::read_metadata(&bytes).map_err(wrong)?;
-    let file = File::open(path).map_err(|e| Unread::System(Error::io("read", path, &e)))?;
-    let file = Arc::new(file);
     let words = table.metadata().clone().unwrap_or_default();
     let mut contents = Contents { words, ..Contents::default() };
     for (name, info) in table.tensors() {
@@ -261,7 +268,7 @@ pub(super) fn open(
         };
         let shape = info.shape.iter().map(|n| *n as i64).collect();
         let at = (8 + header + info.data_offsets.0) as u64;
-        let place = Place::File(Arc::clone(&file), at);
+        let place = Place::File(Arc::clone(file), at);
         contents.tensors.insert(name, Stored { shape, kind, place });
     }
     Ok(contents)
@@ -282,11 +289,15 @@ fn in_words(error: &SafeTensorError, bytes: usize) -> String {
 }
 
 /// A file as memory, without reading it before it is used.
-#[expect(unsafe_code, reason = "maps a file")]
 pub(super) fn map(path: &Path) -> Result<Mmap> {
-    let file = std::fs::File::open(path).map_err(|e| Error::io("read", path, &e))?;
+    let file = File::open(path).map_err(|e| Error::io("read", path, &e))?;
+    map_file(&file, path)
+}
+
+#[expect(unsafe_code, reason = "maps a file")]
+fn map_file(file: &File, path: &Path) -> Result<Mmap> {
     // SAFETY: a finished file of ours, which is replaced whole and never changed in place.
-    unsafe { Mmap::map(&file) }.map_err(|e| Error::io("read", path, &e))
+    unsafe { Mmap::map(file) }.map_err(|e| Error::io("read", path, &e))
 }
 
 /// Where a model is used with fewer positions than it was trained with: of each table with a row for every position, the

@@ -253,7 +253,7 @@ fn put(folder: &Path, target: &Path, content: &mut Content) -> Result<()> {
 /// Renames a folder, in one step also where there is one of that name already, which is removed then.
 #[expect(unsafe_code, reason = "a call of the system")]
 fn put_in_place(temporary: &Path, target: &Path) -> Result<()> {
-    if target.exists() {
+    if crate::files::look::is_taken(target)? {
         let name = |path: &Path| std::ffi::CString::new(path.as_os_str().as_encoded_bytes());
         if let (Ok(from), Ok(to)) = (name(temporary), name(target)) {
             let (here, swap) = (libc::AT_FDCWD, libc::RENAME_EXCHANGE);

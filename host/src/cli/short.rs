@@ -1,11 +1,10 @@
 //! Flags that are short for the commonest words `KEY=VALUE`.
 
-use std::path::Path;
-
 use clap::{Args, ValueHint};
 
 use crate::config;
 use crate::error::{Error, Result};
+use crate::files::look;
 
 /// Of `train`.
 #[derive(Debug, Default, Args)]
@@ -100,8 +99,10 @@ pub(super) struct Trained {
 impl Trained {
     /// The words, the checkpoint as one of them.
     pub(super) fn into_overrides(self) -> Result<Vec<String>> {
-        let (bare, mut overrides): (Vec<String>, Vec<String>) =
-            self.overrides.into_iter().partition(|word| is_bare(word));
+        let (mut bare, mut overrides) = (Vec::new(), Vec::new());
+        for word in self.overrides {
+            if is_bare(&word)? { bare.push(word) } else { overrides.push(word) }
+        }
         let word = |word: &String| word.strip_prefix("eval.checkpoint_path=").map(String::from);
         let worded: Vec<String> = overrides.iter().filter_map(word).collect();
         let named: Vec<&String> = self.checkpoint.iter().chain(&bare).chain(&worded).collect();
@@ -109,7 +110,9 @@ impl Trained {
             let message = format!("`{one}` and `{other}` are named, and one checkpoint is used");
             return Err(Error::config(message, "leave one of both out; settings are KEY=VALUE"));
         }
-        if let Some(word) = bare.first().filter(|word| !may_be_checkpoint(word)) {
+        if let Some(word) = bare.first()
+            && !may_be_checkpoint(word)?
+        {
             return Err(Error::config(
                 format!(
                     "`{word}` is no KEY=VALUE, and no checkpoint or run folder of that name is here"
@@ -124,16 +127,16 @@ impl Trained {
 }
 
 /// Whether a word is no setting: it has no `=`, or is the path of something that is there, as in `runs/lr=1e-3`.
-fn is_bare(word: &str) -> bool {
+fn is_bare(word: &str) -> Result<bool> {
     match word.split_once('=') {
-        None => true,
-        Some((key, _)) => key.contains('/') && Path::new(word).exists(),
+        None => Ok(true),
+        Some((key, _)) => Ok(key.contains('/') && look::names_something(word)?),
     }
 }
 
 /// Whether there is something of that name, or may be on the hub.
-fn may_be_checkpoint(word: &str) -> bool {
-    word.contains('/') || word.ends_with(".ckpt") || Path::new(word).exists()
+fn may_be_checkpoint(word: &str) -> Result<bool> {
+    Ok(word.contains('/') || word.ends_with(".ckpt") || look::names_something(word)?)
 }
 
 #[cfg(test)]

@@ -6,8 +6,8 @@ use std::sync::Arc;
 use super::{Common, TOKENIZER, fetched, foreign, of_checkpoint};
 use crate::checkpoint::{self, Checkpoint};
 use crate::config::{Config, Request, groups, load, load_upon};
-use crate::data::{Tokenizer, load_tokenizer};
-use crate::error::Result;
+use crate::data::Tokenizer;
+use crate::error::{Error, Result};
 
 /// The checkpoint that a run starts from.
 pub(super) struct Start {
@@ -47,7 +47,7 @@ pub(super) fn configuration(common: &Common) -> Result<(Config, Option<Start>)> 
     }
     let request =
         |overrides| Request { overrides, file: common.file.clone(), ..Request::default() };
-    if let Some(own) = own_checkpoint(&config) {
+    if let Some(own) = own_checkpoint(&config)? {
         let (file, text) = own.stored()?;
         let words = words(common, &text);
         let config = load_upon(&request(words), &(file, of_model(&text, common)))?;
@@ -67,7 +67,7 @@ pub(super) fn configuration(common: &Common) -> Result<(Config, Option<Start>)> 
     };
     let tokenizer = match (&checkpoint.foreign, is_by_hand(&config, TOKENIZER, common)) {
         (None, true) => None,
-        (None, false) => Some(load_tokenizer(&checkpoint.path.join("tokenizer.json"))?.into()),
+        (None, false) => Some(checkpoint.tokenizer()?.into()),
         (Some(theirs), true) => Some(foreign::tokenizer(theirs, &config, common)?),
         (Some(theirs), false) => {
             let made = load(&of_checkpoint(&checkpoint, Vec::new(), None)?)?;
@@ -86,14 +86,19 @@ fn is_by_hand(config: &Config, key: &str, common: &Common) -> bool {
         || Some(source) == file
 }
 
-/// The run's own newest checkpoint, if the run resumes.
-fn own_checkpoint(config: &Config) -> Option<Checkpoint> {
+/// The run's own newest checkpoint, if the run resumes: of those that are not damaged, as far as that shows at once.
+fn own_checkpoint(config: &Config) -> Result<Option<Checkpoint>> {
     let places = &config.checkpointing;
     let run = config.run.dir.as_ref().map(|run| Path::new(run).join("checkpoints"));
-    let folder = places.save_dir.as_ref().map(PathBuf::from).or(run)?;
-    let newest =
-        checkpoint::list(&folder).into_iter().next().filter(|_| places.resume_from_ckpt)?;
-    Checkpoint::open_unchecked(&newest).ok()
+    let folder = places.save_dir.as_ref().map(PathBuf::from).or(run);
+    let Some(folder) = folder.filter(|_| places.resume_from_ckpt) else { return Ok(None) };
+    for path in checkpoint::list(&folder)? {
+        match Checkpoint::of_folder(&path) {
+            Err(Error::Checkpoint { .. }) => {}
+            opened => return opened.map(Some),
+        }
+    }
+    Ok(None)
 }
 
 /// Keys of `data` that name the text. They are not inherited when the command names another text.

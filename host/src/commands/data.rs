@@ -9,6 +9,7 @@ use crate::config::{Config, shelf_names};
 use crate::data::corpora::{LazyHub, Part, Role, Spec};
 use crate::data::{self, Cache, Header, Observer, prepare};
 use crate::error::{Error, Result};
+use crate::files::look;
 use crate::report::{Report, counted};
 use crate::stop::Stop;
 
@@ -168,8 +169,7 @@ fn tell(report: &Report, cache: &Cache) {
 
 /// The blocks that words name: files, or those of a configuration, which must be there.
 fn named(mut common: Common, words: Vec<String>) -> Result<(Report, Vec<Cache>)> {
-    let (overrides, mut files): (Vec<String>, Vec<String>) =
-        words.into_iter().partition(|word| word.contains('=') && !Path::new(word).exists());
+    let (overrides, mut files) = look::settings_and_files(words)?;
     let mut report = Report::new(common.format, common.quiet);
     if files.is_empty() {
         common.overrides = overrides;
@@ -199,7 +199,7 @@ fn files_of(config: &Config, report: &mut Report, stop: &Stop) -> Result<Vec<Pat
     let roles = roles.chain(valid.iter().map(|part| (part, Role::Valid)));
     let path = |(part, role)| {
         let path = prepare::path(part, config, role, tokenizer.as_ref())?;
-        if path.exists() {
+        if look::present(&path)? {
             return Ok(path);
         }
         let Part { corpus, split, .. } = part;

@@ -10,6 +10,7 @@ use crate::assemble;
 use crate::checkpoint::foreign::write::Export;
 use crate::checkpoint::{self, EMA, MODEL, Named};
 use crate::error::{Error, Result};
+use crate::files::lock::Fresh;
 use crate::report::Report;
 
 /// What a checkpoint is written as.
@@ -25,10 +26,8 @@ pub enum As {
 
 /// Writes a checkpoint for another program.
 pub fn run(common: &Common, format: As, output: &Path) -> Result<()> {
-    if output.exists() {
-        let message = format!("`{}` is there already", output.display());
-        return Err(Error::config(message, "give another place, or remove it"));
-    }
+    // Held until it is written: of two that export to one place, the second is refused.
+    let _fresh = Fresh::claim(output)?;
     let (checkpoint, mut config, tokenizer) = common.trained()?;
     let registry = assemble::registry(&common.plugins, &config)?;
     let choices = assemble::choices(&mut config, &registry, false)?;

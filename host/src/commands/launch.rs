@@ -10,11 +10,12 @@ use super::{Common, train};
 use crate::cli::Preview;
 use crate::config::expand_home;
 use crate::error::{Error, Result};
+use crate::files::look;
 use crate::launch::script::{Body, Script, TASK, array_numbers, quoted};
 use crate::launch::settings::{self, Layer, Said, Settings};
 use crate::launch::{self, package, slurm};
 use crate::report::Report;
-use crate::run_dir::{self, RunDir};
+use crate::run_dir::{self, Claim, RunDir};
 use crate::secrets::Vault;
 use crate::{assemble, output, plugins};
 
@@ -128,10 +129,12 @@ impl Packaged {
         if !named.is_empty() {
             return absolute(Path::new(&expand_home(named)?)).map(Some);
         }
-        let numbered = |n: u32| job.join(format!("package-{n}"));
-        let mut names = std::iter::once(job.join("package")).chain((2..).map(numbered));
-        let free = names.find(|folder| !folder.exists());
-        absolute(&free.unwrap_or_else(|| job.join("package"))).map(Some)
+        let (mut folder, mut number) = (job.join("package"), 1);
+        while look::is_taken(&folder)? {
+            number += 1;
+            folder = job.join(format!("package-{number}"));
+        }
+        absolute(&folder).map(Some)
     }
 
     /// Makes it in `folder`, where it is asked for.
@@ -174,14 +177,19 @@ struct Plan {
     config: Option<PathBuf>,
     /// Where the package goes.
     package: Option<PathBuf>,
+    /// The folders that this launch alone writes into until it is done; none where nothing is written.
+    claims: Vec<Claim>,
 }
+
+/// Of an array whose run folders are named, so many are claimed one by one: each needs an open file.
+const CLAIMED: usize = 400;
 
 /// Submits a command as a job of Slurm.
 pub fn slurm(common: &Common, job: &Job, mut ways: Ways) -> Result<()> {
     let mut said = settings_only(&ways.settings)?;
     said.extend(settings::from_words(&mut ways.words));
     let settings = job.said(said)?.settings(&Said::default())?;
-    let plan = Plan::new(common, &ways, settings.tasks(), false)?;
+    let mut plan = Plan::new(common, &ways, settings.tasks(), false)?;
     if plan.trains {
         settings.check_time()?;
     }
@@ -196,7 +204,7 @@ pub fn slurm(common: &Common, job: &Job, mut ways: Ways) -> Result<()> {
     slurm::check()?;
     let runs = plan.runs.iter().map(|(_, run)| run.as_path());
     launch::check_idle(runs.chain([plan.folder.as_path()]))?;
-    let new = !plan.folder.exists();
+    let new = plan.claims.iter().any(|claim| claim.is_new() && claim.path() == plan.folder);
     plan.package.as_deref().map_or(Ok(()), package::check_free)?;
     let made = plan.pack(&ways, &report).and_then(|()| vault.write());
     let submitted = made.and_then(|()| launch::submit(&plan.folder, &text, slurm::submit));
@@ -208,9 +216,10 @@ pub fn slurm(common: &Common, job: &Job, mut ways: Ways) -> Result<()> {
     }
     let (script, job) = submitted?;
     if let Some(job) = &job {
-        // Of an array: a run's own folder knows its task.
+        // Before others may look: of an array: a run's own folder knows its task.
         plan.runs.iter().for_each(|(n, run)| launch::remember(run, &format!("{job}_{n}"), &script));
     }
+    plan.claims.drain(..).for_each(Claim::hand_over);
     let line = json!({"job": job, "folder": plan.folder, "script": script});
     let job = job.unwrap_or("of unknown number".into());
     let words = format!(
@@ -229,7 +238,7 @@ pub fn local(common: &Common, nproc: Option<u16>, mut ways: Ways) -> Result<()> 
     if let (Some(n), Some(place)) = (nproc, ways.words.iter().position(|word| word == "train")) {
         ways.words.insert(place + 1, format!("--nproc={n}"));
     }
-    let plan = Plan::new(common, &ways, nproc.unwrap_or(1).into(), true)?;
+    let mut plan = Plan::new(common, &ways, nproc.unwrap_or(1).into(), true)?;
     let mut vault = Vault::new(&plan.folder);
     let text = plan.script(&ways, Settings::default(), &mut vault)?.local(&plan.numbers);
     let report = Report::new(common.format, common.quiet);
@@ -242,6 +251,7 @@ pub fn local(common: &Common, nproc: Option<u16>, mut ways: Ways) -> Result<()> 
     vault.write()?;
     let script = launch::write(&plan.folder, &text)?;
     report.note(&format!("{} runs here", script.display()));
+    plan.claims.drain(..).for_each(Claim::hand_over);
     // Becomes the script, which so hears every signal itself.
     let error = Command::new("bash").arg(&script).exec();
     Err(Error::io("start", &script, &error))
@@ -294,11 +304,21 @@ impl Plan {
             // What it needs beside its words may come from a checkpoint: only the plugins are looked at.
             let config = preview.common.config()?;
             let registry = assemble::registry(&preview.common.plugins, &config)?;
-            let folder = absolute(Path::new(&own))?;
+            let (folder, claim) = own_folder(Path::new(&own), ways)?;
             let package = ways.package.folder(&folder)?;
             let config = preview.common.file;
-            let runs = Vec::new();
-            return Ok(Self { folder, words, trains, registry, numbers, runs, config, package });
+            let (runs, claims) = (Vec::new(), claim.into_iter().collect());
+            return Ok(Self {
+                folder,
+                words,
+                trains,
+                registry,
+                numbers,
+                runs,
+                config,
+                package,
+                claims,
+            });
         }
         let mut config = preview.common.config()?;
         train::check_words(&config)?;
@@ -308,20 +328,23 @@ impl Plan {
         let choices = assemble::choices(&mut config, &registry, logs)?;
         assemble::check_options(&config, &registry, &choices, logs)?;
         let named = words.iter().find_map(|word| word.strip_prefix("run.dir=")).map(String::from);
-        let (folder, run) = match (&first, named) {
+        let (folder, run, claim) = match (&first, named) {
             (None, _) => {
-                let dir = config.run.dir.as_ref().map(PathBuf::from);
-                let run = absolute(&dir.unwrap_or_else(|| run_dir::proposed(&config)))?;
-                (run.clone(), run.display().to_string())
+                let (run, claim) = match &config.run.dir {
+                    Some(dir) => (absolute(Path::new(dir))?, None),
+                    None => own_folder(&run_dir::proposed(&config), ways)?,
+                };
+                (run.clone(), run.display().to_string(), claim)
             }
             (Some(_), None) => {
-                let folder = absolute(Path::new(&own))?;
+                let (folder, claim) = own_folder(Path::new(&own), ways)?;
                 let run = folder.join(TASK).display().to_string();
-                (folder, run)
+                (folder, run, claim)
             }
             (Some(_), Some(run)) if run.contains(TASK) => {
-                let run = expand_home(&run)?;
-                (absolute(Path::new(&own))?, absolute(Path::new(&run))?.display().to_string())
+                let run = absolute(Path::new(&expand_home(&run)?))?.display().to_string();
+                let (folder, claim) = own_folder(Path::new(&own), ways)?;
+                (folder, run, claim)
             }
             (Some(_), Some(run)) => {
                 return Err(Error::config(
@@ -332,6 +355,10 @@ impl Plan {
         };
         let of = |n: &u64| (*n, PathBuf::from(run.replace(TASK, &n.to_string())));
         let runs: Vec<(u64, PathBuf)> = numbers.iter().map(of).collect();
+        let mut claims: Vec<Claim> = claim.into_iter().collect();
+        if !ways.dry_run {
+            claims.extend(claimed(&run, &runs, &claims)?);
+        }
         if !config.checkpointing.resume_from_ckpt {
             let alone = first.is_none().then(|| Path::new(&run));
             let mut all = runs.iter().map(|(_, run)| run.as_path()).chain(alone);
@@ -344,7 +371,7 @@ impl Plan {
         words.extend([format!("run.dir={run}"), "checkpointing.resume_from_ckpt=true".into()]);
         let package = ways.package.folder(&folder)?;
         let config = preview.common.file;
-        Ok(Self { folder, words, trains, registry, numbers, runs, config, package })
+        Ok(Self { folder, words, trains, registry, numbers, runs, config, package, claims })
     }
 
     fn pack(&self, ways: &Ways, report: &Report) -> Result<()> {
@@ -368,6 +395,38 @@ impl Plan {
             body: Body::Command { words, trains: self.trains },
         })
     }
+}
+
+/// A folder that no other launch has: made now, or only named where nothing is written.
+fn own_folder(base: &Path, ways: &Ways) -> Result<(PathBuf, Option<Claim>)> {
+    let base = absolute(base)?;
+    if ways.dry_run {
+        return Ok((base, None));
+    }
+    let claim = Claim::fresh_to_launch(&base)?;
+    Ok((claim.path().to_path_buf(), Some(claim)))
+}
+
+/// Claims the run folders that the user has named, and of an array the folder that all of them lie in: two launches that name the
+/// same would go on from each other's checkpoints. `run` is the name of one, or of all with their number left open; what lies in a folder
+/// of `held` is claimed already.
+fn claimed(run: &str, runs: &[(u64, PathBuf)], held: &[Claim]) -> Result<Vec<Claim>> {
+    if held.iter().any(|claim| Path::new(run).starts_with(claim.path())) {
+        return Ok(Vec::new());
+    }
+    if runs.is_empty() {
+        return Ok(vec![Claim::to_launch(Path::new(run))?]);
+    }
+    let open = |part: &std::path::Component<'_>| part.as_os_str().to_string_lossy().contains(TASK);
+    let all: PathBuf = Path::new(run).components().take_while(|part| !open(part)).collect();
+    let mut folders = vec![all.as_path()];
+    if runs.len() <= CLAIMED {
+        folders.extend(runs.iter().map(|(_, run)| run.as_path()));
+    }
+    // Two tasks may have one folder, as where a number is named twice.
+    folders.sort_unstable();
+    folders.dedup();
+    folders.into_iter().map(Claim::to_launch).collect()
 }
 
 /// The command line of this process, as a shell takes it.

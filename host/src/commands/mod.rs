@@ -22,8 +22,9 @@ use std::sync::Arc;
 
 use crate::checkpoint::Checkpoint;
 use crate::config::{Config, Request, begun, load};
-use crate::data::{Tokenizer, load_tokenizer};
+use crate::data::Tokenizer;
 use crate::error::{Error, Result};
+use crate::files::look;
 use crate::hub::{Hub, Kind};
 use crate::logging::LogFile;
 use crate::report::Format;
@@ -104,7 +105,7 @@ impl Common {
         let config = load(&request)?;
         let Some(foreign) = &checkpoint.foreign else {
             tell_of_paths(&checkpoint, &config)?;
-            let tokenizer = load_tokenizer(&checkpoint.path.join("tokenizer.json"))?;
+            let tokenizer = checkpoint.tokenizer()?;
             if config.layers.source(TOKENIZER) == "command line" {
                 tracing::warn!("`{TOKENIZER}` is ignored: a checkpoint has its own tokenizer");
             }
@@ -163,7 +164,8 @@ fn fetched(named: &str, bare: bool) -> Result<PathBuf> {
         None => bare && !named.contains('/'),
     };
     // A name beside a folder of its owner's name is a path that was meant.
-    if path.exists() || !of_hub || owner.is_some_and(|owner| Path::new(owner).is_dir()) {
+    let owner_is_here = owner.map_or(Ok(false), |owner| look::is_folder(Path::new(owner)))?;
+    if look::is_taken(&path)? || !of_hub || owner_is_here {
         return Ok(path);
     }
     let hub = Hub::from_environment()?;

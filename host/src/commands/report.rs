@@ -140,7 +140,7 @@ fn owned((name, value): (&String, &Value)) -> (String, Value) {
 fn published(results: &[Value]) -> Result<Vec<Value>> {
     let mut tables = Vec::new();
     for name in shelf_names("published") {
-        let (file, text) = shelf_file("published", &name).unwrap_or_default();
+        let (file, text) = shelf_file("published", &name)?.unwrap_or_default();
         let read: File = toml::from_str(&text).map_err(|e| {
             let hint = "see the shipped files of configs/published/";
             Error::config(format!("`{file}`: {}", e.message()), hint)

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use serde_json::{Value, json};
 
 use crate::error::{Error, Result};
+use crate::files::look;
 use crate::report::Report;
 use crate::run_dir;
 use crate::runs::{self, Run};
@@ -14,7 +15,8 @@ const HERE: &str = "outputs";
 
 fn opened(folders: &[PathBuf]) -> Result<Vec<Run>> {
     let default = [PathBuf::from(HERE)];
-    let folders = if folders.is_empty() && default[0].is_dir() { &default[..] } else { folders };
+    let usual = folders.is_empty() && look::is_folder(&default[0])?;
+    let folders = if usual { &default[..] } else { folders };
     let found = folders.iter().map(|folder| runs::find(folder));
     let found = found.collect::<Result<Vec<_>>>()?.concat();
     found.iter().map(|path| Run::open(path)).collect()
@@ -185,7 +187,11 @@ pub fn remove(report: &Report, folders: &[PathBuf], sure: bool) -> Result<()> {
 /// The run in exactly this folder, by its own name, which holds what a run folder holds and is at rest.
 fn whole(folder: &Path) -> Result<Run> {
     let mut run = one(folder)?;
-    if !["config.toml", "manifest.json"].iter().all(|name| folder.join(name).is_file()) {
+    let mut whole = true;
+    for name in ["config.toml", "manifest.json"] {
+        whole &= look::is_file(&folder.join(name))?;
+    }
+    if !whole {
         let message =
             format!("`{}` lacks the `config.toml` and `manifest.json` of a run", folder.display());
         return Err(Error::data(message, "remove it by hand, if it is one"));
@@ -197,7 +203,7 @@ fn whole(folder: &Path) -> Result<Run> {
 
 /// The run in exactly this folder.
 fn one(folder: &Path) -> Result<Run> {
-    if !runs::is_run(folder) {
+    if !runs::is_run(folder)? {
         return Err(no_run(folder));
     }
     Run::open(folder)

@@ -14,6 +14,7 @@ use crate::data::{Observer, Tokenizer};
 use crate::distributed::World;
 use crate::error::{Error, Result};
 use crate::evaluate::generated::Generated;
+use crate::files::look;
 use crate::ledger::{self, Ledger};
 use crate::model::{Model, Progress};
 use crate::prompt::{Ask, Given};
@@ -39,7 +40,8 @@ impl Shown {
     fn check(&self) -> Result<()> {
         for path in self.trace.iter().chain(&self.html) {
             let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
-            if path.is_dir() || folder.is_some_and(|folder| !folder.is_dir()) {
+            let lacks_folder = !folder.map_or(Ok(true), look::is_folder)?;
+            if lacks_folder || look::is_folder(path)? {
                 return Err(Error::config(
                     format!("`{}` cannot be written", path.display()),
                     "name a file in a folder that is there",

@@ -13,6 +13,7 @@ use crate::error::{Error, Result};
 use crate::evaluate::generated::{Generated, Plan, score};
 use crate::evaluate::judge::Judge;
 use crate::evaluate::protocol::Protocol;
+use crate::files::look;
 use crate::ledger::{self, Ledger};
 use crate::report::Report;
 use crate::stop::Stop;
@@ -20,8 +21,7 @@ use crate::{accelerator, assemble};
 
 /// Scores the generated texts of the files among the words; the others are KEY=VALUE.
 pub fn run(mut common: Common, words: Vec<String>) -> Result<()> {
-    let (overrides, files): (Vec<String>, Vec<String>) =
-        words.into_iter().partition(|word| word.contains('=') && !Path::new(word).exists());
+    let (overrides, files) = look::settings_and_files(words)?;
     common.overrides = overrides;
     let config = common.config()?;
     if files.is_empty() {

@@ -11,11 +11,13 @@ use super::{Common, train};
 use crate::cli::Preview;
 use crate::data::{self, Observer};
 use crate::error::{Error, Result};
+use crate::files::lock::Lock;
 use crate::launch::script::{Body, Script, quoted_path};
 use crate::launch::settings::{self, Said};
 use crate::launch::{self, package, slurm};
 use crate::plugins::Registry;
 use crate::report::{Report, counted};
+use crate::run_dir::Claim;
 use crate::secrets::Vault;
 use crate::stop::Stop;
 use crate::sweep::axes::{Plan, SEED};
@@ -101,7 +103,16 @@ pub fn new(common: &Common, new: &New) -> Result<()> {
     let plan = Plan::new(text.transpose()?.as_deref(), &words, new.random, new.draw_seed)?;
     let now = jiff::ZonedDateTime::now();
     let own = format!("outputs/sweeps/{}/{}", now.strftime("%Y.%m.%d"), now.strftime("%H%M%S"));
-    let folder = absolute(new.dir.as_deref().unwrap_or(Path::new(&own)))?;
+    // Of two that begin at one moment, each has a folder of its own.
+    let (own, writes) = (absolute(Path::new(&own))?, !new.dry_run);
+    let (folder, mut claim) = match &new.dir {
+        Some(named) => (absolute(named)?, None),
+        None if writes => {
+            let claim = Claim::fresh(&own)?;
+            (claim.path().to_path_buf(), Some(claim))
+        }
+        None => (own, None),
+    };
     let mut sweep = Sweep::new(&folder, plan, &globals(common))?;
     sweep.job = new.run.job.said(launcher)?;
     let report = Report::new(common.format, common.quiet);
@@ -135,8 +146,11 @@ pub fn new(common: &Common, new: &New) -> Result<()> {
         slurm::check()?;
     }
     package.as_deref().map_or(Ok(()), package::check_free)?;
+    // Before hours of making data, too.
+    sweep.check_free()?;
     prepare(&sweep, &apart, common)?;
-    let held = sweep.create()?;
+    let claim = claim.take().map_or_else(|| Claim::named(&folder), Ok)?;
+    let held = sweep.create(claim)?;
     report.note(&format!("{} in {}", counted(sweep.points.len(), "point"), folder.display()));
     let ready = Ready { settings, package, registry, held };
     let ran = run(common, &sweep, &new.run, ready, &all);
@@ -150,9 +164,12 @@ pub fn new(common: &Common, new: &New) -> Result<()> {
 /// Runs the points that are left.
 pub fn resume(common: &Common, folder: &Path, words: &[String], run_as: &Running) -> Result<()> {
     let sweep = Sweep::open(folder)?;
+    // What is left is asked under the lock: who ran it may have ended just now.
+    let held = Some(sweep.hold()?);
+    launch::check_idle([sweep.folder.as_path()])?;
     let package = run_as.package.folder(&sweep.folder)?;
     let report = Report::new(common.format, common.quiet);
-    let left = sweep.left();
+    let left = sweep.left()?;
     if left.is_empty() {
         report.note(&format!(
             "all {} points are done; `maskdiff sweep collect {}` makes the table",
@@ -168,7 +185,6 @@ pub fn resume(common: &Common, folder: &Path, words: &[String], run_as: &Running
     let settings = run_as.job.said(settings_only(words)?)?.settings(&sweep.job)?;
     let tasks = tasks(run_as, &settings)?;
     let (registry, _) = check(&sweep, &left, tasks, PATIENCE, &report)?;
-    let held = sweep.hold()?;
     run(common, &sweep, run_as, Ready { settings, package, registry, held }, &left)
 }
 
@@ -179,7 +195,7 @@ struct Ready {
     package: Option<PathBuf>,
     registry: Registry,
     /// Nobody else is at work in the folder.
-    held: std::fs::File,
+    held: Option<Lock>,
 }
 
 /// Processes of a point.
@@ -201,7 +217,6 @@ fn run(
 ) -> Result<()> {
     let Ready { settings, package, registry, held } = ready;
     let mut report = Report::new(common.format, common.quiet);
-    launch::check_idle([sweep.folder.as_path()])?;
     // Where the points have a file of `--config`, it is the sweep's.
     let file = Preview::of(&sweep.command(points[0]))?.common.file;
     run_as.package.make(package.as_deref(), &registry, file.as_deref(), &report)?;
@@ -216,16 +231,17 @@ fn run(
         );
     }
     let numbered = |n: u32| format!("todo-{n}.txt");
-    let mut names = std::iter::once("todo.txt".to_string()).chain((2..).map(numbered));
-    let list = names.find(|name| !sweep.folder.join(name).exists()).unwrap_or("todo.txt".into());
-    let (script, vault) = script(sweep, run_as, settings, points, &list, package.clone())?;
+    let names = std::iter::once("todo.txt".to_string()).chain((2..).map(numbered));
+    let names = names.map(|name| sweep.folder.join(name));
+    let numbers: String = points.iter().map(|point| name(*point) + "\n").collect();
+    let list = files::write_first(names, numbers, files::SHARED)?;
+    let shown = list.file_name().unwrap_or_default().to_string_lossy().into_owned();
+    let (script, vault) = script(sweep, run_as, settings, points, &shown, package.clone())?;
     let text = script.slurm();
     vault.write()?;
-    let numbers: String = points.iter().map(|point| name(*point) + "\n").collect();
-    files::write_whole(&sweep.folder.join(&list), numbers)?;
     let submitted = launch::submit(&sweep.folder, &text, slurm::submit);
     if submitted.is_err() {
-        let _ = std::fs::remove_file(sweep.folder.join(&list));
+        let _ = std::fs::remove_file(&list);
         package.iter().for_each(|folder| drop(std::fs::remove_dir_all(folder)));
     }
     let (script, job) = submitted?;
@@ -376,7 +392,8 @@ fn prepare(sweep: &Sweep, apart: &[usize], common: &Common) -> Result<()> {
 pub fn status(common: &Common, folder: &Path) -> Result<()> {
     let sweep = Sweep::open(folder)?;
     let report = Report::new(common.format, common.quiet);
-    let states: Vec<State> = (0..sweep.points.len()).map(|point| sweep.state(point)).collect();
+    let states = (0..sweep.points.len()).map(|point| sweep.state(point));
+    let states = states.collect::<Result<Vec<State>>>()?;
     let count = |wanted: fn(&State) -> bool| states.iter().filter(|state| wanted(state)).count();
     let done = count(|s| *s == State::Done);
     let failed = count(|s| matches!(s, State::Failed(_)));
@@ -427,7 +444,7 @@ pub fn collect(common: &Common, folder: &Path, table: &Table) -> Result<()> {
     let sweep = Sweep::open(folder)?;
     let report = Report::new(common.format, common.quiet);
     let metrics: Vec<String> = match &table.metric[..] {
-        [] => collect::usual(&sweep),
+        [] => collect::usual(&sweep)?,
         named => named.to_vec(),
     };
     let found = collect::collect(&sweep, &metrics, table.best, table.larger)?;

@@ -10,10 +10,11 @@ use std::time::Duration;
 use super::{Common, begin};
 use crate::checkpoint::{self, Checkpoint, Mirror, Saver};
 use crate::config::Config;
-use crate::data::{self, Observer, Tokenizer, load_tokenizer};
+use crate::data::{self, Observer, Tokenizer};
 use crate::distributed::World;
 use crate::error::{Error, Result};
 use crate::evaluate::Measure;
+use crate::files::look;
 use crate::launch::ranks;
 use crate::launch::script::quoted_path;
 use crate::learner::Learner;
@@ -23,7 +24,7 @@ use crate::run_dir::{self, Claim, RunDir};
 use crate::stop::Stop;
 use crate::track::Trackers;
 use crate::train::{self, Progress, Trainer};
-use crate::{accelerator, alert, assemble, plugins, precision, secrets, track};
+use crate::{accelerator, alert, assemble, plugins, precision, runs, secrets, track};
 
 /// Trains, or goes on with a run; as one rank of several when the environment says so. Everything that can be wrong is
 /// found before the run folder is made.
@@ -66,19 +67,20 @@ pub fn run(common: &Common, profile: bool, panel: bool) -> Result<()> {
     let mut report = Report::new(common.format, common.quiet || !world.is_main());
     let folder = checkpoints(&config, &path);
     // Held to the end: two runs with one place for checkpoints would remove each other's.
-    let elsewhere = config.checkpointing.save_dir.is_some() && world.is_main();
-    let _checkpoints = elsewhere.then(|| Claim::named(&folder)).transpose()?;
+    let checkpoints = world.is_main().then(|| Claim::checkpoints(&folder, &path)).transpose()?;
+    let _checkpoints = checkpoints.flatten();
     let mirror = config.checkpointing.mirror.as_deref().filter(|_| world.is_main());
     let mirror = mirror.map(Mirror::open).transpose()?;
+    let mut newest = None;
     let resumed = if config.checkpointing.resume_from_ckpt {
         if let Some(mirror) = &mirror {
-            let whole = |path: PathBuf| Checkpoint::open(&path).ok();
-            let have = checkpoint::list(&folder).into_iter().find_map(whole);
-            mirror.fetch(&folder, have.map(|c| c.state.step), |text| report.note(text))?;
+            let have = newest_whole(&folder)?;
+            mirror.fetch(&folder, have, |text| report.note(text))?;
         }
-        let newest = train::newest(&folder, &world, |text| report.note(text))?;
+        let own = train::newest(&folder, &world, |text| report.note(text))?;
+        newest = own.as_ref().map(|own| own.state.step);
         let other = config.checkpointing.resume_ckpt_path.as_deref().map(Path::new);
-        match (newest, other) {
+        match (own, other) {
             (None, Some(path)) => Some(Checkpoint::open(path)?),
             (None, None) if nowhere(&config) => {
                 report.note(
@@ -86,14 +88,21 @@ pub fn run(common: &Common, profile: bool, panel: bool) -> Result<()> {
                 );
                 None
             }
-            (newest, _) => newest,
+            (own, _) => own,
         }
     } else {
         None
     };
     if let Some(checkpoint) = &resumed {
+        if complete(checkpoint, &config, (&path, &folder), &world, &report)? {
+            return Ok(());
+        }
         config.keep_warmup(&checkpoint.stored()?.1);
     }
+    // A run that is trained meanwhile may have written another one since the first rank looked.
+    let first = resumed.as_ref().or(start.as_ref().map(|start| &start.checkpoint));
+    let first = first.filter(|_| world.size() > 1).map(Checkpoint::hash).transpose()?;
+    world.agree("checkpoint", &first.into_iter().collect::<Vec<String>>())?;
     if let Some(said) = long_warmup(&config) {
         report.note(&said);
     }
@@ -163,6 +172,7 @@ pub fn run(common: &Common, profile: bool, panel: bool) -> Result<()> {
     if let Some(claim) = claim {
         // A run that was ended before its first checkpoint begins again.
         let step = resumed.as_ref().map_or(0, |c| c.state.step);
+        check_untouched(&config, &path, &trainer.checkpoints, newest)?;
         trainer.run = RunDir::create(claim, &config, &used, &trainer.corpus, step)?;
         let (trackers, notes) = Trackers::open(&config, &path, &used, step, &trainer.stop, panel)?;
         trainer.trackers = Rc::new(RefCell::new(trackers));
@@ -206,6 +216,48 @@ pub fn run(common: &Common, profile: bool, panel: bool) -> Result<()> {
     Ok(())
 }
 
+/// Whether a run is given again that was complete: all its steps are done, and its last evaluation is in its metrics. It says so, and
+/// shows that evaluation again; nothing is added to what the run has left.
+fn complete(
+    own: &Checkpoint,
+    config: &Config,
+    (run, folder): (&Path, &Path),
+    world: &World,
+    report: &Report,
+) -> Result<bool> {
+    let step = own.state.step;
+    // One of another place is where this run begins.
+    if step < config.trainer.max_steps || own.path.parent() != Some(folder) {
+        return Ok(false);
+    }
+    let last = world.share("complete", || {
+        let lines = runs::lines(&run.join("metrics.jsonl"))?.into_iter().rev();
+        let mut lines = lines.filter(|line| line["step"] == step && is_evaluation(line));
+        Ok(lines.next().map_or(String::new(), |line| line.to_string()))
+    })?;
+    let Ok(line) = serde_json::from_str::<serde_json::Value>(&last) else { return Ok(false) };
+    let (asked, place) = (config.trainer.max_steps, run.display());
+    if world.is_main() {
+        let shown = line.as_object().into_iter().flatten();
+        let shown = shown.filter(|(name, value)| *name != "step" && value.is_number());
+        let shown: Vec<String> = shown.map(|(name, value)| format!("{name} {value}")).collect();
+        report.result(&line, &format!("step {step}: {}", shown.join(", ")));
+        report.note(&format!(
+            "the run is complete and nothing is left to train: {step} steps are done, and `trainer.max_steps` is {asked}; its results \
+             are in `{place}/metrics.jsonl`, its checkpoints in `{}`; a larger `trainer.max_steps` goes on",
+            folder.display()
+        ));
+    }
+    // A launcher ends all ranks when the first has left.
+    world.sum(&mut [0.0])?;
+    Ok(true)
+}
+
+/// Whether a line of metrics is that of an evaluation.
+fn is_evaluation(line: &serde_json::Value) -> bool {
+    line.as_object().is_some_and(|line| line.keys().any(|key| key.starts_with("val/")))
+}
+
 /// `--nproc N`: this command as `world` ranks on this machine; gives the exit code.
 pub fn launch(common: &Common, world: usize, words: &[OsString]) -> Result<i32> {
     // What one process can tell is told once.
@@ -242,7 +294,7 @@ fn go_on(trainer: &mut Trainer<'_>, checkpoint: &Checkpoint) -> Result<()> {
     if let Some(step) = state.best_step.filter(|_| trainer.world.is_main()) {
         // A kill may have come between a checkpoint and its link.
         let name = checkpoint::name(step);
-        if trainer.checkpoints.join(&name).is_dir() {
+        if look::is_folder(&trainer.checkpoints.join(&name))? {
             checkpoint::keep::link(&trainer.checkpoints, "best", &name)?;
         }
     }
@@ -254,7 +306,8 @@ fn go_on(trainer: &mut Trainer<'_>, checkpoint: &Checkpoint) -> Result<()> {
         trainer.report.note(&format!("{words} of `{}`", checkpoint.path.display()));
         return Ok(());
     }
-    let mut changed = run_dir::changes(&checkpoint.config(), trainer.config)?;
+    let (_, stored) = checkpoint.stored()?;
+    let mut changed = run_dir::changes(&checkpoint.config(), &stored, trainer.config);
     let measure = ["checkpointing.monitor: ", "checkpointing.mode: ", "eval.bound: "];
     let otherwise = changed.iter().any(|line| measure.iter().any(|key| line.starts_with(key)));
     if elsewhere || otherwise {
@@ -329,6 +382,17 @@ fn nowhere(config: &Config) -> bool {
     config.run.dir.is_none() && places.save_dir.is_none() && places.mirror.is_none()
 }
 
+/// The step of the newest checkpoint that is whole. Damaged ones are passed over; one that cannot be read is an error.
+fn newest_whole(folder: &Path) -> Result<Option<i64>> {
+    for path in checkpoint::list(folder)? {
+        match Checkpoint::checked(&path) {
+            Err(Error::Checkpoint { .. }) => {}
+            opened => return opened.map(|whole| Some(whole.state.step)),
+        }
+    }
+    Ok(None)
+}
+
 fn hash_line(plugin: &UsedPlugin) -> String {
     format!("{} {}", plugin.name, plugin.sha256)
 }
@@ -336,13 +400,38 @@ fn hash_line(plugin: &UsedPlugin) -> String {
 /// Refuses a place that holds checkpoints already: they are another run's.
 fn check_empty(folder: &Path, mirror: Option<&Mirror>) -> Result<()> {
     let place = match mirror {
-        _ if !checkpoint::list(folder).is_empty() => folder.display().to_string(),
+        _ if !checkpoint::list(folder)?.is_empty() => folder.display().to_string(),
         Some(mirror) if !mirror.is_empty()? => mirror.url().to_string(),
         _ => return Ok(()),
     };
     Err(Error::config(
         format!("`{place}` already holds checkpoints of a run"),
         "go on with it by `checkpointing.resume_from_ckpt=true`, or name another place",
+    ))
+}
+
+/// A last look before the first line is written: making the data may have taken hours, and where the file system has no locks, or the
+/// folder was replaced, another run may have come and gone. `newest` is the step that the run goes on after.
+fn check_untouched(
+    config: &Config,
+    run: &Path,
+    checkpoints: &Path,
+    newest: Option<i64>,
+) -> Result<()> {
+    if !config.checkpointing.resume_from_ckpt {
+        RunDir::check_fresh(run)?;
+    }
+    let now = checkpoint::list(checkpoints)?.into_iter().next();
+    let now = now
+        .as_deref()
+        .and_then(Path::file_name)
+        .and_then(|name| checkpoint::step_of(&name.to_string_lossy()));
+    if now == newest {
+        return Ok(());
+    }
+    Err(Error::config(
+        format!("another run has written checkpoints into `{}` meanwhile", checkpoints.display()),
+        "start this one again: with `checkpointing.resume_from_ckpt=true` it goes on from them; or name another folder",
     ))
 }
 
@@ -375,5 +464,5 @@ fn introduction(trainer: &Trainer<'_>) -> String {
 fn tokenizer_of(checkpoint: Option<&Checkpoint>) -> Result<Option<Arc<dyn Tokenizer>>> {
     // Another program's is named by the configuration.
     let own = checkpoint.filter(|checkpoint| checkpoint.foreign.is_none());
-    own.map(|c| Ok(load_tokenizer(&c.path.join("tokenizer.json"))?.into())).transpose()
+    own.map(|c| Ok(c.tokenizer()?.into())).transpose()
 }

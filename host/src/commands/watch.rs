@@ -18,6 +18,7 @@ use super::sample::{Session, Shown};
 use crate::cargo::{self, Telling};
 use crate::cli::show;
 use crate::error::{Error, Result};
+use crate::files::look;
 use crate::output;
 use crate::prompt::Ask;
 use crate::report::Format;
@@ -64,7 +65,9 @@ fn watch(common: &Common, folder: &Path, copies: &Path, stop: &Stop) -> Result<(
         let built = match cargo::build(folder, false, Telling::Problems) {
             Ok(file) => file,
             // Without a crate there is nothing to wait for.
-            Err(error) if builds == 0 && !folder.join("Cargo.toml").is_file() => return Err(error),
+            Err(error) if builds == 0 && !look::is_file(&folder.join("Cargo.toml"))? => {
+                return Err(error);
+            }
             Err(error) => {
                 show(error);
                 continue;
@@ -93,12 +96,14 @@ fn last_change(folder: &Path) -> Result<Option<(SystemTime, usize)>> {
         if name.starts_with('.') {
             return;
         }
-        if path.is_dir() {
-            for entry in fs::read_dir(path).into_iter().flatten().flatten() {
+        // An editor replaces files: what is gone for a moment is there at the next look.
+        let Some(found) = look::optional_found(path) else { return };
+        if found.is_dir() {
+            for entry in look::optional_entries(path) {
                 visit(&entry.path(), newest);
             }
         } else if path.extension().is_some_and(|e| e == "rs" || e == "toml")
-            && let Ok(changed) = fs::metadata(path).and_then(|meta| meta.modified())
+            && let Ok(changed) = found.modified()
         {
             let (time, files) = newest.unwrap_or((SystemTime::UNIX_EPOCH, 0));
             *newest = Some((time.max(changed), files + 1));

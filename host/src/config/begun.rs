@@ -7,6 +7,8 @@ use std::path::{Component, Path, PathBuf};
 
 use figment::value::{Dict, Value as Figured};
 
+use crate::files::look;
+
 /// The key of `run` in a stored configuration.
 pub const KEY: &str = "run.begun_in";
 
@@ -44,7 +46,10 @@ pub fn here() -> Option<PathBuf> {
 
 /// Whether a layer is the stored configuration of a run or a checkpoint.
 pub fn is_stored(layer: &str) -> bool {
-    let beside = |name: &str| Path::new(layer).with_file_name(name).is_file();
+    let beside = |name: &str| {
+        let file = Path::new(layer).with_file_name(name);
+        look::optional_found(&file).is_some_and(|it| it.is_file())
+    };
     layer.ends_with("config.toml") && (beside("manifest.json") || beside("state.json"))
 }
 
@@ -53,7 +58,8 @@ pub fn place(file: &Path, text: &str) -> Option<PathBuf> {
     let values: toml::Table = text.parse().ok()?;
     let run = |key: &str| values.get("run")?.get(key)?.as_str().map(PathBuf::from);
     let said = run("begun_in");
-    if said.as_ref().is_some_and(|folder| folder.is_dir()) {
+    let is_folder = |path: &PathBuf| look::optional_found(path).is_some_and(|it| it.is_dir());
+    if said.as_ref().is_some_and(is_folder) {
         return said;
     }
     // Of a run that was moved together with its folder, or that is from before this was written down.
@@ -121,7 +127,10 @@ pub fn from(key: &str, value: &str, base: &Path) -> String {
         path.display().to_string()
     };
     let relative = |path: &str| !path.is_empty() && !path.starts_with(['/', '~']);
-    let there = |path: &str| relative(path) && base.join(path).exists();
+    let there = |path: &str| {
+        // A value that is no path may have any length.
+        relative(path) && path.len() < 4096 && look::optional_found(&base.join(path)).is_some()
+    };
     if PATHS.contains(&key) {
         let none = key == "eval.results" && ["none", "None", "null"].contains(&value);
         return if relative(value) && !none { joined(value) } else { value.to_string() };

@@ -7,6 +7,7 @@ use std::sync::{Mutex, PoisonError};
 use include_dir::{Dir, include_dir};
 
 use crate::error::{Error, Result};
+use crate::files::look;
 use crate::launch::package;
 use crate::plugins::nearest;
 
@@ -14,21 +15,26 @@ static EMBEDDED: Dir<'_> = include_dir!("$CARGO_MANIFEST_DIR/../configs");
 
 /// `configs/<name>.toml`, from the job's package, the current folder, or else as built in. One that stands in the current folder
 /// instead of a built-in one is told of, and its name begins with `./`.
-pub(super) fn config_file(name: &str) -> Option<(String, String)> {
+pub(super) fn config_file(name: &str) -> Result<Option<(String, String)>> {
     let path = format!("configs/{name}.toml");
     let packed = package::current().map(|package| package.join(&path));
-    if let Some(text) = packed.and_then(|file| std::fs::read_to_string(file).ok()) {
-        return Some((path, text));
+    if let Some(text) = packed.map_or(Ok(None), |file| text_of(&file))? {
+        return Ok(Some((path, text)));
     }
     let own = EMBEDDED.get_file(format!("{name}.toml")).and_then(|file| file.contents_utf8());
-    match (std::fs::read_to_string(&path), own) {
-        (Ok(text), Some(own)) if text != own => {
+    Ok(match (text_of(Path::new(&path))?, own) {
+        (Some(text), Some(own)) if text != own => {
             told(name, &path);
             Some((format!("./{path}"), text))
         }
-        (Ok(text), _) => Some((path, text)),
-        (Err(_), own) => Some((path, own?.to_string())),
-    }
+        (Some(text), _) => Some((path, text)),
+        (None, own) => own.map(|own| (path, own.to_string())),
+    })
+}
+
+/// A name that no file can have is that of none: it may be a word that was never meant as one.
+fn text_of(file: &Path) -> Result<Option<String>> {
+    if look::names_something(&file.to_string_lossy())? { look::text(file) } else { Ok(None) }
 }
 
 /// Says once that a file stands for a built-in one.
@@ -51,14 +57,17 @@ fn is_first_rank() -> bool {
 
 /// A file of a group.
 pub(super) fn named_file(group: &str, name: &str) -> Result<(String, String)> {
-    config_file(&format!("{group}/{name}")).ok_or_else(|| {
+    let data = group == "data";
+    let is_path = data && look::names_something(name)?;
+    let is_corpus = data && config_file(&format!("corpus/{name}"))?.is_some();
+    config_file(&format!("{group}/{name}"))?.ok_or_else(|| {
         let known = names(group);
         let known: Vec<&str> = known.iter().map(String::as_str).collect();
         let hint = match nearest(name, &known) {
-            _ if group == "data" && Path::new(name).exists() => {
+            _ if is_path => {
                 format!("your own text: `data=text data.path={name}`")
             }
-            _ if group == "data" && config_file(&format!("corpus/{name}")).is_some() => {
+            _ if is_corpus => {
                 format!("a corpus is chosen by `data.train={name}`")
             }
             Some(near) => format!("did you mean `{group}={near}`?"),
@@ -73,7 +82,7 @@ pub(super) fn named_file(group: &str, name: &str) -> Result<(String, String)> {
 }
 
 /// The name and the text of a file of `configs/SHELF/`: one that is looked up by name and is no layer of the configuration.
-pub fn shelf_file(shelf: &str, name: &str) -> Option<(String, String)> {
+pub fn shelf_file(shelf: &str, name: &str) -> Result<Option<(String, String)>> {
     config_file(&format!("{shelf}/{name}"))
 }
 
@@ -94,8 +103,8 @@ pub(super) fn names(group: &str) -> Vec<String> {
     let stem = |path: &Path| path.file_stem().map(|s| s.to_string_lossy().into_owned());
     let embedded = EMBEDDED.get_dir(group).into_iter().flat_map(Dir::files);
     let mut names: Vec<String> = embedded.filter_map(|file| stem(file.path())).collect();
-    let here = std::fs::read_dir(format!("configs/{group}")).into_iter().flatten().flatten();
-    let here = here.map(|entry| entry.path());
+    let here = look::optional_entries(Path::new(&format!("configs/{group}")));
+    let here = here.into_iter().map(|entry| entry.path());
     let toml = here.filter(|path| path.extension().is_some_and(|ending| ending == "toml"));
     names.extend(toml.filter_map(|path| stem(&path)));
     names.sort();

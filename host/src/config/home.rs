@@ -1,9 +1,9 @@
 //! `~` and `~user` at the start of a path are a home folder: no shell sees it behind `run.dir=`.
 
-use std::path::Path;
 use std::process::Command;
 
 use crate::error::{Error, Result};
+use crate::files::look;
 
 /// The path with the home folder in it, where it begins with one.
 pub fn expand(path: &str) -> Result<String> {
@@ -17,7 +17,7 @@ fn expand_by(path: &str, home_of: impl Fn(&str) -> Option<String>) -> Result<Str
         Some(home) if home.len() > 1 => Ok(format!("{}{rest}", home.trim_end_matches('/'))),
         Some(home) => Ok(if rest.is_empty() { home } else { rest.to_string() }),
         // As a shell does.
-        None if Path::new(path).exists() => Ok(path.to_string()),
+        None if look::names_something(path)? => Ok(path.to_string()),
         None => {
             let whose = if user.is_empty() {
                 "you have no home folder: HOME is not set".to_string()

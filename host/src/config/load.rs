@@ -17,6 +17,7 @@ use super::shape::{Field, Of, Shape};
 use super::words::{self, CHOSEN, Words};
 use super::{COMMAND_LINE, Config, ENVIRONMENT, begun, check, derived, hints, home};
 use crate::error::{Error, Result};
+use crate::files::look;
 use crate::launch::package;
 use crate::secrets;
 
@@ -192,12 +193,15 @@ fn resolve(request: &Request, basis: Option<&(String, String)>) -> Result<Config
     let mut builder = Builder::default();
     let defaults = Figured::serialize(groups::defaults()).ok().and_then(Figured::into_dict);
     builder.add_words(DEFAULT, defaults.unwrap_or_default())?;
-    let (base_name, base) = config_file("config").ok_or_else(|| no_file("config"))?;
+    let (base_name, base) = config_file("config")?.ok_or_else(|| no_file("config"))?;
     let experiment = chosen_by_hand("experiment")
         .map(|(name, _)| named_file("experiment", &name))
         .transpose()?;
     let packed = package::current().map(|package| package.join(package::CONFIG));
-    let packed = packed.filter(|file| request.file.is_some() && file.is_file());
+    let packed = match packed.filter(|_| request.file.is_some()) {
+        Some(file) if look::is_file(&file)? => Some(file),
+        _ => None,
+    };
     let own = packed.as_deref().or(request.file.as_deref()).map(read).transpose()?;
     // Which group files: the base says, a later layer says otherwise.
     let files: Vec<&(String, String)> = experiment.iter().chain(&own).collect();
@@ -229,7 +233,9 @@ fn resolve(request: &Request, basis: Option<&(String, String)>) -> Result<Config
         }
         match named_file(group, name) {
             // A schedule that needs no file, as a plugin has it.
-            Err(_) if group == "noise" => builder.add_words(said_by, noise(name))?,
+            Err(Error::Config { .. }) if group == "noise" => {
+                builder.add_words(said_by, noise(name))?
+            }
             found => {
                 let (file, text) = found?;
                 builder.add_text(&file, &text, Some(group))?;
@@ -248,8 +254,10 @@ fn resolve(request: &Request, basis: Option<&(String, String)>) -> Result<Config
         (None, Some(upon)) => (method_in(upon).or(usual), by_word.or(said)),
         (None, None) => (by_word.or(said).or(usual), None),
     };
-    let brought = |method: Option<String>| config_file(&format!("{METHOD}/{}", method?));
-    if let Some((file, text)) = brought(first) {
+    let brought = |method: Option<String>| {
+        method.map_or(Ok(None), |method| config_file(&format!("{METHOD}/{method}")))
+    };
+    if let Some((file, text)) = brought(first)? {
         builder.add_text(&file, &text, None)?;
     }
     if let Some((file, text)) = &stored {
@@ -259,7 +267,7 @@ fn resolve(request: &Request, basis: Option<&(String, String)>) -> Result<Config
         let without: Vec<&str> = anew.iter().map(String::as_str).collect();
         builder.add_stored(file, text, &without)?;
     }
-    if let Some((file, text)) = brought(later) {
+    if let Some((file, text)) = brought(later)? {
         builder.add_text(&file, &text, None)?;
     }
     for (file, text) in files {

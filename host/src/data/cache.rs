@@ -23,6 +23,7 @@ use sha2::{Digest as _, Sha256};
 
 use super::pack::{Packed, Packing};
 use crate::error::{Error, Result};
+use crate::files::look;
 
 const MAGIC: &[u8; 8] = b"MASKDIFF";
 const VERSION: u32 = 1;
@@ -248,6 +249,17 @@ impl Cache {
     }
 }
 
+/// Removes what a process that was killed has left of the blocks `path`. Only who holds their lock may: others may be at work.
+pub(super) fn remove_parts(path: &Path) {
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    let prefix = format!(".{name}-");
+    for entry in look::optional_entries(path.parent().unwrap_or(Path::new("."))) {
+        if entry.file_name().to_string_lossy().starts_with(&prefix) {
+            let _ = std::fs::remove_file(entry.path());
+        }
+    }
+}
+
 /// Writes a file of blocks.
 #[derive(Debug)]
 pub struct Writer {
@@ -262,19 +274,12 @@ pub struct Writer {
 }
 
 impl Writer {
-    /// Begins the file `path`; `header` is what is known by now. One process at a time.
+    /// Begins the file `path`; `header` is what is known by now.
     pub fn create(path: &Path, header: &Header) -> Result<Self> {
         let folder = path.parent().unwrap_or(Path::new("."));
         std::fs::create_dir_all(folder).map_err(|e| Error::io("create", folder, &e))?;
         let name = path.file_name().unwrap_or_default().to_string_lossy();
-        let prefix = format!(".{name}-");
-        // What a process that was killed left of the same blocks; who makes them holds their lock.
-        for entry in std::fs::read_dir(folder).into_iter().flatten().flatten() {
-            if entry.file_name().to_string_lossy().starts_with(&prefix) {
-                let _ = std::fs::remove_file(entry.path());
-            }
-        }
-        let partial = tempfile::Builder::new().prefix(&prefix).tempfile_in(folder);
+        let partial = tempfile::Builder::new().prefix(&format!(".{name}-")).tempfile_in(folder);
         let partial = partial.map_err(|e| Error::io("write into", folder, &e))?;
         let json = serde_json::to_vec(header).map_or(0, |json| json.len());
         let front = (FRONT + json + ROOM).next_multiple_of(PAGE);

@@ -17,6 +17,7 @@ use super::read::{Format, Slice, check_text8};
 pub use super::spec::Spec;
 use crate::config::{Config, begun};
 use crate::error::{Error, Result};
+use crate::files::look;
 use crate::hub::{Hub, Kind, Tick, matches};
 
 /// What a part of a corpus is for.
@@ -314,7 +315,7 @@ impl Part {
             Files::Address(url) => {
                 let name = url.rsplit('/').next().unwrap_or("download");
                 let path = cache.join("downloads").join(format!("{}-{name}", short_hash(url)));
-                if !path.is_file() {
+                if !look::is_file(&path)? {
                     hub.get()?.fetch_address(url, &path, tick, check_text8)?;
                 }
                 Ok(vec![path])

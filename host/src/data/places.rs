@@ -4,6 +4,8 @@ use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
 use crate::error::{Error, Result};
+use crate::files::lock::{self, Lock};
+use crate::files::look;
 use crate::hub::{Entry, Snapshot};
 
 /// Files of a corpus.
@@ -96,7 +98,7 @@ impl Fetched {
 struct Apart {
     folder: tempfile::TempDir,
     /// Held as long as the folder is used, on whichever machine.
-    _lock: std::fs::File,
+    _lock: Lock,
 }
 
 impl Apart {
@@ -105,12 +107,12 @@ impl Apart {
     fn new(cache: &Path) -> Result<Self> {
         std::fs::create_dir_all(cache).map_err(|e| Error::io("create", cache, &e))?;
         // What processes left that were killed.
-        for entry in std::fs::read_dir(cache).into_iter().flatten().flatten() {
+        for entry in look::optional_entries(cache) {
             let path = entry.path();
             if !entry.file_name().to_string_lossy().starts_with(Self::PREFIX) {
                 continue;
             }
-            if std::fs::File::open(path.join("lock")).is_ok_and(|lock| lock.try_lock().is_ok()) {
+            if lock::is_given_back(&path.join("lock")) {
                 let _ = std::fs::remove_dir_all(&path);
             }
         }
@@ -119,8 +121,9 @@ impl Apart {
             tempfile::Builder::new().prefix(Self::PREFIX).tempdir_in(cache).map_err(said)?;
         // Locked before it has its name: nobody sees it free.
         let fresh = tempfile::NamedTempFile::new_in(folder.path()).map_err(said)?;
-        fresh.as_file().lock().map_err(said)?;
-        let lock = fresh.persist(folder.path().join("lock")).map_err(|e| said(e.error))?;
+        let (file, name) = fresh.into_parts();
+        let lock = lock::of_new(file, &name, "cache of blocks").map_err(said)?;
+        name.persist(folder.path().join("lock")).map_err(|e| said(e.error))?;
         Ok(Self { folder, _lock: lock })
     }
 }

@@ -8,7 +8,7 @@ use sha2::{Digest as _, Sha256};
 
 use super::Observer;
 use super::build::{self, Recipe};
-use super::cache::{Cache, Header, Writer, hex};
+use super::cache::{self, Cache, Header, Writer, hex};
 use super::corpora::{LazyHub, Part, Role, short_hash};
 use super::pack::{Packed, Packer, Packing};
 use super::read::{Losses, OnInvalid, Reader};
@@ -16,6 +16,8 @@ use super::tokenizer::{self, Characters, Tokenizer};
 use crate::config::Config;
 use crate::error::{Error, Result};
 use crate::files;
+use crate::files::lock::{self, Lock};
+use crate::files::look;
 use crate::report::counted;
 
 /// Where blocks are kept.
@@ -109,7 +111,7 @@ pub fn named_tokenizer(
 ) -> Result<Arc<dyn Tokenizer>> {
     match name {
         "text8" => Ok(tokenizer::text8().into()),
-        _ if Path::new(name).exists() => Ok(tokenizer::load(Path::new(name))?.into()),
+        _ if look::names_something(name)? => Ok(tokenizer::load(Path::new(name))?.into()),
         _ if name.contains(".json")
             || name.contains(".txt")
             || name.starts_with(['/', '.', '~']) =>
@@ -141,7 +143,11 @@ fn characters(
         .chain([config.data.on_invalid.clone()])
         .collect();
     let path = folder.join(format!("char-{}.json", short_hash(&identity.join("\n"))));
-    if path.is_file() {
+    if look::is_file(&path)? {
+        return Ok(tokenizer::load(&path)?.into());
+    }
+    let _lock = held(&path, observer)?;
+    if look::is_file(&path)? {
         return Ok(tokenizer::load(&path)?.into());
     }
     let mut all = BTreeSet::new();
@@ -272,22 +278,31 @@ pub fn blocks(
     let header = header(part, config, packing, tokenizer);
     let folder = cache_dir(config)?;
     let path = path_of(part, &header, &folder);
-    if path.exists() {
+    if look::present(&path)? {
         return Cache::open(&path).map(Arc::new);
     }
-    std::fs::create_dir_all(&folder).map_err(|e| Error::io("create", &folder, &e))?;
-    let _lock = files::lock(&path.with_extension("lock"), |first| {
-        if first {
-            observer.note(&format!("waiting for another process that makes `{}`", path.display()));
+    let lock = held(&path, observer)?;
+    if !look::present(&path)? {
+        if lock.protects() {
+            cache::remove_parts(&path);
         }
-        observer.check()
-    })?;
-    if !path.exists() {
         let files =
             part.fetch(hub, &folder, &|what, done, all| observer.tick("fetch", done, all, what))?;
         make(part, config, tokenizer, header, &files, &path, observer)?;
     }
     Cache::open(&path).map(Arc::new)
+}
+
+/// The right to make a file of the cache. Who waits for it looks again whether it is there.
+fn held(path: &Path, observer: &Observer<'_>) -> Result<Lock> {
+    let folder = path.parent().unwrap_or(Path::new("."));
+    std::fs::create_dir_all(folder).map_err(|e| Error::io("create", folder, &e))?;
+    lock::lock(&path.with_extension("lock"), "cache of blocks", |first| {
+        if first {
+            observer.note(&format!("waiting for another process that makes `{}`", path.display()));
+        }
+        observer.check()
+    })
 }
 
 fn make(

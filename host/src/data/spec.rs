@@ -68,7 +68,7 @@ fn validation() -> String {
 impl Spec {
     /// The corpus of a name.
     pub fn named(name: &str) -> Result<Self> {
-        let Some((file, text)) = shelf_file("corpus", name) else {
+        let Some((file, text)) = shelf_file("corpus", name)? else {
             let known = shelf_names("corpus");
             let own = ["stories", "text", "jsonl", "parquet", "hf"].map(String::from);
             let all: Vec<&str> = known.iter().chain(&own).map(String::as_str).collect();

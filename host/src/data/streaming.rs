@@ -105,7 +105,7 @@ impl Streamer {
     /// Opens a stream; nothing is read yet.
     pub fn new(plan: Plan) -> Self {
         // Several processes may add the same lines, and a line may be cut off.
-        let known = std::fs::read_to_string(&plan.journal).unwrap_or_default();
+        let known = crate::files::look::optional(&plan.journal).unwrap_or_default();
         let known = known.lines().filter_map(|line| serde_json::from_str::<Start>(line).ok());
         let mut starts: Vec<Start> = known.chain([Start::default()]).collect();
         starts.sort_by_key(|start| (start.block, start.file));

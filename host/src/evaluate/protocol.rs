@@ -57,7 +57,7 @@ impl Protocol {
     /// The protocol that `eval.gen_ppl.protocol` names.
     pub fn new(config: &Config) -> Result<Self> {
         let name = &config.eval.gen_ppl.protocol;
-        let Some((file, text)) = shelf_file("protocol", name) else {
+        let Some((file, text)) = shelf_file("protocol", name)? else {
             let known = shelf_names("protocol");
             let names: Vec<&str> = known.iter().map(String::as_str).collect();
             let hint = match nearest(name, &names) {

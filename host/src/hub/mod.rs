@@ -17,7 +17,7 @@ use client::{Client, Fault};
 use store::Store;
 
 use crate::error::{Error, Result};
-use crate::files::{self, SHARED};
+use crate::files::{self, SHARED, look};
 
 /// What a repository holds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -109,7 +109,7 @@ impl Hub {
         let cache = said("HF_HUB_CACHE").or_else(|| said("HUGGINGFACE_HUB_CACHE"));
         let cache = cache.map_or_else(|| home.join("hub"), PathBuf::from);
         let saved = said("HF_TOKEN_PATH").map_or_else(|| home.join("token"), PathBuf::from);
-        let token = said("HF_TOKEN").or_else(|| std::fs::read_to_string(saved).ok());
+        let token = said("HF_TOKEN").or_else(|| look::optional(&saved));
         let token = token.map(|token| token.trim().to_string()).filter(|token| !token.is_empty());
         let endpoint = said("HF_ENDPOINT").unwrap_or_else(|| "https://huggingface.co".into());
         Self::new(&endpoint, token, cache, offline)
@@ -201,12 +201,12 @@ impl Hub {
             return Ok(path);
         }
         let waiting = || tick(&entry.path, 0, entry.size);
-        let _lock = self.store.lock(snapshot, entry, waiting)?;
+        let lock = self.store.lock(snapshot, entry, waiting)?;
         // The other process may have fetched it.
         if let Some(path) = self.have(snapshot, entry) {
             return Ok(path);
         }
-        let partial = self.store.partial(snapshot, entry)?;
+        let partial = self.store.partial(snapshot, entry, &lock)?;
         self.download(snapshot, entry, &partial, tick)?;
         self.store.keep(snapshot, entry, &partial)
     }

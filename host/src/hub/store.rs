@@ -9,13 +9,15 @@
 //!
 //! The list of a commit's files, which the official client does not keep, lies in `maskdiff/COMMIT.json` beside them.
 
-use std::fs::{self, File};
+use std::fs;
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 
 use super::{Entry, Kind, Snapshot};
 use crate::error::{Error, Result};
 use crate::files;
+use crate::files::lock::{self, Lock};
+use crate::files::look;
 
 #[derive(Debug)]
 pub(super) struct Store {
@@ -29,7 +31,7 @@ fn made(folder: &Path) -> Result<()> {
 /// Keeps a note that helps without a connection; one that is there already is left alone, so a cache that others own can
 /// be used.
 fn keep(path: &Path, text: &str) {
-    if fs::read_to_string(path).is_ok_and(|known| known == text) {
+    if look::optional(path).is_some_and(|known| known == text) {
         return;
     }
     if let Err(error) = files::write_whole(path, text) {
@@ -76,11 +78,9 @@ impl Store {
         revision: &str,
     ) -> Result<Option<Snapshot>> {
         let folder = self.repo(kind, asked);
-        let sha = match fs::read_to_string(folder.join("refs").join(revision)) {
-            Ok(sha) => sha.trim().to_string(),
-            Err(_) => revision.to_string(),
-        };
-        if let Ok(text) = fs::read_to_string(folder.join("maskdiff").join(format!("{sha}.json"))) {
+        let sha = look::text(&folder.join("refs").join(revision))?;
+        let sha = sha.map_or_else(|| revision.to_string(), |sha| sha.trim().to_string());
+        if let Some(text) = look::text(&folder.join("maskdiff").join(format!("{sha}.json")))? {
             let list: serde_json::Value = serde_json::from_str(&text).unwrap_or_default();
             let entries = serde_json::from_value::<Vec<Entry>>(list["entries"].clone());
             if let (Some(repo), Ok(entries)) = (list["repo"].as_str(), entries) {
@@ -88,14 +88,14 @@ impl Store {
             }
         }
         let snapshot = folder.join("snapshots").join(&sha);
-        if !snapshot.is_dir() {
+        if !look::is_folder(&snapshot)? {
             return Ok(None);
         }
         tracing::warn!(
             "which files `{asked}` has is not known without a connection: only those in the cache are used"
         );
         let mut entries = Vec::new();
-        walk(&snapshot, &snapshot, &mut entries).map_err(|e| Error::io("read", &snapshot, &e))?;
+        walk(&snapshot, &snapshot, &mut entries)?;
         Ok(Some(Snapshot { kind, repo: asked.into(), sha, entries }))
     }
 
@@ -110,7 +110,8 @@ impl Store {
 
     /// The path of a file that is there.
     pub(super) fn have(&self, snapshot: &Snapshot, entry: &Entry) -> Option<PathBuf> {
-        let whole = |path: &Path| fs::metadata(path).is_ok_and(|file| file.len() == entry.size);
+        let whole =
+            |path: &Path| look::optional_found(path).is_some_and(|it| it.len() == entry.size);
         let link = self.link(snapshot, entry);
         if whole(&link) {
             return Some(link);
@@ -126,10 +127,10 @@ impl Store {
         snapshot: &Snapshot,
         entry: &Entry,
         waiting: impl Fn() -> Result<()>,
-    ) -> Result<File> {
+    ) -> Result<Lock> {
         let folder = self.folder.join(".locks").join(Self::name(snapshot.kind, &snapshot.repo));
         made(&folder)?;
-        files::lock(&folder.join(format!("{}.lock", entry.hash)), |first| {
+        lock::lock(&folder.join(format!("{}.lock", entry.hash)), "cache of the hub", |first| {
             if first {
                 tracing::info!("waiting for another process that fetches `{}`", entry.path);
             }
@@ -137,11 +138,20 @@ impl Store {
         })
     }
 
-    /// Where a file grows until it is whole.
-    pub(super) fn partial(&self, snapshot: &Snapshot, entry: &Entry) -> Result<PathBuf> {
+    /// Where a file grows until it is whole. Where nothing keeps another process from fetching it too, each has a place of its own.
+    pub(super) fn partial(
+        &self,
+        snapshot: &Snapshot,
+        entry: &Entry,
+        lock: &Lock,
+    ) -> Result<PathBuf> {
         let blob = self.blob(snapshot, entry);
         made(blob.parent().unwrap_or(&self.folder))?;
-        Ok(blob.with_file_name(format!("{}.incomplete", entry.hash)))
+        let own = match lock.protects() {
+            true => String::new(),
+            false => format!("{}.", std::process::id()),
+        };
+        Ok(blob.with_file_name(format!("{}.{own}incomplete", entry.hash)))
     }
 
     /// Gives a checked file its name.
@@ -173,14 +183,16 @@ impl Store {
 }
 
 /// The files of a snapshot that another client made; their content's name is where their link leads.
-fn walk(root: &Path, folder: &Path, entries: &mut Vec<Entry>) -> std::io::Result<()> {
-    for item in fs::read_dir(folder)? {
-        let path = item?.path();
-        if path.is_dir() {
+fn walk(root: &Path, folder: &Path, entries: &mut Vec<Entry>) -> Result<()> {
+    for item in look::entries(folder)? {
+        let path = item.path();
+        // A link whose content was not fetched, or removed.
+        let Some(found) = look::found(&path)? else { continue };
+        if found.is_dir() {
             walk(root, &path, entries)?;
             continue;
         }
-        let Ok(size) = fs::metadata(&path).map(|file| file.len()) else { continue };
+        let size = found.len();
         let blob = fs::read_link(&path).unwrap_or_else(|_| path.clone());
         let hash = blob.file_name().unwrap_or_default().to_string_lossy().into_owned();
         let inside = path.strip_prefix(root).unwrap_or(&path).to_string_lossy().into_owned();

@@ -72,15 +72,10 @@ pub fn write(folder: &Path, text: &str) -> Result<PathBuf> {
     let logs = folder.join("logs");
     fs::create_dir_all(&logs).map_err(|e| Error::io("create", &logs, &e))?;
     let numbered = |n: u32| folder.join(format!("job-{n}.sh"));
-    let mut names = std::iter::once(folder.join("job.sh")).chain((2..).map(numbered));
-    let script = names.find(|path| !path.exists()).unwrap_or_else(|| folder.join("job.sh"));
+    let names = std::iter::once(folder.join("job.sh")).chain((2..).map(numbered));
     // An option of sbatch has no other place.
-    if secrets::scrubbed(text) == text {
-        files::write_whole(&script, text)?;
-    } else {
-        files::write_private(&script, text)?;
-    }
-    Ok(script)
+    let is_open = secrets::scrubbed(text) == text;
+    files::write_first(names, text, if is_open { files::SHARED } else { files::PRIVATE })
 }
 
 /// The jobs of a folder that Slurm still has, with their states.

@@ -14,6 +14,7 @@ use crate::accelerator;
 use crate::config;
 use crate::error::{Error, Result};
 use crate::files;
+use crate::files::look;
 use crate::launch::script::quoted;
 use crate::plugins::Registry;
 use crate::secrets;
@@ -60,7 +61,7 @@ pub fn make(folder: &Path, contents: &Contents<'_>) -> Result<PathBuf> {
 
 /// Refuses a folder that is there already.
 pub fn check_free(folder: &Path) -> Result<()> {
-    if !folder.exists() {
+    if !look::is_taken(folder)? {
         return Ok(());
     }
     Err(Error::config(
@@ -87,14 +88,14 @@ fn fill(fresh: &Path, contents: &Contents<'_>) -> Result<()> {
         slim(&copy);
     }
     let cuda = accelerator::cuda_library();
-    if cuda.is_file() {
+    if look::is_file(&cuda)? {
         let copy = bin.join(cuda.file_name().unwrap_or_default());
         fs::copy(&cuda, &copy).map_err(|e| Error::io("copy", &cuda, &e))?;
         slim(&copy);
     }
     config::write_files(&fresh.join("configs"))?;
     // Those of the current folder stand before the built-in ones.
-    if Path::new("configs").is_dir() {
+    if look::is_folder(Path::new("configs"))? {
         copy_folder(Path::new("configs"), &fresh.join("configs"), ".toml")?;
     }
     if let Some(file) = config {
@@ -107,7 +108,7 @@ fn fill(fresh: &Path, contents: &Contents<'_>) -> Result<()> {
         copy_folder(&from.join("lib"), &fresh.join("torch/lib"), ".so")?;
         // What a build with CUDA looks for beside its own folder.
         let nvidia = from.with_file_name("nvidia");
-        if nvidia.is_dir() {
+        if look::is_folder(&nvidia)? {
             copy_folder(&nvidia, &fresh.join("nvidia"), ".so")?;
         }
     }
@@ -149,9 +150,9 @@ fn slim(file: &Path) {
 /// Copies the files whose names have `part` in them, at any depth.
 fn copy_folder(from: &Path, to: &Path, part: &str) -> Result<()> {
     fs::create_dir_all(to).map_err(|e| Error::io("create", to, &e))?;
-    for entry in fs::read_dir(from).map_err(|e| Error::io("read", from, &e))?.flatten() {
+    for entry in look::entries(from)? {
         let (path, copy) = (entry.path(), to.join(entry.file_name()));
-        if path.is_dir() {
+        if look::is_folder(&path)? {
             copy_folder(&path, &copy, part)?;
         } else if entry.file_name().to_string_lossy().contains(part) {
             fs::copy(&path, &copy).map_err(|e| Error::io("copy", &path, &e))?;

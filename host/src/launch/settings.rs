@@ -103,7 +103,7 @@ impl Settings {
     /// The settings for a scheduler, with a profile of its file, and layers that win over both. A layer's name is for messages.
     pub fn load(scheduler: &str, profile: Option<&str>, layers: &[(&str, Layer)]) -> Result<Self> {
         let mut this = Self::default();
-        let file = shelf_file(SHELF, scheduler);
+        let file = shelf_file(SHELF, scheduler)?;
         let named = |name: &str| format!("configs/{SHELF}/{scheduler}.toml{name}");
         let table = match &file {
             Some((name, text)) => text

@@ -1,22 +1,27 @@
 //! A run folder is claimed before anything else is done: made and locked in one go, so that of two runs that start at the
 //! same moment, or that name one folder, the second gets a folder of its own or a refusal.
 
-use std::fs::{self, File, TryLockError};
-use std::io::ErrorKind;
-use std::os::unix::fs::MetadataExt as _;
+use std::fs;
+use std::io::{self, ErrorKind};
 use std::path::{Path, PathBuf};
 
 use crate::config::Config;
 use crate::error::{Error, Result};
+use crate::files::lock::{self, Lock};
+use crate::files::look;
 
 /// The file by which a process at work holds its folder.
 pub const LOCK: &str = ".lock";
+/// The file by which a launch holds the folders of its runs: their own lock must be free when the job starts.
+pub const LAUNCH: &str = ".launch";
 
 /// A folder that this process alone writes into.
 #[derive(Debug)]
 pub struct Claim {
     path: PathBuf,
-    held: Option<File>,
+    /// The name of its lock.
+    name: &'static str,
+    held: Option<Lock>,
     /// Folders that were made for it, the innermost first.
     made: Vec<PathBuf>,
 }
@@ -36,19 +41,56 @@ impl Claim {
         }
     }
 
+    /// The place of a run's checkpoints, which other runs may name too; none where the run's own claim holds it already.
+    pub fn checkpoints(folder: &Path, run: &Path) -> Result<Option<Self>> {
+        let place = |path: &Path| -> Result<Option<PathBuf>> {
+            if !look::present(path)? {
+                return Ok(None);
+            }
+            fs::canonicalize(path).map(Some).map_err(|e| Error::io("look at", path, &e))
+        };
+        match place(folder)? {
+            Some(there) if Some(&there) == place(run)?.as_ref() => Ok(None),
+            _ => Self::named(folder).map(Some),
+        }
+    }
+
     /// The folder of this name, which may be there already.
     pub fn named(path: &Path) -> Result<Self> {
+        Self::named_by(path, LOCK)
+    }
+
+    /// The same for a launch, of which the run is to come.
+    pub fn to_launch(path: &Path) -> Result<Self> {
+        let claim = Self::named_by(path, LAUNCH)?;
+        if lock::is_held(&path.join(LOCK))? {
+            return Err(at_work(path));
+        }
+        Ok(claim)
+    }
+
+    /// A folder that was not there.
+    pub fn fresh(base: &Path) -> Result<Self> {
+        Self::fresh_by(base, LOCK)
+    }
+
+    /// The same for a launch.
+    pub fn fresh_to_launch(base: &Path) -> Result<Self> {
+        Self::fresh_by(base, LAUNCH)
+    }
+
+    fn named_by(path: &Path, name: &'static str) -> Result<Self> {
         loop {
             let made = make(path).map_err(|e| Error::io("create", path, &e))?;
             // Another run that did not begin may have taken its folder away meanwhile.
-            if let Some(held) = try_hold(path)? {
-                return Ok(Self { path: path.to_path_buf(), held: Some(held), made });
+            if let Some(held) = try_hold(path, name)? {
+                return Ok(Self { path: path.to_path_buf(), name, held: Some(held), made });
             }
         }
     }
 
-    /// A folder that was not there, with a number behind its name where that is needed.
-    fn fresh(base: &Path) -> Result<Self> {
+    /// With a number behind its name where that is needed.
+    fn fresh_by(base: &Path, name: &'static str) -> Result<Self> {
         let parent = base.parent().unwrap_or(Path::new("."));
         let numbered = |n: u32| PathBuf::from(format!("{}-{n}", base.display()));
         for path in std::iter::once(base.to_path_buf()).chain((2..).map(numbered)) {
@@ -61,8 +103,8 @@ impl Claim {
                 Err(e) => return Err(Error::io("create", &path, &e)),
             }
             let made = std::iter::once(path.clone()).chain(made).collect();
-            match try_hold(&path)? {
-                Some(held) => return Ok(Self { path, held: Some(held), made }),
+            match try_hold(&path, name)? {
+                Some(held) => return Ok(Self { path, name, held: Some(held), made }),
                 None => continue,
             }
         }
@@ -74,20 +116,32 @@ impl Claim {
         &self.path
     }
 
-    /// The run starts: the folder is kept, and stays locked as long as the result lives.
-    pub(super) fn begin(mut self) -> Option<File> {
+    /// Whether the folder was made for it.
+    pub fn is_new(&self) -> bool {
+        self.made.first() == Some(&self.path)
+    }
+
+    /// The work starts: the folder is kept, and stays locked as long as the result lives.
+    pub fn begin(mut self) -> Option<Lock> {
         self.made.clear();
         self.held.take()
+    }
+
+    /// The work starts elsewhere: the folder is kept and free.
+    pub fn hand_over(mut self) {
+        self.made.clear();
+        let _ = fs::remove_file(self.path.join(self.name));
+        self.held = None;
     }
 }
 
 impl Drop for Claim {
     /// Removes the folders that were created for a run that does not start.
     fn drop(&mut self) {
-        if self.made.first() != Some(&self.path) || self.held.is_none() {
+        if !self.is_new() || self.held.is_none() {
             return;
         }
-        let _ = fs::remove_file(self.path.join(LOCK));
+        let _ = fs::remove_file(self.path.join(self.name));
         // A folder that is not empty stays.
         self.made.iter().all(|folder| fs::remove_dir(folder).is_ok());
     }
@@ -101,9 +155,9 @@ pub fn proposed(config: &Config) -> PathBuf {
 }
 
 /// Holds a folder that is there; an error when another process does.
-pub fn hold(path: &Path) -> Result<File> {
+pub fn hold(path: &Path) -> Result<Lock> {
     loop {
-        if let Some(held) = try_hold(path)? {
+        if let Some(held) = try_hold(path, LOCK)? {
             return Ok(held);
         }
         // Its maker took the lock's file away; another look tells whether the folder is still there.
@@ -112,48 +166,52 @@ pub fn hold(path: &Path) -> Result<File> {
 }
 
 /// None when the lock file was removed between opening and locking it.
-fn try_hold(path: &Path) -> Result<Option<File>> {
-    let file = path.join(LOCK);
-    let held = match File::options().create(true).truncate(false).write(true).open(&file) {
-        Ok(held) => held,
-        Err(e) if e.kind() == ErrorKind::NotFound && !path.exists() => return Ok(None),
-        Err(e) => return Err(Error::io("write", &file, &e)),
-    };
-    match held.try_lock() {
-        Ok(()) => {}
-        Err(TryLockError::WouldBlock) => {
-            return Err(Error::config(
-                format!("another process is at work in `{}`", path.display()),
-                "wait until it has ended, or name another folder",
-            ));
-        }
-        Err(TryLockError::Error(e)) => {
-            tracing::warn!(
-                "`{}` cannot be locked ({e}): nothing keeps another process from writing there too",
-                file.display()
-            );
-            return Ok(Some(held));
-        }
+fn try_hold(path: &Path, name: &str) -> Result<Option<Lock>> {
+    let file = path.join(name);
+    match lock::try_lock(&file, "run folder") {
+        Ok(Some(held)) => Ok(held.is_of(&file)?.then_some(held)),
+        Ok(None) => Err(at_work(path)),
+        Err(e) if e.kind() == ErrorKind::NotFound && !look::present(path)? => Ok(None),
+        Err(e) => Err(Error::io("lock", &file, &e)),
     }
-    let number = |data: std::io::Result<fs::Metadata>| data.ok().map(|d| (d.dev(), d.ino()));
-    let same = number(held.metadata()) == number(fs::metadata(&file));
-    Ok(same.then_some(held))
+}
+
+fn at_work(path: &Path) -> Error {
+    Error::config(
+        format!("another process is at work in `{}`", path.display()),
+        "wait until it has ended, or name another folder",
+    )
 }
 
 /// Creates a folder and its parents; returns those that were created, the innermost first.
-fn make(path: &Path) -> std::io::Result<Vec<PathBuf>> {
+fn make(path: &Path) -> io::Result<Vec<PathBuf>> {
     let mut made = Vec::new();
-    let all = path.ancestors().filter(|folder| !folder.as_os_str().is_empty());
-    let missing: Vec<&Path> = all.take_while(|folder| !folder.exists()).collect();
-    for folder in missing.into_iter().rev() {
-        match fs::create_dir(folder) {
-            Ok(()) => made.insert(0, folder.to_path_buf()),
-            Err(e) if e.kind() == ErrorKind::AlreadyExists && folder.is_dir() => {}
+    let mut missing = Vec::new();
+    for folder in path.ancestors().filter(|folder| !folder.as_os_str().is_empty()) {
+        match fs::metadata(folder) {
+            Ok(_) => break,
+            Err(e) if e.kind() == ErrorKind::NotFound => missing.push(folder),
             Err(e) => return Err(e),
         }
     }
-    // A file in its place.
-    if path.is_dir() { Ok(made) } else { Err(ErrorKind::NotADirectory.into()) }
+    for folder in missing.into_iter().rev() {
+        match fs::create_dir(folder) {
+            Ok(()) => made.insert(0, folder.to_path_buf()),
+            Err(e) if e.kind() == ErrorKind::AlreadyExists && is_folder(folder) => {}
+            Err(e) => return Err(e),
+        }
+    }
+    match fs::metadata(path) {
+        Ok(it) if !it.is_dir() => Err(ErrorKind::NotADirectory.into()),
+        // Another may have taken its empty folder away; the lock finds that.
+        Ok(_) => Ok(made),
+        Err(e) if e.kind() == ErrorKind::NotFound => Ok(made),
+        Err(e) => Err(e),
+    }
+}
+
+fn is_folder(path: &Path) -> bool {
+    fs::metadata(path).is_ok_and(|it| it.file_type().is_dir())
 }
 
 #[cfg(test)]
@@ -173,6 +231,14 @@ mod tests {
         fs::create_dir_all(&path).unwrap();
         drop(Claim::named(&path).unwrap());
         assert!(path.is_dir());
+        // A launch hands the folder over, free.
+        let claim = Claim::to_launch(&path).unwrap();
+        assert!(Claim::to_launch(&path).is_err() && !claim.is_new());
+        let run = Claim::named(&path).unwrap();
+        claim.hand_over();
+        let refusal = Claim::to_launch(&path).unwrap_err().to_string();
+        assert!(refusal.contains("another process is at work"), "{refusal}");
+        drop(run);
         let held = Claim::named(&path).unwrap().begin();
         assert!(path.join(LOCK).is_file() && held.is_some());
         assert!(Claim::named(&path).is_err(), "held as long as the run is at work");
@@ -180,6 +246,12 @@ mod tests {
         Claim::named(&path).unwrap();
         fs::write(root.path().join("file"), "").unwrap();
         assert!(Claim::named(&root.path().join("file")).is_err());
+        // A run that names the folder of another's checkpoints, or its own folder for them.
+        let folder = path.join("checkpoints");
+        let own = Claim::checkpoints(&folder, &path).unwrap();
+        Claim::named(&folder).unwrap_err();
+        drop(own);
+        assert!(Claim::checkpoints(&path, &path.join(".")).unwrap().is_none());
     }
 
     /// Many threads claim folders of one second, and drop some of them at once.

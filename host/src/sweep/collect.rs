@@ -13,13 +13,24 @@ use crate::runs::Run;
 const METRICS: &[&str] = &["val/nelbo", "val/ppl", "val/loss"];
 
 /// What is shown when nothing is named: what every point that is done has.
-pub fn usual(sweep: &Sweep) -> Vec<String> {
-    let done = (0..sweep.points.len()).filter(|point| sweep.state(*point) == State::Done);
-    let runs: Vec<Run> = done.filter_map(|point| Run::open(&sweep.run(point)).ok()).collect();
+pub fn usual(sweep: &Sweep) -> Result<Vec<String>> {
+    let runs = done(sweep)?.into_iter().map(|point| Run::open(&sweep.run(point)));
+    let runs = runs.collect::<Result<Vec<Run>>>()?;
     let had = |metric: &&&str| runs.iter().all(|run| !run.curve(metric).is_empty());
     let found: Vec<String> = METRICS.iter().filter(had).map(ToString::to_string).collect();
     // Of points that have nothing in common, the error names what they have.
-    if found.is_empty() { vec![METRICS[0].to_string()] } else { found }
+    Ok(if found.is_empty() { vec![METRICS[0].to_string()] } else { found })
+}
+
+/// The points that are done.
+fn done(sweep: &Sweep) -> Result<Vec<usize>> {
+    let mut done = Vec::new();
+    for point in 0..sweep.points.len() {
+        if sweep.state(point)? == State::Done {
+            done.push(point);
+        }
+    }
+    Ok(done)
 }
 
 /// The numbers of one setting.
@@ -52,7 +63,7 @@ pub fn collect(sweep: &Sweep, metrics: &[String], best: bool, larger: bool) -> R
     let keys: Vec<String> = all.iter().filter(|key| *key != SEED).cloned().collect();
     let mut points = Vec::new();
     let mut groups: BTreeMap<Vec<String>, Vec<usize>> = BTreeMap::new();
-    for point in (0..sweep.points.len()).filter(|point| sweep.state(*point) == State::Done) {
+    for point in done(sweep)? {
         let run = Run::open(&sweep.run(point))?;
         let numbers = metrics.iter().map(|metric| {
             let curve = run.curve(metric);
@@ -158,7 +169,7 @@ mod tests {
         let words: Vec<String> = ["x=[a,b],b", "seed=1..3"].map(String::from).to_vec();
         let plan = Plan::new(None, &words, None, 1).unwrap();
         let sweep = Sweep::new(&folder.path().join("s"), plan, &[]).unwrap();
-        sweep.create().unwrap();
+        sweep.create(crate::run_dir::Claim::named(&sweep.folder).unwrap()).unwrap();
         for (point, values) in [[9.0, 2.0], [9.0, 4.0], [9.0, 6.0], [0.5, 1.0]].iter().enumerate() {
             fs::create_dir_all(sweep.run(point)).unwrap();
             let line = |(i, value)| format!("{{\"step\": {i}, \"val/nelbo\": {value}}}\n");

@@ -18,10 +18,12 @@ use serde_json::{Value, json};
 
 use crate::config;
 use crate::error::{Error, Result};
+use crate::files::lock::Lock;
+use crate::files::look;
 use crate::launch::script::quoted_path;
 use crate::launch::settings::Said;
-use crate::run_dir;
-use crate::runs::Run;
+use crate::run_dir::{self, Claim};
+use crate::runs::{self, Run};
 use crate::secrets::{self, Vault};
 use axes::Plan;
 
@@ -116,11 +118,8 @@ impl Sweep {
         Ok(Self { folder, from, plan, points, vault, job })
     }
 
-    /// Writes it down, and holds the folder as [`Self::hold`] does; refuses one that holds anything.
-    pub fn create(&self) -> Result<fs::File> {
-        self.check_free()?;
-        fs::create_dir_all(&self.folder).map_err(|e| Error::io("create", &self.folder, &e))?;
-        let held = self.hold()?;
+    /// Writes it down in the folder that is claimed, which stays held as by [`Self::hold`]; refuses one that holds anything.
+    pub fn create(&self, claim: Claim) -> Result<Option<Lock>> {
         // Another may have been quicker.
         self.check_free()?;
         let mut vault = self.vault.clone();
@@ -135,12 +134,13 @@ impl Sweep {
         });
         // Last: a folder without it is no sweep.
         crate::files::write_whole(&self.folder.join(PLAN), format!("{plan:#}\n"))?;
-        Ok(held)
+        Ok(claim.begin())
     }
 
-    fn check_free(&self) -> Result<()> {
+    /// Refuses a folder that holds anything.
+    pub fn check_free(&self) -> Result<()> {
         let folder = &self.folder;
-        if folder.join(PLAN).is_file() {
+        if look::is_taken(&folder.join(PLAN))? {
             return Err(Error::config(
                 format!("`{}` holds a sweep already", folder.display()),
                 format!(
@@ -149,8 +149,8 @@ impl Sweep {
                 ),
             ));
         }
-        let other = |entry: fs::DirEntry| entry.file_name() != run_dir::LOCK;
-        if fs::read_dir(folder).is_ok_and(|entries| entries.flatten().any(other)) {
+        let other = |entry: &fs::DirEntry| entry.file_name() != run_dir::LOCK;
+        if look::entries(folder)?.iter().any(other) {
             let message = format!("`{}` is not empty", folder.display());
             return Err(Error::config(
                 message,
@@ -194,7 +194,7 @@ impl Sweep {
     }
 
     /// Holds the folder as long as the result lives; an error when another process does.
-    pub fn hold(&self) -> Result<fs::File> {
+    pub fn hold(&self) -> Result<Lock> {
         run_dir::hold(&self.folder)
     }
 
@@ -204,22 +204,28 @@ impl Sweep {
     }
 
     /// How far a point is.
-    pub fn state(&self, point: usize) -> State {
+    pub fn state(&self, point: usize) -> Result<State> {
         let run = self.run(point);
-        match fs::read_to_string(run.join(EXIT)) {
-            // A code that cannot be read is none that says it is done.
-            Ok(code) => match code.trim().parse().unwrap_or(-1) {
+        Ok(match look::bytes(&run.join(EXIT))? {
+            // A code that makes no sense is none that says it is done.
+            Some(code) => match String::from_utf8_lossy(&code).trim().parse().unwrap_or(-1) {
                 0 => State::Done,
                 code => State::Failed(code),
             },
-            Err(_) if run.join("metrics.jsonl").is_file() => State::Begun,
-            Err(_) => State::Missing,
-        }
+            None if runs::is_run(&run)? => State::Begun,
+            None => State::Missing,
+        })
     }
 
     /// The points that are not done.
-    pub fn left(&self) -> Vec<usize> {
-        (0..self.points.len()).filter(|point| self.state(*point) != State::Done).collect()
+    pub fn left(&self) -> Result<Vec<usize>> {
+        let mut left = Vec::new();
+        for point in 0..self.points.len() {
+            if self.state(point)? != State::Done {
+                left.push(point);
+            }
+        }
+        Ok(left)
     }
 
     /// Forgets how a point ended before: it is tried again.
@@ -258,17 +264,24 @@ impl Sweep {
 
     /// One line on a point: what it is, how far.
     pub fn about(&self, point: usize) -> String {
+        let begun = || Run::open(&self.run(point)).map(|run| run.state());
         match self.state(point) {
-            State::Done => "done".to_string(),
-            State::Missing => "not begun".to_string(),
-            State::Begun => Run::open(&self.run(point)).map_or("begun".into(), |run| run.state()),
-            State::Failed(code) => format!("failed with code {code}: {}", self.last_words(point)),
+            Ok(State::Done) => "done".to_string(),
+            Ok(State::Missing) => "not begun".to_string(),
+            Ok(State::Begun) => begun().unwrap_or_else(|error| format!("begun, and {error}")),
+            Ok(State::Failed(code)) => {
+                format!("failed with code {code}: {}", self.last_words(point))
+            }
+            Err(error) => error.to_string(),
         }
     }
 
     /// The last line that a point said that has words in it.
     fn last_words(&self, point: usize) -> String {
-        let text = fs::read(self.run(point).join(OUTPUT)).unwrap_or_default();
+        let text = match look::bytes(&self.run(point).join(OUTPUT)) {
+            Ok(text) => text.unwrap_or_default(),
+            Err(error) => return error.to_string(),
+        };
         let text = String::from_utf8_lossy(&text);
         // The report of an error: its message stands behind a cross.
         let message = text.lines().rev().find_map(|line| line.split_once("× ").map(|(_, m)| m));
@@ -291,8 +304,9 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("mine");
         let made = sweep(&path, &["model=tiny", "optim.lr=1e-3,1e-4", "seed=1,2"]).unwrap();
-        made.create().unwrap();
-        let said = made.create().unwrap_err().to_string();
+        let create = |sweep: &Sweep| sweep.create(Claim::named(&sweep.folder)?);
+        create(&made).unwrap();
+        let said = create(&made).unwrap_err().to_string();
         assert!(said.contains("holds a sweep already"), "{said}");
         let sweep = Sweep::open(&path).unwrap();
         assert_eq!(sweep.points, made.points);
@@ -301,17 +315,17 @@ mod tests {
             ["model=tiny", "optim.lr=1e-4", "seed=1", "wandb.group=\"mine\""]
         );
         assert_eq!(sweep.values(2), ["1e-4", "1"]);
-        assert_eq!(sweep.left(), [0, 1, 2, 3]);
+        assert_eq!(sweep.left().unwrap(), [0, 1, 2, 3]);
         sweep.ended(1, 0).unwrap();
         sweep.ended(3, 4).unwrap();
         sweep.begun(3).unwrap();
         sweep.ended(2, 4).unwrap();
-        assert_eq!(sweep.left(), [0, 2, 3]);
-        assert_eq!(sweep.state(2), State::Failed(4));
+        assert_eq!(sweep.left().unwrap(), [0, 2, 3]);
+        assert_eq!(sweep.state(2).unwrap(), State::Failed(4));
         fs::write(sweep.run(2).join(OUTPUT), "x\n  × the loss is NaN\n  help: y\n").unwrap();
         assert_eq!(sweep.about(2), "failed with code 4: the loss is NaN");
         fs::write(sweep.run(1).join(EXIT), "").unwrap();
-        assert_eq!(sweep.state(1), State::Failed(-1));
+        assert_eq!(sweep.state(1).unwrap(), State::Failed(-1));
     }
 
     #[test]
@@ -328,7 +342,7 @@ mod tests {
             sweep(folder.path(), &["checkpointing.mirror=s3://a/{point}", "seed=1,2"]).unwrap();
         assert!(own.points[1].contains(&"checkpointing.mirror=s3://a/00001".to_string()));
         fs::write(folder.path().join("mine.txt"), "").unwrap();
-        let said = own.create().unwrap_err().to_string();
+        let said = own.create(Claim::named(folder.path()).unwrap()).unwrap_err().to_string();
         assert!(said.contains("is not empty"), "{said}");
     }
 }

@@ -14,6 +14,7 @@ use serde_json::{Map, Value};
 
 use super::Tracker;
 use crate::error::{Error, Result};
+use crate::files::look;
 
 /// A part of `tensorflow.Event`, field numbers and all.
 #[derive(Clone, PartialEq, Message)]
@@ -142,10 +143,16 @@ impl TensorBoard {
         let name = |n: u32| {
             format!("events.out.tfevents.{seconds:010}.{}.{}.{n}", host.trim(), std::process::id())
         };
-        let others = fs::read_dir(&folder).is_ok_and(|mut entries| entries.next().is_some());
-        let path =
-            (0..).map(|n| folder.join(name(n))).find(|path| !path.exists()).unwrap_or_default();
-        let file = File::create_new(&path).map_err(|e| Error::io("write", &path, &e))?;
+        let others = !look::entries(&folder)?.is_empty();
+        let mut number = 0;
+        let (path, file) = loop {
+            let path = folder.join(name(number));
+            match File::create_new(&path) {
+                Ok(file) => break (path, file),
+                Err(e) if e.kind() == std::io::ErrorKind::AlreadyExists => number += 1,
+                Err(e) => return Err(Error::io("write", &path, &e)),
+            }
+        };
         let mut this = Self { path, file };
         this.write(0, What::FileVersion("brain.Event:2".into()))?;
         if others {

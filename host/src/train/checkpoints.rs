@@ -82,7 +82,7 @@ impl Trainer<'_> {
         let buffers = size(&mut buffers.map(|parameter| &parameter.tensor));
         let (size, keep) =
             (masters + buffers + learnt[0] as u64, self.config.checkpointing.keep_last);
-        if let Some(short) = room::short(&self.checkpoints, size, keep as usize) {
+        if let Some(short) = room::short(&self.checkpoints, size, keep as usize)? {
             self.report.note(&short);
         }
         Ok(())
@@ -218,7 +218,8 @@ impl Trainer<'_> {
             kept.and_then(|path| path.canonicalize().map_err(|e| Error::io("read", &path, &e)));
         let left = match kept {
             Ok(path) => format!("the last good checkpoint is `{}`", path.display()),
-            Err(_) => "no checkpoint had been written yet".into(),
+            Err(Error::Config { .. }) => "no checkpoint had been written yet".into(),
+            Err(error) => format!("the last good checkpoint is not known: {error}"),
         };
         Error::numeric(format!("{what}; {left}"), hint)
     }

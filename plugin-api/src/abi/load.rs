@@ -110,8 +110,10 @@ impl Plugin {
             path: path.to_path_buf(),
             why: why.to_string(),
         };
-        if !path.is_file() {
-            return Err(not_a_plugin(&"there is no such file"));
+        match std::fs::metadata(path) {
+            Ok(it) if it.is_file() => {}
+            Err(e) if e.kind() != std::io::ErrorKind::NotFound => return Err(not_a_plugin(&e)),
+            _ => return Err(not_a_plugin(&"there is no such file")),
         }
         let header = abi_header_from_path(path).map_err(|e| not_a_plugin(&brief(&e)))?;
         let module = checked_module(path, header)?;

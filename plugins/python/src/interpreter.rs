@@ -90,7 +90,12 @@ fn candidates() -> Vec<PathBuf> {
     let active = folder("VIRTUAL_ENV", "bin/python3");
     let cache = folder("XDG_CACHE_HOME", "").or_else(|| folder("HOME", ".cache"));
     let made = cache.map(|cache| cache.join("maskdiff/python-2.11.0/bin/python3"));
-    let there = [active, made].into_iter().flatten().filter(|python| python.is_file());
+    // One that is there and cannot be used is chosen all the same, and says why.
+    let there = [active, made].into_iter().flatten().filter(|python| {
+        !std::fs::metadata(python).is_err_and(|e| {
+            matches!(e.kind(), std::io::ErrorKind::NotFound | std::io::ErrorKind::NotADirectory)
+        })
+    });
     there.chain([PathBuf::from("python3")]).collect()
 }
 

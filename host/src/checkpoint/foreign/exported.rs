@@ -11,6 +11,7 @@ use super::{Foreign, Kept, bare, floats, unusable};
 use crate::config::Config;
 use crate::data::parse_tokenizer;
 use crate::error::{Error, Result};
+use crate::files::look;
 
 /// The groups of a configuration that say what a model is and what it was made for. The others say where and how a run went,
 /// and some hold what is nobody else's business.
@@ -49,13 +50,16 @@ pub(super) const FILES: [&str; 2] = ["config.toml", "tokenizer.json"];
 pub(super) fn read(path: &Path, file: &Path) -> Result<Foreign> {
     let contents = floats(file, |_| true)?;
     let folder = file.parent().unwrap_or(Path::new("."));
-    let beside = |name: &str| std::fs::read_to_string(folder.join(name)).ok();
-    let is_folder = path.is_dir();
-    let said = |name: &str, key: &str| {
+    let beside = |name: &str| look::text(&folder.join(name));
+    let is_folder = look::is_folder(path)?;
+    let said = |name: &str, key: &str| -> Result<Option<String>> {
         let own = contents.words.get(key).cloned();
-        if is_folder { beside(name).or(own) } else { own.or_else(|| beside(name)) }
+        match own {
+            Some(own) if !is_folder => Ok(Some(own)),
+            own => Ok(beside(name)?.or(own)),
+        }
     };
-    let (Some(config), Some(tokenizer)) = (said(FILES[0], CONFIG), said(FILES[1], TOKENIZER))
+    let (Some(config), Some(tokenizer)) = (said(FILES[0], CONFIG)?, said(FILES[1], TOKENIZER)?)
     else {
         return Err(Error::checkpoint(
             format!("`{}` does not tell how its model was made", file.display()),

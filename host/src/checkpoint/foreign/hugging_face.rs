@@ -11,6 +11,7 @@ use super::layout::Layout;
 use super::{Foreign, Kept, bare, floats, unusable, vocab_size};
 use crate::data::{has_tokenizer, read_text};
 use crate::error::{Error, Result};
+use crate::files::look;
 
 pub(super) fn read(folder: &Path) -> Result<Foreign> {
     let file = folder.join("config.json");
@@ -53,7 +54,7 @@ pub(super) fn read(folder: &Path) -> Result<Foreign> {
         ema: None,
         ema_updates: 0,
         optimizer: BTreeMap::new(),
-        tokenizer: has_tokenizer(folder).then(|| Kept::Folder(folder.to_path_buf())),
+        tokenizer: has_tokenizer(folder)?.then(|| Kept::Folder(folder.to_path_buf())),
         mask_is_added,
         length_key: layout.length_key(),
         is_told: true,
@@ -84,11 +85,11 @@ fn with_a_row(matrix: &Tensor) -> Tensor {
 
 pub(super) fn files(folder: &Path) -> Result<Vec<PathBuf>> {
     let whole = folder.join("model.safetensors");
-    if whole.is_file() {
+    if look::is_file(&whole)? {
         return Ok(vec![whole]);
     }
     let index = folder.join("model.safetensors.index.json");
-    if !index.is_file() {
+    if !look::is_file(&index)? {
         return Err(Error::checkpoint(
             format!("`{}` has no `model.safetensors`", folder.display()),
             "weights in `pytorch_model.bin` are not read: convert them with the program that made them",

@@ -67,7 +67,7 @@ impl Layout {
     /// All layouts.
     pub(super) fn all() -> Result<Vec<Self>> {
         let read = |name: String| {
-            let (file, text) = shelf_file("layout", &name).unwrap_or_default();
+            let (file, text) = shelf_file("layout", &name)?.unwrap_or_default();
             toml::from_str(&text).map_err(|e| {
                 Error::config(
                     format!("`{file}`: {}", e.message()),

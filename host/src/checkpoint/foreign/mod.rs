@@ -22,6 +22,7 @@ use super::tensors::{self, Contents, Unread};
 use crate::data::parse_tokenizer;
 use crate::error::{Error, Result};
 use crate::files;
+use crate::files::look;
 
 /// An open checkpoint of another program.
 #[derive(Debug)]
@@ -143,16 +144,16 @@ impl Foreign {
     /// Opens a path that is a checkpoint of another program; none when it is not.
     pub fn open(path: &Path) -> Result<Option<Self>> {
         let ending = path.extension().unwrap_or_default();
-        let file = path.join(WEIGHTS);
-        if path.is_file() && ["ckpt", "pt", "pth"].iter().any(|e| ending == *e) {
+        let (file, is_file) = (path.join(WEIGHTS), look::is_file(path)?);
+        if is_file && ["ckpt", "pt", "pth"].iter().any(|e| ending == *e) {
             from_lightning(path).map(Some)
-        } else if path.is_file() && ending == "safetensors" {
+        } else if is_file && ending == "safetensors" {
             of_weights(path).map(Some)
-        } else if path.join("state.json").is_file() {
+        } else if look::is_file(&path.join("state.json"))? {
             Ok(None)
-        } else if path.join("config.json").is_file() {
+        } else if look::is_file(&path.join("config.json"))? {
             hugging_face::read(path).map(Some)
-        } else if file.is_file() {
+        } else if look::is_file(&file)? {
             exported::read(path, &file).map(Some)
         } else {
             Ok(None)
@@ -167,7 +168,7 @@ const WEIGHTS: &str = "model.safetensors";
 fn of_weights(file: &Path) -> Result<Foreign> {
     let folder = file.parent().unwrap_or(Path::new("."));
     let whole = file.file_name().is_some_and(|name| name == WEIGHTS);
-    if whole && folder.join("config.json").is_file() {
+    if whole && look::is_file(&folder.join("config.json"))? {
         return hugging_face::read(folder);
     }
     exported::read(file, file)

@@ -67,7 +67,7 @@ impl Export<'_> {
         let said = |e: std::io::Error| Error::io("write", path, &e);
         let mode = std::os::unix::fs::PermissionsExt::from_mode(files::SHARED);
         draft.as_file().set_permissions(mode).map_err(said)?;
-        draft.persist(path).map(drop).map_err(|e| said(e.error))
+        draft.persist_noclobber(path).map(drop).map_err(|e| said(e.error))
     }
 
     /// What a file of weights says of itself.
@@ -177,7 +177,7 @@ impl Export<'_> {
         let mode = std::os::unix::fs::PermissionsExt::from_mode(files::SHARED);
         file.get_ref().set_permissions(mode).map_err(said)?;
         file.get_ref().sync_all().map_err(said)?;
-        draft.persist(path).map_err(|e| said(e.error))?;
+        draft.persist_noclobber(path).map_err(|e| said(e.error))?;
         files::sync_folder(folder)
     }
 

@@ -8,6 +8,7 @@ use super::build::refuse_shadowed;
 use super::{Common, key};
 use crate::cargo;
 use crate::error::{Error, Result};
+use crate::files::look;
 use crate::launch::script::quoted_path;
 use crate::output;
 use crate::plugins::{KINDS, nearest};
@@ -42,7 +43,7 @@ pub fn new(
         ));
     }
     let target = folder.join(name);
-    if target.exists() {
+    if look::is_taken(&target)? {
         return Err(Error::config(
             format!("`{}` is there already", target.display()),
             "choose another name, or another folder with `--path`",
@@ -130,8 +131,9 @@ fn source(api: Option<&str>) -> Result<String> {
         let path = path.canonicalize().map_err(|e| Error::io("find", path, &e))?;
         Ok(format!("{{ path = \"{}\" }}", path.display()))
     };
+    let has_crate = |folder: &Path| look::is_file(&folder.join("Cargo.toml"));
     match api {
-        None if own.join("Cargo.toml").is_file() => folder(&own),
+        None if has_crate(&own)? => folder(&own),
         None => Ok(format!("\"{version}\"")),
         Some(git) if git.contains("://") => Ok(format!("{{ git = \"{git}\" }}")),
         // Cargo reads the short form of git only when it is written out.
@@ -141,7 +143,7 @@ fn source(api: Option<&str>) -> Result<String> {
         Some(number) if number.starts_with(|c: char| c.is_ascii_digit()) => {
             Ok(format!("\"{number}\""))
         }
-        Some(path) if Path::new(path).join("Cargo.toml").is_file() => folder(&PathBuf::from(path)),
+        Some(path) if has_crate(Path::new(path))? => folder(&PathBuf::from(path)),
         Some(other) => Err(Error::config(
             format!("`--api {other}` is no folder with a Cargo.toml"),
             "give the folder of plugin-api, a git address, or a version",

@@ -7,6 +7,7 @@ use maskdiff_plugin_api::abi::load::Plugin;
 use super::Common;
 use crate::assemble;
 use crate::error::{Error, Result};
+use crate::files::look;
 use crate::output;
 use crate::plugins::{Places, nearest};
 
@@ -14,7 +15,7 @@ use crate::plugins::{Places, nearest};
 /// more goes by the name of its file.
 pub fn remove(common: &Common, name: &str) -> Result<()> {
     let folder = Places::of_user().unwrap_or_default();
-    let entries = std::fs::read_dir(&folder).into_iter().flatten().flatten();
+    let entries = look::entries(&folder)?.into_iter();
     let installed: Vec<(String, PathBuf, Vec<String>)> = entries
         .map(|entry| entry.path())
         .filter(|path| path.extension().is_some_and(|e| e == "so"))

@@ -22,6 +22,7 @@ pub(crate) use hugging_face::Special;
 
 use super::{read_text, stories};
 use crate::error::{Error, Result};
+use crate::files::look;
 use wider::Wider;
 
 /// Text to token ids and back.
@@ -119,8 +120,9 @@ enum Stored {
 /// The file of a tokenizer, or the folder that holds one: one of ours, a Hugging Face `tokenizer.json`, GPT-2's
 /// `vocab.json` beside `merges.txt`, or BERT's `vocab.txt`.
 pub fn load(path: &Path) -> Result<Box<dyn Tokenizer>> {
-    let folder = if path.is_dir() { path } else { path.parent().unwrap_or(path) };
-    let file = if path.is_dir() { file_in(path)? } else { path.to_path_buf() };
+    let is_folder = look::is_folder(path)?;
+    let folder = if is_folder { path } else { path.parent().unwrap_or(path) };
+    let file = if is_folder { file_in(path)? } else { path.to_path_buf() };
     let text = read_text(&file)?;
     let name = file.file_name().unwrap_or_default().to_string_lossy().into_owned();
     if name.ends_with("vocab.txt") {
@@ -188,13 +190,21 @@ pub(crate) const REPOSITORY_FILES: [&str; 7] = [
 ];
 
 /// Whether a folder holds a tokenizer.
-pub fn has_tokenizer(folder: &Path) -> bool {
-    FILES.iter().any(|name| folder.join(name).is_file())
+pub fn has_tokenizer(folder: &Path) -> Result<bool> {
+    Ok(found_in(folder)?.is_some())
+}
+
+fn found_in(folder: &Path) -> Result<Option<PathBuf>> {
+    for file in FILES.iter().map(|name| folder.join(name)) {
+        if look::is_file(&file)? {
+            return Ok(Some(file));
+        }
+    }
+    Ok(None)
 }
 
 fn file_in(folder: &Path) -> Result<PathBuf> {
-    let found = FILES.iter().map(|name| folder.join(name)).find(|file| file.is_file());
-    found.ok_or_else(|| {
+    found_in(folder)?.ok_or_else(|| {
         Error::data(
             format!("`{}` holds no tokenizer", folder.display()),
             "it should have `tokenizer.json`, `vocab.json` with `merges.txt`, or `vocab.txt`",

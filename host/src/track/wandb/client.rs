@@ -13,6 +13,7 @@ use tokio::runtime::Runtime;
 
 use super::login::Login;
 use crate::error::{Error, Result};
+use crate::files::look;
 
 /// The longest pause between two tries, unless the server asks for more.
 const LONGEST: Duration = Duration::from_secs(60);
@@ -340,7 +341,7 @@ impl Client {
         names: &[String],
         until: &Until,
     ) -> std::result::Result<Vec<String>, Fault> {
-        let read = |name: &String| Some((name.clone(), std::fs::read(folder.join(name)).ok()?));
+        let read = |name: &String| Some((name.clone(), look::optional_bytes(&folder.join(name))?));
         let contents: BTreeMap<String, Vec<u8>> = names.iter().filter_map(read).collect();
         if contents.is_empty() {
             return Ok(Vec::new());

@@ -11,21 +11,27 @@ use super::file::{Reader, Writer};
 use super::record::{Header, History, Kind};
 use super::{STEP, now};
 use crate::error::{Error, Result};
+use crate::files::look;
 
 /// The newest `.wandb` file of a run folder that is ours and names its run, of an id where one is given; with what it holds.
-pub(super) fn newest(run: &Path, id: &str) -> Option<(PathBuf, Before)> {
+pub(super) fn newest(run: &Path, id: &str) -> Result<Option<(PathBuf, Before)>> {
     let named = |file: &PathBuf| {
         id.is_empty()
             || file
                 .file_name()
                 .is_some_and(|name| name.to_string_lossy() == format!("run-{id}.wandb"))
     };
-    let mut whole = files(&run.join("wandb")).into_iter().rev().filter(named).filter_map(|file| {
-        let before =
-            Before::read(&file).ok().filter(|before| before.ours && !before.id.is_empty())?;
-        Some((file, before))
-    });
-    whole.next()
+    for file in files(&run.join("wandb"))?.into_iter().rev().filter(named) {
+        match Before::read(&file) {
+            Ok(before) if before.ours && !before.id.is_empty() => {
+                return Ok(Some((file, before)));
+            }
+            // A file that cannot be read may be the run's own: W&B would get a second run of it.
+            Err(error @ Error::Io { .. }) => return Err(error),
+            Ok(_) | Err(_) => {}
+        }
+    }
+    Ok(None)
 }
 
 /// Whether a file is one that this program wrote.
@@ -34,14 +40,19 @@ pub(super) fn is_ours(header: &Header) -> bool {
 }
 
 /// All `.wandb` files of a run folder, or of a folder like it, oldest first.
-pub(super) fn files(run: &Path) -> Vec<PathBuf> {
-    let list = |folder: &Path| -> Vec<PathBuf> {
-        let entries = fs::read_dir(folder).into_iter().flatten().flatten();
-        entries.map(|entry| entry.path()).collect()
+pub(super) fn files(run: &Path) -> Result<Vec<PathBuf>> {
+    let list = |folder: &Path| -> Result<Vec<PathBuf>> {
+        Ok(look::entries(folder)?.into_iter().map(|entry| entry.path()).collect())
     };
-    let folders = list(&run.join("wandb")).into_iter().chain(list(run)).chain([run.to_path_buf()]);
-    let mut found: Vec<PathBuf> =
-        folders.filter(|path| path.is_dir()).flat_map(|folder| list(&folder)).collect();
+    let mut found = Vec::new();
+    let wandb = run.join("wandb");
+    let inside = if look::is_folder(&wandb)? { list(&wandb)? } else { Vec::new() };
+    let own = if look::is_folder(run)? { list(run)? } else { Vec::new() };
+    for folder in inside.into_iter().chain(own).chain([run.to_path_buf()]) {
+        if look::is_folder(&folder)? {
+            found.extend(list(&folder)?);
+        }
+    }
     found.retain(|file| file.extension().is_some_and(|extension| extension == "wandb"));
     // The folders' names begin with the time, behind a word.
     let key = |file: &PathBuf| {
@@ -51,7 +62,7 @@ pub(super) fn files(run: &Path) -> Vec<PathBuf> {
     };
     found.sort_by_key(key);
     found.dedup();
-    found
+    Ok(found)
 }
 
 /// Eight letters and digits that no other run has.

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use reqwest::Url;
 
 use crate::error::{Error, Result};
+use crate::files::look;
 
 /// A server and who we are there. The key shows nowhere, not even in debugging.
 #[derive(Clone)]
@@ -56,7 +57,7 @@ impl Login {
 fn from_netrc(host: &str) -> Option<String> {
     let home = || std::env::var_os("HOME").map(|home| PathBuf::from(home).join(".netrc"));
     let file = std::env::var_os("NETRC").map(PathBuf::from).or_else(home)?;
-    password(&std::fs::read_to_string(file).ok()?, host)
+    password(&look::optional(&file)?, host)
 }
 
 fn password(netrc: &str, host: &str) -> Option<String> {

@@ -114,7 +114,7 @@ impl Wandb {
         let keys = &config.wandb;
         let asked = said(keys.id.as_ref(), "WANDB_RUN_ID");
         check_id(config, &asked)?;
-        let own = newest(run, &asked);
+        let own = newest(run, &asked)?;
         let id = match &own {
             Some((_, before)) => before.id.clone(),
             None if asked.is_empty() => fresh_id(),

@@ -11,6 +11,7 @@ use super::limits::Anew;
 use super::login::Login;
 use super::sender::Sender;
 use crate::error::{Error, Result};
+use crate::files::look;
 
 /// What came of syncing a run.
 #[derive(Debug)]
@@ -33,7 +34,7 @@ pub fn sync(
     timeout: Duration,
     mut tick: impl FnMut(&Path),
 ) -> Result<Vec<Synced>> {
-    let found = files(folder);
+    let found = files(folder)?;
     if found.is_empty() {
         return Err(Error::data(
             format!("`{}` holds no run that W&B could be told of", folder.display()),
@@ -42,7 +43,7 @@ pub fn sync(
     }
     let mut done = Vec::new();
     for path in found {
-        if !again && marker(&path).exists() {
+        if !again && look::present(&marker(&path))? {
             done.push(Synced { file: path, address: None, damaged: false, left_out: Vec::new() });
             continue;
         }

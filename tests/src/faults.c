@@ -1,0 +1,50 @@
+/* A library that is preloaded and lets calls for files fail, as a disk, a server or a missing right does.
+ *
+ * FAULT_CALL   open, list, look, read, lock
+ * FAULT_PATH   the call fails for paths that have this in them
+ * FAULT_ERRNO  with this error
+ */
+#define _GNU_SOURCE
+#include <dirent.h>
+#include <dlfcn.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/file.h>
+#include <sys/stat.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+static int fails(const char *call, const char *path) {
+  const char *wanted = getenv("FAULT_CALL"), *part = getenv("FAULT_PATH"), *code = getenv("FAULT_ERRNO");
+  if (!wanted || !part || !code || !path || strcmp(wanted, call) || !strstr(path, part)) return 0;
+  errno = atoi(code);
+  return 1;
+}
+
+static int fails_for(const char *call, int fd) {
+  char name[64], path[4096];
+  if (!getenv("FAULT_CALL")) return 0;
+  snprintf(name, sizeof name, "/proc/self/fd/%d", fd);
+  ssize_t n = syscall(SYS_readlink, name, path, sizeof path - 1);
+  if (n < 0) return 0;
+  path[n] = 0;
+  return fails(call, path);
+}
+
+#define NEXT(name) __typeof__(&name) next = (__typeof__(&name))dlsym(RTLD_NEXT, #name)
+#define MODE(flags) mode_t mode = 0; if ((flags) & (O_CREAT | __O_TMPFILE)) { va_list all; va_start(all, flags); mode = va_arg(all, mode_t); va_end(all); }
+
+int open(const char *path, int flags, ...) { MODE(flags) if (fails("open", path)) return -1; NEXT(open); return next(path, flags, mode); }
+int open64(const char *path, int flags, ...) { MODE(flags) if (fails("open", path)) return -1; NEXT(open64); return next(path, flags, mode); }
+int openat(int at, const char *path, int flags, ...) { MODE(flags) if (fails("open", path)) return -1; NEXT(openat); return next(at, path, flags, mode); }
+int openat64(int at, const char *path, int flags, ...) { MODE(flags) if (fails("open", path)) return -1; NEXT(openat64); return next(at, path, flags, mode); }
+DIR *opendir(const char *path) { if (fails("list", path)) return NULL; NEXT(opendir); return next(path); }
+int statx(int at, const char *restrict path, int flags, unsigned mask, struct statx *restrict into) { if (fails("look", path)) return -1; NEXT(statx); return next(at, path, flags, mask, into); }
+int stat64(const char *restrict path, struct stat64 *restrict into) { if (fails("look", path)) return -1; NEXT(stat64); return next(path, into); }
+ssize_t read(int fd, void *into, size_t n) { if (fails_for("read", fd)) return -1; NEXT(read); return next(fd, into, n); }
+ssize_t pread64(int fd, void *into, size_t n, off64_t from) { if (fails_for("read", fd)) return -1; NEXT(pread64); return next(fd, into, n, from); }
+int flock(int fd, int how) { if (fails_for("lock", fd)) return -1; NEXT(flock); return next(fd, how); }
