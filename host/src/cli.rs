@@ -292,7 +292,7 @@ pub fn show(error: Error) {
         let look = miette::MietteHandlerOpts::new().break_words(false).wrap_lines(wrapped);
         Box::new(look.build())
     }));
-    output::word(&format!("{:?}", miette::Report::new(error)));
+    output::rendered(&format!("{:?}", miette::Report::new(error.plain())));
 }
 
 /// Runs the command line; gives the exit code where no error decides it.

@@ -5,6 +5,7 @@ use std::path::Path;
 use maskdiff_plugin_api::{Kind, PluginError};
 use miette::{Diagnostic, NamedSource, SourceSpan};
 
+use crate::plain;
 use crate::secrets::scrubbed;
 
 /// Result of host code.
@@ -202,6 +203,54 @@ impl Error {
     pub fn component(kind: &str, name: &str, mut error: PluginError) -> Self {
         let component = error.take_culprit().unwrap_or_else(|| format!("{kind} `{name}`"));
         Self::Component { component, error: Box::new(error) }
+    }
+
+    /// With its control characters spelled, for a terminal: what it says may be of a file or a server.
+    #[must_use]
+    pub fn plain(mut self) -> Self {
+        let shown = |text: &mut String| *text = plain::text(text);
+        match &mut self {
+            Self::Config { message, hint, file, .. } => {
+                // As many bytes as before, so that the place stays right.
+                let hide = |c: char| {
+                    if plain::is_control(c) && c != '\n' {
+                        "?".repeat(c.len_utf8())
+                    } else {
+                        c.to_string()
+                    }
+                };
+                if let Some(named) = file {
+                    let text = named.inner().chars().map(hide).collect::<String>();
+                    *file = Some(std::sync::Arc::new(NamedSource::new(
+                        plain::line(named.name()),
+                        text,
+                    )));
+                }
+                shown(message);
+                hint.iter_mut().for_each(shown);
+            }
+            Self::Plugin { message, hint }
+            | Self::Data { message, hint }
+            | Self::Checkpoint { message, hint }
+            | Self::Numeric { message, hint }
+            | Self::Io { message, hint, .. }
+            | Self::Distributed { message, hint }
+            | Self::Sweep { message, hint } => {
+                shown(message);
+                hint.iter_mut().for_each(shown);
+            }
+            Self::Component { component, error } => {
+                shown(component);
+                error.chain.iter_mut().for_each(shown);
+                [&mut error.hint, &mut error.location].into_iter().for_each(shown);
+            }
+            Self::Interrupted { message }
+            | Self::Preempted { message }
+            | Self::Torch { message } => {
+                shown(message);
+            }
+        }
+        self
     }
 
     /// With its hint, for a warning of one line.

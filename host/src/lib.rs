@@ -30,6 +30,7 @@ pub mod observe;
 pub mod optim;
 pub mod output;
 pub mod page;
+pub mod plain;
 pub mod plugins;
 pub mod precision;
 pub mod prompt;

@@ -12,6 +12,7 @@ use tracing_subscriber::util::SubscriberInitExt as _;
 use tracing_subscriber::{Layer as _, fmt};
 
 use crate::error::{Error, Result};
+use crate::plain;
 
 /// The file that logs also go to, when there is one.
 #[derive(Debug, Clone, Default)]
@@ -37,7 +38,9 @@ impl LogFile {
     /// Appends a line that is shown elsewhere by other means.
     pub fn line(&self, text: &str) {
         // A log that cannot be written must not hide what it was to hold.
-        let _ = self.clone().write_all(format!("{} {text}\n", jiff::Timestamp::now()).as_bytes());
+        let _ = self
+            .clone()
+            .write_all(format!("{} {}\n", jiff::Timestamp::now(), plain::line(text)).as_bytes());
     }
 }
 

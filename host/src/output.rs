@@ -7,18 +7,25 @@ use std::io::{self, ErrorKind, Write};
 use std::sync::{Mutex, PoisonError};
 
 use crate::error::{Error, Result};
-use crate::stdout;
+use crate::{plain, stdout};
 
 static FAILED: Mutex<Option<io::Error>> = Mutex::new(None);
 
 /// Writes a message, one line.
 pub fn word(text: &str) {
+    rendered(&plain::text(text));
+}
+
+/// Writes a message with colours of ours, whose other control characters were spelled before.
+pub fn rendered(text: &str) {
     // In one piece, so that lines of several processes do not mix.
     let _ = io::stderr().lock().write_all(format!("{text}\n").as_bytes());
 }
 
-/// Writes a result, a line or several.
+/// Writes a result, a line or several: onto a terminal without control characters, elsewhere as it is.
 pub fn result(text: &str) {
+    let shown = stdout::is_terminal().then(|| plain::text(text));
+    let text = shown.as_deref().unwrap_or(text);
     let end = if text.ends_with('\n') { "" } else { "\n" };
     let mut out = stdout::results();
     let line = format!("{text}{end}");

@@ -8,8 +8,8 @@ use std::time::{Duration, Instant};
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::Value;
 
-use crate::output;
 use crate::track::Trackers;
+use crate::{output, plain};
 
 /// A number with its noun: `1 sequence`, `2 sequences`.
 pub fn counted(number: impl std::fmt::Display, noun: &str) -> String {
@@ -187,7 +187,7 @@ impl Report {
             // A sampler may be done sooner than it thought.
             bar.set_length(total.cast_unsigned());
             bar.set_position(done.cast_unsigned());
-            bar.set_message(message.to_string());
+            bar.set_message(plain::line(message));
             return;
         }
         let due = self.last_line.unwrap_or(self.started).elapsed() >= PACE;
