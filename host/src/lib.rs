@@ -26,6 +26,7 @@ pub mod learner;
 pub mod ledger;
 pub mod logging;
 pub mod model;
+mod net;
 pub mod observe;
 pub mod optim;
 pub mod output;

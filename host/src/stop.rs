@@ -21,6 +21,9 @@ const PREEMPTION: f64 = 1e6;
 /// A signal that comes so soon after the first is the same one: a scheduler may send it to a process and to its group.
 const ECHO: Duration = Duration::from_secs(1);
 
+/// The one that listens in this process.
+static LISTENING: Mutex<Option<Stop>> = Mutex::new(None);
+
 /// Whether somebody asked to stop.
 #[derive(Debug, Clone, Default)]
 pub struct Stop(Arc<Mutex<State>>);
@@ -49,7 +52,13 @@ impl Stop {
         this.state().words = Some(format!("asked to stop: {waits_for}; once more ends at once"));
         let heard = this.clone();
         signals::listen(move |signal| heard.hear(signal))?;
+        *LISTENING.lock().unwrap_or_else(PoisonError::into_inner) = Some(this.clone());
         Ok(this)
+    }
+
+    /// The one that listens in this process, for waits far below whoever asked it to listen. A process without one ends by a signal.
+    pub fn current() -> Self {
+        LISTENING.lock().unwrap_or_else(PoisonError::into_inner).clone().unwrap_or_default()
     }
 
     /// Shows no message at the first signal, because another process or the panel does.

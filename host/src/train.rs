@@ -143,7 +143,16 @@ impl Trainer<'_> {
                 profiler = Some(Profiler::start(self.model.facts().device().is_cuda())?);
             }
             // Nothing is due at a step to which the run went back: it was there before.
-            let Some(done) = self.advance()? else { continue };
+            let advanced = match self.advance() {
+                // Asked to stop while it waited for a batch: no weight has changed since the last step.
+                Err(Error::Interrupted { .. } | Error::Preempted { .. })
+                    if self.world.size() == 1 =>
+                {
+                    return Err(self.stopped(self.stop.level())?);
+                }
+                advanced => advanced?,
+            };
+            let Some(done) = advanced else { continue };
             let step = self.learner.step;
             if step == first + PROFILED.0 + PROFILED.1 || step == last {
                 self.write_trace(profiler.take())?;

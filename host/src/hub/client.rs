@@ -1,4 +1,5 @@
-//! Requests to the hub: what is tried again, what is not, and how a download goes on.
+//! Requests to the hub: what is tried again, what is not, and how a download goes on. All of it has bounds: on tries, on bytes, on
+//! time without progress; and a signal ends every wait.
 
 use std::fs::{File, OpenOptions};
 use std::io::{Read as _, Seek as _, SeekFrom, Write as _};
@@ -9,7 +10,7 @@ use reqwest::header::{
     AUTHORIZATION, CONTENT_RANGE, HeaderMap, LINK, LOCATION, RANGE, RETRY_AFTER,
 };
 use reqwest::{Response, StatusCode, Url};
-use serde_json::Value;
+use serde::de::DeserializeOwned;
 use sha1::Sha1;
 use sha2::{Digest, Sha256};
 use tokio::runtime::Runtime;
@@ -17,15 +18,23 @@ use tokio::runtime::Runtime;
 use super::{About, Entry};
 use crate::data::hex;
 use crate::error::{Error, Result};
+use crate::net::{self, Pace};
+use crate::stop::Stop;
 
-/// Tries without a byte of progress.
+/// Tries without progress.
 const TRIES: u32 = 6;
+/// What a part of a file must bring to count as progress: this many bytes, and this share of the file.
+const PROGRESS: (u64, u64) = (64 << 10, 100);
+/// The largest file from an address whose size nobody lists.
+const LARGEST: u64 = 1 << 30;
 /// The first pause between two tries; each is twice the one before.
 const PAUSE: Duration = Duration::from_millis(500);
 /// The longest pause that a server may ask for.
 const PATIENCE: Duration = Duration::from_secs(300);
-/// A connection that is silent for so long is given up.
-const SILENCE: Duration = Duration::from_secs(30);
+/// An answer without progress for this long is given up, unless `HF_HUB_DOWNLOAD_TIMEOUT` says another time.
+const SILENCE: Duration = Duration::from_secs(25);
+/// All tries together may be without progress for this many times as long.
+const SILENCES: f64 = 1.4;
 /// A server that does not take a connection in this time is not there.
 const CONNECT: Duration = Duration::from_secs(10);
 const REDIRECTS: usize = 10;
@@ -58,12 +67,32 @@ enum Try {
     NoRest,
 }
 
+/// What a request has cost since it last made progress.
+#[derive(Debug, Default)]
+struct Cost {
+    tries: u32,
+    /// Time in which nothing came.
+    silent: Duration,
+    /// The bytes of the file that were there at the last progress.
+    have: u64,
+}
+
+impl Cost {
+    /// Notes how much of a file of `size` bytes is there. A rest that grows by a few bytes a try would never end.
+    fn reached(&mut self, have: u64, size: u64) {
+        if have >= self.have + PROGRESS.0.max(size / PROGRESS.1) {
+            *self = Self { have, ..Self::default() };
+        }
+    }
+}
+
 /// Speaks to one hub.
 pub(super) struct Client {
     http: reqwest::Client,
     runtime: Runtime,
     endpoint: Url,
     token: Option<String>,
+    silence: Duration,
 }
 
 impl std::fmt::Debug for Client {
@@ -83,7 +112,6 @@ impl Client {
         let http = reqwest::Client::builder()
             .user_agent(concat!("maskdiff/", env!("CARGO_PKG_VERSION")))
             .connect_timeout(CONNECT)
-            .read_timeout(SILENCE)
             // Where a redirection leads decides whether the token may go there.
             .redirect(reqwest::redirect::Policy::none())
             .build();
@@ -93,33 +121,64 @@ impl Client {
             runtime: runtime.map_err(|e| wrong(&e))?,
             endpoint: address,
             token,
+            silence: silence()?,
         })
     }
 
-    /// A JSON answer, and the address of the next page.
-    pub(super) fn json(
+    /// One try of `work`, with what it may still cost; the time without progress at its end is added to that.
+    fn attempt<T>(
+        &self,
+        cost: &mut Cost,
+        about: &About<'_>,
+        work: impl AsyncFnOnce(&mut Pace) -> std::result::Result<T, Try>,
+    ) -> std::result::Result<T, Try> {
+        let stop = Stop::current();
+        let left = self.silence.mul_f64(SILENCES).saturating_sub(cost.silent);
+        let mut pace = Pace::new(self.silence.min(left));
+        let ended = net::unless_asked(&self.runtime, &stop, work(&mut pace));
+        cost.silent += pace.idle();
+        ended.unwrap_or_else(|| Err(Try::Final(stopped(&stop, about))))
+    }
+
+    /// A JSON answer of at most `room` bytes, which lessen it, and the address of the next page.
+    pub(super) fn json<T: DeserializeOwned>(
         &self,
         path: &str,
         about: &About<'_>,
-    ) -> std::result::Result<(Value, Option<String>), Fault> {
-        let mut tries = 0;
+        room: &mut usize,
+    ) -> std::result::Result<(T, Option<String>), Fault> {
+        let mut cost = Cost::default();
         loop {
-            let tried = self.runtime.block_on(async {
-                let response = self.get(path, about, 0).await?;
+            let tried = self.attempt(&mut cost, about, async |pace| {
+                let mut response = self.get(path, about, 0, pace).await?;
                 let next = next_page(response.headers());
-                let bytes = response.bytes().await.map_err(|e| Try::Again(said(e), None))?;
-                let value = serde_json::from_slice(&bytes).map_err(|_| {
-                    let start: String = String::from_utf8_lossy(&bytes).chars().take(80).collect();
-                    let message = format!("{} answered with no JSON: {start:?}", self.endpoint);
-                    Try::Final(Error::data(message, "is HF_ENDPOINT the address of a hub?"))
+                let mut bytes = Vec::new();
+                while let Some(chunk) = next_chunk(&mut response, pace).await? {
+                    if bytes.len() + chunk.len() > *room {
+                        return Err(Try::Final(
+                            self.strange("answered with more JSON than a hub has"),
+                        ));
+                    }
+                    bytes.extend_from_slice(&chunk);
+                }
+                let value = serde_json::from_slice(&bytes).map_err(|e| {
+                    let what = if e.is_data() { "JSON of another form" } else { "no JSON" };
+                    let start = net::shown_bytes(&bytes);
+                    Try::Final(self.strange(&format!("answered with {what}: {start:?}")))
                 })?;
+                *room -= bytes.len();
                 Ok((value, next))
             });
             match tried {
                 Ok(answer) => return Ok(answer),
-                Err(fault) => self.pause(fault, &mut tries, about)?,
+                Err(fault) => self.pause(fault, &mut cost, about)?,
             }
         }
+    }
+
+    /// An answer that no hub gives.
+    pub(super) fn strange(&self, what: &str) -> Error {
+        Error::data(format!("{} {what}", self.endpoint), "is HF_ENDPOINT the address of a hub?")
     }
 
     /// Fetches a file into `partial`, from where an earlier try left off, and checks its size and its hash.
@@ -131,22 +190,20 @@ impl Client {
         about: &About<'_>,
         tick: &dyn Fn(u64) -> Result<()>,
     ) -> Result<()> {
-        let (mut tries, mut wrong) = (0, 0);
+        let (mut cost, mut wrong) = (Cost::default(), 0);
         let open =
             OpenOptions::new().create(true).truncate(false).read(true).write(true).open(partial);
         let mut file = open.map_err(|e| Error::io("write", partial, &e))?;
+        cost.have = length(&file, partial)?;
         loop {
-            let before = length(&file, partial)?;
-            match self.runtime.block_on(self.receive(path, entry, &mut file, partial, about, tick))
-            {
-                Ok(()) => {}
-                Err(fault) => {
-                    if length(&file, partial)? > before {
-                        tries = 0;
-                    }
-                    self.pause(fault, &mut tries, about).map_err(Fault::into_error)?;
-                    continue;
-                }
+            let tried = self.attempt(&mut cost, about, async |pace| {
+                let to = Target { entry, file: &mut file, path: partial };
+                self.receive(path, to, about, pace, tick).await
+            });
+            if let Err(fault) = tried {
+                cost.reached(length(&file, partial)?, entry.size);
+                self.pause(fault, &mut cost, about).map_err(Fault::into_error)?;
+                continue;
             }
             let found =
                 content_name(&mut file, entry).map_err(|e| Error::io("read", partial, &e))?;
@@ -179,26 +236,28 @@ impl Client {
         about: &About<'_>,
         tick: &dyn Fn(u64) -> Result<()>,
     ) -> Result<()> {
-        let mut tries = 0;
+        let mut cost = Cost::default();
         let disk = |e: std::io::Error| Try::Final(Error::io("write", path, &e));
         loop {
-            let tried = self.runtime.block_on(async {
-                let mut response = self.get(url, about, 0).await?;
+            let tried = self.attempt(&mut cost, about, async |pace| {
+                let mut response = self.get(url, about, 0, pace).await?;
                 file.set_len(0).map_err(disk)?;
                 file.seek(SeekFrom::Start(0)).map_err(disk)?;
                 let mut have = 0;
-                while let Some(chunk) =
-                    response.chunk().await.map_err(|e| Try::Again(said(e), None))?
-                {
+                while let Some(chunk) = next_chunk(&mut response, pace).await? {
                     file.write_all(&chunk).map_err(disk)?;
                     have += chunk.len() as u64;
+                    if have > LARGEST {
+                        let message = format!("`{}` has no end: {have} bytes came", about.repo);
+                        return Err(Try::Final(Error::data(message, "is it the right address?")));
+                    }
                     tick(have).map_err(Try::Final)?;
                 }
                 file.sync_all().map_err(disk)
             });
             match tried {
                 Ok(()) => return Ok(()),
-                Err(fault) => self.pause(fault, &mut tries, about).map_err(Fault::into_error)?,
+                Err(fault) => self.pause(fault, &mut cost, about).map_err(Fault::into_error)?,
             }
         }
     }
@@ -206,12 +265,12 @@ impl Client {
     async fn receive(
         &self,
         path: &str,
-        entry: &Entry,
-        file: &mut File,
-        partial: &Path,
+        to: Target<'_>,
         about: &About<'_>,
+        pace: &mut Pace,
         tick: &dyn Fn(u64) -> Result<()>,
     ) -> std::result::Result<(), Try> {
+        let Target { entry, file, path: partial } = to;
         let disk = |e: std::io::Error| Try::Final(Error::io("write", partial, &e));
         let mut have = file.metadata().map_err(disk)?.len();
         if have > entry.size {
@@ -221,12 +280,12 @@ impl Client {
         if have == entry.size && have > 0 {
             return Ok(());
         }
-        let mut response = match self.get(path, about, have).await {
+        let mut response = match self.get(path, about, have, pace).await {
             // There is no such rest: begin anew.
             Err(Try::NoRest) => {
                 file.set_len(0).map_err(disk)?;
                 have = 0;
-                self.get(path, about, 0).await?
+                self.get(path, about, 0, pace).await?
             }
             other => other?,
         };
@@ -240,8 +299,7 @@ impl Client {
         file.set_len(have).map_err(disk)?;
         file.seek(SeekFrom::Start(have)).map_err(disk)?;
         loop {
-            let chunk = response.chunk().await.map_err(|e| Try::Again(said(e), None))?;
-            let Some(chunk) = chunk else { break };
+            let Some(chunk) = next_chunk(&mut response, pace).await? else { break };
             have += chunk.len() as u64;
             if have > entry.size {
                 // Not what the listing promised; the check says so.
@@ -264,6 +322,7 @@ impl Client {
         path: &str,
         about: &About<'_>,
         from: u64,
+        pace: &Pace,
     ) -> std::result::Result<Response, Try> {
         let mut address = self.address(path)?;
         for _ in 0..REDIRECTS {
@@ -275,7 +334,8 @@ impl Client {
             if from > 0 {
                 request = request.header(RANGE, format!("bytes={from}-"));
             }
-            let response = request.send().await.map_err(|e| Try::Again(said(e), None))?;
+            let sent = pace.wait(request.send()).await.ok_or_else(silent)?;
+            let response = sent.map_err(|e| Try::Again(net::causes(&e.without_url()), None))?;
             let status = response.status();
             if status.is_redirection() {
                 let place = response.headers().get(LOCATION).and_then(|v| v.to_str().ok());
@@ -362,7 +422,7 @@ impl Client {
     fn pause(
         &self,
         fault: Try,
-        tries: &mut u32,
+        cost: &mut Cost,
         about: &About<'_>,
     ) -> std::result::Result<(), Fault> {
         let (why, asked) = match fault {
@@ -374,21 +434,64 @@ impl Client {
             Some(file) => format!("{}/{file}", about.repo),
             None => about.repo.to_string(),
         };
-        *tries += 1;
-        if *tries == TRIES || asked.is_some_and(|wait| wait > PATIENCE) {
+        cost.tries += 1;
+        let tries = cost.tries;
+        let silent = cost.silent >= self.silence.mul_f64(SILENCES);
+        if tries == TRIES || silent || asked.is_some_and(|wait| wait > PATIENCE) {
+            let counted = crate::report::counted(tries, "time");
             return Err(Fault::Unreachable(Error::data(
-                format!("`{what}` cannot be fetched: {why} (tried {tries} times)"),
+                format!("`{what}` cannot be fetched: {why} (tried {counted})"),
                 "try again later: what has been fetched is kept; HF_HUB_OFFLINE=1 uses the cache alone, and a tokenizer may be a \
                  file: `data.tokenizer_name_or_path=FILE`",
             )));
         }
         // A little apart, so that many processes do not come at once.
         let spread = 1.0 + 0.5 * rand::random::<f64>();
-        let pause = asked.unwrap_or(PAUSE * 2u32.pow(*tries - 1)).mul_f64(spread);
+        let pause = asked.unwrap_or(PAUSE * 2u32.pow(tries - 1)).mul_f64(spread);
         tracing::warn!("`{what}`: {why}; trying again in {:.1} s", pause.as_secs_f64());
-        std::thread::sleep(pause);
-        Ok(())
+        let stop = Stop::current();
+        net::sleep(pause, || stop.asked());
+        if stop.asked() { Err(Fault::Final(stopped(&stop, about))) } else { Ok(()) }
     }
+}
+
+/// A file that is being fetched, and where it grows.
+struct Target<'a> {
+    entry: &'a Entry,
+    file: &'a mut File,
+    path: &'a Path,
+}
+
+fn stopped(stop: &Stop, about: &About<'_>) -> Error {
+    stop.error(format!("stopped while `{}` was fetched; what has come is kept", about.repo))
+}
+
+/// `HF_HUB_DOWNLOAD_TIMEOUT` of the official client, in seconds.
+fn silence() -> Result<Duration> {
+    let name = "HF_HUB_DOWNLOAD_TIMEOUT";
+    let Some(text) = std::env::var(name).ok().filter(|text| !text.trim().is_empty()) else {
+        return Ok(SILENCE);
+    };
+    let seconds =
+        text.trim().parse::<f64>().ok().filter(|seconds| (0.1..=86_400.0).contains(seconds));
+    seconds.map(Duration::from_secs_f64).ok_or_else(|| {
+        Error::config(format!("{name} is `{text}`"), "a number of seconds, from 0.1 to 86400")
+    })
+}
+
+fn silent() -> Try {
+    Try::Again("no answer, or none that goes on".into(), None)
+}
+
+/// The next bytes of an answer.
+async fn next_chunk(
+    response: &mut Response,
+    pace: &mut Pace,
+) -> std::result::Result<Option<Vec<u8>>, Try> {
+    let chunk = pace.wait(response.chunk()).await.ok_or_else(silent)?;
+    let chunk = chunk.map_err(|e| Try::Again(net::causes(&e.without_url()), None))?;
+    pace.count(chunk.as_ref().map_or(0, |chunk| chunk.len()));
+    Ok(chunk.map(Vec::from))
 }
 
 fn length(file: &File, path: &Path) -> Result<u64> {
@@ -421,17 +524,4 @@ fn next_page(headers: &HeaderMap) -> Option<String> {
     let links = headers.get(LINK)?.to_str().ok()?;
     let next = links.split(',').find(|link| link.contains("rel=\"next\""))?;
     Some(next.split_once('<')?.1.split_once('>')?.0.to_string())
-}
-
-/// A fault of the connection, with its reason, in one line.
-fn said(error: reqwest::Error) -> String {
-    // The address of a file that not everybody may have carries what opens it.
-    let error = error.without_url();
-    let mut words = error.to_string();
-    let mut source = std::error::Error::source(&error);
-    while let Some(inner) = source {
-        words = format!("{words}: {inner}");
-        source = inner.source();
-    }
-    words
 }

@@ -7,17 +7,23 @@
 mod client;
 mod store;
 
+use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use serde::{Deserialize, Serialize};
-use serde_json::Value;
 
 use client::{Client, Fault};
 use store::Store;
 
 use crate::error::{Error, Result};
 use crate::files::{self, SHARED, look};
+use crate::plain;
+
+/// The most that the hub's answers about one repository may have, in bytes of JSON.
+const MOST_JSON: usize = 100 << 20;
+/// The most pages that a list of files may have.
+const PAGES: usize = 1000;
 
 /// What a repository holds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -169,22 +175,23 @@ impl Hub {
         let about = About { kind, repo, revision, file: None };
         let base = format!("/api/{}/{repo}", kind.plural());
         let revised = revision.replace('/', "%2F");
-        let (info, _) = self.client.json(&format!("{base}/revision/{revised}"), &about)?;
-        let strange = |what: &str| {
-            let message = format!("the hub's answer about `{repo}` has no {what}");
-            Fault::Final(Error::data(message, "is HF_ENDPOINT the address of a hub?"))
-        };
+        let mut room = MOST_JSON;
+        let (info, _): (Info, _) =
+            self.client.json(&format!("{base}/revision/{revised}"), &about, &mut room)?;
+        let strange = |what: &str| Fault::Final(self.client.strange(what));
         // It becomes the name of a folder.
-        let sha = info["sha"].as_str().filter(|sha| is_commit(sha));
-        let sha = sha.ok_or_else(|| strange("commit"))?.to_string();
-        let id = info["id"].as_str().unwrap_or(repo).to_string();
-        let mut entries = Vec::new();
+        let sha = info.sha.filter(|sha| is_commit(sha));
+        let sha = sha.ok_or_else(|| strange(&format!("names no commit of `{repo}`")))?;
+        let id = info.id.filter(|id| is_name(id)).unwrap_or_else(|| repo.to_string());
+        let (mut entries, mut pages) = (Vec::new(), HashSet::new());
         let mut next =
             Some(format!("/api/{}/{id}/tree/{sha}?recursive=true&expand=false", kind.plural()));
         while let Some(path) = next {
-            let (page, link) = self.client.json(&path, &about)?;
-            let page = page.as_array().ok_or_else(|| strange("list of files"))?;
-            entries.extend(page.iter().filter_map(entry));
+            let (page, link): (Vec<Listed>, _) = self.client.json(&path, &about, &mut room)?;
+            entries.extend(page.into_iter().filter_map(entry));
+            if !pages.insert(path) || pages.len() > PAGES {
+                return Err(strange(&format!("has a list of files of `{repo}` without an end")));
+            }
             next = link;
         }
         Ok(Snapshot { kind, repo: id, sha, entries })
@@ -302,16 +309,49 @@ struct About<'a> {
     file: Option<&'a str>,
 }
 
-fn entry(value: &Value) -> Option<Entry> {
-    if value["type"] != "file" {
+/// What is read of a hub's answer about a repository.
+#[derive(Deserialize)]
+struct Info {
+    sha: Option<String>,
+    id: Option<String>,
+}
+
+/// What is read of a file in a hub's list: its content's name and size stand in `lfs` where it is large.
+#[derive(Deserialize)]
+struct Listed {
+    r#type: String,
+    path: String,
+    oid: Option<String>,
+    size: Option<u64>,
+    lfs: Option<Large>,
+}
+
+#[derive(Deserialize)]
+struct Large {
+    oid: String,
+    size: u64,
+}
+
+fn entry(listed: Listed) -> Option<Entry> {
+    if listed.r#type != "file" {
         return None;
     }
-    let hash = value["lfs"]["oid"].as_str().or_else(|| value["oid"].as_str())?;
-    let size = value["lfs"]["size"].as_u64().or_else(|| value["size"].as_u64())?;
-    let path = value["path"].as_str()?;
+    let (hash, size) = match listed.lfs {
+        Some(Large { oid, size }) => (oid, size),
+        None => (listed.oid?, listed.size?),
+    };
     // Both become names of files.
-    let usable = is_commit(hash) && inside(path);
-    usable.then(|| Entry { path: path.into(), size, hash: hash.into() })
+    let usable = is_commit(&hash) && inside(&listed.path);
+    usable.then_some(Entry { path: listed.path, size, hash })
+}
+
+/// Whether a text is `owner/name`, or `name`: it becomes a part of addresses and of a folder's name.
+fn is_name(text: &str) -> bool {
+    text.len() <= 200
+        && text.matches('/').count() <= 1
+        && inside(text)
+        && !text.contains(['?', '#', '%', '\\'])
+        && !text.contains(plain::is_control)
 }
 
 /// Whether a text is the name of a commit or of a content.
@@ -358,7 +398,8 @@ mod tests {
     #[test]
     fn a_listing_cannot_name_files_outside() {
         let file = |path: &str, oid: &str| {
-            entry(&serde_json::json!({"type": "file", "path": path, "size": 1, "oid": oid}))
+            let listed = serde_json::json!({"type": "file", "path": path, "size": 1, "oid": oid});
+            entry(serde_json::from_value(listed).unwrap())
         };
         let sha = "0123456789012345678901234567890123456789";
         assert!(file("a/b.txt", sha).is_some());
