@@ -7,9 +7,40 @@ use serde_json::{Value, json};
 
 use crate::config::Config;
 use crate::error::Error;
+use crate::net;
+use crate::stop::Stop;
 
-/// How long the one who is told may take.
-const PATIENCE: Duration = Duration::from_secs(30);
+/// How long the one who is told may still take after a signal.
+const SIGNALLED: Duration = Duration::from_secs(4);
+/// Between two looks at a command or a signal.
+const LOOK: Duration = Duration::from_millis(20);
+
+/// The time that telling may take.
+struct Limit {
+    begun: Instant,
+    time: Duration,
+    signalled: Option<Instant>,
+}
+
+impl Limit {
+    fn new(time: Duration) -> Self {
+        Self { begun: Instant::now(), time, signalled: None }
+    }
+
+    /// An error once it is over.
+    fn check(&mut self) -> Result<(), String> {
+        if Stop::current().asked() {
+            self.signalled.get_or_insert_with(Instant::now);
+        }
+        if self.begun.elapsed() >= self.time {
+            return Err(format!("it took more than {} s", self.time.as_secs_f64()));
+        }
+        match self.signalled {
+            Some(at) if at.elapsed() >= SIGNALLED => Err("a signal came before its end".into()),
+            _ => Ok(()),
+        }
+    }
+}
 
 /// Tells whoever `alert.on_finish` or `alert.on_crash` names of a run's end. A run that somebody stopped, or that a scheduler will
 /// start again, is neither. Gives what went wrong with the telling.
@@ -20,50 +51,68 @@ pub fn tell(config: &Config, run: &str, step: i64, error: Option<&Error>) -> Opt
         Some(_) => (&config.alert.on_crash, "alert.on_crash", "crashed"),
     };
     let who = who.as_deref()?;
+    let limit = Limit::new(Duration::from_secs_f64(config.alert.timeout_s));
     let message =
         error.map_or_else(|| format!("{run} is done after step {step}"), ToString::to_string);
     let said = if who.starts_with("http://") || who.starts_with("https://") {
         post(
             who,
             &json!({"run": run, "state": state, "step": step, "message": message, "text": format!("{run}: {message}")}),
+            limit,
         )
     } else {
         let step = step.to_string();
-        command(who, &[("RUN", run), ("STATE", state), ("STEP", &step), ("MESSAGE", &message)])
+        let facts = [("RUN", run), ("STATE", state), ("STEP", &*step), ("MESSAGE", &*message)];
+        command(who, &facts, limit)
     };
     said.err().map(|said| format!("warning: `{key}`: {said}"))
 }
 
 /// Runs a line of the shell with what happened in MASKDIFF_RUN, _STATE, _STEP and _MESSAGE. It may hold a secret: errors do not show it.
-fn command(line: &str, facts: &[(&str, &str)]) -> Result<(), String> {
+fn command(line: &str, facts: &[(&str, &str)], mut limit: Limit) -> Result<(), String> {
     let mut command = Command::new("sh");
     command.args(["-c", line]).stdin(Stdio::null()).stdout(Stdio::null());
     command.envs(facts.iter().map(|(name, value)| (format!("MASKDIFF_{name}"), value)));
     let mut child = command.spawn().map_err(|e| e.to_string())?;
-    let until = Instant::now() + PATIENCE;
-    while Instant::now() < until {
+    loop {
         match child.try_wait().map_err(|e| e.to_string())? {
             Some(status) if status.success() => return Ok(()),
             Some(status) => return Err(format!("the command ended with {status}")),
-            None => std::thread::sleep(Duration::from_millis(20)),
+            None => {}
         }
+        if let Err(over) = limit.check() {
+            let _ = child.kill();
+            let _ = child.wait();
+            return Err(format!("the command was ended: {over}"));
+        }
+        std::thread::sleep(LOOK);
     }
-    let _ = child.kill();
-    let _ = child.wait();
-    Err(format!("the command took more than {} s", PATIENCE.as_secs()))
 }
 
-fn post(address: &str, body: &Value) -> Result<(), String> {
+/// Posts to an address. It may hold a secret: errors do not show it, and no redirection takes it or the message elsewhere.
+fn post(address: &str, body: &Value, mut limit: Limit) -> Result<(), String> {
     let _ = rustls::crypto::ring::default_provider().install_default();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let runtime = runtime.map_err(|e| e.to_string())?;
-    let client = reqwest::Client::builder().timeout(PATIENCE).build().map_err(|e| e.to_string())?;
+    let client = reqwest::Client::builder().redirect(reqwest::redirect::Policy::none()).build();
+    let client = client.map_err(|e| e.to_string())?;
     let request =
         client.post(address).header("content-type", "application/json").body(body.to_string());
-    // An address may hold a secret: errors do not show it.
-    let answer = runtime
-        .block_on(async { request.send().await })
-        .map_err(|e| e.without_url().to_string())?;
-    let status = answer.status();
-    if status.is_success() { Ok(()) } else { Err(format!("the server answered {status}")) }
+    let answer = runtime.block_on(async {
+        let mut sent = std::pin::pin!(request.send());
+        loop {
+            match tokio::time::timeout(LOOK, &mut sent).await {
+                Ok(answer) => return answer.map_err(|e| net::causes(&e.without_url())),
+                Err(_) => limit.check().map_err(|over| format!("no answer: {over}"))?,
+            }
+        }
+    })?;
+    // What it says beside that is nobody's concern, and may have no end.
+    match answer.status() {
+        status if status.is_success() => Ok(()),
+        status if status.is_redirection() => {
+            Err(format!("the server sends elsewhere ({status}): give the address that it leads to"))
+        }
+        status => Err(format!("the server answered {status}")),
+    }
 }

@@ -151,6 +151,7 @@ fn trainer(config: &Config) -> Result<()> {
         ("trainer.grace_s", trainer.grace_s, 0.0),
         ("trainer.timeout_s", trainer.timeout_s, 1.0),
         ("track.histograms_every_n_steps", config.track.histograms_every_n_steps as f64, 0.0),
+        ("alert.timeout_s", config.alert.timeout_s, 0.1),
         ("wandb.interval_s", config.wandb.interval_s, 0.0),
         ("wandb.retry_s", config.wandb.retry_s, 0.01),
         ("wandb.finish_timeout_s", config.wandb.finish_timeout_s, 0.0),
@@ -164,6 +165,7 @@ fn trainer(config: &Config) -> Result<()> {
         }
     }
     for (key, value) in [
+        ("alert.timeout_s", config.alert.timeout_s),
         ("wandb.interval_s", config.wandb.interval_s),
         ("wandb.retry_s", config.wandb.retry_s),
         ("wandb.finish_timeout_s", config.wandb.finish_timeout_s),

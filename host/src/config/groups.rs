@@ -394,6 +394,8 @@ group! {
         on_finish: Option<String> = None,
         /// When it failed.
         on_crash: Option<String> = None,
+        /// Seconds that telling may take.
+        timeout_s: f64 = 30.0,
     }
 }
 

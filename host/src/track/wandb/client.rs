@@ -1,19 +1,18 @@
 //! Requests to a W&B server: GraphQL for the run, its stream of lines, its files; what is tried again and what is not.
 
-use std::collections::BTreeMap;
-use std::path::Path;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use reqwest::header::RETRY_AFTER;
 use reqwest::{StatusCode, Url};
-use serde::de::IgnoredAny;
 use serde_json::{Map, Value, json};
 use tokio::runtime::Runtime;
 
+use super::answer::{self, Odd};
 use super::login::Login;
 use crate::error::{Error, Result};
-use crate::files::look;
+use crate::net;
+use crate::stop::Stop;
 
 /// The longest pause between two tries, unless the server asks for more.
 const LONGEST: Duration = Duration::from_secs(60);
@@ -25,6 +24,10 @@ const CONNECT: Duration = Duration::from_secs(10);
 const SILENCE: Duration = Duration::from_secs(60);
 /// The slowest line that is waited for, bytes in a millisecond.
 const SLOWEST: u64 = 20;
+/// The longest answer: that of a resumed run holds its last row, which has at most a third of this.
+const LONGEST_ANSWER: usize = 32 << 20;
+/// After a signal, a server that has not answered for this long is left alone.
+const SIGNALLED: Duration = Duration::from_secs(4);
 
 /// Why a request came to nothing.
 #[derive(Debug)]
@@ -36,6 +39,14 @@ pub(super) enum Fault {
 }
 
 impl Fault {
+    /// In a few words.
+    pub(super) fn in_words(self) -> String {
+        match self {
+            Self::Refused(status, said) => format!("{said} ({status})"),
+            Self::Away(said) => said,
+        }
+    }
+
     /// In words, with what to do.
     pub(super) fn into_error(self, base: &Url) -> Error {
         match self {
@@ -59,31 +70,60 @@ impl Fault {
     }
 }
 
-/// Until when requests are tried, which may be said while one is under way; without a word, for as long as it takes.
+/// Until when requests are tried, which may be said while one is under way; without a word, for as long as it takes. A signal
+/// leaves a server that does not answer a few seconds.
 #[derive(Debug, Clone, Default)]
-pub(super) struct Until(Arc<Mutex<Option<Instant>>>);
+pub(super) struct Until(Arc<Mutex<Limit>>);
+
+#[derive(Debug, Default)]
+struct Limit {
+    at: Option<Instant>,
+    /// When a request began that has no answer yet, and when a signal was first seen.
+    waits: Option<Instant>,
+    signalled: Option<Instant>,
+}
 
 impl Until {
+    fn limit(&self) -> MutexGuard<'_, Limit> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// No longer than so long from now on.
     pub(super) fn within(&self, time: Duration) {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now().checked_add(time);
+        self.limit().at = Instant::now().checked_add(time);
     }
 
     /// For as long as it takes.
     pub(super) fn whenever(&self) {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = None;
+        self.limit().at = None;
+    }
+
+    /// The time that is left, where there is a limit.
+    pub(super) fn left(&self) -> Option<Duration> {
+        self.limit().at.map(|at| at.saturating_duration_since(Instant::now()))
     }
 
     pub(super) fn is_over(&self) -> bool {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).is_some_and(|at| Instant::now() >= at)
+        let mut limit = self.limit();
+        if limit.signalled.is_none() && Stop::current().asked() {
+            limit.signalled = Some(Instant::now());
+        }
+        let long = |since: Option<Instant>| since.is_some_and(|at| at.elapsed() >= SIGNALLED);
+        limit.at.is_some_and(|at| Instant::now() >= at)
+            || (long(limit.signalled) && long(limit.waits))
+    }
+
+    fn asks(&self) {
+        self.limit().waits.get_or_insert_with(Instant::now);
+    }
+
+    fn answered(&self) {
+        self.limit().waits = None;
     }
 
     /// Sleeps, as long as there is a reason to.
-    fn sleep(&self, pause: Duration) {
-        let until = Instant::now() + pause;
-        while Instant::now() < until && !self.is_over() {
-            std::thread::sleep(Duration::from_millis(20));
-        }
+    pub(super) fn sleep(&self, pause: Duration) {
+        net::sleep(pause, || self.is_over());
     }
 }
 
@@ -110,6 +150,8 @@ struct Request<'a> {
     url: Url,
     body: &'a [u8],
     signed: Option<&'a [(String, String)]>,
+    /// The number of tries; none for as many as there is time for.
+    tries: Option<u32>,
 }
 
 /// Speaks to one server.
@@ -172,23 +214,33 @@ impl Client {
         url
     }
 
-    /// One request until it is answered, refused, or there is no more time.
-    fn send(&self, request: &Request<'_>, until: &Until) -> std::result::Result<Vec<u8>, Fault> {
+    /// A client of the same server for another thread.
+    pub(super) fn another(&self) -> Result<Self> {
+        Self::new(self.login.clone(), self.pause)
+    }
+
+    /// One request until it is answered in the form that `read` knows, refused, or there is no more time.
+    fn send<T>(
+        &self,
+        request: &Request<'_>,
+        until: &Until,
+        read: impl Fn(&[u8]) -> std::result::Result<T, Odd>,
+    ) -> std::result::Result<T, Fault> {
         let mut tries = 0;
         loop {
+            until.asks();
             let (said, asked) = match self.once(request, until) {
-                // A proxy's page says that all is well, and has taken nothing.
-                Ok((status, answer, _))
-                    if status.is_success()
-                        && request.signed.is_none()
-                        && !answer.is_empty()
-                        && serde_json::from_slice::<IgnoredAny>(&answer).is_err() =>
-                {
-                    ("an answer that is no JSON; is it a W&B server?".into(), None)
-                }
-                Ok((status, answer, _)) if status.is_success() => return Ok(answer),
+                Ok((status, answer, _)) if status.is_success() => match read(&answer) {
+                    Ok(value) => {
+                        until.answered();
+                        return Ok(value);
+                    }
+                    Err(Odd::Error(said)) => return Err(Fault::Refused(status, said)),
+                    // A proxy's page says that all is well, and has taken nothing.
+                    Err(Odd::Form(said)) => (said, None),
+                },
                 Ok((status, answer, wait)) => {
-                    let said = words(&answer);
+                    let said = answer::words(&answer);
                     if !again(status) {
                         return Err(Fault::Refused(status, said));
                     }
@@ -196,15 +248,15 @@ impl Client {
                 }
                 Err(said) => (said, None),
             };
-            if until.is_over() {
+            tries += 1;
+            if until.is_over() || request.tries.is_some_and(|most| tries >= most) {
                 return Err(Fault::Away(said));
             }
-            let doubled = self.pause.saturating_mul(1 << tries.min(16));
+            let doubled = self.pause.saturating_mul(1 << (tries - 1).min(16));
             let jitter = doubled.mul_f64(0.25 * fraction());
             let pause =
                 asked.unwrap_or_default().min(PATIENCE).max((doubled + jitter).min(LONGEST));
             tracing::debug!("{}: {said}; again in {pause:?}", request.url.path());
-            tries += 1;
             until.sleep(pause);
         }
     }
@@ -215,7 +267,7 @@ impl Client {
         request: &Request<'_>,
         until: &Until,
     ) -> std::result::Result<(StatusCode, Vec<u8>, Option<Duration>), String> {
-        let Request { url, body, signed } = request;
+        let Request { url, body, signed, .. } = request;
         // A large file on a slow line takes its time.
         let patience = SILENCE + Duration::from_millis(body.len() as u64 / SLOWEST);
         let sent = async {
@@ -231,17 +283,25 @@ impl Client {
                     })
                 }
             };
-            let response = request.timeout(patience).body(body.to_vec()).send().await?;
+            let mut response = request.timeout(patience).body(body.to_vec()).send().await?;
             let wait =
                 response.headers().get(RETRY_AFTER).and_then(|value| wait(value.to_str().ok()?));
             let status = response.status();
-            Ok::<_, reqwest::Error>((status, response.bytes().await?.to_vec(), wait))
+            let answer = match signed {
+                // A storage that took a file has nothing to add.
+                Some(_) if status.is_success() => Some(Vec::new()),
+                _ => net::body(&mut response, LONGEST_ANSWER).await?,
+            };
+            Ok::<_, reqwest::Error>(answer.map(|answer| (status, answer, wait)))
         };
         self.runtime.block_on(async {
-            let mut sent = Box::pin(sent);
+            let mut sent = std::pin::pin!(sent);
             loop {
                 match tokio::time::timeout(Duration::from_millis(100), &mut sent).await {
-                    Ok(answer) => return answer.map_err(|e| chain(&e)),
+                    Ok(Ok(answer)) => {
+                        return answer.ok_or_else(|| "an answer of more than 32 MiB".into());
+                    }
+                    Ok(Err(e)) => return Err(chain(e)),
                     Err(_) if until.is_over() => return Err("no answer in time".into()),
                     Err(_) => {}
                 }
@@ -249,24 +309,18 @@ impl Client {
         })
     }
 
-    /// A GraphQL operation's `data`.
-    fn graphql(
+    /// Asks a GraphQL operation; `read` takes what is wanted of the answer.
+    fn graphql<T>(
         &self,
-        query: &str,
-        variables: &Value,
+        (query, variables): (&str, &Value),
+        tries: Option<u32>,
         until: &Until,
-    ) -> std::result::Result<Value, Fault> {
+        read: impl Fn(&[u8]) -> std::result::Result<T, Odd>,
+    ) -> std::result::Result<T, Fault> {
         let name = query.split(['(', ' ']).nth(1).unwrap_or_default();
         let body = json!({"operationName": name, "query": query, "variables": variables});
         let (body, url) = (body.to_string(), self.url(&["graphql"]));
-        let answer = self.send(&Request { url, body: body.as_bytes(), signed: None }, until)?;
-        let mut answer: Value = serde_json::from_slice(&answer)
-            .map_err(|_| Fault::Refused(StatusCode::OK, "an empty answer".into()))?;
-        if let Some(error) = answer["errors"].as_array().and_then(|errors| errors.first()) {
-            let said = error["message"].as_str().unwrap_or("an error").to_string();
-            return Err(Fault::Refused(StatusCode::OK, said));
-        }
-        Ok(answer["data"].take())
+        self.send(&Request { url, body: body.as_bytes(), signed: None, tries }, until, read)
     }
 
     /// Makes the run, or changes what is known of it.
@@ -275,14 +329,8 @@ impl Client {
         variables: &Value,
         until: &Until,
     ) -> std::result::Result<Place, Fault> {
-        let answer = self.graphql(UPSERT, variables, until)?;
-        let bucket = &answer["upsertBucket"]["bucket"];
-        let text = |value: &Value| value.as_str().unwrap_or_default().to_string();
-        Ok(Place {
-            entity: text(&bucket["project"]["entity"]["name"]),
-            project: text(&bucket["project"]["name"]),
-            run: text(&bucket["name"]),
-        })
+        let run = variables["name"].as_str().unwrap_or_default();
+        self.graphql((UPSERT, variables), None, until, |bytes| answer::upserted(bytes, run))
     }
 
     /// What the server has of a run; none when it has no such run.
@@ -291,32 +339,8 @@ impl Client {
         variables: &Value,
         until: &Until,
     ) -> std::result::Result<Option<Known>, Fault> {
-        let answer = self.graphql(STATUS, variables, until)?;
-        let bucket = &answer["model"]["bucket"];
-        let started = match &bucket["wandbConfig"] {
-            Value::String(text) => text.contains("\"t\""),
-            other => other.get("t").is_some(),
-        };
-        if bucket.is_null() || !started {
-            return Ok(None);
-        }
-        let count = |key: &str| bucket[key].as_u64().unwrap_or(0);
-        let tail: Vec<String> = bucket["historyTail"]
-            .as_str()
-            .and_then(|text| serde_json::from_str(text).ok())
-            .unwrap_or_default();
-        // NaN is bare there, which JSON does not know.
-        let last = tail.last().and_then(|row| {
-            let number = |key: &str| {
-                let behind = &row[row.find(&format!("\"{key}\""))? + key.len() + 2..];
-                let text = behind.trim_start_matches([':', ' ']);
-                text.split([',', '}']).next()?.trim().parse::<f64>().ok()
-            };
-            Some((number("_step")? as i64, number("_runtime").unwrap_or(0.0)))
-        });
-        let (history, events, output) =
-            (count("historyLineCount"), count("eventsLineCount"), count("logLineCount"));
-        Ok(Some(Known { history, events, output, last }))
+        let run = variables["name"].as_str().unwrap_or_default();
+        self.graphql((STATUS, variables), None, until, |bytes| answer::known(bytes, run))
     }
 
     /// Sends a piece of the stream; gives whether the server asks the run to stop.
@@ -328,51 +352,28 @@ impl Client {
     ) -> std::result::Result<bool, Fault> {
         let Place { entity, project, run } = place;
         let url = self.url(&["files", entity, project, run, "file_stream"]);
-        let answer = self.send(&Request { url, body, signed: None }, until)?;
-        let answer: Value = serde_json::from_slice(&answer).unwrap_or_default();
-        Ok(answer["stopped"].as_bool().unwrap_or(false))
+        self.send(&Request { url, body, signed: None, tries: None }, until, answer::taken)
     }
 
-    /// Uploads files by their names, from a folder; those that are not there are left out. Gives the names that arrived.
+    /// Uploads a file: its name and its content.
     pub(super) fn upload(
         &self,
         place: &Place,
-        folder: &Path,
-        names: &[String],
+        (name, content): (&str, &[u8]),
+        tries: u32,
         until: &Until,
-    ) -> std::result::Result<Vec<String>, Fault> {
-        let read = |name: &String| Some((name.clone(), look::optional_bytes(&folder.join(name))?));
-        let contents: BTreeMap<String, Vec<u8>> = names.iter().filter_map(read).collect();
-        if contents.is_empty() {
-            return Ok(Vec::new());
-        }
+    ) -> std::result::Result<(), Fault> {
         let Place { entity, project, run } = place;
-        let files: Vec<&String> = contents.keys().collect();
-        let variables = json!({"entity": entity, "project": project, "run": run, "files": files});
-        let answer = self.graphql(FILES, &variables, until)?;
-        let answer = &answer["createRunFiles"];
-        let header = |text: &Value| {
-            let (name, value) = text.as_str()?.split_once(':')?;
-            Some((name.trim().to_string(), value.trim().to_string()))
-        };
-        let headers: Vec<(String, String)> =
-            answer["uploadHeaders"].as_array().into_iter().flatten().filter_map(header).collect();
-        let mut arrived = Vec::new();
-        for file in answer["files"].as_array().into_iter().flatten() {
-            let (Some(name), Some(url)) = (file["name"].as_str(), file["uploadUrl"].as_str())
-            else {
-                continue;
-            };
-            let (Some(content), Ok(url)) = (contents.get(name), self.url(&[]).join(url)) else {
-                continue;
-            };
-            if until.is_over() {
-                return Err(Fault::Away("there was no more time".into()));
-            }
-            self.send(&Request { url, body: content, signed: Some(&headers) }, until)?;
-            arrived.push(name.to_string());
-        }
-        Ok(arrived)
+        let variables = json!({"entity": entity, "project": project, "run": run, "files": [name]});
+        let read = |bytes: &[u8]| answer::upload(bytes, name);
+        let (address, headers) = self.graphql((FILES, &variables), Some(tries), until, read)?;
+        let url = self.url(&[]).join(&address).ok();
+        let url = url.filter(|url| ["http", "https"].contains(&url.scheme()) && url.has_host());
+        let url = url.ok_or_else(|| {
+            Fault::Away("the server names an address for it that cannot be used".into())
+        })?;
+        let request = Request { url, body: content, signed: Some(&headers), tries: Some(tries) };
+        self.send(&request, until, |_| Ok(()))
     }
 }
 
@@ -382,26 +383,10 @@ fn again(status: StatusCode) -> bool {
     code >= 400 && ![400, 401, 403, 404, 409, 410, 413, 422, 501].contains(&code)
 }
 
-/// What a server says in an answer that is no success.
-fn words(answer: &[u8]) -> String {
-    let value: Value = serde_json::from_slice(answer).unwrap_or_default();
-    let said = value["errors"][0]["message"].as_str().or_else(|| value["error"].as_str());
-    said.map_or_else(
-        || String::from_utf8_lossy(answer).chars().take(200).collect(),
-        ToString::to_string,
-    )
-}
-
 /// An error with its causes, without the address, which may be signed.
-fn chain(error: &reqwest::Error) -> String {
-    let mut said =
-        if error.is_connect() { "no connection".to_string() } else { "no answer".to_string() };
-    let mut cause = std::error::Error::source(error);
-    while let Some(error) = cause {
-        said = format!("{said}: {error}");
-        cause = error.source();
-    }
-    said
+fn chain(error: reqwest::Error) -> String {
+    let said = if error.is_connect() { "no connection" } else { "no answer" };
+    format!("{said}: {}", net::causes(&error.without_url()))
 }
 
 /// `Retry-After`: seconds; a date means that the usual pause will do.

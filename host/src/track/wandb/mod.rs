@@ -5,6 +5,7 @@
 //! What is in the file is in the system's hands; logging costs a write.
 
 mod about;
+mod answer;
 mod client;
 mod file;
 mod folder;
@@ -13,6 +14,7 @@ mod login;
 mod record;
 mod sender;
 mod sync;
+mod uploads;
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -52,7 +54,7 @@ use crate::stop::Stop;
 const SAMPLED: Duration = Duration::from_secs(15);
 /// Between two looks at the file.
 const LOOK: Duration = Duration::from_millis(50);
-/// How long the start of a run waits for the server.
+/// How long the start of a run waits for the server, unless `WANDB_INIT_TIMEOUT` says another time.
 const PATIENCE: Duration = Duration::from_secs(15);
 /// The metric against which all others are drawn: rows have numbers of their own, which grow whatever the steps do.
 const STEP: &str = "trainer/global_step";
@@ -84,6 +86,8 @@ struct Shared {
     complete: AtomicBool,
     /// Why the thread gave up, if it did.
     fault: Mutex<Option<String>>,
+    /// The files that did not arrive, in words, when all else did.
+    missing: Mutex<Option<String>>,
 }
 
 impl Shared {
@@ -185,6 +189,7 @@ impl Wandb {
             ended: AtomicBool::new(false),
             complete: AtomicBool::new(false),
             fault: Mutex::new(None),
+            missing: Mutex::new(None),
         });
         let spawn = |name: &str, work: Box<dyn FnOnce() + Send>| {
             let thread = std::thread::Builder::new().name(name.into()).spawn(work);
@@ -255,7 +260,7 @@ fn connect(
     for text in sender.mend(&Anew::default()) {
         tracing::warn!("{text}");
     }
-    sender.until.within(PATIENCE);
+    sender.until.within(patience()?);
     let known = match sender.known() {
         Ok(known) => known,
         // It may come back: the thread goes on trying.
@@ -300,6 +305,19 @@ fn connect(
     Ok((sender, format!("W&B: {address}")))
 }
 
+/// `WANDB_INIT_TIMEOUT` of the official client, in seconds.
+fn patience() -> Result<Duration> {
+    let text = said(None, "WANDB_INIT_TIMEOUT");
+    if text.is_empty() {
+        return Ok(PATIENCE);
+    }
+    let seconds = text.parse::<f64>().ok().filter(|seconds| (0.1..=86_400.0).contains(seconds));
+    seconds.map(Duration::from_secs_f64).ok_or_else(|| {
+        let message = format!("WANDB_INIT_TIMEOUT is `{text}`");
+        Error::config(message, "a number of seconds, from 0.1 to 86400")
+    })
+}
+
 /// A thread: samples the machine.
 fn sample(shared: &Shared) {
     let (mut system, mut sampled) = (System::default(), None::<Instant>);
@@ -328,6 +346,7 @@ fn send(shared: &Shared, mut sender: Sender, stop: &Stop) {
             stop.ask();
         }
         if sender.complete {
+            *shared.missing.lock().unwrap_or_else(PoisonError::into_inner) = sender.missing_files();
             shared.complete.store(true, Ordering::SeqCst);
             return;
         }
@@ -411,8 +430,16 @@ impl Tracker for Wandb {
         }
         let run = quoted_path(self.folder.ancestors().nth(2).unwrap_or(&self.folder));
         if self.shared.complete.load(Ordering::SeqCst) {
-            let _ = fs::write(marker(&self.path), "");
-            return Ok(None);
+            let missing = self.shared.missing.lock().unwrap_or_else(PoisonError::into_inner).take();
+            return Ok(match missing {
+                Some(files) => Some(format!(
+                    "warning: W&B has all rows of the run, but not {files}; `maskdiff sync {run}` sends what is missing"
+                )),
+                None => {
+                    let _ = fs::write(marker(&self.path), "");
+                    None
+                }
+            });
         }
         exit?;
         let fault = self.shared.fault.lock().unwrap_or_else(PoisonError::into_inner).take();

@@ -1,5 +1,6 @@
 //! Reads behind the `.wandb` file and sends what it holds: one way for a run that is under way, and for one that is synced.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -12,13 +13,17 @@ use super::client::{Client, Fault, Known, Place, Until, row};
 use super::file::Reader;
 use super::limits::Anew;
 use super::record::{Item, Kind, Run};
+use super::uploads::Uploads;
 use crate::error::{Error, Result};
 use crate::files;
+use crate::report::counted;
 
 /// Lines of a piece hold at most so many bytes.
 const PIECE: usize = 4 << 20;
 /// A line that is longer is not taken by the server.
 const LONGEST_LINE: usize = (10 << 20) - (100 << 10);
+/// How long the server may take to count the rows that it has taken.
+const COUNTED: Duration = Duration::from_secs(10);
 /// Without a word for so long, the server takes the run for crashed.
 const HEARTBEAT: Duration = Duration::from_secs(30);
 
@@ -41,8 +46,11 @@ impl From<&Known> for Lines {
 struct State {
     /// Lines that were there before the file's first.
     before: Lines,
-    /// Of the files that it names, so many are on the server.
+    /// Of the files that it names, so many were tried.
     files: u64,
+    /// Those of them that did not arrive.
+    #[serde(default)]
+    missed: BTreeSet<String>,
 }
 
 /// What is read and not yet sent.
@@ -52,7 +60,8 @@ struct Pending {
     events: Vec<String>,
     output: Vec<String>,
     bytes: usize,
-    files: Vec<String>,
+    /// Names of files, with their numbers.
+    files: Vec<(u64, String)>,
     uploaded: Vec<String>,
     summary: bool,
     config: bool,
@@ -76,6 +85,9 @@ pub(super) struct Sender {
     state: State,
     /// Files that were named in what is read.
     files_read: u64,
+    uploads: Option<Uploads>,
+    /// Files that did not arrive, and why.
+    missed: BTreeMap<String, String>,
     /// The line at which the next piece begins, on the server.
     offsets: Lines,
     summary: Map<String, Value>,
@@ -122,6 +134,8 @@ impl Sender {
             there: Lines::default(),
             state: State::default(),
             files_read: 0,
+            uploads: None,
+            missed: BTreeMap::new(),
             offsets: Lines::default(),
             summary: Map::new(),
             pending: Pending::default(),
@@ -175,14 +189,17 @@ impl Sender {
             );
             return Err(Fault::Refused(StatusCode::CONFLICT, said));
         }
-        let mut state = kept.unwrap_or(State { before: there, files: 0 });
+        let mut state = kept.unwrap_or(State { before: there, ..State::default() });
         // A file that a crash of the machine has cut holds less than was sent: what is written from now on comes behind.
         let (held, files) = self.held().unwrap_or_default();
         let raised = |before: u64, there: u64, held: u64| before.max(there.saturating_sub(held));
         state.before.history = raised(state.before.history, there.history, held.history);
         state.before.events = raised(state.before.events, there.events, held.events);
         state.before.output = raised(state.before.output, there.output, held.output);
-        state.files = if known.is_some() { state.files.min(files) } else { 0 };
+        state.files = state.files.min(files);
+        if known.is_none() {
+            (state.files, state.missed) = (0, BTreeSet::new());
+        }
         self.state = state;
         self.keep_state()?;
         let before = self.state.before;
@@ -198,7 +215,9 @@ impl Sender {
         variables["program"] = json!("maskdiff");
         variables["commit"] = json!(run.git.as_ref().map(|git| &git.commit));
         variables["config"] = json!(config(run.config.iter().flat_map(|config| &config.update)));
-        self.place = Some(self.client.upsert(&variables, &self.until)?);
+        let place = self.client.upsert(&variables, &self.until)?;
+        self.uploads = Some(self.begin_uploads(&place)?);
+        self.place = Some(place);
         self.offsets = there;
         self.there = Lines {
             history: there.history.saturating_sub(before.history),
@@ -206,6 +225,71 @@ impl Sender {
             output: there.output.saturating_sub(before.output),
         };
         Ok(())
+    }
+
+    fn begin_uploads(&self, place: &Place) -> std::result::Result<Uploads, Fault> {
+        let folder = self.path.with_file_name("files");
+        let started = self
+            .client
+            .another()
+            .and_then(|client| Uploads::start(client, place.clone(), folder))
+            .map_err(|e| Fault::Away(e.to_string()))?;
+        self.state.missed.iter().for_each(|name| started.push(None, name.clone()));
+        Ok(started)
+    }
+
+    /// Hands files over to their thread and takes what came of others; gives whether some are under way. When `ended`, they have
+    /// half of the time that is left.
+    fn turn_of_files(&mut self, ended: bool) -> std::result::Result<bool, Fault> {
+        let Some(uploads) = &self.uploads else { return Ok(false) };
+        for (number, name) in self.pending.files.drain(..) {
+            uploads.push(Some(number), name);
+        }
+        let (done, busy) = uploads.take();
+        if ended && busy && uploads.until.left().is_none() {
+            self.until.left().into_iter().for_each(|left| uploads.until.within(left / 2));
+        }
+        if done.tried == 0 && done.arrived.is_empty() && done.missed.is_empty() {
+            return Ok(busy);
+        }
+        self.state.files = self.state.files.max(done.tried);
+        for name in done.arrived {
+            self.state.missed.remove(&name);
+            self.missed.remove(&name);
+            self.pending.uploaded.push(name);
+        }
+        for (name, why) in done.missed {
+            self.state.missed.insert(name.clone());
+            self.missed.insert(name, why);
+        }
+        self.keep_state()?;
+        Ok(busy)
+    }
+
+    /// The files that did not arrive, in words; none when all did.
+    pub(super) fn missing_files(&self) -> Option<String> {
+        let (first, why) = self.missed.first_key_value()?;
+        Some(match self.missed.len() - 1 {
+            0 => format!("the file `{first}` ({why})"),
+            more => format!("the file `{first}` ({why}) and {}", counted(more, "other")),
+        })
+    }
+
+    /// Waits until the server's own count has every row that it took: only that says that they are kept.
+    fn confirm(&self) -> std::result::Result<(), Fault> {
+        let begun = Instant::now();
+        loop {
+            let has = self.known()?.map_or(0, |known| known.history);
+            if has >= self.offsets.history {
+                return Ok(());
+            }
+            if begun.elapsed() >= COUNTED || self.until.is_over() {
+                let sent = self.offsets.history;
+                let said = format!("it was sent rows up to {sent}, and has {has}");
+                return Err(Fault::Away(said));
+            }
+            self.until.sleep(Duration::from_millis(500));
+        }
     }
 
     fn state_file(&self) -> PathBuf {
@@ -252,11 +336,16 @@ impl Sender {
         }
         loop {
             let all = self.fill()?;
-            let over = ended && all;
+            let files = match self.turn_of_files(ended && all) {
+                Ok(files) => files,
+                Err(fault) => return Ok(Err(fault)),
+            };
+            // Files are waited for when all rows are there.
+            let over = ended && all && !files;
             let pending = &self.pending;
-            let some = pending.bytes > 0 || pending.summary || !pending.files.is_empty();
+            let some = pending.bytes > 0 || pending.summary || !pending.uploaded.is_empty();
             let waited = self.last.map(|last| last.elapsed());
-            let due = waited.is_none_or(|waited| waited >= self.interval);
+            let due = ended || waited.is_none_or(|waited| waited >= self.interval);
             let silent = waited.is_none_or(|waited| waited >= HEARTBEAT);
             if !(over || !all || (some && due) || silent) {
                 return Ok(Ok(()));
@@ -265,6 +354,9 @@ impl Sender {
                 return Ok(Err(Fault::Away("there was no more time".into())));
             }
             if let Err(fault) = self.flush(over) {
+                return Ok(Err(fault));
+            }
+            if over && let Err(fault) = self.confirm() {
                 return Ok(Err(fault));
             }
             if over || all {
@@ -340,7 +432,7 @@ impl Sender {
                 for file in named.files {
                     self.files_read += 1;
                     if self.files_read > self.state.files {
-                        self.pending.files.push(file.path);
+                        self.pending.files.push((self.files_read, file.path));
                     }
                 }
             }
@@ -367,26 +459,10 @@ impl Sender {
             self.client.upsert(&variables, &self.until)?;
             self.pending.config = false;
         }
-        if !self.pending.files.is_empty() {
-            let folder = self.path.with_file_name("files");
-            match self.client.upload(&place, &folder, &self.pending.files, &self.until) {
-                Ok(arrived) => {
-                    self.pending.uploaded.extend(arrived);
-                    self.state.files = self.files_read;
-                }
-                // Files are an extra: the rows go on without them.
-                Err(Fault::Refused(status, said)) => {
-                    tracing::warn!("W&B takes no files: {said} ({status})")
-                }
-                Err(away) => return Err(away),
-            }
-            self.pending.files.clear();
-            self.keep_state()?;
-        }
         let body = self.body(over);
         self.stopped |= self.client.stream(&place, body.as_bytes(), &self.until)?;
         let pending = std::mem::take(&mut self.pending);
-        self.pending.exit = pending.exit;
+        (self.pending.exit, self.pending.files) = (pending.exit, pending.files);
         self.offsets.history += pending.history.len() as u64;
         self.offsets.events += pending.events.len() as u64;
         self.offsets.output += pending.output.len() as u64;

@@ -58,6 +58,7 @@ pub fn sync(
         while !sender.complete {
             if let Err(fault) = sender.turn(true)? {
                 let left = match sender.left() {
+                    0 => "its end was not confirmed".to_string(),
                     1 => "1 line is left".to_string(),
                     lines => format!("{lines} lines are left"),
                 };
@@ -67,6 +68,14 @@ pub fn sync(
                     "nothing is lost: run it again; `--tags` and `--project` say these anew",
                 ));
             }
+            // Files are still under way.
+            std::thread::sleep(if sender.complete { Duration::ZERO } else { super::LOOK });
+        }
+        if let Some(files) = sender.missing_files() {
+            return Err(Error::data(
+                format!("`{}`: all rows were sent, but not {files}", path.display()),
+                "nothing is lost: run it again when the storage of the server can be reached",
+            ));
         }
         let damaged = sender.is_damaged();
         if !damaged {
