@@ -14,6 +14,8 @@
 //! number of ranks nor the strategy shows in it. There is no state of random generators: every draw is a function of the
 //! seed and of the position (see [`crate::stream`]).
 
+#[cfg(feature = "remote")]
+mod bounded;
 mod copier;
 pub mod foreign;
 pub mod keep;

@@ -18,10 +18,12 @@ use object_store::path::Path as Key;
 use object_store::{ObjectStore, ObjectStoreExt as _, PutPayload, RetryConfig, WriteMultipart};
 use tokio::runtime::Runtime;
 
+use super::bounded::Bounded;
 use super::keep::set_aside;
 use super::{Checkpoint, remove, step_of};
 use crate::error::{Error, Result};
-use crate::{files, secrets};
+use crate::stop::Stop;
+use crate::{files, net, plain, secrets};
 
 /// Where checkpoints are copied to.
 #[derive(Clone, Debug)]
@@ -38,6 +40,13 @@ const PARTS: usize = 4;
 
 /// How long one request is tried again.
 const PATIENCE: Duration = Duration::from_secs(60);
+
+/// The most objects that a list may have, and the time that it may take.
+const OBJECTS: usize = 100_000;
+const LISTED: Duration = Duration::from_secs(300);
+
+/// Characters of a store's own words that are printed.
+const SAID: usize = 600;
 
 const STATE: &str = "state.json";
 
@@ -58,12 +67,14 @@ impl Mirror {
             RetryConfig { max_retries: 5, retry_timeout: PATIENCE, ..RetryConfig::default() };
         let store: Arc<dyn ObjectStore> = match address.scheme() {
             "s3" | "s3a" => {
-                let store = AmazonS3Builder::from_env().with_url(url).with_retry(retry).build();
+                let store = AmazonS3Builder::from_env().with_url(url).with_retry(retry);
+                let store = store.with_http_connector(Bounded).build();
                 Arc::new(store.map_err(|e| wrong(e.to_string()))?)
             }
             "gs" => {
                 let builder = GoogleCloudStorageBuilder::from_env();
-                let store = builder.with_url(url).with_retry(retry).build();
+                let store = builder.with_url(url).with_retry(retry);
+                let store = store.with_http_connector(Bounded).build();
                 Arc::new(store.map_err(|e| wrong(e.to_string()))?)
             }
             other => return Err(wrong(format!("there is no store for `{other}://`"))),
@@ -73,12 +84,12 @@ impl Mirror {
         let runtime = Arc::new(runtime.map_err(|e| wrong(e.to_string()))?);
         let this = Self { store, prefix, runtime, url: secrets::scrubbed(url) };
         let probe = this.key("probe");
-        let tried = this.runtime.block_on(async {
+        let tried = this.unless_asked(async {
             this.store.put(&probe, PutPayload::from_static(b"")).await?;
             this.store.delete(&probe).await
-        });
+        })?;
         // What was asked for is right, and the store is not there or not ours.
-        tried.map_err(|e| match wrong(e.to_string()) {
+        tried.map_err(|e| match wrong(plain::excerpt(&e.to_string(), SAID)) {
             Error::Config { message, hint, .. } => Error::Checkpoint { message, hint },
             other => other,
         })?;
@@ -89,7 +100,15 @@ impl Mirror {
         name.split('/').fold(self.prefix.clone(), |key, part| key.join(part))
     }
 
+    /// Runs a request that somebody waits for, until a signal.
+    fn unless_asked<T>(&self, work: impl Future<Output = T>) -> Result<T> {
+        let stop = Stop::current();
+        net::unless_asked(&self.runtime, &stop, work)
+            .ok_or_else(|| stop.error(format!("stopped while `{}` was asked", self.url)))
+    }
+
     fn fault(&self, act: &str, error: impl std::fmt::Display) -> Error {
+        let error = plain::excerpt(&error.to_string(), SAID);
         Error::checkpoint(
             format!("cannot {act} `{}`: {error}", self.url),
             "the checkpoints in the run folder are whole; the next one is copied again",
@@ -113,6 +132,7 @@ impl Mirror {
             for file in &files {
                 self.put(&checkpoint.join(file), &self.key(&format!("{name}/{file}"))).await?;
             }
+            self.check(checkpoint, &name, &files).await?;
             for link in ["last", "best"].into_iter().take(if best { 2 } else { 1 }) {
                 let text = PutPayload::from(name.clone().into_bytes());
                 let pointed = self.store.put(&self.key(link), text).await;
@@ -120,6 +140,40 @@ impl Mirror {
             }
             self.prune(&name, keep).await
         })
+    }
+
+    /// That the store lists what it took, whole: a word of thanks alone keeps nothing.
+    async fn check(&self, checkpoint: &Path, name: &str, files: &[String]) -> Result<()> {
+        let listed = self.objects(&self.key(name)).await?;
+        for file in files {
+            let (path, key) = (checkpoint.join(file), self.key(&format!("{name}/{file}")));
+            let size = fs::metadata(&path).map_err(|e| Error::io("read", &path, &e))?.len();
+            match listed.iter().find(|(found, _)| *found == key) {
+                Some((_, kept)) if *kept == size => {}
+                Some((_, kept)) => {
+                    let said = format!("`{key}` has {kept} bytes there, and {size} were sent");
+                    return Err(self.fault("write into", said));
+                }
+                None => {
+                    let said = format!("`{key}` was taken, and is not there");
+                    return Err(self.fault("write into", said));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// The objects below a key, with their sizes.
+    async fn objects(&self, below: &Key) -> Result<Vec<(Key, u64)>> {
+        let found = self.store.list(Some(below)).map_ok(|meta| (meta.location, meta.size));
+        let listed = found.take(OBJECTS + 1).try_collect::<Vec<_>>();
+        let listed = tokio::time::timeout(LISTED, listed).await;
+        let listed = listed.map_err(|_| self.fault("list", "the list has no end"))?;
+        let listed = listed.map_err(|e| self.fault("list", e))?;
+        match listed.len() {
+            0..=OBJECTS => Ok(listed),
+            _ => Err(self.fault("list", format_args!("there are more than {OBJECTS} objects"))),
+        }
     }
 
     async fn put(&self, file: &Path, key: &Key) -> Result<()> {
@@ -163,13 +217,13 @@ impl Mirror {
 
     /// Whether it holds no checkpoint.
     pub fn is_empty(&self) -> Result<bool> {
-        Ok(self.runtime.block_on(self.list(true))?.is_empty())
+        Ok(self.unless_asked(self.list(true))??.is_empty())
     }
 
     /// Names of checkpoints with the keys of their objects, newest first; those that are whole alone, or all.
     async fn list(&self, whole: bool) -> Result<Vec<(String, Vec<Key>)>> {
-        let found = self.store.list(Some(&self.prefix)).map_ok(|meta| meta.location);
-        let keys: Vec<Key> = found.try_collect().await.map_err(|e| self.fault("list", e))?;
+        let keys = self.objects(&self.prefix).await?;
+        let keys: Vec<Key> = keys.into_iter().map(|(key, _)| key).collect();
         let depth = self.prefix.parts().count();
         let name = |key: &Key| key.parts().nth(depth).map(|part| part.as_ref().to_string());
         let steps: BTreeSet<i64> = keys.iter().filter_map(|key| step_of(&name(key)?)).collect();
@@ -190,7 +244,12 @@ impl Mirror {
             found => found.map_err(|e| self.fault("read", e))?,
         };
         let bytes = found.bytes().await.map_err(|e| self.fault("read", e))?;
-        Ok(Some(String::from_utf8_lossy(&bytes).into_owned()))
+        let text = String::from_utf8_lossy(&bytes).into_owned();
+        if step_of(&text).is_none() {
+            let said = format!("`{name}` names no checkpoint: `{}`", net::shown(&text));
+            return Err(self.fault("read", said));
+        }
+        Ok(Some(text))
     }
 
     /// Removes what is older than the newest whole checkpoints and is neither the best nor `latest`; half ones too.
@@ -222,7 +281,7 @@ impl Mirror {
         mut tell: impl FnMut(&str),
     ) -> Result<Option<PathBuf>> {
         let newer = |name: &str| step_of(name) > have;
-        self.runtime.block_on(async {
+        self.unless_asked(async {
             for (name, keys) in self.list(true).await?.into_iter().filter(|(name, _)| newer(name)) {
                 let temporary = folder.join(format!(".{name}.tmp"));
                 remove(&temporary)?;
@@ -253,7 +312,7 @@ impl Mirror {
                 return Ok(Some(target));
             }
             Ok(None)
-        })
+        })?
     }
 
     async fn get(&self, key: &Key, file: &Path) -> Result<()> {
@@ -263,9 +322,16 @@ impl Mirror {
         let parts = (0..size).step_by(PART).map(|at| at..size.min(at + PART as u64));
         let parts = parts.map(|range| self.store.get_range(key, range));
         let mut parts = futures_util::stream::iter(parts).buffered(PARTS);
-        let mut sink = File::create(file).map_err(|e| Error::io("write", file, &e))?;
+        let (mut sink, mut have) =
+            (File::create(file).map_err(|e| Error::io("write", file, &e))?, 0);
         while let Some(bytes) = parts.next().await {
-            sink.write_all(&bytes.map_err(said)?).map_err(|e| Error::io("write", file, &e))?;
+            let bytes = bytes.map_err(said)?;
+            have += bytes.len() as u64;
+            sink.write_all(&bytes).map_err(|e| Error::io("write", file, &e))?;
+        }
+        if have != size {
+            let said = format!("`{key}` came with {have} bytes of {size}");
+            return Err(self.fault("read", said));
         }
         sink.sync_all().map_err(|e| Error::io("flush", file, &e))
     }
