@@ -3,13 +3,20 @@
 //! Ranks come from torchrun's variables or from Slurm's; without either, or for one process, nothing is set up and every
 //! call here is free.
 
-use std::time::Duration;
+mod meeting;
+
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
 
 use maskdiff_native::{Group, Op, Reducer, Rendezvous};
 use tch::{Device, Kind, Tensor};
 
+use self::meeting::{Failed, Meeting, is_loopback};
 use crate::config::Config;
 use crate::error::{Error, Result};
+use crate::stop::Stop;
 
 /// The number of the step that an interactive shell is, `SLURM_INTERACTIVE_STEP` of Slurm's own header. Older ones do not say its tasks.
 const INTERACTIVE: u64 = 0xffff_fffa;
@@ -153,6 +160,39 @@ pub fn expand_nodes(list: &str) -> Option<Vec<String>> {
 pub struct World {
     group: Option<Group>,
     place: Option<Place>,
+    pulse: Pulse,
+}
+
+/// The longest time in which this process stood still, in milliseconds: stopped by a signal, or without a processor.
+#[derive(Debug, Clone, Default)]
+struct Pulse(Arc<AtomicU64>);
+
+/// Between two beats.
+const BEAT: Duration = Duration::from_millis(100);
+/// A process that stood still for this long may be why a collective failed.
+const STILL: u64 = 1000;
+
+impl Pulse {
+    /// Begins to beat, until all others of it are gone.
+    fn begin() -> Self {
+        let this = Self::default();
+        let longest = Arc::downgrade(&this.0);
+        let beat = move || {
+            loop {
+                let at = Instant::now();
+                std::thread::sleep(BEAT);
+                let Some(longest) = longest.upgrade() else { return };
+                longest.fetch_max(at.elapsed().as_millis() as u64, Ordering::Relaxed);
+            }
+        };
+        // Without it, a rank that stood still is not named where it answers again.
+        let _ = std::thread::Builder::new().name("pulse".into()).spawn(beat);
+        this
+    }
+
+    fn longest(&self) -> u64 {
+        self.0.load(Ordering::Relaxed)
+    }
 }
 
 /// How long the survivors of a failed collective wait for each other, to learn who is missing.
@@ -161,37 +201,33 @@ const ROLL_CALL: Duration = Duration::from_secs(2);
 impl World {
     /// A process of its own.
     pub fn alone() -> Self {
-        Self { group: None, place: None }
+        Self { group: None, place: None, pulse: Pulse::default() }
     }
 
-    /// Joins the others that the environment speaks of; waits until all are there.
-    pub fn join(config: &Config) -> Result<Self> {
+    /// Joins the others that the environment speaks of; waits until all are there, for `trainer.timeout_s` and no longer.
+    pub fn join(config: &Config, stop: &Stop) -> Result<Self> {
         let Some(place) = Place::from_environment()? else { return Ok(Self::alone()) };
         let timeout = Duration::from_secs_f64(config.trainer.timeout_s);
-        let at = Rendezvous {
-            host: place.host.clone(),
-            port: place.port,
-            rank: place.rank,
-            world: place.world,
-            timeout,
-            join: timeout.min(Duration::from_secs(600)),
-            interface: std::env::var("GLOO_SOCKET_IFNAME").ok().filter(|name| !name.is_empty()),
-        };
-        let group = Group::join(&at).map_err(|e| {
-            let (Place { rank, world, host, port, .. }, said) = (&place, e.to_string());
+        let Place { rank, world, host, port, .. } = &place;
+        let group = meet(&place, timeout, stop).map_err(|failed| {
+            let said = match failed {
+                Failed::Stopped(what) => {
+                    let ranks = format!("rank {rank} of {world} was asked to stop before all ranks had met");
+                    return stop.error(format!("{ranks}: {what} yet"));
+                }
+                Failed::Said(said) => said,
+            };
             let hint = if said.contains("EADDRINUSE") {
                 "another process listens there: choose another MASTER_PORT, or end that process"
             } else {
-                "check that all ranks were started with the same MASTER_ADDR and MASTER_PORT and can reach that \
+                "check that all ranks were started with the same MASTER_ADDR, MASTER_PORT and WORLD_SIZE and can reach that \
                  address; GLOO_SOCKET_IFNAME chooses the network interface, trainer.timeout_s the patience"
             };
-            let message = format!(
-                "rank {rank} could not join the other {} at {host}:{port}: {said}",
-                world - 1
-            );
+            let others = world - 1;
+            let message = format!("rank {rank} could not join the other {others} at {host}:{port}: {said}");
             Error::distributed(message, hint)
         })?;
-        Ok(Self { group: Some(group), place: Some(place) })
+        Ok(Self { group: Some(group), place: Some(place), pulse: Pulse::begin() })
     }
 
     /// This process, in 0..[`World::size`].
@@ -315,18 +351,97 @@ impl World {
     /// What a failed collective means: who did not answer the roll call.
     pub fn lost(&self, error: &maskdiff_native::Error) -> Error {
         let Some(group) = &self.group else { return Error::distributed(error.to_string(), "") };
-        // The store is rank 0's: when it does not answer in time, rank 0 is the one that is lost.
-        let missing = group.roll_call(ROLL_CALL).unwrap_or_else(|| vec![0]);
-        let names: Vec<String> = missing.iter().map(|rank| format!("rank {rank}")).collect();
-        let who = match names.len() {
-            0 => "a rank was lost".to_string(),
-            1 => format!("{} no longer answers", names[0]),
-            _ => format!("{} no longer answer", names.join(", ")),
+        let (own, rank) = (self.pulse.longest(), self.rank());
+        let still = |rank: usize, longest: u64| {
+            format!("rank {rank} stood still for {:.1} s", longest as f64 / 1e3)
+        };
+        let called = group.roll_call(ROLL_CALL, &own.to_string());
+        let missing: Vec<usize> = match &called {
+            // The store is rank 0's: when it does not answer in time, rank 0 is the one that is lost.
+            None if rank > 0 => vec![0],
+            None => Vec::new(),
+            Some(called) => {
+                (0..self.size()).filter(|r| *r != rank && called[*r].is_none()).collect()
+            }
+        };
+        // What each that answers says of itself.
+        let longest = called.into_iter().flatten().enumerate().filter_map(|(other, said)| {
+            let longest = if other == rank { own } else { said?.parse().ok()? };
+            Some((longest, other)).filter(|(longest, _)| *longest >= STILL)
+        });
+        let who = match (missing.len(), longest.max()) {
+            // Whoever wakes up finds the others gone.
+            _ if own >= STILL.max(group.timeout().as_millis() as u64) => still(rank, own),
+            (0, Some((longest, other))) => still(other, longest),
+            (0, None) => format!("the connection of rank {rank} to another rank broke"),
+            (1, _) => format!("{} no longer answers", meeting::named(&missing)),
+            _ => format!("{} no longer answer", meeting::named(&missing)),
         };
         Error::distributed(
-            format!("{who} (noticed by rank {}: {error})", self.rank()),
+            format!("{who} (noticed by rank {rank}: {error})"),
             "look at what that rank said last; then go on with `checkpointing.resume_from_ckpt=true`",
         )
+    }
+}
+
+/// Meets the other ranks and connects them with each other.
+fn meet(place: &Place, timeout: Duration, stop: &Stop) -> std::result::Result<Group, Failed> {
+    let said = |e: std::io::Error| match e.kind() {
+        std::io::ErrorKind::AddrInUse => Failed::Said(format!("EADDRINUSE: {e}")),
+        _ => Failed::Said(e.to_string()),
+    };
+    let mut meeting = Meeting::new(place, stop, timeout.min(Duration::from_secs(600)));
+    // Open until all have joined, so that nobody takes the port for free.
+    let (_door, host, port, store) = if place.rank == 0 {
+        let door = meeting::door(&place.host, place.port).map_err(said)?;
+        let store = meeting::door(&place.host, 0).map_err(said)?;
+        let address = store.local_addr().map_err(said)?;
+        meeting.gather(&door, address.port())?;
+        let own = if address.ip().is_unspecified() {
+            "127.0.0.1".into()
+        } else {
+            address.ip().to_string()
+        };
+        (Some(door), own, address.port(), Some(OwnedFd::from(store)))
+    } else {
+        let (host, port) = meeting.come()?;
+        (None, host.to_string(), port, None)
+    };
+    let at = Rendezvous {
+        loopback: is_loopback(&place.host)
+            .then(|| if host.contains(':') { "::1" } else { "127.0.0.1" }),
+        host,
+        port,
+        store,
+        rank: place.rank,
+        world: place.world,
+        timeout,
+        join: meeting.left().max(Duration::from_millis(100)),
+        interface: std::env::var("GLOO_SOCKET_IFNAME").ok().filter(|name| !name.is_empty()),
+    };
+    let mut failed = None;
+    let group = Group::join(at, || {
+        failed = meeting.go_on().err();
+        failed.is_some()
+    });
+    match (group, failed) {
+        (_, Some(failed)) => Err(failed),
+        (Err(e), None) => {
+            // Why the connection failed is known to whoever lost a rank, or soon.
+            let until = Instant::now() + Duration::from_millis(500);
+            while Instant::now() < until {
+                meeting.go_on()?;
+                std::thread::sleep(BEAT);
+            }
+            Err(Failed::Said(e.to_string()))
+        }
+        (Ok(group), None) => match meeting.joined() {
+            Ok(()) => Ok(group),
+            Err(failed) => {
+                group.abandon();
+                Err(failed)
+            }
+        },
     }
 }
 

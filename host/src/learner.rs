@@ -281,7 +281,10 @@ impl Learner {
     /// A backward pass that fails may mean that another rank is gone.
     fn failed(&self, error: &tch::TchError) -> Error {
         let said = error.to_string();
-        let network = ["Connection", "Timed out", "gloo", "NCCL"].iter().any(|w| said.contains(w));
+        let small = said.to_lowercase();
+        let words =
+            ["connection", "timed out", "timeout", "gloo", "nccl", "socket", "broken pipe", "peer"];
+        let network = words.iter().any(|word| small.contains(word));
         if self.world.size() > 1 && network {
             let first = said.lines().next().unwrap_or_default();
             return self.world.lost(&maskdiff_native::Error::new(first));

@@ -1,6 +1,7 @@
 //! Several processes that train together: the same numbers as one, and errors that name the rank.
 
 use std::fs;
+use std::io::Write as _;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -219,13 +220,165 @@ fn a_port_in_use_and_a_rank_that_never_comes_are_said() {
     let begun = Instant::now();
     let alone = ["run.dir=run", "trainer.timeout_s=2"];
     let out = finish(&mut rank(folder.path(), "0", &free_port(), &alone));
-    out.expect(5).says(&["rank 0 could not join the other 1"]);
+    out.expect(5).says(&["rank 0 could not join the other 1", "rank 1 did not come within 2 s"]);
     assert!(begun.elapsed() < Duration::from_secs(20));
     let mut odd = command(folder.path(), &["train", "run.dir=run"]);
     finish(odd.env("SLURM_JOB_ID", "7").env("SLURM_NTASKS", "4"))
         .expect(2)
         .says(&["has 4 tasks", "srun maskdiff train"]);
     assert!(!folder.path().join("run").exists());
+}
+
+/// Something that takes connections and says nothing, or something else, holds no rank up: neither past the limit nor past a signal.
+#[test]
+fn what_is_no_rank_holds_nobody_up() {
+    let folder = tempfile::tempdir().expect("a folder");
+    for (name, word) in
+        [("silent", ""), ("chatty", "220 mail.example.org ESMTP\r\n"), ("shut", "-")]
+    {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
+        let port = listener.local_addr().expect("its address").port().to_string();
+        std::thread::spawn(move || {
+            let mut kept = Vec::new();
+            for mut stream in listener.incoming().flatten() {
+                if word != "-" {
+                    let _ = stream.write_all(word.as_bytes());
+                    kept.push(stream);
+                }
+            }
+        });
+        let begun = Instant::now();
+        let words = ["run.dir=run", "trainer.timeout_s=2"];
+        let out = finish(&mut rank(folder.path(), "1", &port, &words));
+        out.expect(5).says(&["rank 1 could not join the other 1", "rank 0 did not come"]);
+        assert!(begun.elapsed() < Duration::from_secs(10), "{name}: {:?}", begun.elapsed());
+        let waits = in_background(rank(folder.path(), "1", &port, &["run.dir=run"]));
+        std::thread::sleep(Duration::from_secs(2));
+        let begun = Instant::now();
+        Command::new("kill").args(["-TERM", &waits.id().to_string()]).status().expect("kill");
+        let (code, words) = said(waits);
+        assert_eq!(code, Some(75), "{name}: {words}");
+        assert!(words.contains("rank 0 did not come"), "{name}: {words}");
+        assert!(begun.elapsed() < Duration::from_secs(5), "{name}: {:?}", begun.elapsed());
+    }
+}
+
+/// Connections of others before the ranks come keep nobody out; of the loopback, no other machine reaches the ranks at all.
+#[test]
+fn strangers_at_the_door_keep_nobody_out() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let port = free_port();
+    let words = ["run.dir=run", "trainer.max_steps=200", "trainer.val_check_interval=0"];
+    let first = in_background(rank(folder.path(), "0", &port, &words));
+    let knock = || std::net::TcpStream::connect(format!("127.0.0.1:{port}"));
+    let deadline = Instant::now() + Duration::from_secs(30);
+    while knock().is_err() {
+        assert!(Instant::now() < deadline, "rank 0 does not listen");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    let mut kept = Vec::new();
+    for i in 0..200 {
+        let mut stream = knock().expect("a connection");
+        match i % 4 {
+            0 => kept.push(stream),
+            1 => drop(stream.write_all(b"GET / HTTP/1.1\r\n\r\n")),
+            2 => drop(stream.write_all(b"maskdiff-rank 1 3\n")),
+            _ => {}
+        }
+    }
+    let second = in_background(rank(folder.path(), "1", &port, &words));
+    wait_for_lines(&folder.path().join("run"), 3);
+    for child in [&first, &second] {
+        let bound = listening(child.id());
+        let here = |address: &String| address.starts_with("0100007F:");
+        assert!(bound.iter().all(here), "{bound:?}");
+    }
+    for child in [first, second] {
+        let (code, words) = said(child);
+        assert_eq!(code, Some(0), "{words}");
+    }
+}
+
+/// The addresses at which a process listens, in the system's own words.
+fn listening(pid: u32) -> Vec<String> {
+    let links = fs::read_dir(format!("/proc/{pid}/fd")).expect("its files").flatten();
+    let links = links.filter_map(|link| fs::read_link(link.path()).ok());
+    let sockets: Vec<String> = links
+        .filter_map(|link| Some(link.to_str()?.strip_prefix("socket:[")?.strip_suffix(']')?.into()))
+        .collect();
+    let tables = ["tcp", "tcp6"].map(|name| fs::read_to_string(format!("/proc/{pid}/net/{name}")));
+    let lines = tables.iter().flatten().flat_map(|table| table.lines().skip(1));
+    let fields = lines.map(|line| line.split_whitespace().collect::<Vec<&str>>());
+    fields
+        .filter(|fields| fields[3] == "0A" && sockets.iter().any(|socket| socket == fields[9]))
+        .map(|fields| fields[1].to_string())
+        .collect()
+}
+
+/// Ranks that were started with other numbers of ranks: whoever comes to rank 0 learns why, and rank 0 names who is missing.
+#[test]
+fn ranks_of_another_world_are_sent_away() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let port = free_port();
+    let words = ["run.dir=run", "trainer.timeout_s=4"];
+    let begun = Instant::now();
+    let first = in_background(rank(folder.path(), "0", &port, &words));
+    let mut other = rank(folder.path(), "1", &port, &words);
+    let out = finish(other.env("WORLD_SIZE", "3"));
+    out.expect(5)
+        .says(&["rank 1 was started as one of 3 ranks (WORLD_SIZE)", "rank 0 as one of 2"]);
+    let (code, said) = said(first);
+    assert_eq!(code, Some(5), "{said}");
+    assert!(said.contains("rank 1 did not come within 4 s"), "{said}");
+    assert!(begun.elapsed() < Duration::from_secs(15), "{:?}", begun.elapsed());
+    assert!(!folder.path().join("run").exists());
+}
+
+/// Of three ranks one never comes: the two that are there name it, and a rank that comes and is killed is named as well.
+#[test]
+fn every_rank_names_the_one_that_is_missing() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let port = free_port();
+    let words = ["run.dir=run", "trainer.timeout_s=5"];
+    let here = ["0", "2"].map(|number| {
+        let mut command = rank(folder.path(), number, &port, &words);
+        command.env("WORLD_SIZE", "3");
+        in_background(command)
+    });
+    for child in here {
+        let (code, words) = said(child);
+        assert_eq!(code, Some(5), "{words}");
+        assert!(words.contains("rank 1 did not come"), "{words}");
+    }
+}
+
+/// A rank that stands still for longer than the limit and then goes on is named by all, itself too.
+#[test]
+fn a_rank_that_stood_still_is_named() {
+    let folder = tempfile::tempdir().expect("a folder");
+    for victim in [0, 1] {
+        let dir = format!("run.dir=run-{victim}");
+        let words = [
+            &dir,
+            "trainer.timeout_s=2",
+            "trainer.max_steps=1000000",
+            "trainer.val_check_interval=0",
+        ];
+        let port = free_port();
+        let ranks = ["0", "1"].map(|r| in_background(rank(folder.path(), r, &port, &words)));
+        wait_for_lines(&folder.path().join(format!("run-{victim}")), 3);
+        let pid = ranks[victim].id().to_string();
+        Command::new("kill").args(["-STOP", &pid]).status().expect("kill");
+        std::thread::sleep(Duration::from_secs(3));
+        Command::new("kill").args(["-CONT", &pid]).status().expect("kill");
+        let [a, b] = ranks.map(said);
+        for (code, words) in [a, b] {
+            assert_eq!(code, Some(5), "{words}");
+            let named =
+                [format!("rank {victim} no longer answers"), format!("rank {victim} stood still")];
+            assert!(named.iter().any(|text| words.contains(text)), "{victim}: {words}");
+        }
+    }
 }
 
 /// A rank that is killed is noticed at once; one that hangs, after the timeout. The others name it.

@@ -41,7 +41,7 @@ pub fn run(common: &Common, profile: bool, panel: bool) -> Result<()> {
     secrets::check(&config)?;
     let stop = Stop::listen("the step that is under way is finished and a checkpoint is written")?;
     stop.within(Duration::from_secs_f64(config.trainer.grace_s));
-    let world = Rc::new(World::join(&config)?);
+    let world = Rc::new(World::join(&config, &stop)?);
     if panel || !world.is_main() {
         stop.silence();
     }

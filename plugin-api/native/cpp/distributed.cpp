@@ -39,11 +39,11 @@ struct Reducer {
   std::shared_ptr<c10d::Logger> logger;
 };
 
-std::shared_ptr<::gloo::transport::Device> device(const std::string& host, const char* interface) {
+std::shared_ptr<::gloo::transport::Device> device(const char* loopback, const char* interface) {
   using c10d::ProcessGroupGloo;
   if (interface) return ProcessGroupGloo::createDeviceForInterface(interface);
-  // Ranks of one machine need not have a name that resolves.
-  if (host == "localhost" || host.rfind("127.", 0) == 0) return ProcessGroupGloo::createDeviceForHostname("127.0.0.1");
+  // Ranks of one machine need not have a name that resolves, and no other machine reaches them there.
+  if (loopback) return ProcessGroupGloo::createDeviceForHostname(loopback);
   return ProcessGroupGloo::createDefaultDevice();
 }
 
@@ -62,17 +62,18 @@ constexpr int64_t kBucketBytes = 25 << 20, kFirstBucketBytes = 1 << 20;
 extern "C" {
 
 char* maskdiff_group_new(const char* host, uint16_t port, int rank, int world, int64_t timeout_ms,
-                         int64_t join_ms, const char* interface, Group** result) {
+                         int64_t join_ms, const char* interface, const char* loopback, int listener, Group** result) {
   return guarded([&] {
     c10d::TCPStoreOptions options;
     options.port = port;
+    if (listener >= 0) options.masterListenFd = listener;
     options.isServer = rank == 0;
     options.numWorkers = world;
     options.timeout = milliseconds(join_ms);
     auto group = std::make_unique<Group>();
     group->store = c10::make_intrusive<c10d::TCPStore>(host, options);
     auto gloo = c10d::ProcessGroupGloo::Options::create(milliseconds(join_ms));
-    gloo->devices.push_back(device(host, interface));
+    gloo->devices.push_back(device(loopback, interface));
     auto prefixed = c10::make_intrusive<c10d::PrefixStore>("gloo", group->store);
     group->gloo = c10::make_intrusive<c10d::ProcessGroupGloo>(prefixed, rank, world, gloo);
     group->gloo->setTimeout(milliseconds(timeout_ms));

@@ -6,6 +6,8 @@
 
 use std::cell::Cell;
 use std::ffi::{CString, c_char, c_int, c_void};
+use std::os::fd::{IntoRawFd as _, OwnedFd};
+use std::sync::{Arc, Mutex, PoisonError, mpsc};
 use std::time::Duration;
 
 use tch::{Device, Kind, Tensor};
@@ -23,6 +25,8 @@ unsafe extern "C" {
         timeout_ms: i64,
         join_ms: i64,
         interface: *const c_char,
+        loopback: *const c_char,
+        listener: c_int,
         result: *mut *mut c_void,
     ) -> *mut c_char;
     fn maskdiff_group_add_nccl(group: *mut c_void, timeout_ms: i64) -> *mut c_char;
@@ -63,12 +67,16 @@ unsafe extern "C" {
 }
 
 /// Where and as whom a process joins.
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 pub struct Rendezvous {
-    /// Name or address of rank 0's machine. For an address of the loopback all ranks must be on one machine.
+    /// The address of the store, on rank 0's machine.
     pub host: String,
-    /// A free port there.
+    /// Its port.
     pub port: u16,
+    /// Of rank 0: a socket that listens there, which the store takes over; without one it opens its own.
+    pub store: Option<OwnedFd>,
+    /// The loopback address through which ranks of one machine reach each other; none for ranks of several.
+    pub loopback: Option<&'static str>,
     /// This process, in 0..world.
     pub rank: usize,
     /// Processes in all.
@@ -125,32 +133,61 @@ fn milliseconds(time: Duration) -> i64 {
     i64::try_from(time.as_millis()).unwrap_or(i64::MAX)
 }
 
+fn new_group(at: Rendezvous) -> Result<Shared> {
+    let (host, mut handle) = (text(&at.host)?, std::ptr::null_mut());
+    let interface = at.interface.as_deref().map(text).transpose()?;
+    let interface = interface.as_ref().map_or(std::ptr::null(), |name| name.as_ptr());
+    let loopback = at.loopback.map(text).transpose()?;
+    let loopback = loopback.as_ref().map_or(std::ptr::null(), |name| name.as_ptr());
+    let (rank, world) = (number(at.rank)?, number(at.world)?);
+    let (timeout, join) = (milliseconds(at.timeout), milliseconds(at.join));
+    let listener = at.store.map_or(-1, OwnedFd::into_raw_fd);
+    // SAFETY: strings that live through the call, a socket that is handed over, and a place for the new group.
+    checked(unsafe {
+        maskdiff_group_new(
+            host.as_ptr(),
+            at.port,
+            rank,
+            world,
+            timeout,
+            join,
+            interface,
+            loopback,
+            listener,
+            &raw mut handle,
+        )
+    })?;
+    Ok(Shared(handle))
+}
+
 impl Group {
-    /// Waits until all ranks are there. Rank 0 listens at the port.
+    /// Waits until all ranks are there, or until `given_up`, which is asked all the time, says that there is no more reason to.
     ///
     /// # Errors
-    /// A port in use, a name that does not resolve, or ranks that do not come in time.
-    pub fn join(at: &Rendezvous) -> Result<Self> {
-        let (host, mut handle) = (text(&at.host)?, std::ptr::null_mut());
-        let interface = at.interface.as_deref().map(text).transpose()?;
-        let interface = interface.as_ref().map_or(std::ptr::null(), |name| name.as_ptr());
-        let (rank, world) = (number(at.rank)?, number(at.world)?);
-        let (timeout, join) = (milliseconds(at.timeout), milliseconds(at.join));
-        // SAFETY: strings that live through the call, and a place for the new group.
-        checked(unsafe {
-            maskdiff_group_new(
-                host.as_ptr(),
-                at.port,
-                rank,
-                world,
-                timeout,
-                join,
-                interface,
-                &raw mut handle,
-            )
-        })?;
+    /// A port in use, a name that does not resolve, ranks that do not come in time.
+    pub fn join(at: Rendezvous, mut given_up: impl FnMut() -> bool) -> Result<Self> {
         let (rank, world, timeout) = (at.rank, at.world, at.timeout);
-        Ok(Self { handle, rank, world, timeout, abandoned: Cell::new(false) })
+        let (say, heard) = mpsc::channel();
+        // libtorch's store may wait without limit for what a peer does not say: then this thread is left behind.
+        std::thread::spawn(move || drop(say.send(new_group(at))));
+        let made = loop {
+            match heard.recv_timeout(Duration::from_millis(20)) {
+                Ok(made) => break made?,
+                Err(mpsc::RecvTimeoutError::Timeout) if !given_up() => {}
+                Err(_) => return Err(Error("given up".into())),
+            }
+        };
+        Ok(Self { handle: made.get(), rank, world, timeout, abandoned: Cell::new(false) })
+    }
+
+    /// How long a collective waits for the others.
+    pub fn timeout(&self) -> Duration {
+        self.timeout
+    }
+
+    /// Leaves the group to the end of the process: a peer that hangs would hold up its orderly end.
+    pub fn abandon(&self) {
+        self.abandoned.set(true);
     }
 
     /// This process, in 0..world.
@@ -196,35 +233,55 @@ impl Group {
         checked(unsafe { maskdiff_group_broadcast(self.handle, list.as_ptr(), list.len(), root) })
     }
 
-    /// The ranks that do not report within `wait` of each other after a failure, each of which calls this; `None` when the
-    /// store itself does not answer. A sum goes round the ranks, so only the neighbours of a dead one notice at once: this one hangs
-    /// up before it waits, which lets its own neighbours notice, and so on. The group is not used after it, and is left to the
-    /// end of the process: a peer that hangs would hold up its orderly end.
-    pub fn roll_call(&self, wait: Duration) -> Option<Vec<usize>> {
-        self.abandoned.set(true);
-        let (rank, world, timeout) = (self.rank, self.world, self.timeout);
+    /// What each rank reports within `wait` of the others after a failure, each of which calls this with a word of its own; none for one
+    /// that does not, and for this rank. `None` when the store itself does not answer. A sum goes round the ranks, so only the neighbours
+    /// of a dead one notice at once: this one hangs up before it waits, which lets its own neighbours notice, and so on. The group is not
+    /// used after it, and is left to the end of the process: a peer that hangs would hold up its orderly end.
+    pub fn roll_call(&self, wait: Duration, word: &str) -> Option<Vec<Option<String>>> {
+        self.abandon();
+        let (rank, world, timeout, word) = (self.rank, self.world, self.timeout, word.to_string());
         // A store whose process hangs does not even answer that the time is over.
         let handle = Shared(self.handle);
-        let (said, heard) = std::sync::mpsc::channel();
+        let (said, heard) = mpsc::channel();
+        let called = Arc::new(Mutex::new(None));
+        let theirs = Arc::clone(&called);
         std::thread::spawn(move || {
             let (handle, abandoned) = (handle.get(), Cell::new(true));
             let group = Self { handle, rank, world, timeout, abandoned };
-            let here = |rank: usize| format!("roll-call/{rank}");
-            let mut missing = Vec::new();
+            let key = |rank: usize| format!("roll-call/{rank}");
+            let note = |other: Option<(usize, String)>| {
+                let mut called = theirs.lock().unwrap_or_else(PoisonError::into_inner);
+                let words = called.get_or_insert_with(|| vec![None; world]);
+                other.into_iter().for_each(|(rank, word)| words[rank] = Some(word));
+            };
             let mut wait = wait;
-            let answered = group.set(&here(rank), b"here").is_ok();
+            if group.set(&key(rank), word.as_bytes()).is_err() {
+                return;
+            }
             // SAFETY: a live group; a failure leaves the others to notice later.
             let _ = checked(unsafe { maskdiff_group_hang_up(handle) });
             for other in (0..world).filter(|other| *other != rank) {
-                if group.get(&here(other), wait).is_err() {
-                    missing.push(other);
-                    // The others had their time already.
-                    wait = Duration::from_millis(100);
+                match group.get(&key(other), wait) {
+                    Ok(word) => {
+                        note(Some((other, String::from_utf8_lossy(&word).into_owned())));
+                    }
+                    // It answers that nobody has said it. The others had their time already.
+                    Err(e) if e.to_string().to_lowercase().contains("timeout") => {
+                        note(None);
+                        wait = Duration::from_millis(100);
+                    }
+                    Err(_) => {
+                        // The store itself is gone.
+                        *theirs.lock().unwrap_or_else(PoisonError::into_inner) = None;
+                        break;
+                    }
                 }
             }
-            let _ = said.send(answered.then_some(missing));
+            let _ = said.send(());
         });
-        heard.recv_timeout(2 * wait + Duration::from_secs(1)).ok().flatten()
+        let most = 2 * wait + Duration::from_secs(1) + Duration::from_millis(150) * world as u32;
+        let _ = heard.recv_timeout(most);
+        called.lock().unwrap_or_else(PoisonError::into_inner).take()
     }
 
     /// Sets a key of the common store.
@@ -301,7 +358,17 @@ mod tests {
     fn alone(port: u16) -> Rendezvous {
         let (timeout, join) = (Duration::from_secs(5), Duration::from_secs(2));
         let host = "127.0.0.1".into();
-        Rendezvous { host, port, rank: 0, world: 1, timeout, join, interface: None }
+        Rendezvous {
+            host,
+            port,
+            store: None,
+            loopback: Some("127.0.0.1"),
+            rank: 0,
+            world: 1,
+            timeout,
+            join,
+            interface: None,
+        }
     }
 
     fn free_port() -> u16 {
@@ -311,7 +378,7 @@ mod tests {
 
     #[test]
     fn a_group_of_one_keeps_its_values() {
-        let group = Group::join(&alone(free_port())).unwrap();
+        let group = Group::join(alone(free_port()), || false).unwrap();
         let x = Tensor::from_slice(&[1.0f32, 2.0]);
         group.all_reduce(&[x.shallow_clone()], Op::Sum).unwrap();
         group.broadcast(&[x.shallow_clone()], 0).unwrap();
@@ -339,11 +406,21 @@ mod tests {
     fn a_taken_port_and_a_missing_rank_are_errors() {
         let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         let port = taken.local_addr().unwrap().port();
-        let said = Group::join(&alone(port)).unwrap_err().to_string();
+        let said = Group::join(alone(port), || false).unwrap_err().to_string();
         assert!(said.contains("EADDRINUSE"), "{said}");
         let mut two = alone(free_port());
         two.world = 2;
         two.join = Duration::from_millis(500);
-        Group::join(&two).unwrap_err();
+        Group::join(two, || false).unwrap_err();
+        // A socket that listens already, and a wait that is given up.
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let mut one = alone(listener.local_addr().unwrap().port());
+        one.store = Some(listener.into());
+        Group::join(one, || false).unwrap();
+        let mut other = alone(free_port());
+        (other.world, other.join) = (2, Duration::from_secs(60));
+        let begun = std::time::Instant::now();
+        let given_up = || begun.elapsed() > Duration::from_millis(300);
+        assert!(Group::join(other, given_up).is_err() && begun.elapsed().as_secs() < 5);
     }
 }
