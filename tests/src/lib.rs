@@ -8,6 +8,7 @@ pub mod browser;
 pub mod corpora;
 pub mod faults;
 pub mod hub;
+pub mod liar;
 pub mod original;
 pub mod run;
 pub mod slurm;
