@@ -1,12 +1,11 @@
 //! Plugins: where they are found, and which component a name means.
 
 use std::fs::DirEntry;
-use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use maskdiff_plugin_api::Context;
 use maskdiff_plugin_api::abi::handles::{Method, Network, Noise, Process, Walker};
-use maskdiff_plugin_api::abi::load::Plugin;
+use maskdiff_plugin_api::abi::load::{LoadError, Plugin};
 use maskdiff_plugin_api::abi::module::ComponentInfo;
 use sha2::{Digest, Sha256};
 
@@ -16,6 +15,7 @@ use crate::model::{Choice, Choices};
 use crate::report::plural;
 
 mod refuse;
+mod writable;
 
 use refuse::another_crate;
 pub use refuse::{refuse_fault, refuse_hidden_options};
@@ -55,6 +55,8 @@ impl Places {
 #[derive(Debug, Default)]
 pub struct Registry {
     plugins: Vec<Plugin>,
+    /// Files in folders of plugins that could not be used, and why.
+    broken: Vec<String>,
 }
 
 impl Registry {
@@ -96,29 +98,41 @@ impl Registry {
             .collect();
         files.sort();
         if !files.is_empty() {
-            refuse_world_writable(folder)?;
+            writable::refuse_folder(folder)?;
         }
         for file in files {
-            self.add(&file)?;
+            match Self::opened(&file)? {
+                Ok(plugin) => self.take(&file, plugin)?,
+                // A file that broke is no reason to lose the others.
+                Err(e @ (LoadError::Damaged { .. } | LoadError::NotAPlugin { .. })) => {
+                    tracing::warn!("{e}; it is left out ({})", e.hint());
+                    self.broken.push(e.to_string());
+                }
+                Err(e) => return Err(unusable(&e)),
+            }
         }
         Ok(())
     }
 
+    /// A file that was asked for.
     fn add(&mut self, file: &Path) -> Result<()> {
+        let plugin = Self::opened(file)?.map_err(|e| unusable(&e))?;
+        self.take(file, plugin)
+    }
+
+    fn opened(file: &Path) -> Result<std::result::Result<Plugin, LoadError>> {
         if look::is_file(file)? {
-            refuse_world_writable(file)?;
+            writable::refuse_file(file)?;
         }
         // A bare name would be looked for where the system's libraries are.
         let place = match file.parent() {
             Some(folder) if folder.as_os_str().is_empty() => Path::new(".").join(file),
             _ => file.to_path_buf(),
         };
-        let plugin = Plugin::open(&place).map_err(|e| {
-            if let Some(report) = e.report() {
-                tracing::debug!("{report}");
-            }
-            Error::plugin(e.to_string(), e.hint())
-        })?;
+        Ok(Plugin::open(&place))
+    }
+
+    fn take(&mut self, file: &Path, plugin: Plugin) -> Result<()> {
         refuse_hidden_options(&plugin)?;
         if let Some(first) = self.plugins.iter().find(|p| p.info.name == plugin.info.name) {
             let (kept, skipped) = (first.path.display(), file.display());
@@ -169,11 +183,15 @@ impl Registry {
         });
         let Some(&first) = hits.next() else {
             let known: Vec<&str> = of_kind().map(|(_, c)| c.name.as_str()).collect();
-            return Err(Error::plugin(
-                format!("there is no {kind} `{name}`"),
-                self.written_in_rust(kind, name)
-                    .unwrap_or_else(|| unknown_hint(kind, name, &known)),
-            ));
+            let mut hint = self
+                .written_in_rust(kind, name)
+                .unwrap_or_else(|| unknown_hint(kind, name, &known));
+            if let Some(broken) = self.broken.first() {
+                hint = format!(
+                    "{broken}: copy or build that plugin again, if it is there; else {hint}"
+                );
+            }
+            return Err(Error::plugin(format!("there is no {kind} `{name}`"), hint));
         };
         if let Some((second, _)) = hits.next() {
             let (a, b) = (&first.0, second);
@@ -383,21 +401,16 @@ pub fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
+fn unusable(error: &LoadError) -> Error {
+    if let Some(report) = error.report() {
+        tracing::debug!("{report}");
+    }
+    Error::plugin(error.to_string(), error.hint())
+}
+
 fn looks_like_plugin(path: &Path) -> bool {
     let name = path.file_name().and_then(|n| n.to_str()).unwrap_or_default();
     name.starts_with("libmaskdiff_") && name.ends_with(".so")
-}
-
-/// Anyone could replace a file that everyone may write; we would run it.
-fn refuse_world_writable(path: &Path) -> Result<()> {
-    let meta = std::fs::metadata(path).map_err(|e| Error::io("read", path, &e))?;
-    if meta.permissions().mode() & 0o002 == 0 {
-        return Ok(());
-    }
-    Err(Error::plugin(
-        format!("everyone may write to `{}`, so its plugins are not loaded", path.display()),
-        format!("take the right away (`chmod o-w {}`) or move the plugins", path.display()),
-    ))
 }
 
 fn unknown_hint(kind: &str, name: &str, known: &[&str]) -> String {

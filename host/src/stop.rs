@@ -41,7 +41,8 @@ struct State {
     grace_runs: bool,
 }
 
-fn code(signal: i32) -> i32 {
+/// What a process ends with that a signal stopped.
+pub fn code(signal: i32) -> i32 {
     if signal == SIGINT { INTERRUPTED } else { PREEMPTED }
 }
 

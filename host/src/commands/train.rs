@@ -29,6 +29,7 @@ use crate::{accelerator, alert, assemble, plugins, precision, runs, secrets, tra
 /// Trains, or goes on with a run; as one rank of several when the environment says so. Everything that can be wrong is
 /// found before the run folder is made.
 pub fn run(common: &Common, profile: bool, panel: bool) -> Result<()> {
+    let stop = Stop::listen("the step that is under way is finished and a checkpoint is written")?;
     let (mut config, start) = begin::configuration(common)?;
     if panel && !track::panel::is_possible() {
         return Err(Error::config(
@@ -39,7 +40,6 @@ pub fn run(common: &Common, profile: bool, panel: bool) -> Result<()> {
     check_words(&config)?;
     resumable(&config)?;
     secrets::check(&config)?;
-    let stop = Stop::listen("the step that is under way is finished and a checkpoint is written")?;
     stop.within(Duration::from_secs_f64(config.trainer.grace_s));
     let world = Rc::new(World::join(&config, &stop)?);
     if panel || !world.is_main() {

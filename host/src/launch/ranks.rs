@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use libc::{SIGKILL, SIGTERM};
 
 use crate::error::{Error, Result};
-use crate::{output, signals};
+use crate::{output, signals, stop};
 
 /// How long the others may take to notice that a rank has failed, before they are ended.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -111,20 +111,22 @@ impl Signals {
 }
 
 fn watch(ranks: &mut [Rank], signals: &Signals) -> i32 {
-    let (mut code, mut deadline) = (0, None);
+    let (mut code, mut deadline, mut asked) = (0, None, false);
     loop {
         for signal in signals.take() {
+            asked = true;
             send(ranks, signal);
         }
         for rank in ranks.iter_mut().filter(|r| r.ended.is_none()) {
             let Ok(Some(status)) = rank.child.try_wait() else { continue };
             rank.ended = Some(status);
             if !status.success() && code == 0 {
-                code = status.code().unwrap_or(5);
+                code = code_of(status, asked);
                 deadline = Some(Instant::now() + PATIENCE);
             }
             if let Some(signal) = status.signal().filter(|_| deadline.is_some()) {
-                output::word(&format!("rank {} was ended by signal {signal}", rank.rank));
+                let why = if signal == SIGKILL { KILLED } else { "" };
+                output::word(&format!("rank {} was ended by signal {signal}{why}", rank.rank));
             }
         }
         if ranks.iter().all(|r| r.ended.is_some()) {
@@ -138,6 +140,17 @@ fn watch(ranks: &mut [Rank], signals: &Signals) -> i32 {
             std::thread::sleep(Duration::from_millis(500));
         }
         std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+/// Behind the word that a process was ended by SIGKILL.
+const KILLED: &str = " (SIGKILL: the system kills a process when memory runs out)";
+
+/// The code that a rank's end stands for. One that was asked to stop before it could listen ends by the signal itself.
+fn code_of(status: ExitStatus, asked: bool) -> i32 {
+    match status.signal().filter(|signal| asked && signals::ASKING.contains(signal)) {
+        Some(signal) => stop::code(signal),
+        None => status.code().unwrap_or(5),
     }
 }
 

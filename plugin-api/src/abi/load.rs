@@ -16,6 +16,7 @@ use tracing::Level;
 
 use super::adapters::plain;
 use super::calls::within;
+use super::elf;
 use super::forward::{HostApi, level_of};
 use super::handles::{Method, Network, Noise, Process, Walker};
 use super::module::{Module_Ref, PluginInfo};
@@ -27,6 +28,8 @@ use crate::{Context, Result};
 pub enum LoadError {
     /// The file cannot be opened as a library, or is not one of ours.
     NotAPlugin { path: PathBuf, why: String },
+    /// A part of the file is missing.
+    Damaged { path: PathBuf, why: String },
     /// Built against another major version of the contract.
     OtherApi { path: PathBuf, built: String },
     /// The same version, but another layout: a changed copy of the contract.
@@ -41,6 +44,9 @@ impl LoadError {
         match self {
             Self::NotAPlugin { .. } => {
                 "a plugin is a Rust cdylib that calls `export_plugin!()`; check the path".into()
+            }
+            Self::Damaged { .. } => {
+                "copy or build it again; a full disk or a copy that broke leaves such a file".into()
             }
             _ => "build the plugin again against this host's plugin-api and libtorch \
                   (`cargo build` in the plugin's folder)"
@@ -63,6 +69,7 @@ impl std::fmt::Display for LoadError {
             Self::NotAPlugin { path, why } => {
                 write!(f, "`{}` is not a maskdiff plugin: {why}", path.display())
             }
+            Self::Damaged { path, why } => write!(f, "`{}` is damaged: {why}", path.display()),
             Self::OtherApi { path, built } => write!(
                 f,
                 "`{}` was built against plugin-api {built}, this host has {API_VERSION}",
@@ -114,6 +121,11 @@ impl Plugin {
             Ok(it) if it.is_file() => {}
             Err(e) if e.kind() != std::io::ErrorKind::NotFound => return Err(not_a_plugin(&e)),
             _ => return Err(not_a_plugin(&"there is no such file")),
+        }
+        match elf::damage(path) {
+            Ok(None) => {}
+            Ok(Some(why)) => return Err(LoadError::Damaged { path: path.to_path_buf(), why }),
+            Err(e) => return Err(not_a_plugin(&format!("it cannot be read: {e}"))),
         }
         let header = abi_header_from_path(path).map_err(|e| not_a_plugin(&brief(&e)))?;
         let module = checked_module(path, header)?;

@@ -9,6 +9,7 @@
 
 pub(crate) mod adapters;
 pub mod calls;
+pub mod elf;
 mod forward;
 pub(crate) mod guard;
 pub mod handles;

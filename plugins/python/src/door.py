@@ -3,11 +3,15 @@
 Runs inside the host's process. A request is JSON and a list of at::Tensor*; an answer is JSON and a list of
 c10::TensorImpl*, which the host takes while we hold them.
 """
+import _posixsubprocess
 import ctypes
+import functools
 import importlib.util
 import json
 import math
 import os
+import signal
+import subprocess
 import sys
 import threading
 import traceback
@@ -116,6 +120,25 @@ class Model:
     def times(self, batch, t):
         return torch.full([batch], t, dtype=torch.float64, device=self.device)
 
+
+# The host blocks signals on the threads that compute; the processes that Python starts must not inherit that. Copies made
+# by fork have it lifted already.
+def lifted(start):
+    @functools.wraps(start)
+    def call(*args, **named):
+        before = signal.pthread_sigmask(signal.SIG_SETMASK, [])
+        try:
+            return start(*args, **named)
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    return call
+
+
+for _module, _names in ((os, ('system', 'posix_spawn', 'posix_spawnp', 'execv', 'execve')),
+                        (_posixsubprocess, ('fork_exec',)), (subprocess, ('_fork_exec',))):
+    for _name in _names:
+        if hasattr(_module, _name):
+            setattr(_module, _name, lifted(getattr(_module, _name)))
 
 objects, sources = {}, []
 

@@ -3,6 +3,7 @@
 //! Keys that are read: `state_dict`, `ema` (a list without names, in the order of the network's parameters), `global_step`,
 //! the configuration in `hyper_parameters`, and in `maskdiff` what an export of ours says. Everything else (loops, callbacks, the tokenizer's own object) is passed over.
 
+use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, HashMap};
 use std::io::Cursor;
 use std::path::Path;
@@ -38,8 +39,12 @@ pub(super) struct Lightning {
 /// Buffers of the original's network: the average leaves them out.
 const BUFFERS: &[&str] = &["rotary_emb.inv_freq"];
 
-/// Groups inside groups of a configuration: deeper ones are none of the original's.
-const DEPTH: usize = 8;
+/// Groups inside groups of a configuration, each of which is an object and what it holds: deeper ones are none of the
+/// original's.
+const DEPTH: usize = 24;
+
+/// What the optimizer keeps of a parameter: three values, and a few of other programs'.
+const KEPT: usize = 64;
 
 /// Behind the name of a type, of a file that is whole.
 const NOT_READ: &str = ", and weights of that type are not read";
@@ -50,7 +55,14 @@ struct Archive {
     /// Where the numbers of each storage are.
     storages: HashMap<String, (usize, usize)>,
     pickle: Pickle,
+    /// Storages that were read, which tensors share.
+    read: RefCell<HashMap<(String, Kind), Tensor>>,
+    /// Bytes that tensors may still take: what is shared costs once, so no file needs more than its own size twice.
+    left: Cell<usize>,
 }
+
+/// Why a file is refused that would unfold to more than it holds.
+const UNFOLDS: &str = "it would take far more memory than its file";
 
 /// Reads a `.ckpt`.
 pub(super) fn read(path: &Path) -> Result<Lightning> {
@@ -108,7 +120,10 @@ pub(super) fn read(path: &Path) -> Result<Lightning> {
         Ok(ema)
     });
     let number = |keys: &[&str]| pickle.path(keys).and_then(|place| pickle.int(place)).unwrap_or(0);
+    let mut left = archive.bytes.len();
     let config = pickle.path(&["hyper_parameters", "config"]);
+    let config = config.map(|place| archive.config(place, DEPTH, &mut left)).transpose();
+    let config = config.map_err(|why| wrong(format!("its configuration: {why}")))?;
     let text = |keys: &[&str]| match pickle.get(pickle.path(keys)?) {
         Value::Text(text) => Some(text.clone()),
         _ => None,
@@ -118,7 +133,7 @@ pub(super) fn read(path: &Path) -> Result<Lightning> {
         ema_updates: number(&["ema", "num_updates"]),
         step: number(&["global_step"]),
         optimizer,
-        config: config.map_or(Json::Null, |place| archive.config(place, DEPTH)),
+        config: config.unwrap_or(Json::Null),
         own: text(&["maskdiff", "config"]).zip(text(&["maskdiff", "tokenizer"])),
         weights,
     })
@@ -154,11 +169,17 @@ impl Archive {
         let (start, size) = program.ok_or("it holds no `data.pkl`: it is no file of torch.save")?;
         drop(archive);
         let pickle = Pickle::read(&bytes[start..start + size], bytes.len())?;
-        Ok(Self { bytes, storages, pickle })
+        let left = Cell::new(2 * bytes.len());
+        Ok(Self { bytes, storages, pickle, read: RefCell::default(), left })
     }
 
-    /// The numbers of a storage as they are kept outside: bytes and kind.
-    fn storage(&self, place: Ref) -> std::result::Result<(&[u8], Kind), String> {
+    fn charge(&self, bytes: usize) -> std::result::Result<(), String> {
+        self.left.set(self.left.get().checked_sub(bytes).ok_or(UNFOLDS)?);
+        Ok(())
+    }
+
+    /// The numbers of a storage as they are kept outside, read once for all tensors over it.
+    fn storage(&self, place: Ref) -> std::result::Result<Tensor, String> {
         let Value::Outside(name) = self.pickle.get(place) else {
             return Err("its numbers are nowhere".into());
         };
@@ -185,7 +206,16 @@ impl Archive {
         };
         let (start, size) =
             self.storages.get(key).ok_or_else(|| format!("storage {key} is missing"))?;
-        Ok((&self.bytes[*start..start + size], kind))
+        if let Some(read) = self.read.borrow().get(&(key.clone(), kind)) {
+            return Ok(read.shallow_clone());
+        }
+        self.charge(*size)?;
+        let count = size / kind.elt_size_in_bytes();
+        let whole = &self.bytes[*start..start + count * kind.elt_size_in_bytes()];
+        let read =
+            Tensor::f_from_data_size(whole, &[count as i64], kind).map_err(|e| e.to_string())?;
+        self.read.borrow_mut().insert((key.clone(), kind), read.shallow_clone());
+        Ok(read)
     }
 
     fn tensor(&self, place: Ref) -> std::result::Result<Tensor, String> {
@@ -218,7 +248,7 @@ impl Archive {
         let [storage, offset, size, stride, ..] = args else {
             return Err("it is malformed".into());
         };
-        let (bytes, kind) = self.storage(*storage)?;
+        let storage = self.storage(*storage)?;
         let numbers = |place: Ref| -> Option<Vec<i64>> {
             let all = self.pickle.elements(place).iter();
             all.map(|n| self.pickle.int(*n).filter(|n| *n >= 0)).collect()
@@ -228,8 +258,7 @@ impl Archive {
         else {
             return Err("its shape is malformed".into());
         };
-        let element = kind.elt_size_in_bytes();
-        let length = (bytes.len() / element) as i64;
+        let length = storage.size()[0];
         // The last number that it reaches.
         let reach = size.iter().zip(&stride).try_fold(offset, |reach, (n, step)| {
             (n - 1).max(0).checked_mul(*step).and_then(|more| reach.checked_add(more))
@@ -244,15 +273,14 @@ impl Archive {
             return Err(format!("its storage of {length} numbers is too short for shape {size:?}"));
         }
         let said = |e: tch::TchError| e.to_string();
-        let from = (offset as usize).min(length as usize) * element;
-        let end = reach.filter(|_| !empty).map_or(from, |reach| (reach as usize + 1) * element);
-        let flat =
-            Tensor::f_from_data_size(&bytes[from..end], &[((end - from) / element) as i64], kind);
-        let flat = flat.map_err(said)?;
         if empty {
-            return flat.f_reshape(&size).map_err(said);
+            return storage.f_narrow(0, 0, 0).and_then(|t| t.f_reshape(&size)).map_err(said);
         }
-        flat.f_as_strided(&size, &stride, 0).and_then(|t| t.f_contiguous()).map_err(said)
+        let view = storage.f_as_strided(&size, &stride, offset).map_err(said)?;
+        if !view.is_contiguous() {
+            self.charge(view.numel() * view.kind().elt_size_in_bytes())?;
+        }
+        view.f_contiguous().map_err(said)
     }
 
     /// The state of AdamW, whose parameters have numbers in their order; empty where there is none.
@@ -266,8 +294,12 @@ impl Archive {
         let Some(state) = first.and_then(|first| self.pickle.item(first, "state")) else {
             return Ok(all);
         };
+        let numbered = self.pickle.numbered(state);
         for (number, name) in names.iter().enumerate() {
-            let Some(of) = self.pickle.numbered(state, number as i64) else { continue };
+            let Some(of) = numbered.get(&(number as i64)).copied() else { continue };
+            if matches!(self.pickle.get(of), Value::Dict(pairs) if pairs.len() > KEPT) {
+                return Err(format!("`{name}` has far more than its moments"));
+            }
             for part in ["step", "exp_avg", "exp_avg_sq"] {
                 let place = self.pickle.item(of, part);
                 let place = place.ok_or_else(|| format!("`{name}` has no `{part}`"))?;
@@ -279,34 +311,52 @@ impl Archive {
         Ok(all)
     }
 
-    /// A configuration of OmegaConf, whose nodes keep their content in their state, as plain values.
-    fn config(&self, place: Ref, depth: usize) -> Json {
+    /// A configuration of OmegaConf, whose nodes keep their content in their state, as plain values. What is shared is written
+    /// out where it stands, so it may cost as many bytes as are `left` at most.
+    fn config(
+        &self,
+        place: Ref,
+        depth: usize,
+        left: &mut usize,
+    ) -> std::result::Result<Json, String> {
         if depth == 0 {
-            return Json::Null;
+            return Ok(Json::Null);
         }
-        match self.pickle.get(place) {
+        let mut charge = |bytes: usize| {
+            *left = left.checked_sub(bytes + 1).ok_or(UNFOLDS)?;
+            Ok::<(), String>(())
+        };
+        charge(0)?;
+        Ok(match self.pickle.get(place) {
             Value::Bool(yes) => json!(yes),
             Value::Int(n) => json!(n),
             Value::Float(n) => json!(n),
-            Value::Text(text) => json!(text),
+            Value::Text(text) => {
+                charge(text.len())?;
+                json!(text)
+            }
             Value::Dict(_) => {
-                let pairs = self.pickle.pairs(place).into_iter();
-                Json::Object(
-                    pairs
-                        .map(|(key, value)| (key.to_string(), self.config(value, depth - 1)))
-                        .collect::<Map<_, _>>(),
-                )
+                let mut all = Map::new();
+                for (key, value) in self.pickle.pairs(place) {
+                    *left = left.checked_sub(key.len()).ok_or(UNFOLDS)?;
+                    all.insert(key.to_string(), self.config(value, depth - 1, left)?);
+                }
+                Json::Object(all)
             }
             Value::List(_) | Value::Tuple(_) => {
                 let elements = self.pickle.elements(place).iter();
-                Json::Array(elements.map(|e| self.config(*e, depth - 1)).collect())
+                let elements = elements.map(|e| self.config(*e, depth - 1, left));
+                Json::Array(elements.collect::<std::result::Result<_, _>>()?)
             }
             Value::Object { .. } => {
                 let content =
                     self.pickle.item(place, "_content").or_else(|| self.pickle.item(place, "_val"));
-                content.map_or(Json::Null, |content| self.config(content, depth))
+                match content {
+                    Some(content) => self.config(content, depth - 1, left)?,
+                    None => Json::Null,
+                }
             }
             _ => Json::Null,
-        }
+        })
     }
 }

@@ -6,6 +6,8 @@
 //!
 //! Memory is bounded by the size of the file that the pickle came in, whatever it says of itself.
 
+use std::collections::HashMap;
+
 mod machine;
 
 use machine::Machine;
@@ -103,11 +105,17 @@ impl Pickle {
         pairs.iter().filter_map(text).collect()
     }
 
-    /// The value of a whole number as a key of a dictionary.
-    pub fn numbered(&self, place: Ref, key: i64) -> Option<Ref> {
-        let Value::Dict(pairs) = self.get(place) else { return None };
-        let found = pairs.iter().find(|(k, _)| self.int(*k) == Some(key));
-        found.map(|(_, value)| *value)
+    /// The values of a dictionary whose keys are whole numbers; of a key that is there twice the first.
+    pub fn numbered(&self, place: Ref) -> HashMap<i64, Ref> {
+        let mut all = HashMap::new();
+        if let Value::Dict(pairs) = self.get(place) {
+            for (key, value) in pairs {
+                if let Some(number) = self.int(*key) {
+                    all.entry(number).or_insert(*value);
+                }
+            }
+        }
+        all
     }
 
     /// The elements of a list or a tuple.
