@@ -54,18 +54,32 @@ pub fn tell(config: &Config, run: &str, step: i64, error: Option<&Error>) -> Opt
     let limit = Limit::new(Duration::from_secs_f64(config.alert.timeout_s));
     let message =
         error.map_or_else(|| format!("{run} is done after step {step}"), ToString::to_string);
-    let said = if who.starts_with("http://") || who.starts_with("https://") {
-        post(
+    let said = say(who, (run, state, step), &message, limit);
+    said.err().map(|said| format!("warning: `{key}`: {said}"))
+}
+
+/// Tells `who` of a crash in the last moments of a process, which take `timeout` at most.
+pub fn crashed(who: &str, run: &str, message: &str, timeout: Duration) {
+    // Nobody is there who could hear that it failed.
+    let _ = say(who, (run, "crashed", 0), message, Limit::new(timeout));
+}
+
+fn say(
+    who: &str,
+    (run, state, step): (&str, &str, i64),
+    message: &str,
+    limit: Limit,
+) -> Result<(), String> {
+    if who.starts_with("http://") || who.starts_with("https://") {
+        return post(
             who,
             &json!({"run": run, "state": state, "step": step, "message": message, "text": format!("{run}: {message}")}),
             limit,
-        )
-    } else {
-        let step = step.to_string();
-        let facts = [("RUN", run), ("STATE", state), ("STEP", &*step), ("MESSAGE", &*message)];
-        command(who, &facts, limit)
-    };
-    said.err().map(|said| format!("warning: `{key}`: {said}"))
+        );
+    }
+    let step = step.to_string();
+    let facts = [("RUN", run), ("STATE", state), ("STEP", &*step), ("MESSAGE", message)];
+    command(who, &facts, limit)
 }
 
 /// Runs a line of the shell with what happened in MASKDIFF_RUN, _STATE, _STEP and _MESSAGE. It may hold a secret: errors do not show it.

@@ -14,7 +14,7 @@ use crate::error::{Error, Result};
 use crate::prompt::Ask;
 use crate::report::{Format, Report};
 use crate::track::wandb::Anew;
-use crate::{accelerator, config, last_words, logging, output, signals, stdout};
+use crate::{accelerator, config, last_words, logging, memory, output, signals, stdout};
 
 mod nested;
 mod short;
@@ -261,9 +261,10 @@ pub fn main() -> ExitCode {
     // Before libtorch makes its threads.
     signals::block();
     last_words::prepare();
+    memory::quiet_panics();
     // Before anything asks libtorch, see there.
     accelerator::load_cuda();
-    match run(std::env::args_os().collect()) {
+    match memory::guarded(|| run(std::env::args_os().collect())) {
         Ok(code) => ExitCode::from(u8::try_from(code).unwrap_or(5)),
         Err(error) => {
             let code = error.exit_code();

@@ -2,9 +2,11 @@
 
 use std::path::Path;
 
+use maskdiff_plugin_api::speaks_of_memory;
 use maskdiff_plugin_api::{Kind, PluginError};
 use miette::{Diagnostic, NamedSource, SourceSpan};
 
+use crate::memory;
 use crate::plain;
 use crate::secrets::scrubbed;
 
@@ -93,6 +95,16 @@ pub enum Error {
         /// There is no room for what was to be written.
         full: bool,
     },
+    /// Memory, or a thread, that could not be had.
+    #[error("{message}")]
+    #[diagnostic(code(maskdiff::memory))]
+    Memory {
+        /// What was asked for, and what is there.
+        message: String,
+        /// What to do.
+        #[help]
+        hint: Option<String>,
+    },
     /// The user stopped the run; what there is has been saved.
     #[error("{message}")]
     #[diagnostic(code(maskdiff::interrupted))]
@@ -161,6 +173,8 @@ impl Error {
         distributed => Distributed,
         /// An error about points of a sweep.
         sweep => Sweep,
+        /// An error about memory; see [`crate::memory`].
+        memory => Memory,
     }
 
     /// An error about the configuration that points at no file.
@@ -178,6 +192,7 @@ impl Error {
             std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded => {
                 "free some space and run it again"
             }
+            std::io::ErrorKind::OutOfMemory => "take a machine or a job with more memory",
             _ => "",
         };
         let hint = (!hint.is_empty()).then(|| hint.to_string());
@@ -202,6 +217,9 @@ impl Error {
     /// An error that a component returned: its own, or that of another one that it called.
     pub fn component(kind: &str, name: &str, mut error: PluginError) -> Self {
         let component = error.take_culprit().unwrap_or_else(|| format!("{kind} `{name}`"));
+        if error.kind == Kind::Memory {
+            return memory::error(&component, &error.to_string());
+        }
         Self::Component { component, error: Box::new(error) }
     }
 
@@ -284,6 +302,9 @@ impl Error {
 impl From<tch::TchError> for Error {
     fn from(error: tch::TchError) -> Self {
         let text = error.to_string();
+        if speaks_of_memory(&text) {
+            return memory::error("", &text);
+        }
         let end = text.find("\nException raised").unwrap_or(text.len());
         Self::Torch { message: text[..end].trim_end().to_string() }
     }
@@ -291,7 +312,11 @@ impl From<tch::TchError> for Error {
 
 impl From<maskdiff_native::Error> for Error {
     fn from(error: maskdiff_native::Error) -> Self {
-        Self::Torch { message: error.to_string() }
+        let message = error.to_string();
+        match speaks_of_memory(&message) {
+            true => memory::error("", &message),
+            false => Self::Torch { message },
+        }
     }
 }
 

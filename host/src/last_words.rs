@@ -7,8 +7,13 @@ use std::sync::OnceLock;
 use libc::{SIGABRT, SIGBUS, SIGFPE, SIGILL, SIGSEGV, c_int, c_void, sigaction, siginfo_t};
 use maskdiff_plugin_api::abi::calls;
 
+use crate::memory::refused;
+use crate::run_dir::ended;
+
 /// Exit code of a process that a plugin ended without an error of its own.
 const PLUGIN: c_int = 3;
+/// Exit code of a process that was refused memory.
+const MEMORY: c_int = 5;
 
 const SIGNALS: [(c_int, &str); 5] = [
     (SIGABRT, "SIGABRT"),
@@ -49,6 +54,11 @@ extern "C" fn at_exit() {
 extern "C" fn on_signal(signal: c_int, info: *mut siginfo_t, _: *mut c_void) {
     let known = SIGNALS.iter().position(|(number, _)| *number == signal);
     let Some((at, before)) = known.zip(BEFORE.get()) else { return };
+    if signal == SIGABRT && refused::last_words() {
+        ended::note();
+        // SAFETY: ends the process at once.
+        unsafe { libc::_exit(MEMORY) };
+    }
     say(SIGNALS[at].1);
     // SAFETY: puts back what was there, which now hears of the fault as it comes again; what was sent is sent again.
     unsafe {

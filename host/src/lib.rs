@@ -25,6 +25,7 @@ pub mod launch;
 pub mod learner;
 pub mod ledger;
 pub mod logging;
+pub mod memory;
 pub mod model;
 mod net;
 pub mod observe;

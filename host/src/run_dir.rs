@@ -20,6 +20,7 @@ use crate::plugins::UsedPlugin;
 use crate::secrets;
 
 mod claim;
+pub mod ended;
 
 pub use claim::{Claim, LAUNCH, LOCK, hold, proposed};
 

@@ -8,6 +8,9 @@ use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use tch::Tensor;
 
+use crate::error::Result;
+use crate::memory;
+
 /// What a stream of random numbers is for.
 #[derive(Debug, Clone, Copy)]
 pub enum Purpose {
@@ -47,27 +50,38 @@ pub fn torch_seed(seed: u64, purpose: Purpose, place: u64, rank: usize) -> i64 {
 }
 
 /// Uniform numbers `[rows, length] f64` in [0, 1) for the rows from `first` on of the global batch of a step.
-pub fn mask_uniforms(seed: u64, step: u64, first: u64, rows: usize, length: usize) -> Tensor {
+pub fn mask_uniforms(
+    seed: u64,
+    step: u64,
+    first: u64,
+    rows: usize,
+    length: usize,
+) -> Result<Tensor> {
+    let mut numbers = memory::room(
+        rows.saturating_mul(length),
+        "for the masks of `loader.batch_size` times `model.length`",
+    )?;
     let mut rng = generator(seed, Purpose::Masks, step);
     // A number takes two words of the stream: a rank begins at its own rows.
     rng.set_word_pos(u128::from(first) * length as u128 * 2);
-    let numbers: Vec<f64> = (0..rows * length).map(|_| rng.random()).collect();
-    Tensor::from_slice(&numbers).view([rows as i64, length as i64])
+    numbers.extend((0..rows * length).map(|_| rng.random::<f64>()));
+    Ok(Tensor::f_from_slice(&numbers)?.view([rows as i64, length as i64]))
 }
 
 /// The uniform numbers behind the times of a global batch of `n`, `[n] f64`; evenly spread when `antithetic`.
-pub fn time_uniforms(seed: u64, step: u64, n: i64, antithetic: bool) -> Tensor {
+pub fn time_uniforms(seed: u64, step: u64, n: i64, antithetic: bool) -> Result<Tensor> {
+    let mut numbers = memory::room(n as usize, "for the times of `loader.global_batch_size`")?;
     let mut rng = generator(seed, Purpose::Times, step);
-    let numbers: Vec<f64> = (0..n).map(|_| rng.random()).collect();
-    let u = Tensor::from_slice(&numbers);
+    numbers.extend((0..n).map(|_| rng.random::<f64>()));
+    let u = Tensor::f_from_slice(&numbers)?;
     if !antithetic {
-        return u;
+        return Ok(u);
     }
     // Neighbours in the batch get strata far apart, so that any part of it has early and late times alike: what a rank or
     // a micro-batch costs depends on its times.
     let stride = coprime_near(0.618 * n as f64, n);
     let place = Tensor::from_slice(&(0..n).map(|i| i * stride % n).collect::<Vec<i64>>());
-    crate::clock::stratify(&u).index_select(0, &place)
+    Ok(crate::clock::stratify(&u).index_select(0, &place))
 }
 
 /// The uniform numbers behind the times of `rows` blocks from `first` on in a pass of an evaluation, `[rows] f64` in [0, 1).
@@ -138,17 +152,17 @@ mod tests {
 
     #[test]
     fn ranks_draw_parts_of_one_batch() {
-        let whole = mask_uniforms(3, 7, 0, 6, 5);
-        let parts = [mask_uniforms(3, 7, 0, 2, 5), mask_uniforms(3, 7, 2, 4, 5)];
+        let whole = mask_uniforms(3, 7, 0, 6, 5).unwrap();
+        let parts = [mask_uniforms(3, 7, 0, 2, 5).unwrap(), mask_uniforms(3, 7, 2, 4, 5).unwrap()];
         assert_eq!(whole, Tensor::cat(&parts, 0));
-        assert_ne!(whole, mask_uniforms(3, 8, 0, 6, 5));
-        assert_ne!(whole, mask_uniforms(4, 7, 0, 6, 5));
+        assert_ne!(whole, mask_uniforms(3, 8, 0, 6, 5).unwrap());
+        assert_ne!(whole, mask_uniforms(4, 7, 0, 6, 5).unwrap());
     }
 
     #[test]
     fn times_are_strata_and_every_part_has_early_and_late_ones() {
         for n in [1, 2, 8, 32, 30, 512] {
-            let times = Vec::<f64>::try_from(time_uniforms(1, 4, n, true)).unwrap();
+            let times = Vec::<f64>::try_from(time_uniforms(1, 4, n, true).unwrap()).unwrap();
             let strata: std::collections::BTreeSet<i64> =
                 times.iter().map(|t| (t * n as f64) as i64).collect();
             assert_eq!(strata.len() as i64, n, "each stratum once");

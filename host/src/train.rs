@@ -304,9 +304,9 @@ impl Trainer<'_> {
         let stride = config.loader.global_batch_size.cast_unsigned();
         let Rows { x0_bl, counted_bl } = self.corpus.train.rows(samples, stride)?.to_device(device);
         let antithetic = config.training.antithetic_sampling;
-        let u = stream::time_uniforms(seed, step, config.loader.global_batch_size, antithetic);
+        let u = stream::time_uniforms(seed, step, config.loader.global_batch_size, antithetic)?;
         let u_b = u.narrow(0, first, rows).to_device(device);
-        let u_bl = stream::mask_uniforms(seed, step, first as u64, rows as usize, length as usize);
+        let u_bl = stream::mask_uniforms(seed, step, first as u64, rows as usize, length as usize)?;
         stream::seed_torch(seed, Purpose::Torch, step, self.world.rank());
         let u_bl = u_bl.to_device(device);
         let part = |start: i64| {

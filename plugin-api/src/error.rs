@@ -20,12 +20,14 @@ pub enum Kind {
     Panic,
     /// What the component does not offer (a score from a method that has none).
     Unsupported,
+    /// Memory that could not be had.
+    Memory,
     /// Anything else.
     Other,
 }
 
 impl Kind {
-    const ALL: [Self; 8] = [
+    const ALL: [Self; 9] = [
         Self::Other,
         Self::Config,
         Self::Shape,
@@ -34,6 +36,7 @@ impl Kind {
         Self::Interrupted,
         Self::Panic,
         Self::Unsupported,
+        Self::Memory,
     ];
 
     /// The number that crosses the boundary; new kinds get new numbers.
@@ -133,7 +136,9 @@ impl std::fmt::Debug for PluginError {
 impl<E: std::error::Error> From<E> for PluginError {
     #[track_caller]
     fn from(error: E) -> Self {
-        let mut this = Self::new(Kind::Other, first_lines(&error.to_string()));
+        let said = first_lines(&error.to_string());
+        let kind = if speaks_of_memory(&said) { Kind::Memory } else { Kind::Other };
+        let mut this = Self::new(kind, said);
         let mut cause = error.source();
         while let Some(inner) = cause {
             this.chain.push(first_lines(&inner.to_string()));
@@ -147,6 +152,27 @@ impl<E: std::error::Error> From<E> for PluginError {
 pub(crate) fn first_lines(message: &str) -> String {
     let end = message.find("\nException raised").unwrap_or(message.len());
     message[..end].trim_end().to_string()
+}
+
+/// Whether a message of libtorch, of the system or of a language's allocator says that memory could not be had.
+pub fn speaks_of_memory(message: &str) -> bool {
+    const WORDS: [&str; 13] = [
+        "can't allocate memory",
+        "cannot allocate memory",
+        "not enough memory",
+        "out of memory",
+        "out_of_memory",
+        "bad_alloc",
+        "_alloc_failed",
+        "allocation_failed",
+        "unable to allocate",
+        "memoryerror",
+        "memory allocation of ",
+        "storage size calculation overflowed",
+        "capacity overflow",
+    ];
+    let message = message.to_lowercase();
+    WORDS.iter().any(|words| message.contains(words))
 }
 
 /// Result of plugin code.

@@ -82,7 +82,7 @@ pub use backbone::{Backbone, Head, Parameter, Parameters};
 pub use component::{Component, Options, capability};
 pub use context::Context;
 pub use denoiser::{Denoiser, Model};
-pub use error::{Kind, PluginError, Result};
+pub use error::{Kind, PluginError, Result, speaks_of_memory};
 pub use noise::NoiseSchedule;
 pub use parameterization::Parameterization;
 pub use process::ForwardProcess;

@@ -54,8 +54,9 @@ fn original(vocab_size: i64) {
     let model = size.model(&registry());
     let peer = Original::for_likelihood(&model, size.n_heads, size.n_blocks);
     let batch = |step: u64| {
-        let t_b = model.draw_t(&time_uniforms(1, step, BATCH, true)).expect("times");
-        let u_bl = mask_uniforms(1, step, 0, BATCH as usize, size.length as usize);
+        let t_b =
+            model.draw_t(&time_uniforms(1, step, BATCH, true).expect("memory")).expect("times");
+        let u_bl = mask_uniforms(1, step, 0, BATCH as usize, size.length as usize).expect("memory");
         (tokens(&size, BATCH), t_b, u_bl)
     };
     let (x0_bl, t_b, u_bl) = batch(0);

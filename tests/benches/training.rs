@@ -30,12 +30,14 @@ fn config(more: &[&str]) -> Config {
 }
 
 fn batch(size: &Size, model: &Model, step: u64) -> Batch {
-    let u_b = time_uniforms(1, step, BATCH, true);
+    let u_b = time_uniforms(1, step, BATCH, true).expect("memory");
     Batch {
         x0_bl: tokens(size, BATCH),
         t_b: model.draw_t(&u_b).expect("times"),
         counted_bl: None,
-        u_bl: Some(mask_uniforms(1, step, 0, BATCH as usize, size.length as usize)),
+        u_bl: Some(
+            mask_uniforms(1, step, 0, BATCH as usize, size.length as usize).expect("memory"),
+        ),
     }
 }
 

@@ -8,6 +8,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use super::Mirror;
 use super::write::yield_to_training;
 use crate::error::{Error, Result};
+use crate::memory;
 
 /// A thread with a queue.
 #[derive(Debug)]
@@ -48,8 +49,7 @@ impl Copier {
                 own.done(ended.err());
             }
         };
-        let thread = std::thread::Builder::new().name("mirror".into()).spawn(work);
-        thread.map_err(|e| Error::io("start a thread for", Path::new("the mirror"), &e))?;
+        memory::thread("mirror", work)?;
         Ok(Self { queue })
     }
 }

@@ -16,8 +16,8 @@ use super::room;
 use super::tensors::{self, Named};
 use super::{EMA, MODEL, Mirror, OPTIMIZER, State, name, remove};
 use crate::error::{Error, Result};
-use crate::output;
 use crate::plugins::hex;
+use crate::{memory, output};
 
 /// What is written.
 #[derive(Debug)]
@@ -106,16 +106,13 @@ impl Saver {
             }
             let mut told = Vec::new();
             let tell = |text: String| told.push(text);
-            let written = write_telling(&folder, &mut copy, keep, in_use, tell);
+            let written = memory::guarded(|| write_telling(&folder, &mut copy, keep, in_use, tell));
             if let (Ok(path), Some(queue)) = (&written, &queue) {
                 queue.push(path, copy.best);
             }
             (copy, written, told)
         };
-        let thread = std::thread::Builder::new().name("checkpoint".into());
-        let worker =
-            thread.spawn(write).map_err(|e| Error::io("start a thread for", &self.folder, &e))?;
-        self.worker = Some(worker);
+        self.worker = Some(memory::thread("checkpoint", write)?);
         Ok(())
     }
 

@@ -1,6 +1,6 @@
 //! `maskdiff train`
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
@@ -18,45 +18,85 @@ use crate::files::look;
 use crate::launch::ranks;
 use crate::launch::script::quoted_path;
 use crate::learner::Learner;
+use crate::memory::refused;
 use crate::plugins::UsedPlugin;
 use crate::report::{Report, counted};
+use crate::run_dir::ended::AtWork;
 use crate::run_dir::{self, Claim, RunDir};
 use crate::stop::Stop;
 use crate::track::Trackers;
 use crate::train::{self, Progress, Trainer};
-use crate::{accelerator, alert, assemble, plugins, precision, runs, secrets, track};
+use crate::{
+    accelerator, alert, assemble, memory, output, plugins, precision, runs, secrets, track,
+};
 
 /// Trains, or goes on with a run; as one rank of several when the environment says so. Everything that can be wrong is
 /// found before the run folder is made.
 pub fn run(common: &Common, profile: bool, panel: bool) -> Result<()> {
     let stop = Stop::listen("the step that is under way is finished and a checkpoint is written")?;
     let (mut config, start) = begin::configuration(common)?;
+    let told = Cell::new(false);
+    if let Some(who) = config.alert.on_crash.clone() {
+        let run = config.run.dir.clone().unwrap_or_default();
+        let timeout = Duration::from_secs_f64(config.alert.timeout_s);
+        refused::tell(move |message| alert::crashed(&who, &run, message, timeout));
+    }
+    let ran = memory::guarded(|| {
+        work(common, &mut config, start, &Asked { stop, profile, panel, told: &told })
+    });
+    if let Err(error @ Error::Memory { .. }) = &ran
+        && !told.get()
+    {
+        // The run has not begun, and nobody may be watching.
+        let run = config.run.dir.clone().unwrap_or_default();
+        alert::tell(&config, &run, 0, Some(error)).iter().for_each(|text| output::word(text));
+    }
+    ran
+}
+
+/// What the command was asked for beside its configuration.
+struct Asked<'a> {
+    stop: Stop,
+    profile: bool,
+    panel: bool,
+    /// Whether somebody was told of the end.
+    told: &'a Cell<bool>,
+}
+
+fn work(
+    common: &Common,
+    config: &mut Config,
+    start: Option<begin::Start>,
+    asked: &Asked<'_>,
+) -> Result<()> {
+    let Asked { stop, profile, panel, told } = asked;
+    let (stop, profile, panel) = (stop.clone(), *profile, *panel);
     if panel && !track::panel::is_possible() {
         return Err(Error::config(
             "`--tui` needs a terminal, and this is none",
             "leave it out: progress comes as plain lines; `maskdiff runs list` shows how far a run is",
         ));
     }
-    check_words(&config)?;
-    resumable(&config)?;
-    secrets::check(&config)?;
+    check_words(config)?;
+    resumable(config)?;
+    secrets::check(config)?;
     stop.within(Duration::from_secs_f64(config.trainer.grace_s));
-    let world = Rc::new(World::join(&config, &stop)?);
+    let world = Rc::new(World::join(config, &stop)?);
     if panel || !world.is_main() {
         stop.silence();
     }
-    let registry = assemble::registry(&common.plugins, &config)?;
+    let registry = assemble::registry(&common.plugins, config)?;
     let logs = config.sampling.num_sample_log > 0;
-    let choices = assemble::choices(&mut config, &registry, logs)?;
-    let measure = Measure::bound(&config)?;
-    assemble::check_measure(measure, &config, &registry)?;
-    let device = accelerator::device(&config, &world)?;
+    let choices = assemble::choices(config, &registry, logs)?;
+    let measure = Measure::bound(config)?;
+    assemble::check_measure(measure, config, &registry)?;
+    let device = accelerator::device(config, &world)?;
     config.shares(world.size())?;
-    precision::set_modes(&config)?;
+    precision::set_modes(config)?;
     // Before anything is read or made there: another run may start at this very moment.
     let mut claim = None;
     let path = PathBuf::from(world.share("run", || {
-        let made = Claim::run(&config)?;
+        let made = Claim::run(config)?;
         if !config.checkpointing.resume_from_ckpt {
             RunDir::check_fresh(made.path())?;
         }
@@ -64,8 +104,13 @@ pub fn run(common: &Common, profile: bool, panel: bool) -> Result<()> {
         claim = Some(made);
         Ok(path)
     })?);
+    let at_work = world.is_main().then(|| AtWork::begin(&path)).transpose()?;
+    let (_at_work, before) = at_work.unzip();
     let mut report = Report::new(common.format, common.quiet || !world.is_main());
-    let folder = checkpoints(&config, &path);
+    if let Some(said) = before.flatten() {
+        report.note(&said);
+    }
+    let folder = checkpoints(config, &path);
     // Held to the end: two runs with one place for checkpoints would remove each other's.
     let checkpoints = world.is_main().then(|| Claim::checkpoints(&folder, &path)).transpose()?;
     let _checkpoints = checkpoints.flatten();
@@ -82,7 +127,7 @@ pub fn run(common: &Common, profile: bool, panel: bool) -> Result<()> {
         let other = config.checkpointing.resume_ckpt_path.as_deref().map(Path::new);
         match (own, other) {
             (None, Some(path)) => Some(Checkpoint::open(path)?),
-            (None, None) if nowhere(&config) => {
+            (None, None) if nowhere(config) => {
                 report.note(
                     "warning: nothing to go on from: without `run.dir` every start has a folder of its own",
                 );
@@ -94,7 +139,7 @@ pub fn run(common: &Common, profile: bool, panel: bool) -> Result<()> {
         None
     };
     if let Some(checkpoint) = &resumed {
-        if complete(checkpoint, &config, (&path, &folder), &world, &report)? {
+        if complete(checkpoint, config, (&path, &folder), &world, &report)? {
             return Ok(());
         }
         config.keep_warmup(&checkpoint.stored()?.1);
@@ -103,19 +148,19 @@ pub fn run(common: &Common, profile: bool, panel: bool) -> Result<()> {
     let first = resumed.as_ref().or(start.as_ref().map(|start| &start.checkpoint));
     let first = first.filter(|_| world.size() > 1).map(Checkpoint::hash).transpose()?;
     world.agree("checkpoint", &first.into_iter().collect::<Vec<String>>())?;
-    if let Some(said) = long_warmup(&config) {
+    if let Some(said) = long_warmup(config) {
         report.note(&said);
     }
     if !config.checkpointing.resume_from_ckpt && world.is_main() {
         check_empty(&folder, mirror.as_ref())?;
     }
-    world.agree("configuration", &settings(&config))?;
+    world.agree("configuration", &settings(config))?;
     accelerator::meet(&world, device)?;
     // A run that goes on has taken its first weights over long ago.
     let start = start.filter(|_| resumed.is_none());
     let given = tokenizer_of(resumed.as_ref())?;
     let given = given.or_else(|| start.as_ref().and_then(|start| start.tokenizer.clone()));
-    let corpus = data::open(&config, given, &Observer::new(&mut report, &stop))?;
+    let corpus = data::open(config, given, &Observer::new(&mut report, &stop))?;
     if corpus.train.epoch().is_none() && !config.trainer.limit_train_batches.is_usable_of_endless()
     {
         return Err(config.layers.error(
@@ -124,13 +169,13 @@ pub fn run(common: &Common, profile: bool, panel: bool) -> Result<()> {
             "give a whole number of batches: the first so many, again and again",
         ));
     }
-    let facts = assemble::facts(&config, corpus.tokenizer.as_ref(), device);
+    let facts = assemble::facts(config, corpus.tokenizer.as_ref(), device);
     let (sampler, trial) = match logs {
         false => (None, None),
         true => {
-            let choice = assemble::sampler_choice(&config, &registry, corpus.tokenizer.as_ref())?;
-            let sampler = assemble::sampler(&config, &registry, &choice, &facts)?;
-            (Some(sampler), Some(assemble::trial_sampler(&config, &registry, choice, &facts)?))
+            let choice = assemble::sampler_choice(config, &registry, corpus.tokenizer.as_ref())?;
+            let sampler = assemble::sampler(config, &registry, &choice, &facts)?;
+            (Some(sampler), Some(assemble::trial_sampler(config, &registry, choice, &facts)?))
         }
     };
     let named = sampler.as_ref().map(|(name, _)| name.as_str());
@@ -138,14 +183,14 @@ pub fn run(common: &Common, profile: bool, panel: bool) -> Result<()> {
     let hashes = corpus.reads.iter().map(|part| format!("{} {}", part.corpus, part.sha256));
     world.agree("data", &hashes.collect::<Vec<String>>())?;
     world.agree("plugin", &used.iter().map(hash_line).collect::<Vec<String>>())?;
-    let model = assemble::model(&config, &registry, choices, facts)?;
-    let _ = train::monitored(&config, measure.is_bound(&model))?;
-    let learner = Learner::new(&model, &config, Rc::clone(&world))?;
+    let model = assemble::model(config, &registry, choices, facts)?;
+    let _ = train::monitored(config, measure.is_bound(&model))?;
+    let learner = Learner::new(&model, config, Rc::clone(&world))?;
     let keep = config.checkpointing.keep_last as usize;
     let saver = world.is_main().then(|| Saver::new(&folder, mirror, keep));
     let saver = saver.transpose()?;
     let mut trainer = Trainer {
-        config: &config,
+        config,
         corpus,
         model,
         learner,
@@ -167,14 +212,14 @@ pub fn run(common: &Common, profile: bool, panel: bool) -> Result<()> {
         go_on(&mut trainer, checkpoint)?;
     } else if let Some(start) = &start {
         trainer.begin_with(&start.checkpoint)?;
-        trainer.report.note(&start.in_words(&config));
+        trainer.report.note(&start.in_words(config));
     }
     if let Some(claim) = claim {
         // A run that was ended before its first checkpoint begins again.
         let step = resumed.as_ref().map_or(0, |c| c.state.step);
-        check_untouched(&config, &path, &trainer.checkpoints, newest)?;
-        trainer.run = RunDir::create(claim, &config, &used, &trainer.corpus, step)?;
-        let (trackers, notes) = Trackers::open(&config, &path, &used, step, &trainer.stop, panel)?;
+        check_untouched(config, &path, &trainer.checkpoints, newest)?;
+        trainer.run = RunDir::create(claim, config, &used, &trainer.corpus, step)?;
+        let (trackers, notes) = Trackers::open(config, &path, &used, step, &trainer.stop, panel)?;
         trainer.trackers = Rc::new(RefCell::new(trackers));
         trainer.report.heard_by(&trainer.trackers);
         trainer.report.mute(panel);
@@ -195,11 +240,13 @@ pub fn run(common: &Common, profile: bool, panel: bool) -> Result<()> {
             "warning: nothing is left to train: {begun} steps are done, and `trainer.max_steps` is {last}; a larger one goes on"
         ));
     }
-    let ran = trainer.run().map_err(|e| config.locate(e));
+    let ran = memory::guarded(|| trainer.run()).map_err(|e| trainer.with_what_is_left(e));
+    let ran = ran.map_err(|e| config.locate(e));
     if let Err(error) = &ran {
         common.log.line(&error.in_one_line());
     }
     if world.is_main() {
+        told.set(true);
         ended(&mut trainer, &path, ran.as_ref().err());
     }
     // All ranks end in these ways together.

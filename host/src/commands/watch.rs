@@ -19,6 +19,7 @@ use crate::cargo::{self, Telling};
 use crate::cli::show;
 use crate::error::{Error, Result};
 use crate::files::look;
+use crate::memory;
 use crate::output;
 use crate::prompt::Ask;
 use crate::report::Format;
@@ -158,7 +159,7 @@ impl Drawing {
         let asks = child.stdin.take().ok_or_else(closed)?;
         let texts = child.stdout.take().ok_or_else(closed)?;
         let (tell, done) = channel();
-        std::thread::spawn(move || {
+        memory::thread("texts", move || {
             for line in BufReader::new(texts).split(b'\n').map_while(std::io::Result::ok) {
                 let line = String::from_utf8_lossy(&line);
                 // A sampler may have printed something without ending its line.
@@ -173,7 +174,7 @@ impl Drawing {
                     let _ = tell.send(());
                 }
             }
-        });
+        })?;
         Ok(Self { child, asks, done, asked: 0, answered: 0 })
     }
 

@@ -17,6 +17,7 @@ use super::pack::Packer;
 use super::read::{Losses, OnInvalid, Piece, Place, Reader};
 use super::tokenizer::{Encoder, Tokenizer};
 use crate::error::{Error, Result};
+use crate::memory;
 
 /// Text of a job, in bytes; one document may have more.
 const JOB: usize = 1 << 18;
@@ -76,13 +77,16 @@ pub fn run(
     let job_out = Mutex::new(job_out);
     std::thread::scope(|scope| {
         let budget = &budget;
-        let reading = scope.spawn(move || {
+        let started = |name: &str| std::thread::Builder::new().name(name.into());
+        let reading = started("reader").spawn_scoped(scope, move || {
             // Whatever ends the reader, the workers see the end of the jobs.
             unwound(|| read_jobs(reader, files, &job_in, budget))
         });
+        let reading = reading.map_err(|e| memory::no_thread("reader", &e))?;
+        let mut refused = None;
         for _ in 0..workers {
             let (jobs, done) = (&job_out, done_in.clone());
-            scope.spawn(move || {
+            let work = move || {
                 let mut encoder = recipe.tokenizer.encoder();
                 while let Some(job) = next(jobs) {
                     let ids = unwound(|| encode(&job, recipe, encoder.as_mut()));
@@ -90,10 +94,17 @@ pub fn run(
                         break;
                     }
                 }
-            });
+            };
+            if let Err(e) = started("tokenizer").spawn_scoped(scope, work) {
+                refused = Some(memory::no_thread("tokenizer", &e));
+                break;
+            }
         }
         drop(done_in);
-        let packed = unwound(|| pack_in_order(done_out, budget, packer, block, tick));
+        let packed = match refused {
+            Some(error) => Err(error),
+            None => unwound(|| pack_in_order(done_out, budget, packer, block, tick)),
+        };
         // Nobody waits for a packer that is gone: neither for its budget nor with a job that no worker takes.
         budget.close();
         let left = std::iter::from_fn(|| next(&job_out)).count();
@@ -111,6 +122,7 @@ pub fn run(
 
 /// A panic as an error, so that the other threads are not left waiting.
 fn unwound<T>(run: impl FnOnce() -> Result<T>) -> Result<T> {
+    let run = || memory::guarded(run);
     let caught = std::panic::catch_unwind(std::panic::AssertUnwindSafe(run));
     caught.unwrap_or_else(|_| {
         Err(Error::data(

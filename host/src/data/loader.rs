@@ -11,6 +11,7 @@ use std::thread::JoinHandle;
 
 use super::source::{Rows, Samples, Source};
 use crate::error::{Error, Result};
+use crate::memory;
 
 /// Batches that are made ahead.
 const AHEAD: usize = 2;
@@ -41,17 +42,17 @@ impl Drop for Ahead {
 }
 
 impl Ahead {
-    fn start(source: Arc<Source>) -> Self {
+    fn start(source: Arc<Source>) -> Result<Self> {
         let (ask, asks) = channel::<Samples>();
         let (make, made) = channel();
-        let thread = std::thread::spawn(move || {
+        let thread = memory::thread("blocks", move || {
             for samples in asks {
-                if make.send(source.rows(samples)).is_err() {
+                if make.send(memory::guarded(|| source.rows(samples))).is_err() {
                     break;
                 }
             }
-        });
-        Self { asked: VecDeque::new(), ask: Some(ask), made, thread: Some(thread) }
+        })?;
+        Ok(Self { asked: VecDeque::new(), ask: Some(ask), made, thread: Some(thread) })
     }
 
     fn ask(&mut self, samples: Samples) {
@@ -83,7 +84,10 @@ impl Loader {
     /// See [`Source::rows`]; the next question is expected to begin `stride` samples later.
     pub fn rows(&self, samples: Samples, stride: u64) -> Result<Rows> {
         let mut ahead = self.ahead.borrow_mut();
-        let ahead = ahead.get_or_insert_with(|| Ahead::start(Arc::clone(&self.source)));
+        if ahead.is_none() {
+            *ahead = Some(Ahead::start(Arc::clone(&self.source))?);
+        }
+        let Some(ahead) = ahead.as_mut() else { unreachable!("it was made just now") };
         while ahead.asked.front().is_some_and(|next| *next != samples) {
             let _ = ahead.answer();
         }

@@ -1,6 +1,7 @@
 //! From the ids of documents to blocks of one length.
 
 use crate::error::{Error, Result};
+use crate::memory;
 
 use super::tokenizer::Tokenizer;
 
@@ -124,7 +125,7 @@ impl Packer {
             return Ok(());
         }
         let room = packing.room();
-        let mut row = Vec::with_capacity(packing.length);
+        let mut row = memory::room(packing.length, "for a block of `model.length`")?;
         for part in self.rest.chunks_exact(room) {
             row.clear();
             row.extend(packing.ends.map(|ends| ends.0));
@@ -151,7 +152,7 @@ impl Packer {
         let over = self.rest.len().saturating_sub(packing.room());
         self.counts.dropped += over as u64;
         self.rest.truncate(packing.room());
-        let mut row = Vec::with_capacity(packing.length);
+        let mut row = memory::room(packing.length, "for a block of `model.length`")?;
         row.extend(packing.ends.map(|ends| ends.0));
         row.append(&mut self.rest);
         row.extend(packing.ends.map(|ends| ends.1));

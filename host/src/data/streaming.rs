@@ -21,6 +21,7 @@ use super::read::{Losses, OnInvalid, Reader};
 use super::source::{Rows, Samples};
 use super::tokenizer::Tokenizer;
 use crate::error::{Error, Result};
+use crate::memory;
 use crate::report::counted;
 use crate::stream::{Purpose, generator};
 
@@ -144,10 +145,10 @@ impl Streamer {
         let (first, window) = (number * self.plan.window, self.plan.window);
         if state.reader.is_none() || state.next != first {
             state.reader = None;
-            let (reader, next) = self.start(first);
+            let (reader, next) = self.start(first)?;
             (state.reader, state.next) = (Some(reader), next);
         }
-        let mut blocks = Vec::with_capacity(window as usize);
+        let mut blocks = memory::room(window as usize, "for a window of the stream")?;
         while (blocks.len() as u64) < window {
             let reader = state.reader.as_ref().and_then(|reader| reader.blocks.as_ref());
             let Some(Ok(block)) = reader.map(Receiver::recv) else {
@@ -167,7 +168,7 @@ impl Streamer {
     }
 
     /// Starts to read at the last file that began at or before a block; gives the number of the first block that comes.
-    fn start(&self, block: u64) -> (Reading, u64) {
+    fn start(&self, block: u64) -> Result<(Reading, u64)> {
         let (plan, starts) = (Arc::clone(&self.plan), Arc::clone(&self.starts));
         let (out, blocks) = sync_channel(plan.window as usize);
         let first = {
@@ -177,13 +178,13 @@ impl Streamer {
         let number = first.block;
         let stop = Arc::new(AtomicBool::new(false));
         let stopped = Arc::clone(&stop);
-        let thread = std::thread::spawn(move || {
+        let thread = memory::thread("stream", move || {
             if let Err(error) = read(&plan, &starts, first, &out, &stopped) {
                 // Nobody is there when another reader was started.
                 let _ = out.send(Err(error));
             }
-        });
-        (Reading { blocks: Some(blocks), stop, thread: Some(thread) }, number)
+        })?;
+        Ok((Reading { blocks: Some(blocks), stop, thread: Some(thread) }, number))
     }
 }
 

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use libc::{SIGKILL, SIGTERM};
 
 use crate::error::{Error, Result};
-use crate::{output, signals, stop};
+use crate::{memory, output, signals, stop};
 
 /// How long the others may take to notice that a rank has failed, before they are ended.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -36,15 +36,17 @@ pub fn run(world: usize, words: &[std::ffi::OsString]) -> Result<i32> {
         if rank > 0 {
             command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
         }
-        match start(command) {
+        let begun = match start(command) {
             Ok(mut child) => {
-                follow(rank, &mut child);
+                let followed = follow(rank, &mut child);
                 children.push(Rank { rank, child, ended: None });
+                followed
             }
-            Err(e) => {
-                children.iter_mut().for_each(|r: &mut Rank| drop(r.child.kill()));
-                return Err(Error::config(format!("cannot start rank {rank}: {e}"), ""));
-            }
+            Err(e) => Err(Error::config(format!("cannot start rank {rank}: {e}"), "")),
+        };
+        if let Err(error) = begun {
+            children.iter_mut().for_each(|r: &mut Rank| drop(r.child.kill()));
+            return Err(error);
         }
     }
     Ok(watch(&mut children, &signals))
@@ -74,13 +76,14 @@ pub fn start(mut command: Command) -> std::io::Result<Child> {
 }
 
 /// Passes on what a rank says to standard error.
-fn follow(rank: usize, child: &mut Child) {
-    let Some(stderr) = child.stderr.take() else { return };
-    std::thread::spawn(move || {
+fn follow(rank: usize, child: &mut Child) -> Result<()> {
+    let Some(stderr) = child.stderr.take() else { return Ok(()) };
+    memory::thread("words", move || {
         for line in BufReader::new(stderr).lines().map_while(std::result::Result::ok) {
             output::word(&format!("[rank {rank}] {line}"));
         }
-    });
+    })
+    .map(drop)
 }
 
 fn free_port() -> Result<u16> {

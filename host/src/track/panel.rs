@@ -23,6 +23,7 @@ use serde_json::{Map, Value};
 use super::Tracker;
 use crate::config::Config;
 use crate::error::{Error, Result};
+use crate::memory;
 
 /// Between two pictures.
 const PACE: Duration = Duration::from_millis(250);
@@ -96,8 +97,7 @@ impl Panel {
                 std::thread::sleep(PACE);
             }
         };
-        let thread =
-            std::thread::Builder::new().name("panel".into()).spawn(draw).map_err(failed)?;
+        let thread = memory::thread("panel", draw)?;
         Ok(Self { view, ended, thread: Some(thread) })
     }
 

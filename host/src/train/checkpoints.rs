@@ -211,17 +211,32 @@ impl Trainer<'_> {
 
     /// Says which checkpoint is left when a step fails.
     pub(super) fn with_last_checkpoint(&mut self, what: &str, hint: &str) -> Error {
+        let left = self.last_checkpoint();
+        Error::numeric(format!("{what}; {left}"), hint)
+    }
+
+    /// An error about memory, with the checkpoint that is left.
+    pub fn with_what_is_left(&mut self, error: Error) -> Error {
+        match error {
+            Error::Memory { message, hint } => {
+                let left = self.last_checkpoint();
+                Error::Memory { message: format!("{message}; {left}"), hint }
+            }
+            other => other,
+        }
+    }
+
+    fn last_checkpoint(&mut self) -> String {
         self.report.finish();
         let _ = self.written();
         let kept = checkpoint::resolve(&self.checkpoints);
         let kept =
             kept.and_then(|path| path.canonicalize().map_err(|e| Error::io("read", &path, &e)));
-        let left = match kept {
+        match kept {
             Ok(path) => format!("the last good checkpoint is `{}`", path.display()),
             Err(Error::Config { .. }) => "no checkpoint had been written yet".into(),
             Err(error) => format!("the last good checkpoint is not known: {error}"),
-        };
-        Error::numeric(format!("{what}; {left}"), hint)
+        }
     }
 }
 

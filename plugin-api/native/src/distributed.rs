@@ -245,7 +245,7 @@ impl Group {
         let (said, heard) = mpsc::channel();
         let called = Arc::new(Mutex::new(None));
         let theirs = Arc::clone(&called);
-        std::thread::spawn(move || {
+        let asking = std::thread::Builder::new().name("roll-call".into()).spawn(move || {
             let (handle, abandoned) = (handle.get(), Cell::new(true));
             let group = Self { handle, rank, world, timeout, abandoned };
             let key = |rank: usize| format!("roll-call/{rank}");
@@ -279,6 +279,7 @@ impl Group {
             }
             let _ = said.send(());
         });
+        asking.ok()?;
         let most = 2 * wait + Duration::from_secs(1) + Duration::from_millis(150) * world as u32;
         let _ = heard.recv_timeout(most);
         called.lock().unwrap_or_else(PoisonError::into_inner).take()

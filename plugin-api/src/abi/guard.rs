@@ -6,7 +6,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use abi_stable::StableAbi;
 use abi_stable::std_types::{RResult, RString, RVec};
 
-use crate::error::{Kind, PluginError, Result, first_lines};
+use crate::error::{Kind, PluginError, Result, first_lines, speaks_of_memory};
 
 /// [`PluginError`] with a C layout. It can never grow: what is new goes into the chain.
 #[repr(C)]
@@ -33,8 +33,14 @@ impl From<PluginError> for RError {
 
 impl From<RError> for PluginError {
     fn from(error: RError) -> Self {
+        let mut kind = Kind::from_code(error.kind);
+        // A plugin that was built before there was a kind for it calls it a panic.
+        let unnamed = matches!(kind, Kind::Panic | Kind::Other);
+        if unnamed && error.chain.iter().any(|said| speaks_of_memory(said)) {
+            kind = Kind::Memory;
+        }
         Self {
-            kind: Kind::from_code(error.kind),
+            kind,
             chain: error.chain.into_iter().map(RString::into_string).collect(),
             hint: error.hint.into(),
             location: error.location.into(),
@@ -88,6 +94,11 @@ fn panic_error(payload: &(dyn std::any::Any + Send)) -> PluginError {
         Some((_, literal)) => format!("libtorch: {}", first_lines(&literal.replace("\\n", "\n"))),
         None => first_lines(text),
     };
+    if speaks_of_memory(&said) {
+        let mut error = PluginError::new(Kind::Memory, said);
+        error.location = PANIC_PLACE.with(|cell| cell.take());
+        return error;
+    }
     let mut error = PluginError::new(Kind::Panic, format!("panicked: {said}"));
     error.location = PANIC_PLACE.with(|cell| cell.take());
     error.hint(

@@ -47,6 +47,7 @@ use crate::config::Config;
 use crate::data::hex;
 use crate::error::{Error, Result};
 use crate::launch::script::quoted_path;
+use crate::memory;
 use crate::plugins::UsedPlugin;
 use crate::stop::Stop;
 
@@ -191,10 +192,7 @@ impl Wandb {
             fault: Mutex::new(None),
             missing: Mutex::new(None),
         });
-        let spawn = |name: &str, work: Box<dyn FnOnce() + Send>| {
-            let thread = std::thread::Builder::new().name(name.into()).spawn(work);
-            thread.map_err(|e| Error::data(format!("no thread for W&B: {e}"), ""))
-        };
+        let spawn = |name: &str, work: Box<dyn FnOnce() + Send>| memory::thread(name, work);
         let theirs = Arc::clone(&shared);
         let mut threads = vec![spawn("machine", Box::new(move || sample(&theirs)))?];
         if let Some(sender) = sender {
