@@ -10,7 +10,7 @@ use crate::config::Config;
 use crate::distributed::World;
 use crate::error::{Error, Result};
 use crate::files::look;
-use crate::output;
+use crate::{memory, output};
 
 /// Opens libtorch_cuda beside the libtorch_cpu that is in use, if it is there. Must run before anything asks libtorch
 /// about CUDA: the answer is cached for ever. One binary so serves machines with and without a GPU.
@@ -95,6 +95,7 @@ pub fn meet(world: &World, device: Device) -> Result<()> {
 
 /// The device that `trainer.accelerator` means here: each rank of a machine has a GPU of its own.
 pub fn device(config: &Config, world: &World) -> Result<Device> {
+    memory::threads(tch::get_num_threads())?;
     let wanted = config.trainer.accelerator.as_str();
     let fault = |message: String, hint: &str| {
         Err(config.layers.error("trainer.accelerator", &message, hint))

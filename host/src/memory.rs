@@ -88,6 +88,21 @@ pub fn thread<T: Send + 'static>(
     started.map_err(|e| no_thread(name, &e))
 }
 
+/// Whether so many threads start at once: libtorch's library of threads ends the process where one does not.
+pub fn threads(count: i32) -> Result<()> {
+    let (hold, held) = std::sync::mpsc::channel::<()>();
+    let held = std::sync::Arc::new(std::sync::Mutex::new(held));
+    let started: Result<Vec<JoinHandle<()>>> = (1..count)
+        .map(|_| {
+            let held = std::sync::Arc::clone(&held);
+            // All stand still until the last of them is there.
+            thread("compute", move || drop(held.lock().map(|held| held.recv())))
+        })
+        .collect();
+    drop(hold);
+    started.map(|all| all.into_iter().for_each(|one| drop(one.join())))
+}
+
 /// The error for a thread that does not start.
 pub fn no_thread(name: &str, error: &std::io::Error) -> Error {
     let threads = fs::read_dir("/proc/self/task").map_or(0, Iterator::count);

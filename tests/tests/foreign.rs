@@ -448,6 +448,80 @@ fn what_is_damaged_or_strange_is_told_and_nothing_is_loaded() {
     words(&[]).expect(5).says(&["has no `model.safetensors`"]);
 }
 
+/// A text, as a pickle has it.
+fn text_of(text: &str) -> Vec<u8> {
+    [b"X", &(text.len() as u32).to_le_bytes()[..], text.as_bytes()].concat()
+}
+
+/// A tensor of `count` numbers over storage 0, with this stride.
+fn tensor_of(count: u32, stride: u8) -> Vec<u8> {
+    let number = [b"J", &count.to_le_bytes()[..]].concat();
+    let storage = [b"(".to_vec(), text_of("storage"), b"ctorch\nFloatStorage\n".to_vec()].concat();
+    let storage = [storage, text_of("0"), text_of("cpu"), number.clone(), b"tQ".to_vec()].concat();
+    let head = b"ctorch._utils\n_rebuild_tensor_v2\n(".to_vec();
+    [
+        head,
+        storage,
+        b"K\0".to_vec(),
+        number,
+        b"\x85K".to_vec(),
+        vec![stride],
+        b"\x85\x89NtR".to_vec(),
+    ]
+    .concat()
+}
+
+/// A `.ckpt` with these tensors over one storage of `count` numbers, and this configuration.
+fn crafted(tensors: &[Vec<u8>], count: u32, config: &[u8]) -> Vec<u8> {
+    let mut pickle = b"\x80\x02}(".to_vec();
+    pickle.extend([text_of("state_dict"), b"}(".to_vec()].concat());
+    for (number, tensor) in tensors.iter().enumerate() {
+        pickle.extend([text_of(&format!("backbone.t{number}")), tensor.clone()].concat());
+    }
+    pickle.extend([b"u".to_vec(), text_of("hyper_parameters"), b"}".to_vec()].concat());
+    pickle.extend([text_of("config"), config.to_vec(), b"su.".to_vec()].concat());
+    let numbers = vec![0; count as usize * 4];
+    zip(&[("archive/data.pkl", &pickle), ("archive/data/0", &numbers)])
+}
+
+/// Files of a few megabytes that would take the stack, gigabytes or hours, under a limit of memory.
+#[test]
+fn a_pickle_costs_what_its_file_holds() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let at = folder.path();
+    let small = [tensor_of(4, 1)];
+    // An object whose content is itself; and a list, as its own element.
+    let object = b"comegaconf\nNode\n)R\x94}X\x08\0\0\0_contenth\0sb";
+    let list = b"]\x94h\0a";
+    // Lists that hold the list before a thousand times, six deep.
+    let mut nested = b"]\x94K\x01a".to_vec();
+    for level in 0..6u8 {
+        nested.extend(b"](");
+        nested.extend([b'h', level].repeat(1000));
+        nested.extend(b"e\x94");
+    }
+    let count = 1 << 20;
+    let shared = vec![tensor_of(count, 1); 2000];
+    // As many numbers as the storage has, all of them its first.
+    let spread = vec![tensor_of(count, 0); 2000];
+    for (name, archive, said) in [
+        ("self", crafted(&small, 4, object), ""),
+        ("own", crafted(&small, 4, list), ""),
+        ("nested", crafted(&small, 4, &nested), "far more memory than its file"),
+        ("shared", crafted(&shared, count, b"}"), "vocab_embed.embedding"),
+        ("spread", crafted(&spread, count, b"}"), "far more memory than its file"),
+    ] {
+        fs::write(at.join(format!("{name}.ckpt")), archive).expect("written");
+        let begun = std::time::Instant::now();
+        let line = format!("ulimit -v 4500000; exec maskdiff eval --checkpoint {name}.ckpt");
+        let out = maskdiff_tests::run::shell(at, &line);
+        assert!(matches!(out.code, 2 | 5), "{name}: {} {}", out.code, out.stderr);
+        out.says(&[said]);
+        assert!(!out.stderr.contains("memory ran out"), "{name}: {}", out.stderr);
+        assert!(begun.elapsed() < std::time::Duration::from_secs(20), "{name}");
+    }
+}
+
 /// A zip archive of stored files.
 fn zip(files: &[(&str, &[u8])]) -> Vec<u8> {
     let script = "import sys, zipfile, json\n\

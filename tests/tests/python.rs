@@ -175,3 +175,54 @@ fn without_python_only_its_components_are_absent() {
     let words = ["sample", "--checkpoint", "run", "sampling.predictor=python"];
     run(&words).expect(2).says(&["needs a file and a class"]);
 }
+
+/// The host blocks signals where the network computes; what a component starts, in whatever way, must hear them.
+#[test]
+fn what_python_starts_hears_signals() {
+    let Some(python) = python() else { return };
+    let folder = tempfile::tempdir().expect("a folder");
+    let source = r#"
+import os, subprocess, multiprocessing
+
+def mask(how):
+    with open('masks', 'a') as file:
+        file.write(how + ' ' + open('/proc/self/status').read().split('SigBlk:')[1].split()[0] + '\n')
+
+class Starts:
+    """Starts processes in every way, and stands still."""
+    def __init__(self, facts):
+        own = open('/proc/self/task/%d/status' % __import__('threading').get_native_id()).read()
+        with open('own', 'w') as file:
+            file.write(own.split('SigBlk:')[1].split()[0])
+        line = "grep SigBlk /proc/self/status | sed 's/SigBlk:/%s/' >> masks"
+        subprocess.run(['sh', '-c', line % 'run'], check=True)
+        subprocess.run(line % 'shell', shell=True, close_fds=False, check=True)
+        os.system(line % 'system')
+        os.waitpid(os.posix_spawn('/bin/sh', ['sh', '-c', line % 'spawn'], os.environ), 0)
+        pid = os.fork()
+        if pid == 0:
+            mask('fork')
+            os.execv('/bin/sh', ['sh', '-c', line % 'exec'])
+        os.waitpid(pid, 0)
+        child = multiprocessing.get_context('fork').Process(target=mask, args=('copy',))
+        child.start()
+        child.join()
+        raise ValueError('all were started')
+"#;
+    fs::write(folder.path().join("starts.py"), source).expect("a file");
+    let sampler = "sampling.predictor=python:starts.py:Starts";
+    let words = [&["train"], SMALL, &[sampler, "run.dir=run"]].concat();
+    let out = run_with(&python, folder.path(), &words);
+    assert_ne!(out.code, 0);
+    out.says(&["all were started"]);
+    let own = fs::read_to_string(folder.path().join("own")).expect("the component's mask");
+    assert_ne!(u64::from_str_radix(own.trim(), 16).expect("a number"), 0);
+    let masks = fs::read_to_string(folder.path().join("masks")).expect("the children's masks");
+    let mut ways: Vec<&str> = masks.lines().filter_map(|l| l.split_whitespace().next()).collect();
+    ways.sort_unstable();
+    assert_eq!(ways, ["copy", "exec", "fork", "run", "shell", "spawn", "system"], "{masks}");
+    for line in masks.lines() {
+        let mask = line.split_whitespace().last().expect("a mask");
+        assert_eq!(u64::from_str_radix(mask, 16).expect("a number"), 0, "{masks}");
+    }
+}

@@ -149,6 +149,75 @@ fn everyones_plugin_folder_is_refused() {
     out.expect(3).says(&["everyone may write to", "chmod o-w"]);
 }
 
+/// The loader would map what is not there, and the process end by SIGBUS.
+#[test]
+fn a_plugin_that_is_cut_off_is_named_and_the_others_go_on() {
+    let folder = folder();
+    let plugins = folder.path().join("plugins");
+    fs::create_dir(&plugins).expect("a folder");
+    let whole = fs::read(target().join("libmaskdiff_noise.so")).expect("the plugin");
+    let broken = plugins.join("libmaskdiff_broken.so");
+    let path = format!("plugins.paths=[\"{}\"]", plugins.display());
+    let named = format!("plugins.paths=[\"{}\"]", broken.display());
+    for length in [whole.len() - 1, whole.len() / 2, 5000, 70, 20, 0] {
+        fs::write(&broken, &whole[..length]).expect("a part of it");
+        let out = maskdiff(folder.path(), &["plugins", "list", &path, "--format", "text"]);
+        out.expect(0).says(&["libmaskdiff_broken.so` is damaged", "it is left out"]);
+        assert!(out.stdout.contains("loglinear"), "{}", out.stdout);
+        let words = ["plugins", "list", "--plugin", "plugins/libmaskdiff_broken.so"];
+        maskdiff(folder.path(), &words).expect(3).says(&["libmaskdiff_broken.so` is damaged"]);
+        maskdiff(folder.path(), &["plugins", "list", &named])
+            .expect(3)
+            .says(&["libmaskdiff_broken.so` is damaged"]);
+    }
+    // A file of its length whose end was never written, and one that is no library.
+    let zeros = [&whole[..whole.len() / 2], &vec![0; whole.len() - whole.len() / 2][..]].concat();
+    for bytes in [&zeros[..], b"<html>not found</html>"] {
+        fs::write(&broken, bytes).expect("a file");
+        let out = maskdiff(folder.path(), &["plugins", "list", &path, "--format", "text"]);
+        out.expect(0).says(&["libmaskdiff_broken.so`", "it is left out"]);
+        assert!(out.stdout.contains("loglinear"), "{}", out.stdout);
+    }
+    // What is missing with it says where it was.
+    let out = train(folder.path(), &[&path, "backbone=mine", "run.dir=run"]);
+    out.expect(3).says(&["there is no backbone `mine`", "libmaskdiff_broken.so"]);
+}
+
+/// A file that is named itself, a link, and what it leads to.
+#[test]
+fn a_plugin_that_anyone_may_replace_is_refused() {
+    use std::os::unix::fs::{PermissionsExt as _, symlink};
+    let folder = folder();
+    let at = |name: &str| folder.path().join(name);
+    let open = |name: &str, mode: u32| {
+        fs::set_permissions(at(name), fs::Permissions::from_mode(mode)).expect("permissions");
+    };
+    fs::create_dir(at("open")).expect("a folder");
+    fs::create_dir(at("own")).expect("a folder");
+    fs::copy(target().join("libmaskdiff_noise.so"), at("open/libx.so")).expect("a copy");
+    symlink("../open/libx.so", at("own/libmaskdiff_x.so")).expect("a link");
+    symlink("own/libmaskdiff_x.so", at("twice.so")).expect("a link");
+    let asked = |code: i32| {
+        let own = format!("plugins.paths=[\"{}\"]", at("own").display());
+        let file = format!("plugins.paths=[\"{}\"]", at("open/libx.so").display());
+        for words in
+            [["--plugin", "open/libx.so"], ["--plugin", "twice.so"], [&own, "-q"], [&file, "-q"]]
+        {
+            let out = maskdiff(folder.path(), &[&["plugins", "list"], &words[..]].concat());
+            out.expect(code);
+            if code != 0 {
+                out.says(&["everyone may write to", "chmod o-w"]);
+            }
+        }
+    };
+    asked(0);
+    open("open", 0o777);
+    asked(3);
+    open("open", 0o755);
+    open("open/libx.so", 0o666);
+    asked(3);
+}
+
 #[test]
 fn what_a_plugin_does_wrong_is_reported_with_its_name() {
     let folder = folder();
