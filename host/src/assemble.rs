@@ -18,6 +18,7 @@ use crate::model::{Choice, Choices, Model};
 use crate::plugins::{Places, Registry};
 use crate::precision::Precision;
 use crate::sample::{NamedSampler, stops_at_eos};
+use crate::trust;
 
 /// How many tokens there are where nobody knows yet.
 const PRETENDED: i64 = 256;
@@ -28,13 +29,11 @@ pub fn registry(files: &[PathBuf], config: &Config) -> Result<Registry> {
         // Copies of all are beside the program.
         return Registry::of_program();
     }
-    let environment = std::env::var_os("MASKDIFF_PLUGIN_PATH").unwrap_or_default();
+    files.iter().for_each(|file| trust::remember(file));
     Registry::open(&Places {
         files: files.to_vec(),
-        paths: config.plugins.paths.iter().map(PathBuf::from).collect(),
-        environment: std::env::split_paths(&environment)
-            .filter(|p| !p.as_os_str().is_empty())
-            .collect(),
+        paths: trust::plugins(config)?,
+        environment: Places::of_environment(),
     })
 }
 

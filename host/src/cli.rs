@@ -14,7 +14,7 @@ use crate::error::{Error, Result};
 use crate::prompt::Ask;
 use crate::report::{Format, Report};
 use crate::track::wandb::Anew;
-use crate::{accelerator, config, last_words, logging, memory, output, signals, stdout};
+use crate::{accelerator, config, last_words, logging, memory, output, signals, stdout, trust};
 
 mod nested;
 mod short;
@@ -75,6 +75,9 @@ struct Global {
     /// A plugin file to load before all others (may be repeated)
     #[arg(long, value_name = "FILE", global = true, value_hint = ValueHint::FilePath)]
     plugin: Vec<PathBuf>,
+    /// Use the code that a stored configuration names (plugins, classes in Python), whoever wrote it
+    #[arg(long, global = true)]
+    trust: bool,
     /// How results are printed to stdout
     #[arg(long, value_enum, default_value_t, global = true)]
     format: Format,
@@ -303,6 +306,9 @@ fn run(words: Vec<OsString>) -> Result<i32> {
     let Cli { global, command } = Cli::from_arg_matches(&matches).unwrap_or_else(|e| e.exit());
     let verbosity = if global.quiet { -1 } else { i8::try_from(global.verbose).unwrap_or(3) };
     let log = logging::start(verbosity);
+    if global.trust {
+        trust::say();
+    }
     // What runs components here and prints results.
     if matches!(
         command,

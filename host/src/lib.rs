@@ -49,3 +49,4 @@ pub mod sweep;
 pub mod trace;
 pub mod track;
 pub mod train;
+pub mod trust;

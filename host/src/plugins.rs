@@ -37,17 +37,35 @@ pub struct Places {
 impl Places {
     /// Folders searched when they are there: beside the executable, then the user's data folder.
     fn defaults() -> Vec<PathBuf> {
+        Self::beside().into_iter().chain(Self::of_user()).collect()
+    }
+
+    /// The folders beside the executable.
+    pub fn beside() -> Vec<PathBuf> {
         let executable = std::env::current_exe().ok();
         let beside = executable.and_then(|exe| exe.parent().map(Path::to_path_buf));
         let packaged = beside.as_ref().map(|folder| folder.join("plugins"));
-        [packaged, beside, Self::of_user()].into_iter().flatten().collect()
+        [packaged, beside].into_iter().flatten().collect()
     }
 
     /// The folder of the plugins that this user has installed, if there is a home.
     pub fn of_user() -> Option<PathBuf> {
-        let data = std::env::var_os("XDG_DATA_HOME").map(PathBuf::from);
-        let home = || std::env::var_os("HOME").map(|h| PathBuf::from(h).join(".local/share"));
-        Some(data.or_else(home)?.join("maskdiff/plugins"))
+        Some(Self::data_folder()?.join("plugins"))
+    }
+
+    /// The folder of what this program keeps for this user, if there is a home.
+    pub fn data_folder() -> Option<PathBuf> {
+        // A relative path would be another folder everywhere.
+        let named = |name| std::env::var_os(name).map(PathBuf::from).filter(|p| p.is_absolute());
+        let home = || named("HOME").map(|home| home.join(".local/share"));
+        Some(named("XDG_DATA_HOME").or_else(home)?.join("maskdiff"))
+    }
+
+    /// The folders of `MASKDIFF_PLUGIN_PATH`.
+    pub fn of_environment() -> Vec<PathBuf> {
+        let environment = std::env::var_os("MASKDIFF_PLUGIN_PATH").unwrap_or_default();
+        let folders = std::env::split_paths(&environment);
+        folders.filter(|p| !p.as_os_str().is_empty()).collect()
     }
 }
 
@@ -408,7 +426,8 @@ fn unusable(error: &LoadError) -> Error {
     Error::plugin(error.to_string(), error.hint())
 }
 
-fn looks_like_plugin(path: &Path) -> bool {
+/// Whether a file has the name of a plugin, by which it is found in a folder.
+pub fn looks_like_plugin(path: &Path) -> bool {
     let name = path.file_name().and_then(|n| n.to_str()).unwrap_or_default();
     name.starts_with("libmaskdiff_") && name.ends_with(".so")
 }

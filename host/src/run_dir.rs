@@ -10,13 +10,14 @@ use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
 
+use crate::config::range::Range;
 use crate::config::{Config, begun};
 use crate::data::{Corpus, Reads};
 use crate::error::{Error, Result};
 use crate::files;
 use crate::files::lock::Lock;
 use crate::files::look;
-use crate::plugins::UsedPlugin;
+use crate::plugins::{Registry, UsedPlugin};
 use crate::secrets;
 
 mod claim;
@@ -202,9 +203,15 @@ pub fn to_toml(config: &Config) -> String {
     toml_of(leaves)
 }
 
-/// The resolved configuration as TOML, with the source of every value as a comment.
-pub fn shown(config: &Config) -> String {
-    toml_of(config.layers.leaves())
+/// The resolved configuration as TOML, with the source of every value and the numbers that it may be as a comment.
+pub fn shown(config: &Config, registry: &Registry) -> String {
+    let mut leaves = config.layers.leaves();
+    for (key, _, about) in &mut leaves {
+        if let Some(words) = config.range(key, registry).and_then(Range::in_words) {
+            *about += &format!("; {words}");
+        }
+    }
+    toml_of(leaves)
 }
 
 fn toml_of(leaves: Vec<(String, String, String)>) -> String {

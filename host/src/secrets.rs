@@ -128,6 +128,10 @@ fn each_of(path: &str, value: &mut Value, act: &mut impl FnMut(&str, &mut String
 
 fn look_up(reference: &str, file: &Path) -> Option<String> {
     if let Some((place, name)) = reference.rsplit_once('#') {
+        // In words alone: a file must not name another's secrets.
+        if !file.as_os_str().is_empty() {
+            return None;
+        }
         return read(Path::new(place)).remove(name);
     }
     let folders = file.parent()?.ancestors().take(ABOVE);

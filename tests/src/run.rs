@@ -30,6 +30,8 @@ pub fn command(folder: &Path, words: &[&str]) -> Command {
         }
     }
     command.env("MASKDIFF_DATA__CACHE_DIR", folder.join("blocks"));
+    // What a test's user has named is no business of others.
+    command.env("XDG_DATA_HOME", folder.join("data-home"));
     command
 }
 
@@ -66,6 +68,7 @@ pub fn shell(folder: &Path, line: &str) -> Output {
     let mut command = Command::new("sh");
     command.args(["-c", line]).current_dir(folder).stdin(Stdio::null());
     command.env("MASKDIFF_DATA__CACHE_DIR", folder.join("blocks"));
+    command.env("XDG_DATA_HOME", folder.join("data-home"));
     finish(command.env("PATH", format!("{}:{path}", target().display())))
 }
 

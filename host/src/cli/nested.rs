@@ -56,7 +56,7 @@ pub(super) enum Plugins {
         #[arg(value_hint = ValueHint::FilePath)]
         file: PathBuf,
         /// How long a component may take
-        #[arg(long, value_name = "SECONDS", default_value_t = commands::plugins::check::PATIENCE.as_secs())]
+        #[arg(long, value_name = "SECONDS", default_value_t = commands::plugins::check::PATIENCE.as_secs(), value_parser = clap::value_parser!(u64).range(1..=10_000_000))]
         timeout: u64,
         /// Only the components of this kind
         #[arg(long)]

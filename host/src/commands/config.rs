@@ -17,7 +17,7 @@ pub fn run(common: &Common) -> Result<()> {
     if common.format == Format::Json {
         output::result(&format!("{:#}", config.layers.to_json()));
     } else {
-        output::result(&run_dir::shown(&config));
+        output::result(&run_dir::shown(&config, &registry));
     }
     Ok(())
 }

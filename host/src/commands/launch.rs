@@ -17,7 +17,7 @@ use crate::launch::{self, package, slurm};
 use crate::report::Report;
 use crate::run_dir::{self, Claim, RunDir};
 use crate::secrets::Vault;
-use crate::{assemble, output, plugins};
+use crate::{assemble, output, plain, plugins, trust};
 
 /// What a job asks of the cluster; `configs/launcher/slurm.toml` has the same keys.
 #[derive(Debug, clap::Args)]
@@ -194,7 +194,7 @@ pub fn slurm(common: &Common, job: &Job, mut ways: Ways) -> Result<()> {
         settings.check_time()?;
     }
     let mut vault = Vault::new(&plan.folder);
-    let text = plan.script(&ways, settings, &mut vault)?.slurm();
+    let text = plan.script(&ways, settings, &mut vault)?.slurm()?;
     let report = Report::new(common.format, common.quiet);
     if ways.dry_run {
         output::result(&text);
@@ -240,7 +240,7 @@ pub fn local(common: &Common, nproc: Option<u16>, mut ways: Ways) -> Result<()> 
     }
     let mut plan = Plan::new(common, &ways, nproc.unwrap_or(1).into(), true)?;
     let mut vault = Vault::new(&plan.folder);
-    let text = plan.script(&ways, Settings::default(), &mut vault)?.local(&plan.numbers);
+    let text = plan.script(&ways, Settings::default(), &mut vault)?.local(&plan.numbers)?;
     let report = Report::new(common.format, common.quiet);
     if ways.dry_run {
         output::result(&text);
@@ -381,6 +381,11 @@ impl Plan {
 
     /// The script to be, and its command; what its words must not show goes into the vault.
     fn script(&self, ways: &Ways, mut settings: Settings, vault: &mut Vault) -> Result<Script> {
+        for (_, run) in &self.runs {
+            plain::check("the run folder", &run.display().to_string())?;
+        }
+        // Before its lines go into a file of their own.
+        settings.check_lines()?;
         settings.setup = vault.lines(settings.setup);
         let words = self.words.iter().map(|word| vault.word_for(word, TASK, &self.numbers));
         let words = words.collect();
@@ -449,7 +454,8 @@ pub fn globals(common: &Common) -> Vec<String> {
     let file = common.file.iter().flat_map(|file| ["--config".into(), file.display().to_string()]);
     let plugins =
         common.plugins.iter().flat_map(|file| ["--plugin".to_string(), file.display().to_string()]);
-    file.chain(plugins).collect()
+    let trust = trust::is_said().then(|| trust::FLAG.to_string());
+    file.chain(plugins).chain(trust).collect()
 }
 
 /// Words that set the launcher alone.

@@ -125,16 +125,19 @@ impl Session {
         tch::manual_seed(config.top.seed.cast_signed());
         let windows = Windows::new(&config.sampling);
         let all_texts = Texts { windows, ..Texts::new(&config, tokenizer.as_ref()) };
-        let all: Vec<Given> = (0..rounds).flat_map(|_| given.iter().cloned()).collect();
+        let all = rounds as usize * given.len();
+        let at_once = config.loader.eval_batch_size as usize;
         let recorder = shown.recorder();
         let mut trace = Trace::new(&sampler.0, model.facts().mask_id);
         let mut texts = Vec::new();
         let mut rule = "";
-        for (number, given) in (0..).zip(all.chunks(config.loader.eval_batch_size as usize)) {
+        for (number, from) in (0..).zip((0..all).step_by(at_once)) {
+            let of_batch = from..all.min(from + at_once);
+            let given: Vec<Given> = of_batch.map(|n| given[n % given.len()].clone()).collect();
             let bar = progress(Report::new(common.format, common.quiet), stop.clone());
             let tokenizer = tokenizer.as_ref();
             let record = recorder.as_ref();
-            let drawn = sample::draw(model, &mut sampler, given, all_texts, Some(bar), record);
+            let drawn = sample::draw(model, &mut sampler, &given, all_texts, Some(bar), record);
             let drawn = drawn.map_err(|e| config.locate(e))?;
             let report = Report::new(common.format, common.quiet);
             let (count, nfe, seconds) = (drawn.samples.len(), drawn.nfe, drawn.seconds);

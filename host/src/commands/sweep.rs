@@ -138,7 +138,7 @@ pub fn new(common: &Common, new: &New) -> Result<()> {
     let package = new.run.package.folder(&folder)?;
     if new.dry_run {
         let script = script(&sweep, &new.run, settings, &all, "todo.txt", package)?;
-        output::result(&script.0.slurm());
+        output::result(&script.0.slurm()?);
         report.note(&format!("{}; nothing was written", counted(sweep.points.len(), "point")));
         return Ok(());
     }
@@ -180,6 +180,7 @@ pub fn resume(common: &Common, folder: &Path, words: &[String], run_as: &Running
     }
     let all = counted(sweep.points.len(), "point");
     report.note(&format!("{} of {all} are left", left.len()));
+    sweep.check_begun()?;
     // Paths in its words, and configurations, are those of where it was begun.
     std::env::set_current_dir(&sweep.from).map_err(|e| Error::io("enter", &sweep.from, &e))?;
     let settings = run_as.job.said(settings_only(words)?)?.settings(&sweep.job)?;
@@ -237,7 +238,7 @@ fn run(
     let list = files::write_first(names, numbers, files::SHARED)?;
     let shown = list.file_name().unwrap_or_default().to_string_lossy().into_owned();
     let (script, vault) = script(sweep, run_as, settings, points, &shown, package.clone())?;
-    let text = script.slurm();
+    let text = script.slurm()?;
     vault.write()?;
     let submitted = launch::submit(&sweep.folder, &text, slurm::submit);
     if submitted.is_err() {
@@ -267,6 +268,7 @@ fn script(
     package: Option<PathBuf>,
 ) -> Result<(Script, Vault)> {
     let mut vault = Vault::new(&sweep.folder);
+    settings.check_lines()?;
     settings.setup = vault.lines(settings.setup);
     let tasks = points.len().min(run_as.array_tasks as usize);
     let most = run_as.at_once.map_or(String::new(), |most| format!("%{most}"));

@@ -4,8 +4,11 @@ use serde_json::Value;
 
 use super::groups::{self, GROUPS, OPEN};
 use super::place::Layers;
+use super::range::Range;
+use super::shape::{Field, Of};
 use super::{Config, hints};
 use crate::error::Result;
+use crate::plain;
 
 /// Unknown keys of the groups that belong to the host alone.
 pub(super) fn keys(layers: &Layers) -> Result<()> {
@@ -50,50 +53,56 @@ pub(super) fn empty(layers: &Layers, stored: Option<&str>) -> Result<()> {
     Ok(())
 }
 
-/// Values that no component has a say in.
-pub(super) fn ranges(config: &Config) -> Result<()> {
-    let positive = [
-        ("model.length", config.model.length),
-        ("loader.global_batch_size", config.loader.global_batch_size),
-        ("loader.eval_batch_size", config.loader.eval_batch_size),
-        ("trainer.log_every_n_steps", config.trainer.log_every_n_steps),
-        ("eval.passes", config.eval.passes),
-        ("eval.duel_tokens", config.eval.duel_tokens),
-        ("eval.perplexity_batch_size", config.eval.perplexity_batch_size),
-        ("eval.gen_ppl.max_length", config.eval.gen_ppl.max_length.unwrap_or(1)),
-        ("sampling.num_sample_batches", config.sampling.num_sample_batches),
-        ("sampling.num_samples", config.sampling.num_samples.unwrap_or(1)),
-        ("sampling.stride_length", config.sampling.stride_length),
-        ("data.valid_blocks", config.data.valid_blocks),
-        ("data.reference_num_proc", config.data.reference_num_proc),
-        ("data.stream_window", config.data.stream_window),
-        ("loader.num_workers", config.loader.num_workers.unwrap_or(1)),
-    ];
-    for (key, value) in positive {
-        if value < 1 {
-            let message = format!("`{key}` must be at least 1, got {value}");
-            return Err(config.layers.error(key, &message, ""));
+/// Numbers that are none, of components too: a file may hold `nan` and `inf`.
+pub(super) fn finite(layers: &Layers) -> Result<()> {
+    let Some((key, number)) = layers.not_finite() else { return Ok(()) };
+    let range = groups::field(&key).map_or(Range::ALL, |field| field.range);
+    match range.fault(number) {
+        Some((must, hint)) => {
+            Err(layers.error(&key, &format!("`{key}` {must}, got {number}"), &hint))
+        }
+        None => Ok(()),
+    }
+}
+
+/// Numbers outside the range of their key.
+fn numbers(layers: &Layers) -> Result<()> {
+    for key in hints::host_keys() {
+        let fields = groups::field(&key).into_iter().flat_map(|field| inner(&key, field));
+        for (key, range) in fields {
+            let Some(number) = layers.number(&key) else { continue };
+            let Some((must, hint)) = range.fault(number) else { continue };
+            return Err(layers.error(&key, &format!("`{key}` {must}, got {number}"), &hint));
         }
     }
+    Ok(())
+}
+
+/// A key, or those inside it, with their ranges.
+pub(super) fn inner(key: &str, field: &Field) -> Vec<(String, Range)> {
+    match field.shape.of {
+        Of::Group(fields) => {
+            let of = |field: &Field| inner(&format!("{key}.{}", field.name), field);
+            fields.iter().flat_map(of).collect()
+        }
+        _ => vec![(key.to_string(), field.range)],
+    }
+}
+
+/// Values that no component has a say in.
+pub(super) fn ranges(config: &Config) -> Result<()> {
+    numbers(&config.layers)?;
     let (stride, length) = (config.sampling.stride_length, config.model.length);
     if config.sampling.semi_ar && stride > length {
         let message = format!("`sampling.stride_length` is {stride}, and a window has {length}");
         let hint = "at most `model.length`; less leaves earlier text in sight";
         return Err(config.layers.error("sampling.stride_length", &message, hint));
     }
-    if config.sampling.num_strides < 0 {
-        let message = format!("`sampling.num_strides` is {}", config.sampling.num_strides);
-        return Err(config.layers.error("sampling.num_strides", &message, "0 or more"));
-    }
-    let ema = config.training.ema;
-    if !(0.0..1.0).contains(&ema) {
-        let message = format!("`training.ema` must lie in [0, 1), got {ema}");
-        return Err(config.layers.error("training.ema", &message, "0 turns the average off"));
-    }
-    let share = config.data.valid_fraction;
-    if !(0.0 < share && share < 1.0) {
-        let message = format!("`data.valid_fraction` must lie in (0, 1), got {share}");
-        return Err(config.layers.error("data.valid_fraction", &message, ""));
+    for (key, folder) in
+        [("run.dir", &config.run.dir), ("checkpointing.save_dir", &config.checkpointing.save_dir)]
+    {
+        // It stands in logs, scripts and commands that are printed.
+        plain::check(&format!("`{key}`"), folder.as_deref().unwrap_or_default())?;
     }
     words(config)?;
     trainer(config)?;
@@ -142,43 +151,6 @@ fn trainer(config: &Config) -> Result<()> {
             let message = format!("`{key}` is a number of batches or a share of them in [0, 1]");
             return Err(config.layers.error(key, &message, "`1` is one batch, `1.0` is all"));
         }
-    }
-    let at_least = [
-        ("trainer.max_steps", trainer.max_steps as f64, 0.0),
-        ("trainer.num_sanity_val_steps", trainer.num_sanity_val_steps as f64, 0.0),
-        ("trainer.overfit_batches", trainer.overfit_batches as f64, 0.0),
-        ("trainer.loss_spike", trainer.loss_spike, 0.0),
-        ("trainer.grace_s", trainer.grace_s, 0.0),
-        ("trainer.timeout_s", trainer.timeout_s, 1.0),
-        ("track.histograms_every_n_steps", config.track.histograms_every_n_steps as f64, 0.0),
-        ("alert.timeout_s", config.alert.timeout_s, 0.1),
-        ("wandb.interval_s", config.wandb.interval_s, 0.0),
-        ("wandb.retry_s", config.wandb.retry_s, 0.01),
-        ("wandb.finish_timeout_s", config.wandb.finish_timeout_s, 0.0),
-        ("checkpointing.keep_last", config.checkpointing.keep_last as f64, 1.0),
-        ("checkpointing.every_n_steps", config.checkpointing.every_n_steps as f64, 0.0),
-    ];
-    for (key, value, least) in at_least {
-        if value < least || !value.is_finite() {
-            let message = format!("`{key}` must be at least {least}, got {value}");
-            return Err(config.layers.error(key, &message, ""));
-        }
-    }
-    for (key, value) in [
-        ("alert.timeout_s", config.alert.timeout_s),
-        ("wandb.interval_s", config.wandb.interval_s),
-        ("wandb.retry_s", config.wandb.retry_s),
-        ("wandb.finish_timeout_s", config.wandb.finish_timeout_s),
-    ] {
-        if value > 1e7 {
-            let message = format!("`{key}` is a number of seconds up to 1e7, got {value}");
-            return Err(config.layers.error(key, &message, ""));
-        }
-    }
-    let momentum = config.optim.muon_momentum;
-    if !(0.0..1.0).contains(&momentum) {
-        let message = format!("`optim.muon_momentum` must lie in [0, 1), got {momentum}");
-        return Err(config.layers.error("optim.muon_momentum", &message, ""));
     }
     config.shares(1).map(drop)
 }

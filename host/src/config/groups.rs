@@ -4,13 +4,14 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::range::Range;
 use super::shape::{Field, Held, Of, Shape};
 use super::values::{Limit, Paths, Word};
 
-/// A key that holds a path says so: `dir: Option<String> as path = None`.
+/// A key that holds a path says so: `dir: Option<String> as path = None`; one that holds a number which: `lr: f64 where (RATE) = 3e-4`.
 macro_rules! group {
     ($(#[$doc:meta])* $name:ident {
-        $($(#[$field_doc:meta])* $field:ident: $type:ty $(as $path:ident)? = $default:expr,)+
+        $($(#[$field_doc:meta])* $field:ident: $type:ty $(as $path:ident)? $(where ($range:expr))? = $default:expr,)+
     }) => {
         #[derive(Debug, Clone, Serialize, Deserialize)]
         $(#[$doc])*
@@ -28,6 +29,7 @@ macro_rules! group {
                 name: stringify!($field),
                 shape: <$type as Held>::SHAPE,
                 path: [$(stringify!($path),)? ""].len() > 1,
+                range: first(&[$($range,)? Range::ALL]),
             },)+];
         }
 
@@ -36,6 +38,27 @@ macro_rules! group {
         }
     };
 }
+
+/// The range that a key says, or the one behind it.
+const fn first(ranges: &[Range]) -> Range {
+    ranges[0]
+}
+
+// Ends that no run reaches stand where more would only be a mistake: a time that does not fit, a size that no memory holds.
+/// Steps, batches: a count that may be 0.
+const COUNT: Range = Range::of(0.0, 1e15);
+/// The same, at least one.
+const SOME: Range = Range::of(1.0, 1e15);
+/// Sequences that are in memory at once.
+const BATCH: Range = Range::of(1.0, 1_048_576.0);
+/// Tokens of a sequence.
+const TOKENS: Range = Range::of(1.0, 16_777_216.0);
+/// A share that is less than all.
+const DECAY: Range = Range::of(0.0, 1.0).below();
+/// A learning rate.
+const RATE: Range = Range::of(0.0, 1e38);
+/// Seconds.
+const SECONDS: Range = Range::of(0.0, 1e7);
 
 group! {
     /// Keys at the top. What else stands there is an option of the parameterization.
@@ -49,7 +72,7 @@ group! {
         /// Whether the network sees the noise level.
         time_conditioning: bool = false,
         /// Every random number of the run comes from it.
-        seed: u64 = 1,
+        seed: u64 where (Range::of(0.0, 1e19)) = 1,
     }
 }
 
@@ -76,11 +99,11 @@ group! {
         /// `canonical`: nothing but the last rest is lost, whatever made the blocks; `reference`: as the original's workers.
         packing: String = "canonical".into(),
         /// `reference`: how many workers the original had.
-        reference_num_proc: i64 = 1,
+        reference_num_proc: i64 where (Range::of(1.0, 65_536.0)) = 1,
         /// Read the training corpus as it comes and keep only what is under way.
         streaming: bool = false,
         /// `streaming`: blocks among which the order is random; 1 keeps the corpus' order.
-        stream_window: i64 = 1024,
+        stream_window: i64 where (Range::of(1.0, 1e7)) = 1024,
         /// Where blocks are kept; by default `maskdiff/data` in the user's cache folder.
         cache_dir: Option<String> as path = None,
         /// Text that is not valid: `error`, `replace` it, or `skip` the document.
@@ -91,7 +114,7 @@ group! {
         /// Your files for validation, the same; without it the last blocks of the training text are held out.
         valid_path: Option<Paths> as path = None,
         /// Share of the blocks that is held out where there is no part for validation, in (0, 1).
-        valid_fraction: f64 = 0.1,
+        valid_fraction: f64 where (Range::of(0.0, 1.0).above().below()) = 0.1,
         /// `text`: a document is a `file` or a `line`.
         documents: String = "file".into(),
         /// `jsonl`, `parquet`, `hf`: where the text is.
@@ -111,7 +134,7 @@ group! {
         /// Training blocks start anywhere instead of at multiples of the length.
         random_offsets: bool = false,
         /// `stories`: blocks held out for validation.
-        valid_blocks: i64 = 512,
+        valid_blocks: i64 where (Range::of(1.0, 1_048_576.0)) = 512,
     }
 }
 
@@ -121,7 +144,7 @@ group! {
         /// Name of the size, for people.
         name: String = "custom".into(),
         /// L, tokens in a block.
-        length: i64 = 64,
+        length: i64 where (TOKENS) = 64,
     }
 }
 
@@ -137,7 +160,7 @@ group! {
     /// How it learns; the parameterization has the other keys of the group.
     Training {
         /// Decay of the averaged weights, in [0, 1); 0 turns the average off.
-        ema: f64 = 0.9999,
+        ema: f64 where (DECAY) = 0.9999,
         /// Spread the times of a batch evenly over [0, 1].
         antithetic_sampling: bool = true,
         /// The checkpoint whose weights a run begins with at step 0, and nothing else of it: whatever `maskdiff eval` reads.
@@ -151,11 +174,11 @@ group! {
         /// The sampler.
         predictor: String = String::new(),
         /// Batches of `loader.eval_batch_size` sequences that `maskdiff sample` draws; sequences for each prompt.
-        num_sample_batches: i64 = 1,
+        num_sample_batches: i64 where (Range::of(1.0, 1e6)) = 1,
         /// Sequences that `maskdiff sample` draws, whole batches or not; of each prompt, so many. It wins over `num_sample_batches`.
-        num_samples: Option<i64> = None,
+        num_samples: Option<i64> where (Range::of(1.0, 1e7)) = None,
         /// Sequences drawn at every evaluation while training.
-        num_sample_log: i64 = 2,
+        num_sample_log: i64 where (Range::of(0.0, 1e6)) = 2,
         /// `maskdiff sample` draws longer sequences window by window: each sees the end of the one before.
         semi_ar: bool = false,
         /// Cut a text at its first EOS or padding after the given tokens. By default on if each block held one document
@@ -164,9 +187,9 @@ group! {
         /// On a GPU: each shape of the network's passes is recorded once and started as one.
         cuda_graph: bool = false,
         /// `semi_ar`: tokens by which the window moves, 1 to `model.length`.
-        stride_length: i64 = 1,
+        stride_length: i64 where (TOKENS) = 1,
         /// `semi_ar`: windows after the first, ≥ 0; the sequence has `model.length + num_strides * stride_length` tokens.
-        num_strides: i64 = 1,
+        num_strides: i64 where (Range::of(0.0, 1e6)) = 1,
     }
 }
 
@@ -174,13 +197,13 @@ group! {
     /// Batches.
     Loader {
         /// Sequences between two optimizer steps, those of all ranks together.
-        global_batch_size: i64 = 32,
+        global_batch_size: i64 where (BATCH) = 32,
         /// Sequences in memory at once on each rank; by default a rank's share of the global batch.
-        batch_size: Option<i64> = None,
+        batch_size: Option<i64> where (BATCH) = None,
         /// Sequences in memory at once while evaluating and sampling.
-        eval_batch_size: i64 = 32,
+        eval_batch_size: i64 where (BATCH) = 32,
         /// Threads that tokenize; by default one for each core. The blocks do not depend on it.
-        num_workers: Option<i64> = None,
+        num_workers: Option<i64> where (Range::of(1.0, 4096.0)) = None,
     }
 }
 
@@ -190,19 +213,19 @@ group! {
         /// `adamw`, or `muon` for the matrices inside the network and AdamW for the rest.
         name: String = "adamw".into(),
         /// Peak learning rate.
-        lr: f64 = 3e-4,
+        lr: f64 where (RATE) = 3e-4,
         /// Decay of the first moment.
-        beta1: f64 = 0.9,
+        beta1: f64 where (DECAY) = 0.9,
         /// Decay of the second moment.
-        beta2: f64 = 0.999,
+        beta2: f64 where (DECAY) = 0.999,
         /// Numerical floor of the denominator.
-        eps: f64 = 1e-8,
+        eps: f64 where (Range::of(0.0, 1e6)) = 1e-8,
         /// Decoupled weight decay.
-        weight_decay: f64 = 0.0,
+        weight_decay: f64 where (Range::of(0.0, 1e6)) = 0.0,
         /// What decays: `all` parameters as in the original, or the `matrices` inside the network.
         weight_decay_on: String = "all".into(),
         /// Muon: decay of the momentum, in [0, 1).
-        muon_momentum: f64 = 0.95,
+        muon_momentum: f64 where (DECAY) = 0.95,
     }
 }
 
@@ -213,13 +236,13 @@ group! {
         name: String = "constant_warmup".into(),
         /// Steps over which the rate rises from 0 (constant) or `warmup_lr_init` (cosine). By default 2500; of `constant_warmup` a
         /// tenth of `trainer.max_steps` where that is less.
-        num_warmup_steps: Option<f64> = None,
+        num_warmup_steps: Option<f64> where (COUNT) = None,
         /// Cosine: steps from the peak down to `lr_min`.
-        t_initial: f64 = 1_000_000.0,
+        t_initial: f64 where (COUNT.above()) = 1_000_000.0,
         /// Cosine: first rate.
-        warmup_lr_init: f64 = 1e-6,
+        warmup_lr_init: f64 where (RATE) = 1e-6,
         /// Cosine: last rate.
-        lr_min: f64 = 1e-6,
+        lr_min: f64 where (RATE) = 1e-6,
     }
 }
 
@@ -227,25 +250,25 @@ group! {
     /// The loop.
     Trainer {
         /// Optimizer steps.
-        max_steps: i64 = 1_000_000,
+        max_steps: i64 where (COUNT) = 1_000_000,
         /// Largest 2-norm of the gradient; 0 turns clipping off.
-        gradient_clip_val: f64 = 1.0,
+        gradient_clip_val: f64 where (Range::of(0.0, 1e30)) = 1.0,
         /// Micro-batches of each rank in a step; follows from the sizes in `loader`, which it must fit.
-        accumulate_grad_batches: Option<i64> = None,
+        accumulate_grad_batches: Option<i64> where (BATCH) = None,
         /// Steps between two lines of metrics.
-        log_every_n_steps: i64 = 10,
+        log_every_n_steps: i64 where (SOME) = 10,
         /// Steps between two evaluations; 0 evaluates at the end only.
-        val_check_interval: i64 = 1000,
+        val_check_interval: i64 where (COUNT) = 1000,
         /// Training batches of an epoch, of `loader.global_batch_size`: a whole number, or a share as in 0.5. Of a source
         /// without epochs, a whole number: the first so many, again and again.
-        limit_train_batches: Limit = Limit::Share(1.0),
+        limit_train_batches: Limit where (COUNT) = Limit::Share(1.0),
         /// Validation batches of an evaluation, of `loader.eval_batch_size` and of all ranks together: a whole number, or a
         /// share as in 0.5. 0 leaves evaluation out.
-        limit_val_batches: Limit = Limit::Share(1.0),
+        limit_val_batches: Limit where (COUNT) = Limit::Share(1.0),
         /// Validation batches tried before the first step, so that a fault there is found at once.
-        num_sanity_val_steps: i64 = 2,
+        num_sanity_val_steps: i64 where (COUNT) = 2,
         /// Train on the first so many batches again and again; 0 trains on all.
-        overfit_batches: i64 = 0,
+        overfit_batches: i64 where (COUNT) = 0,
         /// `auto` (a GPU when there is one), `cpu` or `cuda`.
         accelerator: String = "auto".into(),
         /// `fp32`, `bf16` or `fp16` (float32 weights, 16-bit products), `bf16-pure` (a 16-bit network beside float32
@@ -258,15 +281,15 @@ group! {
         /// `ddp`: every rank holds everything; `zero1`: each holds its share of the optimizer and of the average.
         strategy: String = "ddp".into(),
         /// Seconds that a rank waits for the others before it gives up.
-        timeout_s: f64 = 1800.0,
+        timeout_s: f64 where (Range::of(1.0, 1e7)) = 1800.0,
         /// Seconds from a signal to the end, whatever is left to do.
-        grace_s: f64 = 120.0,
+        grace_s: f64 where (SECONDS) = 120.0,
         /// A loss that is no number, or a spike: `stop`, `skip` the batch, or `rollback` to the last checkpoint and skip it.
         on_nan: String = "stop".into(),
         /// A loss so many times the usual one is a spike; 0 lets all pass.
-        loss_spike: f64 = 0.0,
+        loss_spike: f64 where (Range::of(0.0, 1e30)) = 0.0,
         /// The device's peak in TFLOPS, for `perf/mfu`; known for common GPUs.
-        peak_tflops: Option<f64> = None,
+        peak_tflops: Option<f64> where (Range::of(0.0, 1e9).above()) = None,
     }
 }
 
@@ -278,9 +301,9 @@ group! {
         /// Copy them to `s3://BUCKET/PREFIX` or `gs://BUCKET/PREFIX` as well.
         mirror: Option<String> = None,
         /// Steps between two checkpoints; 0 writes at evaluations and at the end only.
-        every_n_steps: i64 = 0,
+        every_n_steps: i64 where (COUNT) = 0,
         /// How many of the newest are kept, beside the best one.
-        keep_last: i64 = 2,
+        keep_last: i64 where (Range::of(1.0, 1e9)) = 2,
         /// The metric of an evaluation by which `best` is chosen; by default `val/nelbo`, or `val/loss` where the
         /// parameterization's loss is no bound.
         monitor: Option<String> = None,
@@ -302,7 +325,7 @@ group! {
         /// Let the judge's tokenizer read the text; or else take the tokens that were drawn, where they are the judge's too.
         retokenize: bool = true,
         /// Tokens at which a protocol cuts a text; by default as many as were drawn.
-        max_length: Option<i64> = None,
+        max_length: Option<i64> where (TOKENS) = None,
         /// Compare with texts by people as well (MAUVE); `references` alone does too.
         mauve: bool = false,
         /// Those texts, a file as `maskdiff score` takes; by default the validation text of the checkpoint.
@@ -318,7 +341,7 @@ group! {
         /// Use the raw weights instead of their average.
         disable_ema: bool = false,
         /// Passes over the validation set, each with its own times and masks.
-        passes: i64 = 1,
+        passes: i64 where (Range::of(1.0, 1e6)) = 1,
         /// `reference` measures as the original program does, `strict` is a true upper bound.
         bound: String = "reference".into(),
         /// `bound`, or `duel`: the exact likelihood of a deterministic order of unmasking (`maskdiff eval` only).
@@ -326,13 +349,13 @@ group! {
         /// `duel`: which token is revealed next: `margin`, `confidence`, `entropy`, `left_to_right`.
         duel_order: String = "margin".into(),
         /// `duel`: tokens revealed at once, ≥ 1.
-        duel_tokens: i64 = 1,
+        duel_tokens: i64 where (TOKENS) = 1,
         /// `maskdiff sample` scores what it drew.
         compute_generative_perplexity: bool = false,
         /// The judge: a folder, a name of the hub, or a run of a causal network.
         gen_ppl_eval_model_name_or_path: String as path = "gpt2-large".into(),
         /// Windows of text that it scores at once.
-        perplexity_batch_size: i64 = 8,
+        perplexity_batch_size: i64 where (BATCH) = 8,
         /// How it scores.
         gen_ppl: GenPpl = GenPpl::default(),
         /// The ledger to which each evaluation adds a line; by default `results.jsonl` in the run folder of the checkpoint, or
@@ -349,7 +372,7 @@ group! {
         /// TensorBoard's event files in the run folder.
         tensorboard: bool = false,
         /// `tensorboard`: steps between two histograms of every parameter's gradient; 0 makes none.
-        histograms_every_n_steps: i64 = 0,
+        histograms_every_n_steps: i64 where (COUNT) = 0,
     }
 }
 
@@ -379,11 +402,11 @@ group! {
         /// Do not begin without the server.
         required: bool = false,
         /// Seconds between two pieces that are sent.
-        interval_s: f64 = 10.0,
+        interval_s: f64 where (SECONDS) = 10.0,
         /// Seconds before the first retry of a request; each pause is twice the one before.
-        retry_s: f64 = 2.0,
+        retry_s: f64 where (Range::of(0.01, 1e7)) = 2.0,
         /// Seconds at the end of a run in which what is left is sent; then it is kept for `maskdiff sync`.
-        finish_timeout_s: f64 = 60.0,
+        finish_timeout_s: f64 where (SECONDS) = 60.0,
     }
 }
 
@@ -395,7 +418,7 @@ group! {
         /// When it failed.
         on_crash: Option<String> = None,
         /// Seconds that telling may take.
-        timeout_s: f64 = 30.0,
+        timeout_s: f64 where (Range::of(0.1, 1e7)) = 30.0,
     }
 }
 
@@ -418,7 +441,7 @@ group! {
 impl Noise {
     /// The keys of this group, and what each of them holds.
     pub const FIELDS: &'static [Field] =
-        &[Field { name: "type", shape: Shape::one(Of::Text), path: false }];
+        &[Field { name: "type", shape: Shape::one(Of::Text), path: false, range: Range::ALL }];
 }
 
 macro_rules! groups {

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use figment::providers::{Format, Toml};
 use figment::value::{Dict, Map as Profiles, Value as Figured};
-use figment::{Figment, Metadata, Profile, Provider, Source};
+use figment::{Metadata, Profile, Provider, Source};
 use serde::de::DeserializeOwned;
 
 use super::files::{config_file, named_file};
@@ -24,6 +24,13 @@ use crate::secrets;
 /// The key whose value may have a file in the folder of its name: what goes with that value when nothing else is said. So one word
 /// chooses a method.
 const METHOD: &str = "parameterization";
+
+/// What is done for a run and not said of its model: commands, places on the network, files that are written beside it. It is never
+/// taken over from a stored configuration.
+const NOT_TAKEN_OVER: &[&str] = &["alert", "checkpointing.mirror", RESULTS];
+
+/// Of these, the one that may also say that nothing is done.
+const RESULTS: &str = "eval.results";
 
 /// The layer of what the code says.
 const DEFAULT: &str = "default";
@@ -92,6 +99,10 @@ impl Builder {
         let mut values = parse(name, text)?;
         begun::settle(name, text, &mut values);
         values.retain(|group, _| !without.contains(&group.as_str()));
+        let results = words::find(&values, RESULTS).and_then(Figured::as_str);
+        let nowhere = results.is_some_and(|file| ["none", "None", "null"].contains(&file));
+        let taken = NOT_TAKEN_OVER.iter().filter(|key| !(nowhere && **key == RESULTS));
+        taken.for_each(|key| drop(words::take(&mut values, key)));
         let values = secrets::resolved(values, Path::new(name));
         self.texts.insert(name.to_string(), text.to_string());
         self.add(Layer { name: name.to_string(), file: Some(name.to_string()), values })
@@ -270,7 +281,7 @@ fn resolve(request: &Request, basis: Option<&(String, String)>) -> Result<Config
     if let Some((file, text)) = brought(later)? {
         builder.add_text(&file, &text, None)?;
     }
-    for (file, text) in files {
+    for (file, text) in &files {
         builder.add_text(file, text, None)?;
     }
     builder.add_words(ENVIRONMENT, environment.values)?;
@@ -279,7 +290,19 @@ fn resolve(request: &Request, basis: Option<&(String, String)>) -> Result<Config
     }
     builder.add_words(COMMAND_LINE, secrets::resolved(overrides.values, Path::new("")))?;
     let raw = environment.raw.into_iter().chain(overrides.raw).collect();
-    finish(builder, raw, stored.map(|(name, _)| name), request)
+    let origin = Origin {
+        own_file: own.map(|(name, _)| name),
+        stored: stored.map(|(name, _)| name),
+        basis: basis.map(|(name, _)| name.clone()),
+    };
+    finish(builder, raw, origin, request)
+}
+
+/// Which layers are whose.
+struct Origin {
+    own_file: Option<String>,
+    stored: Option<String>,
+    basis: Option<String>,
 }
 
 /// The schedule of a name.
@@ -296,17 +319,17 @@ fn method_in(values: &Dict) -> Option<String> {
 fn finish(
     builder: Builder,
     raw: BTreeMap<String, String>,
-    stored: Option<String>,
+    origin: Origin,
     request: &Request,
 ) -> Result<Config> {
+    let Origin { own_file, stored, basis } = origin;
     // The choice of group files has been followed; it is no value of its own.
-    let order = builder.layers.iter().map(|layer| layer.name.clone()).collect();
-    let figment = builder.layers.into_iter().fold(Figment::new(), Figment::merge);
-    let mut layers = Layers::new(figment, order, builder.texts, raw)
+    let mut layers = Layers::new(builder.layers, builder.texts, raw)
         .map_err(|e| Error::config(e.to_string(), ""))?;
     derived::fill(&mut layers, request.original);
     check::keys(&layers)?;
     check::empty(&layers, stored.as_deref())?;
+    check::finite(&layers)?;
     let top: groups::Top = part(&layers, "")?;
     let config = Config {
         top,
@@ -326,6 +349,8 @@ fn finish(
         alert: part(&layers, "alert")?,
         run: part(&layers, "run")?,
         plugins: part(&layers, "plugins")?,
+        own_file,
+        stored: stored.iter().cloned().chain(basis).collect(),
         foreign: stored.filter(|_| request.foreign),
         layers,
     };

@@ -13,6 +13,7 @@ mod home;
 mod load;
 mod options;
 mod place;
+pub mod range;
 pub mod shape;
 pub mod values;
 mod words;
@@ -80,11 +81,24 @@ pub struct Config {
     pub plugins: groups::Plugins,
     /// The layer that another program's checkpoint is.
     pub foreign: Option<String>,
+    /// The name of the layer that `--config` is.
+    pub own_file: Option<String>,
+    /// The layers that are configurations of a run, a checkpoint or another program's model.
+    pub stored: Vec<String>,
     /// All values with their sources.
     pub layers: Layers,
 }
 
 impl Config {
+    /// Whether a key was set by a word of the user's own: on the command line, in the environment, in the file of `--config` or in an
+    /// experiment that they named. What a file of the current folder says in the place of a built-in one is none.
+    pub fn is_own_word(&self, key: &str) -> bool {
+        let source = self.layers.source(key);
+        self.layers.is_by_hand(key)
+            || self.own_file.as_ref() == Some(&source)
+            || (source.starts_with("configs/experiment/") && !self.stored.contains(&source))
+    }
+
     /// Points a component's error about one of its options at the place that set it.
     pub fn locate(&self, error: Error) -> Error {
         let Error::Component { component, error } = error else { return error };

@@ -3,11 +3,13 @@
 use maskdiff_plugin_api::abi::module::ComponentInfo;
 use serde_json::{Map, Value};
 
-use super::shape::{Of, Shape, choices};
-use super::{Config, Layers, dotted, expand_home, hints};
+use super::range::Range;
+use super::shape::{Of, Shape, choices, items};
+use super::{Config, Layers, dotted, groups, hints};
 use crate::error::{Error, Result};
 use crate::model::{Choice, Choices};
 use crate::plugins::{self, Registry};
+use crate::trust;
 
 /// Options of one kind of component: which keys of the configuration they are.
 struct Owner<'a> {
@@ -45,6 +47,7 @@ impl Config {
             for group in groups {
                 read_words(&mut self.layers, group, component, registry);
             }
+            self.layers.show();
             let since = self.layers.rank(choice);
             for group in groups {
                 let options = self.layers.options(group);
@@ -71,6 +74,7 @@ impl Config {
             }
             self.layers.forget(&key);
         }
+        self.layers.show();
         Ok(())
     }
 
@@ -111,13 +115,11 @@ impl Config {
         let known: Vec<&str> = properties(component).collect();
         // One that takes any option checks them itself.
         let open = component.takes_any_option();
-        if let Some(argument) = registry.argument(kind, name) {
-            // It may be a file.
-            owner.options.insert("argument".into(), expand_home(argument)?.into());
-        }
+        self.settle_argument(registry, &mut owner)?;
         for (option, key) in &owner.keys {
             if known.contains(&option.as_str()) {
                 self.check_choice(component, option, &owner.options[option], key)?;
+                self.check_range(component, option, key)?;
                 continue;
             }
             if open {
@@ -135,6 +137,32 @@ impl Config {
             }
         }
         Ok(Choice { name: name.to_string(), options: Value::Object(owner.options) })
+    }
+
+    /// The argument of a component that has one, which may be a file of code: as it stands behind the name, or as an option.
+    fn settle_argument(&self, registry: &Registry, owner: &mut Owner<'_>) -> Result<()> {
+        const ARGUMENT: &str = "argument";
+        let (kind, name) = (owner.kind, owner.name);
+        let said = match registry.argument(kind, name) {
+            Some(argument) => {
+                let key = self.chosen().into_iter().find(|chosen| chosen.0 == kind);
+                let key = key.map_or(kind, |chosen| chosen.1);
+                Some((key.to_string(), argument.to_string()))
+            }
+            None => {
+                let takes = |c: &ComponentInfo| properties(c).any(|option| option == ARGUMENT);
+                let value = owner.options.get(ARGUMENT).and_then(Value::as_str);
+                let key = owner.keys.iter().rev().find(|(option, _)| option == ARGUMENT);
+                let found =
+                    value.zip(key).map(|(value, (_, key))| (key.clone(), value.to_string()));
+                found.filter(|_| registry.find(kind, name).is_ok_and(|(_, c)| takes(c)))
+            }
+        };
+        let Some((key, argument)) = said else { return Ok(()) };
+        let name = name.split(':').next().unwrap_or(name);
+        let used = trust::argument(self, &key, name, &argument)?;
+        owner.options.insert(ARGUMENT.into(), used.into());
+        Ok(())
     }
 
     fn unknown_option(
@@ -200,6 +228,34 @@ impl Config {
         }
     }
 
+    /// Checks an option that is a number, or several.
+    fn check_range(&self, component: &ComponentInfo, option: &str, key: &str) -> Result<()> {
+        let (root, schema) = (&component.schema, &component.schema["properties"][option]);
+        let list = Range::of_schema(root, items(root, schema));
+        let alone = self.layers.number(key).map(|number| (number, Range::of_schema(root, schema)));
+        let several = self.layers.numbers(key).into_iter().map(|number| (number, list));
+        for (number, range) in alone.into_iter().chain(several) {
+            if let Some((must, hint)) = range.fault(number) {
+                let who = format!("{} `{}`", component.kind, component.name);
+                let message = format!("{who}: `{key}` {must}, got {number}");
+                return Err(self.layers.error(key, &message, &hint));
+            }
+        }
+        Ok(())
+    }
+
+    /// The numbers that a key may hold, where it holds some.
+    pub fn range(&self, key: &str, registry: &Registry) -> Option<Range> {
+        if let Some(field) = groups::field(key) {
+            return Some(field.range);
+        }
+        let (group, option) = key.split_once('.').unwrap_or(("", key));
+        let chosen = self.chosen();
+        let (kind, _, name, _) = chosen.iter().find(|chosen| chosen.3.contains(&group))?;
+        let schema = &registry.find(kind, name).ok()?.1.schema;
+        Some(Range::of_schema(schema, schema["properties"].get(option)?))
+    }
+
     fn foreign_option(&self, owner: &Owner<'_>, key: &str, others: &str) -> Error {
         let (kind, name) = (owner.kind, owner.name);
         let message = format!("`{key}` means nothing to {kind} `{name}`");
@@ -236,15 +292,16 @@ fn properties(component: &ComponentInfo) -> impl Iterator<Item = &str> {
 
 /// Reads the words of a group as the component that it configures has its options.
 fn read_words(layers: &mut Layers, group: &str, component: &ComponentInfo, registry: &Registry) {
+    let all = registry.components();
+    let others: Vec<&ComponentInfo> =
+        all.iter().map(|(_, other)| *other).filter(|other| other.kind == component.kind).collect();
     for (option, _) in layers.options(group) {
         let same = |name: &&str| name.eq_ignore_ascii_case(&option);
         let exact = properties(component).find(|name| *name == option);
         let name = exact.or_else(|| properties(component).find(same));
         let Some(name) = name else {
             // It may be another component's, for which it is named as that has it.
-            let others = registry.components().into_iter().map(|(_, other)| other);
-            let mut others = others.filter(|other| other.kind == component.kind);
-            let name = others.find_map(|other| properties(other).find(same));
+            let name = others.iter().find_map(|other| properties(other).find(same));
             let name = name.unwrap_or(&option).to_string();
             layers.read_option(group, &option, &name, Shape::one(Of::Any));
             continue;

@@ -1,16 +1,17 @@
 //! Where a value came from, and errors that point at it.
 
 use std::collections::BTreeMap;
+use std::rc::Rc;
 use std::sync::Arc;
 
+use figment::Figment;
 use figment::value::{Dict, Value as Figured};
-use figment::{Figment, Metadata, Source};
 use miette::{NamedSource, SourceSpan};
 use serde_json::{Map, Value};
 
 use super::load::Layer;
 use super::shape::Shape;
-use super::{COMMAND_LINE, ENVIRONMENT, dotted, groups, variable};
+use super::{COMMAND_LINE, ENVIRONMENT, dotted, groups, variable, words};
 use crate::error::Error;
 use crate::secrets::{self, Secrets};
 
@@ -24,6 +25,9 @@ pub struct Layers {
     secrets: Secrets,
     /// Names of the layers, later ones win.
     order: Vec<String>,
+    /// Where the value of each dotted key came from: the name of its layer, and whether that is a file. figment's own answer merges all
+    /// layers at each question.
+    origins: BTreeMap<String, Rc<(String, bool)>>,
     /// File name to text.
     texts: BTreeMap<String, String>,
     /// What the command line and the environment say, letter by letter, by dotted key.
@@ -34,15 +38,21 @@ pub struct Layers {
 
 impl Layers {
     pub(super) fn new(
-        figment: Figment,
-        order: Vec<String>,
+        layers: Vec<Layer>,
         texts: BTreeMap<String, String>,
         raw: BTreeMap<String, String>,
     ) -> Result<Self, Box<figment::Error>> {
+        let order = layers.iter().map(|layer| layer.name.clone()).collect();
+        let mut origins = BTreeMap::new();
+        for layer in &layers {
+            let origin = Rc::new((layer.name.clone(), layer.file.is_some()));
+            note(&mut origins, "", &layer.values, &origin);
+        }
+        let figment = layers.into_iter().fold(Figment::new(), Figment::merge);
         let values = figment.extract::<Dict>()?;
         let (shown, secrets) = secrets::split(&values);
         let renamed = BTreeMap::new();
-        Ok(Self { figment, values, shown, secrets, order, texts, raw, renamed })
+        Ok(Self { figment, values, shown, secrets, order, origins, texts, raw, renamed })
     }
 
     pub(super) fn figment(&self) -> &Figment {
@@ -109,9 +119,34 @@ impl Layers {
 
     /// The value of a dotted key.
     pub fn value(&self, key: &str) -> Option<serde_json::Value> {
-        let all = serde_json::to_value(&self.shown).ok()?;
-        let value = key.split('.').try_fold(&all, |value, part| value.get(part))?;
-        Some(value.clone())
+        serde_json::to_value(words::find(&self.shown, key)?).ok()
+    }
+
+    /// The number that a dotted key holds, if it is one.
+    pub(super) fn number(&self, key: &str) -> Option<f64> {
+        words::find(&self.values, key)?.to_num()?.to_f64()
+    }
+
+    /// The numbers in the list that a dotted key holds, if it is one.
+    pub(super) fn numbers(&self, key: &str) -> Vec<f64> {
+        let mut numbers = Vec::new();
+        if let Some(list @ Figured::Array(..)) = words::find(&self.values, key) {
+            each_number(key, list, &mut |_, number| numbers.push(number));
+        }
+        numbers
+    }
+
+    /// A key whose number is `nan` or infinite, also as one of a list.
+    pub(super) fn not_finite(&self) -> Option<(String, f64)> {
+        let mut found = None;
+        for (key, value) in &self.values {
+            each_number(key, value, &mut |key, number| {
+                if !number.is_finite() {
+                    found.get_or_insert((key.to_string(), number));
+                }
+            });
+        }
+        found
     }
 
     /// Which layer a key's value came from; a later one wins.
@@ -129,14 +164,15 @@ impl Layers {
         self.figment = figment.merge(Layer { name: source.to_string(), file: None, values });
         // Whatever is said comes later.
         self.order.insert(0, source.to_string());
+        self.origins.insert(key.to_string(), Rc::new((source.to_string(), false)));
         if let Some(Figured::Dict(_, inner)) = self.values.get_mut(group) {
             inner.insert(option.to_string(), value);
         }
         self.show();
     }
 
-    /// What others may see follows from the values.
-    fn show(&mut self) {
+    /// What others may see follows from the values: to be called behind [`Self::forget`] and [`Self::read_option`].
+    pub(super) fn show(&mut self) {
         (self.shown, self.secrets) = secrets::split(&self.values);
     }
 
@@ -150,7 +186,6 @@ impl Layers {
                 }
             }
         }
-        self.show();
     }
 
     /// Reads a word of the command line or the environment as the component's schema has the option, under the option's own name: the
@@ -173,7 +208,6 @@ impl Layers {
         if name != option {
             self.renamed.insert(dotted(group, name), key);
         }
-        self.show();
     }
 
     /// The key as whoever set it spells it: as a variable of the environment where it came from there.
@@ -183,11 +217,12 @@ impl Layers {
 
     /// Where the value of a dotted key came from, for people.
     pub fn source(&self, key: &str) -> String {
-        self.metadata(key).map_or_else(|| "nowhere".into(), |metadata| metadata.name.to_string())
+        self.origin(key).map_or_else(|| "nowhere".into(), |(name, _)| name.clone())
     }
 
-    fn metadata(&self, key: &str) -> Option<&Metadata> {
-        self.figment.find_metadata(self.renamed.get(key).map_or(key, String::as_str))
+    fn origin(&self, key: &str) -> Option<&(String, bool)> {
+        let key = self.renamed.get(key).map_or(key, String::as_str);
+        self.origins.get(key).map(Rc::as_ref)
     }
 
     /// Whether a key was set by hand: by a word of the command line or the environment.
@@ -203,12 +238,8 @@ impl Layers {
             source if source == ENVIRONMENT => format!("environment variable {}", variable(key)),
             source => source,
         };
-        let metadata = self.metadata(key);
-        let file = metadata.and_then(|m| match &m.source {
-            Some(Source::Custom(name)) => Some(name.clone()),
-            _ => None,
-        });
-        if let Some((name, text)) = file.and_then(|name| self.texts.get_key_value(&name))
+        let file = self.origin(key).filter(|(_, is_file)| *is_file).map(|(name, _)| name);
+        if let Some((name, text)) = file.and_then(|name| self.texts.get_key_value(name))
             && let Some(place) = span(text, key)
         {
             // Lines around the place are printed; of the same length, so that places stay right.
@@ -223,6 +254,44 @@ impl Layers {
             hint,
             file: None,
             place: None,
+        }
+    }
+}
+
+/// Notes where each value of a layer came from, behind those of the layers before.
+fn note(
+    origins: &mut BTreeMap<String, Rc<(String, bool)>>,
+    prefix: &str,
+    values: &Dict,
+    origin: &Rc<(String, bool)>,
+) {
+    for (key, value) in values {
+        let key = dotted(prefix, key);
+        match value {
+            Figured::Dict(_, inner) => note(origins, &key, inner, origin),
+            // A value takes the place of keys.
+            _ => {
+                let below = format!("{key}.");
+                let inside = origins.range(below.clone()..).map(|(key, _)| key.clone());
+                let inside = inside.take_while(|key| key.starts_with(&below));
+                inside.collect::<Vec<String>>().iter().for_each(|key| drop(origins.remove(key)));
+            }
+        }
+        origins.insert(key, Rc::clone(origin));
+    }
+}
+
+/// Calls `act` with every number in a value and its dotted key; those of a list have the list's.
+fn each_number(key: &str, value: &Figured, act: &mut impl FnMut(&str, f64)) {
+    match value {
+        Figured::Dict(_, inner) => {
+            inner.iter().for_each(|(name, value)| each_number(&dotted(key, name), value, act));
+        }
+        Figured::Array(_, all) => all.iter().for_each(|value| each_number(key, value, act)),
+        value => {
+            if let Some(number) = value.to_num().and_then(|number| number.to_f64()) {
+                act(key, number);
+            }
         }
     }
 }

@@ -6,10 +6,11 @@
 use figment::value::{Empty, Tag, Value as Figured};
 use serde_json::Value;
 
+use super::range::Range;
 use super::values::{Limit, Paths, Word};
 
 /// What a value is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Of {
     /// A text.
     Text,
@@ -26,7 +27,7 @@ pub enum Of {
 }
 
 /// What a key holds.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Shape {
     /// Each value.
     pub of: Of,
@@ -37,7 +38,7 @@ pub struct Shape {
 }
 
 /// A key of a group.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Field {
     /// Its name.
     pub name: &'static str,
@@ -45,6 +46,8 @@ pub struct Field {
     pub shape: Shape,
     /// Its text is a path, or may be one.
     pub path: bool,
+    /// Its numbers.
+    pub range: Range,
 }
 
 /// A type of a key.
@@ -269,7 +272,7 @@ fn takes(root: &Value, schema: &Value, kind: &str) -> bool {
 }
 
 /// The schema of a list's values.
-fn items<'a>(root: &'a Value, schema: &'a Value) -> &'a Value {
+pub(super) fn items<'a>(root: &'a Value, schema: &'a Value) -> &'a Value {
     if let Some(inner) = referred(root, schema) {
         return items(root, inner);
     }
@@ -279,7 +282,7 @@ fn items<'a>(root: &'a Value, schema: &'a Value) -> &'a Value {
 }
 
 /// What a schema stands for that is only a reference.
-fn referred<'a>(root: &'a Value, schema: &Value) -> Option<&'a Value> {
+pub(super) fn referred<'a>(root: &'a Value, schema: &Value) -> Option<&'a Value> {
     root.pointer(schema["$ref"].as_str()?.strip_prefix('#')?)
 }
 

@@ -10,6 +10,8 @@ use std::path::{Path, PathBuf};
 
 use super::package::PACKAGE;
 use super::settings::Settings;
+use crate::error::Result;
+use crate::plain;
 
 /// A script to be.
 #[derive(Debug)]
@@ -58,8 +60,25 @@ pub const TASK: &str = "{task}";
 const AGAIN: i32 = crate::stop::PREEMPTED;
 
 impl Script {
+    /// Refuses a part that a script could not hold on one line: the shell and Slurm would take what is behind a line break for a
+    /// command or an option of its own. Words of the command stand in quotes.
+    fn check(&self) -> Result<()> {
+        let places = [
+            ("the run folder", Some(&self.folder)),
+            ("the current folder", Some(&self.from)),
+            ("the place of the program", Some(&self.program)),
+            ("the place of the package", self.package.as_ref()),
+        ];
+        for (what, path) in places {
+            path.map_or(Ok(()), |path| plain::check(what, &path.display().to_string()))?;
+        }
+        plain::check("`--array`", self.array.as_deref().unwrap_or_default())?;
+        self.settings.check_lines()
+    }
+
     /// The text for Slurm.
-    pub fn slurm(&self) -> String {
+    pub fn slurm(&self) -> Result<String> {
+        self.check()?;
         let Settings { nodes, max_restarts, signal_s, .. } = &self.settings;
         let trains = !matches!(self.body, Body::Command { trains: false, .. });
         let logs = if self.array.is_some() { "%A_%a" } else { "%j" };
@@ -87,7 +106,7 @@ impl Script {
         // What was said wins over what we would say.
         options.retain(|(name, _)| self.settings.sbatch.iter().all(|(said, _)| said != name));
         options.extend(self.settings.sbatch.iter().cloned());
-        let mut text = format!("#!/bin/bash\n# Written by: {}\n", one_line(&self.made_by));
+        let mut text = format!("#!/bin/bash\n# Written by: {}\n", plain::line(&self.made_by));
         text += "# `sbatch` with this file starts it again";
         text += if trains { ", from where it was left.\n" } else { ".\n" };
         for (name, value) in &options {
@@ -255,7 +274,7 @@ exit "$failed"
                 );
             }
         }
-        text
+        Ok(text)
     }
 
     /// The line that lets a job take plugins and configurations from its package alone.
@@ -267,18 +286,19 @@ exit "$failed"
     }
 
     /// The text for this machine alone.
-    pub fn local(&self, numbers: &[u64]) -> String {
-        let mut text = format!("#!/bin/bash\n# Written by: {}\n", one_line(&self.made_by));
+    pub fn local(&self, numbers: &[u64]) -> Result<String> {
+        self.check()?;
+        let mut text = format!("#!/bin/bash\n# Written by: {}\n", plain::line(&self.made_by));
         let from = quoted(&self.from.display().to_string());
         let program = quoted(&self.program.display().to_string());
         let _ = writeln!(text, "cd {from} || exit\nmaskdiff={program}");
         text += &self.package();
-        let Body::Command { words, .. } = &self.body else { return text };
+        let Body::Command { words, .. } = &self.body else { return Ok(text) };
         let words: Vec<String> = words.iter().map(|word| task_word(word, "task")).collect();
         let words = words.join(" ");
         if self.array.is_none() {
             let _ = writeln!(text, "exec \"$maskdiff\" {words}");
-            return text;
+            return Ok(text);
         }
         let numbers: Vec<String> = numbers.iter().map(ToString::to_string).collect();
         let (numbers, stopped) = (numbers.join(" "), crate::stop::INTERRUPTED);
@@ -294,7 +314,7 @@ done
 exit $failed
 "#
         );
-        text
+        Ok(text)
     }
 }
 
@@ -324,9 +344,22 @@ pub fn array_numbers(spec: &str) -> Option<Vec<u64>> {
 
 /// A word for the shell, in quotes where it needs them.
 pub fn quoted(word: &str) -> String {
-    let plain = |c: char| c.is_ascii_alphanumeric() || "_-./=:,+@%".contains(c);
-    if !word.is_empty() && word.chars().all(plain) {
+    let bare = |c: char| c.is_ascii_alphanumeric() || "_-./=:,+@%".contains(c);
+    if !word.is_empty() && word.chars().all(bare) {
         word.to_string()
+    } else if word.contains(plain::is_control) {
+        // On one line, and with nothing that a terminal acts on.
+        let spelled = |c: char| match c {
+            '\\' | '\'' => format!("\\{c}"),
+            '\n' => "\\n".into(),
+            '\t' => "\\t".into(),
+            c if plain::is_control(c) => {
+                let mut bytes = [0; 4];
+                c.encode_utf8(&mut bytes).bytes().map(|byte| format!("\\x{byte:02x}")).collect()
+            }
+            c => c.to_string(),
+        };
+        format!("$'{}'", word.chars().map(spelled).collect::<String>())
     } else {
         format!("'{}'", word.replace('\'', r"'\''"))
     }
@@ -356,10 +389,6 @@ fn sbatch_word(value: &str) -> String {
     }
 }
 
-fn one_line(text: &str) -> String {
-    text.replace('\n', "\\n")
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -383,6 +412,7 @@ mod tests {
             body,
         }
         .slurm()
+        .unwrap()
     }
 
     #[test]

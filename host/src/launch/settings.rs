@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::config::shelf_file;
 use crate::error::{Error, Result};
+use crate::plain;
 use crate::plugins::nearest;
 
 /// The file of a scheduler's settings.
@@ -157,6 +158,24 @@ impl Settings {
             ),
             "ask for more time, or set `launcher.signal_s` to the seconds that a checkpoint takes",
         ))
+    }
+
+    /// Refuses values that do not stay on their line of a script.
+    pub fn check_lines(&self) -> Result<()> {
+        for (option, value) in &self.sbatch {
+            let plain_name = |c: char| c.is_ascii_alphanumeric() || "-_".contains(c);
+            if option.is_empty() || !option.chars().all(plain_name) {
+                let option = plain::excerpt(option, 100);
+                let message = format!("`{option}` is no name of an option of sbatch");
+                return Err(Error::config(message, "as in `launcher.sbatch.comment=VALUE`"));
+            }
+            plain::check(&format!("`launcher.sbatch.{option}`"), value)?;
+        }
+        let gpus = self.gpus_per_node.as_deref().unwrap_or_default();
+        plain::check("`launcher.gpus_per_node`", gpus)?;
+        // A tab is as good as a space.
+        let mut lines = self.setup.iter().map(|line| line.replace('\t', " "));
+        lines.try_for_each(|line| plain::check("a line of `launcher.setup`", &line))
     }
 
     fn set(&mut self, key: &str, value: &toml::Value, from: &str) -> Result<()> {

@@ -22,9 +22,11 @@ use crate::files::lock::Lock;
 use crate::files::look;
 use crate::launch::script::quoted_path;
 use crate::launch::settings::Said;
+use crate::plain;
 use crate::run_dir::{self, Claim};
 use crate::runs::{self, Run};
 use crate::secrets::{self, Vault};
+use crate::trust;
 use axes::Plan;
 
 /// What was asked for.
@@ -77,6 +79,7 @@ pub fn name(point: usize) -> String {
 impl Sweep {
     /// A sweep that is not on disk yet. `globals` are words in front of those of each point (`--config FILE`).
     pub fn new(folder: &Path, plan: Plan, globals: &[String]) -> Result<Self> {
+        plain::check("the sweep's folder", &folder.display().to_string())?;
         for (key, why) in [
             ("run.dir", "every point has its own run folder in the sweep's"),
             ("checkpointing.resume_from_ckpt", "every point goes on by itself"),
@@ -107,6 +110,10 @@ impl Sweep {
             all.map(|word| word.replace(POINT, &name(point))).collect()
         };
         let points: Vec<Vec<String>> = plan.points().into_iter().enumerate().map(words).collect();
+        // A line has the words of a point, with tabs between them.
+        let all = points.iter().flatten();
+        all.filter(|word| word.contains(plain::is_control))
+            .try_for_each(|word| plain::check("a word of the sweep", word))?;
         let mut vault = Vault::new(folder);
         let mut hide = |words: Vec<String>| -> Vec<String> {
             words.iter().map(|word| vault.word(word)).collect()
@@ -134,7 +141,21 @@ impl Sweep {
         });
         // Last: a folder without it is no sweep.
         crate::files::write_whole(&self.folder.join(PLAN), format!("{plan:#}\n"))?;
+        self.files().iter().for_each(|file| trust::remember(file));
         Ok(claim.begin())
+    }
+
+    /// The files that say what runs.
+    fn files(&self) -> [PathBuf; 2] {
+        [self.folder.join(POINTS), self.folder.join(PLAN)]
+    }
+
+    /// Refuses to go on with a sweep that this user has not begun, where its words would run code or commands.
+    pub fn check_begun(&self) -> Result<()> {
+        let settings = self.job.layer.iter().map(|(key, _)| format!("launcher.{key}"));
+        let words = self.points.iter().flatten().cloned().chain(settings);
+        let acting = words.into_iter().find(|word| trust::is_acting(word));
+        acting.map_or(Ok(()), |word| trust::begun(&self.folder, &self.files(), &word))
     }
 
     /// Refuses a folder that holds anything.

@@ -12,14 +12,19 @@ register!(backbone Ar);
 #[serde(default, deny_unknown_fields)]
 struct Config {
     /// D, a multiple of `n_heads`.
+    #[schemars(range(min = 1, max = 65536))]
     hidden_size: i64,
     /// Not used: the group files name it for networks that see the noise level.
+    #[schemars(range(min = 0, max = 65536))]
     cond_dim: i64,
     /// Transformer blocks.
+    #[schemars(range(min = 1, max = 4096))]
     n_blocks: i64,
     /// Attention heads.
+    #[schemars(range(min = 1, max = 4096))]
     n_heads: i64,
     /// Dropout after attention and after the MLP while training, in [0, 1).
+    #[schemars(range(min = 0.0), extend("exclusiveMaximum" = 1.0))]
     dropout: f64,
     /// Use the embedding as the head's matrix.
     tie_word_embeddings: bool,

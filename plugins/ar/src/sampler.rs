@@ -14,15 +14,20 @@ register!(sampler LeftToRight);
 struct Config {
     /// Token id that starts every text that is not given a start; without it the first token is drawn uniformly, as
     /// the network scores only later ones.
+    #[schemars(range(min = 0, max = 2_147_483_647))]
     bos_id: Option<i64>,
     /// Token id that ends a text: when every text of a batch has drawn it, the rest is filled with it and nothing more is
     /// computed. The host says it where texts end there (`sampling.stop_at_eos`).
+    #[schemars(range(min = 0, max = 2_147_483_647))]
     eos_id: Option<i64>,
     /// Logits are divided by this before the draw, > 0.
+    #[schemars(range(max = 1e6), extend("exclusiveMinimum" = 0.0))]
     temperature: f64,
     /// Draw among the k likeliest tokens; 0 is all.
+    #[schemars(range(min = 0, max = 2_147_483_647))]
     top_k: i64,
     /// Draw among the likeliest tokens whose mass first reaches p, in (0, 1].
+    #[schemars(range(max = 1.0), extend("exclusiveMinimum" = 0.0))]
     top_p: f64,
 }
 

@@ -16,14 +16,19 @@ struct Config {
     /// Which token opens next: `confidence`, `margin`, `entropy`, `left_to_right`.
     order: Order,
     /// Tokens of a sequence that open at once, ≥ 1.
+    #[schemars(range(min = 1, max = 16_777_216))]
     tokens_per_step: i64,
     /// Besides them, every token whose likeliest value has at least this probability opens; above 1 none does.
+    #[schemars(range(max = 1e6), extend("exclusiveMinimum" = 0.0))]
     threshold: f64,
     /// Log-probabilities are divided by this before the draw; 0 takes the likeliest token.
+    #[schemars(range(min = 0.0, max = 1e6))]
     temperature: f64,
     /// Draw among the k likeliest tokens; 0 is all.
+    #[schemars(range(min = 0, max = 2_147_483_647))]
     top_k: i64,
     /// Draw among the likeliest tokens whose mass first reaches p, in (0, 1].
+    #[schemars(range(max = 1.0), extend("exclusiveMinimum" = 0.0))]
     top_p: f64,
 }
 

@@ -13,10 +13,12 @@ register!(parameterization D3pm);
 struct Config {
     /// Steps of the discrete-time bound, ≥ 1.
     #[serde(rename = "T")]
+    #[schemars(range(min = 0, max = 1_000_000_000))]
     t_steps: i64,
     /// Forbid the mask as a clean token.
     subs_masking: bool,
     /// Smallest time in training and evaluation, in (0, 1).
+    #[schemars(extend("exclusiveMinimum" = 0.0, "exclusiveMaximum" = 1.0))]
     sampling_eps: f64,
 }
 

@@ -12,8 +12,10 @@ register!(sampler Ddpm);
 #[serde(default, deny_unknown_fields)]
 struct Config {
     /// Reverse steps, ≥ 1; as many network calls, and one more for `noise_removal`.
+    #[schemars(range(min = 1, max = 1_000_000_000))]
     steps: i64,
     /// Time at which the walk ends, in (0, 1).
+    #[schemars(extend("exclusiveMinimum" = 0.0, "exclusiveMaximum" = 1.0))]
     t_min: f64,
     /// Give what is still masked at the end its most likely token.
     noise_removal: bool,

@@ -53,12 +53,16 @@ pub(crate) enum Directions {
 #[serde(default, deny_unknown_fields)]
 pub(crate) struct Config {
     /// D, the width of a token's embedding.
+    #[schemars(range(min = 1, max = 65536))]
     hidden_size: i64,
     /// C, the width of the noise-level embedding; with `temb_strategy=add` it is D and this is not used.
+    #[schemars(range(min = 1, max = 65536))]
     cond_dim: i64,
     /// Blocks.
+    #[schemars(range(min = 1, max = 4096))]
     n_blocks: i64,
     /// Dropout after each mixer while training, in [0, 1).
+    #[schemars(range(min = 0.0), extend("exclusiveMaximum" = 1.0))]
     dropout: f64,
     /// Use the embedding as the head's matrix.
     tie_word_embeddings: bool,
@@ -71,10 +75,13 @@ pub(crate) struct Config {
     /// The two directions share the maps into and out of the mixer.
     bidirectional_weight_tie: bool,
     /// E / W.
+    #[schemars(range(min = 1, max = 64))]
     expand: i64,
     /// N.
+    #[schemars(range(min = 1, max = 4096))]
     d_state: i64,
     /// Width of the causal convolution before each scan.
+    #[schemars(range(min = 1, max = 4096))]
     d_conv: i64,
 }
 

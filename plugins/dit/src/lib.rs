@@ -26,14 +26,19 @@ register!(backbone HfDit);
 #[serde(default, deny_unknown_fields)]
 pub(crate) struct Config {
     /// D, a multiple of `n_heads`.
+    #[schemars(range(min = 1, max = 65536))]
     pub(crate) hidden_size: i64,
     /// C, the width of the noise-level embedding.
+    #[schemars(range(min = 1, max = 65536))]
     pub(crate) cond_dim: i64,
     /// Transformer blocks.
+    #[schemars(range(min = 1, max = 4096))]
     pub(crate) n_blocks: i64,
     /// Attention heads.
+    #[schemars(range(min = 1, max = 4096))]
     pub(crate) n_heads: i64,
     /// Dropout after attention and after the MLP while training, in [0, 1).
+    #[schemars(range(min = 0.0), extend("exclusiveMaximum" = 1.0))]
     pub(crate) dropout: f64,
     /// Use the embedding as the head's matrix.
     pub(crate) tie_word_embeddings: bool,

@@ -18,12 +18,16 @@ register!(sampler FirstHitting);
 #[serde(default, deny_unknown_fields)]
 struct Config {
     /// Tokens of a sequence that open at once, ≥ 1. One is exact; more are faster, and blind to each other.
+    #[schemars(range(min = 1, max = 16_777_216))]
     tokens_per_step: i64,
     /// Log-probabilities are divided by this before the draw, > 0.
+    #[schemars(range(max = 1e6), extend("exclusiveMinimum" = 0.0))]
     temperature: f64,
     /// Draw among the k likeliest tokens; 0 is all.
+    #[schemars(range(min = 0, max = 2_147_483_647))]
     top_k: i64,
     /// Draw among the likeliest tokens whose mass first reaches p, in (0, 1].
+    #[schemars(range(max = 1.0), extend("exclusiveMinimum" = 0.0))]
     top_p: f64,
 }
 

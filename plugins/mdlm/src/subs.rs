@@ -16,8 +16,10 @@ register!(parameterization Subs);
 pub(crate) struct Config {
     /// Steps of the discrete-time bound; 0 is continuous time.
     #[serde(rename = "T")]
+    #[schemars(range(min = 0, max = 1_000_000_000))]
     pub(crate) t_steps: i64,
     /// Smallest time in training and evaluation, in (0, 1).
+    #[schemars(extend("exclusiveMinimum" = 0.0, "exclusiveMaximum" = 1.0))]
     pub(crate) sampling_eps: f64,
     /// Draw t so that every loss weight is the same (needs a schedule that knows how).
     pub(crate) importance_sampling: bool,

@@ -11,8 +11,10 @@ register!(noise Geometric);
 #[serde(default, deny_unknown_fields)]
 pub(crate) struct Config {
     /// Total noise at t = 0, > 0.
+    #[schemars(range(max = 1e6), extend("exclusiveMinimum" = 0.0))]
     sigma_min: f64,
     /// Total noise at t = 1, > sigma_min.
+    #[schemars(range(max = 1e6), extend("exclusiveMinimum" = 0.0))]
     sigma_max: f64,
 }
 

@@ -17,6 +17,7 @@ export_plugin!();
 #[serde(default, deny_unknown_fields)]
 pub struct Floor {
     /// Smallest alpha, reached at t = 1; in (0, 1).
+    #[schemars(extend("exclusiveMinimum" = 0.0, "exclusiveMaximum" = 1.0))]
     pub eps: f64,
 }
 

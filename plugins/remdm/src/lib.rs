@@ -35,24 +35,33 @@ struct Config {
     strategy: Strategy,
     /// Strength of the strategy, in [0, 1]; 0 masks nothing again, `conf` does not use it. The authors take 0.008 for
     /// `cap`, 0.015 for `rescale` and 0.02 for `loop` at 1,024 steps.
+    #[schemars(range(min = 0.0, max = 1.0))]
     eta: f64,
     /// `loop`: time at which it begins, in (`t_off`, 1).
+    #[schemars(extend("exclusiveMinimum" = 0.0, "exclusiveMaximum" = 1.0))]
     t_on: f64,
     /// `loop`: time at which it ends, in (0, `t_on`).
+    #[schemars(extend("exclusiveMinimum" = 0.0, "exclusiveMaximum" = 1.0))]
     t_off: f64,
     /// `loop`: share of tokens that are open meanwhile, in (0, 1).
+    #[schemars(extend("exclusiveMinimum" = 0.0, "exclusiveMaximum" = 1.0))]
     alpha_on: f64,
     /// Reverse steps, ≥ 1.
+    #[schemars(range(min = 1, max = 1_000_000_000))]
     steps: i64,
     /// Time at which the walk ends, in (0, 1).
+    #[schemars(extend("exclusiveMinimum" = 0.0, "exclusiveMaximum" = 1.0))]
     t_min: f64,
     /// Give what is still masked at the end its most likely token.
     noise_removal: bool,
     /// Log-probabilities are divided by this before the draw, > 0.
+    #[schemars(range(max = 1e6), extend("exclusiveMinimum" = 0.0))]
     temperature: f64,
     /// Draw among the k likeliest tokens; 0 is all.
+    #[schemars(range(min = 0, max = 2_147_483_647))]
     top_k: i64,
     /// Draw among the likeliest tokens whose mass first reaches p, in (0, 1]. The authors take 0.9.
+    #[schemars(range(max = 1.0), extend("exclusiveMinimum" = 0.0))]
     top_p: f64,
 }
 

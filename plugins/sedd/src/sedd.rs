@@ -12,6 +12,7 @@ register!(parameterization Sedd);
 #[serde(default, deny_unknown_fields)]
 struct Config {
     /// Smallest time in training and evaluation, in (0, 1).
+    #[schemars(extend("exclusiveMinimum" = 0.0, "exclusiveMaximum" = 1.0))]
     sampling_eps: f64,
 }
 

@@ -10,6 +10,7 @@ use serde_json::Value;
 
 use super::{Common, key, option_group};
 use crate::assemble;
+use crate::config::range::Range;
 use crate::error::{Error, Result};
 
 /// Writes `DIR/KIND-NAME.md` for every component that is loaded, and `DIR/README.md` with a list of them.
@@ -51,11 +52,14 @@ fn describe(plugin: &Plugin, component: &ComponentInfo) -> String {
     text += "\n| option | type | default | meaning |\n|---|---|---|---|\n";
     for (option, schema) in options {
         let meaning = schema["description"].as_str().unwrap_or_default();
+        let range = Range::of_schema(&component.schema, schema).in_words();
+        let kind_of = type_of(schema, &component.schema);
+        let of = range.map_or(kind_of.clone(), |range| format!("{kind_of}, {range}"));
         let _ = writeln!(
             text,
             "| `{}{option}` | {} | `{}` | {} |",
             option_group(kind, option),
-            type_of(schema, &component.schema),
+            of,
             component.defaults[option],
             meaning.replace('\n', " ").replace('|', "\\|"),
         );

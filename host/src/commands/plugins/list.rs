@@ -6,6 +6,7 @@ use serde_json::{Value, json};
 
 use super::{Common, key, option_group};
 use crate::assemble;
+use crate::config::range::Range;
 use crate::error::{Error, Result};
 use crate::output;
 use crate::plugins::nearest;
@@ -120,6 +121,9 @@ fn describe(plugin: &Plugin, component: &ComponentInfo) -> String {
         text += &format!("    {}{option} = {default}\n", option_group(kind, option));
         if let Some(doc) = schema["description"].as_str() {
             text += &format!("        {}\n", doc.replace('\n', "\n        "));
+        }
+        if let Some(range) = Range::of_schema(&component.schema, schema).in_words() {
+            text += &format!("        {range}\n");
         }
         let values = values(schema, &component.schema);
         if !values.is_empty() {
