@@ -14,6 +14,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::config::{Config, expand_home};
 use crate::error::{Error, Result};
+use crate::files::look;
 use crate::launch::script::quoted;
 use crate::plugins::{Places, looks_like_plugin};
 use memory::Memory;
@@ -68,7 +69,7 @@ pub fn argument(config: &Config, key: &str, name: &str, argument: &str) -> Resul
         return Ok(with(&path));
     }
     // A word that is the path of nothing.
-    if !argument.contains(['/', ':']) && !path.exists() {
+    if !argument.contains(['/', ':']) && look::found(&path)?.is_none() {
         return Ok(argument.to_string());
     }
     let whole = if key.ends_with(".argument") || key == "argument" {
@@ -137,7 +138,7 @@ impl Code<'_> {
             remember(&own);
             return Ok(vec![own]);
         }
-        let files = if path.is_dir() { plugins_in(path)? } else { vec![path.to_path_buf()] };
+        let files = if look::is_folder(path)? { plugins_in(path)? } else { vec![path.to_path_buf()] };
         let mut used = Vec::new();
         for file in files {
             let Some(own) = memory.same_content(&file) else { return Err(self.refused(&file)) };
@@ -150,7 +151,8 @@ impl Code<'_> {
 
     fn refused(&self, file: &Path) -> Error {
         let (key, source) = (self.key, self.config.layers.source(self.key));
-        let absent = if file.exists() { "" } else { " (there is no such file)" };
+        let is_there = look::optional_found(file).is_some();
+        let absent = if is_there { "" } else { " (there is no such file)" };
         Error::plugin(
             format!(
                 "`{}`{absent} is code that `{source}` names (`{key}`), and you have not: a stored configuration is data, its code is not \
@@ -197,18 +199,14 @@ fn in_set_up_folder(path: &Path) -> bool {
     let set_up = Places::of_user().into_iter().chain(Places::of_environment());
     // Of the program's own folder, what is opened there anyway.
     let opened = Places::beside().iter().any(inside) && looks_like_plugin(&path);
-    let found = opened || set_up.into_iter().any(|folder| folder.is_dir() && inside(&folder));
+    let found = opened || set_up.into_iter().any(|folder| inside(&folder));
     found && rights::others_may_write(&path).is_none()
 }
 
 /// The plugin files of a folder.
 fn plugins_in(folder: &Path) -> Result<Vec<PathBuf>> {
-    let entries = std::fs::read_dir(folder).map_err(|e| Error::io("read", folder, &e))?;
-    let mut files = Vec::new();
-    for entry in entries {
-        let path = entry.map_err(|e| Error::io("read", folder, &e))?.path();
-        files.extend(looks_like_plugin(&path).then_some(path));
-    }
+    let paths = look::entries(folder)?.into_iter().map(|entry| entry.path());
+    let mut files: Vec<PathBuf> = paths.filter(|path| looks_like_plugin(path)).collect();
     files.sort();
     Ok(files)
 }

@@ -2,9 +2,14 @@
 
 use std::fs;
 use std::path::Path;
+use std::time::{Duration, Instant};
 
-use maskdiff_tests::root;
+use maskdiff::config::range::Range;
+use maskdiff::config::shape::{Field, Of, Shape};
+use maskdiff::config::{Request, groups, load};
+use maskdiff::{assemble, run_dir};
 use maskdiff_tests::run::{Output, SMALL, command, finish, maskdiff, train};
+use maskdiff_tests::{registry, root};
 use serde_json::{Value, json};
 
 fn folder() -> tempfile::TempDir {
@@ -230,4 +235,184 @@ fn a_run_that_has_nothing_left_to_do_says_so() {
     let again = ["trainer.max_steps=1", "checkpointing.resume_from_ckpt=true"];
     let out = train(at.path(), &[&small[..], &again].concat());
     out.expect(0).says(&["nothing is left to train: 2 steps are done", "`trainer.max_steps` is 1"]);
+}
+
+/// Of each kind of value the worst words.
+fn worst(of: Of) -> Vec<String> {
+    let words: &[&str] = match of {
+        Of::Whole | Of::Real => &[
+            "nan",
+            "inf",
+            "-inf",
+            "-1",
+            "0",
+            "1",
+            "9223372036854775807",
+            "-9223372036854775808",
+            "1e300",
+            "-1e300",
+            "1e-300",
+            "99999999999999999999999",
+            "",
+            "x",
+        ],
+        Of::Text => &["", " ", "nan", "../../x", "\u{1b}[2J", "a\nb", "null", "-1"],
+        Of::Switch => &["", "1", "-1", "nan", "maybe", "true"],
+        Of::Any | Of::Group(_) => &["", "nan", "[nan]", "-1", "1e300", "{a = 1}", "[[[]]]", "x"],
+    };
+    let huge = "9".repeat(100_000);
+    words.iter().map(ToString::to_string).chain([huge]).collect()
+}
+
+/// Every key of the host and of the shipped components with the worst values of its type: refused with the code of a mistake of the
+/// user's, or it works as far as no run is begun; never a panic, a hang or a number that is none.
+#[test]
+fn no_key_has_a_value_that_breaks_the_program() {
+    let registry = registry();
+    let (mut tried, mut refused) = (0, 0);
+    let mut attempt = |words: &[String]| {
+        let began = Instant::now();
+        let request = Request { overrides: words.to_vec(), ..Request::default() };
+        let done = load(&request).and_then(|mut config| {
+            let choices = assemble::choices(&mut config, &registry, true)?;
+            assemble::check_options(&config, &registry, &choices, true)?;
+            let _ = (Duration::from_secs_f64(config.trainer.grace_s), config.shares(3));
+            let _ = Duration::from_secs_f64(config.trainer.timeout_s);
+            assert!(config.optim.lr.is_finite() && config.optim.lr >= 0.0, "{words:?}");
+            assert!(!run_dir::shown(&config, &registry).is_empty());
+            Ok(())
+        });
+        tried += 1;
+        if let Err(error) = done {
+            refused += 1;
+            let said = error.in_one_line();
+            let code = error.exit_code();
+            let key = words.last().map_or("", |word| word.split('=').next().unwrap_or_default());
+            // A component that is not there.
+            let unknown = code == 3 && said.contains("there is no ");
+            assert!(code == 2 || unknown, "{key}: code {code}: {said:.300}");
+        }
+        assert!(began.elapsed() < Duration::from_secs(5), "{:.100}", words.join(" "));
+    };
+    fn leaves(key: &str, field: &Field, all: &mut Vec<(String, Of)>) {
+        match field.shape.of {
+            Of::Group(inner) => {
+                for field in inner {
+                    leaves(&format!("{key}.{}", field.name), field, all);
+                }
+            }
+            of => all.push((key.to_string(), of)),
+        }
+    }
+    let mut keys = Vec::new();
+    for group in std::iter::once(&"").chain(groups::GROUPS) {
+        for field in groups::fields(group) {
+            let dot = if group.is_empty() { "" } else { "." };
+            leaves(&format!("{group}{dot}{}", field.name), field, &mut keys);
+        }
+    }
+    assert!(keys.len() > 100, "{}", keys.len());
+    for (key, of) in keys {
+        for value in worst(of) {
+            attempt(&[format!("{key}={value}")]);
+        }
+    }
+    for (_, component) in registry.components() {
+        let (choice, group) = match component.kind.as_str() {
+            "backbone" => ("backbone", "model."),
+            "noise" => ("noise.type", "noise."),
+            "process" => ("diffusion", "process."),
+            "sampler" => ("sampling.predictor", "sampling."),
+            _ => ("parameterization", ""),
+        };
+        let options = component.schema["properties"].as_object();
+        for (option, schema) in
+            options.into_iter().flatten().filter(|(name, _)| *name != "argument")
+        {
+            let of = Shape::of_schema(&component.schema, schema).of;
+            let is_number = matches!(of, Of::Whole | Of::Real);
+            let range = Range::of_schema(&component.schema, schema);
+            assert!(
+                !is_number || range.in_words().is_some(),
+                "{} `{}`: `{option}` has no range",
+                component.kind,
+                component.name
+            );
+            for value in worst(of) {
+                attempt(&[
+                    format!("{choice}={}", component.name),
+                    format!("{group}{option}={value}"),
+                ]);
+            }
+        }
+    }
+    assert!(tried > 1500 && refused > tried / 3, "{refused} of {tried}");
+}
+
+#[test]
+fn a_number_without_sense_is_refused_with_the_nearest_sense() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let at = folder.path();
+    for (word, said) in [
+        ("optim.lr=-0.1", "`optim.lr` must be at least 0, got -0.1"),
+        ("optim.lr=inf", "`optim.lr` must be at least 0, at most 1e38, got inf"),
+        ("optim.beta1=1", "`optim.beta1` must lie in [0, 1), got 1"),
+        ("optim.beta2=-0.1", "`optim.beta2` must lie in [0, 1), got -0.1"),
+        ("optim.eps=-1e-8", "`optim.eps` must be at least 0"),
+        ("optim.weight_decay=-1", "`optim.weight_decay` must be at least 0, got -1"),
+        ("trainer.gradient_clip_val=-1", "`trainer.gradient_clip_val` must be at least 0"),
+        ("lr_scheduler.num_warmup_steps=-1", "`lr_scheduler.num_warmup_steps` must be at least 0"),
+        ("trainer.grace_s=1e300", "`trainer.grace_s` must be at most 1e7, got 1e300"),
+        ("trainer.timeout_s=nan", "`trainer.timeout_s` must be at least 1, at most 1e7, got nan"),
+        (
+            "loader.global_batch_size=9223372036854775807",
+            "`loader.global_batch_size` must be at most",
+        ),
+        ("data.valid_blocks=9223372036854775807", "`data.valid_blocks` must be at most"),
+        ("model.n_blocks=1000000000", "`model.n_blocks` must be at most 4096, got 1e9"),
+        ("model.dropout=nan", "`model.dropout` must"),
+        ("sampling.t_min=0", "`sampling.t_min` must lie in (0, 1), got 0"),
+    ] {
+        let request = Request { overrides: vec![word.to_string()], ..Request::default() };
+        let registry = registry();
+        let done =
+            load(&request).and_then(|mut config| assemble::choices(&mut config, &registry, true));
+        let error = done.expect_err(word);
+        assert_eq!(error.exit_code(), 2, "{word}");
+        assert!(error.in_one_line().contains(said), "{word}: {}", error.in_one_line());
+    }
+    // Zeros that turn something off stay.
+    let zeros = [
+        "optim.lr=0",
+        "optim.weight_decay=0",
+        "optim.eps=0",
+        "trainer.gradient_clip_val=0",
+        "trainer.loss_spike=0",
+        "training.ema=0",
+        "lr_scheduler.num_warmup_steps=0",
+        "trainer.val_check_interval=0",
+        "trainer.grace_s=0",
+    ];
+    let shown = maskdiff(at, &[&["config"], &zeros[..]].concat());
+    let text = &shown.expect(0).stdout;
+    assert!(text.contains("lr = 0 # command line; at least 0, at most 1e38"), "{text}");
+    assert!(
+        text.contains("dropout = 0.1 # configs/model/tiny.toml; in [0, 1)")
+            || text.contains("; in [0, 1)")
+    );
+    let shown = maskdiff(at, &["plugins", "show", "dit", "--format", "text"]);
+    assert!(shown.expect(0).stdout.contains("at least 1, at most 4096"), "{}", shown.stdout);
+}
+
+#[test]
+fn thousands_of_unknown_keys_are_answered_at_once() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let at = folder.path();
+    for group in ["model", "sampling", "training", "optim"] {
+        let keys: String = (0..4000).map(|n| format!("unknown_{n} = {n}\n")).collect();
+        fs::write(at.join("many.toml"), format!("[{group}]\n{keys}")).expect("written");
+        let began = Instant::now();
+        maskdiff(at, &["config", "--config", "many.toml"]).expect(2).says(&["unknown key"]);
+        assert!(began.elapsed() < Duration::from_secs(3), "{group}: {:?}", began.elapsed());
+    }
 }

@@ -4,7 +4,7 @@ use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 
-use maskdiff_tests::run::{SMALL, maskdiff, train};
+use maskdiff_tests::run::{SMALL, command, finish, maskdiff, train};
 
 /// Every file below a folder.
 fn files(folder: &Path) -> Vec<PathBuf> {
@@ -112,5 +112,58 @@ fn jobs_and_sweeps_name_their_secrets_and_find_them_again() {
     maskdiff(at, &[&words[..], SMALL].concat()).expect(0);
     assert_eq!(fs::read_to_string(at.join("told")).expect("told").lines().count(), 2);
     let found = kept(at, "5ECRET");
+    assert!(found.contains(&at.join("swept/secrets.toml")), "{found:?}");
+}
+
+/// The address of a hook has no mark by which it could be told from another: whatever way it comes in, nothing that is written has it.
+#[test]
+fn nothing_that_is_written_for_others_has_a_hooks_address() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let at = folder.path();
+    // Nobody listens there, which is told without the address.
+    let hook = "http://127.0.0.1:9/services/T0/B0/5ECRET";
+    let file = format!("[alert]\non_crash = \"{hook}-of-a-file\"\n");
+    let own = at.join("own");
+    fs::create_dir(&own).expect("a folder");
+    fs::write(own.join("mine.toml"), file).expect("written");
+    let more = [
+        "--config",
+        "own/mine.toml",
+        "run.dir=run",
+        "trainer.max_steps=2",
+        "track.csv=true",
+        "track.tensorboard=true",
+        "wandb.project=p",
+        "wandb.offline=true",
+        "--profile",
+    ];
+    let run = |words: &[&str]| {
+        let mut command = command(at, words);
+        let out = finish(command.env("MASKDIFF_ALERT__ON_FINISH", format!("{hook}-of-a-variable")));
+        let said = format!("{}{}", out.expect(0).stdout, out.stderr);
+        assert!(!said.contains("5ECRET"), "{words:?}: {said}");
+    };
+    run(&[&["train"], SMALL, &more].concat());
+    for (kind, to) in [("hf", "hf"), ("lightning", "out.ckpt"), ("safetensors", "out")] {
+        run(&["export", "--checkpoint", "run", "--as", kind, "--output", to]);
+    }
+    run(&["export", "--checkpoint", "run", "--as", "safetensors", "--output", "one.safetensors"]);
+    run(&["eval", "--checkpoint", "run"]);
+    run(&["sample", "--checkpoint", "run", "-n", "1", "--trace", "t.json", "--html", "t.html"]);
+    run(&["report", "run", "--output", "report.html"]);
+    run(&["runs", "show", "run"]);
+    run(&["runs", "compare", "run"]);
+    let crash = format!("alert.on_crash={hook}-of-a-word");
+    let words = ["launch", "local", "--", "train", "run.dir=job", "trainer.max_steps=1", &crash];
+    run(&[&words[..], &SMALL[1..]].concat());
+    let file = format!("words = [\"{crash}\", \"trainer.max_steps=1\"]\n[axes]\nseed = \"1..2\"\n");
+    fs::write(own.join("axes.toml"), file).expect("written");
+    run(&[&["sweep", "--file", "own/axes.toml", "--dir", "swept"], &SMALL[1..]].concat());
+    run(&["sweep", "status", "swept"]);
+    run(&["sweep", "resume", "swept"]);
+    run(&["sweep", "collect", "swept"]);
+    fs::remove_dir_all(&own).expect("the user's own words");
+    let found = kept(at, "5ECRET");
+    assert!(found.contains(&at.join("run/secrets.toml")), "{found:?}");
     assert!(found.contains(&at.join("swept/secrets.toml")), "{found:?}");
 }

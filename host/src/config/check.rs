@@ -4,7 +4,7 @@ use serde_json::Value;
 
 use super::groups::{self, GROUPS, OPEN};
 use super::place::Layers;
-use super::range::Range;
+use super::range::{Range, plain as shown};
 use super::shape::{Field, Of};
 use super::{Config, hints};
 use crate::error::Result;
@@ -59,7 +59,7 @@ pub(super) fn finite(layers: &Layers) -> Result<()> {
     let range = groups::field(&key).map_or(Range::ALL, |field| field.range);
     match range.fault(number) {
         Some((must, hint)) => {
-            Err(layers.error(&key, &format!("`{key}` {must}, got {number}"), &hint))
+            Err(layers.error(&key, &format!("`{key}` {must}, got {}", shown(number)), &hint))
         }
         None => Ok(()),
     }
@@ -72,7 +72,7 @@ fn numbers(layers: &Layers) -> Result<()> {
         for (key, range) in fields {
             let Some(number) = layers.number(&key) else { continue };
             let Some((must, hint)) = range.fault(number) else { continue };
-            return Err(layers.error(&key, &format!("`{key}` {must}, got {number}"), &hint));
+            return Err(layers.error(&key, &format!("`{key}` {must}, got {}", shown(number)), &hint));
         }
     }
     Ok(())

@@ -103,7 +103,7 @@ group! {
         /// Read the training corpus as it comes and keep only what is under way.
         streaming: bool = false,
         /// `streaming`: blocks among which the order is random; 1 keeps the corpus' order.
-        stream_window: i64 where (Range::of(1.0, 1e7)) = 1024,
+        stream_window: i64 where (Range::of(1.0, 1_048_576.0)) = 1024,
         /// Where blocks are kept; by default `maskdiff/data` in the user's cache folder.
         cache_dir: Option<String> as path = None,
         /// Text that is not valid: `error`, `replace` it, or `skip` the document.

@@ -3,7 +3,7 @@
 use maskdiff_plugin_api::abi::module::ComponentInfo;
 use serde_json::{Map, Value};
 
-use super::range::Range;
+use super::range::{Range, plain};
 use super::shape::{Of, Shape, choices, items};
 use super::{Config, Layers, dotted, groups, hints};
 use crate::error::{Error, Result};
@@ -237,7 +237,7 @@ impl Config {
         for (number, range) in alone.into_iter().chain(several) {
             if let Some((must, hint)) = range.fault(number) {
                 let who = format!("{} `{}`", component.kind, component.name);
-                let message = format!("{who}: `{key}` {must}, got {number}");
+                let message = format!("{who}: `{key}` {must}, got {}", plain(number));
                 return Err(self.layers.error(key, &message, &hint));
             }
         }

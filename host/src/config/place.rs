@@ -124,7 +124,7 @@ impl Layers {
 
     /// The number that a dotted key holds, if it is one.
     pub(super) fn number(&self, key: &str) -> Option<f64> {
-        words::find(&self.values, key)?.to_num()?.to_f64()
+        number(words::find(&self.values, key)?)
     }
 
     /// The numbers in the list that a dotted key holds, if it is one.
@@ -289,11 +289,19 @@ fn each_number(key: &str, value: &Figured, act: &mut impl FnMut(&str, f64)) {
         }
         Figured::Array(_, all) => all.iter().for_each(|value| each_number(key, value, act)),
         value => {
-            if let Some(number) = value.to_num().and_then(|number| number.to_f64()) {
+            if let Some(number) = number(value) {
                 act(key, number);
             }
         }
     }
+}
+
+/// A value that is a number, whole or not.
+fn number(value: &Figured) -> Option<f64> {
+    let number = value.to_num()?;
+    let whole = || number.to_i128().map(|whole| whole as f64);
+    let unsigned = || number.to_u128().map(|whole| whole as f64);
+    number.to_f64().or_else(whole).or_else(unsigned)
 }
 
 /// The place of a dotted key's value in a TOML text.

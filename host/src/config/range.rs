@@ -81,7 +81,7 @@ impl Range {
             }
         };
         let hint = if !number.is_finite() {
-            format!("{number} is not a number to compute with")
+            format!("{} is not a number to compute with", plain(number))
         } else if number <= self.least {
             nearest(self.least, self.above, "above")
         } else {
@@ -132,9 +132,14 @@ impl Range {
     }
 }
 
-/// A number with few digits.
-fn plain(number: f64) -> String {
-    if number.abs() >= 1e6 { format!("{number:e}") } else { format!("{number}") }
+/// A number in the shorter of its two spellings.
+pub fn plain(number: f64) -> String {
+    if number.is_nan() {
+        return "nan".into();
+    }
+    let (digits, power) = (format!("{number}"), format!("{number:e}"));
+    let is_plain = (1e-3..1e6).contains(&number.abs()) || digits.len() <= power.len();
+    if is_plain { digits } else { power }
 }
 
 #[cfg(test)]
@@ -154,7 +159,7 @@ mod tests {
             (
                 Range::of(0.0, 1e7),
                 f64::NAN,
-                "must be at least 0, at most 1e7 | NaN is not a number to compute with",
+                "must be at least 0, at most 1e7 | nan is not a number to compute with",
             ),
             (
                 Range::ALL,
@@ -166,6 +171,8 @@ mod tests {
             assert_eq!(format!("{must} | {hint}"), expected);
         }
         assert_eq!(Range::of(0.0, 1.0).fault(1.0), None);
+        let shown = [0.01, 1e-8, 65_536.0, 1e7, 1_048_576.0, 9_223_372_036_854_775_807.0, -0.1].map(plain);
+        assert_eq!(shown, ["0.01", "1e-8", "65536", "1e7", "1048576", "9.223372036854776e18", "-0.1"]);
         assert_eq!(Range::of(0.0, 1.0).above().in_words().unwrap(), "in (0, 1]");
         assert_eq!(Range::ALL.in_words(), None);
     }

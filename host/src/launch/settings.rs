@@ -13,6 +13,9 @@ use crate::plugins::nearest;
 /// The file of a scheduler's settings.
 const SHELF: &str = "launcher";
 
+/// No cluster has more of anything, and no job more seconds before its end.
+const MOST: u32 = 1_000_000;
+
 /// Values by key, from one of the layers.
 pub type Layer = Vec<(String, String)>;
 
@@ -184,8 +187,11 @@ impl Settings {
             Error::config(message, "")
         };
         let number = |least: u32| {
-            let number = text(value).parse::<u32>().ok().filter(|number| *number >= least);
-            number.ok_or_else(|| fault(&format!("is a whole number of at least {least}")))
+            let number = text(value).parse::<u32>().ok();
+            let number = number.filter(|number| (least..=MOST).contains(number));
+            number.ok_or_else(|| {
+                fault(&format!("is a whole number of at least {least}, at most {MOST}"))
+            })
         };
         match key {
             "nodes" => self.nodes = number(1)?,
@@ -198,8 +204,8 @@ impl Settings {
                 let count = gpus.rsplit(':').next().and_then(|count| count.parse::<u32>().ok());
                 match count {
                     Some(0) => self.gpus_per_node = None,
-                    Some(_) => self.gpus_per_node = Some(gpus),
-                    None => return Err(fault("is a number, or KIND:NUMBER")),
+                    Some(1..=MOST) => self.gpus_per_node = Some(gpus),
+                    _ => return Err(fault("is a number, or KIND:NUMBER")),
                 }
             }
             "setup" => {
@@ -253,7 +259,7 @@ impl Settings {
 
     /// Processes in all.
     pub fn tasks(&self) -> usize {
-        (self.nodes * self.tasks_per_node()) as usize
+        self.nodes as usize * self.tasks_per_node() as usize
     }
 }
 
@@ -359,7 +365,7 @@ mod tests {
             (
                 "nodes",
                 "0",
-                "`launcher.nodes` is a whole number of at least 1, got `0` (from a test)",
+                "`launcher.nodes` is a whole number of at least 1, at most 1000000, got `0` (from a test)",
             ),
             ("partitoin", "x", "did you mean `launcher.partition`?"),
             ("gpus_per_node", "many", "a number, or KIND:NUMBER"),

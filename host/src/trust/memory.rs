@@ -11,7 +11,7 @@ use sha2::{Digest as _, Sha256};
 
 use super::{plugins_in, rights};
 use crate::error::{Error, Result};
-use crate::files;
+use crate::files::{self, look};
 use crate::plugins::{Places, hex};
 
 /// Its name.
@@ -19,6 +19,9 @@ const FILE: &str = "trusted.json";
 
 /// Contents of a path that are remembered, the newest last.
 const CONTENTS: usize = 32;
+
+/// Looks at a lock that another holds, five a second.
+const LOOKS: u32 = 50;
 
 /// No code is larger.
 const LARGEST: u64 = 1 << 30;
@@ -45,11 +48,7 @@ impl Memory {
     /// What is remembered; nothing where that cannot be read, or where somebody else may have written it.
     pub(super) fn read() -> Self {
         let Some(file) = Self::file() else { return Self::default() };
-        let text = match fs::read_to_string(&file) {
-            Ok(text) => text,
-            Err(e) if e.kind() == ErrorKind::NotFound => return Self::default(),
-            Err(e) => return Self::unusable(&file, &e.to_string()),
-        };
+        let Some(text) = look::optional(&file) else { return Self::default() };
         if let Some(weak) = rights::others_may_write(&file) {
             return Self::unusable(&file, &format!("somebody else may write `{}`", weak.display()));
         }
@@ -68,7 +67,7 @@ impl Memory {
     /// The path that was named which is the same as this one.
     pub(super) fn path(&self, path: &Path) -> Option<PathBuf> {
         let whole = std::path::absolute(path).ok()?;
-        if self.paths.contains_key(&whole) && whole.exists() {
+        if self.paths.contains_key(&whole) && look::optional_found(&whole).is_some() {
             return Some(whole);
         }
         let real = whole.canonicalize().ok()?;
@@ -79,7 +78,8 @@ impl Memory {
     /// A file that was named and that is or was of the same content as this one.
     pub(super) fn same_content(&self, path: &Path) -> Option<PathBuf> {
         let hash = hash(path)?;
-        let same = |(own, seen): &(&PathBuf, &Seen)| seen.sha256.contains(&hash) && own.is_file();
+        let is_there = |own: &Path| look::optional_found(own).is_some_and(|found| found.is_file());
+        let same = |(own, seen): &(&PathBuf, &Seen)| seen.sha256.contains(&hash) && is_there(own);
         self.paths.iter().find(same).map(|(own, _)| own.clone())
     }
 
@@ -90,7 +90,7 @@ impl Memory {
 
     /// Whether it learned something.
     fn learn(&mut self, path: &Path) -> bool {
-        let Ok(it) = fs::metadata(path) else { return false };
+        let Some(it) = look::optional_found(path) else { return false };
         if it.is_dir() {
             let own = self.paths.insert(path.to_path_buf(), Seen::default()).is_none();
             let files = plugins_in(path).unwrap_or_default();
@@ -120,7 +120,7 @@ pub fn remember(path: &Path) {
 
 fn remembered(path: &Path) -> Result<()> {
     let (Some(file), Ok(path)) = (Memory::file(), std::path::absolute(path)) else { return Ok(()) };
-    if !path.exists() || !Memory::read().learn(&path) {
+    if !Memory::read().learn(&path) {
         return Ok(());
     }
     let folder = file.parent().unwrap_or(Path::new("."));
@@ -138,18 +138,19 @@ fn remembered(path: &Path) -> Result<()> {
     let mut memory = Memory::read();
     // What was built to be tried once.
     let temporary = std::env::temp_dir();
-    memory.paths.retain(|path, _| path.exists() || !path.starts_with(&temporary));
+    let is_there = |path: &Path| look::optional_found(path).is_some();
+    memory.paths.retain(|path, _| !path.starts_with(&temporary) || is_there(path));
     memory.learn(&path);
     files::write_private(&file, serde_json::to_string_pretty(&memory).unwrap_or_default())
 }
 
 /// The hash of a file that may be code.
 fn hash(path: &Path) -> Option<String> {
-    let it = fs::metadata(path).ok()?;
+    let it = look::optional_found(path)?;
     if !it.is_file() || it.len() > LARGEST {
         return None;
     }
-    fs::read(path).ok().map(|bytes| hex(&Sha256::digest(&bytes)))
+    look::optional_bytes(path).map(|bytes| hex(&Sha256::digest(&bytes)))
 }
 
 #[cfg(test)]
