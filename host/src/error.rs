@@ -253,6 +253,7 @@ impl Error {
             | Self::Numeric { message, hint }
             | Self::Io { message, hint, .. }
             | Self::Distributed { message, hint }
+            | Self::Memory { message, hint }
             | Self::Sweep { message, hint } => {
                 shown(message);
                 hint.iter_mut().for_each(shown);

@@ -138,7 +138,8 @@ impl Code<'_> {
             remember(&own);
             return Ok(vec![own]);
         }
-        let files = if look::is_folder(path)? { plugins_in(path)? } else { vec![path.to_path_buf()] };
+        let files =
+            if look::is_folder(path)? { plugins_in(path)? } else { vec![path.to_path_buf()] };
         let mut used = Vec::new();
         for file in files {
             let Some(own) = memory.same_content(&file) else { return Err(self.refused(&file)) };

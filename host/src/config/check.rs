@@ -72,7 +72,11 @@ fn numbers(layers: &Layers) -> Result<()> {
         for (key, range) in fields {
             let Some(number) = layers.number(&key) else { continue };
             let Some((must, hint)) = range.fault(number) else { continue };
-            return Err(layers.error(&key, &format!("`{key}` {must}, got {}", shown(number)), &hint));
+            return Err(layers.error(
+                &key,
+                &format!("`{key}` {must}, got {}", shown(number)),
+                &hint,
+            ));
         }
     }
     Ok(())

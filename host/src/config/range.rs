@@ -171,8 +171,12 @@ mod tests {
             assert_eq!(format!("{must} | {hint}"), expected);
         }
         assert_eq!(Range::of(0.0, 1.0).fault(1.0), None);
-        let shown = [0.01, 1e-8, 65_536.0, 1e7, 1_048_576.0, 9_223_372_036_854_775_807.0, -0.1].map(plain);
-        assert_eq!(shown, ["0.01", "1e-8", "65536", "1e7", "1048576", "9.223372036854776e18", "-0.1"]);
+        let shown =
+            [0.01, 1e-8, 65_536.0, 1e7, 1_048_576.0, 9_223_372_036_854_775_807.0, -0.1].map(plain);
+        assert_eq!(
+            shown,
+            ["0.01", "1e-8", "65536", "1e7", "1048576", "9.223372036854776e18", "-0.1"]
+        );
         assert_eq!(Range::of(0.0, 1.0).above().in_words().unwrap(), "in (0, 1]");
         assert_eq!(Range::ALL.in_words(), None);
     }

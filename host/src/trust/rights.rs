@@ -28,7 +28,7 @@ fn weak(path: &Path) -> Option<PathBuf> {
             return true;
         }
         // A link has no rights of its own.
-        if it.file_type().is_symlink() || is_shared(&it) {
+        if it.mode() & libc::S_IFMT == libc::S_IFLNK || is_shared(&it) {
             return false;
         }
         it.mode() & OTHERS != 0 || (*depth < 2 && it.mode() & GROUP != 0 && !is_private(it.gid()))
