@@ -10,6 +10,7 @@ use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
 use super::Place;
+use crate::memory;
 use crate::net::shown;
 use crate::stop::Stop;
 
@@ -228,10 +229,11 @@ impl<'a> Meeting<'a> {
     fn addresses(&self, why: &str) -> Result<Vec<SocketAddr>, Failed> {
         let (host, port) = (self.place.host.clone(), self.place.port);
         let (say, found) = mpsc::channel();
-        std::thread::spawn(move || {
+        let asking = memory::thread("address", move || {
             let found = (host.as_str(), port).to_socket_addrs();
             let _ = say.send(found.map(Iterator::collect::<Vec<_>>).map_err(|e| e.to_string()));
         });
+        asking.map_err(|e| Failed::Said(e.to_string()))?;
         loop {
             match found.recv_timeout(AGAIN) {
                 Ok(Ok(addresses)) => return Ok(addresses),

@@ -169,7 +169,9 @@ impl Group {
         let (rank, world, timeout) = (at.rank, at.world, at.timeout);
         let (say, heard) = mpsc::channel();
         // libtorch's store may wait without limit for what a peer does not say: then this thread is left behind.
-        std::thread::spawn(move || drop(say.send(new_group(at))));
+        let joining = std::thread::Builder::new().name("join".into());
+        let joining = joining.spawn(move || drop(say.send(new_group(at))));
+        joining.map_err(|e| Error(format!("cannot start a thread: {e}")))?;
         let made = loop {
             match heard.recv_timeout(Duration::from_millis(20)) {
                 Ok(made) => break made?,
