@@ -494,12 +494,13 @@ fn a_pickle_costs_what_its_file_holds() {
     let object = b"comegaconf\nNode\n)R\x94}X\x08\0\0\0_contenth\0sb";
     let list = b"]\x94h\0a";
     // Lists that hold the list before a thousand times, six deep.
-    let mut nested = b"]\x94K\x01a".to_vec();
+    let mut nested = b"(]\x94K\x01a".to_vec();
     for level in 0..6u8 {
         nested.extend(b"](");
         nested.extend([b'h', level].repeat(1000));
         nested.extend(b"e\x94");
     }
+    nested.push(b't');
     let count = 1 << 20;
     let shared = vec![tensor_of(count, 1); 2000];
     // As many numbers as the storage has, all of them its first.

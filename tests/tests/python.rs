@@ -190,7 +190,7 @@ def mask(how):
 
 class Starts:
     """Starts processes in every way, and stands still."""
-    def __init__(self, facts):
+    def __init__(self, facts, **options):
         own = open('/proc/self/task/%d/status' % __import__('threading').get_native_id()).read()
         with open('own', 'w') as file:
             file.write(own.split('SigBlk:')[1].split()[0])

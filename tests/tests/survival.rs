@@ -157,12 +157,12 @@ fn bursts_of_signals(ranks: &str, bursts: usize) {
 
 #[test]
 fn bursts_of_signals_change_nothing() {
-    bursts_of_signals("1", many("SURVIVAL_BURSTS", 8));
+    bursts_of_signals("1", many("SURVIVAL_BURSTS", 6));
 }
 
 #[test]
 fn bursts_of_signals_to_two_ranks_change_nothing() {
-    bursts_of_signals("2", many("SURVIVAL_BURSTS", 5));
+    bursts_of_signals("2", many("SURVIVAL_BURSTS", 4));
 }
 
 /// Which signals a thread or a process blocks, as a set of bits.
@@ -330,7 +330,7 @@ fn a_file_call_that_fails_costs_nothing_that_was_there() {
     let calls = fs::read_to_string(&log).expect("the calls");
     let calls: Vec<&str> = calls.lines().collect();
     assert!(calls.len() > 60, "{calls:?}");
-    let runs = many("SURVIVAL_CALLS", 16).min(3 * calls.len());
+    let runs = many("SURVIVAL_CALLS", 12).min(3 * calls.len());
     let mut faults = Vec::new();
     for run in 0..runs {
         // All calls in turn, or as many spread over them; each with another fault.
@@ -389,7 +389,7 @@ fn judged(
 fn a_thread_that_does_not_start_is_an_error_in_words() {
     let folder = tempfile::tempdir().expect("a folder");
     let mut met = 0;
-    for first in 1..many("SURVIVAL_THREADS", 7) {
+    for first in 1..many("SURVIVAL_THREADS", 6) {
         let name = format!("run{first}");
         let out = failing(folder.path(), &name, &[("FAIL_THREADS", &first.to_string())]);
         assert!(!out.stderr.contains("panicked"), "{first}: {}", out.stderr);
