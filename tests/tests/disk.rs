@@ -297,7 +297,8 @@ fn launches_share_no_run_folder() {
     }
     let path = format!("{}:{}", bin.display(), std::env::var("PATH").unwrap_or_default());
     let launch = |flags: &[&str], more: &[&str]| {
-        let words = [&["launch", "slurm", "--time", "1:00"], flags, &["--", "train"], SMALL, more];
+        let words =
+            [&["launch", "slurm", "--time", "1:00:00"], flags, &["--", "train"], SMALL, more];
         let mut command = command(at, &words.concat());
         command.env("PATH", &path).stdout(Stdio::piped()).stderr(Stdio::piped());
         command.spawn().expect("the binary")
@@ -343,7 +344,7 @@ fn launches_share_no_run_folder() {
 fn sweeps_and_exports_of_one_moment_do_not_mix() {
     let folder = folder();
     let at = folder.path();
-    let words = [&["sweep", "seed=1,2", "trainer.max_steps=1"], &SMALL[1..], &BRIEF[3..]].concat();
+    let words = [&["sweep", "seed=1,2", "trainer.max_steps=1"], &SMALL[1..]].concat();
     let all: Vec<Child> = (0..2).map(|_| started(&mut command(at, &words))).collect();
     for child in all {
         let (code, said) = ended(child);

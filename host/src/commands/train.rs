@@ -347,8 +347,12 @@ fn go_on(trainer: &mut Trainer<'_>, checkpoint: &Checkpoint) -> Result<()> {
     }
     let mut words = format!("going on after step {}", state.step);
     // The best of another run is not here; and another measure is no better or worse.
-    let place = |path: &Path| path.canonicalize().unwrap_or_else(|_| path.to_path_buf());
-    let elsewhere = checkpoint.path.parent().map(place) != Some(place(&trainer.checkpoints));
+    let place = |path: &Path| match path.canonicalize() {
+        Err(e) if !look::is_absence(&e) => Err(Error::io("look at", path, &e)),
+        found => Ok(found.unwrap_or_else(|_| path.to_path_buf())),
+    };
+    let there = checkpoint.path.parent().map(place).transpose()?;
+    let elsewhere = there != Some(place(&trainer.checkpoints)?);
     if checkpoint.foreign.is_some() {
         trainer.report.note(&format!("{words} of `{}`", checkpoint.path.display()));
         return Ok(());

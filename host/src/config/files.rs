@@ -50,7 +50,7 @@ fn told(name: &str, path: &str) {
 }
 
 /// Of several processes that start together, the one that speaks.
-fn is_first_rank() -> bool {
+pub(crate) fn is_first_rank() -> bool {
     let rank = |name| std::env::var(name).is_ok_and(|rank| rank != "0");
     !["RANK", "SLURM_PROCID"].into_iter().any(rank)
 }

@@ -18,6 +18,7 @@ pub mod shape;
 pub mod values;
 mod words;
 
+pub(crate) use files::is_first_rank;
 pub use files::{shelf_file, shelf_names, write_files};
 pub use hints::one_of;
 pub use home::expand as expand_home;

@@ -9,6 +9,7 @@ use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use super::look;
+use crate::config;
 use crate::error::{Error, Result};
 
 /// Between two looks at a lock that another process holds.
@@ -103,6 +104,9 @@ fn has_no_locks(error: &io::Error) -> bool {
 /// Says what is not protected: once a file system, whatever is locked there.
 fn tell(file: &File, path: &Path, guards: &str, error: &io::Error) {
     static TOLD: Mutex<BTreeSet<u64>> = Mutex::new(BTreeSet::new());
+    if !config::is_first_rank() {
+        return;
+    }
     let disk = file.metadata().map_or(0, |it| it.dev());
     if TOLD.lock().unwrap_or_else(PoisonError::into_inner).insert(disk) {
         let folder = path.parent().unwrap_or(path).display();
