@@ -355,7 +355,7 @@ impl Checkpoint {
             });
         }
         let Some(opened) = self.files.get(file) else { return Ok(None) };
-        tensors::read(opened, &self.path.join(file)).map(Some)
+        tensors::read_open(opened, &self.path.join(file)).map(Some)
     }
 }
 

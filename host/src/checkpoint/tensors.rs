@@ -231,7 +231,13 @@ pub(super) enum Unread {
 }
 
 /// The tensors of a safetensors file by name. Its header is checked against its length now, its numbers are read later.
-pub(super) fn read(file: &Arc<File>, path: &Path) -> Result<BTreeMap<String, Stored>> {
+pub fn read(path: &Path) -> Result<BTreeMap<String, Stored>> {
+    let file = File::open(path).map_err(|e| Error::io("read", path, &e))?;
+    read_open(&Arc::new(file), path)
+}
+
+/// The same of a file that is open.
+pub(super) fn read_open(file: &Arc<File>, path: &Path) -> Result<BTreeMap<String, Stored>> {
     let contents = of_file(file, path, |_| true).map_err(|why| match why {
         Unread::System(error) => error,
         Unread::Damaged(why) => damaged(path, &why),
