@@ -272,6 +272,16 @@ impl Checkpoint {
             let opened = File::open(&part).map_err(|e| unread(&part, &e))?;
             files.insert(name.clone(), Arc::new(opened));
         }
+        // Older ones do not list their words.
+        for name in [CONFIG, TOKENIZER] {
+            let part = folder.join(name);
+            match File::open(&part) {
+                _ if files.contains_key(name) => {}
+                Ok(opened) => drop(files.insert(name.to_string(), Arc::new(opened))),
+                Err(e) if e.kind() == ErrorKind::NotFound => {}
+                Err(e) => return Err(unread(&part, &e)),
+            }
+        }
         Ok(Self { path: folder.to_path_buf(), state, foreign: None, files })
     }
 
@@ -279,7 +289,7 @@ impl Checkpoint {
     fn text(&self, name: &str) -> Result<String> {
         let file = self.path.join(name);
         let Some(opened) = self.files.get(name) else {
-            return Err(damaged(&file, "it is not among the files of the checkpoint"));
+            return Err(damaged(&file, "it is not there"));
         };
         String::from_utf8(contents(opened, &file)?).map_err(|_| damaged(&file, "it is no text"))
     }

@@ -1,17 +1,19 @@
 //! Who else could put other code in a plugin's place: nothing is loaded that anyone may replace.
 
 use std::fs::{self, Metadata};
+use std::io::ErrorKind;
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 
 use crate::error::{Error, Result};
+use crate::files::look;
 
 /// As many links may lead to each other in the system.
 const LINKS: usize = 40;
 
 /// Refuses a folder of plugins that everyone may write into: whoever puts a file there has it loaded.
 pub(super) fn refuse_folder(folder: &Path) -> Result<()> {
-    for place in chain(folder) {
+    for place in chain(folder)? {
         refuse_replaceable(&place)?;
     }
     let meta = meta(folder)?;
@@ -20,10 +22,10 @@ pub(super) fn refuse_folder(folder: &Path) -> Result<()> {
 
 /// Refuses a file that everyone may write, or replace in its folder; the same for what a link leads to.
 pub(super) fn refuse_file(file: &Path) -> Result<()> {
-    for place in chain(file) {
+    for place in chain(file)? {
         refuse_replaceable(&place)?;
     }
-    for place in chain(parent(file)) {
+    for place in chain(parent(file))? {
         refuse_replaceable(&place)?;
     }
     let meta = meta(file)?;
@@ -31,16 +33,17 @@ pub(super) fn refuse_file(file: &Path) -> Result<()> {
 }
 
 /// A path and, where it is a link, what it leads to, step by step.
-fn chain(path: &Path) -> Vec<PathBuf> {
+fn chain(path: &Path) -> Result<Vec<PathBuf>> {
     let mut steps = vec![path.to_path_buf()];
-    while let Ok(next) = fs::read_link(&steps[steps.len() - 1]) {
-        let next = parent(&steps[steps.len() - 1]).join(next);
-        if steps.len() > LINKS {
-            break;
+    while steps.len() <= LINKS + 1 {
+        let last = &steps[steps.len() - 1];
+        match fs::read_link(last) {
+            Ok(next) => steps.push(parent(last).join(next)),
+            Err(e) if e.kind() == ErrorKind::InvalidInput || look::is_absence(&e) => break,
+            Err(e) => return Err(Error::io("look at", last, &e)),
         }
-        steps.push(next);
     }
-    steps
+    Ok(steps)
 }
 
 /// Refuses an entry of a folder that everyone may write into. In one where everyone may change what is his own alone (`/tmp`),

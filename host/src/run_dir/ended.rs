@@ -9,6 +9,7 @@ use std::sync::{Mutex, PoisonError};
 use serde_json::{Value, json};
 
 use crate::error::{Error, Result};
+use crate::files::look;
 
 /// The file.
 pub const AT_WORK: &str = ".at-work";
@@ -24,7 +25,7 @@ impl AtWork {
     /// Begins; gives what is to be said of the process before, when it did not come to an end of its own.
     pub fn begin(folder: &Path) -> Result<(Self, Option<String>)> {
         let file = folder.join(AT_WORK);
-        let before = fs::read(&file).ok().map(|text| said_of(&text));
+        let before = look::optional_bytes(&file).map(|text| said_of(&text));
         let who = json!({
             "pid": std::process::id(),
             "host": host(),
