@@ -33,8 +33,8 @@ impl Asked {
         let mut stream = TcpStream::connect(address).expect("the good server");
         let mut head = format!("{} {} HTTP/1.1\r\n", self.method, self.path);
         self.headers.iter().for_each(|header| head += &format!("{header}\r\n"));
-        stream.write_all(format!("{head}\r\n").as_bytes()).expect("a request");
-        stream.write_all(&self.body).expect("a request");
+        let whole = [format!("{head}\r\n").as_bytes(), &self.body].concat();
+        stream.write_all(&whole).expect("a request");
         let Some(answer) = read(&mut BufReader::new(stream)) else { return Lie::Cut(100, b"") };
         let status = answer.0.split(' ').nth(1).and_then(|code| code.parse().ok()).unwrap_or(500);
         Lie::Says(status, Vec::new(), answer.2)
@@ -149,8 +149,8 @@ fn say(stream: &mut TcpStream, lie: &Lie, number: usize) -> std::io::Result<()> 
         Lie::Says(status, headers, body) => {
             let mut head = format!("HTTP/1.1 {status} X\r\nContent-Length: {}\r\n", body.len());
             headers.iter().for_each(|header| head += &format!("{header}\r\n"));
-            stream.write_all(format!("{head}\r\n").as_bytes())?;
-            stream.write_all(body)
+            // In one piece, or the body waits for a word of the other side.
+            stream.write_all(&[format!("{head}\r\n").as_bytes(), body].concat())
         }
         Lie::Endless(first, more) => {
             stream.write_all(chunked.as_bytes())?;

@@ -56,6 +56,8 @@ fn inside() {
     let port = listener.local_addr().expect("its number").port();
     drop(listener);
     let at = Rendezvous {
+        store: None,
+        loopback: Some("127.0.0.1"),
         host: "127.0.0.1".into(),
         port,
         rank: 0,
@@ -64,7 +66,7 @@ fn inside() {
         join: Duration::from_secs(5),
         interface: None,
     };
-    let group = Group::join(&at).expect("a group");
+    let group = Group::join(at, || false).expect("a group");
     let said = group.add_nccl(Device::Cuda(0)).expect_err("no GPU").to_string();
     assert!(said.contains("no GPUs found"), "{said}");
     let recorded = Graph::record(Device::Cuda(0), || Ok::<(), maskdiff_native::Error>(()));

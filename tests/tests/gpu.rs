@@ -191,6 +191,8 @@ fn nccl_with_one_rank_keeps_values_and_gradients() {
     let port = listener.local_addr().expect("its number").port();
     drop(listener);
     let at = Rendezvous {
+        store: None,
+        loopback: Some("127.0.0.1"),
         host: "127.0.0.1".into(),
         port,
         rank: 0,
@@ -199,7 +201,7 @@ fn nccl_with_one_rank_keeps_values_and_gradients() {
         join: Duration::from_secs(10),
         interface: None,
     };
-    let group = Group::join(&at).expect("a group");
+    let group = Group::join(at, || false).expect("a group");
     group.add_nccl(device).expect("NCCL");
     let x = Tensor::from_slice(&[1.0f32, 2.0]).to_device(device);
     for op in [Op::Sum, Op::Max] {

@@ -34,6 +34,21 @@ fn lies() -> Vec<(&'static str, Lie)> {
     lies
 }
 
+/// Tries every lie in a folder of its own, a few side by side: most of the time goes into pauses.
+fn for_each_lie(at: &Path, bears: impl Fn(&str, Lie, &Path) + Sync) {
+    for (group, some) in lies().chunks(5).enumerate() {
+        std::thread::scope(|scope| {
+            for (number, (name, lie)) in some.iter().enumerate() {
+                let (at, bears) = (at.join(format!("{group}-{number}")), &bears);
+                scope.spawn(move || {
+                    fs::create_dir(&at).expect("a folder");
+                    bears(name, lie.clone(), &at);
+                });
+            }
+        });
+    }
+}
+
 /// `maskdiff` with a W&B server, in little time.
 fn wandb(at: &Path, url: &str, words: &[&str]) -> Command {
     let mut command = command(at, words);
@@ -79,7 +94,7 @@ fn a_run_is_sent_when_a_server_confirms_it() {
     };
     for (name, lie) in lies() {
         let liar = Liar::always(lie);
-        let done = sync(&liar.url, "0.7");
+        let done = sync(&liar.url, "0.4");
         let out = done.within(15.0, MEMORY);
         assert!(out.code == 2 && !is_sent(&at.join("run")), "{name}: {}", out.stderr);
         assert!(!liar.asked().is_empty(), "{name}");
@@ -92,7 +107,7 @@ fn a_run_is_sent_when_a_server_confirms_it() {
             true => lie.clone(),
             false => asked.forward(&good),
         });
-        let done = sync(&liar.url, "1.5");
+        let done = sync(&liar.url, "0.8");
         let out = done.within(15.0, MEMORY);
         assert!(out.code == 2 && !is_sent(&at.join("run")), "{name}: {}", out.stderr);
     }
@@ -224,12 +239,12 @@ fn paged(asked: &Asked, next: &str) -> Lie {
 fn a_hub_that_lies_is_given_up() {
     let folder = tempfile::tempdir().expect("a folder");
     let at = folder.path();
-    for (name, lie) in lies() {
+    for_each_lie(at, |name, lie, at| {
         let liar = Liar::always(lie);
         let done = measured(&mut build(at, &liar.url, "0.5"), None);
-        let out = done.within(40.0, MEMORY);
-        assert!([2, 5].contains(&out.code), "{name}: {} {}", out.code, out.stderr);
-    }
+        let out = done.within(60.0, MEMORY);
+        assert_eq!(out.code, 2, "{name}: {}", out.stderr);
+    });
     // Pages that lead to themselves, and pages that lead to others for ever.
     for counts in [false, true] {
         let number = AtomicUsize::new(0);
@@ -311,17 +326,17 @@ fn mirrored(at: &Path, url: &str, more: &[&str], signal: Option<(&str, f64)>) ->
 fn a_store_that_lies_is_not_believed() {
     let folder = tempfile::tempdir().expect("a folder");
     let at = folder.path();
-    for (name, lie) in lies() {
+    for_each_lie(at, |name, lie, at| {
         let liar = Liar::always(lie);
         let done = mirrored(at, &liar.url, &["run.dir=run"], None);
-        let out = done.within(60.0, MEMORY);
+        let out = done.within(80.0, MEMORY);
         assert_eq!(out.code, 5, "{name}: {}", out.stderr);
         assert!(!at.join("run").exists(), "{name}");
-    }
+    });
     // It thanks for everything and keeps nothing.
     let liar = Liar::start(|asked| match &*asked.method {
         "PUT" => Lie::Says(200, vec!["ETag: \"x\"".into()], Vec::new()),
-        "DELETE" => Lie::Says(204, Vec::new(), Vec::new()),
+        "POST" => Lie::ok("<DeleteResult></DeleteResult>"),
         _ => Lie::ok("<ListBucketResult><IsTruncated>false</IsTruncated></ListBucketResult>"),
     });
     let done = mirrored(at, &liar.url, &["run.dir=thanks"], None);
@@ -329,7 +344,7 @@ fn a_store_that_lies_is_not_believed() {
     // A list whose next page is always there, and a signal.
     let liar = Liar::start(|asked| match &*asked.method {
         "PUT" => Lie::Says(200, vec!["ETag: \"x\"".into()], Vec::new()),
-        "DELETE" => Lie::Says(204, Vec::new(), Vec::new()),
+        "POST" => Lie::ok("<DeleteResult></DeleteResult>"),
         _ => Lie::ok(
             "<ListBucketResult><IsTruncated>true</IsTruncated><NextContinuationToken>x</NextContinuationToken></ListBucketResult>",
         ),

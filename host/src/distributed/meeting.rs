@@ -87,6 +87,8 @@ pub(super) struct Meeting<'a> {
     lines: Vec<(usize, Line)>,
     /// The ranks that rank 0 says it misses.
     missing: Vec<usize>,
+    /// The ranks that have said that they joined.
+    ready: Vec<usize>,
     /// A word about who else came.
     stray: Option<String>,
 }
@@ -100,8 +102,8 @@ pub(super) fn named(ranks: &[usize]) -> String {
 
 impl<'a> Meeting<'a> {
     pub(super) fn new(place: &'a Place, stop: &'a Stop, time: Duration) -> Self {
-        let (lines, missing) = (Vec::new(), Vec::new());
-        Self { place, stop, time, begun: Instant::now(), lines, missing, stray: None }
+        let (lines, missing, ready) = (Vec::new(), Vec::new(), Vec::new());
+        Self { place, stop, time, begun: Instant::now(), lines, missing, ready, stray: None }
     }
 
     /// The time that is left.
@@ -293,10 +295,7 @@ impl<'a> Meeting<'a> {
 
     /// While the ranks join: an error when one of them has left, when there is no more time, or when somebody asked to stop.
     pub(super) fn go_on(&mut self) -> Result<(), Failed> {
-        let said = self.hear();
-        if let Some(text) = said.iter().find_map(|(_, text)| text.strip_prefix("no ")) {
-            return Err(Failed::Said(shown(text)));
-        }
+        self.hear()?;
         let gone: Vec<usize> =
             self.lines.iter().filter(|(_, line)| line.closed).map(|(rank, _)| *rank).collect();
         if !gone.is_empty() {
@@ -307,10 +306,18 @@ impl<'a> Meeting<'a> {
         self.check(|| "the ranks could not be connected with each other".into())
     }
 
-    /// The lines that came, with the ranks that said them.
-    fn hear(&mut self) -> Vec<(usize, String)> {
-        let lines = self.lines.iter_mut();
-        lines.filter_map(|(rank, line)| Some((*rank, line.next()?))).collect()
+    /// Takes the lines that came: a rank has joined, while this one may still be joining, or there is a reason to end.
+    fn hear(&mut self) -> Result<(), Failed> {
+        for (rank, line) in &mut self.lines {
+            while let Some(text) = line.next() {
+                match text.strip_prefix("no ") {
+                    Some(why) => return Err(Failed::Said(shown(why))),
+                    None if text == "in" || text == "all" => self.ready.push(*rank),
+                    None => {}
+                }
+            }
+        }
+        Ok(())
     }
 
     /// Waits until all ranks have joined, each of which calls this when it has.
@@ -319,15 +326,10 @@ impl<'a> Meeting<'a> {
         if !is_first {
             self.tell("in");
         }
-        let mut late: Vec<usize> = self.lines.iter().map(|(rank, _)| *rank).collect();
         loop {
-            for (rank, text) in self.hear() {
-                match text.strip_prefix("no ") {
-                    Some(why) => return Err(Failed::Said(shown(why))),
-                    None if text == "in" || text == "all" => late.retain(|known| *known != rank),
-                    None => {}
-                }
-            }
+            self.hear()?;
+            let late = self.lines.iter().map(|(rank, _)| *rank);
+            let late: Vec<usize> = late.filter(|rank| !self.ready.contains(rank)).collect();
             if late.is_empty() {
                 if is_first {
                     self.tell("all");
