@@ -36,7 +36,7 @@ fn lies() -> Vec<(&'static str, Lie)> {
 
 /// Tries every lie in a folder of its own, a few side by side: most of the time goes into pauses.
 fn for_each_lie(at: &Path, bears: impl Fn(&str, Lie, &Path) + Sync) {
-    for (group, some) in lies().chunks(5).enumerate() {
+    for (group, some) in lies().chunks(8).enumerate() {
         std::thread::scope(|scope| {
             for (number, (name, lie)) in some.iter().enumerate() {
                 let (at, bears) = (at.join(format!("{group}-{number}")), &bears);
