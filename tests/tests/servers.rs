@@ -322,6 +322,9 @@ fn mirrored(at: &Path, url: &str, more: &[&str], signal: Option<(&str, f64)>) ->
     measured(&mut command, signal)
 }
 
+/// What a store says when it has removed something.
+const DELETED: &str = "<DeleteResult><Deleted><Key>x/probe</Key></Deleted></DeleteResult>";
+
 #[test]
 fn a_store_that_lies_is_not_believed() {
     let folder = tempfile::tempdir().expect("a folder");
@@ -336,7 +339,7 @@ fn a_store_that_lies_is_not_believed() {
     // It thanks for everything and keeps nothing.
     let liar = Liar::start(|asked| match &*asked.method {
         "PUT" => Lie::Says(200, vec!["ETag: \"x\"".into()], Vec::new()),
-        "POST" => Lie::ok("<DeleteResult></DeleteResult>"),
+        "POST" => Lie::ok(DELETED),
         _ => Lie::ok("<ListBucketResult><IsTruncated>false</IsTruncated></ListBucketResult>"),
     });
     let done = mirrored(at, &liar.url, &["run.dir=thanks"], None);
@@ -344,7 +347,7 @@ fn a_store_that_lies_is_not_believed() {
     // A list whose next page is always there, and a signal.
     let liar = Liar::start(|asked| match &*asked.method {
         "PUT" => Lie::Says(200, vec!["ETag: \"x\"".into()], Vec::new()),
-        "POST" => Lie::ok("<DeleteResult></DeleteResult>"),
+        "POST" => Lie::ok(DELETED),
         _ => Lie::ok(
             "<ListBucketResult><IsTruncated>true</IsTruncated><NextContinuationToken>x</NextContinuationToken></ListBucketResult>",
         ),
