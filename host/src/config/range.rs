@@ -84,8 +84,10 @@ impl Range {
             format!("{} is not a number to compute with", plain(number))
         } else if number <= self.least {
             nearest(self.least, self.above, "above")
-        } else {
+        } else if self.below {
             nearest(self.most, self.below, "below")
+        } else {
+            format!("numbers up to {} are taken", plain(self.most))
         };
         // Of an interval with a wide end, the end that was passed.
         let must = if self.is_narrow() {
@@ -154,7 +156,7 @@ mod tests {
             (Range::of(0.0, 1.0).below(), 1.5, "must lie in [0, 1) | a number below 1"),
             (Range::of(0.0, 1.0).below(), -1.0, "must lie in [0, 1) | the nearest is 0"),
             (Range::of(1.0, 1e7), 0.0, "must be at least 1 | the nearest is 1"),
-            (Range::of(1.0, 1e7), 1e300, "must be at most 1e7 | the nearest is 1e7"),
+            (Range::of(1.0, 1e7), 1e300, "must be at most 1e7 | numbers up to 1e7 are taken"),
             (Range::of(0.0, 1e7).above(), 0.0, "must be above 0 | a number above 0"),
             (
                 Range::of(0.0, 1e7),
