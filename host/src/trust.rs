@@ -46,7 +46,7 @@ pub fn plugins(config: &Config) -> Result<Vec<PathBuf>> {
     let mut used = Vec::new();
     for path in paths {
         let whole = format!("{KEY}=[{}]", path.display());
-        let code = Code { config, key: KEY, word: quoted(&whole), without: "plugins.paths=[]" };
+        let code = Code { config, key: KEY, word: quoted(&whole), without: "`plugins.paths=[]`" };
         used.extend(code.trusted(&path)?);
     }
     Ok(used)
@@ -78,7 +78,7 @@ pub fn argument(config: &Config, key: &str, name: &str, argument: &str) -> Resul
         format!("{key}={name}:{argument}")
     };
     let code =
-        Code { config, key, word: quoted(&whole), without: "another component's name there" };
+        Code { config, key, word: quoted(&whole), without: "the name of another component" };
     let used = code.trusted(&path)?;
     Ok(used.first().map_or_else(|| with(&path), |path| with(path)))
 }
@@ -162,7 +162,7 @@ impl Code<'_> {
             ),
             format!(
                 "if you trust it, name it in your own words, which are remembered: {}; or say `{FLAG}`, which counts for this command; \
-                 `{}` does without it",
+                 {} does without it",
                 self.word, self.without
             ),
         )

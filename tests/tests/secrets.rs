@@ -152,10 +152,10 @@ fn nothing_that_is_written_for_others_has_a_hooks_address() {
     run(&["sample", "--checkpoint", "run", "-n", "1", "--trace", "t.json", "--html", "t.html"]);
     run(&["report", "run", "--output", "report.html"]);
     run(&["runs", "show", "run"]);
-    run(&["runs", "compare", "run"]);
     let crash = format!("alert.on_crash={hook}-of-a-word");
     let words = ["launch", "local", "--", "train", "run.dir=job", "trainer.max_steps=1", &crash];
     run(&[&words[..], &SMALL[1..]].concat());
+    run(&["runs", "compare", "run", "job"]);
     let file = format!("words = [\"{crash}\", \"trainer.max_steps=1\"]\n[axes]\nseed = \"1..2\"\n");
     fs::write(own.join("axes.toml"), file).expect("written");
     run(&[&["sweep", "--file", "own/axes.toml", "--dir", "swept"], &SMALL[1..]].concat());

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use maskdiff::config::{Request, load};
-use maskdiff_tests::run::{Output, SMALL, command, finish, maskdiff, train};
+use maskdiff_tests::run::{Output, SMALL, command, finish, maskdiff};
 use maskdiff_tests::target;
 
 /// A library that leaves a mark as soon as it is opened.
@@ -24,79 +24,83 @@ fn marking(folder: &Path, file: &str, mark: &Path) -> PathBuf {
     library
 }
 
-/// Copies a folder with its links, as somebody receives it.
-fn copied(from: &Path, to: &Path) {
-    let made = Command::new("cp").arg("-a").arg(from).arg(to).status().expect("cp");
-    assert!(made.success());
+/// `maskdiff WORDS` of a user whose data folder is `home`.
+fn of_user(at: &Path, home: &str, words: &[&str]) -> Output {
+    finish(command(at, words).env("XDG_DATA_HOME", at.join(home)))
 }
 
-/// Replaces a text in the configuration of a run and of its checkpoints.
-fn rewritten(run: &Path, from: &str, to: &str) {
-    for file in ["config.toml", "checkpoints/last/config.toml"] {
-        let text = fs::read_to_string(run.join(file)).expect("a configuration");
-        assert!(text.contains(from), "`{from}` is not in {text}");
-        fs::write(run.join(file), text.replace(from, to)).expect("written");
-    }
+/// The words of a run of one step, whose samplers have options of their own.
+fn one_step(run: &str, more: &[&str]) -> Vec<String> {
+    let small = SMALL[1..].iter().filter(|word| !word.starts_with("sampling."));
+    let run = format!("run.dir={run}");
+    let words = ["train", &run, "trainer.max_steps=1", "sampling.num_sample_log=0"];
+    words.iter().chain(small).chain(more).map(ToString::to_string).collect()
 }
 
-/// A run of two steps.
-fn trained(at: &Path, more: &[&str]) {
-    train(at, &[&["run.dir=run", "trainer.max_steps=2"], more].concat()).expect(0);
+/// A run of a stranger.
+#[track_caller]
+fn strange(at: &Path, run: &str, more: &[&str]) {
+    let words = one_step(run, more);
+    let words: Vec<&str> = words.iter().map(String::as_str).collect();
+    of_user(at, "stranger-home", &words).expect(0);
+}
+
+fn paths(path: &Path) -> String {
+    format!("plugins.paths=[{}]", path.display())
 }
 
 fn sampled(at: &Path, run: &str, more: &[&str]) -> Output {
-    let words = ["sample", "--checkpoint", run, "loader.eval_batch_size=1", "sampling.steps=2"];
-    maskdiff(at, &[&words[..], more].concat())
+    maskdiff(at, &[&["sample", "--checkpoint", run, "-n", "1", "-vv"], more].concat())
 }
 
 #[test]
 fn a_plugin_that_a_run_names_is_opened_only_where_its_user_has_named_it() {
     let folder = tempfile::tempdir().expect("a folder");
     let at = folder.path();
-    trained(at, &["plugins.paths=[]"]);
-    copied(&at.join("run"), &at.join("stranger"));
+    let theirs = at.join("theirs");
+    fs::create_dir(&theirs).expect("a folder");
+    let evil = theirs.join("libmaskdiff_evil.so");
+    fs::copy(target().join("libfixture_bad_plugin.so"), &evil).expect("a plugin");
+    std::os::unix::fs::symlink(&evil, at.join("link.so")).expect("a link");
+    // Named by a file, by its folder, and through a link.
+    strange(at, "theirs/run", &[&paths(&evil)]);
+    strange(at, "theirs/by-folder", &[&paths(&theirs)]);
+    strange(at, "theirs/by-link", &[&paths(&at.join("link.so"))]);
+    fs::remove_file(&evil).expect("removed");
     let mark = at.join("mark");
-    let evil = marking(&at.join("stranger"), "libmaskdiff_evil.so", &mark);
-    let said = |path: &Path| format!("paths = [\"{}\"]", path.display());
-    rewritten(&at.join("stranger"), "paths = []", &said(&evil));
-    let name = evil.display().to_string();
-    let refused = |out: &Output| {
+    marking(&theirs, "libmaskdiff_evil.so", &mark);
+    let refused = |out: &Output, name: &str| {
         out.expect(3).says(&[
-            &format!("`{name}` is code that"),
+            &format!("{name}` is code that"),
             "config.toml` names (`plugins.paths`), and you have not",
             "`plugins.paths=[]` does without it",
             "--trust",
         ]);
         assert!(!mark.exists(), "it was opened");
     };
-    refused(&sampled(at, "stranger", &[]));
-    refused(&maskdiff(at, &["eval", "--checkpoint", "stranger"]));
+    refused(&sampled(at, "theirs/run", &[]), "libmaskdiff_evil.so");
+    refused(&sampled(at, "theirs/by-folder", &[]), "libmaskdiff_evil.so");
+    refused(&sampled(at, "theirs/by-link", &[]), "link.so");
+    refused(&maskdiff(at, &["eval", "--checkpoint", "theirs/run"]), "libmaskdiff_evil.so");
     for kind in ["hf", "lightning", "safetensors"] {
-        let words = ["export", "--checkpoint", "stranger", "--as", kind, "--output", "out"];
-        refused(&maskdiff(at, &words));
+        let words = ["export", "--checkpoint", "theirs/run", "--as", kind, "--output", "out"];
+        refused(&maskdiff(at, &words), "libmaskdiff_evil.so");
     }
-    let from = ["train", "training.from=stranger", "run.dir=next", "trainer.max_steps=1"];
-    maskdiff(at, &[&from[..], &SMALL[1..]].concat()).expect(0);
+    let next = one_step("next", &["training.from=theirs/run"]);
+    maskdiff(at, &next.iter().map(String::as_str).collect::<Vec<&str>>()).expect(0);
     assert!(!mark.exists(), "a run that begins from its weights takes no plugins over");
-    // Also as a folder of plugins, and through a link.
-    rewritten(&at.join("stranger"), &said(&evil), &said(&at.join("stranger")));
-    sampled(at, "stranger", &[]).expect(3).says(&["libmaskdiff_evil.so` is code that"]);
-    std::os::unix::fs::symlink(&evil, at.join("link.so")).expect("a link");
-    rewritten(&at.join("stranger"), &said(&at.join("stranger")), &said(&at.join("link.so")));
-    sampled(at, "stranger", &[]).expect(3).says(&["link.so` is code that"]);
-    assert!(!mark.exists());
     // The user's word wins, and does without it.
-    sampled(at, "stranger", &["plugins.paths=[]"]).expect(0);
+    sampled(at, "theirs/run", &["plugins.paths=[]"]).expect(0);
     let opened = |out: &Output| {
         out.expect(3).says(&["is not a maskdiff plugin"]);
         fs::remove_file(&mark).expect("it was opened");
     };
-    opened(&sampled(at, "stranger", &["--trust"]));
+    opened(&sampled(at, "theirs/run", &["--trust"]));
     // Which counts for that command alone.
-    sampled(at, "stranger", &[]).expect(3).says(&["you have not"]);
-    opened(&sampled(at, "stranger", &[&format!("plugins.paths=[{name}]")]));
+    refused(&sampled(at, "theirs/run", &[]), "libmaskdiff_evil.so");
+    opened(&sampled(at, "theirs/run", &[&paths(&evil)]));
     // Which is remembered, for the owner's eyes alone.
-    opened(&sampled(at, "stranger", &[]));
+    opened(&sampled(at, "theirs/run", &[]));
     let memory = at.join("data-home/maskdiff/trusted.json");
     assert_eq!(fs::metadata(&memory).expect("written").permissions().mode() & 0o777, 0o600);
     // Unless somebody else may have changed it since.
@@ -104,14 +108,14 @@ fn a_plugin_that_a_run_names_is_opened_only_where_its_user_has_named_it() {
         fs::set_permissions(path, fs::Permissions::from_mode(mode)).expect("its mode");
     };
     mode(&evil, 0o757);
-    sampled(at, "stranger", &[]).expect(3).says(&["somebody else may write", "chmod go-w"]);
+    sampled(at, "theirs/run", &[]).expect(3).says(&["somebody else may write", "chmod go-w"]);
     mode(&evil, 0o755);
-    mode(&at.join("stranger"), 0o777);
-    sampled(at, "stranger", &[]).expect(3).says(&["somebody else may write"]);
-    mode(&at.join("stranger"), 0o755);
+    mode(&theirs, 0o777);
+    sampled(at, "theirs/run", &[]).expect(3).says(&["somebody else may write"]);
+    mode(&theirs, 0o755);
     // A memory that others may write is none.
     mode(&memory, 0o666);
-    sampled(at, "stranger", &[]).expect(3).says(&["you have not"]);
+    sampled(at, "theirs/run", &[]).expect(3).says(&["you have not"]);
     assert!(!mark.exists());
 }
 
@@ -119,134 +123,109 @@ fn a_plugin_that_a_run_names_is_opened_only_where_its_user_has_named_it() {
 fn ones_own_plugin_goes_on_working_and_a_copy_of_it_is_used_from_its_own_place() {
     let folder = tempfile::tempdir().expect("a folder");
     let at = folder.path();
-    fs::create_dir(at.join("mine")).expect("a folder");
-    let own = at.join("mine/libmaskdiff_own.so");
-    fs::copy(target().join("libfixture_bad_plugin.so"), &own).expect("a plugin");
-    let paths = format!("plugins.paths=[{}]", own.display());
+    let [own, theirs] = ["mine", "theirs"].map(|folder| {
+        fs::create_dir(at.join(folder)).expect("a folder");
+        let file = at.join(folder).join("libmaskdiff_own.so");
+        fs::copy(target().join("libfixture_bad_plugin.so"), &file).expect("a plugin");
+        file
+    });
     let choice = "sampling.predictor=prints";
-    let small: Vec<&str> =
-        SMALL.iter().copied().filter(|word| !word.starts_with("sampling.")).collect();
-    let words = ["train", "run.dir=run", "trainer.max_steps=2", "sampling.num_sample_log=0"];
-    maskdiff(at, &[&words[..], &small[1..], &[&paths, choice]].concat()).expect(0);
-    let sample = |run: &str| {
-        maskdiff(at, &["sample", "--checkpoint", run, "loader.eval_batch_size=1", "-vv"])
-    };
+    let words = one_step("run", &[&paths(&own), choice]);
+    maskdiff(at, &words.iter().map(String::as_str).collect::<Vec<&str>>()).expect(0);
     let used = |out: &Output, file: &Path| {
-        let line = format!("file={}", file.display());
         let said = out.expect(0).stderr.replace("\u{1b}[3m", "").replace("\u{1b}[0m", "");
-        let said = said.replace("\u{1b}[2m", "");
-        assert!(said.contains(&line), "{line} is not in {said}");
+        let line = format!("file={}", file.display());
+        assert!(said.replace("\u{1b}[2m", "").contains(&line), "{line} is not in {said}");
     };
-    used(&sample("run"), &own);
+    used(&sampled(at, "run", &[]), &own);
     // Built anew.
     let mut bytes = fs::read(&own).expect("the plugin");
     let first = bytes.clone();
     bytes.extend([0; 16]);
     fs::write(&own, &bytes).expect("written");
-    used(&sample("run"), &own);
+    used(&sampled(at, "run", &[]), &own);
     // A colleague sends a run with a copy of the plugin as it was: it is one's own, and is used from there.
-    fs::create_dir(at.join("theirs")).expect("a folder");
-    copied(&at.join("run"), &at.join("theirs/run"));
-    let theirs = at.join("theirs/libmaskdiff_own.so");
-    fs::write(&theirs, &first).expect("a copy");
-    let (own_text, their_text) = (own.display().to_string(), theirs.display().to_string());
-    rewritten(&at.join("theirs/run"), &own_text, &their_text);
-    used(&sample("theirs/run"), &own);
-    // Another content is another's.
-    fs::write(&theirs, [first, vec![1; 8]].concat()).expect("another");
-    sample("theirs/run").expect(3).says(&["you have not"]);
-    // So it is for another user, and for a plugin in a folder that was set up it is not.
-    let other = |variable: Option<&str>| {
-        let mut command = command(at, &["sample", "--checkpoint", "theirs/run", "-n", "1"]);
-        command.env("XDG_DATA_HOME", at.join("other-home"));
-        if let Some(folder) = variable {
-            command.env("MASKDIFF_PLUGIN_PATH", at.join(folder));
-        }
-        finish(&mut command)
-    };
-    other(None).expect(3).says(&["you have not"]);
-    other(Some("theirs")).expect(0);
-    // A plugin beside the run that the user names by a flag is named too.
-    let words = ["sample", "--checkpoint", "theirs/run", "--plugin", &their_text, "-n", "1"];
-    maskdiff(at, &words).expect(0);
-    used(&sample("theirs/run"), &theirs);
+    strange(at, "theirs/run", &[&paths(&theirs), choice]);
+    used(&sampled(at, "theirs/run", &[]), &own);
+    // Another content is another's, but in a folder that was set up.
+    fs::write(&theirs, [first, vec![0; 8]].concat()).expect("another");
+    sampled(at, "theirs/run", &[]).expect(3).says(&["you have not"]);
+    let mut set_up = command(at, &["sample", "--checkpoint", "theirs/run", "-n", "1"]);
+    finish(set_up.env("MASKDIFF_PLUGIN_PATH", at.join("theirs"))).expect(0);
+    sampled(at, "theirs/run", &[]).expect(3).says(&["you have not"]);
+    // One that is named by a flag is named too.
+    sampled(at, "theirs/run", &["--plugin", &theirs.display().to_string()]).expect(0);
+    used(&sampled(at, "theirs/run", &[]), &theirs);
 }
 
 #[test]
 fn a_class_in_python_that_a_checkpoint_names_is_not_imported() {
     let folder = tempfile::tempdir().expect("a folder");
     let at = folder.path();
-    let python = maskdiff_tests::python();
     let mark = at.join("mark");
-    let text = format!(
+    let evil = format!(
         "open({:?}, 'w').close()\nclass Evil:\n    def __init__(self, context, **options): pass\n",
         mark.display().to_string()
     );
-    fs::write(at.join("evil.py"), text).expect("a file");
-    let small: Vec<&str> =
-        SMALL.iter().copied().filter(|word| !word.starts_with("sampling.")).collect();
-    let words = ["train", "run.dir=run", "trainer.max_steps=1", "sampling.num_sample_log=0"];
-    maskdiff(at, &[&words[..], &small[1..]].concat()).expect(0);
-    let evil = format!("python:{}:Evil", at.join("evil.py").display());
-    let run = |words: &[&str]| {
+    let file = at.join("evil.py");
+    let class = format!("{}:Evil", file.display());
+    let name = format!("python:{class}");
+    let refused = |out: &Output, key: &str| {
+        let key = format!("(`{key}`), and you have not");
+        out.expect(3).says(&["evil.py` is code that", &key, "--trust"]);
+        assert!(!mark.exists(), "it was imported");
+    };
+    fs::write(&file, &evil).expect("a file");
+    strange(at, "by-name", &[&format!("sampling.predictor={name}")]);
+    let option = format!("sampling.argument={class}");
+    strange(at, "by-option", &["sampling.predictor=python", &option]);
+    for (run, key) in [("by-name", "sampling.predictor"), ("by-option", "sampling.argument")] {
+        refused(&sampled(at, run, &[]), key);
+        refused(&maskdiff(at, &["eval", "--checkpoint", run]), key);
+        let words = ["export", "--checkpoint", run, "--as", "safetensors", "--output", "out"];
+        refused(&maskdiff(at, &words), key);
+    }
+    // What they have exported.
+    for (kind, to) in [("lightning", "given.ckpt"), ("safetensors", "given")] {
+        let words = ["export", "--checkpoint", "by-name", "--as", kind, "--output", to];
+        of_user(at, "stranger-home", &words).expect(0);
+        refused(&sampled(at, to, &[]), "sampling.predictor");
+    }
+    // A Hugging Face folder of a layout that has a schedule's name.
+    strange(at, "sedd", &["parameterization=sedd"]);
+    let words = ["export", "--checkpoint", "sedd", "--as", "hf", "--output", "hf"];
+    maskdiff(at, &words).expect(0);
+    let text = fs::read_to_string(at.join("hf/config.json")).expect("its configuration");
+    let mut config: serde_json::Value = serde_json::from_str(&text).expect("JSON");
+    config["noise"]["type"] = name.clone().into();
+    fs::write(at.join("hf/config.json"), config.to_string()).expect("written");
+    refused(&sampled(at, "hf", &[]), "noise.type");
+    // A method and its schedule, which a new run would take over.
+    let Some(python) = maskdiff_tests::python() else {
+        return maskdiff_tests::skipped("no Python with torch, see `scripts/setup.sh --python`");
+    };
+    let run = |home: &str, words: &[&str]| {
         let mut command = command(at, words);
-        command.env("MASKDIFF_PYTHON", python.as_deref().unwrap_or(Path::new("/nowhere")));
+        command.env("MASKDIFF_PYTHON", &python).env("XDG_DATA_HOME", at.join(home));
         finish(&mut command)
     };
-    // Of every kind of stored configuration.
-    let stored = |run: &str, key: &str, value: &str| {
-        copied(&at.join("run"), &at.join(run));
-        for file in ["config.toml", "checkpoints/last/config.toml"] {
-            let file = at.join(run).join(file);
-            let text = fs::read_to_string(&file).expect("a configuration");
-            let (group, name) = key.rsplit_once('.').unwrap_or(("", key));
-            let (mut within, mut lines) = (String::new(), Vec::new());
-            let said = format!("{name} = \"{value}\"");
-            for line in std::iter::once("[]").chain(text.lines()) {
-                if let Some(group) = line.strip_prefix('[').and_then(|rest| rest.strip_suffix(']'))
-                {
-                    within = group.to_string();
-                }
-                if within != group || !line.starts_with(&format!("{name} = ")) {
-                    lines.push(line.to_string());
-                }
-                if line == format!("[{group}]") {
-                    lines.push(said.clone());
-                }
-            }
-            fs::write(&file, lines[1..].join("\n")).expect("written");
-        }
-    };
-    stored("by-name", "parameterization", &evil);
-    stored("by-noise", "noise.type", &evil);
-    stored("by-sampler", "sampling.predictor", &evil);
-    stored("by-option", "sampling.argument", evil.strip_prefix("python:").expect("its name"));
-    rewritten(&at.join("by-option"), "predictor = \"ddpm_cache\"", "predictor = \"python\"");
-    for name in ["by-name", "by-noise", "by-sampler", "by-option"] {
-        let out = run(&["sample", "--checkpoint", name]);
-        out.expect(3).says(&["evil.py` is code that", "and you have not", "--trust"]);
-        run(&["eval", "--checkpoint", name]).expect(3);
-        let words = ["export", "--checkpoint", name, "--as", "safetensors", "--output", "out"];
-        run(&words).expect(3);
-    }
-    let from = ["train", "training.from=by-name", "run.dir=next"];
-    run(&from).expect(3).says(&["(`parameterization`)"]);
-    assert!(!mark.exists(), "it was imported");
-    // Its user has named it, and gives the model away.
-    let named = format!("sampling.predictor={evil}");
-    let given = |kind: &str, to: &str| {
-        run(&["export", "--checkpoint", "run", "--as", kind, "--output", to, &named]).expect(0);
-        let mut command = command(at, &["sample", "--checkpoint", to, "-n", "1"]);
-        command.env("XDG_DATA_HOME", at.join("other-home"));
-        finish(&mut command).expect(3).says(&["evil.py` is code that", "(`sampling.predictor`)"]);
-    };
-    given("lightning", "given.ckpt");
-    given("safetensors", "given");
-    assert!(!mark.exists(), "it was imported");
-    // Here it is used, as far as there is a Python.
-    let out = run(&["sample", "--checkpoint", "given", "-n", "1"]);
-    assert_ne!(out.code, 3, "{out:?}");
-    assert_eq!(mark.exists(), python.is_some());
+    let example = maskdiff_tests::root().join("plugins/python/examples/subs.py");
+    let example = fs::read_to_string(example).expect("the example");
+    fs::write(&file, example).expect("a file");
+    let schedule = format!("noise.type=python:{}:LogLinear", file.display());
+    let words = one_step("by-noise", &[&schedule]);
+    run("stranger-home", &words.iter().map(String::as_str).collect::<Vec<&str>>()).expect(0);
+    fs::write(&file, evil.replace("Evil", "LogLinear")).expect("a file");
+    let sample = ["sample", "--checkpoint", "by-noise", "-n", "1"];
+    refused(&run("data-home", &sample), "noise.type");
+    let next = one_step("next", &["training.from=by-noise"]);
+    let next: Vec<&str> = next.iter().map(String::as_str).collect();
+    refused(&run("data-home", &next), "noise.type");
+    // Named once, it is the user's.
+    run("data-home", &[&sample[..], &[&schedule]].concat());
+    fs::remove_file(&mark).expect("it was imported");
+    run("data-home", &sample);
+    assert!(mark.exists(), "it was imported again");
 }
 
 #[test]
