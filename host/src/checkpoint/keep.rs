@@ -3,14 +3,91 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use super::{Checkpoint, name, remove, step_of};
+use super::write::put_in_place;
+use super::{Checkpoint, MODEL, name, remove, step_of};
 use crate::error::{Error, Result};
 use crate::files;
 use crate::files::look;
 
-/// Points the link `name` at a checkpoint of the same folder, in one step.
+/// The links beside the checkpoints.
+const LINKS: [&str; 2] = ["last", "best"];
+
+/// Points the link `name` at a checkpoint of the same folder, in one step. A copy of a checkpoint in its place is removed.
 pub fn link(folder: &Path, name: &str, checkpoint: &str) -> Result<()> {
-    files::link_whole(&folder.join(name), Path::new(checkpoint))
+    let place = folder.join(name);
+    match stands_in(&place) {
+        Place::Copy => {
+            let temporary = folder.join(format!(".step-{name}.tmp"));
+            remove(&temporary)?;
+            files::link_whole(&temporary, Path::new(checkpoint))?;
+            put_in_place(&temporary, &place)
+        }
+        Place::Free => files::link_whole(&place, Path::new(checkpoint)),
+        Place::Foreign => Err(foreign(&place)),
+    }
+}
+
+/// What lies where a link should be.
+#[derive(Debug, PartialEq, Eq)]
+enum Place {
+    /// Nothing, a link, or the text of one: what programs make of a link that know none.
+    Free,
+    /// A copy of a checkpoint: what programs make of a link that they follow.
+    Copy,
+    /// Something else.
+    Foreign,
+}
+
+fn stands_in(place: &Path) -> Place {
+    let Ok(found) = fs::symlink_metadata(place) else { return Place::Free };
+    if found.is_dir() {
+        return if is_ours(place) { Place::Copy } else { Place::Foreign };
+    }
+    let is_text = || {
+        let text = fs::read_to_string(place).unwrap_or_default();
+        text.is_empty() || step_of(text.trim()).is_some()
+    };
+    let is_free = found.is_symlink() || found.is_file() && found.len() < 64 && is_text();
+    if is_free { Place::Free } else { Place::Foreign }
+}
+
+fn foreign(place: &Path) -> Error {
+    Error::config(
+        format!("`{}` is no link to a checkpoint and no copy of one", place.display()),
+        "move it away, or name another folder by `checkpointing.save_dir` or `run.dir`",
+    )
+}
+
+/// Refuses a folder in which something of the user's lies where a link should be.
+pub fn check(folder: &Path) -> Result<()> {
+    let mut places = LINKS.iter().map(|name| folder.join(name));
+    match places.find(|place| stands_in(place) == Place::Foreign) {
+        Some(place) => Err(foreign(&place)),
+        None => Ok(()),
+    }
+}
+
+/// Whether a folder holds a checkpoint, or what is left of one, and nothing else would be lost with it.
+pub(super) fn is_ours(folder: &Path) -> bool {
+    let is_empty = || fs::read_dir(folder).is_ok_and(|mut entries| entries.next().is_none());
+    folder.join("state.json").is_file() || folder.join(MODEL).is_file() || is_empty()
+}
+
+/// The checkpoints of a folder, newest first, with the copies that stand where links were.
+pub fn all(folder: &Path) -> Result<Vec<PathBuf>> {
+    let listed = list(folder)?.into_iter().map(|path| {
+        let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        (step_of(&name).unwrap_or_default(), path)
+    });
+    let copies = LINKS.iter().map(|name| folder.join(name)).filter_map(|place| {
+        let is_copy = stands_in(&place) == Place::Copy;
+        let step = Checkpoint::of_folder(&place).ok().filter(|_| is_copy)?.state.step;
+        Some((step, place))
+    });
+    let mut all: Vec<(i64, PathBuf)> = listed.chain(copies).collect();
+    // The sort is stable: of one step, the checkpoint comes before its copies.
+    all.sort_by_key(|(step, _)| std::cmp::Reverse(*step));
+    Ok(all.into_iter().map(|(_, path)| path).collect())
 }
 
 /// The checkpoints of a folder, newest first; none where there is no such folder.
@@ -43,7 +120,7 @@ pub fn prune(folder: &Path, keep: usize, in_use: &[PathBuf]) -> Result<()> {
     let kept = [linked(folder, "last")?, linked(folder, "best")?];
     for path in list(folder)?.iter().skip(keep.max(1)) {
         let name = path.file_name().map(PathBuf::from);
-        if (name.is_some() && kept.contains(&name)) || in_use.contains(path) {
+        if (name.is_some() && kept.contains(&name)) || in_use.contains(path) || !is_ours(path) {
             continue;
         }
         discard(path)?;
@@ -78,7 +155,7 @@ pub fn sweep(folder: &Path) -> Result<()> {
 /// There are checkpoints, and all are damaged; or one could not be read. Nothing is moved then.
 pub fn newest(folder: &Path, mut tell: impl FnMut(&str)) -> Result<Option<Checkpoint>> {
     let mut damaged: Vec<(PathBuf, Error)> = Vec::new();
-    for path in list(folder)? {
+    for path in all(folder)? {
         match Checkpoint::checked(&path) {
             Ok(checkpoint) => {
                 for (path, error) in damaged {

@@ -142,6 +142,14 @@ pub fn resolve(path: &Path) -> Result<PathBuf> {
             }
         }
     }
+    // Where links were lost with a copy, the newest one is the last.
+    for folder in [path.to_path_buf(), path.join("checkpoints")] {
+        for newest in list(&folder)? {
+            if look::is_file(&newest.join(STATE))? {
+                return Ok(newest);
+            }
+        }
+    }
     let why = if look::present(path)? { "holds no checkpoint" } else { "does not exist" };
     Err(Error::config(
         format!("`{}` {why}", path.display()),

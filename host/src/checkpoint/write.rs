@@ -247,9 +247,9 @@ fn put(folder: &Path, target: &Path, content: &mut Content) -> Result<()> {
     written
 }
 
-/// Renames a folder, in one step also where there is one of that name already, which is removed then.
+/// Renames a folder or a link, in one step also where there is one of that name already, which is removed then.
 #[expect(unsafe_code, reason = "a call of the system")]
-fn put_in_place(temporary: &Path, target: &Path) -> Result<()> {
+pub(super) fn put_in_place(temporary: &Path, target: &Path) -> Result<()> {
     if crate::files::look::is_taken(target)? {
         let name = |path: &Path| std::ffi::CString::new(path.as_os_str().as_encoded_bytes());
         if let (Ok(from), Ok(to)) = (name(temporary), name(target)) {

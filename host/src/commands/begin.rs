@@ -92,7 +92,7 @@ fn own_checkpoint(config: &Config) -> Result<Option<Checkpoint>> {
     let run = config.run.dir.as_ref().map(|run| Path::new(run).join("checkpoints"));
     let folder = places.save_dir.as_ref().map(PathBuf::from).or(run);
     let Some(folder) = folder.filter(|_| places.resume_from_ckpt) else { return Ok(None) };
-    for path in checkpoint::list(&folder)? {
+    for path in checkpoint::keep::all(&folder)? {
         match Checkpoint::of_folder(&path) {
             Err(Error::Checkpoint { .. }) => {}
             opened => return opened.map(Some),
