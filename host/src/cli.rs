@@ -162,6 +162,9 @@ enum Command {
         /// Where the page goes
         #[arg(long, value_name = "FILE", default_value = "report.html", value_hint = ValueHint::FilePath)]
         output: PathBuf,
+        /// Replace a file that is no page of this command, too
+        #[arg(long)]
+        force: bool,
     },
     /// Write a checkpoint for another program
     ///
@@ -368,9 +371,10 @@ fn run(words: Vec<OsString>) -> Result<i32> {
         Command::Export { trained, kind, output } => {
             commands::export::run(&common(trained.into_overrides()?), kind, &output)
         }
-        Command::Report { folders, output } => {
+        Command::Report { folders, output, force } => {
             let common = common(Vec::new());
-            commands::report::run(&Report::new(common.format, common.quiet), &folders, &output)
+            let report = Report::new(common.format, common.quiet);
+            commands::report::run(&report, &folders, &output, force)
         }
         Command::Config { overrides } => commands::config::run(&common(overrides)),
         Command::Runs { command } => {

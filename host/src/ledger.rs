@@ -12,7 +12,7 @@ use crate::config::Config;
 use crate::error::{Error, Result};
 use crate::files::look;
 use crate::plugins::UsedPlugin;
-use crate::run_dir;
+use crate::{ownership, run_dir};
 
 /// Its name in a run folder.
 pub const FILE: &str = "results.jsonl";
@@ -36,7 +36,13 @@ impl Ledger {
             Some(path) => Some(PathBuf::from(path)),
             None => Some(own()?),
         };
-        if let Some(path) = &path {
+        if let Some(path) = path.as_deref().filter(|path| !ownership::is_stream(path)) {
+            if let Some(why) = ownership::fault(path, ownership::Kind::Ledger) {
+                let message = format!("`{}` {why}: no results are added to it", path.display());
+                let hint =
+                    "`eval.results=FILE` names another file, `eval.results=none` does without";
+                return Err(config.layers.error("eval.results", &message, hint));
+            }
             let wrong = |e: &std::io::Error| {
                 let message = format!("the ledger `{}` cannot be written: {e}", path.display());
                 let hint = "`eval.results=FILE` names another, `eval.results=none` does without";
@@ -66,6 +72,10 @@ impl Ledger {
         });
         extend(&mut line, result);
         let put = || {
+            if ownership::is_stream(path) {
+                let mut stream = OpenOptions::new().append(true).open(path)?;
+                return stream.write_all(format!("{line}\n").as_bytes());
+            }
             let mut file = OpenOptions::new().create(true).read(true).append(true).open(path)?;
             // A line that a crash has cut off stays alone.
             let length = file.metadata()?.len();

@@ -31,6 +31,7 @@ mod net;
 pub mod observe;
 pub mod optim;
 pub mod output;
+pub mod ownership;
 pub mod page;
 pub mod plain;
 pub mod plugins;

@@ -9,10 +9,11 @@ use std::io::Write as _;
 use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
+use sha2::{Digest as _, Sha256};
 
 use crate::config::range::Range;
 use crate::config::{Config, begun};
-use crate::data::{Corpus, Reads};
+use crate::data::{Corpus, Reads, hex};
 use crate::error::{Error, Result};
 use crate::files;
 use crate::files::lock::Lock;
@@ -67,10 +68,13 @@ impl RunDir {
             fs::create_dir_all(&folder).map_err(|e| Error::io("create", &folder, &e))?;
         }
         secrets::keep(&path, config.layers.secrets())?;
-        files::write_whole(&path.join("config.toml"), to_toml(config))?;
-        files::write_whole(&path.join("tokenizer.json"), corpus.tokenizer.to_json())?;
-        let manifest = manifest(config, plugins, &corpus.reads);
+        let tokenizer = corpus.tokenizer.to_json();
+        let mut manifest = manifest(config, plugins, &corpus.reads);
+        manifest["tokenizer_sha256"] = json!(hex(&Sha256::digest(&tokenizer)));
+        // First: a folder without it is no run's, see `ownership`.
         files::write_whole(&path.join("manifest.json"), format!("{manifest:#}"))?;
+        files::write_whole(&path.join("config.toml"), to_toml(config))?;
+        files::write_whole(&path.join("tokenizer.json"), tokenizer)?;
         let held = claim.begin();
         let file = path.join("metrics.jsonl");
         forget_after(&file, resumed)?;

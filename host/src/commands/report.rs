@@ -9,7 +9,7 @@ use crate::config::{shelf_file, shelf_names};
 use crate::error::{Error, Result};
 use crate::report::{Report, counted};
 use crate::runs::{self, Run};
-use crate::{files, ledger, page};
+use crate::{ledger, ownership, page};
 
 /// Figures of a paper.
 #[derive(Debug, Deserialize)]
@@ -28,8 +28,14 @@ struct File {
     table: Vec<Published>,
 }
 
+/// The option that names the page.
+const OUTPUT: &str = "--output";
+
 /// Makes one page of the runs and ledgers at and below some folders.
-pub fn run(report: &Report, folders: &[PathBuf], output: &Path) -> Result<()> {
+///
+/// With `force`, whatever lies at `output` is replaced.
+pub fn run(report: &Report, folders: &[PathBuf], output: &Path, force: bool) -> Result<()> {
+    ownership::check(output, ownership::Kind::Report, OUTPUT, force)?;
     let (mut shown, mut results, mut traces) = (Vec::new(), Vec::new(), Vec::new());
     let mut seen = std::collections::BTreeSet::new();
     for folder in folders {
@@ -68,12 +74,18 @@ pub fn run(report: &Report, folders: &[PathBuf], output: &Path) -> Result<()> {
     let published = published(&results)?;
     let (runs, evaluations, texts) = (shown.len(), results.len(), traces.len());
     let data = json!({"runs": shown, "results": results, "published": published, "traces": traces});
-    files::write_whole(output, page::html("maskdiff report", data))?;
+    let page = page::html("maskdiff report", "report", data);
+    ownership::put(output, ownership::Kind::Report, OUTPUT, force, &page)?;
     let path = output.display().to_string();
     let line = json!({"output": path, "runs": runs, "results": evaluations, "traces": texts});
     let said = [(runs, "run"), (evaluations, "result"), (texts, "trace")];
     let said = said.map(|(number, noun)| counted(number, noun)).join(", ");
-    report.result(&line, &format!("{path}: {said}"));
+    // A page that went there stands alone.
+    if ownership::is_standard_output(output) {
+        report.note(&said);
+    } else {
+        report.result(&line, &format!("{path}: {said}"));
+    }
     Ok(())
 }
 

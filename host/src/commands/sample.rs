@@ -1,7 +1,7 @@
 //! `maskdiff sample`
 
 use std::cell::RefCell;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
 use maskdiff_plugin_api::{Kind, PluginError};
@@ -22,7 +22,7 @@ use crate::report::{Report, counted};
 use crate::sample::{self, Sample, Texts, Windows};
 use crate::stop::Stop;
 use crate::trace::{self, Recorder, Trace, Walk};
-use crate::{accelerator, assemble, files, page, plugins};
+use crate::{accelerator, assemble, ownership, page, plugins};
 
 /// Files that show how texts came to be.
 #[derive(Debug, Clone, Default, clap::Args)]
@@ -33,22 +33,32 @@ pub struct Shown {
     /// Write a page that plays it
     #[arg(long, conflicts_with = "watch", value_name = "FILE.html", value_hint = clap::ValueHint::FilePath)]
     pub html: Option<PathBuf>,
+    /// Replace files that are no trace and no page of this command, too
+    #[arg(long, conflicts_with = "watch")]
+    pub force: bool,
 }
 
 impl Shown {
-    /// Looks before hours of drawing whether the files can be.
+    /// The files with their kinds and options.
+    fn files(&self) -> impl Iterator<Item = (&Path, ownership::Kind, &'static str)> {
+        let trace = self.trace.as_deref().map(|path| (path, ownership::Kind::Trace, "--trace"));
+        let html = self.html.as_deref().map(|path| (path, ownership::Kind::Player, "--html"));
+        trace.into_iter().chain(html)
+    }
+
+    /// Looks before hours of drawing whether the files can be written, and are nothing of the user's.
     fn check(&self) -> Result<()> {
-        for path in self.trace.iter().chain(&self.html) {
-            let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
-            let lacks_folder = !folder.map_or(Ok(true), look::is_folder)?;
-            if lacks_folder || look::is_folder(path)? {
-                return Err(Error::config(
-                    format!("`{}` cannot be written", path.display()),
-                    "name a file in a folder that is there",
-                ));
-            }
+        if let (Some(trace), Some(html)) = (&self.trace, &self.html)
+            && ownership::is_same(trace, html)
+            && !ownership::is_stream(trace)
+        {
+            return Err(Error::config(
+                format!("`--trace` and `--html` are one file, `{}`", html.display()),
+                "name two",
+            ));
         }
-        Ok(())
+        self.files()
+            .try_for_each(|(path, kind, said)| ownership::check(path, kind, said, self.force))
     }
 
     /// Who writes down how texts come to be, where that is shown.
@@ -57,16 +67,15 @@ impl Shown {
     }
 
     fn write(&self, trace: &Trace) -> Result<()> {
-        if let Some(path) = &self.trace {
-            files::write_whole(path, serde_json::to_string(trace).unwrap_or_default())?;
-        }
-        if let Some(path) = &self.html {
-            let mut shown = json!(trace);
-            shown["name"] = json!(trace.sampler);
-            files::write_whole(
-                path,
-                page::html("How the text came to be", json!({"traces": [shown]})),
-            )?;
+        for (path, kind, said) in self.files() {
+            let content = if kind == ownership::Kind::Trace {
+                serde_json::to_string(trace).unwrap_or_default()
+            } else {
+                let mut shown = json!(trace);
+                shown["name"] = json!(trace.sampler);
+                page::html("How the text came to be", "sample", json!({"traces": [shown]}))
+            };
+            ownership::put(path, kind, said, self.force, &content)?;
         }
         Ok(())
     }

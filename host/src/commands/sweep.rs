@@ -23,7 +23,7 @@ use crate::stop::Stop;
 use crate::sweep::axes::{Plan, SEED};
 use crate::sweep::collect;
 use crate::sweep::{State, Sweep, local, name};
-use crate::{assemble, files, output};
+use crate::{assemble, files, output, ownership};
 
 /// A sweep to begin.
 #[derive(Debug, clap::Args)]
@@ -457,6 +457,10 @@ pub fn collect(common: &Common, folder: &Path, table: &Table) -> Result<()> {
         return Err(Error::data("no point of the sweep is done".to_string(), hint));
     }
     let file = sweep.folder.join("results.csv");
+    if let Some(why) = ownership::fault(&file, ownership::Kind::Table) {
+        let message = format!("the table goes to `{}`, which {why}", file.display());
+        return Err(Error::config(message, "move the file away"));
+    }
     files::write_whole(&file, found.csv(&sweep.plan.keys()))?;
     if report.json() {
         found.rows.iter().for_each(|row| report.result(&found.json(row), ""));

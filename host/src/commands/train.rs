@@ -27,7 +27,7 @@ use crate::stop::Stop;
 use crate::track::Trackers;
 use crate::train::{self, Progress, Trainer};
 use crate::{
-    accelerator, alert, assemble, memory, output, plugins, precision, runs, secrets, track,
+    accelerator, alert, assemble, memory, output, ownership, plugins, precision, runs, secrets, track,
 };
 
 /// Trains, or goes on with a run; as one rank of several when the environment says so. Everything that can be wrong is
@@ -96,6 +96,9 @@ fn work(
     // Before anything is read or made there: another run may start at this very moment.
     let mut claim = None;
     let path = PathBuf::from(world.share("run", || {
+        if let Some(folder) = &config.run.dir {
+            ownership::check_run(Path::new(folder), common.file.as_deref(), profile)?;
+        }
         let made = Claim::run(config)?;
         if !config.checkpointing.resume_from_ckpt {
             RunDir::check_fresh(made.path())?;
@@ -150,6 +153,9 @@ fn work(
     world.agree("checkpoint", &first.into_iter().collect::<Vec<String>>())?;
     if let Some(said) = long_warmup(config) {
         report.note(&said);
+    }
+    if world.is_main() {
+        checkpoint::keep::check(&folder)?;
     }
     if !config.checkpointing.resume_from_ckpt && world.is_main() {
         check_empty(&folder, mirror.as_ref())?;
@@ -435,7 +441,7 @@ fn nowhere(config: &Config) -> bool {
 
 /// The step of the newest checkpoint that is whole. Damaged ones are passed over; one that cannot be read is an error.
 fn newest_whole(folder: &Path) -> Result<Option<i64>> {
-    for path in checkpoint::list(folder)? {
+    for path in checkpoint::keep::all(folder)? {
         match Checkpoint::checked(&path) {
             Err(Error::Checkpoint { .. }) => {}
             opened => return opened.map(|whole| Some(whole.state.step)),
@@ -451,7 +457,7 @@ fn hash_line(plugin: &UsedPlugin) -> String {
 /// Refuses a place that holds checkpoints already: they are another run's.
 fn check_empty(folder: &Path, mirror: Option<&Mirror>) -> Result<()> {
     let place = match mirror {
-        _ if !checkpoint::list(folder)?.is_empty() => folder.display().to_string(),
+        _ if !checkpoint::keep::all(folder)?.is_empty() => folder.display().to_string(),
         Some(mirror) if !mirror.is_empty()? => mirror.url().to_string(),
         _ => return Ok(()),
     };

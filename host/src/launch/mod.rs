@@ -17,7 +17,7 @@ use std::path::{Path, PathBuf};
 use serde_json::{Value, json};
 
 use crate::error::{Error, Result};
-use crate::{files, runs, secrets};
+use crate::{files, ownership, runs, secrets};
 
 /// The jobs that were submitted for a folder, a line each.
 const JOBS: &str = "jobs.jsonl";
@@ -57,6 +57,10 @@ pub fn remember(folder: &Path, job: &str, script: &Path) {
         "command": crate::run_dir::command_line(),
     });
     let file = folder.join(JOBS);
+    if let Some(why) = ownership::fault(&file, ownership::Kind::Jobs) {
+        tracing::warn!("job {job} was submitted, and not remembered: `{}` {why}", file.display());
+        return;
+    }
     let opened = fs::create_dir_all(folder)
         .and_then(|()| fs::File::options().create(true).append(true).open(&file));
     if let Err(e) = opened.and_then(|mut file| writeln!(file, "{line}")) {

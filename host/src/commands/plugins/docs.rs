@@ -9,31 +9,36 @@ use maskdiff_plugin_api::abi::module::ComponentInfo;
 use serde_json::Value;
 
 use super::{Common, key, option_group};
-use crate::assemble;
 use crate::config::range::Range;
 use crate::error::{Error, Result};
+use crate::{assemble, files, ownership};
 
 /// Writes `DIR/KIND-NAME.md` for every component that is loaded, and `DIR/README.md` with a list of them.
 pub fn write(common: &Common, folder: &Path) -> Result<()> {
     let registry = assemble::registry(&common.plugins, &common.config()?)?;
     std::fs::create_dir_all(folder).map_err(|e| Error::io("write", folder, &e))?;
     let mut index: BTreeMap<&str, String> = BTreeMap::new();
+    let mut pages = Vec::new();
     for (plugin, component) in registry.components() {
         let ComponentInfo { kind, name, about, .. } = component;
         let page = format!("{kind}-{name}.md");
         let list = index.entry(kind).or_default();
         let _ = writeln!(list, "- [`{name}`]({page}): {about}");
-        put(&folder.join(page), &describe(plugin, component))?;
+        pages.push((folder.join(page), describe(plugin, component)));
     }
     let mut text = "# Components\n\nWritten by `maskdiff plugins docs`.\n".to_string();
     for (kind, list) in index {
         let _ = write!(text, "\n## {kind}: `{}=NAME`\n\n{list}", key(kind));
     }
-    put(&folder.join("README.md"), &text)
-}
-
-fn put(path: &Path, text: &str) -> Result<()> {
-    std::fs::write(path, text).map_err(|e| Error::io("write", path, &e))
+    pages.push((folder.join("README.md"), text));
+    // Nothing is written where one of them is the user's.
+    for (path, _) in &pages {
+        if let Some(why) = ownership::fault(path, ownership::Kind::Component) {
+            let message = format!("`{}` {why}", path.display());
+            return Err(Error::config(message, "name another folder, or move the file away"));
+        }
+    }
+    pages.iter().try_for_each(|(path, text)| files::write_whole(path, text))
 }
 
 fn describe(plugin: &Plugin, component: &ComponentInfo) -> String {

@@ -61,14 +61,19 @@ pub fn new(
         api: &dependency,
     };
     // Written beside and renamed: a crate is there whole or not at all.
-    let draft = folder.join(format!(".{name}.new"));
-    let written = write(&draft, &words).and_then(|()| {
-        std::fs::rename(&draft, &target).map_err(|e| Error::io("write", &target, &e))
-    });
-    if written.is_err() {
-        let _ = std::fs::remove_dir_all(&draft);
-    }
-    written?;
+    let draft =
+        tempfile::Builder::new().prefix(&format!(".{name}-")).tempdir_in(folder).map_err(|e| {
+            let message = format!("no crate can be written into `{}`: {e}", folder.display());
+            Error::config(
+                message,
+                "name a folder that is there and that you may write into by `--path`",
+            )
+        })?;
+    write(draft.path(), &words)?;
+    let shared = std::os::unix::fs::PermissionsExt::from_mode(0o755);
+    std::fs::set_permissions(draft.path(), shared)
+        .and_then(|()| std::fs::rename(draft.path(), &target))
+        .map_err(|e| Error::io("write", &target, &e))?;
     output::result(&format!(
         "{}: a {kind} plugin; the component is `{component}` in src/lib.rs\n\
          next: maskdiff plugins build {}\n\
