@@ -25,6 +25,7 @@ mod local;
 mod remote;
 pub mod room;
 mod sink;
+mod state;
 pub mod tensors;
 pub mod write;
 
@@ -33,6 +34,7 @@ pub use keep::{list, newest};
 pub use local::Mirror;
 #[cfg(feature = "remote")]
 pub use remote::Mirror;
+pub use state::State;
 pub use tensors::{Named, Stored, copy, load_into, matched, shorten};
 pub use write::{Content, Saver};
 
@@ -44,49 +46,12 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use crate::data::{Tokenizer, parse_tokenizer};
 use crate::error::{Error, Result};
 use crate::files::look;
 use crate::plugins::hex;
-
-/// The numbers of a checkpoint that are not tensors.
-#[derive(Debug, Clone, Default, Serialize, Deserialize)]
-pub struct State {
-    /// Version of this layout.
-    pub format: u32,
-    /// Steps done.
-    pub step: i64,
-    /// Samples read: the number of the next batch's first one.
-    pub samples: u64,
-    /// Updates of the average.
-    pub ema_updates: i64,
-    /// Best value of the monitored metric so far.
-    pub best: Option<f64>,
-    /// The step of the best checkpoint.
-    pub best_step: Option<i64>,
-    /// The last step that was evaluated.
-    pub evaluated: i64,
-    /// Sum of the losses since the last line of metrics, and their number.
-    pub window: (f64, i64),
-    /// Mean of the losses and their number, to tell a spike.
-    pub usual: (f64, i64),
-    /// Factor of a float16 loss, and steps since it changed.
-    pub loss_scale: Option<(f64, i64)>,
-    /// Steps whose batches are left out.
-    pub skipped: Vec<i64>,
-    /// Ranks that wrote it.
-    pub world: usize,
-    /// Plugin to SHA-256 of its file.
-    pub plugins: BTreeMap<String, String>,
-    /// SHA-256 of the blocks that were trained on; empty where they are generated.
-    #[serde(default)]
-    pub data: String,
-    /// File name to SHA-256 of its content.
-    pub files: BTreeMap<String, String>,
-}
 
 /// Version of the layout.
 pub const FORMAT: u32 = 2;
@@ -260,17 +225,12 @@ impl Checkpoint {
     pub(crate) fn of_folder(folder: &Path) -> Result<Self> {
         let file = folder.join(STATE);
         let text = fs::read(&file).map_err(|e| unread(&file, &e))?;
-        /// The version alone, which must be right before the rest can be read.
-        #[derive(Deserialize)]
-        struct Version {
-            format: u32,
+        let state = State::read(&text).map_err(|why| damaged(&file, &why))?;
+        let name = folder.file_name().unwrap_or_default().to_string_lossy();
+        if let Some(step) = step_of(&name).filter(|step| *step != state.step) {
+            let why = format!("it is of step {}, and lies in a folder of step {step}", state.step);
+            return Err(damaged(&file, &why));
         }
-        let broken = |e: serde_json::Error| damaged(&file, &e.to_string());
-        let Version { format } = serde_json::from_slice(&text).map_err(broken)?;
-        if format != FORMAT {
-            return Err(damaged(&file, &format!("layout {format}, expected {FORMAT}")));
-        }
-        let state: State = serde_json::from_slice(&text).map_err(broken)?;
         let mut files = BTreeMap::new();
         for name in state.files.keys() {
             if name.contains('/') || name.starts_with('.') {
@@ -445,7 +405,7 @@ mod tests {
         let tensor = Tensor::from_slice(&[value, 2.0]);
         let scalar = Tensor::from(1.5f64);
         Content {
-            state: State { format: FORMAT, step, ema_updates: 3, ..State::default() },
+            state: State { format: FORMAT, step, samples: 64, ema_updates: 3, ..State::default() },
             model: vec![("w".into(), tensor.shallow_clone()), ("s".into(), scalar)],
             ema: vec![],
             optimizer: vec![("b".into(), Tensor::from_slice(&[1u8, 2, 3]))],

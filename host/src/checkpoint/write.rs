@@ -280,8 +280,7 @@ fn write_files(folder: &Path, content: &mut Content) -> Result<()> {
         files.insert(name.to_string(), hex(&Sha256::digest(text.as_bytes())));
     }
     content.state.files = files;
-    let state = serde_json::to_vec_pretty(&content.state).unwrap_or_default();
-    write_flushed(&folder.join("state.json"), &state)?;
+    write_flushed(&folder.join("state.json"), content.state.to_text().as_bytes())?;
     flush(folder)
 }
 

@@ -113,8 +113,8 @@ pub fn show(common: Common, words: Vec<String>, first: u64, blocks: u64) -> Resu
         let length = cache.header.packing.length;
         let mut ids = vec![0; length];
         for number in first..rows.min(first.saturating_add(blocks)) {
-            cache.read(number * length as u64, &mut ids);
-            let used = cache.used(number);
+            cache.read(number * length as u64, &mut ids)?;
+            let used = cache.used(number)?;
             let text = tokenizer.decode(&ids[..used]);
             let line = json!({"corpus": corpus, "split": split, "block": number, "text": text, "tokens": used, "ids": ids});
             let filled =

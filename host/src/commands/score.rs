@@ -108,7 +108,7 @@ impl Scorer {
     ) -> Result<()> {
         let blocks = data::open_valid(config, tokenizer, observer)?.blocks;
         let text = |block| -> Result<String> {
-            let ids = Vec::<i64>::try_from(blocks.rows(block, 1).x0_bl.flatten(0, 1))?;
+            let ids = Vec::<i64>::try_from(blocks.rows(block, 1)?.x0_bl.flatten(0, 1))?;
             Ok(tokenizer.decode(&ids))
         };
         let texts = (0..blocks.len().min(count as i64)).map(text).collect::<Result<_>>()?;

@@ -108,6 +108,9 @@ impl Header {
     /// Reads the header at the start of a file of `size` bytes and checks that the file can be what it says. Gives the
     /// place where the tokens begin. An error says what is wrong with the file.
     pub fn parse(start: &[u8], size: u64) -> std::result::Result<(Self, usize), String> {
+        if size == 0 {
+            return Err("it is empty".into());
+        }
         if start.get(..8) != Some(&MAGIC[..]) {
             return Err("it is no file of blocks".into());
         }
@@ -175,7 +178,9 @@ impl Cache {
         // person who cuts it off while it is open gets SIGBUS, as with any mapped file.
         let bytes = unsafe { Mmap::map(&file) }.map_err(|e| Error::io("map", path, &e))?;
         let (header, from) = Header::parse(&bytes, bytes.len() as u64).map_err(|why| {
-            let hint = if bytes.starts_with(MAGIC) {
+            // A crash may leave a file of its name without what was in it.
+            let named = path.extension().is_some_and(|ending| ending == "blocks");
+            let hint = if bytes.starts_with(MAGIC) || named {
                 "remove the file: the next run builds it again"
             } else {
                 "give a `.blocks` file, or the KEY=VALUE of a configuration"
@@ -195,8 +200,8 @@ impl Cache {
         self.header.packed.rows
     }
 
-    /// The tokens `from .. from + out.len()` of all blocks one after the other.
-    pub fn read(&self, from: u64, out: &mut [i64]) {
+    /// The tokens `from .. from + out.len()` of all blocks one after the other, each one of the vocabulary.
+    pub fn read(&self, from: u64, out: &mut [i64]) -> Result<()> {
         let width = self.header.width;
         let start = self.from + from as usize * width;
         let bytes = &self.bytes[start..start + out.len() * width];
@@ -207,43 +212,54 @@ impl Cache {
             let ids = bytes.as_chunks::<4>().0;
             out.iter_mut().zip(ids).for_each(|(out, id)| *out = i64::from(u32::from_le_bytes(*id)));
         }
+        let size = self.header.vocab_size;
+        let Some(at) = out.iter().position(|id| *id >= size) else { return Ok(()) };
+        let block = (from + at as u64) / self.header.packing.length as u64;
+        Err(self.damaged(&format!(
+            "block {block} holds token id {}, outside the vocabulary 0..{size}",
+            out[at]
+        )))
+    }
+
+    /// What is spoilt in a file that was whole when it got its name.
+    fn damaged(&self, why: &str) -> Error {
+        Error::data(
+            format!("`{}` is damaged: {why}", self.path.display()),
+            "remove the file: the next run builds it again; `maskdiff data verify` checks every byte of the others",
+        )
     }
 
     /// The tokens of a block that are no filling.
-    pub fn used(&self, row: u64) -> usize {
+    pub fn used(&self, row: u64) -> Result<usize> {
         let packing = &self.header.packing;
         if packing.wrap {
-            return packing.length;
+            return Ok(packing.length);
         }
         let tokens = self.rows() as usize * packing.length * self.header.width;
         let at = self.from + tokens + row as usize * 4;
         let bytes = self.bytes[at..at + 4].try_into().unwrap_or_default();
-        (u32::from_le_bytes(bytes) as usize).min(packing.length)
+        match u32::from_le_bytes(bytes) as usize {
+            used if used <= packing.length => Ok(used),
+            used => {
+                let length = packing.length;
+                Err(self.damaged(&format!("block {row} of {length} tokens says that {used} count")))
+            }
+        }
     }
 
     /// Reads every byte: the hash must be the header's, and each token one of the vocabulary.
     pub fn verify(&self) -> Result<()> {
-        let wrong = |why: String| {
-            Error::data(
-                format!("`{}`: {why}", self.path.display()),
-                "remove the file: the next run builds it again",
-            )
-        };
         let found = hex(&Sha256::digest(&self.bytes[self.from..]));
         if found != self.header.sha256 {
             let said = &self.header.sha256;
-            return Err(wrong(format!("its content has SHA-256 {found}, and should have {said}")));
+            return Err(
+                self.damaged(&format!("its content has SHA-256 {found}, and should have {said}"))
+            );
         }
         let length = self.header.packing.length;
         let mut row = vec![0; length];
         for number in 0..self.rows() {
-            self.read(number * length as u64, &mut row);
-            if let Some(id) = row.iter().find(|id| **id >= self.header.vocab_size) {
-                let size = self.header.vocab_size;
-                return Err(wrong(format!(
-                    "block {number} holds token id {id}, outside the vocabulary 0..{size}"
-                )));
-            }
+            self.read(number * length as u64, &mut row)?;
         }
         Ok(())
     }
@@ -363,11 +379,12 @@ mod tests {
             cache.verify().unwrap();
             assert_eq!(cache.rows(), 2);
             let mut ids = [0; 8];
-            cache.read(0, &mut ids);
+            cache.read(0, &mut ids).unwrap();
             assert_eq!(ids, [1, 2, 3, 4, 5, 6, 0, 0]);
-            cache.read(3, &mut ids[..2]);
+            cache.read(3, &mut ids[..2]).unwrap();
             assert_eq!(ids[..2], [4, 5], "anywhere");
-            assert_eq!((cache.used(0), cache.used(1)), (4, if wrap { 4 } else { 2 }));
+            let used = (cache.used(0).unwrap(), cache.used(1).unwrap());
+            assert_eq!(used, (4, if wrap { 4 } else { 2 }));
         }
         assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1, "nothing else is left");
     }
@@ -383,7 +400,7 @@ mod tests {
             let error = checked.expect_err(reason).to_string();
             assert!(error.contains(reason), "{error}");
         };
-        refused(&[], "no file of blocks");
+        refused(&[], "it is empty");
         refused(&whole[..30], "ends in its header");
         refused(&whole[..100], "ends in its header");
         refused(&whole[..whole.len() - 1], "bytes, and should have");

@@ -249,7 +249,7 @@ impl Valid {
         let special = special.map(|id| id.map_or(-1, i64::from));
         let mut characters = 0;
         for block in 0..n {
-            let Rows { x0_bl, counted_bl } = self.blocks.rows(block, 1);
+            let Rows { x0_bl, counted_bl } = self.blocks.rows(block, 1)?;
             let mut ids = Vec::<i64>::try_from(x0_bl.flatten(0, 1))?;
             if let Some(counted_bl) = counted_bl {
                 let counted =

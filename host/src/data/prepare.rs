@@ -143,12 +143,25 @@ fn characters(
         .chain([config.data.on_invalid.clone()])
         .collect();
     let path = folder.join(format!("char-{}.json", short_hash(&identity.join("\n"))));
-    if look::is_file(&path)? {
-        return Ok(tokenizer::load(&path)?.into());
+    let kept = || -> Result<Option<Arc<dyn Tokenizer>>> {
+        if !look::is_file(&path)? {
+            return Ok(None);
+        }
+        match tokenizer::load(&path) {
+            Ok(kept) => Ok(Some(kept.into())),
+            Err(error @ Error::Io { .. }) => Err(error),
+            Err(error) => {
+                observer.note(&format!("warning: {error}; it is made again"));
+                Ok(None)
+            }
+        }
+    };
+    if let Some(kept) = kept()? {
+        return Ok(kept);
     }
     let _lock = held(&path, observer)?;
-    if look::is_file(&path)? {
-        return Ok(tokenizer::load(&path)?.into());
+    if let Some(kept) = kept()? {
+        return Ok(kept);
     }
     let mut all = BTreeSet::new();
     let (mut bytes, mut skipped) = (0, 0);

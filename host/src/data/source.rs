@@ -68,29 +68,29 @@ impl Cached {
     }
 
     /// Reads blocks by their numbers.
-    fn read(&self, numbers: impl Iterator<Item = u64>) -> Rows {
+    fn read(&self, numbers: impl Iterator<Item = u64>) -> Result<Rows> {
         let length = self.length();
         let (mut ids, mut used) = (Vec::new(), Vec::new());
         for number in numbers {
             let row = self.first + number;
             let start = ids.len();
             ids.resize(start + length, 0);
-            self.cache.read(row * length as u64, &mut ids[start..]);
-            used.push(self.cache.used(row));
+            self.cache.read(row * length as u64, &mut ids[start..])?;
+            used.push(self.cache.used(row)?);
         }
-        Rows::new(&ids, length, self.padded().then_some(&used[..]))
+        Ok(Rows::new(&ids, length, self.padded().then_some(&used[..])))
     }
 
     /// Reads `length` tokens from each of these places in the stream of tokens.
-    fn read_at(&self, places: impl Iterator<Item = u64>, length: usize) -> Rows {
+    fn read_at(&self, places: impl Iterator<Item = u64>, length: usize) -> Result<Rows> {
         let from = self.first * self.length() as u64;
         let mut ids = Vec::new();
         for place in places {
             let start = ids.len();
             ids.resize(start + length, 0);
-            self.cache.read(from + place, &mut ids[start..]);
+            self.cache.read(from + place, &mut ids[start..])?;
         }
-        Rows::new(&ids, length, None)
+        Ok(Rows::new(&ids, length, None))
     }
 }
 
@@ -131,9 +131,9 @@ impl Blocks {
     }
 
     /// `n` blocks from `start` on.
-    pub fn rows(&self, start: i64, n: i64) -> Rows {
+    pub fn rows(&self, start: i64, n: i64) -> Result<Rows> {
         match self {
-            Self::Given(ids) => Rows { x0_bl: ids.narrow(0, start, n), counted_bl: None },
+            Self::Given(ids) => Ok(Rows { x0_bl: ids.narrow(0, start, n), counted_bl: None }),
             Self::Cached(cached) => cached.read(start.cast_unsigned()..(start + n).cast_unsigned()),
         }
     }
@@ -190,9 +190,9 @@ impl Source {
                 let length = cached.length();
                 let last = (cached.rows - 1) * length as u64;
                 let place = |i| generator(seed, Purpose::Sample, i).random_range(0..=last);
-                cached.read_at(numbers.map(place), length)
+                cached.read_at(numbers.map(place), length)?
             }
-            Self::Blocks(cached) => cached.read(in_epochs(cached.rows, samples)),
+            Self::Blocks(cached) => cached.read(in_epochs(cached.rows, samples))?,
             Self::Cropped(cached) => {
                 let length = cached.length() / 2;
                 let places = in_epochs(cached.rows, samples).zip(numbers).map(|(block, i)| {
@@ -200,7 +200,7 @@ impl Source {
                         generator(seed, Purpose::Sample, i).random_range(0..length as u64);
                     block * 2 * length as u64 + inside
                 });
-                let rows = cached.read_at(places, length);
+                let rows = cached.read_at(places, length)?;
                 // As the original: validation blocks begin so, and most crops would not.
                 if let Some((bos, _)) = cached.cache.header.packing.ends {
                     let _ = rows.x0_bl.select(1, 0).fill_(i64::from(bos));
@@ -324,7 +324,7 @@ mod tests {
         let cached = blocks(folder.path(), false);
         let valid = Blocks::Cached(cached.clone());
         assert!(valid.padded() && valid.len() == 10);
-        let counted = valid.rows(2, 3).counted_bl.unwrap();
+        let counted = valid.rows(2, 3).unwrap().counted_bl.unwrap();
         let counts = counted.sum_dim_intlist(1, false, tch::Kind::Int64);
         assert_eq!(Vec::<i64>::try_from(counts).unwrap(), [3, 4, 5]);
         assert!(bool::try_from(counted.select(1, 0).all()).unwrap(), "filling is behind the text");

@@ -48,6 +48,7 @@ pub struct Plan {
 
 /// Where a file began. A line of the journal.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 struct Start {
     /// Number of the file in the stream.
     file: usize,
@@ -57,6 +58,30 @@ struct Start {
     rest: Vec<u32>,
     /// Documents since the last batch of the reference packing.
     in_batch: usize,
+    /// CRC-32 of the rest; lines of 0.1.0 have none.
+    #[serde(default)]
+    sum: Option<u32>,
+}
+
+impl Start {
+    fn new(file: usize, block: u64, (rest, in_batch): (&[u32], usize)) -> Self {
+        let mut this = Self { file, block, rest: rest.to_vec(), in_batch, sum: None };
+        this.sum = Some(this.checksum());
+        this
+    }
+
+    fn checksum(&self) -> u32 {
+        let Self { file, block, rest, in_batch, sum: _ } = self;
+        crc32fast::hash(format!("{file} {block} {rest:?} {in_batch}").as_bytes())
+    }
+
+    /// Whether it is as it was written, or can be: a spoilt one would change the blocks.
+    fn is_whole(&self, plan: &Plan) -> bool {
+        let size = plan.tokenizer.vocab_size();
+        self.sum.is_none_or(|sum| sum == self.checksum())
+            && self.rest.len() < plan.packing.length
+            && self.rest.iter().all(|id| i64::from(*id) < size)
+    }
 }
 
 /// A block and its tokens that are no filling.
@@ -108,6 +133,7 @@ impl Streamer {
         // Several processes may add the same lines, and a line may be cut off.
         let known = crate::files::look::optional(&plan.journal).unwrap_or_default();
         let known = known.lines().filter_map(|line| serde_json::from_str::<Start>(line).ok());
+        let known = known.filter(|start| start.is_whole(&plan));
         let mut starts: Vec<Start> = known.chain([Start::default()]).collect();
         starts.sort_by_key(|start| (start.block, start.file));
         starts.dedup();
@@ -253,8 +279,7 @@ fn read(
         // Not for every small file: a start that is a window away is as good.
         if number >= noted + plan.window {
             noted = number;
-            let (rest, in_batch) = packer.state();
-            note(plan, starts, Start { file, block: number, rest: rest.to_vec(), in_batch });
+            note(plan, starts, Start::new(file, number, packer.state()));
         }
     }
 }

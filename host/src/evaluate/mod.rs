@@ -278,7 +278,7 @@ pub fn likelihood(
             let (seed, size) = (seed.cast_unsigned(), batch.min(n - start));
             // For components that draw more than is handed to them.
             stream::seed_torch(seed, Purpose::Evaluate, number as u64, 0);
-            let rows = blocks.rows(start, size).to_device(device);
+            let rows = blocks.rows(start, size)?.to_device(device);
             let length = rows.x0_bl.size()[1];
             let u_b = stream::evaluation_times(seed, pass, passes, start, size).to_device(device);
             let u_bl = stream::evaluation_masks(seed, pass, start, size, length).to_device(device);
