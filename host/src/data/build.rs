@@ -23,6 +23,8 @@ use crate::memory;
 const JOB: usize = 1 << 18;
 /// Documents of a job.
 const DOCUMENTS: usize = 512;
+/// What a document takes beside its text, in bytes: empty ones need memory too.
+const PIECE: usize = 128;
 /// Text under way for each worker, in bytes.
 const BUDGET: usize = 3 * JOB;
 
@@ -58,6 +60,8 @@ struct Done {
     ends: Vec<(usize, bool)>,
     losses: Losses,
     text: u64,
+    /// What the job took from the budget.
+    cost: usize,
 }
 
 /// Reads documents, tokenizes them and packs them; `block` takes each full block with its number of tokens that are no
@@ -184,7 +188,8 @@ fn read_jobs(
     let (mut number, mut pieces, mut bytes) = (0, Vec::new(), 0);
     let mut send = |pieces: &mut Vec<Piece>, bytes: &mut usize| {
         let (pieces, bytes) = (std::mem::take(pieces), std::mem::take(bytes));
-        if !budget.take(bytes) || jobs.send(Job { number, pieces }).is_err() {
+        if !budget.take(bytes + pieces.len() * PIECE) || jobs.send(Job { number, pieces }).is_err()
+        {
             return Err(gone());
         }
         number += 1;
@@ -206,7 +211,9 @@ fn read_jobs(
 
 fn encode(job: &Job, recipe: Recipe<'_>, encoder: &mut dyn Encoder) -> Result<Done> {
     let text = job.pieces.iter().map(|piece| piece.text.len() as u64).sum();
-    let mut done = Done { ids: Vec::new(), ends: Vec::new(), losses: Losses::default(), text };
+    let cost = text as usize + job.pieces.len() * PIECE;
+    let mut done =
+        Done { ids: Vec::new(), ends: Vec::new(), losses: Losses::default(), text, cost };
     let (mask, size) = (recipe.tokenizer.mask_id(), recipe.tokenizer.vocab_size());
     for piece in &job.pieces {
         let start = done.ids.len();
@@ -293,7 +300,7 @@ fn pack_in_order(
             losses.replaced += job.losses.replaced;
             bytes += job.text;
             next += 1;
-            budget.give_back(job.text as usize);
+            budget.give_back(job.cost);
             tick(documents, bytes)?;
         }
     }

@@ -1,10 +1,10 @@
 //! Documents that are lines: the line itself, or a text in the JSON object on it.
 
-use std::io::BufRead as _;
+use std::io::BufRead;
 use std::path::Path;
 
 use super::open::Text;
-use super::{BOM, Losses, OnInvalid, Piece, Place, Reader, Sink, json};
+use super::{BOM, LONGEST_LINE, Losses, OnInvalid, Place, Reader, Sink, json};
 use crate::error::Result;
 
 impl Reader<'_> {
@@ -12,8 +12,12 @@ impl Reader<'_> {
         let whole = Place::whole(path);
         each_line(path, |line, bytes, offset| {
             let place = whole.at("line", line);
+            let Some(bytes) = bytes else {
+                let hint = "`data.documents=file` takes a file of any length in pieces, where the tokenizer can be cut";
+                return self.no_text(too_long(&place), hint, losses);
+            };
             let text = self.text(bytes, &place.to_string(), offset, losses)?;
-            text.map_or(Ok(()), |text| sink(Piece { text, starts: true, ends: true, place }))
+            text.map_or(Ok(()), |text| self.document(text, place, losses, sink))
         })
     }
 
@@ -26,12 +30,16 @@ impl Reader<'_> {
     ) -> Result<()> {
         let whole = Place::whole(path);
         each_line(path, |line, bytes, offset| {
+            let place = whole.at("line", line);
+            let Some(bytes) = bytes else {
+                return self.no_text(too_long(&place), "split the text into several", losses);
+            };
             if bytes.iter().all(u8::is_ascii_whitespace) {
                 return Ok(());
             }
-            let place = whole.at("line", line);
             let text = self.member(&bytes, column, &place, offset, losses)?;
-            text.map_or(Ok(()), |text| sink(Piece { text, starts: true, ends: true, place }))
+            drop(bytes);
+            text.map_or(Ok(()), |text| self.document(text, place, losses, sink))
         })
     }
 
@@ -85,13 +93,21 @@ impl Reader<'_> {
     }
 }
 
-/// Calls `line` with each line's number from 1, its bytes without the line's end, and its place in the file.
-fn each_line(path: &Path, mut line: impl FnMut(u64, Vec<u8>, u64) -> Result<()>) -> Result<()> {
+fn too_long(place: &Place) -> String {
+    format!("{place} has more than {LONGEST_LINE} bytes")
+}
+
+/// Calls `line` with each line's number from 1, its bytes without the line's end, and its place in the file. A line that is too
+/// long to be held is none.
+fn each_line(
+    path: &Path,
+    mut line: impl FnMut(u64, Option<Vec<u8>>, u64) -> Result<()>,
+) -> Result<()> {
     let mut file = Text::open(path)?;
     let (mut number, mut offset) = (0, 0);
     loop {
         let mut bytes = Vec::new();
-        let got = file.reader.read_until(b'\n', &mut bytes).map_err(|e| file.said(&e))?;
+        let got = next_line(&mut file.reader, &mut bytes).map_err(|e| file.said(&e))?;
         if got == 0 {
             return Ok(());
         }
@@ -105,7 +121,26 @@ fn each_line(path: &Path, mut line: impl FnMut(u64, Vec<u8>, u64) -> Result<()>)
         let mark = if number == 0 && bytes.starts_with(BOM) { BOM.len() } else { 0 };
         bytes.drain(..mark);
         number += 1;
-        line(number, bytes, offset + mark as u64)?;
-        offset += got as u64;
+        let held = (bytes.len() <= LONGEST_LINE).then_some(bytes);
+        line(number, held, offset + mark as u64)?;
+        offset += got;
+    }
+}
+
+/// Reads a line with its end, and gives its bytes; of one that is too long no more is kept than tells that.
+fn next_line(from: &mut dyn BufRead, line: &mut Vec<u8>) -> std::io::Result<u64> {
+    let mut got = 0;
+    loop {
+        let there = from.fill_buf()?;
+        let end = there.iter().position(|byte| *byte == b'\n').map(|at| at + 1);
+        let taken = end.unwrap_or(there.len());
+        if line.len() <= LONGEST_LINE {
+            line.extend_from_slice(&there[..taken]);
+        }
+        from.consume(taken);
+        got += taken as u64;
+        if end.is_some() || taken == 0 {
+            return Ok(got);
+        }
     }
 }

@@ -13,6 +13,7 @@ pub(super) use text8::check_text8;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use super::tokenizer::LONGEST;
 use crate::error::{Error, Result};
 
 /// A document, or a piece of a long one.
@@ -141,8 +142,8 @@ const BOM: &[u8] = "\u{feff}".as_bytes();
 /// Bytes of a long document that are read at once.
 const PIECE: usize = 1 << 20;
 
-/// The longest text without a cut: the library needs a hundred times its size.
-const LONGEST: usize = 8 << 20;
+/// The longest line: it is held as a whole, as is the text in it.
+const LONGEST_LINE: usize = 32 << 20;
 
 /// The longest document that is taken whole.
 const LONGEST_WHOLE: usize = 64 << 20;
@@ -218,6 +219,38 @@ impl Reader<'_> {
         }
     }
 
+    /// Hands out a document that is in memory, a long one in pieces.
+    fn document(
+        &self,
+        text: String,
+        place: Place,
+        losses: &mut Losses,
+        sink: Sink<'_>,
+    ) -> Result<()> {
+        if text.len() <= LONGEST || self.whole {
+            return sink(Piece { text, starts: true, ends: true, place });
+        }
+        // All places before the first piece is gone: a document that is left out is left out whole.
+        let mut cuts = vec![0];
+        let mut from = 0;
+        while text.len() - from > LONGEST {
+            let end = text.floor_char_boundary(from + LONGEST);
+            let Some(at) = (self.cut)(&text[from..end]).filter(|at| *at > 0) else {
+                let what = format!("{place} has {}", uncut(LONGEST));
+                return self.no_text(what, SPLIT, losses);
+            };
+            from += at;
+            cuts.push(from);
+        }
+        cuts.push(text.len());
+        for part in cuts.windows(2) {
+            let (starts, ends) = (part[0] == 0, part[1] == text.len());
+            let text = text[part[0]..part[1]].to_string();
+            sink(Piece { text, starts, ends, place: place.clone() })?;
+        }
+        Ok(())
+    }
+
     /// A row or line that holds no text at all.
     fn no_text(&self, what: String, hint: &str, losses: &mut Losses) -> Result<()> {
         if self.on_invalid == OnInvalid::Error {
@@ -228,6 +261,15 @@ impl Reader<'_> {
         Ok(())
     }
 }
+
+/// What a text is that cannot be taken in pieces.
+fn uncut(bytes: usize) -> String {
+    format!("more than {bytes} bytes without a place where this tokenizer can be cut")
+}
+
+/// What to do about that.
+const SPLIT: &str =
+    "split the text, or use a tokenizer of words, of BERT's pieces or of GPT-2's byte pairs";
 
 fn not_utf8(place: &str, offset: u64) -> Error {
     Error::data(

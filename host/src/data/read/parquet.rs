@@ -9,7 +9,7 @@ use parquet::data_type::{AsBytes as _, ByteArray};
 use parquet::file::reader::{FileReader as _, SerializedFileReader};
 use parquet::schema::types::ColumnDescPtr;
 
-use super::{Losses, Piece, Place, Reader, Sink};
+use super::{LONGEST_LINE, Losses, Place, Reader, Sink};
 use crate::error::{Error, Result};
 
 /// Rows that are read at once.
@@ -55,8 +55,12 @@ pub(super) fn read(
                     let what = format!("{place}: `{column}` is empty (null)");
                     return how.no_text(what, "a document is a text", losses);
                 };
-                let text = how.text(bytes, &place.to_string(), 0, losses)?;
-                text.map_or(Ok(()), |text| sink(Piece { text, starts: true, ends: true, place }))
+                if bytes.len() > LONGEST_LINE {
+                    let what = format!("{place} has more than {LONGEST_LINE} bytes");
+                    return how.no_text(what, "split the text into several", losses);
+                }
+                let text = how.text(bytes.to_vec(), &place.to_string(), 0, losses)?;
+                text.map_or(Ok(()), |text| how.document(text, place, losses, sink))
             })?;
         }
     }
@@ -119,7 +123,7 @@ impl<'a> Table<'a> {
         &self,
         group: usize,
         column: usize,
-        row: &mut dyn FnMut(Option<Vec<u8>>) -> Result<()>,
+        row: &mut dyn FnMut(Option<&[u8]>) -> Result<()>,
     ) -> Result<()> {
         let said = |e: parquet::errors::ParquetError| broken(self.path, &e);
         let group = self.reader.get_row_group(group).map_err(said)?;
@@ -139,7 +143,7 @@ impl<'a> Table<'a> {
             if records == 0 {
                 return Ok(());
             }
-            let mut texts = values.iter().map(|value| value.as_bytes().to_vec());
+            let mut texts = values.iter().map(|value| value.as_bytes());
             for at in 0..records {
                 let is_there = there == 0 || levels.get(at).is_none_or(|level| *level == there);
                 row(if is_there { texts.next() } else { None })?;

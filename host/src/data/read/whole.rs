@@ -5,7 +5,8 @@ use std::path::Path;
 
 use super::open::Text;
 use super::{
-    BOM, LONGEST, LONGEST_WHOLE, Losses, OnInvalid, PIECE, Piece, Place, Reader, Sink, not_utf8,
+    BOM, LONGEST, LONGEST_WHOLE, Losses, OnInvalid, PIECE, Piece, Place, Reader, SPLIT, Sink,
+    not_utf8, uncut,
 };
 use crate::error::{Error, Result};
 
@@ -61,12 +62,17 @@ impl Reader<'_> {
                     ));
                 }
                 None if !self.whole && text.len() > LONGEST => {
-                    return Err(Error::data(
-                        format!(
-                            "{place} has {LONGEST} bytes and more where this tokenizer cannot be cut"
-                        ),
-                        "set `data.documents=line`, or split the file",
-                    ));
+                    let what = format!("{place} has {}", uncut(LONGEST));
+                    // Only where its lines are shorter would they be taken.
+                    let hint = if text.contains('\n') {
+                        format!("set `data.documents=line`, or {SPLIT}")
+                    } else {
+                        SPLIT.to_string()
+                    };
+                    self.no_text(what, &hint, losses)?;
+                    // Of a document that is left out, earlier pieces may have gone on.
+                    let rest = Piece { text: String::new(), starts, ends: true, place };
+                    return if starts { Ok(()) } else { sink(rest) };
                 }
                 None => {}
             }

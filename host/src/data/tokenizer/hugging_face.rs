@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 
 use super::added::{Added, token};
 use super::words::{Split, Words};
-use super::{Encoder, Plain, Stored, Tokenizer};
+use super::{Encoder, Plain, Stored, Tokenizer, library};
 use crate::data::read_text;
 use crate::error::{Error, Result};
 use crate::files;
@@ -84,6 +84,8 @@ fn unusable(path: &Path, why: &str, hint: &str) -> Error {
 /// See the file.
 pub(super) struct HuggingFace {
     pub(super) library: tokenizers::Tokenizer,
+    /// Where it is from, for messages.
+    file: String,
     text: String,
     named: Special,
     tokens: i64,
@@ -106,13 +108,13 @@ impl HuggingFace {
                 "give a Hugging Face `tokenizer.json`, `vocab.json` beside `merges.txt`, `vocab.txt`, `text8` or `char`",
             )
         };
-        let mut library: tokenizers::Tokenizer =
-            text.parse().map_err(|e: tokenizers::Error| wrong(&e))?;
+        let steady = library::without_dropout(text, path);
+        let text = steady.as_deref().unwrap_or(text);
+        let library = library::read(text).map_err(|e| wrong(&e))?;
         // Ids may have holes: the table must hold the largest.
-        let largest = library.get_vocab(true).into_values().max();
-        let Some(largest) = largest else {
-            return Err(Error::data(format!("`{}` has no tokens", path.display()), ""));
-        };
+        let largest = library::largest(&library);
+        let largest =
+            largest.map_err(|why| unusable(path, &why, "use the file as it was published"))?;
         let known = |names: &[&str]| names.iter().find_map(|name| library.token_to_id(name));
         // A name beside the file counts where the file has that token.
         let chosen = |named: &Option<String>, names: &[&str]| {
@@ -127,8 +129,6 @@ impl HuggingFace {
             chosen(&special.mask, MASK),
         ];
         let [bos, eos, pad, mask] = said;
-        // A file may carry the limits of the model it was made for.
-        library.with_padding(None).with_truncation(None).map_err(|e| wrong(&e))?;
         // WordLevel, WordPiece and BPE name the unknown token, Unigram gives its id.
         let json: Value = serde_json::from_str(text).unwrap_or_default();
         let unknown = json["model"]["unk_token"].as_str();
@@ -147,6 +147,7 @@ impl HuggingFace {
             unknown: unknown.or(numbered),
             space_leads: splits.contains("ByteLevel") || splits.contains("Metaspace") || replaces,
             split: Split::of(&json),
+            file: path.display().to_string(),
             library,
         })
     }
@@ -271,15 +272,20 @@ impl Tokenizer for HuggingFace {
     }
 
     fn encode(&self, text: &str) -> Result<Vec<u32>> {
-        let encoded = self.library.encode_fast(text, false);
-        let encoded = encoded.map_err(|e| Error::data(format!("the tokenizer failed: {e}"), ""))?;
-        Ok(encoded.get_ids().to_vec())
+        match &self.split {
+            Some(split) if text.len() > library::LONGEST => {
+                let mut ids = Vec::new();
+                Words::new(self, split).encode(text, &mut ids)?;
+                Ok(ids)
+            }
+            _ => library::encode(&self.library, text, &self.file),
+        }
     }
 
     fn decode(&self, ids: &[i64]) -> String {
         let plain = |run: &[i64]| {
             let ids: Vec<u32> = run.iter().filter_map(|id| u32::try_from(*id).ok()).collect();
-            self.library.decode(&ids, false).unwrap_or_default()
+            library::decode(&self.library, &ids)
         };
         ids.split(|id| *id == self.mask_id()).map(plain).collect::<Vec<String>>().join("[MASK]")
     }
@@ -325,6 +331,76 @@ mod tests {
         assert_eq!((tokenizer.bos(), tokenizer.pad()), (None, Some(2)));
         assert!(tokenizer.decode(&[1, 3, 0]).contains("[MASK]"));
         assert_eq!(tokenizer.to_json(), WORDS, "its own file goes into the checkpoint");
+    }
+
+    /// Tokenizers whose words end at spaces, with an added token and an unknown one.
+    #[test]
+    fn words_one_by_one_have_the_ids_of_the_whole_text() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("tokenizer.json");
+        let text = " a b  a\tb.a b\u{a0}a \u{308}b 12a [EOS] b,\n\nB ÀÉ x ".repeat(3);
+        for (before, normalizer) in [
+            (r#"{"type":"Whitespace"}"#, "null"),
+            (r#"{"type":"WhitespaceSplit"}"#, r#"{"type":"Lowercase"}"#),
+            (
+                r#"{"type":"Sequence","pretokenizers":[{"type":"Whitespace"},{"type":"Digits","individual_digits":true}]}"#,
+                r#"{"type":"Sequence","normalizers":[{"type":"NFKD"},{"type":"StripAccents"},{"type":"Lowercase"}]}"#,
+            ),
+        ] {
+            let json = WORDS
+                .replace(r#"{"type":"Whitespace"}"#, before)
+                .replace(r#""normalizer":null"#, &format!(r#""normalizer":{normalizer}"#))
+                .replace(r#""[EOS]":2"#, r#""[EOS]":2,"ae":3,"1":4,"2":5,".":6,"12a":7"#);
+            std::fs::write(&path, json).unwrap();
+            let tokenizer = load(&path).unwrap();
+            let whole = tokenizer.encode(&text).unwrap();
+            let mut ids = Vec::new();
+            tokenizer.encoder().encode(&text, &mut ids).unwrap();
+            assert_eq!(ids, whole, "{before}");
+            let cut = tokenizer.cut(&text).unwrap();
+            let parts = [&text[..cut], &text[cut..]].map(|part| tokenizer.encode(part).unwrap());
+            assert_eq!(parts.concat(), whole, "{before}");
+        }
+    }
+
+    /// What a file of another's may hold.
+    #[test]
+    fn files_that_cannot_be_used_are_refused_by_name() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("tokenizer.json");
+        let charsmap = r#""normalizer":{"type":"Precompiled","precompiled_charsmap":"/////w=="}"#;
+        for (from, to) in [
+            (r#""b":1"#, r#""b":4294967295"#),
+            (r#""b":1"#, r#""b":200007"#),
+            (r#""b":1"#, r#""b":-1"#),
+            (r#""b":1"#, r#""b":4294967296"#),
+            (r#""normalizer":null"#, charsmap),
+            (r#"{"a":0,"b":1,"[EOS]":2}"#, "{}"),
+        ] {
+            std::fs::write(&path, WORDS.replace(from, to)).unwrap();
+            let error = load(&path).map(|_| ()).unwrap_err();
+            assert_eq!(error.exit_code(), 2, "{error}");
+            assert!(error.to_string().contains("tokenizer.json"), "{error}");
+        }
+        // A few holes are none of that.
+        std::fs::write(&path, WORDS.replace(r#""b":1"#, r#""b":50000"#)).unwrap();
+        assert_eq!(load(&path).unwrap().vocab_size(), 50_002);
+    }
+
+    #[test]
+    fn dropout_is_switched_off() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("tokenizer.json");
+        let json = WORDS.replace(
+            r#""model":{"type":"WordLevel","vocab":{"a":0,"b":1,"[EOS]":2},"unk_token":"a"}"#,
+            r#""model":{"type":"BPE","dropout":0.5,"vocab":{"a":0,"b":1,"ab":2},"merges":["a b"]}"#,
+        );
+        std::fs::write(&path, json).unwrap();
+        let tokenizer = load(&path).unwrap();
+        for _ in 0..50 {
+            assert_eq!(tokenizer.encode("ab ab").unwrap(), [2, 2]);
+        }
+        assert!(tokenizer.to_json().contains("\"dropout\":null"), "its blocks have another name");
     }
 
     #[test]

@@ -6,6 +6,7 @@
 mod added;
 mod characters;
 mod hugging_face;
+mod library;
 mod text8;
 mod wider;
 mod words;
@@ -19,6 +20,7 @@ use added::Added;
 pub(crate) use characters::Characters;
 use hugging_face::HuggingFace;
 pub(crate) use hugging_face::Special;
+pub(crate) use library::LONGEST;
 
 use super::{read_text, stories};
 use crate::error::{Error, Result};
@@ -157,13 +159,29 @@ pub fn parse(text: &str, file: &Path) -> Result<Box<dyn Tokenizer>> {
 
 fn restored(stored: Stored, file: &Path) -> Result<Box<dyn Tokenizer>> {
     Ok(match stored {
-        Stored::Char { vocabulary } => Box::new(Characters::new(vocabulary.chars())),
+        Stored::Char { vocabulary } => {
+            // They are written in the order of their code points, each once.
+            if !vocabulary.chars().is_sorted_by(|a, b| a < b) {
+                let message =
+                    format!("`{}` is damaged: its characters are not in order", file.display());
+                return Err(Error::data(
+                    message,
+                    "use the file as it was written, or remove it from the cache",
+                ));
+            }
+            Box::new(Characters::new(vocabulary.chars()))
+        }
         Stored::Stories => stories(),
         Stored::Text8 => Box::new(text8::Text8),
         Stored::HuggingFace { special, tokenizer } => {
             Box::new(HuggingFace::parse(&tokenizer.to_string(), &special, file)?)
         }
         Stored::Wider { vocab_size, mask, tokenizer } => {
+            if !(0..vocab_size.min(1 << 31)).contains(&mask) {
+                let message =
+                    format!("`{}` has {vocab_size} rows and the mask {mask}", file.display());
+                return Err(Error::data(message, "the file is damaged: take it from another copy"));
+            }
             let inner: Arc<dyn Tokenizer> = parse(&tokenizer.to_string(), file)?.into();
             Box::new(Wider { inner, vocab_size, mask })
         }

@@ -2,7 +2,7 @@
 //! library.
 //!
 //! That needs a tokenizer whose ids of a text are those of its words one after the other: GPT-2's byte pairs, whose rule
-//! cuts a text into words, and BERT's word pieces, which never reach over a space. A text with the name of an added token
+//! cuts a text into words, and those whose words never reach over a space, as BERT's. A text with the name of an added token
 //! in it goes through the library as a whole.
 
 use std::sync::LazyLock;
@@ -12,6 +12,7 @@ use regex::Regex;
 use serde_json::Value;
 
 use super::hugging_face::HuggingFace;
+use super::library::LONGEST;
 use super::{Encoder, Tokenizer as _};
 use crate::error::{Error, Result};
 
@@ -30,6 +31,34 @@ enum Rule {
     Spaces,
 }
 
+/// Whether no word of a pre-tokenizer reaches over a space.
+fn splits_at_spaces(before: &Value) -> bool {
+    let is =
+        |part: &Value, names: &[&str]| part["type"].as_str().is_some_and(|t| names.contains(&t));
+    let at_spaces = ["BertPreTokenizer", "Whitespace", "WhitespaceSplit"];
+    let further = ["Punctuation", "Digits"];
+    match before["pretokenizers"].as_array() {
+        Some(parts) if before["type"] == "Sequence" => {
+            parts.iter().any(|part| is(part, &at_spaces))
+                && parts.iter().all(|part| is(part, &at_spaces) || is(part, &further))
+        }
+        _ => is(before, &at_spaces),
+    }
+}
+
+/// Whether a normalizer makes of a text what it makes of its words.
+fn keeps_spaces(normalizer: &Value) -> bool {
+    let parts = normalizer["normalizers"].as_array();
+    match (normalizer["type"].as_str(), parts) {
+        (None, _) => normalizer.is_null(),
+        (Some("Sequence"), Some(parts)) => parts.iter().all(keeps_spaces),
+        (Some(name), _) => {
+            ["BertNormalizer", "Lowercase", "NFC", "NFD", "NFKC", "NFKD", "StripAccents"]
+                .contains(&name)
+        }
+    }
+}
+
 /// GPT-2's expression without its look-ahead, which [`next_word`] makes up for.
 static BYTE_PAIRS: LazyLock<Regex> = LazyLock::new(|| {
     Regex::new(r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+")
@@ -42,9 +71,6 @@ const REMEMBERED: usize = 1 << 17;
 /// The longest word that is remembered, in bytes.
 const SHORT: usize = 64;
 
-/// A longer word would take the library minutes and gigabytes.
-const LONGEST: usize = 1 << 20;
-
 impl Split {
     /// The split of a tokenizer's file, where there is one.
     pub(super) fn of(file: &Value) -> Option<Self> {
@@ -54,11 +80,7 @@ impl Split {
                 let plain = before["add_prefix_space"] == false && before["use_regex"] != false;
                 plain.then_some(Rule::BytePairs)?
             }
-            "BertPreTokenizer"
-                if normalizer.is_null() || normalizer["type"] == "BertNormalizer" =>
-            {
-                Rule::Spaces
-            }
+            _ if splits_at_spaces(before) && keeps_spaces(normalizer) => Rule::Spaces,
             _ => return None,
         };
         if !file["model"]["dropout"].is_null() {
