@@ -10,6 +10,10 @@ use crate::files::look;
 use crate::ledger;
 use crate::trace::Trace;
 
+mod metrics;
+
+use metrics::Metrics;
+
 /// The file that makes a folder a run.
 const METRICS: &str = "metrics.jsonl";
 
@@ -22,7 +26,7 @@ pub struct Run {
     /// Where it is.
     pub path: PathBuf,
     config: toml::Table,
-    metrics: Vec<Value>,
+    metrics: Metrics,
 }
 
 /// The run folders at and below a folder, by name.
@@ -74,7 +78,7 @@ impl Run {
         Ok(Self {
             path: path.to_path_buf(),
             config: config.parse().unwrap_or_default(),
-            metrics: lines(&path.join(METRICS))?,
+            metrics: Metrics::read(&path.join(METRICS))?,
         })
     }
 
@@ -95,7 +99,7 @@ impl Run {
 
     /// The last step that was logged.
     pub fn step(&self) -> i64 {
-        self.metrics.iter().filter_map(|line| line["step"].as_i64()).max().unwrap_or(0)
+        self.metrics.lines.iter().filter_map(|line| line["step"].as_i64()).max().unwrap_or(0)
     }
 
     /// `done`, or how far it came.
@@ -108,16 +112,21 @@ impl Run {
         }
     }
 
-    /// The numbers of a metric: steps and values.
+    /// The least value of a metric.
+    pub fn least(&self, metric: &str) -> Option<f64> {
+        self.metrics.least(metric)
+    }
+
+    /// The numbers of a metric: steps and values, of a large file some of them.
     pub fn curve(&self, metric: &str) -> Vec<(i64, f64)> {
         let point = |line: &Value| Some((line["step"].as_i64()?, line.get(metric)?.as_f64()?));
-        self.metrics.iter().filter_map(point).collect()
+        self.metrics.lines.iter().filter_map(point).collect()
     }
 
     /// All metrics that are numbers, but the step.
     pub fn curves(&self) -> Map<String, Value> {
         let mut names: Vec<&String> = Vec::new();
-        for line in self.metrics.iter().filter_map(Value::as_object) {
+        for line in self.metrics.lines.iter().filter_map(Value::as_object) {
             let numbers = line.iter().filter(|(name, value)| *name != "step" && value.is_number());
             for (name, _) in numbers {
                 if !names.contains(&name) {
@@ -138,7 +147,7 @@ impl Run {
         let texts = |line: &&Value| {
             line["samples"].as_array().is_some_and(|all| all.iter().all(Value::is_string))
         };
-        let drawn = self.metrics.iter().filter(texts);
+        let drawn = self.metrics.lines.iter().filter(texts);
         drawn.map(|line| json!({"step": line["step"], "texts": line["samples"]})).collect()
     }
 

@@ -24,7 +24,7 @@ fn opened(folders: &[PathBuf]) -> Result<Vec<Run>> {
 
 /// The best value of a metric that should be small.
 fn least(run: &Run, metric: &str) -> Option<f64> {
-    run.curve(metric).into_iter().map(|(_, value)| value).reduce(f64::min)
+    run.least(metric)
 }
 
 fn last(run: &Run, metric: &str) -> Option<f64> {
