@@ -39,6 +39,9 @@ pub struct State {
     pub skipped: Vec<i64>,
     /// Ranks that wrote it.
     pub world: usize,
+    /// Threads of libtorch that computed, where a CPU did; 0 where that is not known.
+    #[serde(default)]
+    pub threads: i32,
     /// Plugin to SHA-256 of its file.
     pub plugins: BTreeMap<String, String>,
     /// SHA-256 of the blocks that were trained on; empty where they are generated.

@@ -14,7 +14,6 @@ use crate::data::{Observer, Tokenizer};
 use crate::distributed::World;
 use crate::error::{Error, Result};
 use crate::evaluate::generated::Generated;
-use crate::files::look;
 use crate::ledger::{self, Ledger};
 use crate::model::{Model, Progress};
 use crate::prompt::{Ask, Given};

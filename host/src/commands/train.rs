@@ -27,7 +27,8 @@ use crate::stop::Stop;
 use crate::track::Trackers;
 use crate::train::{self, Progress, Trainer};
 use crate::{
-    accelerator, alert, assemble, memory, output, ownership, plugins, precision, runs, secrets, track,
+    accelerator, alert, assemble, memory, output, ownership, plugins, precision, runs, secrets,
+    track,
 };
 
 /// Trains, or goes on with a run; as one rank of several when the environment says so. Everything that can be wrong is
@@ -115,7 +116,8 @@ fn work(
     }
     let folder = checkpoints(config, &path);
     // Held to the end: two runs with one place for checkpoints would remove each other's.
-    let checkpoints = world.is_main().then(|| Claim::checkpoints(&folder, &path)).transpose()?;
+    let checkpoints = world.is_main().then(|| Claim::checkpoints(&folder, &path)).transpose();
+    let checkpoints = checkpoints.map_err(|e| unusable(config, "checkpointing.save_dir", e))?;
     let _checkpoints = checkpoints.flatten();
     let mirror = config.checkpointing.mirror.as_deref().filter(|_| world.is_main());
     let mirror = mirror.map(Mirror::open).transpose()?;
@@ -269,6 +271,17 @@ fn work(
     Ok(())
 }
 
+/// A folder that cannot be made or written, as a mistake in the key that names it.
+fn unusable(config: &Config, key: &str, error: Error) -> Error {
+    match error {
+        Error::Io { message, hint, .. } if config.checkpointing.save_dir.is_some() => {
+            let text = format!("`{key}` is no folder that can be written: {message}");
+            config.layers.error(key, &text, &hint.unwrap_or_default())
+        }
+        other => other,
+    }
+}
+
 /// Whether a run is given again that was complete: all its steps are done, and its last evaluation is in its metrics. It says so, and
 /// shows that evaluation again; nothing is added to what the run has left.
 fn complete(
@@ -372,6 +385,13 @@ fn go_on(trainer: &mut Trainer<'_>, checkpoint: &Checkpoint) -> Result<()> {
     }
     if state.world != trainer.world.size() {
         changed.push(format!("ranks: {} → {}", state.world, trainer.world.size()));
+    }
+    let threads = trainer.threads();
+    if state.threads > 0 && threads > 0 && state.threads != threads {
+        changed.push(format!(
+            "threads: {} → {threads}, by which sums are rounded otherwise: the numbers are no longer those of an unbroken run bit for bit",
+            state.threads
+        ));
     }
     for (name, hash) in &trainer.plugins {
         if state.plugins.get(name) != Some(hash) {

@@ -23,7 +23,15 @@ use crate::report::counted;
 /// Where blocks are kept.
 pub fn cache_dir(config: &Config) -> Result<PathBuf> {
     if let Some(folder) = config.data.cache_dir.as_ref().filter(|folder| !folder.is_empty()) {
-        return Ok(PathBuf::from(folder));
+        let folder = PathBuf::from(folder);
+        // Told before anything is fetched.
+        let there = folder.ancestors().find(|above| above.exists());
+        if let Some(file) = there.filter(|above| !above.is_dir()) {
+            let message =
+                format!("`{}` is no folder, so no blocks can be kept there", file.display());
+            return Err(config.layers.error("data.cache_dir", &message, "name another folder"));
+        }
+        return Ok(folder);
     }
     let said = |name: &str| std::env::var_os(name).filter(|v| !v.is_empty()).map(PathBuf::from);
     let cache = said("XDG_CACHE_HOME").or_else(|| Some(said("HOME")?.join(".cache")));

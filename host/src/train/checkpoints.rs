@@ -21,6 +21,7 @@ impl Trainer<'_> {
     pub(super) fn save(&mut self, best: bool) -> Result<()> {
         let learnt = self.learner.state()?;
         let data = self.data().to_string();
+        let threads = self.threads();
         let Some(saver) = &mut self.saver else { return Ok(()) };
         if let Err(error) = saver.wait() {
             self.report.note(&format!("warning: the last checkpoint was not written: {error}"));
@@ -51,6 +52,7 @@ impl Trainer<'_> {
                 loss_scale: learner.scale.map(|s| (s.factor, s.steps)),
                 skipped: progress.skipped.iter().copied().collect(),
                 world: self.world.size(),
+                threads,
                 plugins: self.plugins.clone(),
                 data,
                 files: BTreeMap::new(),
@@ -62,6 +64,11 @@ impl Trainer<'_> {
             tokenizer: self.corpus.tokenizer.to_json(),
             best,
         })
+    }
+
+    /// Threads on which sums are made here; 0 where a GPU makes them.
+    pub fn threads(&self) -> i32 {
+        if self.model.facts().device().is_cuda() { 0 } else { tch::get_num_threads() }
     }
 
     /// Tells of it where the disk has less room than the checkpoints of this run will need. All ranks take part.

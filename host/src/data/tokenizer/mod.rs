@@ -125,6 +125,14 @@ pub fn load(path: &Path) -> Result<Box<dyn Tokenizer>> {
     let is_folder = look::is_folder(path)?;
     let folder = if is_folder { path } else { path.parent().unwrap_or(path) };
     let file = if is_folder { file_in(path)? } else { path.to_path_buf() };
+    // One that is no file could be read once, or never ends.
+    if look::found(&file)?.is_some_and(|it| !it.is_file()) {
+        let message = format!("`{}` is no file but a pipe or a device", file.display());
+        return Err(Error::data(
+            message,
+            "name the file of a tokenizer, or the folder that holds it",
+        ));
+    }
     let text = read_text(&file)?;
     let name = file.file_name().unwrap_or_default().to_string_lossy().into_owned();
     if name.ends_with("vocab.txt") {
