@@ -224,3 +224,298 @@ fn a_copy_without_links_goes_on() {
     let from = [&from[..], &["checkpointing.resume_ckpt_path=taken"]].concat();
     train(at, &from).expect(0).says(&["going on after step 4"]);
 }
+
+/// The newest checkpoint's file, after a change of its text; `older` takes its checksum away.
+fn spoil(run: &Path, from: &str, to: &str, older: bool) {
+    let file = run.join("checkpoints/last/state.json");
+    let mut text = fs::read_to_string(&file).expect("its numbers");
+    assert!(text.contains(from), "{from} is not in {text}");
+    if older {
+        let rest = text.split_once("\",\n").expect("a checksum in front").1;
+        text = format!("{{\n{rest}");
+    }
+    fs::write(&file, text.replace(from, to)).expect("written");
+}
+
+#[test]
+fn spoilt_numbers_of_a_checkpoint_are_damage() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let at = folder.path();
+    small(at, "whole");
+    for (n, (from, to)) in [
+        ("\"step\": 2,", "\"step\": 9223372036854775807,"),
+        ("\"step\": 2,", "\"step\": -12,"),
+        ("\"samples\": 16,", "\"samples\": 18446744073709551615,"),
+        ("\"samples\": 16,", "\"samples\": 24,"),
+        ("\"evaluated\": 2,", "\"evaluated\": 3,"),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        for older in [false, true] {
+            // Without a checksum, a number that may be right is taken for right.
+            if older && to.contains("24") {
+                continue;
+            }
+            let run = format!("run-{n}-{older}");
+            copied(at, &["-r", "whole", &run]);
+            spoil(&at.join(&run), from, to, older);
+            let dir = format!("run.dir={run}");
+            let on =
+                train(at, &[&dir, "trainer.max_steps=4", "checkpointing.resume_from_ckpt=true"]);
+            assert_eq!(on.code, 5, "{to}: {}", on.stderr);
+            on.says(&["state.json` is damaged", "use another checkpoint"]);
+        }
+    }
+    // One of an older version has no checksum.
+    spoil(&at.join("whole"), "\"step\": 2,", "\"step\": 2,", true);
+    let on = ["run.dir=whole", "trainer.max_steps=3", "checkpointing.resume_from_ckpt=true"];
+    train(at, &on).expect(0).says(&["going on after step 2"]);
+}
+
+/// Lines of words for a tokenizer of words.
+fn words(folder: &Path) -> [&'static str; 3] {
+    let json = r#"{"version":"1.0","truncation":null,"padding":null,"added_tokens":[],"normalizer":null,
+        "pre_tokenizer":{"type":"Whitespace"},"post_processor":null,"decoder":null,
+        "model":{"type":"WordLevel","vocab":{"a":0,"b":1,"[UNK]":2,"[EOS]":3},"unk_token":"[UNK]"}}"#;
+    fs::write(folder.join("words.json"), json).expect("written");
+    ["data.tokenizer_name_or_path=words.json", "data.insert_special=none", "model.length=16"]
+}
+
+#[test]
+fn spoilt_blocks_are_named_with_what_to_do() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let at = folder.path();
+    fs::write(at.join("t.txt"), "a b b a\n".repeat(400)).expect("written");
+    let base = [&words(at)[..], &["data=text", "data.path=t.txt"]].concat();
+    let run = |dir: &str| {
+        let more =
+            ["trainer.max_steps=8", "loader.global_batch_size=8", "sampling.num_sample_log=0"];
+        train(at, &[&base[..], &more, &[&format!("run.dir={dir}")]].concat())
+    };
+    run("whole").expect(0);
+    let blocks: Vec<_> = fs::read_dir(at.join("blocks")).expect("blocks").flatten().collect();
+    let blocks = blocks
+        .iter()
+        .map(|entry| entry.path())
+        .filter(|p| p.extension().is_some_and(|e| e == "blocks"));
+    for (number, file) in blocks.enumerate() {
+        let whole = bytes(&file);
+        let mut spoilt = whole.clone();
+        // Every block holds an id that the vocabulary lacks.
+        let tokens = spoilt.len() - 4096;
+        spoilt[4096..]
+            .iter_mut()
+            .skip(1)
+            .step_by(32)
+            .take(tokens / 32)
+            .for_each(|byte| *byte = 0x7f);
+        fs::write(&file, &spoilt).expect("written");
+        let name = format!("{}` is damaged: block ", file.display());
+        run(&format!("spoilt-{number}")).expect(2).says(&[&name, "remove the file", "data verify"]);
+        maskdiff(at, &["data", "verify", file.to_str().expect("a name")])
+            .expect(2)
+            .says(&["SHA-256"]);
+        // What a crash of the machine may leave.
+        for left in [&[][..], &[0; 5000]] {
+            fs::write(&file, left).expect("written");
+            run(&format!("left-{number}"))
+                .expect(2)
+                .says(&["remove the file: the next run builds it again"]);
+        }
+        fs::write(&file, whole).expect("written");
+    }
+    run("again").expect(0);
+}
+
+/// Runs a command, and gives the most memory that it had, in MB.
+fn measured(folder: &Path, words: &[&str]) -> (Output, u64) {
+    let mut command = command(folder, words);
+    let program = command.get_program().to_owned();
+    // GNU time is not everywhere; a process that has ended has no such line.
+    let script = "\"$0\" \"$@\" & pid=$!; peak=0; \
+        while now=$(sed -n 's/^VmHWM:[^0-9]*\\([0-9]*\\).*/\\1/p' /proc/$pid/status 2>/dev/null) && [ -n \"$now\" ]; \
+        do peak=$now; sleep 0.01; done; wait $pid; code=$?; echo $peak > peak; exit $code";
+    let arguments: Vec<_> = command.get_args().map(ToOwned::to_owned).collect();
+    let environment: Vec<_> =
+        command.get_envs().map(|(k, v)| (k.to_owned(), v.map(ToOwned::to_owned))).collect();
+    command = Command::new("sh");
+    command.args(["-c", script]).arg(program).args(arguments).current_dir(folder);
+    for (key, value) in environment {
+        match value {
+            Some(value) => command.env(key, value),
+            None => command.env_remove(key),
+        };
+    }
+    let out = finish(&mut command);
+    let peak = fs::read_to_string(folder.join("peak")).expect("the peak");
+    (out, peak.trim().parse::<u64>().expect("a number") / 1024)
+}
+
+/// A line without end, a word without end, and a text that cannot be cut: little memory, or a refusal with the place.
+#[test]
+fn no_text_takes_memory_without_bound() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let at = folder.path();
+    let base = words(at);
+    let build = |file: &str, more: &[&str]| {
+        let path = format!("data.path={file}");
+        let words = [&["data", "build", "data=text", &path], &base[..], more].concat();
+        let (out, peak) = measured(at, &words);
+        println!("{file} {more:?}: {peak} MB");
+        assert!(peak < 600, "{peak} MB for {file} {more:?}: {}", out.stderr);
+        out
+    };
+    let line = ["data.documents=line"];
+    fs::write(at.join("line.txt"), "a b ".repeat(6 << 20)).expect("written");
+    let tokens = build("line.txt", &line).expect(0).lines()[0]["packed"]["tokens"].as_u64();
+    assert!((12 << 20..(12 << 20) + 2).contains(&tokens.expect("a number")), "{tokens:?}");
+    build("line.txt", &[]).expect(0);
+    let mut long = "a b\n".to_string();
+    long += &"a b ".repeat(12 << 20);
+    long += "\na b\n".repeat(40).as_str();
+    fs::write(at.join("long.txt"), &long).expect("written");
+    build("long.txt", &line)
+        .expect(2)
+        .says(&["`long.txt`, line 2 has more than", "data.documents=file"]);
+    let skip = ["data.documents=line", "data.on_invalid=skip"];
+    assert_eq!(build("long.txt", &skip).expect(0).lines()[0]["skipped"], 1);
+    build("long.txt", &[]).expect(0);
+    fs::write(at.join("word.txt"), format!("a b\n{}\n", "x".repeat(3 << 20))).expect("written");
+    build("word.txt", &line).expect(2).says(&["`word.txt`, line 2", "3145728 bytes"]);
+    let refused = build("word.txt", &[]);
+    refused.expect(2).says(&["`word.txt` has more than 1048576 bytes without a place"]);
+    // One whose words reach over spaces takes a text whole.
+    let json = fs::read_to_string(at.join("words.json")).expect("a tokenizer");
+    let json = json.replace("{\"type\":\"Whitespace\"}", "null");
+    fs::write(at.join("words.json"), json).expect("written");
+    let refused = build("line.txt", &[]);
+    refused.expect(2).says(&["`line.txt` has more than 1048576 bytes without a place"]);
+    assert!(!refused.stderr.contains("documents=line"), "{}", refused.stderr);
+    build("line.txt", &line).expect(2).says(&["`line.txt`, line 1 has more than 1048576 bytes"]);
+}
+
+#[test]
+fn tokenizers_that_cannot_be_used_are_refused_with_their_file() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let at = folder.path();
+    fs::write(at.join("t.txt"), "a b b a\n".repeat(100)).expect("written");
+    let base = words(at);
+    let json = fs::read_to_string(at.join("words.json")).expect("a tokenizer");
+    let build = |json: &str| {
+        fs::write(at.join("words.json"), json).expect("written");
+        maskdiff(at, &[&["data", "build", "data=text", "data.path=t.txt"], &base[..]].concat())
+    };
+    let charsmap = "\"normalizer\":{\"type\":\"Precompiled\",\"precompiled_charsmap\":\"CAAAAAAAAAD/////AA==\"}";
+    for json in [
+        json.replace("\"b\":1", "\"b\":4294967295"),
+        json.replace("\"normalizer\":null", charsmap),
+        json.replace("\"normalizer\":null", &charsmap.replace("CAAAAAAAAAD/////AA==", "AQID")),
+    ] {
+        let refused = build(&json);
+        refused.expect(2).says(&["words.json`"]);
+        assert!(!refused.stderr.contains("panicked at"), "{}", refused.stderr);
+    }
+    // Dropout would make other blocks each time.
+    let dropout = json.replace(
+        "{\"type\":\"WordLevel\",\"vocab\":{\"a\":0,\"b\":1,\"[UNK]\":2,\"[EOS]\":3},\"unk_token\":\"[UNK]\"}",
+        "{\"type\":\"BPE\",\"dropout\":0.5,\"vocab\":{\"a\":0,\"b\":1,\"aa\":2},\"merges\":[\"a a\"]}",
+    );
+    fs::write(at.join("t.txt"), "aa aa aa aa b\n".repeat(100)).expect("written");
+    let made = build(&dropout);
+    made.expect(0).says(&["words.json` drops merges at random", "switched off"]);
+    assert_eq!(made.lines()[0]["packed"]["tokens"], 500);
+}
+
+#[test]
+fn what_can_be_known_at_the_start_is_refused_then() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let at = folder.path();
+    fs::write(at.join("file"), "x").expect("written");
+    fs::write(at.join("t.txt"), "a b b a\n".repeat(400)).expect("written");
+    let made = Command::new("mkfifo").arg(at.join("pipe")).status().expect("mkfifo");
+    assert!(made.success());
+    let base = [&words(at)[..], &["data=text"]].concat();
+    for (word, said) in [
+        ("run.dir=file/run", "run.dir"),
+        ("run.dir=file", "run.dir"),
+        ("run.dir=/proc/run", "run.dir"),
+        ("checkpointing.save_dir=file/x", "checkpointing.save_dir"),
+        ("data.cache_dir=file", "data.cache_dir"),
+        ("data.cache_dir=file/x", "data.cache_dir"),
+        ("data.path=pipe", "`pipe` is no file but a pipe or a device"),
+        ("data.path=/dev/zero", "`/dev/zero` is no file but a pipe or a device"),
+        ("data.valid_path=pipe", "`pipe` is no file but a pipe or a device"),
+        ("data.tokenizer_name_or_path=pipe", "`pipe` is no file but a pipe or a device"),
+        ("data.tokenizer_name_or_path=/dev/zero", "`/dev/zero` is no file but a pipe"),
+    ] {
+        let path = ["data.path=t.txt"];
+        let path = if word.starts_with("data.path") { &[][..] } else { &path[..] };
+        let dir = ["run.dir=fresh"];
+        let dir = if word.starts_with("run.dir") { &[][..] } else { &dir[..] };
+        let refused = train(at, &[&base[..], path, dir, &[word]].concat());
+        refused.expect(2).says(&[said]);
+        assert!(
+            !at.join("blocks").exists() && !at.join("fresh").exists(),
+            "{word}: before any work"
+        );
+    }
+}
+
+/// Another number of threads adds in another order.
+#[test]
+fn another_number_of_threads_is_told_once() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let at = folder.path();
+    let on = |threads: &str, steps: &str| {
+        let words = [
+            &["train"],
+            maskdiff_tests::run::SMALL,
+            &[
+                "run.dir=run",
+                "checkpointing.resume_from_ckpt=true",
+                &format!("trainer.max_steps={steps}"),
+            ],
+        ]
+        .concat();
+        finish(command(at, &words).env("OMP_NUM_THREADS", threads))
+    };
+    on("1", "2").expect(0);
+    on("2", "4").expect(0).says(&["threads: 1 → 2", "bit for bit"]);
+    assert!(!on("2", "6").expect(0).stderr.contains("threads:"), "it is told once");
+}
+
+/// Metrics of a run that logged for years.
+#[test]
+fn a_list_reads_little_of_large_metrics() {
+    use std::io::Write as _;
+    let folder = tempfile::tempdir().expect("a folder");
+    let at = folder.path();
+    small(at, "run");
+    let file = fs::File::create(at.join("run/metrics.jsonl")).expect("a file");
+    let mut file = std::io::BufWriter::with_capacity(1 << 20, file);
+    let filling = "\"perf/x\":0.25,".repeat(12);
+    for step in 1..=1_300_000u64 {
+        if step % 1000 == 0 {
+            let nelbo = step.abs_diff(700_000) as f64 / 1e6 + 2.0;
+            writeln!(file, "{{\"step\":{step},\"val/nelbo\":{nelbo},\"val/ppl\":9.5}}")
+                .expect("written");
+        } else {
+            writeln!(file, "{{\"step\":{step},{filling}\"perf/tokens_per_s\":{step}}}")
+                .expect("written");
+        }
+    }
+    drop(file);
+    let (out, peak) = measured(at, &["runs", "list", ".", "--format", "json"]);
+    let line = &out.expect(0).lines()[0];
+    assert_eq!(
+        (&line["step"], &line["best_nelbo"], &line["best_ppl"]),
+        (&1_300_000.into(), &2.0.into(), &9.5.into())
+    );
+    assert_eq!(line["tokens_per_s"], 1_299_999);
+    assert!(peak < 200, "{peak} MB");
+    let begun = std::time::Instant::now();
+    maskdiff(at, &["report", "run"]).expect(0);
+    let (took, page) = (begun.elapsed(), bytes(&at.join("report.html")).len());
+    assert!(took.as_secs() < 20 && page < 30_000_000, "{took:?}, {page} bytes");
+}
