@@ -468,14 +468,11 @@ fn another_number_of_threads_is_told_once() {
     let folder = tempfile::tempdir().expect("a folder");
     let at = folder.path();
     let on = |threads: &str, steps: &str| {
+        let steps = format!("trainer.max_steps={steps}");
         let words = [
             &["train"],
             maskdiff_tests::run::SMALL,
-            &[
-                "run.dir=run",
-                "checkpointing.resume_from_ckpt=true",
-                &format!("trainer.max_steps={steps}"),
-            ],
+            &["run.dir=run", "checkpointing.resume_from_ckpt=true", &steps],
         ]
         .concat();
         finish(command(at, &words).env("OMP_NUM_THREADS", threads))
