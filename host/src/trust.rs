@@ -77,8 +77,7 @@ pub fn argument(config: &Config, key: &str, name: &str, argument: &str) -> Resul
     } else {
         format!("{key}={name}:{argument}")
     };
-    let code =
-        Code { config, key, word: quoted(&whole), without: "the name of another component" };
+    let code = Code { config, key, word: quoted(&whole), without: "the name of another component" };
     let used = code.trusted(&path)?;
     Ok(used.first().map_or_else(|| with(&path), |path| with(path)))
 }
