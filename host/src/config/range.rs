@@ -140,7 +140,8 @@ pub fn plain(number: f64) -> String {
         return "nan".into();
     }
     let (digits, power) = (format!("{number}"), format!("{number:e}"));
-    let is_plain = (1e-3..1e6).contains(&number.abs()) || digits.len() <= power.len();
+    let short = digits.len() <= power.len() && number.abs() < 1e15;
+    let is_plain = (1e-3..1e6).contains(&number.abs()) || short;
     if is_plain { digits } else { power }
 }
 
