@@ -28,7 +28,7 @@ pub fn cache_dir(config: &Config) -> Result<PathBuf> {
         let there = folder.ancestors().find(|above| above.exists());
         if let Some(file) = there.filter(|above| !above.is_dir()) {
             let message =
-                format!("`{}` is no folder, so no blocks can be kept there", file.display());
+                format!("`data.cache_dir`: `{}` is no folder, so no blocks can be kept there", file.display());
             return Err(config.layers.error("data.cache_dir", &message, "name another folder"));
         }
         return Ok(folder);

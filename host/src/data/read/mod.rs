@@ -236,7 +236,8 @@ impl Reader<'_> {
         while text.len() - from > LONGEST {
             let end = text.floor_char_boundary(from + LONGEST);
             let Some(at) = (self.cut)(&text[from..end]).filter(|at| *at > 0) else {
-                let what = format!("{place} has {}", uncut(LONGEST));
+                let bytes = text.len() - from;
+                let what = format!("{place}: a word of {bytes} bytes, or a text that this tokenizer cannot take in pieces");
                 return self.no_text(what, SPLIT, losses);
             };
             from += at;
