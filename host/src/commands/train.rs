@@ -503,7 +503,9 @@ fn check_untouched(
         .as_deref()
         .and_then(Path::file_name)
         .and_then(|name| checkpoint::step_of(&name.to_string_lossy()));
-    if now == newest {
+    // Of a copy, what stands where a link was may be all there is.
+    let copies = checkpoint::keep::all(checkpoints)?;
+    if now == newest || now.is_none() && !copies.is_empty() {
         return Ok(());
     }
     Err(Error::config(

@@ -27,8 +27,10 @@ pub fn cache_dir(config: &Config) -> Result<PathBuf> {
         // Told before anything is fetched.
         let there = folder.ancestors().find(|above| above.exists());
         if let Some(file) = there.filter(|above| !above.is_dir()) {
-            let message =
-                format!("`data.cache_dir`: `{}` is no folder, so no blocks can be kept there", file.display());
+            let message = format!(
+                "`data.cache_dir`: `{}` is no folder, so no blocks can be kept there",
+                file.display()
+            );
             return Err(config.layers.error("data.cache_dir", &message, "name another folder"));
         }
         return Ok(folder);

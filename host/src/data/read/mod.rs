@@ -237,7 +237,9 @@ impl Reader<'_> {
             let end = text.floor_char_boundary(from + LONGEST);
             let Some(at) = (self.cut)(&text[from..end]).filter(|at| *at > 0) else {
                 let bytes = text.len() - from;
-                let what = format!("{place}: a word of {bytes} bytes, or a text that this tokenizer cannot take in pieces");
+                let what = format!(
+                    "{place}: a word of {bytes} bytes, or a text that this tokenizer cannot take in pieces"
+                );
                 return self.no_text(what, SPLIT, losses);
             };
             from += at;
