@@ -2,8 +2,8 @@
 //! path before on this machine by a word of their own, or where it lies in a folder of plugins that they have set up.
 //!
 //! A word of one's own stands on the command line, in the environment or in a file that `--config` names. It is remembered in the user's
-//! data folder ([`memory`]). A stored configuration is that of a run, of a checkpoint or of another program's model. What is
-//! remembered must be safe from others' hands ([`rights`]). A file elsewhere of the same content is used from the remembered
+//! data folder (`trust/memory`). A stored configuration is that of a run, of a checkpoint or of another program's model. What is
+//! remembered must be safe from others' hands (`trust/rights`). A file elsewhere of the same content is used from the remembered
 //! path: beside the other one may lie what it imports.
 
 mod memory;
