@@ -61,14 +61,12 @@ pub fn new(
         api: &dependency,
     };
     // Written beside and renamed: a crate is there whole or not at all.
-    let draft =
-        tempfile::Builder::new().prefix(&format!(".{name}-")).tempdir_in(folder).map_err(|e| {
-            let message = format!("no crate can be written into `{}`: {e}", folder.display());
-            Error::config(
-                message,
-                "name a folder that is there and that you may write into by `--path`",
-            )
-        })?;
+    let draft = std::fs::create_dir_all(folder)
+        .and_then(|()| tempfile::Builder::new().prefix(&format!(".{name}-")).tempdir_in(folder));
+    let draft = draft.map_err(|e| {
+        let message = format!("no crate can be written into `{}`: {e}", folder.display());
+        Error::config(message, "name a folder that you may write into by `--path`")
+    })?;
     write(draft.path(), &words)?;
     let shared = std::os::unix::fs::PermissionsExt::from_mode(0o755);
     std::fs::set_permissions(draft.path(), shared)
