@@ -37,7 +37,7 @@ impl Ledger {
             None => Some(own()?),
         };
         if let Some(path) = path.as_deref().filter(|path| !ownership::is_stream(path)) {
-            if let Some(why) = ownership::fault(path, ownership::Kind::Ledger) {
+            if let Some(why) = ownership::fault(path, ownership::Kind::Ledger)? {
                 let message = format!("`{}` {why}: no results are added to it", path.display());
                 let hint =
                     "`eval.results=FILE` names another file, `eval.results=none` does without";

@@ -12,7 +12,8 @@ use serde_json::Value;
 
 use crate::data::hex;
 use crate::error::{Error, Result};
-use crate::{files, output};
+use crate::files::{self, look};
+use crate::output;
 
 /// Bytes at the start of a file that decide.
 const HEAD: u64 = 1 << 20;
@@ -115,22 +116,22 @@ impl Kind {
 }
 
 /// Why a path may not be written as a file of a kind; none where it may.
-pub fn fault(path: &Path, kind: Kind) -> Option<String> {
-    let Ok(found) = fs::metadata(path) else {
-        let dangling = path.is_symlink();
-        return dangling.then(|| "is a link to a file that is not there".to_string());
+pub fn fault(path: &Path, kind: Kind) -> Result<Option<String>> {
+    let Some(found) = look::found(path)? else {
+        let dangling = look::is_taken(path)?;
+        return Ok(dangling.then(|| "is a link to a file that is not there".to_string()));
     };
     if found.is_dir() {
-        return Some("is a folder".into());
+        return Ok(Some("is a folder".into()));
     }
     if !found.is_file() || found.len() == 0 {
-        return None;
+        return Ok(None);
     }
-    match head(path) {
+    Ok(match head(path) {
         Ok(head) if kind.is_of(&head) => None,
         Ok(_) => Some(format!("is there already, and is no {}", kind.in_words())),
         Err(e) => Some(format!("is there already, and cannot be read: {e}")),
-    }
+    })
 }
 
 /// The start of a file.
@@ -140,15 +141,24 @@ fn head(path: &Path) -> std::io::Result<String> {
     Ok(String::from_utf8_lossy(&bytes).into_owned())
 }
 
+/// The same; empty where there is no file.
+fn start(path: &Path) -> Result<String> {
+    match head(path) {
+        Err(e) if !look::is_absence(&e) => Err(Error::io("read", path, &e)),
+        head => Ok(head.unwrap_or_default()),
+    }
+}
+
 /// Checks before any work that `path`, which the option `said` names, can be written as a file of a kind. With `force` a file
 /// of another kind is replaced too.
 pub fn check(path: &Path, kind: Kind, said: &str, force: bool) -> Result<()> {
     let refused = |why: &str, hint: &str| {
         Err(Error::config(format!("{said}: `{}` {why}", path.display()), hint))
     };
-    match fault(path, kind) {
-        Some(_) if force && path.is_file() => {}
-        Some(why) if path.is_file() => {
+    let is_file = look::is_file(path)?;
+    match fault(path, kind)? {
+        Some(_) if force && is_file => {}
+        Some(why) if is_file => {
             return refused(&why, "name another file; `--force` replaces this one");
         }
         Some(why) => return refused(&why, "name another file"),
@@ -215,7 +225,7 @@ pub fn is_same(a: &Path, b: &Path) -> bool {
                 .unwrap_or_else(|_| folder.join(path.file_name().unwrap_or_default())),
         )
     };
-    let number = |path: &Path| fs::metadata(path).ok().map(|found| (found.dev(), found.ino()));
+    let number = |path: &Path| Some(look::optional_found(path)?).map(|it| (it.dev(), it.ino()));
     let same = |a: Option<_>, b: Option<_>| a.is_some() && a == b;
     whole(a).is_some() && whole(a) == whole(b) || same(number(a), number(b))
 }
@@ -223,11 +233,11 @@ pub fn is_same(a: &Path, b: &Path) -> bool {
 /// Checks that a run can write into a folder without replacing anything of the user's; `given` is the configuration file that
 /// the command reads. A folder with our manifest is a run's.
 pub fn check_run(folder: &Path, given: Option<&Path>, profile: bool) -> Result<()> {
-    let manifest = head(&folder.join("manifest.json")).unwrap_or_default();
+    let manifest = start(&folder.join("manifest.json"))?;
     let is_run = Kind::Manifest.is_of(&manifest);
     for name in ["checkpoints", "samples"] {
         let path = folder.join(name);
-        if path.exists() && !path.is_dir() {
+        if look::found(&path)?.is_some_and(|it| !it.is_dir()) {
             return Err(of_user(folder, &path, "is no folder"));
         }
     }
@@ -235,24 +245,26 @@ pub fn check_run(folder: &Path, given: Option<&Path>, profile: bool) -> Result<(
     for (name, kind) in RUN.into_iter().chain(recorded) {
         let path = folder.join(name);
         let read = given.is_some_and(|given| is_same(given, &path));
-        if read && !is_run && path.is_file() {
+        let is_file = look::is_file(&path)?;
+        if read && !is_run && is_file {
             return Err(of_user(folder, &path, "is the configuration that `--config` names"));
         }
-        let Some(why) = fault(&path, kind) else { continue };
+        let Some(why) = fault(&path, kind)? else { continue };
         let vouched = match kind {
             Kind::Log => true,
-            Kind::Tokenizer => is_listed(&manifest, &path),
+            Kind::Tokenizer => is_listed(&manifest, &path)?,
             // Those of 0.1.0 have the sources of their values alone.
-            Kind::Config => head(&path).is_ok_and(|head| head.contains(" # default\n")),
+            Kind::Config => start(&path)?.contains(" # default\n"),
             _ => false,
         };
-        if !(is_run && vouched && path.is_file()) {
+        if !(is_run && vouched && is_file) {
             return Err(of_user(folder, &path, &why));
         }
     }
-    let samples = fs::read_dir(folder.join("samples")).into_iter().flatten().flatten();
+    let samples = folder.join("samples");
+    let samples = if look::is_folder(&samples)? { look::entries(&samples)? } else { Vec::new() };
     let drawn = |name: &str| name.starts_with("step-") && name.ends_with(".txt");
-    let mut drawn = samples.filter(|entry| drawn(&entry.file_name().to_string_lossy()));
+    let mut drawn = samples.into_iter().filter(|entry| drawn(&entry.file_name().to_string_lossy()));
     match drawn.next().filter(|_| !is_run) {
         Some(entry) => {
             Err(of_user(folder, &entry.path(), "is there already, and is no sample of a run"))
@@ -262,11 +274,11 @@ pub fn check_run(folder: &Path, given: Option<&Path>, profile: bool) -> Result<(
 }
 
 /// Whether a manifest holds the hash of the tokenizer's file; those of 0.1.0 hold none.
-fn is_listed(manifest: &str, file: &Path) -> bool {
+fn is_listed(manifest: &str, file: &Path) -> Result<bool> {
     let manifest: Value = serde_json::from_str(manifest).unwrap_or_default();
-    let Some(listed) = manifest["tokenizer_sha256"].as_str() else { return true };
-    let found = fs::read(file).map(|bytes| hex(&<sha2::Sha256 as sha2::Digest>::digest(bytes)));
-    found.is_ok_and(|found| found == listed)
+    let Some(listed) = manifest["tokenizer_sha256"].as_str() else { return Ok(true) };
+    let hash = |bytes: Vec<u8>| hex(&<sha2::Sha256 as sha2::Digest>::digest(bytes));
+    Ok(look::bytes(file)?.map(hash).is_some_and(|found| found == listed))
 }
 
 fn of_user(folder: &Path, path: &Path, why: &str) -> Error {

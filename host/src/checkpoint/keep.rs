@@ -15,7 +15,7 @@ const LINKS: [&str; 2] = ["last", "best"];
 /// Points the link `name` at a checkpoint of the same folder, in one step. A copy of a checkpoint in its place is removed.
 pub fn link(folder: &Path, name: &str, checkpoint: &str) -> Result<()> {
     let place = folder.join(name);
-    match stands_in(&place) {
+    match stands_in(&place)? {
         Place::Copy => {
             let temporary = folder.join(format!(".step-{name}.tmp"));
             remove(&temporary)?;
@@ -38,17 +38,18 @@ enum Place {
     Foreign,
 }
 
-fn stands_in(place: &Path) -> Place {
-    let Ok(found) = fs::symlink_metadata(place) else { return Place::Free };
-    if found.is_dir() {
-        return if is_ours(place) { Place::Copy } else { Place::Foreign };
+fn stands_in(place: &Path) -> Result<Place> {
+    let Some(kind) = look::kind(place)? else { return Ok(Place::Free) };
+    if kind.is_dir() {
+        return Ok(if is_ours(place)? { Place::Copy } else { Place::Foreign });
     }
-    let is_text = || {
-        let text = fs::read_to_string(place).unwrap_or_default();
-        text.is_empty() || step_of(text.trim()).is_some()
+    let is_text = || -> Result<bool> {
+        let text = look::bytes(place)?.unwrap_or_default();
+        let text = String::from_utf8_lossy(&text);
+        Ok(text.is_empty() || step_of(text.trim()).is_some())
     };
-    let is_free = found.is_symlink() || found.is_file() && found.len() < 64 && is_text();
-    if is_free { Place::Free } else { Place::Foreign }
+    let is_free = kind.is_symlink() || kind.is_file() && is_text()?;
+    Ok(if is_free { Place::Free } else { Place::Foreign })
 }
 
 fn foreign(place: &Path) -> Error {
@@ -60,17 +61,19 @@ fn foreign(place: &Path) -> Error {
 
 /// Refuses a folder in which something of the user's lies where a link should be.
 pub fn check(folder: &Path) -> Result<()> {
-    let mut places = LINKS.iter().map(|name| folder.join(name));
-    match places.find(|place| stands_in(place) == Place::Foreign) {
-        Some(place) => Err(foreign(&place)),
-        None => Ok(()),
+    for place in LINKS.iter().map(|name| folder.join(name)) {
+        if stands_in(&place)? == Place::Foreign {
+            return Err(foreign(&place));
+        }
     }
+    Ok(())
 }
 
 /// Whether a folder holds a checkpoint, or what is left of one, and nothing else would be lost with it.
-pub(super) fn is_ours(folder: &Path) -> bool {
-    let is_empty = || fs::read_dir(folder).is_ok_and(|mut entries| entries.next().is_none());
-    folder.join("state.json").is_file() || folder.join(MODEL).is_file() || is_empty()
+pub(super) fn is_ours(folder: &Path) -> Result<bool> {
+    Ok(look::is_file(&folder.join("state.json"))?
+        || look::is_file(&folder.join(MODEL))?
+        || look::entries(folder)?.is_empty())
 }
 
 /// The checkpoints of a folder, newest first, with the copies that stand where links were.
@@ -79,12 +82,18 @@ pub fn all(folder: &Path) -> Result<Vec<PathBuf>> {
         let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
         (step_of(&name).unwrap_or_default(), path)
     });
-    let copies = LINKS.iter().map(|name| folder.join(name)).filter_map(|place| {
-        let is_copy = stands_in(&place) == Place::Copy;
-        let step = Checkpoint::of_folder(&place).ok().filter(|_| is_copy)?.state.step;
-        Some((step, place))
-    });
-    let mut all: Vec<(i64, PathBuf)> = listed.chain(copies).collect();
+    let mut all: Vec<(i64, PathBuf)> = listed.collect();
+    for place in LINKS.iter().map(|name| folder.join(name)) {
+        if stands_in(&place)? != Place::Copy {
+            continue;
+        }
+        match Checkpoint::of_folder(&place) {
+            Ok(copy) => all.push((copy.state.step, place)),
+            // A damaged copy is none; the next link replaces it.
+            Err(Error::Checkpoint { .. }) => {}
+            Err(error) => return Err(error),
+        }
+    }
     // The sort is stable: of one step, the checkpoint comes before its copies.
     all.sort_by_key(|(step, _)| std::cmp::Reverse(*step));
     Ok(all.into_iter().map(|(_, path)| path).collect())
@@ -120,7 +129,7 @@ pub fn prune(folder: &Path, keep: usize, in_use: &[PathBuf]) -> Result<()> {
     let kept = [linked(folder, "last")?, linked(folder, "best")?];
     for path in list(folder)?.iter().skip(keep.max(1)) {
         let name = path.file_name().map(PathBuf::from);
-        if (name.is_some() && kept.contains(&name)) || in_use.contains(path) || !is_ours(path) {
+        if (name.is_some() && kept.contains(&name)) || in_use.contains(path) || !is_ours(path)? {
             continue;
         }
         discard(path)?;

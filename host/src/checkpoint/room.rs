@@ -98,7 +98,9 @@ fn oldest(folder: &Path, target: &Path, size: u64, in_use: &[PathBuf]) -> Result
     let others: Vec<PathBuf> = list(folder)?.into_iter().filter(|path| path != target).collect();
     let best = linked(folder, "best")?;
     let is_best = |path: &Path| best.as_deref().is_some_and(|best| is_named(path, best));
-    let may_go = |path: &&PathBuf| is_ours(path) && !is_best(path) && !in_use.contains(path);
+    // What cannot be looked at stays.
+    let ours = |path: &Path| is_ours(path).unwrap_or(false);
+    let may_go = |path: &&PathBuf| ours(path) && !is_best(path) && !in_use.contains(path);
     if let Some(older) = others.iter().skip(1).rev().find(may_go) {
         return Ok(Some(older.clone()));
     }

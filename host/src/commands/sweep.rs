@@ -457,7 +457,7 @@ pub fn collect(common: &Common, folder: &Path, table: &Table) -> Result<()> {
         return Err(Error::data("no point of the sweep is done".to_string(), hint));
     }
     let file = sweep.folder.join("results.csv");
-    if let Some(why) = ownership::fault(&file, ownership::Kind::Table) {
+    if let Some(why) = ownership::fault(&file, ownership::Kind::Table)? {
         let message = format!("the table goes to `{}`, which {why}", file.display());
         return Err(Error::config(message, "move the file away"));
     }

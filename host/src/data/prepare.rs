@@ -25,13 +25,19 @@ pub fn cache_dir(config: &Config) -> Result<PathBuf> {
     if let Some(folder) = config.data.cache_dir.as_ref().filter(|folder| !folder.is_empty()) {
         let folder = PathBuf::from(folder);
         // Told before anything is fetched.
-        let there = folder.ancestors().find(|above| above.exists());
-        if let Some(file) = there.filter(|above| !above.is_dir()) {
-            let message = format!(
-                "`data.cache_dir`: `{}` is no folder, so no blocks can be kept there",
-                file.display()
-            );
-            return Err(config.layers.error("data.cache_dir", &message, "name another folder"));
+        for above in folder.ancestors() {
+            match look::kind(above)? {
+                Some(_) if look::is_folder(above)? => break,
+                Some(_) => {
+                    let message = format!(
+                        "`data.cache_dir`: `{}` is no folder, so no blocks can be kept there",
+                        above.display()
+                    );
+                    let hint = "name another folder";
+                    return Err(config.layers.error("data.cache_dir", &message, hint));
+                }
+                None => {}
+            }
         }
         return Ok(folder);
     }

@@ -2,7 +2,7 @@
 //! error with its path, for whoever takes it for an empty place begins anew over what is there.
 
 use std::collections::BTreeSet;
-use std::fs::{self, DirEntry, Metadata};
+use std::fs::{self, DirEntry, FileType, Metadata};
 use std::io::{self, ErrorKind};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
@@ -32,6 +32,11 @@ pub fn is_folder(path: &Path) -> Result<bool> {
 /// Whether a name is in use, if only by a link that leads nowhere.
 pub fn is_taken(path: &Path) -> Result<bool> {
     Ok(told(path, fs::symlink_metadata(path))?.is_some())
+}
+
+/// What a name is, a link itself and not what it leads to; none where there is nothing.
+pub fn kind(path: &Path) -> Result<Option<FileType>> {
+    Ok(told(path, fs::symlink_metadata(path))?.map(|it| it.file_type()))
 }
 
 /// Whether a word of the user's, which need not be meant as a path, is the name of something.

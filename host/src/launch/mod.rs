@@ -57,7 +57,8 @@ pub fn remember(folder: &Path, job: &str, script: &Path) {
         "command": crate::run_dir::command_line(),
     });
     let file = folder.join(JOBS);
-    if let Some(why) = ownership::fault(&file, ownership::Kind::Jobs) {
+    let fault = ownership::fault(&file, ownership::Kind::Jobs);
+    if let Some(why) = fault.unwrap_or_else(|error| Some(error.to_string())) {
         tracing::warn!("job {job} was submitted, and not remembered: `{}` {why}", file.display());
         return;
     }

@@ -33,7 +33,7 @@ pub fn write(common: &Common, folder: &Path) -> Result<()> {
     pages.push((folder.join("README.md"), text));
     // Nothing is written where one of them is the user's.
     for (path, _) in &pages {
-        if let Some(why) = ownership::fault(path, ownership::Kind::Component) {
+        if let Some(why) = ownership::fault(path, ownership::Kind::Component)? {
             let message = format!("`{}` {why}", path.display());
             return Err(Error::config(message, "name another folder, or move the file away"));
         }
