@@ -50,8 +50,8 @@ fn no_error_of_a_disk_is_taken_for_absence() {
         let text = fs::read_to_string(&path).expect("source");
         let code = text.split("#[cfg(test)]").next().expect("code");
         for (number, line) in code.lines().enumerate() {
-            let asks = [".exists()", ".try_exists()", ".is_symlink()", "read_dir("];
-            let asks_kind = [".is_file()", ".is_dir()"].iter().any(|call| {
+            let asks = [".exists()", ".try_exists()", "read_dir("];
+            let asks_kind = [".is_file()", ".is_dir()", ".is_symlink()"].iter().any(|call| {
                 // Of what was found, the kind may be asked.
                 line.match_indices(call).any(|(at, _)| {
                     let before = &line[..at];
