@@ -405,7 +405,13 @@ mod tests {
         let tensor = Tensor::from_slice(&[value, 2.0]);
         let scalar = Tensor::from(1.5f64);
         Content {
-            state: State { format: FORMAT, step, samples: 64, ema_updates: 3, ..State::default() },
+            state: State {
+                format: FORMAT,
+                step,
+                samples: step.max(64),
+                ema_updates: 3,
+                ..State::default()
+            },
             model: vec![("w".into(), tensor.shallow_clone()), ("s".into(), scalar)],
             ema: vec![],
             optimizer: vec![("b".into(), Tensor::from_slice(&[1u8, 2, 3]))],

@@ -202,8 +202,8 @@ pub fn slurm(common: &Common, job: &Job, mut ways: Ways) -> Result<()> {
         return Ok(());
     }
     slurm::check()?;
-    let runs = plan.runs.iter().map(|(_, run)| run.as_path());
-    launch::check_idle(runs.chain([plan.folder.as_path()]))?;
+    // Another launch may have ended between the first look and the claims.
+    check_idle(&plan.folder, &plan.runs)?;
     let new = plan.claims.iter().any(|claim| claim.is_new() && claim.path() == plan.folder);
     plan.package.as_deref().map_or(Ok(()), package::check_free)?;
     let made = plan.pack(&ways, &report).and_then(|()| vault.write());
@@ -357,6 +357,10 @@ impl Plan {
         let runs: Vec<(u64, PathBuf)> = numbers.iter().map(of).collect();
         let mut claims: Vec<Claim> = claim.into_iter().collect();
         if !ways.dry_run {
+            if !local {
+                // Slurm knows the job that is at work in a folder; a lock does not.
+                check_idle(&folder, &runs)?;
+            }
             claims.extend(claimed(&run, &runs, &claims)?);
         }
         if !config.checkpointing.resume_from_ckpt {
@@ -400,6 +404,11 @@ impl Plan {
             body: Body::Command { words, trains: self.trains },
         })
     }
+}
+
+/// Refuses folders in which a job of Slurm waits or runs.
+fn check_idle(folder: &Path, runs: &[(u64, PathBuf)]) -> Result<()> {
+    launch::check_idle(runs.iter().map(|(_, run)| run.as_path()).chain([folder]))
 }
 
 /// A folder that no other launch has: made now, or only named where nothing is written.
