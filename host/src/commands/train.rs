@@ -144,10 +144,10 @@ fn work(
         None
     };
     if let Some(checkpoint) = &resumed {
+        config.keep_warmup(&checkpoint.stored()?.1);
         if complete(checkpoint, config, (&path, &folder), &world, &report)? {
             return Ok(());
         }
-        config.keep_warmup(&checkpoint.stored()?.1);
     }
     // A run that is trained meanwhile may have written another one since the first rank looked.
     let first = resumed.as_ref().or(start.as_ref().map(|start| &start.checkpoint));
@@ -282,8 +282,8 @@ fn unusable(config: &Config, key: &str, error: Error) -> Error {
     }
 }
 
-/// Whether a run is given again that was complete: all its steps are done, and its last evaluation is in its metrics. It says so, and
-/// shows that evaluation again; nothing is added to what the run has left.
+/// Whether a run is given again, as it was, that was complete: all its steps are done, and its last evaluation is in its metrics. It says
+/// so, and shows that evaluation again; nothing is added to what the run has left.
 fn complete(
     own: &Checkpoint,
     config: &Config,
@@ -294,6 +294,11 @@ fn complete(
     let step = own.state.step;
     // One of another place is where this run begins.
     if step < config.trainer.max_steps || own.path.parent() != Some(folder) {
+        return Ok(false);
+    }
+    // Other settings are told of, or do not fit.
+    let (_, stored) = own.stored()?;
+    if !run_dir::changes(&own.config(), &stored, config).is_empty() {
         return Ok(false);
     }
     let last = world.share("complete", || {
