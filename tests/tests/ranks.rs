@@ -339,7 +339,7 @@ fn ranks_of_another_world_are_sent_away() {
 fn every_rank_names_the_one_that_is_missing() {
     let folder = tempfile::tempdir().expect("a folder");
     let port = free_port();
-    let words = ["run.dir=run", "trainer.timeout_s=5"];
+    let words = ["run.dir=run", "trainer.timeout_s=12"];
     let here = ["0", "2"].map(|number| {
         let mut command = rank(folder.path(), number, &port, &words);
         command.env("WORLD_SIZE", "3");
