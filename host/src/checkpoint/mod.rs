@@ -408,7 +408,7 @@ mod tests {
             state: State {
                 format: FORMAT,
                 step,
-                samples: step.max(64),
+                samples: step.unsigned_abs().max(64),
                 ema_updates: 3,
                 ..State::default()
             },
