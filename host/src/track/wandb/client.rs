@@ -254,8 +254,11 @@ impl Client {
             }
             let doubled = self.pause.saturating_mul(1 << (tries - 1).min(16));
             let jitter = doubled.mul_f64(0.25 * fraction());
+            // Where the time has an end, several tries find room in what is left of it.
+            let share = |left: Duration| LONGEST.min((left / 8).max(self.pause));
+            let longest = until.left().map_or(LONGEST, share);
             let pause =
-                asked.unwrap_or_default().min(PATIENCE).max((doubled + jitter).min(LONGEST));
+                asked.unwrap_or_default().min(PATIENCE).max((doubled + jitter).min(longest));
             tracing::debug!("{}: {said}; again in {pause:?}", request.url.path());
             until.sleep(pause);
         }
