@@ -53,7 +53,7 @@ pub fn cuda_library() -> PathBuf {
     found.unwrap_or_else(|| program.with_file_name(NAME))
 }
 
-/// One that cannot be looked at is told of, and the work goes on without it.
+/// One that cannot be read is warned about and left out.
 fn is_file(file: &Path) -> bool {
     look::optional_found(file).is_some_and(|it| it.is_file())
 }

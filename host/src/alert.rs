@@ -10,7 +10,7 @@ use crate::error::Error;
 use crate::net;
 use crate::stop::Stop;
 
-/// How long the one who is told may still take after a signal.
+/// The time limit of a notification after a signal.
 const SIGNALLED: Duration = Duration::from_secs(4);
 /// Between two looks at a command or a signal.
 const LOOK: Duration = Duration::from_millis(20);

@@ -192,7 +192,7 @@ fn what_cannot_be_a_job_is_refused_before_it_is_one() {
     let sweep = ["sweep", "seed=1,2", "--slurm", "--partition", "nowhere", "--dir", "s"];
     cluster.maskdiff(at, &sweep).expect(2).says(&["invalid partition specified: nowhere"]);
     let left = fs::read_dir(at).expect("the folder").flatten();
-    // What the user has named is remembered in their data folder.
+    // The data folder remembers the sweeps that its user began, this one too.
     let left = left.map(|entry| entry.file_name()).filter(|name| name != "data-home");
     let left: Vec<_> = left.collect();
     assert!(left.is_empty(), "left behind: {left:?}");

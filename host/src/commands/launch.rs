@@ -181,7 +181,7 @@ struct Plan {
     claims: Vec<Claim>,
 }
 
-/// Of an array whose run folders are named, so many are claimed one by one: each needs an open file.
+/// The most named run folders of an array that are locked one by one: each lock needs an open file.
 const CLAIMED: usize = 400;
 
 /// Submits a command as a job of Slurm.

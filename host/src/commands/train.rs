@@ -296,7 +296,7 @@ fn complete(
     if step < config.trainer.max_steps || own.path.parent() != Some(folder) {
         return Ok(false);
     }
-    // Other settings are told of, or do not fit.
+    // With other settings the run is opened as usual, which reports the changes or that the weights do not fit.
     let (_, stored) = own.stored()?;
     if !run_dir::changes(&own.config(), &stored, config).is_empty() {
         return Ok(false);
@@ -315,7 +315,7 @@ fn complete(
         report.result(&line, &format!("step {step}: {}", shown.join(", ")));
         report.note(&format!(
             "the run is complete and nothing is left to train: {step} steps are done, and `trainer.max_steps` is {asked}; its results \
-             are in `{place}/metrics.jsonl`, its checkpoints in `{}`; a larger `trainer.max_steps` goes on",
+             are in `{place}/metrics.jsonl`, its checkpoints in `{}`; set a larger `trainer.max_steps` to resume it",
             folder.display()
         ));
     }
