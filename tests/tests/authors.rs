@@ -181,7 +181,10 @@ fn two_crates_of_one_name_are_not_mixed_up_and_a_users_settings_stay() {
         assert!(about().contains(&format!("the twin in {place}")), "{place}: {}", about());
     }
     let settings = folder.join("a/twin/.cargo/config.toml");
-    fs::write(&settings, "# mine\n[term]\nquiet = true\n").expect("a file");
+    let ours = fs::read_to_string(&settings).expect("settings");
+    let shared = ours.lines().find(|line| line.starts_with("target-dir")).expect("the shared target");
+    let own = format!("# mine\n[term]\nquiet = true\n[build]\n{shared}\n");
+    fs::write(&settings, own).expect("a file");
     run(folder, &["plugins", "build", "a/twin"]).expect(0);
     assert!(fs::read_to_string(&settings).expect("settings").starts_with("# mine"));
     // One that does not load any more is named and left out, and can be taken away.
