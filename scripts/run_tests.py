@@ -1,8 +1,8 @@
 """Builds the tests and runs them, two test programs at a time, and says which tests took longest.
 
 libtorch has one random generator per process, so the tests of one program run one at a time; most of them wait for a
-started binary or use one thread, which leaves the second core to another program. Programs that start several
-processes, or that compare times, run alone. Called by scripts/test.sh; with names it runs those programs only.
+started binary or use one thread, which leaves the second core to another program. Programs that need both cores run
+alone. Called by scripts/test.sh; with names it runs those programs only.
 """
 
 import concurrent.futures
@@ -15,10 +15,11 @@ import sys
 import threading
 import time
 
-# Several ranks, jobs of a scheduler, kills at random moments, a terminal, and what compares times.
-ALONE = {"ranks", "slurm", "survival", "sweep", "terminal", "tracking"}
-# Long ones begin first.
-FIRST = ["authors", "compatibility", "golden_learner", "trainer", "methods", "foreign", "judge", "python", "pages"]
+# Several ranks, and a scheduler whose jobs ask for both cores.
+ALONE = {"ranks", "slurm"}
+# The longest begin first. `compatibility` finds in the target folder that it shares with `authors` what that one has built.
+FIRST = ["authors", "survival", "tracking", "servers", "house", "compatibility", "strangers", "disk", "methods", "python",
+         "guards", "maskdiff_sedd", "sweep", "hub", "corpora", "configuration", "maskdiff_remdm"]
 RESULT = re.compile(r"^test result: .* (\d+) passed; (\d+) failed;")
 DONE = re.compile(r"^test (?P<name>\S+)(?: - .*)? \.\.\. (?:.*)$")
 printing = threading.Lock()

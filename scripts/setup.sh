@@ -5,15 +5,15 @@
 # client of the Hugging Face Hub, for the tests, and of `datasets`, for the benches; with --track that of the official clients of
 # W&B and TensorBoard, for the tests; with --screens a headless Chromium, its driver and tmux, from the system's packages, for
 # the tests of pages and of the terminal; with --slurm a Slurm from the system's packages, whose daemons the tests start for
-# themselves.
+# themselves; with --ccache ccache, so that scripts/test.sh compiles the same C++ once.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
 stop() { echo "setup: $1" >&2; exit 1; }
 
 case "${1:-}" in
-  "" | --python | --s3 | --hub | --track | --screens | --slurm) ;;
-  *) stop "there is no option $1: run scripts/setup.sh alone or with --python, --s3, --hub, --track, --screens or --slurm" ;;
+  "" | --python | --s3 | --hub | --track | --screens | --slurm | --ccache) ;;
+  *) stop "there is no option $1: run scripts/setup.sh alone or with --python, --s3, --hub, --track, --screens, --slurm or --ccache" ;;
 esac
 
 command -v cargo >/dev/null || stop "cargo is missing: install Rust (https://rustup.rs), then run this again"
@@ -69,7 +69,17 @@ screens() {
   echo "setup: $(chromium --version)"
 }
 
+compiler_cache() {
+  command -v ccache >/dev/null && return 0
+  command -v apt-get >/dev/null || stop "put \`ccache\` on PATH"
+  [ "$(id -u)" = 0 ] || stop "as root: apt-get install ccache"
+  { apt-get update && apt-get install -y --no-install-recommends ccache; } >/dev/null \
+    || stop "apt-get could not install ccache, for the reason above"
+  echo "setup: $(ccache --version | head -1)"
+}
+
 case "${1:-}" in
+  --ccache) compiler_cache ;;
   --screens) screens ;;
   --slurm) slurm ;;
   --s3) small --s3 moto-5.2.5 "the S3 server" 'moto[s3,server]==5.2.5' ;;

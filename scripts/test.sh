@@ -16,11 +16,22 @@ say() {
   printf '\n== %s\n' "$*"
 }
 
-scripts/setup.sh
-# What some tests need is fetched while the compiler works.
 optional() {
   scripts/setup.sh "--$1" || printf '\n== %s\n' "$2"
 }
+scripts/setup.sh
+# The tests of plugin authors build plugins in target folders of their own, each with the C++ of torch-sys and of our shim.
+# A compiler found by PATH is no input of cargo's: a plain `cargo build` afterwards builds nothing again.
+optional ccache "no ccache: the tests of plugin authors compile the same C++ again"
+if cache=$(command -v ccache); then
+  mkdir -p target/ccache
+  ln -sf "$cache" target/ccache/c++
+  export PATH=$PWD/target/ccache:$PATH
+  # Those tests set a cache folder of their own for maskdiff.
+  export CCACHE_DIR=${CCACHE_DIR:-${XDG_CACHE_HOME:-$HOME/.cache}/ccache}
+fi
+
+# What some tests need is fetched while the compiler works.
 others() {
   optional python "no Python with torch: the tests of components in Python are skipped"
   optional s3 "no S3 server: the tests of object stores are skipped"

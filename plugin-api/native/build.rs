@@ -10,6 +10,8 @@ fn main() {
         .std("c++17")
         .warnings(false)
         .opt_level(2)
+        // The same object in every profile, so that a compiler cache knows it again; panics name Rust lines alone.
+        .debug(false)
         .flag(format!("-isystem{include}"))
         .flag(format!("-isystem{include}/torch/csrc/api/include"))
         .include("cpp")
