@@ -7,6 +7,7 @@ use libloading::os::unix::{Library, RTLD_GLOBAL, RTLD_NOW};
 use tch::Device;
 
 use crate::config::Config;
+use crate::config::listed::Accelerator;
 use crate::distributed::World;
 use crate::error::{Error, Result};
 use crate::files::look;
@@ -96,13 +97,13 @@ pub fn meet(world: &World, device: Device) -> Result<()> {
 /// The device that `trainer.accelerator` means here: each rank of a machine has a GPU of its own.
 pub fn device(config: &Config, world: &World) -> Result<Device> {
     memory::threads(tch::get_num_threads())?;
-    let wanted = config.trainer.accelerator.as_str();
+    let wanted = config.trainer.accelerator;
     let fault = |message: String, hint: &str| {
         Err(config.layers.error("trainer.accelerator", &message, hint))
     };
     let device = match wanted {
-        "cpu" => Device::Cpu,
-        "auto" | "cuda" | "gpu" if tch::Cuda::is_available() => {
+        Accelerator::Cpu => Device::Cpu,
+        Accelerator::Auto | Accelerator::Cuda if tch::Cuda::is_available() => {
             let visible = usize::try_from(tch::Cuda::device_count()).unwrap_or(1).max(1);
             let rank = world.local_rank();
             // A scheduler may show each rank its own GPU alone.
@@ -116,18 +117,12 @@ pub fn device(config: &Config, world: &World) -> Result<Device> {
             }
             Device::Cuda(rank % visible)
         }
-        "auto" => Device::Cpu,
-        "cuda" | "gpu" => {
+        Accelerator::Auto => Device::Cpu,
+        Accelerator::Cuda => {
             return fault(
                 format!("`trainer.accelerator={wanted}`, but libtorch finds no CUDA device"),
                 "use `auto` or `cpu`, or check the driver with `nvidia-smi` and that libtorch has CUDA \
                  (scripts/setup.sh fetches it on a machine with a GPU)",
-            );
-        }
-        other => {
-            return fault(
-                format!("`trainer.accelerator` is `auto`, `cpu` or `cuda`, got `{other}`"),
-                "",
             );
         }
     };

@@ -70,7 +70,7 @@ pub fn check_options(
     choices: &Choices,
     sampled: bool,
 ) -> Result<()> {
-    let kind = Precision::new(config).map_or(Kind::Float, Precision::weights);
+    let kind = Precision::of(config).weights();
     let (length, time_conditioning) = (config.model.length, config.top.time_conditioning);
     let facts = Context {
         vocab_size: PRETENDED,
@@ -119,7 +119,7 @@ pub fn check_measure(measure: Measure, config: &Config, registry: &Registry) -> 
 /// What the vocabulary says; which mask there is in the end is the process's to say, see [`crate::model::told`].
 pub fn facts(config: &Config, tokenizer: &dyn Tokenizer, device: Device) -> Context {
     // Checked when the configuration was read.
-    let kind = Precision::new(config).map_or(Kind::Float, Precision::weights);
+    let kind = Precision::of(config).weights();
     Context {
         vocab_size: tokenizer.vocab_size(),
         mask_id: Some(tokenizer.mask_id()),
@@ -142,7 +142,7 @@ pub fn model(
 ) -> Result<Model> {
     tch::manual_seed(config.top.seed.cast_signed());
     let model = Model::build(registry, choices, facts).map_err(|e| config.locate(e))?;
-    model.set_reduced(Precision::new(config)?.reduced());
+    model.set_reduced(Precision::of(config).reduced());
     if config.sampling.cuda_graph && model.facts().cuda.is_some() {
         accelerator::open_cuda()?;
         model.set_graphs(true);

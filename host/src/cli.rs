@@ -33,7 +33,7 @@ Try: maskdiff train experiment=demo";
 
 const AFTER_HELP: &str = "\
 Overrides:
-  optim.lr=1e-3            set a value (`maskdiff config` prints all keys with their sources)
+  optim.lr=1e-3            set a value (`maskdiff config explain` prints all keys)
   model=small              choose a file of configs/model/, configs/data/, configs/noise/, ...
   experiment=demo          choose a file of configs/experiment/
   sampling.predictor=NAME  choose a component (`maskdiff plugins list` prints all)
@@ -228,7 +228,10 @@ enum Command {
         command: Data,
     },
     /// Print the resolved configuration with the source of every value
+    #[command(args_conflicts_with_subcommands = true)]
     Config {
+        #[command(subcommand)]
+        command: Option<nested::Config>,
         /// KEY=VALUE
         overrides: Vec<String>,
     },
@@ -376,7 +379,12 @@ fn run(words: Vec<OsString>) -> Result<i32> {
             let report = Report::new(common.format, common.quiet);
             commands::report::run(&report, &folders, &output, force)
         }
-        Command::Config { overrides } => commands::config::run(&common(overrides)),
+        Command::Config { command: None, overrides } => commands::config::run(&common(overrides)),
+        Command::Config { command: Some(nested::Config::Explain { words }), .. } => {
+            let (overrides, names): (Vec<String>, Vec<String>) =
+                words.into_iter().partition(|word| word.contains('='));
+            commands::config::explain(&common(overrides), &names)
+        }
         Command::Runs { command } => {
             let common = common(Vec::new());
             nested::runs(command, &Report::new(common.format, common.quiet))

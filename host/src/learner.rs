@@ -6,6 +6,7 @@ use maskdiff_native::{Reducer, clear_grads, foreach_copy, global_norm};
 use tch::{Kind, Tensor};
 
 use crate::config::Config;
+use crate::config::listed::Strategy;
 use crate::distributed::{World, owners};
 use crate::error::{Error, Result};
 use crate::model::Model;
@@ -97,7 +98,7 @@ pub struct Learner {
 impl Learner {
     /// A fresh learner of the model's trained parameters, which must be equal on all ranks.
     pub fn new(model: &Model, config: &Config, world: Rc<World>) -> Result<Self> {
-        let precision = Precision::new(config)?;
+        let precision = Precision::of(config);
         let params = model.trainable();
         let masters: Vec<Tensor> = match precision {
             Precision::PureBFloat16 => {
@@ -105,23 +106,16 @@ impl Learner {
             }
             _ => params.iter().map(Tensor::shallow_clone).collect(),
         };
-        let owner = match config.trainer.strategy.as_str() {
-            "ddp" => None,
-            "zero1" => Some(owners(&params, world.size())),
-            other => {
-                return Err(config.layers.error(
-                    "trainer.strategy",
-                    &format!("there is no `trainer.strategy={other}`"),
-                    "strategies: ddp (every rank holds all), zero1 (each holds its share of the optimizer and of the average)",
-                ));
-            }
+        let owner = match config.trainer.strategy {
+            Strategy::Ddp => None,
+            Strategy::Zero1 => Some(owners(&params, world.size())),
         };
         let mine: Vec<bool> = match &owner {
             Some(owner) => owner.iter().map(|rank| *rank == world.rank()).collect(),
             None => vec![true; params.len()],
         };
         let vocab_size = model.facts().vocab_size;
-        let optimizer = Optimizer::new(&masters, &mine, vocab_size, config.optim.clone())?;
+        let optimizer = Optimizer::new(&masters, &mine, vocab_size, config.optim.clone());
         let decay = config.training.ema;
         let averaged = pick(&masters, &mine);
         Ok(Self {
@@ -138,7 +132,7 @@ impl Learner {
             },
             params,
             masters,
-            schedule: Schedule::new(&config.lr_scheduler, config.optim.lr)?,
+            schedule: Schedule::new(&config.lr_scheduler, config.optim.lr),
             clip: config.trainer.gradient_clip_val,
             world,
             owner,

@@ -120,7 +120,7 @@ pub fn used(checkpoint: &Checkpoint, config: &Config, plugins: &[UsedPlugin]) ->
         "backbone": config.top.backbone,
         "plugins": hashes.collect::<serde_json::Map<String, Value>>(),
         "seed": config.top.seed,
-        "precision": config.trainer.precision.name(),
+        "precision": config.trainer.precision,
         "batch": config.loader.eval_batch_size,
     }))
 }

@@ -7,7 +7,6 @@ use serde_json::{Map, Value, json};
 use tch::{Device, Kind, Tensor};
 
 use crate::config::Config;
-use crate::error::Result;
 
 /// The parts of a step. Communication is what a rank waits for beside the sums of gradients, which overlap with `Backward`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -112,33 +111,6 @@ pub fn memory(device: Device) -> Map<String, Value> {
         line.insert("perf/gpu_memory_reserved_gib".into(), gib(bytes.reserved));
     }
     line
-}
-
-/// What to do about a loss that is no number, or a spike: `trainer.on_nan`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum OnNan {
-    /// End the run; the weights are as before the step.
-    Stop,
-    /// Leave the batch out and go on.
-    Skip,
-    /// Go back to the last checkpoint and leave the batch out.
-    Rollback,
-}
-
-impl OnNan {
-    /// What the configuration says.
-    pub fn new(config: &Config) -> Result<Self> {
-        match config.trainer.on_nan.as_str() {
-            "stop" => Ok(Self::Stop),
-            "skip" => Ok(Self::Skip),
-            "rollback" => Ok(Self::Rollback),
-            other => Err(config.layers.error(
-                "trainer.on_nan",
-                &format!("`trainer.on_nan` is `stop`, `skip` or `rollback`, got `{other}`"),
-                "",
-            )),
-        }
-    }
 }
 
 /// The usual loss, to tell a spike from it.

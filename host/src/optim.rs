@@ -3,8 +3,8 @@
 use maskdiff_native::{AdamW, foreach_lerp, fused_adamw};
 use tch::{Kind, Tensor};
 
-use crate::config::{derived, groups};
-use crate::error::{Error, Result};
+use crate::config::{derived, groups, listed};
+use crate::error::Result;
 
 /// A list of parameters under AdamW, with its state.
 #[derive(Debug, Default)]
@@ -45,35 +45,9 @@ fn is_inner_matrix(param: &Tensor, vocab_size: i64) -> bool {
 
 impl Optimizer {
     /// Zero moments for `params`, of which those with `true` in `mine` are this optimizer's.
-    ///
-    /// # Errors
-    /// A name or a choice of the options that is not known.
-    pub fn new(
-        params: &[Tensor],
-        mine: &[bool],
-        vocab_size: i64,
-        options: groups::Optim,
-    ) -> Result<Self> {
-        let muon = match options.name.as_str() {
-            "adamw" => false,
-            "muon" => true,
-            other => {
-                return Err(Error::config(
-                    format!("there is no optimizer `{other}` (`optim.name`)"),
-                    "optimizers: adamw, muon",
-                ));
-            }
-        };
-        let only_matrices = match options.weight_decay_on.as_str() {
-            "all" => false,
-            "matrices" => true,
-            other => {
-                return Err(Error::config(
-                    format!("`optim.weight_decay_on` is `all` or `matrices`, got `{other}`"),
-                    "`matrices` spares biases, norms and embeddings",
-                ));
-            }
-        };
+    pub fn new(params: &[Tensor], mine: &[bool], vocab_size: i64, options: groups::Optim) -> Self {
+        let muon = options.name == listed::Optimizer::Muon;
+        let only_matrices = options.weight_decay_on == listed::DecayOn::Matrices;
         let (adamw, group) = (Default::default(), MuonGroup::default());
         let mut this = Self { adamw, muon: group, vocab_size, options };
         this.adamw[0].decay = this.options.weight_decay;
@@ -94,7 +68,7 @@ impl Optimizer {
             group.exp_avg_sq.push(zeros());
             group.steps.push(Tensor::zeros([], (Kind::Float, param.device())));
         }
-        Ok(this)
+        this
     }
 
     /// One step at learning rate `lr` with the gradients of all parameters (of which this optimizer uses its own), each
@@ -129,8 +103,9 @@ impl Optimizer {
 
     /// Names and shapes of the state of all `params`, whoever's they are: as [`Optimizer::state`] would give them.
     pub fn outline(&self, params: &[Tensor]) -> Vec<(&'static str, usize, Vec<i64>)> {
-        let muon =
-            |param: &Tensor| self.options.name == "muon" && is_inner_matrix(param, self.vocab_size);
+        let muon = |param: &Tensor| {
+            self.options.name == listed::Optimizer::Muon && is_inner_matrix(param, self.vocab_size)
+        };
         let of = |(i, param): (usize, &Tensor)| {
             if muon(param) {
                 return vec![("momentum", i, param.size())];
@@ -238,21 +213,17 @@ pub enum Schedule {
 
 impl Schedule {
     /// From the configuration.
-    pub fn new(config: &groups::LrScheduler, peak: f64) -> Result<Self> {
+    pub fn new(config: &groups::LrScheduler, peak: f64) -> Self {
         let warmup = config.num_warmup_steps.unwrap_or(derived::WARMUP);
-        match config.name.as_str() {
-            "constant_warmup" => Ok(Self::Constant { peak, warmup }),
-            "cosine_decay_warmup" => Ok(Self::Cosine {
+        match config.name {
+            listed::Schedule::ConstantWarmup => Self::Constant { peak, warmup },
+            listed::Schedule::CosineDecayWarmup => Self::Cosine {
                 peak,
                 warmup,
                 first: config.warmup_lr_init,
                 last: config.lr_min,
                 decay: config.t_initial,
-            }),
-            other => Err(Error::config(
-                format!("there is no learning-rate schedule `{other}` (`lr_scheduler.name`)"),
-                "schedules: constant_warmup, cosine_decay_warmup",
-            )),
+            },
         }
     }
 
@@ -305,8 +276,8 @@ mod tests {
             |size: &[i64]| Tensor::zeros(size, tch::kind::FLOAT_CPU).set_requires_grad(true);
         let (w, b, table) = (zeros(&[6, 8]), zeros(&[6]), zeros(&[50, 8]));
         let params = [w.shallow_clone(), b.shallow_clone(), table.shallow_clone()];
-        let options = groups::Optim { name: "muon".into(), ..groups::Optim::default() };
-        let mut optimizer = Optimizer::new(&params, &[true; 3], 50, options).unwrap();
+        let options = groups::Optim { name: listed::Optimizer::Muon, ..groups::Optim::default() };
+        let mut optimizer = Optimizer::new(&params, &[true; 3], 50, options);
         let names: Vec<(&str, usize)> =
             optimizer.state().iter().map(|(n, i, _)| (*n, *i)).collect();
         assert_eq!(names.iter().filter(|(_, i)| *i == 0).count(), 1);
@@ -331,17 +302,17 @@ mod tests {
     fn weight_decay_spares_what_it_should() {
         let ones = |size: &[i64]| Tensor::ones(size, tch::kind::FLOAT_CPU);
         let params = [ones(&[3, 3]), ones(&[3]), ones(&[50, 3])];
-        let options = |on: &str| groups::Optim {
+        let options = |on| groups::Optim {
             weight_decay: 0.5,
-            weight_decay_on: on.into(),
+            weight_decay_on: on,
             ..groups::Optim::default()
         };
-        let mut optimizer = Optimizer::new(&params, &[true; 3], 50, options("matrices")).unwrap();
+        let mut optimizer =
+            Optimizer::new(&params, &[true; 3], 50, options(listed::DecayOn::Matrices));
         let grads: Vec<Tensor> = params.iter().map(Tensor::zeros_like).collect();
         optimizer.step(&grads, 0.1, 1.0).unwrap();
         let first = |i: usize| params[i].view(-1).double_value(&[0]);
         assert!((first(0) - 0.95).abs() < 1e-6);
         assert_eq!((first(1), first(2)), (1.0, 1.0));
-        Optimizer::new(&params, &[true; 3], 50, options("some")).unwrap_err();
     }
 }

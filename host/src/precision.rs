@@ -3,7 +3,7 @@
 use maskdiff_native::{set_deterministic, set_tf32};
 use tch::Kind;
 
-use crate::config::Config;
+use crate::config::{Config, listed};
 use crate::error::Result;
 
 /// How numbers are held and computed.
@@ -18,27 +18,16 @@ pub enum Precision {
     PureBFloat16,
 }
 
-/// All names that the configuration knows.
-pub const NAMES: &[&str] = &["fp32", "64", "bf16", "bf16-pure", "fp16"];
-
 impl Precision {
     /// What `trainer.precision` asks for.
-    pub fn new(config: &Config) -> Result<Self> {
-        let name = config.trainer.precision.name();
-        Ok(match name.as_str() {
-            "fp32" | "32" | "32-true" => Self::Full(Kind::Float),
-            "64" | "fp64" | "64-true" => Self::Full(Kind::Double),
-            "bf16" | "bf16-mixed" => Self::Mixed(Kind::BFloat16),
-            "fp16" | "16" | "16-mixed" => Self::Mixed(Kind::Half),
-            "bf16-pure" | "bf16-true" => Self::PureBFloat16,
-            _ => {
-                return Err(config.layers.error(
-                    "trainer.precision",
-                    &format!("there is no `trainer.precision={name}`"),
-                    &format!("precisions: {}", NAMES.join(", ")),
-                ));
-            }
-        })
+    pub fn of(config: &Config) -> Self {
+        match config.trainer.precision {
+            listed::Precision::Fp32 => Self::Full(Kind::Float),
+            listed::Precision::Fp64 => Self::Full(Kind::Double),
+            listed::Precision::Bf16 => Self::Mixed(Kind::BFloat16),
+            listed::Precision::Fp16 => Self::Mixed(Kind::Half),
+            listed::Precision::PureBf16 => Self::PureBFloat16,
+        }
     }
 
     /// The type of the network's weights.

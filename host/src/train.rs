@@ -11,6 +11,7 @@ use serde_json::{Value, json};
 use tch::Tensor;
 
 use crate::checkpoint::Saver;
+use crate::config::listed::OnNan;
 use crate::config::values::Limit;
 use crate::config::{Config, Shares};
 use crate::data::{Corpus, Rows, Samples};
@@ -20,7 +21,7 @@ use crate::evaluate::{Bound, Measure};
 use crate::launch::script::quoted;
 use crate::learner::{Ask, Batch, Learner, Step};
 use crate::model::Model;
-use crate::observe::{self, OnNan, Part, Split, Usual};
+use crate::observe::{self, Part, Split, Usual};
 use crate::report::Report;
 use crate::run_dir::RunDir;
 use crate::sample::NamedSampler;
@@ -33,9 +34,6 @@ mod evaluations;
 
 pub use checkpoints::newest;
 pub use evaluations::monitored;
-
-/// The metrics of an evaluation, by which `best` may be chosen.
-pub const MONITORED: &[&str] = &["val/nelbo", "val/bits_per_token", "val/ppl", "val/loss"];
 
 /// A run from its first to its last step, or a rank's part of it.
 pub struct Trainer<'a> {
@@ -190,7 +188,7 @@ impl Trainer<'_> {
 
     /// One step, and what is to be done when its loss is no number or a spike; none when the run went back.
     fn advance(&mut self) -> Result<Option<Step>> {
-        let on_nan = OnNan::new(self.config)?;
+        let on_nan = self.config.trainer.on_nan;
         let number = self.learner.step;
         let most = self.progress.usual.limit(self.config.trainer.loss_spike);
         if self.progress.skipped.contains(&number) {

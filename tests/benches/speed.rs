@@ -121,8 +121,7 @@ fn training_step(bencher: Bencher, how: Loss) {
     let x0_bl = tokens(&size, 8);
     let params = model.trainable();
     let mine = vec![true; params.len()];
-    let optimizer = Optimizer::new(&params, &mine, size.vocab_size, Optim::default());
-    let mut optimizer = optimizer.expect("an optimizer");
+    let mut optimizer = Optimizer::new(&params, &mine, size.vocab_size, Optim::default());
     let mut step = || {
         clear_grads(&params).expect("gradients");
         loss(&model, how, &x0_bl).backward();

@@ -182,7 +182,8 @@ fn two_crates_of_one_name_are_not_mixed_up_and_a_users_settings_stay() {
     }
     let settings = folder.join("a/twin/.cargo/config.toml");
     let ours = fs::read_to_string(&settings).expect("settings");
-    let shared = ours.lines().find(|line| line.starts_with("target-dir")).expect("the shared target");
+    let shared =
+        ours.lines().find(|line| line.starts_with("target-dir")).expect("the shared target");
     let own = format!("# mine\n[term]\nquiet = true\n[build]\n{shared}\n");
     fs::write(&settings, own).expect("a file");
     run(folder, &["plugins", "build", "a/twin"]).expect(0);

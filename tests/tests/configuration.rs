@@ -256,7 +256,7 @@ fn worst(of: Of) -> Vec<String> {
             "",
             "x",
         ],
-        Of::Text => &["", " ", "nan", "../../x", "\u{1b}[2J", "a\nb", "null", "-1"],
+        Of::Text | Of::Listed(_) => &["", " ", "nan", "../../x", "\u{1b}[2J", "a\nb", "null", "-1"],
         Of::Switch => &["", "1", "-1", "nan", "maybe", "true"],
         Of::Any | Of::Group(_) => &["", "nan", "[nan]", "-1", "1e300", "{a = 1}", "[[[]]]", "x"],
     };
@@ -415,4 +415,64 @@ fn thousands_of_unknown_keys_are_answered_at_once() {
         maskdiff(at, &["config", "--config", "many.toml"]).expect(2).says(&["unknown key"]);
         assert!(began.elapsed() < Duration::from_secs(3), "{group}: {:?}", began.elapsed());
     }
+}
+
+/// The page of all keys is what the program says of them, so that neither gets old.
+#[test]
+fn the_page_of_all_keys_is_not_stale() {
+    let at = folder();
+    let printed = maskdiff(at.path(), &["config", "explain"]);
+    let page = std::fs::read_to_string(root().join("docs/config.md")).expect("docs/config.md");
+    assert!(
+        printed.expect(0).stdout == page,
+        "docs/config.md is stale: `maskdiff config explain > docs/config.md` writes it again"
+    );
+    // No option of a shipped component is without a sentence.
+    let bare = page.lines().filter(|line| line.starts_with("| `") && line.ends_with("|  |"));
+    assert_eq!(bare.collect::<Vec<&str>>(), Vec::<&str>::new());
+}
+
+#[test]
+fn a_key_is_explained_with_its_value_and_where_that_comes_from() {
+    let at = folder();
+    let explain = |words: &[&str]| maskdiff(at.path(), &[&["config", "explain"], words].concat());
+    let out = explain(&["optim.lr", "optim.lr=0.5"]);
+    for line in [
+        "Peak learning rate.",
+        "type: number; at least 0, at most 1e38",
+        "default: 0.0003",
+        "here: 0.5 (command line)",
+    ] {
+        assert!(out.expect(0).stdout.contains(line), "{out:?}");
+    }
+    // A group, an option of several components, and one line for each as JSON.
+    let group = explain(&["wandb", "--format", "json"]);
+    assert!(group.expect(0).lines().len() > 10, "{group:?}");
+    let steps = explain(&["sampling.steps"]);
+    for sampler in ["(sampler `ddpm`)", "(sampler `remdm`)"] {
+        assert!(steps.expect(0).stdout.contains(sampler), "{steps:?}");
+    }
+    explain(&["lr"]).expect(2).says(&["no key `lr`", "did you mean `optim.lr`?"]);
+    explain(&["optim.lrr"]).expect(2).says(&["did you mean `optim.lr`?"]);
+}
+
+/// Words of a fixed list are refused when the configuration is read, wherever they stand.
+#[test]
+fn a_word_that_is_not_in_its_list_is_refused_with_the_nearest() {
+    let at = folder();
+    let config = |words: &[&str]| maskdiff(at.path(), &[&["config"], words].concat());
+    for (word, near) in [
+        ("trainer.precision=bf61", "trainer.precision=bf16"),
+        ("lr_scheduler.name=constant_warmpu", "lr_scheduler.name=constant_warmup"),
+        ("eval.duel_order=margn", "eval.duel_order=margin"),
+        ("data.detokenizer=ptbb", "data.detokenizer=ptb"),
+        ("trainer.strategy=zero", "trainer.strategy=zero1"),
+    ] {
+        config(&[word]).expect(2).says(&["command line", &format!("did you mean `{near}`?")]);
+    }
+    std::fs::write(at.path().join("own.toml"), "[trainer]\nprecision = 32\non_nan = \"skp\"\n")
+        .expect("a file");
+    config(&["--config", "own.toml"]).expect(2).says(&["own.toml", "`trainer.on_nan=skip`"]);
+    // Other programs' spellings, and a number in a file.
+    config(&["--config", "own.toml", "trainer.on_nan=skip", "trainer.accelerator=gpu"]).expect(0);
 }

@@ -3,10 +3,10 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use maskdiff::config::listed::OnInvalid;
 use maskdiff::data::detokenize::Detokenizer;
 use maskdiff::data::{
-    Format, OnInvalid, Packed, Packer, Packing, Reader, Recipe, Slice, Tokenizer, build_blocks,
-    load_tokenizer,
+    Format, Packed, Packer, Packing, Reader, Recipe, Slice, Tokenizer, build_blocks, load_tokenizer,
 };
 use maskdiff_tests::{Tensors, golden, golden_case};
 use serde_json::Value;

@@ -10,6 +10,15 @@ use crate::error::Result;
 use crate::report::Report;
 
 #[derive(Debug, Subcommand)]
+pub(super) enum Config {
+    /// What a key means: its type, default, value and source; of a group, all its keys; without a name, a page of all keys
+    Explain {
+        /// Keys or groups; and KEY=VALUE
+        words: Vec<String>,
+    },
+}
+
+#[derive(Debug, Subcommand)]
 pub(super) enum Plugins {
     /// All components, by kind
     List {

@@ -26,7 +26,7 @@ pub fn run(common: &Common) -> Result<()> {
     let ledger = Ledger::new(&config, Some(&checkpoint))?;
     let registry = assemble::registry(&common.plugins, &config)?;
     let choices = assemble::choices(&mut config, &registry, false)?;
-    let plan = Plan::new(&config, Measure::new(&config)?);
+    let plan = Plan::new(&config, Measure::new(&config));
     assemble::check_measure(plan.measure, &config, &registry)?;
     let stop = Stop::listen("the batch that is under way is ended")?;
     let mut report = Report::new(common.format, common.quiet);

@@ -89,7 +89,7 @@ fn work(
     let registry = assemble::registry(&common.plugins, config)?;
     let logs = config.sampling.num_sample_log > 0;
     let choices = assemble::choices(config, &registry, logs)?;
-    let measure = Measure::bound(config)?;
+    let measure = Measure::bound(config);
     assemble::check_measure(measure, config, &registry)?;
     let device = accelerator::device(config, &world)?;
     config.shares(world.size())?;

@@ -108,40 +108,25 @@ pub(super) fn ranges(config: &Config) -> Result<()> {
         // It stands in logs, scripts and commands that are printed.
         plain::check(&format!("`{key}`"), folder.as_deref().unwrap_or_default())?;
     }
-    words(config)?;
-    trainer(config)?;
-    crate::precision::Precision::new(config)?;
-    crate::observe::OnNan::new(config)?;
-    Ok(())
+    trainer(config)
 }
 
-/// Words that are one of a few.
-fn words(config: &Config) -> Result<()> {
-    let (data, trainer, eval) = (&config.data, &config.trainer, &config.eval);
-    let places = &["both", "train", "valid", "none"][..];
-    // As other programs call it.
-    let accelerator =
-        Some(&trainer.accelerator[..]).filter(|word| *word != "gpu").unwrap_or("cuda");
-    let resume = config.wandb.resume.as_deref().unwrap_or("allow");
-    let monitor = config.checkpointing.monitor.as_deref().unwrap_or("val/nelbo");
-    let chosen = [
-        ("data.insert_eos", &data.insert_eos[..], places),
-        ("data.insert_special", &data.insert_special, places),
-        ("data.packing", &data.packing, &["canonical", "reference"]),
-        ("data.on_invalid", &data.on_invalid, &["error", "replace", "skip"]),
-        ("data.documents", &data.documents, &["file", "line"]),
-        ("wandb.resume", resume, &["allow", "must", "never"]),
-        ("trainer.accelerator", accelerator, &["auto", "cpu", "cuda"]),
-        ("trainer.strategy", &trainer.strategy, &["ddp", "zero1"]),
-        ("trainer.on_nan", &trainer.on_nan, &["stop", "skip", "rollback"]),
-        ("optim.name", &config.optim.name, &["adamw", "muon"]),
-        ("optim.weight_decay_on", &config.optim.weight_decay_on, &["all", "matrices"]),
-        ("eval.bound", &eval.bound, &["reference", "strict"]),
-        ("eval.likelihood", &eval.likelihood, &["bound", "duel"]),
-        ("checkpointing.mode", &config.checkpointing.mode, &["min", "max"]),
-        ("checkpointing.monitor", monitor, crate::train::MONITORED),
-    ];
-    chosen.into_iter().try_for_each(|(key, word, known)| hints::one_of(config, key, word, known))
+/// Words of the host's keys that are not in their list.
+pub(super) fn words(layers: &Layers) -> Result<()> {
+    for key in hints::host_keys() {
+        let Some(Of::Listed(words)) = groups::field(&key).map(|field| field.shape.of) else {
+            continue;
+        };
+        let word = match layers.value(&key) {
+            None | Some(Value::Null) => continue,
+            Some(Value::String(word)) => word.clone(),
+            Some(other) => other.to_string(),
+        };
+        if !words.have(&word) {
+            return Err(hints::not_listed(layers, &key, &word, words.names));
+        }
+    }
+    Ok(())
 }
 
 fn trainer(config: &Config) -> Result<()> {

@@ -55,6 +55,12 @@ pub(crate) fn is_first_rank() -> bool {
     !["RANK", "SLURM_PROCID"].into_iter().any(rank)
 }
 
+/// `configs/NAME.toml` as built in.
+pub(super) fn built_in(name: &str) -> &'static str {
+    let file = EMBEDDED.get_file(format!("{name}.toml"));
+    file.and_then(|file| file.contents_utf8()).unwrap_or_default()
+}
+
 /// A file of a group.
 pub(super) fn named_file(group: &str, name: &str) -> Result<(String, String)> {
     let data = group == "data";

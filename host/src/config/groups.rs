@@ -4,18 +4,23 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::listed;
 use super::range::Range;
 use super::shape::{Field, Held, Of, Shape};
-use super::values::{Limit, Paths, Word};
+use super::values::{Limit, Paths};
 
-/// A key that holds a path says so: `dir: Option<String> as path = None`; one that holds a number which: `lr: f64 where (RATE) = 3e-4`.
+/// A group of keys. What its documentation says is also what `maskdiff config explain` says. A key that holds a path says so:
+/// `dir: Option<String> as path = None`; one that holds a number says which: `lr: f64 where (RATE) = 3e-4`; one that came after the
+/// first version says when: `tf32: bool [since "0.2.0"] = false`.
 macro_rules! group {
-    ($(#[$doc:meta])* $name:ident {
-        $($(#[$field_doc:meta])* $field:ident: $type:ty $(as $path:ident)? $(where ($range:expr))? = $default:expr,)+
+    ($(#[doc = $doc:literal])+ $name:ident $([$attribute:meta])? {
+        $($(#[doc = $about:literal])+ $field:ident: $type:ty $(as $path:ident)? $(where ($range:expr))?
+            $([since $since:literal])? = $default:expr,)+
     }) => {
         #[derive(Debug, Clone, Serialize, Deserialize)]
-        $(#[$doc])*
-        pub struct $name { $($(#[$field_doc])* pub $field: $type,)+ }
+        $(#[$attribute])?
+        $(#[doc = $doc])+
+        pub struct $name { $($(#[doc = $about])+ pub $field: $type,)+ }
 
         impl Default for $name {
             fn default() -> Self {
@@ -24,9 +29,14 @@ macro_rules! group {
         }
 
         impl $name {
+            /// What this group is about.
+            pub const ABOUT: &'static str = concat!($($doc,)+);
+
             /// The keys of this group, and what each of them holds.
             pub const FIELDS: &'static [Field] = &[$(Field {
                 name: stringify!($field),
+                about: concat!($($about,)+),
+                since: [$($since,)? FIRST][0],
                 shape: <$type as Held>::SHAPE,
                 path: [$(stringify!($path),)? ""].len() > 1,
                 range: first(&[$($range,)? Range::ALL]),
@@ -38,6 +48,9 @@ macro_rules! group {
         }
     };
 }
+
+/// The version whose keys these are where nothing else is said.
+const FIRST: &str = "0.1.0";
 
 /// The range that a key says, or the one behind it.
 const fn first(ranges: &[Range]) -> Range {
@@ -93,11 +106,11 @@ group! {
         /// Documents one after the other, cut where a block is full; or else a block for each, cut off or filled.
         wrap: bool = true,
         /// `wrap`: where an EOS ends each document: `both`, `train`, `valid` or `none`.
-        insert_eos: String = "both".into(),
+        insert_eos: listed::Parts = listed::Parts::Both,
         /// `wrap`: where each block stands between BOS and EOS: `both`, `train`, `valid` or `none`.
-        insert_special: String = "both".into(),
+        insert_special: listed::Parts = listed::Parts::Both,
         /// `canonical`: nothing but the last rest is lost, whatever made the blocks; `reference`: as the original's workers.
-        packing: String = "canonical".into(),
+        packing: listed::Packing = listed::Packing::Canonical,
         /// `reference`: how many workers the original had.
         reference_num_proc: i64 where (Range::of(1.0, 65_536.0)) = 1,
         /// Read the training corpus as it comes and keep only what is under way.
@@ -107,7 +120,7 @@ group! {
         /// Where blocks are kept; by default `maskdiff/data` in the user's cache folder.
         cache_dir: Option<String> as path = None,
         /// Text that is not valid: `error`, `replace` it, or `skip` the document.
-        on_invalid: String = "error".into(),
+        on_invalid: listed::OnInvalid = listed::OnInvalid::Error,
         /// Your files: one, a folder with all below it, a pattern as in `texts/*.txt`, or a list of these. For `text8`, your
         /// copy of it.
         path: Option<Paths> as path = None,
@@ -116,11 +129,11 @@ group! {
         /// Share of the blocks that is held out where there is no part for validation, in (0, 1).
         valid_fraction: f64 where (Range::of(0.0, 1.0).above().below()) = 0.1,
         /// `text`: a document is a `file` or a `line`.
-        documents: String = "file".into(),
+        documents: listed::Documents = listed::Documents::File,
         /// `jsonl`, `parquet`, `hf`: where the text is.
         column: String = "text".into(),
         /// Your files and `hf`: what is done to the text first: `wikitext`, `ptb`, `lm1b`, `lambada`, `scientific_papers`.
-        detokenizer: Option<String> = None,
+        detokenizer: Option<listed::Detokenizer> = None,
         /// `hf`: `owner/name`.
         repo: Option<String> = None,
         /// `hf`: branch, tag or commit; by default `main`, and the hub's own parquet where that has none.
@@ -211,7 +224,7 @@ group! {
     /// The optimizer.
     Optim {
         /// `adamw`, or `muon` for the matrices inside the network and AdamW for the rest.
-        name: String = "adamw".into(),
+        name: listed::Optimizer = listed::Optimizer::AdamW,
         /// Peak learning rate.
         lr: f64 where (RATE) = 3e-4,
         /// Decay of the first moment.
@@ -223,7 +236,7 @@ group! {
         /// Decoupled weight decay.
         weight_decay: f64 where (Range::of(0.0, 1e6)) = 0.0,
         /// What decays: `all` parameters as in the original, or the `matrices` inside the network.
-        weight_decay_on: String = "all".into(),
+        weight_decay_on: listed::DecayOn = listed::DecayOn::All,
         /// Muon: decay of the momentum, in [0, 1).
         muon_momentum: f64 where (DECAY) = 0.95,
     }
@@ -233,7 +246,7 @@ group! {
     /// The learning rate over time.
     LrScheduler {
         /// `constant_warmup` or `cosine_decay_warmup`.
-        name: String = "constant_warmup".into(),
+        name: listed::Schedule = listed::Schedule::ConstantWarmup,
         /// Steps over which the rate rises from 0 (constant) or `warmup_lr_init` (cosine). By default 2500; of `constant_warmup` a
         /// tenth of `trainer.max_steps` where that is less.
         num_warmup_steps: Option<f64> where (COUNT) = None,
@@ -270,22 +283,22 @@ group! {
         /// Train on the first so many batches again and again; 0 trains on all.
         overfit_batches: i64 where (COUNT) = 0,
         /// `auto` (a GPU when there is one), `cpu` or `cuda`.
-        accelerator: String = "auto".into(),
+        accelerator: listed::Accelerator = listed::Accelerator::Auto,
         /// `fp32`, `bf16` or `fp16` (float32 weights, 16-bit products), `bf16-pure` (a 16-bit network beside float32
         /// weights), `64`.
-        precision: Word = Word("fp32".into()),
+        precision: listed::Precision = listed::Precision::Fp32,
         /// Let a GPU round the inputs of float32 products to TF32.
         tf32: bool = false,
         /// Refuse operations whose result may differ from run to run.
         deterministic: bool = false,
         /// `ddp`: every rank holds everything; `zero1`: each holds its share of the optimizer and of the average.
-        strategy: String = "ddp".into(),
+        strategy: listed::Strategy = listed::Strategy::Ddp,
         /// Seconds that a rank waits for the others before it gives up.
         timeout_s: f64 where (Range::of(1.0, 1e7)) = 1800.0,
         /// Seconds from a signal to the end, whatever is left to do.
         grace_s: f64 where (SECONDS) = 120.0,
         /// A loss that is no number, or a spike: `stop`, `skip` the batch, or `rollback` to the last checkpoint and skip it.
-        on_nan: String = "stop".into(),
+        on_nan: listed::OnNan = listed::OnNan::Stop,
         /// A loss so many times the usual one is a spike; 0 lets all pass.
         loss_spike: f64 where (Range::of(0.0, 1e30)) = 0.0,
         /// The device's peak in TFLOPS, for `perf/mfu`; known for common GPUs.
@@ -306,9 +319,9 @@ group! {
         keep_last: i64 where (Range::of(1.0, 1e9)) = 2,
         /// The metric of an evaluation by which `best` is chosen; by default `val/nelbo`, or `val/loss` where the
         /// parameterization's loss is no bound.
-        monitor: Option<String> = None,
+        monitor: Option<listed::Monitor> = None,
         /// `min` or `max`: which value of it is best.
-        mode: String = "min".into(),
+        mode: listed::Best = listed::Best::Min,
         /// Go on from the newest checkpoint of the run, if there is one.
         resume_from_ckpt: bool = false,
         /// `resume_from_ckpt`: where a run begins that has no checkpoint yet: another run's, or a `.ckpt` of the original.
@@ -317,9 +330,8 @@ group! {
 }
 
 group! {
-    /// Scores of generated text by a judge.
-    #[serde(default, deny_unknown_fields)]
-    GenPpl {
+    /// Scores of generated text by an evaluator LM.
+    GenPpl [serde(default, deny_unknown_fields)] {
         /// What counts: the name of a file of `configs/protocol/`.
         protocol: String = String::new(),
         /// Let the judge's tokenizer read the text; or else take the tokens that were drawn, where they are the judge's too.
@@ -343,11 +355,11 @@ group! {
         /// Passes over the validation set, each with its own times and masks.
         passes: i64 where (Range::of(1.0, 1e6)) = 1,
         /// `reference` measures as the original program does, `strict` is a true upper bound.
-        bound: String = "reference".into(),
+        bound: listed::Bound = listed::Bound::Reference,
         /// `bound`, or `duel`: the exact likelihood of a deterministic order of unmasking (`maskdiff eval` only).
-        likelihood: String = "bound".into(),
+        likelihood: listed::Likelihood = listed::Likelihood::Bound,
         /// `duel`: which token is revealed next: `margin`, `confidence`, `entropy`, `left_to_right`.
-        duel_order: String = "margin".into(),
+        duel_order: listed::DuelOrder = listed::DuelOrder::Margin,
         /// `duel`: tokens revealed at once, ≥ 1.
         duel_tokens: i64 where (TOKENS) = 1,
         /// `maskdiff sample` scores what it drew.
@@ -388,7 +400,7 @@ group! {
         /// Its id, under which it may go on; by default the run folder's own.
         id: Option<String> = None,
         /// Of an id that exists: `allow` goes on with it, `must` goes on with nothing else, `never` refuses it.
-        resume: Option<String> = None,
+        resume: Option<listed::Resume> = None,
         /// The group that it is shown in.
         group: Option<String> = None,
         /// What kind of job it is.
@@ -439,9 +451,19 @@ group! {
 }
 
 impl Noise {
+    /// What this group is about.
+    pub const ABOUT: &'static str =
+        " The noise schedule; the schedule has the other keys of the group.";
+
     /// The keys of this group, and what each of them holds.
-    pub const FIELDS: &'static [Field] =
-        &[Field { name: "type", shape: Shape::one(Of::Text), path: false, range: Range::ALL }];
+    pub const FIELDS: &'static [Field] = &[Field {
+        name: "type",
+        about: " Name of the schedule.",
+        since: FIRST,
+        shape: Shape::one(Of::Text),
+        path: false,
+        range: Range::ALL,
+    }];
 }
 
 macro_rules! groups {
@@ -455,6 +477,15 @@ macro_rules! groups {
                 "" => Top::FIELDS,
                 $($name => <$type>::FIELDS,)+
                 _ => &[],
+            }
+        }
+
+        /// What a group is about, in a sentence; of the top for an empty name.
+        pub fn about(group: &str) -> &'static str {
+            match group {
+                "" => Top::ABOUT,
+                $($name => <$type>::ABOUT,)+
+                _ => " The forward process; all keys of the group are its own.",
             }
         }
 

@@ -1,8 +1,8 @@
 //! Hints for unknown keys and values: the nearest known one.
 
-use super::Config;
 use super::groups::{self, GROUPS};
-use crate::error::{Error, Result};
+use super::place::Layers;
+use crate::error::Error;
 use crate::plugins::nearest;
 
 /// Words of other programs for keys of this one.
@@ -105,22 +105,19 @@ pub(super) fn empty(key: &str, hint: &str) -> Error {
     Error::config(format!("`{key}=` is empty"), hint)
 }
 
-/// Checks a word that is one of a few.
-pub fn one_of(config: &Config, key: &str, word: &str, known: &[&str]) -> Result<()> {
-    if known.contains(&word) {
-        return Ok(());
-    }
+/// A word that is not in the list of its key.
+pub(super) fn not_listed(layers: &Layers, key: &str, word: &str, known: &[&str]) -> Error {
     let (last, others) = known.split_last().unwrap_or((&"", &[]));
     let listed = match others {
         [] => format!("`{last}`"),
         others => format!("`{}` or `{last}`", others.join("`, `")),
     };
     let hint = nearest(word, known).map(|near| {
-        let key = config.layers.spelled_as(key, key);
+        let key = layers.spelled_as(key, key);
         format!("did you mean `{key}={near}`?")
     });
     let message = format!("`{key}` is {listed}, got `{word}`");
-    Err(config.layers.error(key, &message, &hint.unwrap_or_default()))
+    layers.error(key, &message, &hint.unwrap_or_default())
 }
 
 #[cfg(test)]

@@ -330,6 +330,7 @@ fn finish(
     check::keys(&layers)?;
     check::empty(&layers, stored.as_deref())?;
     check::finite(&layers)?;
+    check::words(&layers)?;
     let top: groups::Top = part(&layers, "")?;
     let config = Config {
         top,

@@ -223,7 +223,8 @@ impl Config {
         let schema = &component.schema;
         let known = choices(schema, &schema["properties"][option]);
         match value.as_str().filter(|_| !known.is_empty()) {
-            Some(word) => hints::one_of(self, key, word, &known),
+            Some(word) if known.contains(&word) => Ok(()),
+            Some(word) => Err(hints::not_listed(&self.layers, key, word, &known)),
             None => Ok(()),
         }
     }

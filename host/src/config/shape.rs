@@ -6,14 +6,17 @@
 use figment::value::{Empty, Tag, Value as Figured};
 use serde_json::Value;
 
+use super::listed::Words;
 use super::range::Range;
-use super::values::{Limit, Paths, Word};
+use super::values::{Limit, Paths};
 
 /// What a value is.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Of {
     /// A text.
     Text,
+    /// One of a list of words.
+    Listed(&'static Words),
     /// A whole number.
     Whole,
     /// A number.
@@ -42,6 +45,10 @@ pub struct Shape {
 pub struct Field {
     /// Its name.
     pub name: &'static str,
+    /// What it means: the lines of its documentation, each with the blank that it begins with.
+    pub about: &'static str,
+    /// The first version that has it.
+    pub since: &'static str,
     /// What it holds.
     pub shape: Shape,
     /// Its text is a path, or may be one.
@@ -65,7 +72,7 @@ macro_rules! held {
 }
 
 // The types of `Limit` differ: `1` is one batch, `1.0` is all.
-held!(String: Text, Word: Text, bool: Switch, i64: Whole, u64: Whole, f64: Real, Limit: Real);
+held!(String: Text, bool: Switch, i64: Whole, u64: Whole, f64: Real, Limit: Real);
 
 impl Held for Paths {
     const SHAPE: Shape = <Vec<String> as Held>::SHAPE;
@@ -136,7 +143,9 @@ impl Shape {
 impl Of {
     fn read(self, word: &str) -> Figured {
         match self {
-            Self::Text => Figured::from(unquoted(word).unwrap_or_else(|| word.to_string())),
+            Self::Text | Self::Listed(_) => {
+                Figured::from(unquoted(word).unwrap_or_else(|| word.to_string()))
+            }
             Self::Whole => {
                 let mut value = number(word).unwrap_or_else(|| any(word));
                 Shape::one(self).settle(&mut value);

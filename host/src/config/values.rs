@@ -2,33 +2,6 @@
 
 use serde::{Deserialize, Serialize};
 
-/// A word that looks like a number to TOML, as in `precision=32`.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-#[serde(transparent)]
-pub struct Word(pub String);
-
-impl Word {
-    /// The word.
-    pub fn name(&self) -> String {
-        self.0.clone()
-    }
-}
-
-impl<'de> Deserialize<'de> for Word {
-    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        #[derive(Deserialize)]
-        #[serde(untagged)]
-        enum Either {
-            Number(i64),
-            Text(String),
-        }
-        Ok(Self(match Either::deserialize(deserializer)? {
-            Either::Number(number) => number.to_string(),
-            Either::Text(text) => text,
-        }))
-    }
-}
-
 /// Files and folders: one as a text, or a list of them.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[serde(transparent)]

@@ -14,8 +14,9 @@ use std::sync::{Condvar, Mutex, PoisonError};
 
 use super::detokenize::Detokenizer;
 use super::pack::Packer;
-use super::read::{Losses, OnInvalid, Piece, Place, Reader};
+use super::read::{Losses, Piece, Place, Reader};
 use super::tokenizer::{Encoder, Tokenizer};
+use crate::config::listed::OnInvalid;
 use crate::error::{Error, Result};
 use crate::memory;
 

@@ -15,6 +15,7 @@ use super::listing::{self, Endings, Listing};
 use super::places::{Fetched, Files, Found, local, on_hub};
 use super::read::{Format, Slice, check_text8};
 pub use super::spec::Spec;
+use crate::config::listed::Documents;
 use crate::config::{Config, begun};
 use crate::error::{Error, Result};
 use crate::files::look;
@@ -120,7 +121,7 @@ impl Part {
         let slice = slice.map_or(Some(Slice::default()), |slice| slice).ok_or_else(|| {
             Error::config(format!("corpus `{name}`: its slice is not FROM:TO"), "")
         })?;
-        let detokenizer = spec.detokenizer.as_deref().map(detokenizer).transpose()?;
+        let detokenizer = spec.detokenizer;
         let base = |files, origin, identity, format, slice| Self {
             corpus: name.to_string(),
             split: split.to_string(),
@@ -213,7 +214,10 @@ impl Part {
         };
         let column = data.column.clone();
         let (endings, format) = match kind {
-            "text" => (TEXT, if data.documents == "line" { Format::Lines } else { Format::Files }),
+            "text" => (
+                TEXT,
+                if data.documents == Documents::Line { Format::Lines } else { Format::Files },
+            ),
             "jsonl" => (JSONL, Format::JsonLines { column }),
             _ => (PARQUET, Format::Parquet { column }),
         };
@@ -233,7 +237,6 @@ impl Part {
         (files, origin, identity): Found,
         format: Format,
     ) -> Result<Self> {
-        let named = config.data.detokenizer.as_deref();
         Ok(Self {
             corpus,
             split: split.to_string(),
@@ -241,7 +244,7 @@ impl Part {
             identity: format!("{identity} {format:?}"),
             format,
             slice: Slice::default(),
-            detokenizer: named.map(detokenizer).transpose()?,
+            detokenizer: config.data.detokenizer,
             rows: None,
             crop: false,
             notes: Vec::new(),
@@ -382,7 +385,7 @@ fn check_keys(config: &Config, name: &str) -> Result<()> {
     }
     let set = [
         ("data.column", data.column != "text"),
-        ("data.documents", data.documents != "file"),
+        ("data.documents", data.documents != Documents::File),
         ("data.detokenizer", data.detokenizer.is_some()),
         ("data.repo", data.repo.is_some()),
         ("data.config", data.config.is_some()),
@@ -426,13 +429,6 @@ pub(super) const FILES: [&str; 3] = ["text", "jsonl", "parquet"];
 
 /// Corpora that the keys of `data` describe.
 pub(super) const OWN: [&str; 4] = ["text", "jsonl", "parquet", "hf"];
-
-fn detokenizer(name: &str) -> Result<Detokenizer> {
-    Detokenizer::named(name).ok_or_else(|| {
-        let known = Detokenizer::ALL.map(|(known, _)| known).join(", ");
-        Error::config(format!("there is no detokenizer `{name}`"), format!("detokenizers: {known}"))
-    })
-}
 
 /// Where repositories usually have the files of a part.
 fn usual_places(config: Option<&str>, split: &str) -> Vec<String> {

@@ -10,36 +10,9 @@ use std::sync::LazyLock;
 
 use regex::Regex;
 
-/// What is done to the text of a corpus before it is tokenized.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Detokenizer {
-    /// `wikitext2` and `wikitext103`.
-    Wikitext,
-    /// Penn Treebank.
-    Ptb,
-    /// One Billion Words.
-    Lm1b,
-    /// LAMBADA: plain quotes, and a newline in front.
-    Lambada,
-    /// `scientific_papers`: Wikitext's rules, then those of One Billion Words.
-    ScientificPapers,
-}
+pub use crate::config::listed::Detokenizer;
 
 impl Detokenizer {
-    /// All by their names in the configuration.
-    pub const ALL: [(&'static str, Self); 5] = [
-        ("wikitext", Self::Wikitext),
-        ("ptb", Self::Ptb),
-        ("lm1b", Self::Lm1b),
-        ("lambada", Self::Lambada),
-        ("scientific_papers", Self::ScientificPapers),
-    ];
-
-    /// The one of a name.
-    pub fn named(name: &str) -> Option<Self> {
-        Self::ALL.iter().find(|(known, _)| *known == name).map(|(_, detokenizer)| *detokenizer)
-    }
-
     /// Plain text of a tokenized one.
     pub fn apply(self, text: &str) -> String {
         match self {
@@ -50,12 +23,6 @@ impl Detokenizer {
             Self::ScientificPapers => lm1b(&wikitext(text)),
         }
     }
-}
-
-/// The name of one in the configuration.
-pub fn name(detokenizer: Detokenizer) -> Option<&'static str> {
-    let found = Detokenizer::ALL.iter().find(|(_, known)| *known == detokenizer);
-    found.map(|(name, _)| *name)
 }
 
 enum Rule {

@@ -29,7 +29,7 @@ pub(crate) use cache::hex;
 pub use cache::{Cache, Header, Writer};
 pub use loader::Loader;
 pub use pack::{Packed, Packer, Packing};
-pub use read::{Format, OnInvalid, Reader, Slice};
+pub use read::{Format, Reader, Slice};
 pub(crate) use read::{json, read_text};
 pub use source::{Blocks, Cached, Rows, Samples, Source};
 pub use tokenizer::{
@@ -44,6 +44,7 @@ use std::sync::Arc;
 use tch::Tensor;
 
 use crate::config::Config;
+use crate::config::listed::{Packing as Order, Parts};
 use crate::error::{Error, Result};
 use crate::report::Report;
 use crate::stop::Stop;
@@ -345,7 +346,7 @@ fn kept(config: &Config, cache: &Cache) -> Result<u64> {
 fn check_use(config: &Config, train: &Part, validated: bool) -> Result<()> {
     let data = &config.data;
     let wrong = |key: &str, message: &str, hint: &str| Err(config.layers.error(key, message, hint));
-    let special = ["both", "train"].contains(&data.insert_special.as_str());
+    let special = [Parts::Both, Parts::Train].contains(&data.insert_special);
     if data.random_offsets && data.streaming {
         let message = "a stream is read in its order: its blocks cannot start anywhere";
         return wrong("data.random_offsets", message, "set one of both to `false`");
@@ -385,7 +386,7 @@ fn check_use(config: &Config, train: &Part, validated: bool) -> Result<()> {
             "set `data.valid_path`, `data.valid_split` or `data.valid`",
         );
     }
-    if data.packing == "reference" && data.reference_num_proc > 1 {
+    if data.packing == Order::Reference && data.reference_num_proc > 1 {
         let message = "shards of a stream are not known before it is read";
         return wrong("data.reference_num_proc", message, "set it to 1, or `data.streaming=false`");
     }
@@ -407,7 +408,7 @@ fn stream(config: &Config, part: Part, tokenizer: &Arc<dyn Tokenizer>) -> Result
         part,
         packing,
         tokenizer: Arc::clone(tokenizer),
-        on_invalid: prepare::on_invalid(config),
+        on_invalid: config.data.on_invalid,
         workers: prepare::workers(config),
         window: config.data.stream_window.cast_unsigned(),
         folder: prepare::cache_dir(config)?,

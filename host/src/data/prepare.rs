@@ -11,9 +11,10 @@ use super::build::{self, Recipe};
 use super::cache::{self, Cache, Header, Writer, hex};
 use super::corpora::{LazyHub, Part, Role, short_hash};
 use super::pack::{Packed, Packer, Packing};
-use super::read::{Losses, OnInvalid, Reader};
+use super::read::{Losses, Reader};
 use super::tokenizer::{self, Characters, Tokenizer};
 use crate::config::Config;
+use crate::config::listed::{self, Detokenizer, Parts};
 use crate::error::{Error, Result};
 use crate::files;
 use crate::files::lock::{self, Lock};
@@ -55,15 +56,6 @@ pub fn workers(config: &Config) -> usize {
     config.loader.num_workers.map_or_else(cores, |n| n.max(1) as usize)
 }
 
-/// What `data.on_invalid` says.
-pub fn on_invalid(config: &Config) -> OnInvalid {
-    match config.data.on_invalid.as_str() {
-        "replace" => OnInvalid::Replace,
-        "skip" => OnInvalid::Skip,
-        _ => OnInvalid::Error,
-    }
-}
-
 /// How documents become blocks for a purpose.
 pub fn packing(
     config: &Config,
@@ -72,15 +64,15 @@ pub fn packing(
     tokenizer: &dyn Tokenizer,
 ) -> Result<Packing> {
     let data = &config.data;
-    let here = |word: &str| match role {
-        Role::Train => ["both", "train"].contains(&word),
-        Role::Valid => ["both", "valid"].contains(&word),
+    let here = |parts: Parts| match role {
+        Role::Train => [Parts::Both, Parts::Train].contains(&parts),
+        Role::Valid => [Parts::Both, Parts::Valid].contains(&parts),
     };
-    let reference = data.packing == "reference";
+    let reference = data.packing == listed::Packing::Reference;
     // The original ends documents with the first token that its tokenizer makes of EOS: for BERT that is CLS.
     let eos = if reference { tokenizer.reference_eos() } else { tokenizer.eos() };
     let both = |eos: Option<u32>| tokenizer.bos().zip(eos);
-    let ends = match (data.wrap, here(&data.insert_special)) {
+    let ends = match (data.wrap, here(data.insert_special)) {
         (true, true) => Some(both(eos).ok_or_else(|| {
             let message =
                 "blocks cannot stand between BOS and EOS: the tokenizer has no such tokens";
@@ -89,7 +81,7 @@ pub fn packing(
         (true, false) => None,
         (false, _) => both(tokenizer.eos()),
     };
-    let eos = eos.filter(|_| data.wrap && here(&data.insert_eos));
+    let eos = eos.filter(|_| data.wrap && here(data.insert_eos));
     let packing = Packing {
         length: config.model.length as usize * if part.crop { 2 } else { 1 },
         wrap: data.wrap,
@@ -156,7 +148,7 @@ fn characters(
     let identity: Vec<String> = parts
         .iter()
         .map(|part| format!("{} {:?}", part.identity, part.detokenizer))
-        .chain([config.data.on_invalid.clone()])
+        .chain([config.data.on_invalid.to_string()])
         .collect();
     let path = folder.join(format!("char-{}.json", short_hash(&identity.join("\n"))));
     let kept = || -> Result<Option<Arc<dyn Tokenizer>>> {
@@ -221,7 +213,7 @@ pub fn reader<'a>(
     Reader {
         format: &part.format,
         slice: part.slice,
-        on_invalid: on_invalid(config),
+        on_invalid: config.data.on_invalid,
         cut,
         // The rules of a detokenizer reach over a whole text.
         whole: part.detokenizer.is_some(),
@@ -244,13 +236,13 @@ const TOLD: usize = 128;
 /// What a file of blocks says before its blocks are made.
 fn header(part: &Part, config: &Config, packing: Packing, tokenizer: &dyn Tokenizer) -> Header {
     let json = tokenizer.to_json();
-    let name = part.detokenizer.and_then(super::detokenize::name);
+    let name = part.detokenizer.map(Detokenizer::as_str);
     Header {
         corpus: part.corpus.clone(),
         split: part.split.clone(),
         origin: told(&part.origin),
         detokenizer: name.map(String::from),
-        on_invalid: config.data.on_invalid.clone(),
+        on_invalid: config.data.on_invalid.to_string(),
         tokenizer_sha256: hex(&Sha256::digest(&json)),
         tokenizer: json,
         ..Header::new(packing, tokenizer.vocab_size())
@@ -344,7 +336,7 @@ fn make(
     observer: &Observer<'_>,
 ) -> Result<()> {
     let packing = header.packing;
-    let ended = !["train", "valid", "none"].contains(&config.data.insert_eos.as_str());
+    let ended = config.data.insert_eos == Parts::Both;
     if packing.wrap && packing.eos.is_none() && ended {
         observer.note(
             "the tokenizer has no EOS: documents follow each other with nothing between them",
@@ -359,7 +351,7 @@ fn make(
     let recipe = Recipe {
         detokenizer: part.detokenizer,
         tokenizer,
-        on_invalid: on_invalid(config),
+        on_invalid: config.data.on_invalid,
         workers: workers(config),
     };
     let total = part.rows.unwrap_or(0);

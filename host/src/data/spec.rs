@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use serde::Deserialize;
 
+use crate::config::listed::Detokenizer;
 use crate::config::{shelf_file, shelf_names};
 use crate::error::{Error, Result};
 use crate::plugins::nearest;
@@ -23,8 +24,8 @@ pub struct Spec {
     /// The column of the text.
     #[serde(default = "text")]
     pub column: String,
-    /// See [`Detokenizer`](super::detokenize::Detokenizer).
-    pub detokenizer: Option<String>,
+    /// What is done to its text first.
+    pub detokenizer: Option<Detokenizer>,
     /// `parquet`, or `text8`.
     #[serde(default = "parquet")]
     pub format: String,

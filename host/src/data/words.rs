@@ -1,6 +1,7 @@
 //! Words about data that the chosen source has no use for.
 
 use super::corpora::{FILES, OWN, Spec};
+use crate::config::listed::Packing;
 use crate::config::{Config, groups};
 use crate::error::Result;
 
@@ -68,7 +69,7 @@ impl Sources<'_> {
             "valid_split" => !files(self.valid) && !stories,
             // Without `data.streaming` it waits for it.
             "stream_window" => !stories,
-            "reference_num_proc" => data.packing == "reference" && !stories,
+            "reference_num_proc" => data.packing == Packing::Reference && !stories,
             "insert_eos" | "insert_special" => data.wrap && !stories,
             "wrap"
             | "packing"

@@ -16,7 +16,7 @@ use serde::Serialize;
 use serde_json::{Map, Value, json};
 use tch::{Kind, Tensor};
 
-use crate::config::Config;
+use crate::config::{Config, listed};
 use crate::data::{Blocks, Rows};
 use crate::distributed::World;
 use crate::error::{Error, Result};
@@ -42,28 +42,21 @@ pub enum Measure {
 
 impl Measure {
     /// What `eval.likelihood` and `eval.bound` ask for.
-    pub fn new(config: &Config) -> Result<Self> {
-        match config.eval.likelihood.as_str() {
-            "bound" => Self::bound(config),
-            "duel" => Ok(Self::Duel { order: order(config)?, tokens: config.eval.duel_tokens }),
-            other => Err(config.layers.error(
-                "eval.likelihood",
-                &format!("`eval.likelihood` is `bound` or `duel`, got `{other}`"),
-                "`duel` is the exact likelihood of a deterministic order of unmasking",
-            )),
+    pub fn new(config: &Config) -> Self {
+        match config.eval.likelihood {
+            listed::Likelihood::Bound => Self::bound(config),
+            listed::Likelihood::Duel => {
+                let order = order(config.eval.duel_order);
+                Self::Duel { order, tokens: config.eval.duel_tokens }
+            }
         }
     }
 
     /// What `eval.bound` asks for, also while training.
-    pub fn bound(config: &Config) -> Result<Self> {
-        match config.eval.bound.as_str() {
-            "reference" => Ok(Self::Reference),
-            "strict" => Ok(Self::Strict),
-            other => Err(config.layers.error(
-                "eval.bound",
-                &format!("`eval.bound` is `reference` or `strict`, got `{other}`"),
-                "`reference` follows the original program, `strict` is a true upper bound",
-            )),
+    pub fn bound(config: &Config) -> Self {
+        match config.eval.bound {
+            listed::Bound::Reference => Self::Reference,
+            listed::Bound::Strict => Self::Strict,
         }
     }
 
@@ -153,14 +146,13 @@ const FAULT: f64 = 1e6;
 /// Numbers of a law that is held at once: 256 MiB in float32.
 const LAW_NUMBERS: i64 = 1 << 26;
 
-fn order(config: &Config) -> Result<Order> {
-    let name = config.eval.duel_order.as_str();
-    let found = Order::ALL.iter().find(|(known, _)| *known == name);
-    found.map(|(_, order)| *order).ok_or_else(|| {
-        let known = Order::ALL.map(|(known, _)| known).join(", ");
-        let message = format!("there is no order `{name}`");
-        config.layers.error("eval.duel_order", &message, &format!("orders: {known}"))
-    })
+fn order(order: listed::DuelOrder) -> Order {
+    match order {
+        listed::DuelOrder::Margin => Order::Margin,
+        listed::DuelOrder::Confidence => Order::Confidence,
+        listed::DuelOrder::Entropy => Order::Entropy,
+        listed::DuelOrder::LeftToRight => Order::LeftToRight,
+    }
 }
 
 /// A standard error as a line for people has it: nothing where a single draw knows none.

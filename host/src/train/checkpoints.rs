@@ -8,6 +8,7 @@ use tch::Tensor;
 use super::{Progress, Trainer, Window};
 use crate::assemble;
 use crate::checkpoint::{self, Checkpoint, Content, Named, Saver, State, Stored, room};
+use crate::config::listed::Strategy;
 use crate::distributed::World;
 use crate::error::{Error, Result};
 use crate::observe::{Split, Usual};
@@ -78,7 +79,7 @@ impl Trainer<'_> {
         let own = self.learner.own_state();
         let mut learnt =
             [size(&mut own.optimizer.iter().chain(&own.ema).map(|(_, tensor)| tensor)) as f64];
-        if self.config.trainer.strategy == "zero1" {
+        if self.config.trainer.strategy == Strategy::Zero1 {
             self.world.sum(&mut learnt)?;
         }
         if self.saver.is_none() {
@@ -159,7 +160,7 @@ impl Trainer<'_> {
         let weights = checkpoint::matched(&self.learnt(), part(checkpoint::MODEL)?, path)?;
         let own = self.learner.own_state();
         // Of what the ranks share, each takes its part.
-        let shared = self.config.trainer.strategy == "zero1" && self.world.size() > 1;
+        let shared = self.config.trainer.strategy == Strategy::Zero1 && self.world.size() > 1;
         let only = |own: &Named, mut stored: BTreeMap<String, Stored>| {
             if shared {
                 stored.retain(|name, _| own.iter().any(|(mine, _)| mine == name));

@@ -9,6 +9,7 @@ use serde_json::{Value, json};
 
 use super::Trainer;
 use crate::config::Config;
+use crate::config::listed::Best;
 use crate::data::entropy_per_token;
 use crate::error::{Error, Result};
 use crate::evaluate::{self, Bound, Plan};
@@ -27,9 +28,10 @@ struct Shown {
 }
 
 /// The metric that chooses the best checkpoint; an error if an evaluation does not compute it.
-pub fn monitored(config: &Config, is_bound: bool) -> Result<&str> {
+pub fn monitored(config: &Config, is_bound: bool) -> Result<&'static str> {
     let usual = evaluate::metric(is_bound);
-    let Some(named) = &config.checkpointing.monitor else { return Ok(usual) };
+    let Some(named) = config.checkpointing.monitor else { return Ok(usual) };
+    let named = named.as_str();
     if is_bound != (named == evaluate::metric(false)) {
         return Ok(named);
     }
@@ -117,7 +119,7 @@ impl Trainer<'_> {
         tracing::info!(step, nats = bound.nats_per_token, "Evaluated");
         self.progress.evaluated = step;
         let value = line[monitored(config, bound.is_bound)?].as_f64().unwrap_or(f64::NAN);
-        let smaller = config.checkpointing.mode == "min";
+        let smaller = config.checkpointing.mode == Best::Min;
         let better = self.progress.best.is_none_or(|b| if smaller { value < b } else { value > b });
         if better {
             (self.progress.best, self.progress.best_step) = (Some(value), Some(step));

@@ -6,10 +6,9 @@ use std::path::Path;
 
 use maskdiff_plugin_api::abi::load::Plugin;
 use maskdiff_plugin_api::abi::module::ComponentInfo;
-use serde_json::Value;
 
 use super::{Common, key, option_group};
-use crate::config::range::Range;
+use crate::config::reference;
 use crate::error::{Error, Result};
 use crate::{assemble, files, ownership};
 
@@ -57,38 +56,14 @@ fn describe(plugin: &Plugin, component: &ComponentInfo) -> String {
     text += "\n| option | type | default | meaning |\n|---|---|---|---|\n";
     for (option, schema) in options {
         let meaning = schema["description"].as_str().unwrap_or_default();
-        let range = Range::of_schema(&component.schema, schema).in_words();
-        let kind_of = type_of(schema, &component.schema);
-        let of = range.map_or(kind_of.clone(), |range| format!("{kind_of}, {range}"));
         let _ = writeln!(
             text,
             "| `{}{option}` | {} | `{}` | {} |",
             option_group(kind, option),
-            of,
+            reference::option(component, schema),
             component.defaults[option],
             meaning.replace('\n', " ").replace('|', "\\|"),
         );
     }
     text
-}
-
-/// The type of an option, in words: a choice is the list of its values.
-fn type_of(schema: &Value, whole: &Value) -> String {
-    let place = schema["$ref"].as_str().and_then(|at| at.strip_prefix("#"));
-    let schema = place.and_then(|place| whole.pointer(place)).unwrap_or(schema);
-    let values = |list: &Value| -> Option<String> {
-        let words = list.as_array()?.iter().filter_map(|v| v.as_str().or(v["const"].as_str()));
-        let words: Vec<String> = words.map(|word| format!("`{word}`")).collect();
-        (!words.is_empty()).then(|| words.join(", "))
-    };
-    let choice = values(&schema["enum"]).or_else(|| values(&schema["oneOf"]));
-    choice.unwrap_or_else(|| match &schema["type"] {
-        Value::Array(all) => all
-            .iter()
-            .filter_map(Value::as_str)
-            .filter(|t| *t != "null")
-            .collect::<Vec<_>>()
-            .join(" or "),
-        one => one.as_str().unwrap_or("any").to_string(),
-    })
 }

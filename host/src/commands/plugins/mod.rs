@@ -10,7 +10,7 @@ pub mod remove;
 use super::Common;
 
 /// The key of the configuration that picks a component of a kind.
-pub(super) fn key(kind: &str) -> &str {
+pub(in crate::commands) fn key(kind: &str) -> &str {
     match kind {
         "noise" => "noise.type",
         "process" => "diffusion",
@@ -31,7 +31,7 @@ fn group(kind: &str) -> &str {
 }
 
 /// A parameterization's options stand at the top or in `training`; the original has only `T` and `subs_masking` at the top.
-pub(super) fn option_group<'a>(kind: &'a str, option: &str) -> &'a str {
+pub(in crate::commands) fn option_group<'a>(kind: &'a str, option: &str) -> &'a str {
     if kind == "parameterization" && option.chars().next().is_some_and(char::is_lowercase) {
         return "training.";
     }

@@ -4,7 +4,8 @@ use std::io::BufRead;
 use std::path::Path;
 
 use super::open::Text;
-use super::{BOM, LONGEST_LINE, Losses, OnInvalid, Place, Reader, Sink, json};
+use super::{BOM, LONGEST_LINE, Losses, Place, Reader, Sink, json};
+use crate::config::listed::OnInvalid;
 use crate::error::Result;
 
 impl Reader<'_> {

@@ -14,6 +14,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::tokenizer::LONGEST;
+use crate::config::listed::OnInvalid;
 use crate::error::{Error, Result};
 
 /// A document, or a piece of a long one.
@@ -114,17 +115,6 @@ impl Slice {
     pub fn is_all(self) -> bool {
         self == Self::default()
     }
-}
-
-/// What happens to a document that is no valid text.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum OnInvalid {
-    /// Everything ends.
-    Error,
-    /// What is invalid becomes U+FFFD; what cannot be mended is left out.
-    Replace,
-    /// The document is left out.
-    Skip,
 }
 
 /// Documents that were left out or mended.

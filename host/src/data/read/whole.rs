@@ -5,9 +5,9 @@ use std::path::Path;
 
 use super::open::Text;
 use super::{
-    BOM, LONGEST, LONGEST_WHOLE, Losses, OnInvalid, PIECE, Piece, Place, Reader, SPLIT, Sink,
-    not_utf8, uncut,
+    BOM, LONGEST, LONGEST_WHOLE, Losses, PIECE, Piece, Place, Reader, SPLIT, Sink, not_utf8, uncut,
 };
+use crate::config::listed::OnInvalid;
 use crate::error::{Error, Result};
 
 impl Reader<'_> {

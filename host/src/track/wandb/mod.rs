@@ -44,6 +44,7 @@ use self::sender::Sender;
 use super::Tracker;
 use super::system::System;
 use crate::config::Config;
+use crate::config::listed::Resume;
 use crate::data::hex;
 use crate::error::{Error, Result};
 use crate::launch::script::quoted_path;
@@ -243,6 +244,18 @@ impl From<Error> for Hindrance {
     }
 }
 
+/// What `WANDB_RESUME` says; `allow` where it says nothing.
+fn resume_of_environment() -> Result<Resume> {
+    let word = said(None, "WANDB_RESUME");
+    if word.is_empty() {
+        return Ok(Resume::Allow);
+    }
+    Resume::named(&word).ok_or_else(|| {
+        let message = format!("the environment variable WANDB_RESUME is `{word}`");
+        Error::config(message, format!("it may be {}", Resume::WORDS.names.join(", ")))
+    })
+}
+
 /// Finds the server and the run there; gives who sends, and a word for the user.
 fn connect(
     config: &Config,
@@ -272,25 +285,19 @@ fn connect(
         }
         Err(fault) => return Err(sender.in_words(fault).into()),
     };
-    let resume = said(keys.resume.as_ref(), "WANDB_RESUME");
+    let resume = keys.resume.map_or_else(resume_of_environment, Ok).map_err(Hindrance::Wish)?;
     let hint =
         "choose another `wandb.id`, or leave it out; `wandb.resume=allow` goes on with a run";
-    match (resume.as_str(), &known) {
-        ("never", Some(_)) if !ours => {
+    match (resume, &known) {
+        (Resume::Never, Some(_)) if !ours => {
             let message = "the run exists already, and `wandb.resume=never`";
             return Err(Hindrance::Wish(Error::config(message, hint)));
         }
-        ("must", None) => {
+        (Resume::Must, None) => {
             let message = "there is no such run, and `wandb.resume=must`";
             return Err(Hindrance::Wish(Error::config(message, hint)));
         }
-        ("never" | "must" | "allow" | "", _) => {}
-        (other, _) => {
-            // That of the key was checked before.
-            let message = format!("WANDB_RESUME is `{other}`");
-            let hint = "`allow`, `must` or `never`";
-            return Err(Hindrance::Wish(Error::config(message, hint)));
-        }
+        _ => {}
     }
     if let Some((row, runtime)) =
         known.as_ref().and_then(|known| known.last).filter(|(row, _)| *row >= before.rows)
