@@ -278,6 +278,26 @@ fn a_complete_run_that_is_given_again_stays_as_it_is() {
 }
 
 /// Two launches of one moment, and of one name.
+/// The last checkpoint of a run was put in place, and then the disk failed before the links followed.
+#[test]
+fn links_that_were_left_behind_follow_when_the_run_is_given_again() {
+    let (folder, run) = (folder(), ["run.dir=run"]);
+    let words = [BRIEF, &run[..]].concat();
+    train(folder.path(), &words).expect(0);
+    let checkpoints = folder.path().join("run/checkpoints");
+    let target = |link: &str| fs::read_link(checkpoints.join(link)).expect("a link");
+    let before = ["last", "best"].map(target);
+    let older = fs::read_dir(&checkpoints).expect("a folder").flatten().map(|e| e.file_name());
+    let mut older = older.filter(|name| name.to_string_lossy().starts_with("step-"));
+    let older = older.find(|name| Path::new(name) != before[0]).expect("an older checkpoint");
+    for link in ["last", "best"] {
+        fs::remove_file(checkpoints.join(link)).expect("removed");
+        std::os::unix::fs::symlink(&older, checkpoints.join(link)).expect("a link");
+    }
+    train(folder.path(), &words).expect(0).says(&["the run is complete"]);
+    assert_eq!(["last", "best"].map(target), before);
+}
+
 #[test]
 fn launches_share_no_run_folder() {
     let folder = folder();

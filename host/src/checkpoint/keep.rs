@@ -27,6 +27,25 @@ pub fn link(folder: &Path, name: &str, checkpoint: &str) -> Result<()> {
     }
 }
 
+/// Points `last` at the checkpoint from which a run resumes, and `best` at the one that this names. A write that failed, or a process
+/// that was killed, may have put a checkpoint in place and left the links behind.
+pub fn mend_links(folder: &Path, newest: &Checkpoint) -> Result<()> {
+    let best = newest.state.best_step.map(name);
+    let last = newest.path.file_name().map(|name| name.to_string_lossy().into_owned());
+    let last = last.filter(|name| newest.path.parent() == Some(folder) && step_of(name).is_some());
+    for (place, checkpoint) in [("last", last), ("best", best)] {
+        let Some(checkpoint) = checkpoint else { continue };
+        let is_behind = linked(folder, place)?.is_none_or(|to| to != Path::new(&checkpoint));
+        if is_behind
+            && stands_in(&folder.join(place))? == Place::Free
+            && look::is_folder(&folder.join(&checkpoint))?
+        {
+            link(folder, place, &checkpoint)?;
+        }
+    }
+    Ok(())
+}
+
 /// What lies where a link should be.
 #[derive(Debug, PartialEq, Eq)]
 enum Place {

@@ -129,6 +129,9 @@ fn work(
         }
         let own = train::newest(&folder, &world, |text| report.note(text))?;
         newest = own.as_ref().map(|own| own.state.step);
+        if let Some(own) = own.as_ref().filter(|_| world.is_main()) {
+            checkpoint::keep::mend_links(&folder, own)?;
+        }
         let other = config.checkpointing.resume_ckpt_path.as_deref().map(Path::new);
         match (own, other) {
             (None, Some(path)) => Some(Checkpoint::open(path)?),
