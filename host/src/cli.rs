@@ -10,6 +10,7 @@ use std::time::Duration;
 use clap::{Args, CommandFactory as _, FromArgMatches as _, Parser, Subcommand, ValueHint};
 
 use crate::commands::{self, Common};
+use crate::config::Form;
 use crate::error::{Error, Result};
 use crate::prompt::Ask;
 use crate::report::{Format, Report};
@@ -45,7 +46,8 @@ Environment:
   MASKDIFF_PLUGIN_PATH     more folders with plugins, separated by colons
   MASKDIFF_LOG             log filter, as in `debug`
 
-The form `maskdiff mode=train KEY=VALUE...` works too (train, ppl_eval, sample_eval).
+The original's form `maskdiff mode=train KEY=VALUE...` (train, ppl_eval, sample_eval) has the original's
+defaults; `maskdiff config mode=train KEY=VALUE...` prints what it runs with.
 
 Exit codes: 0 done, 2 usage, configuration or data, 3 plugin, 4 not a number, 5 other, 75 stopped by a
 scheduler's signal and to be started again, 130 interrupted";
@@ -87,9 +89,24 @@ struct Global {
     /// What the original's form of the command line becomes: what nobody says is as there
     #[arg(long, hide = true, global = true)]
     original: bool,
+    /// Which command `config` shows the configuration of
+    #[arg(long, hide = true, global = true)]
+    of: Option<String>,
     /// More log: -v information, -vv debugging, -vvv everything
     #[arg(short, long, action = clap::ArgAction::Count, global = true)]
     verbose: u8,
+}
+
+impl Global {
+    /// The form of the command line, whose command is named.
+    fn form(&self, command: &str) -> Form {
+        match self.of.as_deref().unwrap_or(command) {
+            _ if !self.original => Form::Own,
+            "eval" => Form::Evaluate,
+            "sample" => Form::Sample,
+            _ => Form::Train,
+        }
+    }
 }
 
 #[derive(Debug, Subcommand)]
@@ -310,6 +327,7 @@ fn run(words: Vec<OsString>) -> Result<i32> {
     let words = with_subcommand(words)?;
     let matches = words::command().get_matches_from(&words);
     let Cli { global, command } = Cli::from_arg_matches(&matches).unwrap_or_else(|e| e.exit());
+    let form = global.form(matches.subcommand_name().unwrap_or_default());
     let verbosity = if global.quiet { -1 } else { i8::try_from(global.verbose).unwrap_or(3) };
     let log = logging::start(verbosity);
     if global.trust {
@@ -331,7 +349,7 @@ fn run(words: Vec<OsString>) -> Result<i32> {
         plugins: global.plugin,
         format: global.format,
         quiet: global.quiet,
-        original: global.original,
+        form,
         log,
     };
     // A run also writes what it prints into its folder, so it continues when nobody reads its output.
@@ -383,7 +401,7 @@ fn run(words: Vec<OsString>) -> Result<i32> {
         Command::Config { command: Some(nested::Config::Explain { words }), .. } => {
             let (overrides, names): (Vec<String>, Vec<String>) =
                 words.into_iter().partition(|word| word.contains('='));
-            commands::config::explain(&common(overrides), &names)
+            commands::explain::run(&common(overrides), &names)
         }
         Command::Runs { command } => {
             let common = common(Vec::new());

@@ -222,7 +222,7 @@ impl Schedule {
                 warmup,
                 first: config.warmup_lr_init,
                 last: config.lr_min,
-                decay: config.t_initial,
+                decay: config.t_initial.unwrap_or(1.0),
             },
         }
     }

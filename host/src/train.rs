@@ -31,9 +31,11 @@ use crate::track::Trackers;
 
 mod checkpoints;
 mod evaluations;
+mod judged;
 
 pub use checkpoints::newest;
 pub use evaluations::monitored;
+pub use judged::Judged;
 
 /// A run from its first to its last step, or a rank's part of it.
 pub struct Trainer<'a> {
@@ -47,10 +49,12 @@ pub struct Trainer<'a> {
     pub learner: Learner,
     /// How the validation blocks are measured.
     pub measure: Measure,
-    /// The sampler that shows what the model has learnt; none when `sampling.num_sample_log = 0`.
+    /// The sampler that shows what the model has learnt; none when no texts are drawn.
     pub sampler: Option<NamedSampler>,
     /// The same sampler with few steps, tried before the first training step.
     pub trial: Option<NamedSampler>,
+    /// Who scores texts at every evaluation, on rank 0.
+    pub judge: Option<Judged>,
     /// The run folder.
     pub run: RunDir,
     /// Who else hears of the metrics.

@@ -45,8 +45,12 @@ pub(super) fn configuration(common: &Common) -> Result<(Config, Option<Start>)> 
             "`training.from` loads weights only, the other resumes with optimizer and step: leave one out",
         ));
     }
-    let request =
-        |overrides| Request { overrides, file: common.file.clone(), ..Request::default() };
+    let request = |overrides| Request {
+        overrides,
+        file: common.file.clone(),
+        form: common.form,
+        ..Request::default()
+    };
     if let Some(own) = own_checkpoint(&config)? {
         let (file, text) = own.stored()?;
         let words = words(common, &text);

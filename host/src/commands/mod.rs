@@ -4,6 +4,7 @@ mod begin;
 pub mod config;
 pub mod data;
 pub mod eval;
+pub mod explain;
 pub mod export;
 mod foreign;
 pub mod launch;
@@ -21,7 +22,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use crate::checkpoint::Checkpoint;
-use crate::config::{Config, Request, begun, load};
+use crate::config::{Config, Form, Request, begun, load};
 use crate::data::Tokenizer;
 use crate::error::{Error, Result};
 use crate::files::look;
@@ -42,8 +43,8 @@ pub struct Common {
     pub format: Format,
     /// `-q`.
     pub quiet: bool,
-    /// Whether the command line has the original's form.
-    pub original: bool,
+    /// The form of the command line.
+    pub form: Form,
     /// The run's log file.
     pub log: LogFile,
 }
@@ -57,7 +58,7 @@ impl Common {
     /// The same with some words more.
     fn with(&self, more: &[String]) -> Result<Config> {
         let (overrides, file) = (self.overridden(more), self.file.clone());
-        load(&Request { overrides, file, original: self.original, ..Request::default() })
+        load(&Request { overrides, file, form: self.form, ..Request::default() })
     }
 
     /// The words of the command line, where others stand for those of the same key; a corpus that is chosen stands for a list.
@@ -78,7 +79,8 @@ impl Common {
     /// The configuration for a checkpoint, with some words more; a group that they choose is theirs alone.
     fn for_checkpoint(&self, checkpoint: &Checkpoint, more: &[String]) -> Result<Config> {
         let overrides = self.overridden(more);
-        load(&of_checkpoint(checkpoint, overrides, self.file.clone())?)
+        let request = of_checkpoint(checkpoint, overrides, self.file.clone())?;
+        load(&Request { form: self.form, ..request })
     }
 
     /// Opens the checkpoint that `eval.checkpoint_path` names, with its configuration and tokenizer.
@@ -102,6 +104,7 @@ impl Common {
     ) -> Result<(Checkpoint, Config, Arc<dyn Tokenizer>)> {
         let checkpoint = Checkpoint::open(path)?;
         let request = of_checkpoint(&checkpoint, overrides, file)?;
+        let request = Request { form: self.form, ..request };
         let config = load(&request)?;
         let Some(foreign) = &checkpoint.foreign else {
             tell_of_paths(&checkpoint, &config)?;

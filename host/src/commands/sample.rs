@@ -9,7 +9,7 @@ use serde_json::json;
 
 use super::Common;
 use super::score::Scorer;
-use crate::config::Config;
+use crate::config::{Config, Form};
 use crate::data::{Observer, Tokenizer};
 use crate::distributed::World;
 use crate::error::{Error, Result};
@@ -109,7 +109,9 @@ impl Session {
         let (given, rounds) = given(&config, asked, tokenizer.as_ref())?;
         // A judge that is not there should not be missed after hours of drawing.
         let judge = if config.eval.compute_generative_perplexity {
-            Some((Ledger::new(&config, Some(&checkpoint))?, Scorer::open(common, &config)?))
+            let scorer = Scorer::open(common, &config);
+            let scorer = scorer.map_err(|e| without_judge(common.form, &config, e))?;
+            Some((Ledger::new(&config, Some(&checkpoint))?, scorer))
         } else {
             None
         };
@@ -188,6 +190,33 @@ impl Session {
         origin["sampling"] = config.layers.value("sampling").unwrap_or_default();
         scorer.score(common, &config, &texts, &ledger, &origin)
     }
+}
+
+/// The error of a judge that cannot be had, with the word that does without one where nobody has asked for it.
+fn without_judge(form: Form, config: &Config, error: Error) -> Error {
+    let key = "eval.compute_generative_perplexity";
+    if form != Form::Sample || config.layers.is_by_hand(key) {
+        return error;
+    }
+    let said = format!("`mode=sample_eval` scores what it draws: `{key}=false` leaves that out");
+    match error {
+        Error::Data { message, hint } => Error::Data { message, hint: joined(hint, said) },
+        Error::Checkpoint { message, hint } => {
+            Error::Checkpoint { message, hint: joined(hint, said) }
+        }
+        Error::Config { message, hint, file, place } => {
+            Error::Config { message, hint: joined(hint, said), file, place }
+        }
+        Error::Io { message, missing, hint, full } => {
+            Error::Io { message, missing, hint: joined(hint, said), full }
+        }
+        other => other,
+    }
+}
+
+fn joined(hint: Option<String>, said: String) -> Option<String> {
+    let before = hint.map_or(String::new(), |hint| format!("{hint}; "));
+    Some(before + &said)
 }
 
 /// What is asked for in tokens, and how often each of it is drawn. Where nothing is asked for, a batch of nothing, or one.

@@ -88,7 +88,7 @@ fn hash<'a>(texts: impl Iterator<Item = &'a str>) -> String {
 
 /// A judge in memory, and what it is asked.
 pub(super) struct Scorer {
-    judge: Judge,
+    pub(super) judge: Judge,
     pub(super) plan: Plan,
 }
 
@@ -173,7 +173,10 @@ impl Scorer {
 fn judge(common: &Common, config: &Config) -> Result<Judge> {
     let name = &config.eval.gen_ppl_eval_model_name_or_path;
     let overrides = vec![format!("trainer.accelerator={}", config.trainer.accelerator)];
-    let (checkpoint, mut own, tokenizer) = common.open(&fetched(name, true)?, overrides, None)?;
+    // Nor has the original's form a say in it.
+    let (plugins, format, quiet) = (common.plugins.clone(), common.format, common.quiet);
+    let plain = Common { plugins, format, quiet, ..Common::default() };
+    let (checkpoint, mut own, tokenizer) = plain.open(&fetched(name, true)?, overrides, None)?;
     let registry = assemble::registry(&common.plugins, config)?;
     let choices = assemble::choices(&mut own, &registry, false)?;
     let needs = [maskdiff_plugin_api::capability::NEXT_TOKEN];

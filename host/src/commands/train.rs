@@ -7,6 +7,9 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
+use maskdiff_plugin_api::capability;
+
+use super::score::Scorer;
 use super::{Common, begin};
 use crate::checkpoint::{self, Checkpoint, Mirror, Saver};
 use crate::config::Config;
@@ -19,13 +22,13 @@ use crate::launch::ranks;
 use crate::launch::script::quoted_path;
 use crate::learner::Learner;
 use crate::memory::refused;
-use crate::plugins::UsedPlugin;
+use crate::plugins::{Registry, UsedPlugin};
 use crate::report::{Report, counted};
 use crate::run_dir::ended::AtWork;
 use crate::run_dir::{self, Claim, RunDir};
 use crate::stop::Stop;
 use crate::track::Trackers;
-use crate::train::{self, Progress, Trainer};
+use crate::train::{self, Judged, Progress, Trainer};
 use crate::{
     accelerator, alert, assemble, memory, output, ownership, plugins, precision, runs, secrets,
     track,
@@ -87,8 +90,11 @@ fn work(
         stop.silence();
     }
     let registry = assemble::registry(&common.plugins, config)?;
-    let logs = config.sampling.num_sample_log > 0;
+    let scores = is_judged(config, &registry)?;
+    let logs = config.sampling.num_sample_log > 0 || scores;
     let choices = assemble::choices(config, &registry, logs)?;
+    // A judge that is not there should not be missed after hours of training.
+    let judge = if scores && world.is_main() { Some(judge(common, config)?) } else { None };
     let measure = Measure::bound(config);
     assemble::check_measure(measure, config, &registry)?;
     let device = accelerator::device(config, &world)?;
@@ -134,8 +140,16 @@ fn work(
         }
         let other = config.checkpointing.resume_ckpt_path.as_deref().map(Path::new);
         match (own, other) {
+            // A job that is started again by one command names what its first start does not have.
+            (None, Some(path)) if common.form.is_original() && !look::is_taken(path)? => {
+                report.note(&format!(
+                    "warning: `checkpointing.resume_ckpt_path={}` is not there yet: the run begins anew",
+                    path.display()
+                ));
+                None
+            }
             (None, Some(path)) => Some(Checkpoint::open(path)?),
-            (None, None) if nowhere(config) => {
+            (None, None) if nowhere(config) && !common.form.is_original() => {
                 report.note(
                     "warning: nothing to go on from: without `run.dir` every start has a folder of its own",
                 );
@@ -208,6 +222,7 @@ fn work(
         measure,
         sampler,
         trial,
+        judge,
         report,
         stop,
         saver,
@@ -444,6 +459,35 @@ pub fn check_words(config: &Config) -> Result<()> {
     }
     track::wandb::check(config)?;
     data::check_words(config)
+}
+
+/// Whether each evaluation scores texts: of a method that draws them one token after the other the original draws none.
+fn is_judged(config: &Config, registry: &Registry) -> Result<bool> {
+    if !config.eval.compute_generative_perplexity {
+        return Ok(false);
+    }
+    let (_, method) = registry.find("parameterization", &config.top.parameterization)?;
+    let next_token = method.provides.iter().any(|offer| *offer == capability::NEXT_TOKEN);
+    if next_token {
+        let (key, method) = ("eval.compute_generative_perplexity", &config.top.parameterization);
+        tracing::warn!(
+            "`{key}=true` changes nothing while `{method}` is trained: `maskdiff sample RUN {key}=true` scores its texts"
+        );
+    }
+    Ok(!next_token)
+}
+
+/// Who scores texts at each evaluation.
+fn judge(common: &Common, config: &Config) -> Result<Judged> {
+    if config.eval.gen_ppl.mauve && config.eval.gen_ppl.references.is_none() {
+        return Err(config.layers.error(
+            "eval.gen_ppl.mauve",
+            "`eval.gen_ppl.mauve` needs texts by people to compare with while training",
+            "name a file of them: `eval.gen_ppl.references=FILE`",
+        ));
+    }
+    let Scorer { judge, plan } = Scorer::open(common, config)?;
+    Ok(Judged { judge, plan })
 }
 
 /// Refuses a checkpoint that is named and would not be used.

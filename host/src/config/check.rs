@@ -6,7 +6,7 @@ use super::groups::{self, GROUPS, OPEN};
 use super::place::Layers;
 use super::range::{Range, plain as shown};
 use super::shape::{Field, Of};
-use super::{Config, hints};
+use super::{Config, hints, original};
 use crate::error::Result;
 use crate::plain;
 
@@ -18,7 +18,8 @@ pub(super) fn keys(layers: &Layers) -> Result<()> {
             let right = hints::right_keys(&dotted, &hints::host_keys());
             let right: Vec<String> =
                 right.iter().map(|right| layers.spelled_as(&dotted, right)).collect();
-            let hint = hints::did_you_mean(&right).unwrap_or_else(|| {
+            let hint = original::sentence(&dotted).or_else(|| hints::did_you_mean(&right));
+            let hint = hint.unwrap_or_else(|| {
                 format!("keys of `{group}`: {}", groups::keys(group).join(", "))
             });
             return Err(layers.error(&dotted, &format!("unknown key `{dotted}`"), &hint));

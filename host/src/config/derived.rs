@@ -5,37 +5,94 @@ use std::path::Path;
 use figment::value::Value as Figured;
 use serde_json::Value;
 
-use super::Config;
 use super::place::Layers;
+use super::{Config, Form, original};
+use crate::distributed::Place;
+use crate::error::Result;
 
 /// The original's steps of warm-up.
 pub const WARMUP: f64 = 2500.0;
 /// The key of them.
 pub const WARMUP_KEY: &str = "lr_scheduler.num_warmup_steps";
+/// The key of the cosine's fall.
+const DECAY_KEY: &str = "lr_scheduler.t_initial";
+/// The key of the run's length.
+const STEPS_KEY: &str = "trainer.max_steps";
 /// Where a warm-up came from that nobody has set.
-const TENTH: &str = "a tenth of `trainer.max_steps`, at most 2500";
+const TENTH_AT_MOST: &str = "a tenth of `trainer.max_steps`, at most 2500";
+/// The same, of a cosine.
+const TENTH: &str = "a tenth of `trainer.max_steps`";
+/// Where a fall came from that nobody has set.
+const REST: &str = "the rest of `trainer.max_steps`";
 /// Where the name of a text came from.
 const OWN: &str = "name of the file";
 /// Kinds of corpora that are files of the user.
 const FILES: [&str; 3] = ["text", "jsonl", "parquet"];
 
-/// Fills in what follows; `original` has the original's own values.
-pub(super) fn fill(layers: &mut Layers, original: bool) {
-    if layers.value(WARMUP_KEY).is_none_or(|value| value.is_null()) {
-        let (steps, source) = warmup(layers, original);
+/// Fills in what follows; the original's form has the original's own values.
+pub(super) fn fill(layers: &mut Layers, form: Form) -> Result<()> {
+    if unset(layers, WARMUP_KEY) {
+        let (steps, source) = warmup(layers, form);
         layers.fill(WARMUP_KEY, Figured::from(steps), source);
+    }
+    if unset(layers, DECAY_KEY)
+        && let Some(steps) = number(layers, STEPS_KEY)
+    {
+        let rest = steps - number(layers, WARMUP_KEY).unwrap_or_default();
+        layers.fill(DECAY_KEY, Figured::from(if rest > 0.0 { rest } else { 1.0 }), REST);
     }
     if let Some(name) = own_name(layers) {
         layers.fill("data.name", Figured::from(name), OWN);
     }
+    if form.is_original() { as_the_original(layers, form) } else { Ok(()) }
 }
 
-fn warmup(layers: &Layers, original: bool) -> (f64, &'static str) {
-    let text = |key: &str| layers.value(key).and_then(|v| v.as_str().map(ToString::to_string));
-    let steps = layers.value("trainer.max_steps").and_then(|steps| steps.as_f64());
-    match steps.filter(|_| !original) {
-        Some(steps) if text("lr_scheduler.name").as_deref() == Some("constant_warmup") => {
-            ((steps / 10.0).floor().clamp(0.0, WARMUP), TENTH)
+/// What the original's configuration computes from other keys.
+fn as_the_original(layers: &mut Layers, form: Form) -> Result<()> {
+    let is_free = |layers: &Layers, key: &str| original::is_layer(&layers.source(key));
+    let batch = "loader.eval_batch_size";
+    if is_free(layers, batch)
+        && let Some(global) = number(layers, "loader.global_batch_size")
+    {
+        let world = Place::from_environment()?.map_or(1, |place| place.world);
+        let share = (global / world as f64).ceil();
+        if share >= 1.0 && share < 1e15 {
+            let source = "a rank's share of `loader.global_batch_size`";
+            layers.fill(batch, Figured::from(share as i64), source);
+        }
+    }
+    let (score, semi_ar) = ("eval.compute_generative_perplexity", "sampling.semi_ar");
+    let windows = layers.value(semi_ar) == Some(Value::Bool(true));
+    if form == Form::Sample && !windows && is_free(layers, score) {
+        layers.fill(score, Figured::from(true), "mode=sample_eval");
+    }
+    let tags = "wandb.tags";
+    if layers.source(tags) == "default" && is_free(layers, "wandb.project") {
+        let of = ["noise.type", "data.train", "data.valid"];
+        let words: Vec<String> = of.iter().filter_map(|key| text(layers, key)).collect();
+        layers.fill(tags, Figured::from(words), "noise and data");
+    }
+    Ok(())
+}
+
+fn unset(layers: &Layers, key: &str) -> bool {
+    layers.value(key).is_none_or(|value| value.is_null())
+}
+
+fn number(layers: &Layers, key: &str) -> Option<f64> {
+    layers.value(key).and_then(|value| value.as_f64())
+}
+
+fn text(layers: &Layers, key: &str) -> Option<String> {
+    layers.value(key).and_then(|value| value.as_str().map(ToString::to_string))
+}
+
+fn warmup(layers: &Layers, form: Form) -> (f64, &'static str) {
+    let Some(steps) = number(layers, STEPS_KEY) else { return (WARMUP, "default") };
+    match text(layers, "lr_scheduler.name").as_deref() {
+        Some("cosine_decay_warmup") => (steps * 0.1, TENTH),
+        Some("constant_warmup") if !form.is_original() => {
+            ((steps / 10.0).floor().clamp(0.0, WARMUP), TENTH_AT_MOST)
         }
         _ => (WARMUP, "default"),
     }
@@ -43,7 +100,7 @@ fn warmup(layers: &Layers, original: bool) -> (f64, &'static str) {
 
 /// The name of a file of the user's that is read in place of what the name was given to.
 fn own_name(layers: &Layers) -> Option<String> {
-    let text = |key: &str| layers.value(key).and_then(|v| v.as_str().map(ToString::to_string));
+    let text = |key: &str| text(layers, key);
     let named = layers.rank("data.name");
     let of = |path: &str, corpus: &str| {
         let corpus = text(corpus).or_else(|| text("data.train"))?;
@@ -68,31 +125,38 @@ fn stem(path: &Path) -> Option<String> {
 impl Config {
     /// Whether nobody has set the warm-up.
     pub fn warms_up_by_default(&self) -> bool {
-        [TENTH, "default"].contains(&self.layers.source(WARMUP_KEY).as_str())
+        [TENTH, TENTH_AT_MOST, "default"].contains(&self.layers.source(WARMUP_KEY).as_str())
     }
 
-    /// Takes the warm-up that a run began with, which its stored configuration says, unless another is set: it must not change because
-    /// the run became longer.
+    /// Takes the warm-up and the fall that a run began with, which its stored configuration says, unless others are set: they must not
+    /// change because the run became longer.
     pub fn keep_warmup(&mut self, stored: &str) {
-        if !self.warms_up_by_default() {
-            return;
-        }
+        const BEGAN: &str = "what the run began with";
         let stored: toml::Table = stored.parse().unwrap_or_default();
-        let steps = stored.get("lr_scheduler").and_then(|group| group.get("num_warmup_steps"));
-        let steps = steps.and_then(|steps| serde_json::to_value(steps).ok());
-        let steps = steps.as_ref().and_then(Value::as_f64).unwrap_or(WARMUP);
-        self.lr_scheduler.num_warmup_steps = Some(steps);
-        self.layers.fill(WARMUP_KEY, Figured::from(steps), "what the run began with");
+        let steps = |key: &str| {
+            let steps = stored.get("lr_scheduler").and_then(|group| group.get(key));
+            steps.and_then(|steps| serde_json::to_value(steps).ok()?.as_f64())
+        };
+        if self.warms_up_by_default() {
+            let steps = steps("num_warmup_steps").unwrap_or(WARMUP);
+            self.lr_scheduler.num_warmup_steps = Some(steps);
+            self.layers.fill(WARMUP_KEY, Figured::from(steps), BEGAN);
+        }
+        if let Some(steps) = steps("t_initial").filter(|_| self.layers.source(DECAY_KEY) == REST) {
+            self.lr_scheduler.t_initial = Some(steps);
+            self.layers.fill(DECAY_KEY, Figured::from(steps), BEGAN);
+        }
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use crate::config::{Request, load};
+    use crate::config::{Form, Request, load};
 
     fn resolve(words: &[&str], original: bool) -> super::Config {
         let overrides = words.iter().map(ToString::to_string).collect();
-        load(&Request { overrides, original, ..Request::default() }).unwrap()
+        let form = if original { Form::Train } else { Form::Own };
+        load(&Request { overrides, form, ..Request::default() }).unwrap()
     }
 
     #[test]
@@ -104,8 +168,11 @@ mod tests {
             (&["trainer.max_steps=5"], false, 0.0),
             (&["trainer.max_steps=1000"], true, 2500.0),
             (&["trainer.max_steps=1000", "lr_scheduler.num_warmup_steps=7"], true, 7.0),
-            (&["trainer.max_steps=1000", "lr_scheduler=cosine_decay_warmup"], false, 100_000.0),
-            (&["trainer.max_steps=1000", "lr_scheduler.name=cosine_decay_warmup"], false, 2500.0),
+            (&["trainer.max_steps=1000", "lr_scheduler=cosine_decay_warmup"], false, 100.0),
+            (&["trainer.max_steps=1000", "lr_scheduler=cosine_decay_warmup"], true, 100.0),
+            (&["trainer.max_steps=1000", "lr_scheduler.name=cosine_decay_warmup"], false, 100.0),
+            (&["lr_scheduler=cosine_decay_warmup"], true, 100_000.0),
+            (&["trainer.max_steps=25", "lr_scheduler=cosine_decay_warmup"], true, 2.5),
         ] {
             let config = resolve(words, original);
             assert_eq!(config.lr_scheduler.num_warmup_steps, Some(steps), "{words:?}");
@@ -114,6 +181,29 @@ mod tests {
             let stored = leaves.iter().find(|leaf| leaf.0 == super::WARMUP_KEY).unwrap();
             assert_eq!(stored.1.parse::<f64>().unwrap(), steps);
         }
+    }
+
+    #[test]
+    fn a_cosine_falls_over_the_rest_of_the_run() {
+        let cosine = "lr_scheduler=cosine_decay_warmup";
+        for (words, steps) in [
+            (&["trainer.max_steps=1000"][..], 900.0),
+            (&["trainer.max_steps=1000", "lr_scheduler.num_warmup_steps=7"], 993.0),
+            (&["trainer.max_steps=1000", "lr_scheduler.t_initial=5"], 5.0),
+            (&["trainer.max_steps=5", "lr_scheduler.num_warmup_steps=7"], 1.0),
+            (&["trainer.max_steps=0"], 1.0),
+            (&[], 900_000.0),
+        ] {
+            for original in [false, true] {
+                let config = resolve(&[words, &[cosine]].concat(), original);
+                assert_eq!(config.lr_scheduler.t_initial, Some(steps), "{words:?}");
+            }
+        }
+        // A run that is made longer keeps the curve that it began.
+        let mut config = resolve(&["trainer.max_steps=2000", cosine], false);
+        config.keep_warmup("[lr_scheduler]\nnum_warmup_steps = 100.0\nt_initial = 900.0\n");
+        let schedule = &config.lr_scheduler;
+        assert_eq!((schedule.num_warmup_steps, schedule.t_initial), (Some(100.0), Some(900.0)));
     }
 
     #[test]

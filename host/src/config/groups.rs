@@ -247,11 +247,11 @@ group! {
     LrScheduler {
         /// `constant_warmup` or `cosine_decay_warmup`.
         name: listed::Schedule = listed::Schedule::ConstantWarmup,
-        /// Steps over which the rate rises from 0 (constant) or `warmup_lr_init` (cosine). By default 2500; of `constant_warmup` a
-        /// tenth of `trainer.max_steps` where that is less.
+        /// Steps over which the rate rises from 0 (constant) or `warmup_lr_init` (cosine). By default a tenth of
+        /// `trainer.max_steps`; of `constant_warmup` at most 2500.
         num_warmup_steps: Option<f64> where (COUNT) = None,
-        /// Cosine: steps from the peak down to `lr_min`.
-        t_initial: f64 where (COUNT.above()) = 1_000_000.0,
+        /// Cosine: steps from the peak down to `lr_min`; by default what the warm-up leaves of `trainer.max_steps`.
+        t_initial: Option<f64> where (COUNT.above()) = None,
         /// Cosine: first rate.
         warmup_lr_init: f64 where (RATE) = 1e-6,
         /// Cosine: last rate.

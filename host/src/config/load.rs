@@ -1,6 +1,6 @@
-//! figment merges, later wins: defaults in code, `configs/config.toml`, one file for each chosen group, what goes with the
-//! chosen parameterization, the stored configuration of a checkpoint, `experiment=NAME`, `--config FILE`, environment, command
-//! line.
+//! figment merges, later wins: defaults in code, `configs/config.toml`, in the original's form its defaults, one file for each chosen
+//! group, what goes with the chosen parameterization, the stored configuration of a checkpoint, `experiment=NAME`, `--config FILE`,
+//! environment, command line.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -15,7 +15,9 @@ use super::groups::{self, GROUPS};
 use super::place::Layers;
 use super::shape::{Field, Of, Shape};
 use super::words::{self, CHOSEN, Words};
-use super::{COMMAND_LINE, Config, ENVIRONMENT, begun, check, derived, hints, home};
+use super::{
+    COMMAND_LINE, Config, ENVIRONMENT, Form, begun, check, derived, hints, home, original,
+};
 use crate::error::{Error, Result};
 use crate::files::look;
 use crate::launch::package;
@@ -46,8 +48,8 @@ pub struct Request {
     pub stored: Option<(String, String)>,
     /// The stored configuration is of another program: its options that no chosen component has are dropped.
     pub foreign: bool,
-    /// In the original's form: what nobody says is as there.
-    pub original: bool,
+    /// The form of the command line: in the original's, what nobody says is as there.
+    pub form: Form,
 }
 
 /// A layer with a name for people and, for a file, its text for messages.
@@ -144,7 +146,9 @@ impl Builder {
             ));
         }
         for layer in &mut self.layers {
-            if ![DEFAULT, base].contains(&layer.name.as_str()) {
+            // The original's defaults hold too, but for a group that is unset as a whole.
+            let holds = original::is_layer(&layer.name) && !GROUPS.contains(&key);
+            if ![DEFAULT, base].contains(&layer.name.as_str()) && !holds {
                 words::take(&mut layer.values, key);
             }
         }
@@ -194,7 +198,8 @@ pub fn load_upon(request: &Request, basis: &(String, String)) -> Result<Config> 
 }
 
 fn resolve(request: &Request, basis: Option<&(String, String)>) -> Result<Config> {
-    let overrides = Words::of_command_line(&request.overrides)?;
+    let words = original::translated(&request.overrides, request.form)?;
+    let mut overrides = Words::of_command_line(&words)?;
     let environment = Words::of_environment(words::variables())?;
     // By hand: the command line, or else the environment.
     let chosen_by_hand = |group: &str| {
@@ -205,6 +210,10 @@ fn resolve(request: &Request, basis: Option<&(String, String)>) -> Result<Config
     let defaults = Figured::serialize(groups::defaults()).ok().and_then(Figured::into_dict);
     builder.add_words(DEFAULT, defaults.unwrap_or_default())?;
     let (base_name, base) = config_file("config")?.ok_or_else(|| no_file("config"))?;
+    let theirs = match request.form.is_original() {
+        true => Some(config_file(original::LAYER)?.ok_or_else(|| no_file(original::LAYER))?),
+        false => None,
+    };
     let experiment = chosen_by_hand("experiment")
         .map(|(name, _)| named_file("experiment", &name))
         .transpose()?;
@@ -217,11 +226,10 @@ fn resolve(request: &Request, basis: Option<&(String, String)>) -> Result<Config
     // Which group files: the base says, a later layer says otherwise.
     let files: Vec<&(String, String)> = experiment.iter().chain(&own).collect();
     let (mut chosen, mut anew) = (BTreeMap::new(), Vec::new());
-    for (file, text) in
-        std::iter::once((&base_name, &base)).chain(files.iter().map(|f| (&f.0, &f.1)))
-    {
+    let usual = std::iter::once((&base_name, &base)).chain(theirs.iter().map(|f| (&f.0, &f.1)));
+    for (file, text) in usual.chain(files.iter().map(|f| (&f.0, &f.1))) {
         for (group, name) in choices_in(file, text)? {
-            if *file != base_name {
+            if files.iter().any(|own| own.0 == *file) {
                 anew.push(group.clone());
             }
             chosen.insert(group, (name, file.as_str()));
@@ -232,6 +240,9 @@ fn resolve(request: &Request, basis: Option<&(String, String)>) -> Result<Config
     chosen.extend(by_hand.iter().filter_map(|g| Some((g.to_string(), chosen_by_hand(g)?))));
     anew.extend(by_hand.iter().map(ToString::to_string));
     builder.add_text(&base_name, &base, None)?;
+    if let Some((file, text)) = theirs.as_ref().filter(|_| request.stored.is_none()) {
+        builder.add_text(file, text, None)?;
+    }
     let stored = request.stored.clone();
     let upon = basis.map(|(file, text)| parse(file, text)).transpose()?;
     for (group, (name, said_by)) in &chosen {
@@ -260,8 +271,16 @@ fn resolve(request: &Request, basis: Option<&(String, String)>) -> Result<Config
     }
     // What a checkpoint was trained with says it all, but for a method that is chosen anew.
     let by_word = method_in(&overrides.values).or_else(|| method_in(&environment.values));
+    let of_stored = match &stored {
+        Some((file, text)) => method_in(&parse(file, text)?),
+        None => None,
+    };
     let (first, later) = match (&stored, &upon) {
-        (Some(_), _) => (None, by_word),
+        // What another program stores of a method need not be all that goes with it here.
+        (Some(_), _) => (
+            of_stored.clone().filter(|_| request.foreign),
+            by_word.filter(|method| Some(method) != of_stored.as_ref()),
+        ),
         (None, Some(upon)) => (method_in(upon).or(usual), by_word.or(said)),
         (None, None) => (by_word.or(said).or(usual), None),
     };
@@ -273,6 +292,11 @@ fn resolve(request: &Request, basis: Option<&(String, String)>) -> Result<Config
     }
     if let Some((file, text)) = &stored {
         builder.add_stored(file, text, &by_hand)?;
+        if let Some((file, text)) = &theirs {
+            builder.texts.insert(file.clone(), text.clone());
+            let values = original::of_every_command(parse(file, text)?);
+            builder.add(Layer { name: file.clone(), file: Some(file.clone()), values })?;
+        }
     }
     if let Some((file, text)) = basis {
         let without: Vec<&str> = anew.iter().map(String::as_str).collect();
@@ -284,6 +308,7 @@ fn resolve(request: &Request, basis: Option<&(String, String)>) -> Result<Config
     for (file, text) in &files {
         builder.add_text(file, text, None)?;
     }
+    drop_unread(&mut builder, &mut overrides, &environment, request)?;
     builder.add_words(ENVIRONMENT, environment.values)?;
     for (key, value) in &overrides.removed {
         builder.remove(key, value.as_deref(), &base_name)?;
@@ -296,6 +321,35 @@ fn resolve(request: &Request, basis: Option<&(String, String)>) -> Result<Config
         basis: basis.map(|(name, _)| name.clone()),
     };
     finish(builder, raw, origin, request)
+}
+
+/// Takes out what the original does not read with this method and these components: of its command lines with a note, of what its
+/// checkpoints store without.
+fn drop_unread(
+    builder: &mut Builder,
+    overrides: &mut Words,
+    environment: &Words,
+    request: &Request,
+) -> Result<()> {
+    if !request.form.is_original() && !request.foreign {
+        return Ok(());
+    }
+    let unread = original::unread(|key| {
+        let said = [&overrides.values, &environment.values];
+        let layers = builder.layers.iter().rev().map(|layer| &layer.values);
+        said.into_iter().chain(layers).find_map(|values| original::text(values, key))
+    })?;
+    let stored = request.stored.as_ref().filter(|_| request.foreign).map(|(name, _)| name);
+    for original::Unread { key, why } in unread {
+        if request.form.is_original() && words::take(&mut overrides.values, &key).is_some() {
+            let value = overrides.raw.remove(&key).unwrap_or_default();
+            original::say(&format!("`{key}={value}` changes nothing: {why}"));
+        }
+        for layer in builder.layers.iter_mut().filter(|layer| Some(&layer.name) == stored) {
+            words::take(&mut layer.values, &key);
+        }
+    }
+    Ok(())
 }
 
 /// Which layers are whose.
@@ -326,7 +380,7 @@ fn finish(
     // The choice of group files has been followed; it is no value of its own.
     let mut layers = Layers::new(builder.layers, builder.texts, raw)
         .map_err(|e| Error::config(e.to_string(), ""))?;
-    derived::fill(&mut layers, request.original);
+    derived::fill(&mut layers, request.form)?;
     check::keys(&layers)?;
     check::empty(&layers, stored.as_deref())?;
     check::finite(&layers)?;

@@ -13,6 +13,7 @@ mod home;
 pub mod listed;
 mod load;
 mod options;
+pub mod original;
 mod place;
 pub mod range;
 pub mod reference;
@@ -24,6 +25,7 @@ pub(crate) use files::is_first_rank;
 pub use files::{shelf_file, shelf_names, write_files};
 pub use home::expand as expand_home;
 pub use load::{Request, load, load_upon};
+pub use original::Form;
 pub use place::Layers;
 
 use crate::error::{Error, Result};

@@ -5,7 +5,7 @@ use serde_json::{Map, Value};
 
 use super::range::{Range, plain};
 use super::shape::{Of, Shape, choices, items};
-use super::{Config, Layers, dotted, groups, hints};
+use super::{Config, Layers, dotted, groups, hints, original};
 use crate::error::{Error, Result};
 use crate::model::{Choice, Choices};
 use crate::plugins::{self, Registry};
@@ -127,6 +127,11 @@ impl Config {
             }
             let others = registry.having(kind, option);
             if others.is_empty() {
+                if let Some(taken) = original::option(key, &owner.options[option]) {
+                    taken?;
+                    owner.options.remove(option);
+                    continue;
+                }
                 return Err(self.unknown_option(registry, &owner, option, key, &known));
             }
             // What changes nothing elsewhere is no mistake here: published command lines say `T=0` to every method.
@@ -187,7 +192,7 @@ impl Config {
             variable => variable,
         };
         let right: Vec<String> = right.iter().map(spelled).collect();
-        let hint = match hints::did_you_mean(&right) {
+        let hint = match original::sentence(key).or_else(|| hints::did_you_mean(&right)) {
             Some(hint) => hint,
             None if known.is_empty() => format!("{} `{}` has no options", owner.kind, owner.name),
             None => format!("options of {} `{}`: {}", owner.kind, owner.name, known.join(", ")),

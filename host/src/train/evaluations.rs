@@ -8,6 +8,7 @@ use maskdiff_plugin_api::{Kind as ErrorKind, PluginError};
 use serde_json::{Value, json};
 
 use super::Trainer;
+use super::judged::METRIC;
 use crate::config::Config;
 use crate::config::listed::Best;
 use crate::data::entropy_per_token;
@@ -52,7 +53,7 @@ pub fn monitored(config: &Config, is_bound: bool) -> Result<&'static str> {
 }
 
 /// Samples for `given` and restores libtorch's generator. The inner error is the sampler's.
-fn drawn(
+pub(super) fn drawn(
     model: &Model,
     sampler: &mut NamedSampler,
     texts: Texts<'_>,
@@ -133,6 +134,10 @@ impl Trainer<'_> {
             let of_samples = json!({"sample/nfe": drawn.nfe, "samples": drawn.texts});
             ledger::extend(&mut line, of_samples);
         }
+        if let Some(perplexity) = self.generative_perplexity()? {
+            line[METRIC] = json!(perplexity);
+            text += &format!("\n  generative perplexity {perplexity:.2}");
+        }
         self.metrics(step, line.clone())?;
         line["step"] = json!(step);
         if self.world.is_main() {
@@ -143,7 +148,7 @@ impl Trainer<'_> {
 
     /// Samples with the EMA weights, on rank 0. If the sampler fails, a warning is shown and training continues.
     fn samples(&mut self) -> Result<Option<Shown>> {
-        if self.sampler.is_none() {
+        if self.sampler.is_none() || self.config.sampling.num_sample_log == 0 {
             return Ok(None);
         }
         let (config, step) = (self.config, self.learner.step);

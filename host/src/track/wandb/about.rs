@@ -6,9 +6,10 @@ use std::path::Path;
 use serde_json::{Value, json};
 
 use super::file::Writer;
+use super::login::Login;
 use super::record::{FileItem, Files, Git, Item, Kind, Metric, MetricOptions, Run, Timestamp};
 use super::{STEP, item};
-use crate::config::Config;
+use crate::config::{Config, original};
 use crate::error::{Error, Result};
 use crate::plugins::UsedPlugin;
 
@@ -28,6 +29,7 @@ pub(super) fn mode(config: &Config) -> Result<Option<Mode>> {
         _ if config.wandb.offline => Ok(Some(Mode::Offline)),
         "offline" => Ok(Some(Mode::Offline)),
         "online" => Ok(Some(Mode::Online)),
+        "" if asked && keyless(config).is_some() => Ok(Some(Mode::Offline)),
         "" if asked => Ok(Some(Mode::Online)),
         "" if config.wandb.required => Err(config.layers.error(
             "wandb.required",
@@ -40,6 +42,24 @@ pub(super) fn mode(config: &Config) -> Result<Option<Mode>> {
             "`online`, `offline` or `disabled`",
         )),
     }
+}
+
+/// Why a run whose project is the original's default is not sent: nobody has asked for it by name, and there is no key.
+pub(super) fn keyless(config: &Config) -> Option<String> {
+    if !original::is_default(config, "wandb.project") || config.wandb.required {
+        return None;
+    }
+    Login::find().err().map(|error| error.to_string())
+}
+
+/// What to say to somebody who has described a run that is not logged.
+pub(super) fn unlogged(config: &Config) -> Option<String> {
+    let keys = ["name", "entity", "id", "group", "job_type", "notes", "tags"];
+    let keys = keys.map(|key| format!("wandb.{key}"));
+    let said = keys.iter().find(|key| config.layers.is_by_hand(key))?;
+    Some(format!(
+        "warning: `{said}` is set and nothing is logged to W&B: `wandb.project=NAME` names the project to log into"
+    ))
 }
 
 /// The value of a key of ours, or else of the environment.

@@ -30,7 +30,7 @@ use sha2::{Digest, Sha256};
 pub use limits::{Anew, check};
 pub use sync::{Synced, sync};
 
-use self::about::{Mode, describe, metrics, mode, record, said, settings};
+use self::about::{Mode, describe, keyless, metrics, mode, record, said, settings, unlogged};
 use self::client::{Client, Until, bare};
 use self::file::Writer;
 use self::folder::{Before, create, fresh_id, is_ours, marker, newest};
@@ -116,7 +116,18 @@ impl Wandb {
         stop: &Stop,
         notes: &mut Vec<String>,
     ) -> Result<Option<Self>> {
-        let Some(mode) = mode(config)? else { return Ok(None) };
+        let Some(mode) = mode(config)? else {
+            notes.extend(unlogged(config).filter(|_| std::env::var("WANDB_MODE").is_err()));
+            return Ok(None);
+        };
+        if mode == Mode::Offline
+            && let Some(why) = keyless(config)
+        {
+            notes.push(format!(
+                "W&B: logging into the run folder alone ({why}); `maskdiff sync {}` sends it, `wandb=null` logs nothing",
+                quoted_path(run)
+            ));
+        }
         let keys = &config.wandb;
         let asked = said(keys.id.as_ref(), "WANDB_RUN_ID");
         check_id(config, &asked)?;
