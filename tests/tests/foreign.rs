@@ -370,8 +370,11 @@ fn a_model_of_the_hub_is_evaluated_and_sampled_by_its_name() {
             ["data=text", "data.path=text.txt", "data.insert_eos=none", "loader.eval_batch_size=4"];
         let found = bits(&run(&[&["mode=ppl_eval"], &base[..], &data].concat()));
         assert!(found > 1.0 && found < 30.0, "{found}");
-        let more =
-            ["sampling.steps=4", "loader.eval_batch_size=1", "sampling.num_sample_batches=2"];
+        let more = [
+            "sampling.steps=4",
+            "loader.eval_batch_size=1",
+            "eval.compute_generative_perplexity=False",
+        ];
         let drawn = run(&[&["mode=sample_eval"], &base[..], &more].concat());
         assert_eq!(drawn.expect(0).lines().len(), 2);
         let nobody = ["eval", "--checkpoint", "lab/nothing"];

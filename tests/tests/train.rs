@@ -62,7 +62,11 @@ fn evaluation_and_sampling_need_the_checkpoint_alone() {
         assert_eq!(ids.len(), 64);
         assert!(ids.iter().all(|id| id.as_i64().expect("an id") < 197), "no mask is left");
     }
-    let again = maskdiff(folder.path(), &["mode=sample_eval", path, "loader.eval_batch_size=3"]);
+    // The original's form draws two batches in 128 steps and scores them.
+    let old = ["sampling.num_sample_batches=1", "sampling.steps=8"];
+    let old = [&old[..], &["eval.compute_generative_perplexity=False"]].concat();
+    let again = ["mode=sample_eval", path, "loader.eval_batch_size=3"];
+    let again = maskdiff(folder.path(), &[&again[..], &old].concat());
     let ids = |lines: &[Value]| lines.iter().map(|line| line["ids"].clone()).collect::<Vec<_>>();
     assert_eq!(ids(&again.expect(0).lines()), ids(&drawn), "one seed, one text");
     let text = maskdiff(folder.path(), &["sample", "--checkpoint", "moved", "--format", "text"]);
