@@ -168,6 +168,9 @@ fn the_scripts_for_slurm_have_settings_that_resolve() {
 fn the_commands_of_the_readme_and_the_docs_work() {
     for (file, least) in [
         ("README.md", 6),
+        ("docs/tutorial.md", 10),
+        ("docs/overrides.md", 5),
+        ("docs/sampling.md", 8),
         ("docs/training.md", 3),
         ("docs/data.md", 5),
         ("docs/checkpoints.md", 4),
