@@ -45,7 +45,7 @@ fn mistakes_in_the_configuration_name_key_source_and_remedy() {
         (&["model.hidden_size=30", "model.n_heads=4"], &["`hidden_size` (30)", "`n_heads` (4)"]),
         (&["loader.batch_size=3"], &["`loader.batch_size` (3) must divide"]),
         (&["trainer.accelerator=tpu"], &["`auto`, `cpu` or `cuda`, got `tpu`"]),
-        (&["lr_scheduler.name=cyclic"], &["no learning-rate schedule `cyclic`", "constant_warmup"]),
+        (&["lr_scheduler.name=cyclic"], &["`constant_warmup` or", "got `cyclic`"]),
         (&["data.train=books"], &["no corpus `books`", "wikitext2"]),
         (&["data.train=wikitext"], &["did you mean `wikitext2`?"]),
         (&["data.packing=tight"], &["`data.packing` is `canonical` or `reference`, got `tight`"]),
