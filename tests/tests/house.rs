@@ -177,6 +177,7 @@ fn the_commands_of_the_readme_and_the_docs_work() {
         ("docs/evaluation.md", 5),
         ("docs/tracking.md", 6),
         ("docs/cluster.md", 5),
+        ("docs/original.md", 4),
     ] {
         let text = fs::read_to_string(root().join(file)).expect(file);
         let folder = tempfile::tempdir().expect("a folder");

@@ -202,7 +202,7 @@ fn with_processes(words: &mut Vec<OsString>) -> Result<()> {
         return Ok(());
     }
     if world == 1 && nodes == 1 {
-        words.splice(2..2, [format!("--nproc={each}").into()]);
+        words.splice(3..3, [format!("--nproc={each}").into()]);
         return Ok(());
     }
     Err(Error::config(
