@@ -10,7 +10,7 @@ use tch::{Device, Kind, Tensor};
 use crate::accelerator;
 use crate::checkpoint::{self, Checkpoint, Stored};
 use crate::config::Config;
-use crate::data::Tokenizer;
+use crate::data::{self, Tokenizer};
 use crate::error::{Error, Result};
 use crate::evaluate::Measure;
 use crate::launch::package;
@@ -153,8 +153,51 @@ pub fn model(
     Ok(model)
 }
 
+/// How the first token of a text is found by a sampler that has an option for it.
+#[derive(Debug, PartialEq, Eq)]
+pub enum FirstToken {
+    /// The sampler draws it as any other, or the user has said it.
+    Settled,
+    /// The BOS that the training blocks began with.
+    Bos(u32),
+    /// The training blocks began with no BOS, for this reason.
+    Open(&'static str),
+}
+
+impl FirstToken {
+    /// What a user is told of it.
+    pub fn in_words(&self) -> Option<String> {
+        let Self::Open(why) = self else { return None };
+        Some(format!(
+            "the first token of a text is drawn uniformly: {why}; `sampling.bos_id=ID` sets it"
+        ))
+    }
+}
+
+/// The first token where `sampling.bos_id` is not set.
+pub fn first_token(
+    config: &Config,
+    registry: &Registry,
+    tokenizer: &dyn Tokenizer,
+) -> Result<FirstToken> {
+    let choice = config.sampler(registry)?;
+    let (_, component) = registry.find("sampler", &choice.name)?;
+    let takes = component.schema["properties"].get("bos_id").is_some();
+    let said = choice.options.get("bos_id").is_some_and(|id| !id.is_null())
+        || config.layers.is_by_hand("sampling.bos_id");
+    if !takes || said {
+        return Ok(FirstToken::Settled);
+    }
+    Ok(match data::block_start(config, tokenizer) {
+        Some(bos) => FirstToken::Bos(bos),
+        None if tokenizer.bos().is_none() => FirstToken::Open("the tokenizer has no BOS"),
+        None => FirstToken::Open("the training blocks begin with no BOS"),
+    })
+}
+
 /// The chosen sampler with the options of `sampling`. If texts end at EOS and the sampler has an option `eos_id`, the option is
-/// set to the tokenizer's EOS, so that the sampler skips tokens that would be cut off.
+/// set to the tokenizer's EOS, so that the sampler skips tokens that would be cut off. Its option `bos_id` is set to the BOS
+/// that the training blocks began with ([`first_token`]).
 pub fn sampler_choice(
     config: &Config,
     registry: &Registry,
@@ -167,6 +210,9 @@ pub fn sampler_choice(
         && choice.options.get("eos_id").is_none_or(Value::is_null)
     {
         choice.options["eos_id"] = eos.into();
+    }
+    if let FirstToken::Bos(bos) = first_token(config, registry, tokenizer)? {
+        choice.options["bos_id"] = bos.into();
     }
     Ok(choice)
 }
@@ -204,7 +250,8 @@ pub fn trial_sampler(
 
 /// Loads a checkpoint's weights, averaged where it has them and `eval.disable_ema` does not say otherwise.
 pub fn load_weights(model: &Model, from: &Checkpoint, config: &Config) -> Result<()> {
-    let weights = from.weights(!config.eval.disable_ema)?;
+    let mut weights = from.weights(!config.eval.disable_ema)?;
+    model.once(&mut weights);
     let weights = fitted(&model.named(), weights, from, config)?;
     checkpoint::load_into(&model.named(), weights, &from.path)
 }

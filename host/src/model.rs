@@ -1,6 +1,7 @@
 //! The model: backbone, process, schedule and parameterization bound together.
 
 use std::cell::{Cell, RefCell};
+use std::collections::BTreeMap;
 
 use maskdiff_plugin_api::abi::handles::{Method, Network, Noise, Process};
 use maskdiff_plugin_api::{
@@ -48,6 +49,7 @@ pub struct Model {
     bound: bool,
     facts: Context,
     parameters: Vec<Parameter>,
+    shared: Vec<(String, String)>,
     asked: RefCell<Asked>,
     train: Cell<bool>,
     calls: Cell<i64>,
@@ -91,6 +93,20 @@ pub fn told(
     Ok((made, Context { mask_id, ..vocabulary }))
 }
 
+/// The parameters, and the names that share the memory of an earlier one with that one's name.
+fn told_apart(all: Vec<Parameter>) -> (Vec<Parameter>, Vec<(String, String)>) {
+    let (mut own, mut shared): (Vec<Parameter>, Vec<(String, String)>) = (Vec::new(), Vec::new());
+    for parameter in all {
+        let place = |p: &Parameter| (p.tensor.data_ptr() as usize, p.tensor.size());
+        let first = own.iter().find(|p| p.trainable && place(p) == place(&parameter));
+        match first.filter(|_| !parameter.trainable && parameter.tensor.numel() > 0) {
+            Some(first) => shared.push((parameter.name, first.name.clone())),
+            None => own.push(parameter),
+        }
+    }
+    (own, shared)
+}
+
 impl Model {
     /// Makes all components. Fresh parameters come from libtorch's generator: seed it before.
     pub fn build(registry: &Registry, names: Choices, vocabulary: Context) -> Result<Self> {
@@ -99,7 +115,7 @@ impl Model {
         let network = registry.backbone(&names.backbone, &facts)?;
         let method = registry.parameterization(&names.parameterization, &facts)?;
         let backbone = |e| Error::component("backbone", &names.backbone.name, e);
-        let parameters = network.parameters().map_err(backbone)?;
+        let (parameters, shared) = told_apart(network.parameters().map_err(backbone)?);
         let head = network.head().map_err(backbone)?;
         let (_, said) = registry.find("parameterization", &names.parameterization.name)?;
         let bound = said.provides.iter().any(|offer| offer == capability::BOUND);
@@ -113,6 +129,7 @@ impl Model {
             bound,
             facts,
             parameters,
+            shared,
             asked: RefCell::default(),
             train: Cell::new(false),
             calls: Cell::new(0),
@@ -142,6 +159,20 @@ impl Model {
     /// All parameters and buffers by name, for checkpoints.
     pub fn named(&self) -> Vec<(String, Tensor)> {
         self.parameters.iter().map(|p| (p.name.clone(), p.tensor.shallow_clone())).collect()
+    }
+
+    /// Second names of parameters that parts of the network share, each with the first one.
+    pub fn shared(&self) -> &[(String, String)] {
+        &self.shared
+    }
+
+    /// Of tensors that another program stored under both names of a shared parameter, leaves one: that of the first name.
+    pub fn once<T>(&self, stored: &mut BTreeMap<String, T>) {
+        for (second, first) in &self.shared {
+            if let Some(value) = stored.remove(second) {
+                stored.entry(first.clone()).or_insert(value);
+            }
+        }
     }
 
     /// The trained parameters, in the backbone's order.

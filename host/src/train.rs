@@ -27,7 +27,7 @@ use crate::run_dir::RunDir;
 use crate::sample::NamedSampler;
 use crate::stop::Stop;
 use crate::stream::{self, Purpose};
-use crate::track::Trackers;
+use crate::track::{self, Trackers};
 
 mod checkpoints;
 mod evaluations;
@@ -405,7 +405,10 @@ impl Trainer<'_> {
     }
 
     /// Writes a line of metrics, and tells whoever else hears of it.
-    fn metrics(&mut self, step: i64, line: Value) -> Result<()> {
+    fn metrics(&mut self, step: i64, mut line: Value) -> Result<()> {
+        if let Some(row) = line.as_object_mut().filter(|_| self.config.track.original_names) {
+            track::original::name(row);
+        }
         self.run.metrics(step, line.clone())?;
         let Value::Object(row) = line else { return Ok(()) };
         let said = self.trackers.borrow_mut().log(step, &row);

@@ -65,6 +65,18 @@ impl Parameters {
         self.push(name, value, wide(self.kind), false)
     }
 
+    /// Another name of a tensor that was added: a part that uses the parameter of another one. Other programs list it under
+    /// both names. A checkpoint of ours holds it once, under its first name.
+    #[track_caller]
+    pub fn shared(&mut self, name: &str, of: &Tensor) {
+        let kind = of.kind();
+        let own = self.push(name, Tensor::zeros([0], (kind, Device::Cpu)), kind, false);
+        drop(own);
+        if let Some(entry) = self.entries.last_mut() {
+            entry.tensor = of.shallow_clone();
+        }
+    }
+
     /// The type of the parameters.
     pub fn kind(&self) -> Kind {
         self.kind
@@ -142,6 +154,18 @@ mod tests {
     use super::*;
     use crate::abi::guard::guarded;
     use crate::testkit::Toy;
+
+    #[test]
+    fn a_shared_parameter_is_the_same_memory_and_no_second_one_to_train() {
+        let mut store = Parameters::new(&Toy::new(2, 2).context());
+        let first = store.constant("a", &[2], 0.0);
+        store.shared("b", &first);
+        let entries = store.entries();
+        assert_eq!(entries[0].tensor.data_ptr(), entries[1].tensor.data_ptr());
+        assert_eq!((entries[1].name.as_str(), entries[1].trainable), ("b", false));
+        let again = guarded(|| Ok(store.shared("a", &first))).unwrap_err();
+        assert_eq!(again.to_string(), "two parameters are called `a`");
+    }
 
     #[test]
     fn two_parameters_of_one_name_are_refused_where_the_second_is_made() {

@@ -122,6 +122,15 @@ pub fn resolve(path: &Path) -> Result<PathBuf> {
     ))
 }
 
+/// Of a path that ends as a file of the original does, `checkpoints/last.ckpt`, and is not there: ours of that name, `checkpoints/last`.
+fn answered(path: &Path) -> Result<PathBuf> {
+    let own = path.with_extension("");
+    let is_ours = path.extension().is_some_and(|ending| ending == "ckpt")
+        && !look::present(path)?
+        && look::present(&own)?;
+    Ok(if is_ours { own } else { path.to_path_buf() })
+}
+
 /// Where a path leads when its last part is a link; none where there is nothing of that name.
 fn followed(path: &Path) -> Result<Option<PathBuf>> {
     let mut at = path.to_path_buf();
@@ -158,6 +167,7 @@ const MOVE: Duration = Duration::from_millis(20);
 impl Checkpoint {
     /// Opens a checkpoint and checks every file against its checksum.
     pub fn open(path: &Path) -> Result<Self> {
+        let path = &answered(path)?;
         let folder = followed(path)?.filter(|folder| folder != path);
         let at = match folder {
             Some(folder) if look::is_folder(&folder)? => folder,

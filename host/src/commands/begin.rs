@@ -4,10 +4,12 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::{Common, TOKENIZER, fetched, foreign, of_checkpoint};
+use crate::checkpoint::foreign::Foreign;
 use crate::checkpoint::{self, Checkpoint};
 use crate::config::{Config, Request, groups, load, load_upon};
 use crate::data::Tokenizer;
 use crate::error::{Error, Result};
+use crate::files::look;
 
 /// The checkpoint that a run starts from.
 pub(super) struct Start {
@@ -15,6 +17,8 @@ pub(super) struct Start {
     pub(super) checkpoint: Checkpoint,
     /// The tokenizer of that checkpoint, unless the run names one.
     pub(super) tokenizer: Option<Arc<dyn Tokenizer>>,
+    /// Whether the run goes on with it: its step, optimizer and average are taken over too.
+    pub(super) goes_on: bool,
 }
 
 impl Start {
@@ -37,7 +41,7 @@ impl Start {
 /// The configuration of a run, and the checkpoint that it starts from. The checkpoint's model settings are the run's defaults.
 pub(super) fn configuration(common: &Common) -> Result<(Config, Option<Start>)> {
     let config = common.config()?;
-    let Some(named) = config.training.from.clone() else { return Ok((config, None)) };
+    let Some(named) = config.training.from.clone() else { return going_on(config, common) };
     if config.checkpointing.resume_ckpt_path.is_some() {
         return Err(config.layers.error(
             "training.from",
@@ -78,7 +82,88 @@ pub(super) fn configuration(common: &Common) -> Result<(Config, Option<Start>)> 
             Some(foreign::tokenizer(theirs, &made, &Common::default())?)
         }
     };
-    Ok((config, Some(Start { checkpoint, tokenizer })))
+    Ok((config, Some(Start { checkpoint, tokenizer, goes_on: false })))
+}
+
+/// The same of a run that goes on from a checkpoint of the original, if it does: what that one was trained with is the default,
+/// also when the run has checkpoints of its own by now.
+fn going_on(config: Config, common: &Common) -> Result<(Config, Option<Start>)> {
+    let places = &config.checkpointing;
+    let named = places.resume_ckpt_path.as_deref().filter(|_| places.resume_from_ckpt);
+    let Some(path) = named.map(Path::new) else { return Ok((config, None)) };
+    let checkpoint = match Foreign::resumable(path) {
+        // The run needs it no longer.
+        Ok(None) | Err(_) if own_checkpoint(&config)?.is_some() && !look::present(path)? => {
+            return Ok((config, None));
+        }
+        Ok(None) => return Ok((config, None)),
+        found => {
+            let _ = found?;
+            Checkpoint::open(path)?
+        }
+    };
+    let Some(theirs) = &checkpoint.foreign else { return Ok((config, None)) };
+    let config = if theirs.is_told {
+        let text = theirs.whole();
+        let request = Request {
+            overrides: words(common, &text),
+            file: common.file.clone(),
+            foreign: true,
+            form: common.form,
+            ..Request::default()
+        };
+        let kept = of_text(&text, common);
+        load_upon(&request, &(theirs.path.display().to_string(), kept))?
+    } else {
+        foreign::check_said(&theirs.path, &config, &common.overrides)?;
+        config
+    };
+    same_method(theirs, &config)?;
+    let tokenizer = Some(foreign::tokenizer(theirs, &config, common)?);
+    Ok((config, Some(Start { checkpoint, tokenizer, goes_on: true })))
+}
+
+/// Refuses to go on with another method: its moments and its average are those of another loss.
+fn same_method(theirs: &Foreign, config: &Config) -> Result<()> {
+    const KEY: &str = "parameterization";
+    let stored: toml::Table = theirs.config.parse().unwrap_or_default();
+    let Some(stored) = stored.get(KEY).and_then(toml::Value::as_str) else { return Ok(()) };
+    let bare = |name: &str| name.rsplit(':').next().unwrap_or_default().to_string();
+    let (path, now) = (theirs.path.display(), &config.top.parameterization);
+    if bare(stored) == bare(now) {
+        return Ok(());
+    }
+    Err(config.layers.error(
+        KEY,
+        &format!("`{path}` was trained with `{KEY}={stored}`, and a run that goes on from it cannot be of `{now}`"),
+        &format!(
+            "leave `{KEY}` out to go on with it; `training.from={path}` in place of `checkpointing.resume_ckpt_path` begins a run of \
+             `{now}` with its weights"
+        ),
+    ))
+}
+
+/// Every value that a checkpoint of the original stores and this run has otherwise.
+pub(super) fn differences(theirs: &Foreign, config: &Config) -> Vec<String> {
+    fn leaves(table: &toml::Table, above: &str, found: &mut Vec<(String, toml::Value)>) {
+        for (key, value) in table {
+            let key = if above.is_empty() { key.clone() } else { format!("{above}.{key}") };
+            match value {
+                toml::Value::Table(inner) => leaves(inner, &key, found),
+                value => found.push((key, value.clone())),
+            }
+        }
+    }
+    let (mut stored, table) = (Vec::new(), theirs.whole().parse().unwrap_or_default());
+    leaves(&table, "", &mut stored);
+    let number = |value: &serde_json::Value| value.as_f64();
+    let differ = |(key, old): (String, toml::Value)| {
+        let now = config.layers.value(&key).filter(|now| !now.is_null())?;
+        let was = serde_json::to_value(&old).unwrap_or_default();
+        let same = was == now || number(&was).is_some() && number(&was) == number(&now);
+        (!same).then(|| format!("{key}: {was} → {now}"))
+    };
+    stored.into_iter().filter_map(differ).collect()
 }
 
 /// Whether the user has set a key, on the command line, in the environment, an experiment or `--config FILE`.
@@ -141,8 +226,16 @@ fn of_model(text: &str, common: &Common) -> String {
     // The options of the method; the host's are the run's own.
     keep("training", &|key| !groups::keys("training").contains(&key));
     keep("sampling", &|key| key == "predictor");
+    of_text(&toml::to_string(&table).unwrap_or_default(), common)
+}
+
+/// A stored configuration without what it says of the text, where the command names another one.
+fn of_text(stored: &str, common: &Common) -> String {
+    let mut table: toml::Table = stored.parse().unwrap_or_default();
     let another = names_text(common);
-    keep("data", &|key| key != "cache_dir" && !(another && TEXT.contains(&key)));
+    if let Some(toml::Value::Table(data)) = table.get_mut("data") {
+        data.retain(|key, _| key != "cache_dir" && !(another && TEXT.contains(&key)));
+    }
     toml::to_string(&table).unwrap_or_default()
 }
 

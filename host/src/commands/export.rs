@@ -8,7 +8,8 @@ use tch::Device;
 use super::Common;
 use crate::assemble;
 use crate::checkpoint::foreign::write::Export;
-use crate::checkpoint::{self, EMA, MODEL, Named};
+use crate::checkpoint::{self, Checkpoint, EMA, MODEL, Named, OPTIMIZER};
+use crate::config::Config;
 use crate::error::{Error, Result};
 use crate::files::lock::Fresh;
 use crate::report::Report;
@@ -36,7 +37,10 @@ pub fn run(common: &Common, format: As, output: &Path) -> Result<()> {
     let model = assemble::model(&config, &registry, choices, facts)?;
     let missing =
         || Error::checkpoint(format!("`{}` has no weights", checkpoint.path.display()), "");
-    let fitted = |stored| assemble::fitted(&model.named(), stored, &checkpoint, &config);
+    let fitted = |mut stored| {
+        model.once(&mut stored);
+        assemble::fitted(&model.named(), stored, &checkpoint, &config)
+    };
     let weights = fitted(checkpoint.tensors(MODEL)?.ok_or_else(missing)?)?;
     checkpoint::load_into(&model.named(), weights, &checkpoint.path)?;
     let average = if config.eval.disable_ema { None } else { checkpoint.tensors(EMA)? };
@@ -47,11 +51,20 @@ pub fn run(common: &Common, format: As, output: &Path) -> Result<()> {
         vocab_size: tokenizer.vocab_size(),
         mask_id: tokenizer.mask_id(),
         weights: model.named(),
+        shared: model.shared().to_vec(),
         trained: model.parameters().iter().map(|p| p.trainable).collect(),
         ema: Some(average).filter(|average| !average.is_empty()),
         ema_updates: checkpoint.state.ema_updates,
+        optimizer: optimizer(&checkpoint, format)?,
         step: checkpoint.state.step,
+        samples: samples(&checkpoint, &config),
         tokenizer: tokenizer.to_json(),
+        special: [
+            tokenizer.bos().map(i64::from),
+            tokenizer.eos().map(i64::from),
+            tokenizer.pad().map(i64::from),
+            Some(tokenizer.mask_id()),
+        ],
         config: &config,
     };
     let averaged = export.ema.is_some();
@@ -66,4 +79,23 @@ pub fn run(common: &Common, format: As, output: &Path) -> Result<()> {
     let line = json!({"output": path, "step": checkpoint.state.step, "averaged": averaged});
     report.result(&line, &format!("{path}: {which} of step {}", checkpoint.state.step));
     Ok(())
+}
+
+/// The optimizer's state, where the form has a place for it.
+fn optimizer(checkpoint: &Checkpoint, format: As) -> Result<Named> {
+    if format != As::Lightning {
+        return Ok(Named::new());
+    }
+    let stored = checkpoint.tensors(OPTIMIZER)?.into_iter().flatten();
+    stored.map(|(name, stored)| Ok((name, stored.tensor()?))).collect()
+}
+
+/// Samples that a checkpoint's steps have read.
+fn samples(checkpoint: &Checkpoint, config: &Config) -> u64 {
+    match &checkpoint.foreign {
+        Some(theirs) => theirs.samples.unwrap_or_else(|| {
+            (checkpoint.state.step * config.loader.global_batch_size).cast_unsigned()
+        }),
+        None => checkpoint.state.samples,
+    }
 }

@@ -122,6 +122,10 @@ impl Session {
             accelerator::device(&config, &World::alone())?,
         );
         let choice = assemble::sampler_choice(&config, &registry, tokenizer.as_ref())?;
+        let first = assemble::first_token(&config, &registry, tokenizer.as_ref())?;
+        if let Some(said) = first.in_words().filter(|_| asked.is_empty()) {
+            Report::new(common.format, common.quiet).note(&said);
+        }
         let mut sampler = assemble::sampler(&config, &registry, &choice, &facts)?;
         let model = match self.model.take() {
             Some(model) => model,

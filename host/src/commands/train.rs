@@ -127,7 +127,7 @@ fn work(
     let _checkpoints = checkpoints.flatten();
     let mirror = config.checkpointing.mirror.as_deref().filter(|_| world.is_main());
     let mirror = mirror.map(Mirror::open).transpose()?;
-    let mut newest = None;
+    let (mut start, mut theirs, mut newest) = (start, None, None);
     let resumed = if config.checkpointing.resume_from_ckpt {
         if let Some(mirror) = &mirror {
             let have = newest_whole(&folder)?;
@@ -140,6 +140,12 @@ fn work(
         }
         let other = config.checkpointing.resume_ckpt_path.as_deref().map(Path::new);
         match (own, other) {
+            (None, Some(_)) if start.as_ref().is_some_and(|start| start.goes_on) => {
+                start.take().map(|start| {
+                    theirs = start.tokenizer;
+                    start.checkpoint
+                })
+            }
             // A job that is started again by one command names what its first start does not have.
             (None, Some(path)) if common.form.is_original() && !look::is_taken(path)? => {
                 report.note(&format!(
@@ -184,6 +190,7 @@ fn work(
     // A run that goes on has taken its first weights over long ago.
     let start = start.filter(|_| resumed.is_none());
     let given = tokenizer_of(resumed.as_ref())?;
+    let given = given.or(theirs);
     let given = given.or_else(|| start.as_ref().and_then(|start| start.tokenizer.clone()));
     let corpus = data::open(config, given, &Observer::new(&mut report, &stop))?;
     if corpus.train.epoch().is_none() && !config.trainer.limit_train_batches.is_usable_of_endless()
@@ -198,7 +205,10 @@ fn work(
     let (sampler, trial) = match logs {
         false => (None, None),
         true => {
-            let choice = assemble::sampler_choice(config, &registry, corpus.tokenizer.as_ref())?;
+            let tokenizer = corpus.tokenizer.as_ref();
+            let choice = assemble::sampler_choice(config, &registry, tokenizer)?;
+            let first = assemble::first_token(config, &registry, tokenizer)?;
+            first.in_words().iter().for_each(|said| report.note(said));
             let sampler = assemble::sampler(config, &registry, &choice, &facts)?;
             (Some(sampler), Some(assemble::trial_sampler(config, &registry, choice, &facts)?))
         }
@@ -395,8 +405,13 @@ fn go_on(trainer: &mut Trainer<'_>, checkpoint: &Checkpoint) -> Result<()> {
     };
     let there = checkpoint.path.parent().map(place).transpose()?;
     let elsewhere = there != Some(place(&trainer.checkpoints)?);
-    if checkpoint.foreign.is_some() {
-        trainer.report.note(&format!("{words} of `{}`", checkpoint.path.display()));
+    if let Some(theirs) = &checkpoint.foreign {
+        words += &format!(" of `{}`", checkpoint.path.display());
+        let changed = begin::differences(theirs, trainer.config);
+        if !changed.is_empty() {
+            words += &format!("; it was trained with other settings: {}", changed.join(", "));
+        }
+        trainer.report.note(&words);
         return Ok(());
     }
     let (_, stored) = checkpoint.stored()?;

@@ -381,6 +381,8 @@ group! {
     Track {
         /// `metrics.csv` in the run folder.
         csv: bool = false,
+        /// Log the metrics under the original's names too: `val/nll`, `val/bpd`, `val/ppl`, `trainer/loss`, `train/nll`.
+        original_names: bool = false,
         /// TensorBoard's event files in the run folder.
         tensorboard: bool = false,
         /// `tensorboard`: steps between two histograms of every parameter's gradient; 0 makes none.

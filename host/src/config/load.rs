@@ -386,6 +386,7 @@ fn finish(
     check::finite(&layers)?;
     check::words(&layers)?;
     let top: groups::Top = part(&layers, "")?;
+    let theirs = stored.clone().or_else(|| basis.clone());
     let config = Config {
         top,
         data: part(&layers, "data")?,
@@ -405,8 +406,8 @@ fn finish(
         run: part(&layers, "run")?,
         plugins: part(&layers, "plugins")?,
         own_file,
-        stored: stored.iter().cloned().chain(basis).collect(),
-        foreign: stored.filter(|_| request.foreign),
+        stored: stored.iter().cloned().chain(basis.clone()).collect(),
+        foreign: theirs.filter(|_| request.foreign),
         layers,
     };
     check::ranges(&config)?;

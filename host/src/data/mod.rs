@@ -29,6 +29,7 @@ pub(crate) use cache::hex;
 pub use cache::{Cache, Header, Writer};
 pub use loader::Loader;
 pub use pack::{Packed, Packer, Packing};
+pub use prepare::block_start;
 pub use read::{Format, Reader, Slice};
 pub(crate) use read::{json, read_text};
 pub use source::{Blocks, Cached, Rows, Samples, Source};

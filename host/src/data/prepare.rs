@@ -95,6 +95,13 @@ pub fn packing(
     Ok(packing)
 }
 
+/// The BOS that every training block begins with, where the blocks are made with one.
+pub fn block_start(config: &Config, tokenizer: &dyn Tokenizer) -> Option<u32> {
+    let data = &config.data;
+    let has_ends = !data.wrap || ["both", "train"].contains(&data.insert_special.as_str());
+    tokenizer.bos().filter(|_| has_ends && tokenizer.eos().is_some())
+}
+
 /// The tokenizer that the configuration names. That of characters is made of all texts of `parts`.
 pub fn tokenizer(
     config: &Config,

@@ -1,6 +1,7 @@
 //! Who else hears of a run's metrics. `metrics.jsonl` in the run folder is the truth; these are views of it.
 
 mod csv;
+pub mod original;
 pub mod panel;
 mod system;
 mod tensorboard;

@@ -139,7 +139,8 @@ impl Trainer<'_> {
     /// Takes over the weights of a checkpoint and nothing else of it; the average begins with them.
     pub fn begin_with(&mut self, from: &Checkpoint) -> Result<()> {
         let targets = self.learnt();
-        let weights = from.weights(!self.config.eval.disable_ema)?;
+        let mut weights = from.weights(!self.config.eval.disable_ema)?;
+        self.model.once(&mut weights);
         let weights = assemble::fitted(&targets, weights, from, self.config)?;
         checkpoint::load_into(&targets, weights, &from.path)?;
         self.learner.refresh()?;
@@ -150,7 +151,9 @@ impl Trainer<'_> {
     pub fn restore(&mut self, from: &Checkpoint) -> Result<()> {
         let path = &from.path;
         let part = |file: &str| {
-            from.tensors(file)?.ok_or_else(|| {
+            let mut stored = from.tensors(file)?;
+            stored.iter_mut().for_each(|stored| self.model.once(stored));
+            stored.ok_or_else(|| {
                 Error::checkpoint(
                     format!("`{}` has no `{file}`", path.display()),
                     "training goes on only from a checkpoint that a training run wrote, with the same `training.ema` on or off",
@@ -191,9 +194,11 @@ impl Trainer<'_> {
         let scale = state.loss_scale.map(|(factor, steps)| LossScale { factor, steps });
         self.learner.scale = self.learner.scale.map(|fresh| scale.unwrap_or(fresh));
         self.progress = Progress {
-            // The original counts no samples: a step has read a batch.
-            samples: match from.foreign {
-                Some(_) => (state.step * self.config.loader.global_batch_size).cast_unsigned(),
+            // Where another program does not say its batch, a step has read one of this run's.
+            samples: match &from.foreign {
+                Some(theirs) => theirs.samples.unwrap_or_else(|| {
+                    (state.step * self.config.loader.global_batch_size).cast_unsigned()
+                }),
                 None => state.samples,
             },
             best: state.best,

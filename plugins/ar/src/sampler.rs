@@ -12,8 +12,8 @@ register!(sampler LeftToRight);
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 struct Config {
-    /// Token id that starts every text that is not given a start; without it the first token is drawn uniformly, as
-    /// the network scores only later ones.
+    /// Token id that starts every text that is not given a start. By default the host sets it to the BOS that the training
+    /// blocks began with. Without one, or with `none`, the first token is drawn uniformly: the network scores only later ones.
     #[schemars(range(min = 0, max = 2_147_483_647))]
     bos_id: Option<i64>,
     /// Token id that ends a text: when every text of a batch has drawn it, the rest is filled with it and nothing more is

@@ -196,6 +196,7 @@ impl Component for DiMamba {
             Modulation::new(&mut p, &name, 2 * width, config.cond_dim)
         });
         let head = if config.tie_word_embeddings {
+            p.shared("model.lm_head.weight", &embedding);
             embedding.shallow_clone()
         } else {
             p.linear("model.lm_head.weight", v, width)

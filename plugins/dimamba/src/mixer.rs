@@ -37,7 +37,10 @@ impl Mixer {
         let a_log = p.add(&name("A_log"), states.expand([e, n], false).contiguous());
         let d = p.constant(&name("D"), &[e], 1.0);
         let in_proj = match tied {
-            Some(other) => other.in_proj.shallow_clone(),
+            Some(other) => {
+                p.shared(&name("in_proj.weight"), &other.in_proj);
+                other.in_proj.shallow_clone()
+            }
             None => p.linear(&name("in_proj.weight"), 2 * e, width),
         };
         let bound = 1.0 / (taps as f64).sqrt();
@@ -50,7 +53,10 @@ impl Mixer {
         // The inverse of softplus, so that softplus(bias) = dt.
         let dt_bias = p.add(&name("dt_proj.bias"), &dt + (-(-&dt).expm1()).log());
         let out_proj = match tied {
-            Some(other) => other.out_proj.shallow_clone(),
+            Some(other) => {
+                p.shared(&name("out_proj.weight"), &other.out_proj);
+                other.out_proj.shallow_clone()
+            }
             None => {
                 // Each block adds to the residual stream; this keeps the stream's size as blocks are added.
                 let bound = 1.0 / (e as f64 * config.n_blocks as f64).sqrt();

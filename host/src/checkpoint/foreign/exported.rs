@@ -4,8 +4,6 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use serde_json::{Value, json};
-
 use super::super::Stored;
 use super::{Foreign, Kept, bare, floats, unusable};
 use crate::config::Config;
@@ -78,6 +76,8 @@ pub(super) fn read(path: &Path, file: &Path) -> Result<Foreign> {
         path: path.to_path_buf(),
         files: vec![file.to_path_buf()],
         config,
+        run: String::new(),
+        samples: None,
         step: contents.words.get(STEP).and_then(|step| step.parse().ok()).unwrap_or(0),
         vocab_size,
         weights,
@@ -89,23 +89,4 @@ pub(super) fn read(path: &Path, file: &Path) -> Result<Foreign> {
         length_key: None,
         is_told: true,
     })
-}
-
-/// The configuration with the groups and keys of the original, for programs that look for them in a `.ckpt`.
-pub(super) fn as_the_original(config: &Config) -> Value {
-    let mut theirs = json!({});
-    for (group, keys) in super::KEPT {
-        for key in *keys {
-            let dotted =
-                if group.is_empty() { (*key).to_string() } else { format!("{group}.{key}") };
-            let Some(value) = config.layers.value(&dotted).filter(|value| !value.is_null()) else {
-                continue;
-            };
-            match *group {
-                "" => theirs[*key] = value,
-                group => theirs[group][*key] = value,
-            }
-        }
-    }
-    theirs
 }

@@ -36,7 +36,7 @@ pub(super) fn read(folder: &Path) -> Result<Foreign> {
     }
     let mut weights = weights(folder, layout)?;
     let embedding = &layout.vocabulary.embedding;
-    let mut vocab_size = vocab_size(folder, &weights, embedding)?;
+    let mut vocab_size = vocab_size(folder, &weights, &[embedding])?;
     let mask_is_added = layout.lacks_mask(&config);
     if mask_is_added {
         if let Some(rows) = weights.get_mut(embedding) {
@@ -48,6 +48,8 @@ pub(super) fn read(folder: &Path) -> Result<Foreign> {
         path: folder.to_path_buf(),
         files: files(folder)?,
         config: layout.translated(&config).map_err(|why| unusable(&file, &why))?,
+        run: String::new(),
+        samples: None,
         step: 0,
         vocab_size,
         weights,

@@ -4,7 +4,7 @@
 //! the configuration in `hyper_parameters`, and in `maskdiff` what an export of ours says. Everything else (loops, callbacks, the tokenizer's own object) is passed over.
 
 use std::cell::{Cell, RefCell};
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::io::Cursor;
 use std::path::Path;
 
@@ -30,6 +30,8 @@ pub(super) struct Lightning {
     pub(super) optimizer: BTreeMap<String, Tensor>,
     /// Steps done.
     pub(super) step: i64,
+    /// Samples read, which our own export says.
+    pub(super) samples: Option<i64>,
     /// The configuration as the original has it; null where it cannot be read.
     pub(super) config: Json,
     /// What our own export says: its configuration, and the text of its tokenizer's file.
@@ -79,9 +81,14 @@ pub(super) fn read(path: &Path) -> Result<Lightning> {
         wrong("it has no `state_dict`: it is no checkpoint of the original".into())
     })?;
     let (mut weights, mut order) = (BTreeMap::new(), Vec::new());
+    let mut places: HashSet<Place<'_>> = HashSet::new();
     for (name, place) in pickle.pairs(state) {
         // The noise schedule's are numbers of the configuration.
         let Ok(name) = bare(name, "backbone.") else { continue };
+        // Parts that share a parameter list it under the name of each; ours knows the first one.
+        if archive.place(place).is_some_and(|place| !places.insert(place)) {
+            continue;
+        }
         let tensor = archive.tensor(place).map_err(|why| wrong(format!("`{name}`: {why}")))?;
         if weights.insert(name.clone(), tensor).is_some() {
             return Err(wrong(format!("`{name}` is there twice")));
@@ -91,11 +98,14 @@ pub(super) fn read(path: &Path) -> Result<Lightning> {
     if weights.is_empty() {
         return Err(wrong("its `state_dict` has no tensor of a `backbone`".into()));
     }
+    let shadow = pickle.path(&["ema", "shadow_params"]);
     let trained = |name: &&String| !BUFFERS.contains(&name.as_str());
-    let averaged: Vec<&String> = order.iter().filter(trained).collect();
+    let mut averaged: Vec<&String> = order.iter().filter(trained).collect();
+    if let Some(count) = shadow.map(|list| pickle.elements(list).len()) {
+        copies_out(&mut averaged, &weights, count);
+    }
     let optimizer =
         archive.optimizer(&averaged).map_err(|why| wrong(format!("its optimizer: {why}")))?;
-    let shadow = pickle.path(&["ema", "shadow_params"]);
     let ema = shadow.map(|list| {
         let list = pickle.elements(list);
         if list.len() != averaged.len() {
@@ -132,11 +142,37 @@ pub(super) fn read(path: &Path) -> Result<Lightning> {
         ema: ema.transpose()?,
         ema_updates: number(&["ema", "num_updates"]),
         step: number(&["global_step"]),
+        samples: pickle.path(&["maskdiff", "samples"]).and_then(|place| pickle.int(place)),
         optimizer,
         config: config.unwrap_or(Json::Null),
         own: text(&["maskdiff", "config"]).zip(text(&["maskdiff", "tokenizer"])),
         weights,
     })
+}
+
+/// Where the numbers of a tensor are: its storage, offset, shape and strides.
+type Place<'a> = (&'a str, i64, Vec<i64>, Vec<i64>);
+
+/// Where the names of shared parameters were stored as copies, the list of averages is shorter than that of names: leaves out
+/// those that hold the numbers of an earlier one, whose name differs in one word.
+fn copies_out(names: &mut Vec<&String>, weights: &BTreeMap<String, Tensor>, count: usize) {
+    let is_twin = |a: &str, b: &str| {
+        let (a, b): (Vec<&str>, Vec<&str>) = (a.split('.').collect(), b.split('.').collect());
+        let mut differ = a.iter().zip(&b).filter(|(a, b)| a != b);
+        let one = differ.next().filter(|_| differ.next().is_none());
+        a.len() == b.len() && one.is_some_and(|(word, _)| word.parse::<u32>().is_err())
+    };
+    let mut at = names.len();
+    while names.len() > count && at > 1 {
+        at -= 1;
+        let (name, earlier) = (names[at], &names[..at]);
+        let copied = |other: &&String| {
+            is_twin(name, other) && weights[other.as_str()] == weights[name.as_str()]
+        };
+        if earlier.iter().any(copied) && weights[name].size().len() > 1 {
+            names.remove(at);
+        }
+    }
 }
 
 impl Archive {
@@ -216,6 +252,24 @@ impl Archive {
             Tensor::f_from_data_size(whole, &[count as i64], kind).map_err(|e| e.to_string())?;
         self.read.borrow_mut().insert((key.clone(), kind), read.shallow_clone());
         Ok(read)
+    }
+
+    /// Where a tensor's numbers are; none for one without numbers, and for what is no tensor.
+    fn place(&self, place: Ref) -> Option<Place<'_>> {
+        let Value::Object { args, .. } = self.pickle.get(place) else { return None };
+        let args = self.pickle.elements(*args);
+        if self.pickle.class(place) == Some("torch._utils._rebuild_parameter") {
+            return self.place(*args.first()?);
+        }
+        let [storage, offset, size, stride, ..] = args else { return None };
+        let Value::Outside(name) = self.pickle.get(*storage) else { return None };
+        let [_, _, key, ..] = self.pickle.elements(*name) else { return None };
+        let Value::Text(key) = self.pickle.get(*key) else { return None };
+        let numbers = |place: Ref| -> Option<Vec<i64>> {
+            self.pickle.elements(place).iter().map(|n| self.pickle.int(*n)).collect()
+        };
+        let size = numbers(*size).filter(|size| !size.contains(&0))?;
+        Some((key, self.pickle.int(*offset)?, size, numbers(*stride)?))
     }
 
     fn tensor(&self, place: Ref) -> std::result::Result<Tensor, String> {
@@ -348,10 +402,11 @@ impl Archive {
                 let elements = elements.map(|e| self.config(*e, depth - 1, left));
                 Json::Array(elements.collect::<std::result::Result<_, _>>()?)
             }
-            Value::Object { .. } => {
+            Value::Object { args, .. } => {
                 let content =
                     self.pickle.item(place, "_content").or_else(|| self.pickle.item(place, "_val"));
-                match content {
+                // A node is stored as its state, or as the call that makes it of plain values.
+                match content.or_else(|| self.pickle.elements(*args).first().copied()) {
                     Some(content) => self.config(content, depth - 1, left)?,
                     None => Json::Null,
                 }

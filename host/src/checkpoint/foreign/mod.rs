@@ -8,13 +8,15 @@ mod exported;
 mod hugging_face;
 mod layout;
 mod lightning;
+mod lightning_file;
+mod original;
 pub mod pickle;
+mod python_tokenizer;
 pub mod write;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use serde_json::Value;
 use tch::Tensor;
 
 use super::Stored;
@@ -33,8 +35,12 @@ pub struct Foreign {
     pub files: Vec<PathBuf>,
     /// A configuration in our words.
     pub config: String,
+    /// How it was trained, in our words: groups that `config` does not have; empty where it is not told.
+    pub run: String,
     /// Steps done, where it is known.
     pub step: i64,
+    /// Samples that these steps have read, where it is known.
+    pub samples: Option<u64>,
     /// V, with the mask.
     pub vocab_size: i64,
     /// The network's tensors.
@@ -126,27 +132,55 @@ fn bare(name: &str, prefix: &str) -> std::result::Result<String, String> {
     }
 }
 
-/// The embedding of the original's networks.
-const EMBEDDING: &str = "vocab_embed.embedding";
+/// The embeddings of the original's networks.
+const EMBEDDINGS: &[&str] =
+    &["vocab_embed.embedding", "model.bimamba.backbone.embeddings.word_embeddings.weight"];
 
 /// How many tokens there are, as the embedding says.
-fn vocab_size(path: &Path, weights: &BTreeMap<String, Stored>, embedding: &str) -> Result<i64> {
-    match weights.get(embedding).map(Stored::size) {
+fn vocab_size(path: &Path, weights: &BTreeMap<String, Stored>, known: &[&str]) -> Result<i64> {
+    match known.iter().find_map(|name| weights.get(*name)).map(Stored::size) {
         Some([rows, _]) => Ok(*rows),
         _ => Err(Error::checkpoint(
-            format!("`{}` has no matrix `{embedding}`: its network is another", path.display()),
+            format!(
+                "`{}` has no matrix `{}`: its network is another",
+                path.display(),
+                known.join("` or `")
+            ),
             "docs/checkpoints.md says which networks are read",
         )),
     }
 }
 
 impl Foreign {
+    /// What it tells of the model and of its training, as TOML.
+    pub fn whole(&self) -> String {
+        format!("{}{}", self.config, self.run)
+    }
+
+    /// The `.ckpt` that a path means, from which a run can go on; none when it is something else.
+    pub fn resumable(path: &Path) -> Result<Option<PathBuf>> {
+        let ending = path.extension().unwrap_or_default();
+        if ENDINGS.iter().any(|e| ending == *e) && look::is_file(path)? {
+            return Ok(Some(path.to_path_buf()));
+        }
+        // The original's run folder, or its folder of checkpoints; of one of ours, ours count.
+        for folder in [path.join("checkpoints"), path.to_path_buf()] {
+            for name in ["last.ckpt", "best.ckpt"] {
+                let file = folder.join(name);
+                if look::is_file(&file)? && !look::present(&file.with_extension(""))? {
+                    return Ok(Some(file));
+                }
+            }
+        }
+        Ok(None)
+    }
+
     /// Opens a path that is a checkpoint of another program; none when it is not.
     pub fn open(path: &Path) -> Result<Option<Self>> {
         let ending = path.extension().unwrap_or_default();
         let (file, is_file) = (path.join(WEIGHTS), look::is_file(path)?);
-        if is_file && ["ckpt", "pt", "pth"].iter().any(|e| ending == *e) {
-            from_lightning(path).map(Some)
+        if let Some(file) = Self::resumable(path)? {
+            from_lightning(&file).map(Some)
         } else if is_file && ending == "safetensors" {
             of_weights(path).map(Some)
         } else if look::is_file(&path.join("state.json"))? {
@@ -160,6 +194,9 @@ impl Foreign {
         }
     }
 }
+
+/// What a file of torch is called.
+const ENDINGS: [&str; 3] = ["ckpt", "pt", "pth"];
 
 /// The file of a folder's weights, where it is one.
 const WEIGHTS: &str = "model.safetensors";
@@ -175,8 +212,12 @@ fn of_weights(file: &Path) -> Result<Foreign> {
 }
 
 fn from_lightning(path: &Path) -> Result<Foreign> {
-    let lightning::Lightning { weights, ema, ema_updates, optimizer, step, config, own } =
+    let lightning::Lightning { weights, ema, ema_updates, optimizer, step, samples, config, own } =
         lightning::read(path)?;
+    let run = original::translated_run(&config);
+    // The original counts no samples: a step has read a batch.
+    let batch = config["loader"]["global_batch_size"].as_i64();
+    let samples = samples.or(batch.map(|batch| step.saturating_mul(batch)));
     let stored = |tensors: BTreeMap<String, Tensor>| -> BTreeMap<String, Stored> {
         tensors.into_iter().map(|(name, tensor)| (name, tensor.into())).collect()
     };
@@ -184,17 +225,19 @@ fn from_lightning(path: &Path) -> Result<Foreign> {
     let is_told = own.is_some() || config["noise"]["type"].is_string();
     let (config, tokenizer) = match own {
         Some((config, tokenizer)) => (config, Some(tokenizer)),
-        None => (translated(&config), None),
+        None => (original::translated(&config), None),
     };
     let vocab_size = match &tokenizer {
         Some(tokenizer) => parse_tokenizer(tokenizer, path)?.vocab_size(),
-        None => vocab_size(path, &weights, EMBEDDING)?,
+        None => vocab_size(path, &weights, EMBEDDINGS)?,
     };
     Ok(Foreign {
         path: path.to_path_buf(),
         files: vec![path.to_path_buf()],
         config,
+        run,
         step,
+        samples: samples.and_then(|samples| u64::try_from(samples).ok()),
         vocab_size,
         weights,
         ema: ema.map(stored),
@@ -205,57 +248,6 @@ fn from_lightning(path: &Path) -> Result<Foreign> {
         length_key: None,
         is_told,
     })
-}
-
-/// Keys of the original that ours has in the same place. The others describe how it ran, or nothing; of these, options that
-/// the chosen components lack are dropped later.
-const KEPT: &[(&str, &[&str])] = &[
-    ("", &["diffusion", "backbone", "parameterization", "time_conditioning", "T", "seed"]),
-    (
-        "model",
-        &[
-            "name",
-            "length",
-            "hidden_size",
-            "cond_dim",
-            "n_blocks",
-            "n_heads",
-            "dropout",
-            "tie_word_embeddings",
-        ],
-    ),
-    ("noise", &["type", "sigma_min", "sigma_max"]),
-    (
-        "training",
-        &[
-            "ema",
-            "antithetic_sampling",
-            "sampling_eps",
-            "importance_sampling",
-            "change_of_variables",
-        ],
-    ),
-    ("sampling", &["predictor", "steps"]),
-    ("data", &["train", "valid", "tokenizer_name_or_path", "wrap"]),
-];
-
-/// The original's configuration in our words.
-fn translated(config: &Value) -> String {
-    let mut lines = vec!["# From a checkpoint of the original program.".to_string()];
-    for (group, keys) in KEPT {
-        let values = if group.is_empty() { config } else { &config[*group] };
-        if !group.is_empty() {
-            lines.push(format!("[{group}]"));
-        }
-        for key in *keys {
-            // JSON's plain values are TOML's.
-            let value = &values[*key];
-            if value.is_boolean() || value.is_number() || value.is_string() {
-                lines.push(format!("{key} = {value}"));
-            }
-        }
-    }
-    lines.join("\n") + "\n"
 }
 
 #[cfg(test)]
@@ -275,19 +267,5 @@ mod tests {
             let found = bare(name, prefix);
             assert_eq!(found.as_deref().map_err(String::as_str), own, "{name}");
         }
-    }
-
-    #[test]
-    fn the_originals_configuration_is_translated() {
-        let config = serde_json::json!({
-            "backbone": "x", "parameterization": "y", "T": 0, "wandb": {"project": "x"}, "time_conditioning": false,
-            "model": {"length": 16, "hidden_size": 32, "cond_dim": 16, "n_heads": 2, "scale_by_sigma": true},
-            "noise": {"type": "geometric", "sigma_min": 1e-4, "sigma_max": 20}, "training": {"ema": 0.9999},
-        });
-        let text = translated(&config);
-        let table: toml::Table = text.parse().unwrap();
-        assert_eq!(table["model"]["length"].as_integer(), Some(16));
-        assert_eq!(table["noise"]["sigma_min"].as_float(), Some(1e-4));
-        assert!(table.get("wandb").is_none());
     }
 }

@@ -9,6 +9,7 @@
 use std::collections::HashMap;
 
 mod machine;
+pub(super) mod writer;
 
 use machine::Machine;
 
