@@ -2,6 +2,7 @@
 
 use std::path::Path;
 
+use maskdiff_plugin_api::capability;
 use serde_json::json;
 use tch::Device;
 
@@ -32,6 +33,8 @@ pub fn run(common: &Common, format: As, output: &Path) -> Result<()> {
     let (checkpoint, mut config, tokenizer) = common.trained()?;
     let registry = assemble::registry(&common.plugins, &config)?;
     let choices = assemble::choices(&mut config, &registry, false)?;
+    let (_, method) = registry.find("parameterization", &config.top.parameterization)?;
+    let is_causal = method.provides.iter().any(|offer| *offer == capability::NEXT_TOKEN);
     // The model knows the order of its tensors, and that the stored ones are all of them.
     let facts = assemble::facts(&config, tokenizer.as_ref(), Device::Cpu);
     let model = assemble::model(&config, &registry, choices, facts)?;
@@ -55,6 +58,7 @@ pub fn run(common: &Common, format: As, output: &Path) -> Result<()> {
         trained: model.parameters().iter().map(|p| p.trainable).collect(),
         ema: Some(average).filter(|average| !average.is_empty()),
         ema_updates: checkpoint.state.ema_updates,
+        is_causal,
         optimizer: optimizer(&checkpoint, format)?,
         step: checkpoint.state.step,
         samples: samples(&checkpoint, &config),

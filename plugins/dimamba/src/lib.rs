@@ -190,11 +190,12 @@ impl Component for DiMamba {
         let blocks = (0..config.n_blocks)
             .map(|i| Block::new(&mut p, i, width, modulated, &config))
             .collect();
-        let norm_f = p.constant(&format!("{TRUNK}.norm_f.weight"), &[width], 1.0);
         let modulation_final = modulated.then(|| {
             let name = format!("{TRUNK}.adaLN_modulation_final");
             Modulation::new(&mut p, &name, 2 * width, config.cond_dim)
         });
+        // In the order in which the original lists them.
+        let norm_f = p.constant(&format!("{TRUNK}.norm_f.weight"), &[width], 1.0);
         let head = if config.tie_word_embeddings {
             p.shared("model.lm_head.weight", &embedding);
             embedding.shallow_clone()

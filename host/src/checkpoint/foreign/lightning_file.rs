@@ -73,7 +73,11 @@ impl Export<'_> {
                 out.dict(|out| {
                     out.entry("config", |out| {
                         out.call("omegaconf.dictconfig", "DictConfig", |out| {
-                            out.json(&original::written(self.config));
+                            let mut config = original::written(self.config);
+                            if self.is_causal {
+                                config["model"]["causal"] = json!(true);
+                            }
+                            out.json(&config);
                         });
                     });
                     out.entry("tokenizer", |out| python_tokenizer::write(self, out));

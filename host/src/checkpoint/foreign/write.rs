@@ -36,6 +36,8 @@ pub struct Export<'a> {
     pub ema: Option<Named>,
     /// Updates of the average.
     pub ema_updates: i64,
+    /// Whether the method predicts each token from those before it, so that its network must not see later ones.
+    pub is_causal: bool,
     /// The optimizer's moments and steps, named as ours; empty where it keeps others than the original's.
     pub optimizer: Named,
     /// Steps done.

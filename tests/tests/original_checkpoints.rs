@@ -1,0 +1,282 @@
+//! Checkpoints of the original, both ways: shared parameters, the settings of a run that goes on, whole files, its run folder, the
+//! first token of a text, the names of its metrics.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use maskdiff::assemble;
+use maskdiff::checkpoint::{Checkpoint, EMA, MODEL, OPTIMIZER};
+use maskdiff::config::{Request, load};
+use maskdiff_plugin_api::{Context, Denoiser};
+use maskdiff_tests::corpora::sentence;
+use maskdiff_tests::run::{SMALL, losses, maskdiff};
+use maskdiff_tests::{assert_close, golden, golden_case, in_memory, registry, root};
+use tch::{Kind, Tensor};
+
+/// A file of the original's own trainer after three steps, without its moments.
+fn shared() -> PathBuf {
+    root().join("tests/golden/k_dimamba_ckpt/dimamba.ckpt")
+}
+
+fn text(folder: &Path) {
+    let lines: String = (0..200).map(|i| sentence(i) + "\n").collect();
+    fs::write(folder.join("text.txt"), lines).expect("written");
+}
+
+/// The tokenizer that the checkpoints were trained with.
+fn tokenizer() -> String {
+    let path = golden().join("h_pipeline/tok_gpt2");
+    format!("data.tokenizer_name_or_path={}", path.display())
+}
+
+fn tensors(path: &Path, file: &str) -> std::collections::BTreeMap<String, Tensor> {
+    let checkpoint = Checkpoint::open(path).expect("a checkpoint");
+    in_memory(checkpoint.tensors(file).expect("read").expect("there"))
+}
+
+/// Two directions share their projections: the file has them under both names, and their average once.
+#[test]
+fn shared_parameters_are_read_once_and_written_under_both_names() {
+    let path = shared();
+    let checkpoint = Checkpoint::open(&path).expect("a checkpoint");
+    let average = tensors(&path, EMA);
+    assert_eq!((tensors(&path, MODEL).len(), average.len()), (28, 28));
+    let stored = Some(checkpoint.stored().expect("a configuration"));
+    let mut config = load(&Request { stored, foreign: true, ..Request::default() }).expect("loads");
+    let registry = registry();
+    let choices = assemble::choices(&mut config, &registry, false).expect("components");
+    let vocab_size = checkpoint.foreign.as_ref().expect("of the original").vocab_size;
+    let facts = Context {
+        vocab_size,
+        mask_id: Some(347),
+        length: config.model.length,
+        time_conditioning: config.top.time_conditioning,
+        kind: Kind::Float,
+        cuda: None,
+    };
+    let model = assemble::model(&config, &registry, choices, facts).expect("a model");
+    assemble::load_weights(&model, &checkpoint, &config).expect("its weights");
+    assert_eq!(model.shared().len(), 2);
+    let io = Tensor::read_safetensors(path.with_extension("safetensors")).expect("tensors");
+    let io: std::collections::BTreeMap<String, Tensor> = io.into_iter().collect();
+    let denoiser = Denoiser::new(&model);
+    let got = tch::no_grad(|| {
+        let hidden = denoiser.hidden(&io["x"], &io["sigma"].to_kind(Kind::Double)).expect("hidden");
+        denoiser.logits(&hidden.flatten(0, 1)).expect("logits")
+    });
+    assert_close("logits", &got.view_as(&io["logits"]), &io["logits"], 1e-5, false);
+    if golden_case("k_lightning_ckpt").is_none() {
+        return;
+    }
+    let folder = tempfile::tempdir().expect("a folder");
+    let (from, tokenizer) = (path.display().to_string(), tokenizer());
+    let words = [
+        "export",
+        "--checkpoint",
+        &from,
+        "--format",
+        "lightning",
+        "--output",
+        "a.ckpt",
+        &tokenizer,
+    ];
+    maskdiff(folder.path(), &words).expect(0);
+    let out = folder.path().join("a.ckpt");
+    assert_eq!(tensors(&out, EMA), average);
+    assert_eq!(tensors(&out, MODEL), tensors(&path, MODEL));
+    let bytes = fs::read(&out).expect("a file");
+    let has = |text: &str| bytes.windows(text.len()).any(|part| part == text.as_bytes());
+    assert!(has("mamba_rev.in_proj.weight") && has("mamba_rev.out_proj.weight"));
+}
+
+/// A network whose average comes in the order in which the original lists its parameters: `norm_f` behind the last modulation.
+#[test]
+fn parameters_have_the_originals_order() {
+    let order = |path: &Path| {
+        let bytes = fs::read(path).expect("a file");
+        let at = |text: &str| bytes.windows(text.len()).position(|part| part == text.as_bytes());
+        at("backbone.adaLN_modulation_final.bias").expect("there")
+            < at("backbone.norm_f.weight").expect("there")
+    };
+    if golden_case("k_lightning_ckpt").is_none() {
+        return;
+    }
+    let folder = tempfile::tempdir().expect("a folder");
+    let (from, tokenizer) = (shared().display().to_string(), tokenizer());
+    let words = [
+        "export",
+        "--checkpoint",
+        &from,
+        "--format",
+        "lightning",
+        "--output",
+        "a.ckpt",
+        &tokenizer,
+    ];
+    maskdiff(folder.path(), &words).expect(0);
+    assert!(order(&shared()) && order(&folder.path().join("a.ckpt")));
+}
+
+/// What is not said is as the file has it; what is said otherwise is listed; another method is refused.
+#[test]
+fn a_run_that_goes_on_keeps_the_settings_of_the_file() {
+    if golden_case("k_lightning_ckpt").is_none() {
+        return;
+    }
+    let folder = tempfile::tempdir().expect("a folder");
+    let at = folder.path();
+    text(at);
+    // In a folder as the original leaves one.
+    fs::create_dir_all(at.join("theirs/checkpoints")).expect("folders");
+    fs::copy(golden().join("k_lightning_ckpt/last.ckpt"), at.join("theirs/checkpoints/last.ckpt"))
+        .expect("copied");
+    let tokenizer = tokenizer();
+    let go_on = |more: &[&str]| {
+        let words = [
+            "train",
+            "data=text",
+            "data.path=text.txt",
+            &tokenizer,
+            "trainer.accelerator=cpu",
+            "checkpointing.resume_ckpt_path=theirs",
+            "checkpointing.resume_from_ckpt=true",
+            "run.dir=run",
+            "trainer.max_steps=8",
+            "trainer.log_every_n_steps=1",
+            "sampling.num_sample_log=0",
+        ];
+        maskdiff(at, &[&words[..], more].concat())
+    };
+    go_on(&["parameterization=sedd"])
+        .expect(2)
+        .says(&["was trained with `parameterization=subs`", "training.from="]);
+    assert!(!at.join("run").exists());
+    let more = [
+        "loader.global_batch_size=8",
+        "optim.lr=1e-3",
+        "track.csv=true",
+        "track.original_names=true",
+    ];
+    let out = go_on(&more);
+    out.expect(0).says(&[
+        "going on after step 6 of `theirs`",
+        "it was trained with other settings",
+        "loader.global_batch_size: 4 → 8",
+        "optim.lr: 0.0003 → 0.001",
+        "trainer.max_steps: 6 → 8",
+    ]);
+    assert!(!out.stderr.contains("num_warmup_steps:"), "{}", out.stderr);
+    let config = fs::read_to_string(at.join("run/config.toml")).expect("a configuration");
+    for line in ["num_warmup_steps = 3", "length = 16", "time_conditioning = true"] {
+        assert!(config.contains(line), "{line}: {config}");
+    }
+    // Six batches of four, then one of eight.
+    let lines = fs::read_to_string(at.join("run/metrics.jsonl")).expect("metrics");
+    let lines: Vec<serde_json::Value> =
+        lines.lines().map(|line| serde_json::from_str(line).expect("JSON")).collect();
+    let first = lines.iter().find(|line| line["step"] == 7).expect("a step");
+    assert_eq!(first["train/samples"], 32);
+    assert_eq!(first["trainer/loss"], first["train/nelbo"]);
+    let last = lines.iter().rfind(|line| !line["val/nelbo"].is_null()).expect("an evaluation");
+    assert_eq!(last["val/nll"], last["val/nelbo"]);
+    let bits = last["val/bpd"].as_f64().expect("bits");
+    assert!((bits - last["val/bits_per_token"].as_f64().expect("bits")).abs() < 1e-9);
+    let table = fs::read_to_string(at.join("run/metrics.csv")).expect("a table");
+    assert!(table.contains("trainer/loss"), "{table}");
+    // From its own checkpoint the same holds.
+    go_on(&[&more[..], &["trainer.max_steps=9"]].concat())
+        .expect(0)
+        .says(&["going on after step 8"]);
+    let steps: Vec<i64> = losses(&at.join("run")).iter().map(|(step, _)| *step).collect();
+    assert_eq!(steps, [7, 8, 9]);
+    // A script that looks for the original's file finds ours of that name.
+    let words =
+        ["eval", "--checkpoint", "run/checkpoints/last.ckpt", "trainer.limit_val_batches=1"];
+    assert_eq!(maskdiff(at, &words).expect(0).lines()[0]["step"], 9);
+    // And its own folder is read as its last checkpoint, with the tokenizer that is named for it.
+    let words = ["eval", "--checkpoint", "theirs", "--text", "text.txt", &tokenizer];
+    assert_eq!(maskdiff(at, &words).expect(0).lines()[0]["step"], 6);
+}
+
+/// What we write for the original's trainer is read back by its path alone, and a run goes on from it.
+#[test]
+fn a_whole_file_comes_back_by_its_path_alone() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let at = folder.path();
+    let run = ["train", "data=stories", "run.dir=run", "trainer.max_steps=2"];
+    maskdiff(at, &[&run[..], &SMALL[1..]].concat()).expect(0);
+    let words = ["export", "--checkpoint", "run", "--format", "lightning", "--output", "out.ckpt"];
+    maskdiff(at, &words).expect(0);
+    for file in [MODEL, EMA, OPTIMIZER] {
+        assert_eq!(tensors(&at.join("out.ckpt"), file), tensors(&at.join("run"), file), "{file}");
+    }
+    let words = [
+        "train",
+        "run.dir=more",
+        "trainer.max_steps=4",
+        "trainer.accelerator=cpu",
+        "trainer.log_every_n_steps=1",
+        "checkpointing.resume_ckpt_path=out.ckpt",
+        "checkpointing.resume_from_ckpt=true",
+        "sampling.num_sample_log=0",
+        "data.valid_blocks=32",
+    ];
+    maskdiff(at, &words).expect(0).says(&["going on after step 2"]);
+    // The steps that a run without a break would have taken.
+    let longer = ["train", "data=stories", "run.dir=run", "trainer.max_steps=4"];
+    let longer = [&longer[..], &SMALL[1..], &["checkpointing.resume_from_ckpt=true"]].concat();
+    maskdiff(at, &longer).expect(0);
+    let of = |run: &str| -> Vec<(i64, f64)> {
+        losses(&at.join(run)).into_iter().filter(|(step, _)| *step > 2).collect()
+    };
+    assert_eq!((of("more").len(), of("more")), (2, of("run")));
+}
+
+/// Texts of a method that predicts the next token begin as its blocks did.
+#[test]
+fn texts_begin_with_the_bos_of_the_blocks() {
+    if golden_case("k_lightning_ckpt").is_none() {
+        return;
+    }
+    let folder = tempfile::tempdir().expect("a folder");
+    let at = folder.path();
+    text(at);
+    let tokenizer = tokenizer();
+    let small: Vec<&str> = SMALL[1..]
+        .iter()
+        .copied()
+        .filter(|w| !w.contains("cond_dim") && !w.contains("g.steps"))
+        .collect();
+    let train = |run: &str, special: &str| {
+        let (run, special) = (format!("run.dir={run}"), format!("data.insert_special={special}"));
+        let words = [
+            "train",
+            "parameterization=ar",
+            "data=text",
+            "data.path=text.txt",
+            &tokenizer,
+            "model.length=16",
+            "trainer.max_steps=1",
+            &run,
+            &special,
+        ];
+        let small: Vec<&str> =
+            small.iter().copied().filter(|w| !w.contains("valid_blocks")).collect();
+        maskdiff(at, &[&words[..], &small].concat()).expect(0);
+    };
+    let first = |run: &str, more: &[&str]| {
+        let words =
+            ["sample", "--checkpoint", run, "sampling.num_samples=6", "trainer.accelerator=cpu"];
+        let out = maskdiff(at, &[&words[..], more].concat());
+        let lines = out.expect(0).lines();
+        let ids: Vec<i64> =
+            lines.iter().map(|line| line["ids"][0].as_i64().expect("an id")).collect();
+        (ids, out.stderr.contains("the first token of a text is drawn uniformly"))
+    };
+    train("with", "both");
+    train("without", "none");
+    assert_eq!(first("with", &[]), (vec![0; 6], false));
+    assert_eq!(first("with", &["sampling.bos_id=5"]), (vec![5; 6], false));
+    let (ids, said) = first("without", &[]);
+    assert!(said && ids.iter().any(|id| *id != 0), "{ids:?}");
+}
