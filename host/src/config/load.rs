@@ -308,7 +308,8 @@ fn resolve(request: &Request, basis: Option<&(String, String)>) -> Result<Config
     for (file, text) in &files {
         builder.add_text(file, text, None)?;
     }
-    drop_unread(&mut builder, &mut overrides, &environment, request)?;
+    let of_theirs = stored.iter().chain(basis).map(|(name, _)| name.as_str()).collect::<Vec<_>>();
+    drop_unread(&mut builder, &mut overrides, &environment, (request, &of_theirs))?;
     builder.add_words(ENVIRONMENT, environment.values)?;
     for (key, value) in &overrides.removed {
         builder.remove(key, value.as_deref(), &base_name)?;
@@ -329,7 +330,7 @@ fn drop_unread(
     builder: &mut Builder,
     overrides: &mut Words,
     environment: &Words,
-    request: &Request,
+    (request, stored): (&Request, &[&str]),
 ) -> Result<()> {
     if !request.form.is_original() && !request.foreign {
         return Ok(());
@@ -339,13 +340,13 @@ fn drop_unread(
         let layers = builder.layers.iter().rev().map(|layer| &layer.values);
         said.into_iter().chain(layers).find_map(|values| original::text(values, key))
     })?;
-    let stored = request.stored.as_ref().filter(|_| request.foreign).map(|(name, _)| name);
     for original::Unread { key, why } in unread {
         if request.form.is_original() && words::take(&mut overrides.values, &key).is_some() {
             let value = overrides.raw.remove(&key).unwrap_or_default();
             original::say(&format!("`{key}={value}` changes nothing: {why}"));
         }
-        for layer in builder.layers.iter_mut().filter(|layer| Some(&layer.name) == stored) {
+        let theirs = |layer: &&mut Layer| request.foreign && stored.contains(&layer.name.as_str());
+        for layer in builder.layers.iter_mut().filter(theirs) {
             words::take(&mut layer.values, &key);
         }
     }

@@ -190,8 +190,7 @@ impl Export<'_> {
 
     /// The rate of the next step.
     fn rate(&self) -> f64 {
-        let optim = &self.config.optim;
-        Schedule::new(&self.config.lr_scheduler, optim.lr).map_or(optim.lr, |s| s.rate(self.step))
+        Schedule::new(&self.config.lr_scheduler, self.config.optim.lr).rate(self.step)
     }
 
     /// The state of the schedule: of a constant one as torch keeps it, of a cosine as the original's own class does.

@@ -134,8 +134,9 @@ pub(super) fn written(config: &Config) -> Value {
             }
         }
     }
-    let name = &config.lr_scheduler.name;
-    let function = SCHEDULES.iter().find(|(own, _)| own == name).map_or("", |(_, theirs)| theirs);
+    let word = |key: &str| config.layers.value(key).unwrap_or_default();
+    let name = word("lr_scheduler.name");
+    let function = SCHEDULES.iter().find(|(own, _)| name == *own).map_or("", |(_, theirs)| theirs);
     let (schedule, trainer) = (&config.lr_scheduler, &config.trainer);
     theirs["lr_scheduler"] = match is_cosine(config) {
         false => json!({"_target_": function, "num_warmup_steps": schedule.num_warmup_steps}),
@@ -149,11 +150,13 @@ pub(super) fn written(config: &Config) -> Value {
         "global_batch_size": batch, "eval_global_batch_size": loader.eval_batch_size, "batch_size": batch,
         "eval_batch_size": loader.eval_batch_size, "num_workers": 1, "pin_memory": true,
     });
+    let precision = word("trainer.precision");
+    let is_short = precision.as_str().is_some_and(|word| word.starts_with("bf16"));
     for (key, value) in [
         ("log_every_n_steps", json!(trainer.log_every_n_steps)),
         ("val_check_interval", json!(trainer.val_check_interval.max(1))),
         ("num_sanity_val_steps", json!(trainer.num_sanity_val_steps)),
-        ("precision", json!(if trainer.precision.0.starts_with("bf16") { "bf16" } else { "32" })),
+        ("precision", json!(if is_short { "bf16" } else { "32" })),
     ] {
         theirs["trainer"][key] = value;
     }
@@ -162,7 +165,7 @@ pub(super) fn written(config: &Config) -> Value {
 
 /// Whether the rate follows the original's own class, and no function of another library.
 pub(super) fn is_cosine(config: &Config) -> bool {
-    config.lr_scheduler.name == SCHEDULES[1].0
+    config.layers.value("lr_scheduler.name").is_some_and(|name| name == SCHEDULES[1].0)
 }
 
 /// What the original reads and ours says otherwise or not at all.
