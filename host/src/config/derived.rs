@@ -56,7 +56,7 @@ fn as_the_original(layers: &mut Layers, form: Form) -> Result<()> {
     {
         let world = Place::from_environment()?.map_or(1, |place| place.world);
         let share = (global / world as f64).ceil();
-        if share >= 1.0 && share < 1e15 {
+        if (1.0..1e15).contains(&share) {
             let source = "a rank's share of `loader.global_batch_size`";
             layers.fill(batch, Figured::from(share as i64), source);
         }
