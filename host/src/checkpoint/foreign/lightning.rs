@@ -85,11 +85,11 @@ pub(super) fn read(path: &Path) -> Result<Lightning> {
     for (name, place) in pickle.pairs(state) {
         // The noise schedule's are numbers of the configuration.
         let Ok(name) = bare(name, "backbone.") else { continue };
+        let tensor = archive.tensor(place).map_err(|why| wrong(format!("`{name}`: {why}")))?;
         // Parts that share a parameter list it under the name of each; ours knows the first one.
         if archive.place(place).is_some_and(|place| !places.insert(place)) {
             continue;
         }
-        let tensor = archive.tensor(place).map_err(|why| wrong(format!("`{name}`: {why}")))?;
         if weights.insert(name.clone(), tensor).is_some() {
             return Err(wrong(format!("`{name}` is there twice")));
         }
