@@ -163,7 +163,11 @@ mod tests {
         let entries = store.entries();
         assert_eq!(entries[0].tensor.data_ptr(), entries[1].tensor.data_ptr());
         assert_eq!((entries[1].name.as_str(), entries[1].trainable), ("b", false));
-        let again = guarded(|| Ok(store.shared("a", &first))).unwrap_err();
+        let again = guarded(|| {
+            store.shared("a", &first);
+            Ok(())
+        });
+        let again = again.unwrap_err();
         assert_eq!(again.to_string(), "two parameters are called `a`");
     }
 
