@@ -141,7 +141,10 @@ fn ways_of_measuring_that_do_not_fit_say_what_would() {
         (&["eval.likelihood=duel"], &["`eval.likelihood=duel` needs `log_x0`"]),
         (&["eval.likelihood=exact"], &["`bound` or `duel`, got `exact`"]),
         (&["eval.bound=loose"], &["`reference` or `strict`, got `loose`"]),
-        (&["eval.likelihood=duel", "eval.duel_order=random"], &["no order `random`", "margin"]),
+        (
+            &["eval.likelihood=duel", "eval.duel_order=random"],
+            &["`margin`, `confidence`", "got `random`"],
+        ),
         (&["eval.duel_tokens=0"], &["`eval.duel_tokens` must be at least 1"]),
     ] {
         let out = maskdiff(folder.path(), &[&["eval", "--checkpoint", "run"], words].concat());
