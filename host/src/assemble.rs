@@ -165,7 +165,7 @@ pub enum FirstToken {
 }
 
 impl FirstToken {
-    /// What a user is told of it.
+    /// The note for the user, if there is one.
     pub fn in_words(&self) -> Option<String> {
         let Self::Open(why) = self else { return None };
         Some(format!(

@@ -69,24 +69,20 @@ fn shared_parameters_are_read_once_and_written_under_both_names() {
         return;
     }
     let folder = tempfile::tempdir().expect("a folder");
-    let (from, tokenizer) = (path.display().to_string(), tokenizer());
-    let words = [
-        "export",
-        "--checkpoint",
-        &from,
-        "--format",
-        "lightning",
-        "--output",
-        "a.ckpt",
-        &tokenizer,
-    ];
-    maskdiff(folder.path(), &words).expect(0);
-    let out = folder.path().join("a.ckpt");
+    let out = exported(folder.path(), &path);
     assert_eq!(tensors(&out, EMA), average);
     assert_eq!(tensors(&out, MODEL), tensors(&path, MODEL));
     let bytes = fs::read(&out).expect("a file");
     let has = |text: &str| bytes.windows(text.len()).any(|part| part == text.as_bytes());
     assert!(has("mamba_rev.in_proj.weight") && has("mamba_rev.out_proj.weight"));
+}
+
+/// A checkpoint exported as a `.ckpt`; returns the file.
+fn exported(folder: &Path, from: &Path) -> PathBuf {
+    let (from, tokenizer) = (from.display().to_string(), tokenizer());
+    let format = ["--format", "lightning", "--output", "a.ckpt", &tokenizer];
+    maskdiff(folder, &[&["export", "--checkpoint", &from], &format[..]].concat()).expect(0);
+    folder.join("a.ckpt")
 }
 
 /// A network whose average comes in the order in which the original lists its parameters: `norm_f` behind the last modulation.
@@ -102,19 +98,8 @@ fn parameters_have_the_originals_order() {
         return;
     }
     let folder = tempfile::tempdir().expect("a folder");
-    let (from, tokenizer) = (shared().display().to_string(), tokenizer());
-    let words = [
-        "export",
-        "--checkpoint",
-        &from,
-        "--format",
-        "lightning",
-        "--output",
-        "a.ckpt",
-        &tokenizer,
-    ];
-    maskdiff(folder.path(), &words).expect(0);
-    assert!(order(&shared()) && order(&folder.path().join("a.ckpt")));
+    let out = exported(folder.path(), &shared());
+    assert!(order(&shared()) && order(&out));
 }
 
 /// What is not said is as the file has it; what is said otherwise is listed; another method is refused.

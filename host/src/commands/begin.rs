@@ -17,7 +17,7 @@ pub(super) struct Start {
     pub(super) checkpoint: Checkpoint,
     /// The tokenizer of that checkpoint, unless the run names one.
     pub(super) tokenizer: Option<Arc<dyn Tokenizer>>,
-    /// Whether the run goes on with it: its step, optimizer and average are taken over too.
+    /// Whether the run resumes from it, with its step, optimizer state and EMA.
     pub(super) goes_on: bool,
 }
 
@@ -85,8 +85,8 @@ pub(super) fn configuration(common: &Common) -> Result<(Config, Option<Start>)> 
     Ok((config, Some(Start { checkpoint, tokenizer, goes_on: false })))
 }
 
-/// The same of a run that goes on from a checkpoint of the original, if it does: what that one was trained with is the default,
-/// also when the run has checkpoints of its own by now.
+/// The same for a run that resumes from a checkpoint of the original. The settings stored there are the defaults, also once the
+/// run has checkpoints of its own.
 fn going_on(config: Config, common: &Common) -> Result<(Config, Option<Start>)> {
     let places = &config.checkpointing;
     let named = places.resume_ckpt_path.as_deref().filter(|_| places.resume_from_ckpt);

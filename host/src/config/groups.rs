@@ -188,7 +188,7 @@ group! {
         predictor: String = String::new(),
         /// Batches of `loader.eval_batch_size` sequences that `maskdiff sample` draws; sequences for each prompt.
         num_sample_batches: i64 where (Range::of(1.0, 1e6)) = 1,
-        /// Sequences that `maskdiff sample` draws, whole batches or not; of each prompt, so many. It wins over `num_sample_batches`.
+        /// N: `maskdiff sample` draws N sequences, or N for each prompt. It wins over `num_sample_batches`.
         num_samples: Option<i64> where (Range::of(1.0, 1e7)) = None,
         /// Sequences drawn at every evaluation while training.
         num_sample_log: i64 where (Range::of(0.0, 1e6)) = 2,
@@ -272,15 +272,15 @@ group! {
         log_every_n_steps: i64 where (SOME) = 10,
         /// Steps between two evaluations; 0 evaluates at the end only.
         val_check_interval: i64 where (COUNT) = 1000,
-        /// Training batches of an epoch, of `loader.global_batch_size`: a whole number, or a share as in 0.5. Of a source
-        /// without epochs, a whole number: the first so many, again and again.
+        /// Training batches of an epoch, of `loader.global_batch_size`: a whole number N, or a share as in 0.5. A source
+        /// without epochs takes a whole number: the first N batches are repeated.
         limit_train_batches: Limit where (COUNT) = Limit::Share(1.0),
         /// Validation batches of an evaluation, of `loader.eval_batch_size` and of all ranks together: a whole number, or a
         /// share as in 0.5. 0 leaves evaluation out.
         limit_val_batches: Limit where (COUNT) = Limit::Share(1.0),
         /// Validation batches tried before the first step, so that a fault there is found at once.
         num_sanity_val_steps: i64 where (COUNT) = 2,
-        /// Train on the first so many batches again and again; 0 trains on all.
+        /// N: train on the first N batches only, repeatedly. 0 trains on all batches.
         overfit_batches: i64 where (COUNT) = 0,
         /// `auto` (a GPU when there is one), `cpu` or `cuda`.
         accelerator: listed::Accelerator = listed::Accelerator::Auto,
@@ -299,7 +299,7 @@ group! {
         grace_s: f64 where (SECONDS) = 120.0,
         /// A loss that is no number, or a spike: `stop`, `skip` the batch, or `rollback` to the last checkpoint and skip it.
         on_nan: listed::OnNan = listed::OnNan::Stop,
-        /// A loss so many times the usual one is a spike; 0 lets all pass.
+        /// N: a loss above N times the running mean is a spike. 0 turns the check off.
         loss_spike: f64 where (Range::of(0.0, 1e30)) = 0.0,
         /// The device's peak in TFLOPS, for `perf/mfu`; known for common GPUs.
         peak_tflops: Option<f64> where (Range::of(0.0, 1e9).above()) = None,
@@ -399,9 +399,9 @@ group! {
         entity: Option<String> = None,
         /// The run's name; by default the server makes one up.
         name: Option<String> = None,
-        /// Its id, under which it may go on; by default the run folder's own.
+        /// Its id, by which it can be resumed; by default the run folder's own.
         id: Option<String> = None,
-        /// Of an id that exists: `allow` goes on with it, `must` goes on with nothing else, `never` refuses it.
+        /// What to do with the id: `allow` resumes the run if it exists, `must` requires that it exists, `never` requires that it does not.
         resume: Option<listed::Resume> = None,
         /// The group that it is shown in.
         group: Option<String> = None,
@@ -425,7 +425,7 @@ group! {
 }
 
 group! {
-    /// Who is told when a run ends: a command of the shell, or a web address that gets JSON.
+    /// Notifications at the end of a run: each is a shell command, or a web address that receives JSON.
     Alert {
         /// When it is done.
         on_finish: Option<String> = None,

@@ -1,4 +1,4 @@
-//! A `.ckpt` as the original's own trainer writes it: `load_from_checkpoint(path)` opens it there, and its trainer goes on with it.
+//! A `.ckpt` as the original's own trainer writes it: `load_from_checkpoint(path)` opens it there, and its trainer resumes from it.
 //!
 //! Beside the weights it holds the configuration and the tokenizer as objects of their own classes, the average, AdamW's
 //! moments, the schedule of the learning rate, and how far the loops are.
@@ -83,7 +83,7 @@ impl Export<'_> {
                     out.entry("tokenizer", |out| python_tokenizer::write(self, out));
                 });
             });
-            // The order of the samples is ours: it goes on at the count, and draws an order of its own.
+            // Our order of samples cannot be stored there: its sampler resumes at the count, with an order of its own.
             out.entry("sampler", |out| out.json(&json!({"random_state": null})));
             self.averages(out);
             // What the original has no place for.

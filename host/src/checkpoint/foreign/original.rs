@@ -48,7 +48,7 @@ const MODEL: &[(&str, &[&str])] = &[
     ("data", &["train", "valid", "tokenizer_name_or_path", "wrap"]),
 ];
 
-/// The same of what a run that goes on keeps.
+/// The same for the settings that a resumed run keeps.
 const RUN: &[(&str, &[&str])] = &[
     ("loader", &["global_batch_size"]),
     ("optim", &["lr", "weight_decay", "beta1", "beta2", "eps"]),
