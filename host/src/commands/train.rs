@@ -1,5 +1,8 @@
 //! `maskdiff train`
 
+mod complete;
+mod judged;
+
 use std::cell::{Cell, RefCell};
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
@@ -7,9 +10,9 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
-use maskdiff_plugin_api::capability;
+use complete::is_complete;
+use judged::{is_judged, judge};
 
-use super::score::Scorer;
 use super::{Common, begin};
 use crate::checkpoint::{self, Checkpoint, Mirror, Saver};
 use crate::config::Config;
@@ -22,19 +25,18 @@ use crate::launch::ranks;
 use crate::launch::script::quoted_path;
 use crate::learner::Learner;
 use crate::memory::refused;
-use crate::plugins::{Registry, UsedPlugin};
+use crate::plugins::UsedPlugin;
 use crate::report::{Report, counted};
 use crate::run_dir::ended::AtWork;
 use crate::run_dir::{self, Claim, RunDir};
 use crate::stop::Stop;
 use crate::track::Trackers;
-use crate::train::{self, Judged, Progress, Trainer};
+use crate::train::{self, Progress, Trainer};
 use crate::{
-    accelerator, alert, assemble, memory, output, ownership, plugins, precision, runs, secrets,
-    track,
+    accelerator, alert, assemble, memory, output, ownership, plugins, precision, secrets, track,
 };
 
-/// Trains, or goes on with a run; as one rank of several when the environment says so. Everything that can be wrong is
+/// Trains, or resumes a run; as one rank of several when the environment says so. Everything that can be wrong is
 /// found before the run folder is made.
 pub fn run(common: &Common, profile: bool, panel: bool) -> Result<()> {
     let stop = Stop::listen("the step that is under way is finished and a checkpoint is written")?;
@@ -168,7 +170,7 @@ fn work(
     };
     if let Some(checkpoint) = &resumed {
         config.keep_warmup(&checkpoint.stored()?.1);
-        if complete(checkpoint, config, (&path, &folder), &world, &report)? {
+        if is_complete(checkpoint, config, (&path, &folder), &world, &report)? {
             return Ok(());
         }
     }
@@ -310,53 +312,6 @@ fn unusable(config: &Config, key: &str, error: Error) -> Error {
     }
 }
 
-/// Whether a run is given again, as it was, that was complete: all its steps are done, and its last evaluation is in its metrics. It says
-/// so, and shows that evaluation again; nothing is added to what the run has left.
-fn complete(
-    own: &Checkpoint,
-    config: &Config,
-    (run, folder): (&Path, &Path),
-    world: &World,
-    report: &Report,
-) -> Result<bool> {
-    let step = own.state.step;
-    // One of another place is where this run begins.
-    if step < config.trainer.max_steps || own.path.parent() != Some(folder) {
-        return Ok(false);
-    }
-    // With other settings the run is opened as usual, which reports the changes or that the weights do not fit.
-    let (_, stored) = own.stored()?;
-    if !run_dir::changes(&own.config(), &stored, config).is_empty() {
-        return Ok(false);
-    }
-    let last = world.share("complete", || {
-        let lines = runs::lines(&run.join("metrics.jsonl"))?.into_iter().rev();
-        let mut lines = lines.filter(|line| line["step"] == step && is_evaluation(line));
-        Ok(lines.next().map_or(String::new(), |line| line.to_string()))
-    })?;
-    let Ok(line) = serde_json::from_str::<serde_json::Value>(&last) else { return Ok(false) };
-    let (asked, place) = (config.trainer.max_steps, run.display());
-    if world.is_main() {
-        let shown = line.as_object().into_iter().flatten();
-        let shown = shown.filter(|(name, value)| *name != "step" && value.is_number());
-        let shown: Vec<String> = shown.map(|(name, value)| format!("{name} {value}")).collect();
-        report.result(&line, &format!("step {step}: {}", shown.join(", ")));
-        report.note(&format!(
-            "the run is complete and nothing is left to train: {step} steps are done, and `trainer.max_steps` is {asked}; its results \
-             are in `{place}/metrics.jsonl`, its checkpoints in `{}`; set a larger `trainer.max_steps` to resume it",
-            folder.display()
-        ));
-    }
-    // A launcher ends all ranks when the first has left.
-    world.sum(&mut [0.0])?;
-    Ok(true)
-}
-
-/// Whether a line of metrics is that of an evaluation.
-fn is_evaluation(line: &serde_json::Value) -> bool {
-    line.as_object().is_some_and(|line| line.keys().any(|key| key.starts_with("val/")))
-}
-
 /// `--nproc N`: this command as `world` ranks on this machine; gives the exit code.
 pub fn launch(common: &Common, world: usize, words: &[OsString]) -> Result<i32> {
     // What one process can tell is told once.
@@ -474,35 +429,6 @@ pub fn check_words(config: &Config) -> Result<()> {
     }
     track::wandb::check(config)?;
     data::check_words(config)
-}
-
-/// Whether each evaluation scores texts: of a method that draws them one token after the other the original draws none.
-fn is_judged(config: &Config, registry: &Registry) -> Result<bool> {
-    if !config.eval.compute_generative_perplexity {
-        return Ok(false);
-    }
-    let (_, method) = registry.find("parameterization", &config.top.parameterization)?;
-    let next_token = method.provides.iter().any(|offer| *offer == capability::NEXT_TOKEN);
-    if next_token {
-        let (key, method) = ("eval.compute_generative_perplexity", &config.top.parameterization);
-        tracing::warn!(
-            "`{key}=true` changes nothing while `{method}` is trained: `maskdiff sample RUN {key}=true` scores its texts"
-        );
-    }
-    Ok(!next_token)
-}
-
-/// Who scores texts at each evaluation.
-fn judge(common: &Common, config: &Config) -> Result<Judged> {
-    if config.eval.gen_ppl.mauve && config.eval.gen_ppl.references.is_none() {
-        return Err(config.layers.error(
-            "eval.gen_ppl.mauve",
-            "`eval.gen_ppl.mauve` needs texts by people to compare with while training",
-            "name a file of them: `eval.gen_ppl.references=FILE`",
-        ));
-    }
-    let Scorer { judge, plan } = Scorer::open(common, config)?;
-    Ok(Judged { judge, plan })
 }
 
 /// Refuses a checkpoint that is named and would not be used.
