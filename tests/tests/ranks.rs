@@ -345,10 +345,10 @@ fn every_rank_names_the_one_that_is_missing() {
         command.env("WORLD_SIZE", "3");
         in_background(command)
     });
-    for child in here {
-        let (code, words) = said(child);
-        assert_eq!(code, Some(5), "{words}");
-        assert!(words.contains("rank 1 did not come"), "{words}");
+    let [first, last] = here.map(said);
+    for (code, words) in [&first, &last] {
+        assert_eq!(*code, Some(5), "{first:?} {last:?}");
+        assert!(words.contains("rank 1 did not come"), "{first:?} {last:?}");
     }
 }
 

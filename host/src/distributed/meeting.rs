@@ -85,6 +85,8 @@ pub(super) struct Meeting<'a> {
     begun: Instant,
     /// Rank 0's to each other rank, by its number; of another rank the one to rank 0.
     lines: Vec<(usize, Line)>,
+    /// Of rank 0: the ranks that came and closed their connection.
+    gone: Vec<usize>,
     /// The ranks that rank 0 says it misses.
     missing: Vec<usize>,
     /// The ranks that have said that they joined.
@@ -102,8 +104,8 @@ pub(super) fn named(ranks: &[usize]) -> String {
 
 impl<'a> Meeting<'a> {
     pub(super) fn new(place: &'a Place, stop: &'a Stop, time: Duration) -> Self {
-        let (lines, missing, ready) = (Vec::new(), Vec::new(), Vec::new());
-        Self { place, stop, time, begun: Instant::now(), lines, missing, ready, stray: None }
+        let (lines, gone, missing, ready) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+        Self { place, stop, time, begun: Instant::now(), lines, gone, missing, ready, stray: None }
     }
 
     /// The time that is left.
@@ -130,6 +132,18 @@ impl<'a> Meeting<'a> {
         (1..self.place.world).filter(|rank| !here(rank)).collect()
     }
 
+    /// What happened to the ranks that are not here. Each rank has a clock of its own: one that began a moment before rank 0 leaves
+    /// before it does.
+    fn without(&self, absent: &[usize]) -> String {
+        let (gone, never): (Vec<usize>, Vec<usize>) =
+            absent.iter().partition(|rank| self.gone.contains(rank));
+        match (never.is_empty(), gone.is_empty()) {
+            (_, true) => format!("{} did not come", named(&never)),
+            (true, _) => format!("{} came and left", named(&gone)),
+            _ => format!("{} did not come, and {} came and left", named(&never), named(&gone)),
+        }
+    }
+
     /// Of rank 0: waits at the door until all others are there, and tells them the port of the store.
     pub(super) fn gather(&mut self, door: &TcpListener, store: u16) -> Result<(), Failed> {
         let mut unknown: Vec<Line> = Vec::new();
@@ -147,7 +161,8 @@ impl<'a> Meeting<'a> {
             }
             self.admit(&mut unknown);
             self.lines.iter_mut().for_each(|(_, line)| drop(line.next()));
-            self.lines.retain(|(_, line)| !line.closed);
+            let closed = self.lines.extract_if(.., |(_, line)| line.closed);
+            self.gone.extend(closed.map(|(rank, _)| rank));
             let absent = self.absent();
             if absent.is_empty() {
                 self.tell(&format!("go {store}"));
@@ -158,7 +173,7 @@ impl<'a> Meeting<'a> {
                 self.tell(&format!("wait {}", numbers.join(" ")));
                 told = Instant::now();
             }
-            self.check(|| format!("{} did not come", named(&absent))).inspect_err(|failed| {
+            self.check(|| self.without(&absent)).inspect_err(|failed| {
                 if let Failed::Said(why) = failed {
                     self.lines.iter_mut().for_each(|(_, line)| line.say(&format!("no {why}")));
                 }
@@ -444,6 +459,19 @@ mod tests {
             }
         })
         .unwrap();
+    }
+
+    #[test]
+    fn a_rank_that_came_and_left_is_not_one_that_never_came() {
+        let text = said(gathered(4, 0.5, |address| {
+            for word in ["maskdiff-rank 2 4\n", "maskdiff-rank 3 4\n"] {
+                TcpStream::connect(address).unwrap().write_all(word.as_bytes()).unwrap();
+            }
+        }));
+        assert!(
+            text.contains("rank 1 did not come, and ranks 2, 3 came and left within"),
+            "{text}"
+        );
     }
 
     #[test]
