@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use serde_json::{Value, json};
 
 use crate::config::Config;
-use crate::error::Error;
+use crate::error::{Error, Kind};
 use crate::net;
 use crate::stop::Stop;
 
@@ -47,7 +47,7 @@ impl Limit {
 pub fn tell(config: &Config, run: &str, step: i64, error: Option<&Error>) -> Option<String> {
     let (who, key, state) = match error {
         None => (&config.alert.on_finish, "alert.on_finish", "finished"),
-        Some(Error::Interrupted { .. } | Error::Preempted { .. }) => return None,
+        Some(Error { kind: Kind::Interrupted | Kind::Preempted, .. }) => return None,
         Some(_) => (&config.alert.on_crash, "alert.on_crash", "crashed"),
     };
     let who = who.as_deref()?;

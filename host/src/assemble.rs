@@ -9,14 +9,17 @@ use tch::{Device, Kind, Tensor};
 
 use crate::accelerator;
 use crate::checkpoint::{self, Checkpoint, Stored};
+use crate::choose::Choose as _;
+use crate::component;
 use crate::config::Config;
 use crate::data::{self, Tokenizer};
 use crate::error::{Error, Result};
 use crate::evaluate::Measure;
-use crate::launch::package;
 use crate::model::{Choice, Choices, Model};
-use crate::plugins::{Places, Registry};
+use crate::places::Places;
+use crate::plugins::Registry;
 use crate::precision::Precision;
+use crate::process;
 use crate::sample::{NamedSampler, stops_at_eos};
 use crate::trust;
 
@@ -25,7 +28,7 @@ const PRETENDED: i64 = 256;
 
 /// Opens the plugins: those of the command line, the configuration and the environment, then the shipped ones.
 pub fn registry(files: &[PathBuf], config: &Config) -> Result<Registry> {
-    if package::current().is_some() {
+    if process::package().is_some() {
         // Copies of all are beside the program.
         return Registry::of_program();
     }
@@ -97,9 +100,9 @@ pub fn check_options(
     if sampled && cheap("sampler", &sampler.name) {
         said.push(registry.sampler(&sampler, &facts).err());
     }
-    let wrong = |error: &Error| match error {
-        Error::Component { error, .. } => error.kind == maskdiff_plugin_api::Kind::Config,
-        _ => false,
+    let wrong = |error: &Error| {
+        component::said(error)
+            .is_some_and(|said| said.error.kind == maskdiff_plugin_api::Kind::Config)
     };
     match said.into_iter().flatten().find(wrong) {
         Some(error) => Err(config.locate(error)),

@@ -319,7 +319,7 @@ pub fn show(error: Error) {
         let look = miette::MietteHandlerOpts::new().break_words(false).wrap_lines(wrapped);
         Box::new(look.build())
     }));
-    output::rendered(&format!("{:?}", miette::Report::new(error.plain())));
+    output::rendered(&format!("{:?}", miette::Report::new(error.shown(logging::shows_causes()))));
 }
 
 /// Runs the command line; gives the exit code where no error decides it.

@@ -1,166 +1,127 @@
-//! Errors of the host: who must act decides the exit code, a hint says what to do next.
+//! Errors of the host: the kind decides the exit code, the hint says what to do next.
 
+use std::error::Error as StdError;
+use std::fmt;
 use std::path::Path;
+use std::sync::Arc;
 
-use maskdiff_plugin_api::speaks_of_memory;
-use maskdiff_plugin_api::{Kind, PluginError};
-use miette::{Diagnostic, NamedSource, SourceSpan};
+use miette::{Diagnostic, LabeledSpan, NamedSource, SourceCode, SourceSpan};
 
-use crate::memory;
 use crate::plain;
-use crate::secrets::scrubbed;
+use crate::scrub::scrubbed;
 
 /// Result of host code.
 pub type Result<T> = std::result::Result<T, Error>;
 
-/// Everything that ends a command. Rendered once, in `main`.
-#[derive(Debug, thiserror::Error, Diagnostic)]
-pub enum Error {
-    /// The configuration or the command line; points into the file where it can.
-    #[error("{message}")]
-    #[diagnostic(code(maskdiff::config))]
-    Config {
-        /// What is wrong: key, value, where it came from.
-        message: String,
-        /// What to do.
-        #[help]
-        hint: Option<String>,
-        /// The file it came from.
-        #[source_code]
-        file: Option<std::sync::Arc<NamedSource<String>>>,
-        /// The value in that file.
-        #[label("this value")]
-        place: Option<SourceSpan>,
-    },
-    /// A plugin file that does not load, or a component that cannot be had.
-    #[error("{message}")]
-    #[diagnostic(code(maskdiff::plugin))]
-    Plugin {
-        /// Which file or component, and why.
-        message: String,
-        /// What to do.
-        #[help]
-        hint: Option<String>,
-    },
-    /// What a component said, with its name and the call.
-    #[error("{}", component_message(component, error))]
-    #[diagnostic(code(maskdiff::component), help("{}", component_hint(error)))]
-    Component {
-        /// Kind and name, as in ``sampler `NAME` ``.
-        component: String,
-        /// The component's own error.
-        error: Box<PluginError>,
-    },
+/// What an error is about. It decides the exit code, see `docs/` "Exit codes".
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// The configuration or the command line.
+    Config,
+    /// A plugin file that does not load, or a component that is not available.
+    Plugin,
+    /// An error that a component returned, with the exit code that the component's own kind of error has.
+    Component(i32),
     /// Text, tokens, tokenizers.
-    #[error("{message}")]
-    #[diagnostic(code(maskdiff::data))]
-    Data {
-        /// Which file, and what is wrong with it.
-        message: String,
-        /// What to do.
-        #[help]
-        hint: Option<String>,
-    },
+    Data,
     /// A checkpoint that is missing, damaged or of another model.
-    #[error("{message}")]
-    #[diagnostic(code(maskdiff::checkpoint))]
-    Checkpoint {
-        /// Which file or tensors.
-        message: String,
-        /// What to do.
-        #[help]
-        hint: Option<String>,
-    },
+    Checkpoint,
     /// NaN or infinity where a number is needed.
-    #[error("{message}")]
-    #[diagnostic(code(maskdiff::numeric))]
-    Numeric {
-        /// Which number, at which step.
-        message: String,
-        /// What to do.
-        #[help]
-        hint: Option<String>,
-    },
-    /// A file that cannot be read or written.
-    #[error("{message}")]
-    #[diagnostic(code(maskdiff::io))]
-    Io {
-        /// Which file, and the system's words.
-        message: String,
-        /// Whether it is no fault of the machine: what was to be read is not there.
-        missing: bool,
-        /// What to do.
-        #[help]
-        hint: Option<String>,
-        /// There is no room for what was to be written.
-        full: bool,
-    },
-    /// Memory, or a thread, that could not be had.
-    #[error("{message}")]
-    #[diagnostic(code(maskdiff::memory))]
-    Memory {
-        /// What was asked for, and what is there.
-        message: String,
-        /// What to do.
-        #[help]
-        hint: Option<String>,
-    },
-    /// The user stopped the run; what there is has been saved.
-    #[error("{message}")]
-    #[diagnostic(code(maskdiff::interrupted))]
-    Interrupted {
-        /// What was saved, and where.
-        message: String,
-    },
-    /// A scheduler stopped the run; it wants to be started again.
-    #[error("{message}")]
-    #[diagnostic(code(maskdiff::preempted))]
-    Preempted {
-        /// What was saved, and where.
-        message: String,
-    },
-    /// The processes of a run disagree, or one of them is lost.
-    #[error("{message}")]
-    #[diagnostic(code(maskdiff::distributed))]
-    Distributed {
-        /// Which rank, and what it did.
-        message: String,
-        /// What to do.
-        #[help]
-        hint: Option<String>,
-    },
-    /// Points of a sweep that ended badly.
-    #[error("{message}")]
-    #[diagnostic(code(maskdiff::sweep))]
-    Sweep {
-        /// Which points.
-        message: String,
-        /// What to do.
-        #[help]
-        hint: Option<String>,
-    },
+    Numeric,
+    /// A file that cannot be read or written, through no fault of the user's.
+    Io,
+    /// A file that was to be read and does not exist.
+    Missing,
+    /// No room for what was to be written.
+    Full,
+    /// Memory, or a thread, that the system refused.
+    Memory,
+    /// The user stopped the run; its state has been saved.
+    Interrupted,
+    /// A scheduler stopped the run; the run is to be started again.
+    Preempted,
+    /// The ranks of a run disagree, or one of them is lost.
+    Distributed,
+    /// Points of a sweep that failed.
+    Sweep,
     /// A fault of libtorch that no check foresaw.
-    #[error("libtorch failed: {message}")]
-    #[diagnostic(code(maskdiff::torch))]
-    Torch {
-        /// libtorch's words.
-        message: String,
-    },
+    Torch,
+}
+
+impl Kind {
+    /// Whether it is about a file.
+    pub fn is_file(self) -> bool {
+        matches!(self, Self::Io | Self::Missing | Self::Full)
+    }
+
+    /// The word after `maskdiff::` in the first line of a message.
+    fn word(self) -> &'static str {
+        match self {
+            Self::Config => "config",
+            Self::Plugin => "plugin",
+            Self::Component(_) => "component",
+            Self::Data => "data",
+            Self::Checkpoint => "checkpoint",
+            Self::Numeric => "numeric",
+            Self::Io | Self::Missing | Self::Full => "io",
+            Self::Memory => "memory",
+            Self::Interrupted => "interrupted",
+            Self::Preempted => "preempted",
+            Self::Distributed => "distributed",
+            Self::Sweep => "sweep",
+            Self::Torch => "torch",
+        }
+    }
+}
+
+/// A value in a configuration file.
+#[derive(Debug, Clone)]
+pub struct Place {
+    /// The file, with its text.
+    pub file: Arc<NamedSource<String>>,
+    /// The value in it.
+    pub span: SourceSpan,
+}
+
+/// Everything that ends a command. Printed once, by the command line.
+pub struct Error {
+    /// What it is about.
+    pub kind: Kind,
+    /// What happened, and where: file, key, plugin, tensor.
+    pub message: String,
+    /// What to do next.
+    pub hint: Option<String>,
+    /// Boxed: an error is moved through many `Result`s.
+    context: Box<Context>,
+}
+
+/// What few errors have.
+#[derive(Default)]
+struct Context {
+    place: Option<Place>,
+    source: Option<Box<dyn StdError + Send + Sync>>,
 }
 
 macro_rules! makers {
-    ($($(#[$doc:meta])* $name:ident => $variant:ident),+ $(,)?) => {$(
+    ($($(#[$doc:meta])* $name:ident => $kind:ident),+ $(,)?) => {$(
         $(#[$doc])*
         pub fn $name(message: impl Into<String>, hint: impl Into<String>) -> Self {
-            let hint = hint.into();
-            let message = scrubbed(&message.into());
-            Self::$variant { message, hint: (!hint.is_empty()).then_some(hint) }
+            Self::new(Kind::$kind, message, hint)
         }
     )+};
 }
 
 impl Error {
+    /// An error; an empty hint is none.
+    pub fn new(kind: Kind, message: impl Into<String>, hint: impl Into<String>) -> Self {
+        let (message, hint) = (scrubbed(&message.into()), hint.into());
+        let hint = (!hint.is_empty()).then_some(hint);
+        Self { kind, message, hint, context: Box::default() }
+    }
+
     makers! {
+        /// An error about the configuration that points at no file.
+        config => Config,
         /// An error about a plugin file or name.
         plugin => Plugin,
         /// An error about text or tokens.
@@ -177,166 +138,199 @@ impl Error {
         memory => Memory,
     }
 
-    /// An error about the configuration that points at no file.
-    pub fn config(message: impl Into<String>, hint: impl Into<String>) -> Self {
-        let hint = hint.into();
-        let hint = (!hint.is_empty()).then_some(hint);
-        Self::Config { message: scrubbed(&message.into()), hint, file: None, place: None }
+    /// The user asked to stop; the message says what was saved.
+    pub fn interrupted(message: impl Into<String>) -> Self {
+        Self::new(Kind::Interrupted, message, "")
     }
 
-    /// What the system said about `path` when we tried to `act` (`read`, `write`).
+    /// A scheduler asked to stop; the message says what was saved.
+    pub fn preempted(message: impl Into<String>) -> Self {
+        Self::new(Kind::Preempted, message, "")
+    }
+
+    /// The system's error for `path` when we tried to `act` (`read`, `write`).
     pub fn io(act: &str, path: &Path, error: &std::io::Error) -> Self {
+        use std::io::ErrorKind;
         let hint = match error.kind() {
-            std::io::ErrorKind::NotFound => "check the path",
-            std::io::ErrorKind::PermissionDenied => "check who owns it and its permissions",
-            std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded => {
-                "free some space and run it again"
-            }
-            std::io::ErrorKind::OutOfMemory => "take a machine or a job with more memory",
+            ErrorKind::NotFound => "check the path",
+            ErrorKind::PermissionDenied => "check who owns it and its permissions",
+            ErrorKind::StorageFull | ErrorKind::QuotaExceeded => "free some space and run it again",
+            ErrorKind::OutOfMemory => "take a machine or a job with more memory",
             _ => "",
         };
-        let hint = (!hint.is_empty()).then(|| hint.to_string());
-        let missing = ["read", "open"].contains(&act) && is_missing(error.kind());
-        let full = matches!(
-            error.kind(),
-            std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded
-        );
-        let message = format!("cannot {act} `{}`: {error}", path.display());
-        Self::Io { message, hint, missing, full }
+        let kind = match error.kind() {
+            ErrorKind::StorageFull | ErrorKind::QuotaExceeded => Kind::Full,
+            kind if ["read", "open"].contains(&act) && is_missing(kind) => Kind::Missing,
+            _ => Kind::Io,
+        };
+        let cause = match error.raw_os_error() {
+            Some(code) => std::io::Error::from_raw_os_error(code),
+            None => std::io::Error::new(error.kind(), error.to_string()),
+        };
+        Self::new(kind, format!("cannot {act} `{}`: {error}", path.display()), hint).because(cause)
     }
 
-    /// The same of a file of ours, which the user has not named: that it is not there is no mistake of theirs.
+    /// The same of a file of ours, which the user has not named: that it does not exist is no mistake of theirs.
     #[must_use]
     pub fn of_the_machine(mut self) -> Self {
-        if let Self::Io { missing, .. } = &mut self {
-            *missing = false;
+        if self.kind == Kind::Missing {
+            self.kind = Kind::Io;
         }
         self
     }
 
-    /// An error that a component returned: its own, or that of another one that it called.
-    pub fn component(kind: &str, name: &str, mut error: PluginError) -> Self {
-        let component = error.take_culprit().unwrap_or_else(|| format!("{kind} `{name}`"));
-        if error.kind == Kind::Memory {
-            return memory::error(&component, &error.to_string());
-        }
-        Self::Component { component, error: Box::new(error) }
+    /// With the value of a configuration file that it is about.
+    #[must_use]
+    pub fn at(mut self, place: Place) -> Self {
+        self.context.place = Some(place);
+        self
     }
 
-    /// With its control characters spelled, for a terminal: what it says may be of a file or a server.
+    /// With the error that caused it.
     #[must_use]
-    pub fn plain(mut self) -> Self {
-        let shown = |text: &mut String| *text = plain::text(text);
-        match &mut self {
-            Self::Config { message, hint, file, .. } => {
-                // As many bytes as before, so that the place stays right.
-                let hide = |c: char| {
-                    if plain::is_control(c) && c != '\n' {
-                        "?".repeat(c.len_utf8())
-                    } else {
-                        c.to_string()
-                    }
-                };
-                if let Some(named) = file {
-                    let text = named.inner().chars().map(hide).collect::<String>();
-                    *file = Some(std::sync::Arc::new(NamedSource::new(
-                        plain::line(named.name()),
-                        text,
-                    )));
-                }
-                shown(message);
-                hint.iter_mut().for_each(shown);
-            }
-            Self::Plugin { message, hint }
-            | Self::Data { message, hint }
-            | Self::Checkpoint { message, hint }
-            | Self::Numeric { message, hint }
-            | Self::Io { message, hint, .. }
-            | Self::Distributed { message, hint }
-            | Self::Memory { message, hint }
-            | Self::Sweep { message, hint } => {
-                shown(message);
-                hint.iter_mut().for_each(shown);
-            }
-            Self::Component { component, error } => {
-                shown(component);
-                error.chain.iter_mut().for_each(shown);
-                [&mut error.hint, &mut error.location].into_iter().for_each(shown);
-            }
-            Self::Interrupted { message }
-            | Self::Preempted { message }
-            | Self::Torch { message } => {
-                shown(message);
-            }
+    pub fn because(mut self, source: impl StdError + Send + Sync + 'static) -> Self {
+        self.context.source = Some(Box::new(source));
+        self
+    }
+
+    /// With words in front of its message.
+    #[must_use]
+    pub fn of(mut self, what: &str) -> Self {
+        self.message = format!("{what}: {}", self.message);
+        self
+    }
+
+    /// With more in its message.
+    #[must_use]
+    pub fn and(mut self, more: &str) -> Self {
+        self.message += more;
+        self
+    }
+
+    /// With one more thing to do.
+    #[must_use]
+    pub fn advise(mut self, more: &str) -> Self {
+        let before = self.hint.map_or(String::new(), |hint| format!("{hint}; "));
+        self.hint = Some(before + more);
+        self
+    }
+
+    /// The cause, where it is of a type.
+    pub fn cause<T: StdError + 'static>(&self) -> Option<&T> {
+        self.context.source.as_deref()?.downcast_ref()
+    }
+
+    /// For a terminal: with its control characters spelled, for what it says may come from a file or a server; and with the
+    /// chain of its causes where `causes` asks for it.
+    #[must_use]
+    pub fn shown(mut self, causes: bool) -> Self {
+        self.message = plain::text(&self.message);
+        self.hint = self.hint.as_deref().map(plain::text);
+        if let Some(place) = &mut self.context.place {
+            // As many bytes as before, so that the place stays right.
+            let hide = |c: char| match plain::is_control(c) && c != '\n' {
+                true => "?".repeat(c.len_utf8()),
+                false => c.to_string(),
+            };
+            let text = place.file.inner().chars().map(hide).collect::<String>();
+            place.file = Arc::new(NamedSource::new(plain::line(place.file.name()), text));
+        }
+        if !causes {
+            self.context.source = None;
         }
         self
     }
 
     /// With its hint, for a warning of one line.
     pub fn in_one_line(&self) -> String {
-        match self.help() {
+        match &self.hint {
             Some(hint) => format!("{self} ({hint})"),
             None => self.to_string(),
         }
     }
 
-    /// The exit code of the process, see README "Exit codes".
+    /// The exit code of the process, see `docs/` "Exit codes".
     pub fn exit_code(&self) -> i32 {
-        match self {
-            Self::Config { .. } | Self::Data { .. } | Self::Io { missing: true, .. } => 2,
-            Self::Plugin { .. } => 3,
-            Self::Component { error, .. } => match error.kind {
-                Kind::Config | Kind::Unsupported => 2,
-                Kind::Numeric => 4,
-                Kind::Interrupted => 130,
-                Kind::Panic => 3,
-                _ => 5,
-            },
-            Self::Numeric { .. } => 4,
-            Self::Interrupted { .. } => crate::stop::INTERRUPTED,
-            Self::Preempted { .. } => crate::stop::PREEMPTED,
+        match self.kind {
+            Kind::Config | Kind::Data | Kind::Missing => 2,
+            Kind::Plugin => 3,
+            Kind::Component(code) => code,
+            Kind::Numeric => 4,
+            Kind::Interrupted => crate::stop::INTERRUPTED,
+            Kind::Preempted => crate::stop::PREEMPTED,
             _ => 5,
         }
     }
 }
 
-impl From<tch::TchError> for Error {
-    fn from(error: tch::TchError) -> Self {
-        let text = error.to_string();
-        if speaks_of_memory(&text) {
-            return memory::error("", &text);
-        }
-        let end = text.find("\nException raised").unwrap_or(text.len());
-        Self::Torch { message: text[..end].trim_end().to_string() }
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.message)
     }
 }
 
-impl From<maskdiff_native::Error> for Error {
-    fn from(error: maskdiff_native::Error) -> Self {
-        let message = error.to_string();
-        match speaks_of_memory(&message) {
-            true => memory::error("", &message),
-            false => Self::Torch { message },
-        }
+impl fmt::Debug for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:?}: {}", self.kind, self.in_one_line())
     }
 }
 
-/// A path that leads nowhere, or to a folder where a file is asked for.
+impl StdError for Error {
+    fn source(&self) -> Option<&(dyn StdError + 'static)> {
+        self.context.source.as_deref().map(|source| source as &(dyn StdError + 'static))
+    }
+}
+
+impl Diagnostic for Error {
+    fn code<'a>(&'a self) -> Option<Box<dyn fmt::Display + 'a>> {
+        Some(Box::new(format!("maskdiff::{}", self.kind.word())))
+    }
+
+    fn help<'a>(&'a self) -> Option<Box<dyn fmt::Display + 'a>> {
+        self.hint.as_ref().map(|hint| Box::new(hint) as Box<dyn fmt::Display>)
+    }
+
+    fn source_code(&self) -> Option<&dyn SourceCode> {
+        self.context.place.as_ref().map(|place| place.file.as_ref() as &dyn SourceCode)
+    }
+
+    fn labels(&self) -> Option<Box<dyn Iterator<Item = LabeledSpan> + '_>> {
+        let span = self.context.place.as_ref()?.span;
+        let label = LabeledSpan::new_with_span(Some("this value".into()), span);
+        Some(Box::new(std::iter::once(label)))
+    }
+}
+
+/// A path that leads nowhere, or to a folder where a file is expected.
 fn is_missing(kind: std::io::ErrorKind) -> bool {
     use std::io::ErrorKind::{IsADirectory, NotADirectory, NotFound};
     [NotFound, NotADirectory, IsADirectory].contains(&kind)
 }
 
-fn component_message(component: &str, error: &PluginError) -> String {
-    let place =
-        if error.location.is_empty() { String::new() } else { format!(" ({})", error.location) };
-    format!("{component}: {error}{place}")
-}
+#[cfg(test)]
+mod tests {
+    use super::*;
 
-fn component_hint(error: &PluginError) -> String {
-    if error.hint.is_empty() {
-        "`maskdiff plugins show NAME` lists a component's options and what it needs".into()
-    } else {
-        error.hint.clone()
+    #[test]
+    fn causes_are_kept_and_shown_where_they_are_asked_for() {
+        let cause = std::io::Error::other("the disk");
+        let error = || Error::config("wrong", "mend it").because(std::io::Error::other("the disk"));
+        assert_eq!(error().source().map(ToString::to_string), Some(cause.to_string()));
+        assert!(error().shown(false).source().is_none());
+        assert!(error().shown(true).source().is_some());
+        assert!(error().cause::<std::io::Error>().is_some());
+        assert_eq!(
+            error().of("here").and("!").advise("now").in_one_line(),
+            "here: wrong! (mend it; now)"
+        );
+    }
+
+    #[test]
+    fn what_does_not_exist_is_the_users_mistake_unless_the_file_is_ours() {
+        let gone = std::io::Error::from(std::io::ErrorKind::NotFound);
+        let error = Error::io("read", Path::new("x"), &gone);
+        assert_eq!(error.exit_code(), 2);
+        assert_eq!(error.of_the_machine().exit_code(), 5);
+        assert_eq!(Error::io("write", Path::new("x"), &gone).exit_code(), 5);
     }
 }

@@ -7,8 +7,8 @@ use std::sync::OnceLock;
 use libc::{SIGABRT, SIGBUS, SIGFPE, SIGILL, SIGSEGV, c_int, c_void, sigaction, siginfo_t};
 use maskdiff_plugin_api::abi::calls;
 
+use crate::at_work;
 use crate::memory::refused;
-use crate::run_dir::ended;
 
 /// Exit code of a process that a plugin ended without an error of its own.
 const PLUGIN: c_int = 3;
@@ -55,7 +55,7 @@ extern "C" fn on_signal(signal: c_int, info: *mut siginfo_t, _: *mut c_void) {
     let known = SIGNALS.iter().position(|(number, _)| *number == signal);
     let Some((at, before)) = known.zip(BEFORE.get()) else { return };
     if signal == SIGABRT && refused::last_words() {
-        ended::note();
+        at_work::note();
         // SAFETY: ends the process at once.
         unsafe { libc::_exit(MEMORY) };
     }

@@ -5,6 +5,7 @@ use std::rc::Rc;
 use maskdiff_native::{Reducer, clear_grads, foreach_copy, global_norm};
 use tch::{Kind, Tensor};
 
+use crate::component;
 use crate::config::Config;
 use crate::config::listed::Strategy;
 use crate::distributed::{World, owners};
@@ -181,7 +182,7 @@ impl Learner {
                 "several ranks need a gradient for each: leave the parameter out of the backbone, or train with one rank",
             ));
         }
-        clear_grads(&self.params)?;
+        clear_grads(&self.params).map_err(component::torch)?;
         model.set_train(false);
         self.warm = true;
         Ok(())
@@ -197,7 +198,7 @@ impl Learner {
         let (parts, world) = (batches.len(), self.world.size() as f64);
         let mut tokens = Tokens::default();
         model.set_train(true);
-        clear_grads(&self.params)?;
+        clear_grads(&self.params).map_err(component::torch)?;
         let mut loss: Option<Tensor> = None;
         for (i, batch) in batches.into_iter().enumerate() {
             if let (Some(reducer), true) = (&self.reducer, i + 1 == parts) {
@@ -229,7 +230,7 @@ impl Learner {
         let timer = self.split.start(Part::Optimizer);
         let grads = self.grads();
         let divisor = scale * counted;
-        let grad_norm = global_norm(&grads)? / divisor;
+        let grad_norm = global_norm(&grads).map_err(component::torch)? / divisor;
         let mut done = Step { loss: told[0] / counted, grad_norm, lr: None, stop: told[1] };
         if let Some(scale) = &mut self.scale {
             scale.update(grad_norm.is_finite());
@@ -254,7 +255,7 @@ impl Learner {
             }
         }
         if self.params.first().map(Tensor::kind) != self.masters.first().map(Tensor::kind) {
-            foreach_copy(&self.params, &self.masters)?;
+            foreach_copy(&self.params, &self.masters).map_err(component::torch)?;
         }
         let mine = pick(&self.masters, &self.mine());
         match &mut self.ema {
@@ -283,7 +284,7 @@ impl Learner {
             let first = said.lines().next().unwrap_or_default();
             return self.world.lost(&maskdiff_native::Error::new(first));
         }
-        Error::Torch { message: said.lines().next().unwrap_or_default().to_string() }
+        component::torch(said.lines().next().unwrap_or_default())
     }
 
     /// Runs `body` with the averaged weights in the model, where there are any, and puts the weights back whatever happens.
@@ -291,7 +292,8 @@ impl Learner {
         let Some(ema) = &self.ema else { return body() };
         let kept: Vec<Tensor> = self.params.iter().map(|p| p.detach().copy()).collect();
         let put = || -> Result<()> {
-            foreach_copy(&pick(&self.params, &self.mine()), &ema.shadow)?;
+            foreach_copy(&pick(&self.params, &self.mine()), &ema.shadow)
+                .map_err(component::torch)?;
             for rank in 0..self.world.size() {
                 let Some(owner) = &self.owner else { break };
                 let theirs: Vec<bool> = owner.iter().map(|o| *o == rank).collect();
@@ -300,7 +302,7 @@ impl Learner {
             Ok(())
         };
         let result = put().and_then(|()| body());
-        foreach_copy(&self.params, &kept)?;
+        foreach_copy(&self.params, &kept).map_err(component::torch)?;
         result
     }
 
@@ -361,12 +363,12 @@ impl Learner {
         let masters = pick(&self.masters, &self.mine());
         let Some(ema) = &mut self.ema else { return Ok(()) };
         ema.updates = 0;
-        Ok(foreach_copy(&ema.shadow, &masters)?)
+        Ok(foreach_copy(&ema.shadow, &masters).map_err(component::torch)?)
     }
 
     /// The network's copy of the weights, after the masters were changed from outside.
     pub fn refresh(&self) -> Result<()> {
-        Ok(foreach_copy(&self.params, &self.masters)?)
+        Ok(foreach_copy(&self.params, &self.masters).map_err(component::torch)?)
     }
 }
 

@@ -7,12 +7,11 @@ use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
 
-use crate::checkpoint::Checkpoint;
 use crate::config::Config;
 use crate::error::{Error, Result};
 use crate::files::look;
-use crate::plugins::UsedPlugin;
-use crate::{ownership, run_dir};
+use crate::ownership;
+use crate::process;
 
 /// Its name in a run folder.
 pub const FILE: &str = "results.jsonl";
@@ -26,9 +25,9 @@ pub struct Ledger {
 impl Ledger {
     /// The ledger that `eval.results` names: of the run that a checkpoint is of, or else of the current folder. One that could
     /// not be written is an error now, not after the work.
-    pub fn new(config: &Config, checkpoint: Option<&Checkpoint>) -> Result<Self> {
+    pub fn new(config: &Config, checkpoint: Option<&Path>) -> Result<Self> {
         let own = || -> Result<PathBuf> {
-            let run = checkpoint.map_or(Ok(None), |c| run_of(&c.path))?;
+            let run = checkpoint.map_or(Ok(None), run_of)?;
             Ok(run.unwrap_or_default().join(FILE))
         };
         let path = match config.eval.results.as_deref() {
@@ -66,9 +65,8 @@ impl Ledger {
         let Some(path) = &self.path else { return Ok(None) };
         let mut line = json!({
             "time": jiff::Timestamp::now().to_string(),
-            "command": run_dir::command_line(),
+            "command": process::command_line(),
             "maskdiff": env!("CARGO_PKG_VERSION"),
-            "libtorch": maskdiff_plugin_api::abi::TORCH_VERSION,
         });
         extend(&mut line, result);
         let put = || {
@@ -104,23 +102,4 @@ fn run_of(checkpoint: &Path) -> Result<Option<PathBuf>> {
     let folder = checkpoint.parent().filter(|folder| folder.ends_with("checkpoints"));
     let Some(run) = folder.and_then(Path::parent) else { return Ok(None) };
     Ok(look::is_file(&run.join("manifest.json"))?.then(|| run.to_path_buf()))
-}
-
-/// What a line says of the checkpoint and of what it was used with.
-pub fn used(checkpoint: &Checkpoint, config: &Config, plugins: &[UsedPlugin]) -> Result<Value> {
-    let hashes = plugins.iter().map(|p| (p.name.clone(), json!(p.sha256)));
-    Ok(json!({
-        "checkpoint": {
-            "path": checkpoint.path,
-            "step": checkpoint.state.step,
-            "sha256": checkpoint.hash()?,
-            "averaged": !config.eval.disable_ema && checkpoint.has_average(),
-        },
-        "method": config.top.parameterization,
-        "backbone": config.top.backbone,
-        "plugins": hashes.collect::<serde_json::Map<String, Value>>(),
-        "seed": config.top.seed,
-        "precision": config.trainer.precision,
-        "batch": config.loader.eval_batch_size,
-    }))
 }

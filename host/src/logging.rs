@@ -3,6 +3,7 @@
 use std::fs::File;
 use std::io::Write;
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 
 use tracing_subscriber::filter::{EnvFilter, LevelFilter};
@@ -13,6 +14,14 @@ use tracing_subscriber::{Layer as _, fmt};
 
 use crate::error::{Error, Result};
 use crate::plain;
+
+/// Whether an error is shown with the chain of its causes: from `-v` on.
+static CAUSES: AtomicBool = AtomicBool::new(false);
+
+/// See [`CAUSES`].
+pub fn shows_causes() -> bool {
+    CAUSES.load(Ordering::Relaxed)
+}
 
 /// The file that logs also go to, when there is one.
 #[derive(Debug, Clone, Default)]
@@ -71,6 +80,7 @@ impl<'a> MakeWriter<'a> for LogFile {
 /// Starts logging. `MASKDIFF_LOG` (as in `debug` or `maskdiff=trace`) wins over `verbosity`
 /// (-1 errors, 0 warnings, 1 information, 2 debugging, 3 everything). The file gets information and above.
 pub fn start(verbosity: i8) -> LogFile {
+    CAUSES.store(verbosity > 0, Ordering::Relaxed);
     let level = match verbosity {
         ..=-1 => LevelFilter::ERROR,
         0 => LevelFilter::WARN,

@@ -8,8 +8,6 @@ use std::fs;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::thread::JoinHandle;
 
-use maskdiff_plugin_api::speaks_of_memory;
-
 use crate::error::{Error, Result};
 
 pub mod refused;
@@ -36,6 +34,28 @@ pub fn error(who: &str, said: &str) -> Error {
     );
     let of = if who.is_empty() { String::new() } else { format!(" in {who}") };
     Error::memory(format!("memory ran out{of}: {asked}; {}", there()), SMALLER)
+}
+
+/// Whether a message of libtorch, of the system or of a language's allocator says that memory ran out. The contract of plugins has the
+/// same words for what a plugin meets.
+pub fn speaks_of_memory(message: &str) -> bool {
+    const WORDS: [&str; 13] = [
+        "can't allocate memory",
+        "cannot allocate memory",
+        "not enough memory",
+        "out of memory",
+        "out_of_memory",
+        "bad_alloc",
+        "_alloc_failed",
+        "allocation_failed",
+        "unable to allocate",
+        "memoryerror",
+        "memory allocation of ",
+        "storage size calculation overflowed",
+        "capacity overflow",
+    ];
+    let message = message.to_lowercase();
+    WORDS.iter().any(|words| message.contains(words))
 }
 
 /// Runs what may panic for want of memory; any other panic goes on.

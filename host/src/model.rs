@@ -9,6 +9,7 @@ use maskdiff_plugin_api::{
 };
 use tch::{Device, Kind, Tensor};
 
+use crate::component;
 use crate::error::{Error, Result};
 use crate::graphs::Graphs;
 use crate::plugins::Registry;
@@ -89,7 +90,7 @@ pub fn told(
     vocabulary: Context,
 ) -> Result<(Process, Context)> {
     let made = registry.process(process, &vocabulary)?;
-    let mask_id = made.mask_id().map_err(|e| Error::component("process", &process.name, e))?;
+    let mask_id = made.mask_id().map_err(|e| component::error("process", &process.name, e))?;
     Ok((made, Context { mask_id, ..vocabulary }))
 }
 
@@ -114,7 +115,7 @@ impl Model {
         let noise = registry.noise(&names.noise, &facts)?;
         let network = registry.backbone(&names.backbone, &facts)?;
         let method = registry.parameterization(&names.parameterization, &facts)?;
-        let backbone = |e| Error::component("backbone", &names.backbone.name, e);
+        let backbone = |e| component::error("backbone", &names.backbone.name, e);
         let (parameters, shared) = told_apart(network.parameters().map_err(backbone)?);
         let head = network.head().map_err(backbone)?;
         let (_, said) = registry.find("parameterization", &names.parameterization.name)?;
@@ -232,7 +233,7 @@ impl Model {
 
     /// A start for samplers: a draw of the prior, `[B, L] i64`.
     pub fn prior(&self, batch: i64, length: i64) -> Result<Tensor> {
-        let named = |e| Error::component("process", &self.names.process.name, e);
+        let named = |e| component::error("process", &self.names.process.name, e);
         self.process.prior(batch, length).map_err(named)
     }
 
@@ -291,7 +292,7 @@ impl Model {
 
     /// An error of the parameterization, with its name.
     pub(crate) fn method_error(&self, error: PluginError) -> Error {
-        Error::component("parameterization", &self.names.parameterization.name, error)
+        component::error("parameterization", &self.names.parameterization.name, error)
     }
 }
 

@@ -3,6 +3,7 @@
 use maskdiff_native::{AdamW, foreach_lerp, fused_adamw};
 use tch::{Kind, Tensor};
 
+use crate::component;
 use crate::config::{derived, groups, listed};
 use crate::error::Result;
 
@@ -81,7 +82,8 @@ impl Optimizer {
         for group in &self.adamw {
             let options = AdamW { lr, beta1, beta2, eps, weight_decay: group.decay, divisor };
             let (avg, sq) = (&group.exp_avg, &group.exp_avg_sq);
-            fused_adamw(&group.params, &of(&group.index), avg, sq, &group.steps, options)?;
+            fused_adamw(&group.params, &of(&group.index), avg, sq, &group.steps, options)
+                .map_err(component::torch)?;
         }
         let (mu, decay) = (self.options.muon_momentum, self.options.weight_decay);
         tch::no_grad(|| {
@@ -182,7 +184,7 @@ impl Ema {
         let k = self.updates as f64;
         let decay = if self.warm_up { self.decay.min((1.0 + k) / (10.0 + k)) } else { self.decay };
         let params: Vec<Tensor> = params.iter().map(Tensor::detach).collect();
-        Ok(foreach_lerp(&self.shadow, &params, 1.0 - decay)?)
+        Ok(foreach_lerp(&self.shadow, &params, 1.0 - decay).map_err(component::torch)?)
     }
 }
 

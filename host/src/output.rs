@@ -6,7 +6,7 @@
 use std::io::{self, ErrorKind, Write};
 use std::sync::{Mutex, PoisonError};
 
-use crate::error::{Error, Result};
+use crate::error::{Error, Kind, Result};
 use crate::{plain, stdout};
 
 static FAILED: Mutex<Option<io::Error>> = Mutex::new(None);
@@ -47,5 +47,5 @@ pub fn check() -> Result<()> {
         _ => "check where standard output goes",
     };
     let message = format!("the results could not be written to standard output: {error}");
-    Err(Error::Io { message, hint: Some(hint.into()), missing: false, full: false })
+    Err(Error::new(Kind::Io, message, hint))
 }

@@ -10,10 +10,10 @@ use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 
-use crate::data::hex;
 use crate::error::{Error, Result};
 use crate::files::{self, look};
 use crate::output;
+use crate::text::hex;
 
 /// Bytes at the start of a file that decide.
 const HEAD: u64 = 1 << 20;

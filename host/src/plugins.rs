@@ -9,10 +9,14 @@ use maskdiff_plugin_api::abi::load::{LoadError, Plugin};
 use maskdiff_plugin_api::abi::module::ComponentInfo;
 use sha2::{Digest, Sha256};
 
+use crate::component;
 use crate::error::{Error, Result};
 use crate::files::look;
 use crate::model::{Choice, Choices};
-use crate::report::plural;
+pub use crate::places::{Places, looks_like_plugin};
+use crate::text::plural;
+use crate::text::{hex, nearest};
+use crate::used::{Setup, UsedPlugin};
 
 mod refuse;
 mod writable;
@@ -22,52 +26,6 @@ pub use refuse::{refuse_fault, refuse_hidden_options};
 
 /// The kinds of components, as they are printed.
 pub const KINDS: [&str; 5] = ["backbone", "noise", "parameterization", "process", "sampler"];
-
-/// Where to look, first match wins.
-#[derive(Debug, Clone, Default)]
-pub struct Places {
-    /// `--plugin FILE`: must load.
-    pub files: Vec<PathBuf>,
-    /// `plugins.paths` of the configuration: files or folders, must exist.
-    pub paths: Vec<PathBuf>,
-    /// `MASKDIFF_PLUGIN_PATH`, folders separated by colons.
-    pub environment: Vec<PathBuf>,
-}
-
-impl Places {
-    /// Folders searched when they are there: beside the executable, then the user's data folder.
-    fn defaults() -> Vec<PathBuf> {
-        Self::beside().into_iter().chain(Self::of_user()).collect()
-    }
-
-    /// The folders beside the executable.
-    pub fn beside() -> Vec<PathBuf> {
-        let executable = std::env::current_exe().ok();
-        let beside = executable.and_then(|exe| exe.parent().map(Path::to_path_buf));
-        let packaged = beside.as_ref().map(|folder| folder.join("plugins"));
-        [packaged, beside].into_iter().flatten().collect()
-    }
-
-    /// The folder of the plugins that this user has installed, if there is a home.
-    pub fn of_user() -> Option<PathBuf> {
-        Some(Self::data_folder()?.join("plugins"))
-    }
-
-    /// The folder of what this program keeps for this user, if there is a home.
-    pub fn data_folder() -> Option<PathBuf> {
-        // A relative path would be another folder everywhere.
-        let named = |name| std::env::var_os(name).map(PathBuf::from).filter(|p| p.is_absolute());
-        let home = || named("HOME").map(|home| home.join(".local/share"));
-        Some(named("XDG_DATA_HOME").or_else(home)?.join("maskdiff"))
-    }
-
-    /// The folders of `MASKDIFF_PLUGIN_PATH`.
-    pub fn of_environment() -> Vec<PathBuf> {
-        let environment = std::env::var_os("MASKDIFF_PLUGIN_PATH").unwrap_or_default();
-        let folders = std::env::split_paths(&environment);
-        folders.filter(|p| !p.as_os_str().is_empty()).collect()
-    }
-}
 
 /// The open plugins.
 #[derive(Debug, Default)]
@@ -339,7 +297,7 @@ macro_rules! make {
                 plugin
                     .$method(&component.name, &choice.options.to_string(), facts)
                     .map(|made| made.called(&choice.name))
-                    .map_err(|e| Error::component($kind, &choice.name, e))
+                    .map_err(|e| component::error($kind, &choice.name, e))
             }
         )+}
     };
@@ -375,37 +333,34 @@ pub fn used(
     for (kind, name) in names {
         let (plugin, _) = registry.find(kind, name)?;
         if used.iter().all(|u| u.name != plugin.info.name) {
-            used.push(UsedPlugin::of(plugin)?);
+            used.push(used_plugin(plugin)?);
         }
     }
     Ok(used)
 }
 
 /// What the manifest says of a plugin.
-#[derive(Debug, Clone, serde::Serialize)]
-pub struct UsedPlugin {
-    /// The crate.
-    pub name: String,
-    /// Its version.
-    pub version: String,
-    /// The contract it was built against.
-    pub api_version: String,
-    /// The file.
-    pub file: PathBuf,
-    /// Hash of the file, hex.
-    pub sha256: String,
+fn used_plugin(plugin: &Plugin) -> Result<UsedPlugin> {
+    let bytes = std::fs::read(&plugin.path).map_err(|e| Error::io("read", &plugin.path, &e))?;
+    Ok(UsedPlugin {
+        name: plugin.info.name.clone(),
+        version: plugin.info.version.clone(),
+        api_version: plugin.info.api_version.clone(),
+        file: plugin.path.clone(),
+        sha256: hex(&Sha256::digest(&bytes)),
+    })
 }
 
-impl UsedPlugin {
-    fn of(plugin: &Plugin) -> Result<Self> {
-        let bytes = std::fs::read(&plugin.path).map_err(|e| Error::io("read", &plugin.path, &e))?;
-        Ok(Self {
-            name: plugin.info.name.clone(),
-            version: plugin.info.version.clone(),
-            api_version: plugin.info.api_version.clone(),
-            file: plugin.path.clone(),
-            sha256: hex(&Sha256::digest(&bytes)),
-        })
+/// What a run is made with.
+pub fn setup(plugins: &[UsedPlugin]) -> Setup<'_> {
+    use maskdiff_plugin_api::abi::{API_VERSION, RUSTC, TORCH_VERSION};
+    Setup {
+        plugins,
+        plugin_api: API_VERSION,
+        libtorch: TORCH_VERSION,
+        rustc: RUSTC,
+        gpus: tch::Cuda::device_count(),
+        threads: tch::get_num_threads(),
     }
 }
 
@@ -414,22 +369,11 @@ fn described(component: &ComponentInfo) -> String {
     format!("{} `{}`", component.kind, component.name)
 }
 
-/// Bytes as lower-case hex.
-pub fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
-}
-
 fn unusable(error: &LoadError) -> Error {
     if let Some(report) = error.report() {
         tracing::debug!("{report}");
     }
     Error::plugin(error.to_string(), error.hint())
-}
-
-/// Whether a file has the name of a plugin, by which it is found in a folder.
-pub fn looks_like_plugin(path: &Path) -> bool {
-    let name = path.file_name().and_then(|n| n.to_str()).unwrap_or_default();
-    name.starts_with("libmaskdiff_") && name.ends_with(".so")
 }
 
 fn unknown_hint(kind: &str, name: &str, known: &[&str]) -> String {
@@ -442,10 +386,4 @@ fn unknown_hint(kind: &str, name: &str, known: &[&str]) -> String {
         Some(near) => format!("did you mean `{near}`? (`maskdiff plugins list` shows all)"),
         None => format!("{} here: {}", plural(kind), known.join(", ")),
     }
-}
-
-/// The known word closest to a misspelt one, if any is close.
-pub fn nearest<'a>(word: &str, known: &[&'a str]) -> Option<&'a str> {
-    let scored = known.iter().map(|k| (strsim::damerau_levenshtein(word, k), *k));
-    scored.filter(|(d, k)| *d <= 1 + word.len().max(k.len()) / 4).min().map(|(_, k)| k)
 }

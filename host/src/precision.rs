@@ -3,6 +3,7 @@
 use maskdiff_native::{set_deterministic, set_tf32};
 use tch::Kind;
 
+use crate::component;
 use crate::config::{Config, listed};
 use crate::error::Result;
 
@@ -50,8 +51,8 @@ impl Precision {
 
 /// Sets the modes of libtorch that a run asks for.
 pub fn set_modes(config: &Config) -> Result<()> {
-    set_tf32(config.trainer.tf32)?;
-    Ok(set_deterministic(config.trainer.deterministic)?)
+    set_tf32(config.trainer.tf32).map_err(component::torch)?;
+    Ok(set_deterministic(config.trainer.deterministic).map_err(component::torch)?)
 }
 
 /// The factor by which a float16 loss is multiplied, so that its gradients fit the type: halved when they do not, doubled

@@ -6,7 +6,7 @@ use tch::Tensor;
 
 use crate::data::{Tokenizer, json, read_text};
 use crate::error::{Error, Result};
-use crate::report::counted;
+use crate::text::counted;
 
 /// What a user asks for.
 #[derive(Debug, Clone, PartialEq, Eq)]

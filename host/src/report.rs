@@ -8,27 +8,7 @@ use std::time::{Duration, Instant};
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::Value;
 
-use crate::track::Trackers;
 use crate::{output, plain};
-
-/// A number with its noun: `1 sequence`, `2 sequences`.
-pub fn counted(number: impl std::fmt::Display, noun: &str) -> String {
-    match number.to_string() {
-        one if one == "1" => format!("1 {noun}"),
-        number => format!("{number} {}", plural(noun)),
-    }
-}
-
-/// A noun for several: `sequences`, `processes`, `entries`.
-pub fn plural(noun: &str) -> String {
-    if ["s", "ch", "x"].iter().any(|end| noun.ends_with(end)) {
-        return format!("{noun}es");
-    }
-    match noun.strip_suffix('y').filter(|stem| !stem.ends_with(['a', 'e', 'o'])) {
-        Some(stem) => format!("{stem}ies"),
-        None => format!("{noun}s"),
-    }
-}
 
 /// How results are printed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, clap::ValueEnum)]
@@ -44,6 +24,12 @@ pub enum Format {
     Markdown,
 }
 
+/// Who is told what a run prints, as a run's metric sinks are.
+pub trait Listener: std::fmt::Debug {
+    /// A line was printed.
+    fn line(&mut self, text: &str);
+}
+
 /// Where a command's words go: results to stdout, progress to stderr.
 #[derive(Debug)]
 pub struct Report {
@@ -53,7 +39,7 @@ pub struct Report {
     bar: Option<ProgressBar>,
     started: Instant,
     last_line: Option<Instant>,
-    heard: Option<Rc<RefCell<Trackers>>>,
+    heard: Option<Rc<RefCell<dyn Listener>>>,
     /// Nothing is printed: who hears it shows it.
     mute: bool,
 }
@@ -81,9 +67,9 @@ impl Report {
         }
     }
 
-    /// What is printed is heard by a run's trackers from now on.
-    pub fn heard_by(&mut self, trackers: &Rc<RefCell<Trackers>>) {
-        self.heard = Some(Rc::clone(trackers));
+    /// What is printed is passed on to a listener from now on.
+    pub fn heard_by(&mut self, listener: Rc<RefCell<dyn Listener>>) {
+        self.heard = Some(listener);
     }
 
     /// Prints nothing from now on, or again.
@@ -92,10 +78,10 @@ impl Report {
     }
 
     fn tell(&self, text: &str) {
-        if let Some(mut trackers) =
+        if let Some(mut listener) =
             self.heard.as_ref().and_then(|heard| heard.try_borrow_mut().ok())
         {
-            trackers.line(text);
+            listener.line(text);
         }
     }
 
@@ -201,26 +187,6 @@ impl Report {
     pub fn finish(&mut self) {
         if let Some(bar) = self.bar.take() {
             bar.finish_and_clear();
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn one_is_no_plural() {
-        for (number, noun, words) in [
-            (1, "sequence", "1 sequence"),
-            (0, "sequence", "0 sequences"),
-            (2, "process", "2 processes"),
-            (3, "batch", "3 batches"),
-            (2, "box", "2 boxes"),
-            (2, "entry", "2 entries"),
-            (2, "day", "2 days"),
-        ] {
-            assert_eq!(counted(number, noun), words);
         }
     }
 }

@@ -11,20 +11,28 @@ use std::path::{Path, PathBuf};
 use serde_json::{Value, json};
 use sha2::{Digest as _, Sha256};
 
-use crate::config::range::Range;
 use crate::config::{Config, begun};
-use crate::data::{Corpus, Reads, hex};
 use crate::error::{Error, Result};
 use crate::files;
 use crate::files::lock::Lock;
 use crate::files::look;
-use crate::plugins::{Registry, UsedPlugin};
+use crate::process;
 use crate::secrets;
+use crate::text::hex;
+use crate::used::Setup;
 
 mod claim;
-pub mod ended;
 
 pub use claim::{Claim, LAUNCH, LOCK, hold, proposed};
+
+/// The data of a run.
+#[derive(Debug)]
+pub struct Data {
+    /// The content of `tokenizer.json`.
+    pub tokenizer: String,
+    /// Where the blocks come from, for the manifest.
+    pub reads: Value,
+}
 
 /// An open run folder.
 #[derive(Debug)]
@@ -59,8 +67,8 @@ impl RunDir {
     pub fn create(
         claim: Claim,
         config: &Config,
-        plugins: &[UsedPlugin],
-        corpus: &Corpus,
+        setup: Setup<'_>,
+        data: Data,
         resumed: i64,
     ) -> Result<Self> {
         let path = claim.path().to_path_buf();
@@ -68,8 +76,8 @@ impl RunDir {
             fs::create_dir_all(&folder).map_err(|e| Error::io("create", &folder, &e))?;
         }
         secrets::keep(&path, config.layers.secrets())?;
-        let tokenizer = corpus.tokenizer.to_json();
-        let mut manifest = manifest(config, plugins, &corpus.reads);
+        let Data { tokenizer, reads } = data;
+        let mut manifest = manifest(config, setup, &reads);
         manifest["tokenizer_sha256"] = json!(hex(&Sha256::digest(&tokenizer)));
         // First: a folder without it is no run's, see `ownership`.
         files::write_whole(&path.join("manifest.json"), format!("{manifest:#}"))?;
@@ -207,18 +215,8 @@ pub fn to_toml(config: &Config) -> String {
     toml_of(leaves)
 }
 
-/// The resolved configuration as TOML, with the source of every value and the numbers that it may be as a comment.
-pub fn shown(config: &Config, registry: &Registry) -> String {
-    let mut leaves = config.layers.leaves();
-    for (key, _, about) in &mut leaves {
-        if let Some(words) = config.range(key, registry).and_then(Range::in_words) {
-            *about += &format!("; {words}");
-        }
-    }
-    toml_of(leaves)
-}
-
-fn toml_of(leaves: Vec<(String, String, String)>) -> String {
+/// Keys with their values and a comment each as TOML.
+pub fn toml_of(leaves: Vec<(String, String, String)>) -> String {
     let mut text = String::new();
     let mut group = String::new();
     for (key, value, source) in leaves {
@@ -233,39 +231,26 @@ fn toml_of(leaves: Vec<(String, String, String)>) -> String {
 }
 
 /// What ran: command, versions, plugins and data with hashes, machine, commit.
-fn manifest(config: &Config, plugins: &[UsedPlugin], reads: &[Reads]) -> Value {
-    use maskdiff_plugin_api::abi::{API_VERSION, RUSTC, TORCH_VERSION};
+fn manifest(config: &Config, setup: Setup<'_>, reads: &Value) -> Value {
     json!({
-        "command": command_line(),
+        "command": process::command_line(),
         "started": jiff::Timestamp::now().to_string(),
         "seed": config.top.seed,
         "maskdiff": env!("CARGO_PKG_VERSION"),
-        "plugin_api": API_VERSION,
-        "libtorch": TORCH_VERSION,
-        "rustc": RUSTC,
-        "git_commit": git_commit(),
-        "plugins": plugins,
+        "plugin_api": setup.plugin_api,
+        "libtorch": setup.libtorch,
+        "rustc": setup.rustc,
+        "git_commit": process::git_commit(),
+        "plugins": setup.plugins,
         "data": reads,
-        "job": crate::launch::scheduler(),
+        "job": crate::process::scheduler(),
         "machine": {
             "host": fs::read_to_string("/etc/hostname").ok().map(|h| h.trim().to_string()),
             "cpus": std::thread::available_parallelism().map_or(0, std::num::NonZero::get),
-            "gpus": tch::Cuda::device_count(),
-            "threads": tch::get_num_threads(),
+            "gpus": setup.gpus,
+            "threads": setup.threads,
         },
     })
-}
-
-/// The words of this process, without secrets.
-pub fn command_line() -> Vec<String> {
-    std::env::args_os().map(|word| secrets::hidden(&word.to_string_lossy())).collect()
-}
-
-/// The commit of the folder we were started in, if it is a checkout.
-pub(crate) fn git_commit() -> Option<String> {
-    let said = std::process::Command::new("git").args(["rev-parse", "HEAD"]).output().ok()?;
-    let commit = String::from_utf8_lossy(&said.stdout).trim().to_string();
-    (said.status.success() && !commit.is_empty()).then_some(commit)
 }
 
 #[cfg(test)]

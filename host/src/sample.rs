@@ -9,13 +9,14 @@ use maskdiff_plugin_api::{Kind as ErrorKind, PluginError};
 use serde::Serialize;
 use tch::Tensor;
 
+use crate::component;
 use crate::config::{Config, groups};
 use crate::data::Tokenizer;
 use crate::error::{Error, Result};
 use crate::evaluate::diversity;
 use crate::model::{Model, Progress};
 use crate::prompt::Given;
-use crate::report::counted;
+use crate::text::counted;
 use crate::trace::Recorder;
 
 /// How sampled tokens become text: the length, the end, the tokenizer.
@@ -146,16 +147,16 @@ pub fn draw(
     let mut number = 0;
     let walked = windows.walk(&xt_bl, prior, |xt_bl| {
         let Some(recorder) = recorder else { return walk(model, sampler, xt_bl) };
-        recorder.borrow_mut().begin(xt_bl, number * windows.stride)?;
+        recorder.borrow_mut().begin(id_rows(xt_bl)?, number * windows.stride);
         number += 1;
         let x0_bl = walk(model, sampler, xt_bl)?;
-        recorder.borrow_mut().end(&x0_bl)?;
+        recorder.borrow_mut().end(id_rows(&x0_bl)?);
         Ok(x0_bl)
     });
     model.on_progress(None);
     let rows = walked?.unbind(0).into_iter().zip(given);
     let sample = |(row, given): (Tensor, &Given)| -> Result<Sample> {
-        let mut ids = Vec::<i64>::try_from(row)?;
+        let mut ids = Vec::<i64>::try_from(row).map_err(component::torch)?;
         texts.end(given, &mut ids);
         let (text, entropy) = (tokenizer.decode(&ids), diversity::entropy(&ids));
         Ok(Sample { given: given.text.clone(), text, ids, entropy })
@@ -167,6 +168,12 @@ pub fn draw(
     })
 }
 
+/// The rows of `[B, L] i64`.
+fn id_rows(x_bl: &Tensor) -> Result<Vec<Vec<i64>>> {
+    let x_bl = x_bl.to_device(tch::Device::Cpu).to_kind(tch::Kind::Int64);
+    x_bl.unbind(0).into_iter().map(|row| Vec::try_from(row).map_err(component::torch)).collect()
+}
+
 /// Tells a recorder of what `progress` is told.
 fn recorded(
     progress: Option<Progress<'static>>,
@@ -175,8 +182,8 @@ fn recorded(
     let Some(recorder) = recorder else { return progress };
     let mut progress = progress.unwrap_or_else(|| Box::new(|_, _, _| Ok(())));
     Some(Box::new(move |done, total, x_bl| {
-        let written = recorder.borrow_mut().step(done, total, x_bl);
-        written.map_err(|e| PluginError::new(ErrorKind::Other, e.to_string()))?;
+        let rows = id_rows(x_bl).map_err(|e| PluginError::new(ErrorKind::Other, e.to_string()))?;
+        recorder.borrow_mut().step(done, total, rows);
         progress(done, total, x_bl)
     }))
 }
@@ -187,15 +194,15 @@ pub fn walk(model: &Model, (name, walker): &mut NamedSampler, xt_bl: &Tensor) ->
     // It is lent a copy: what it writes there must not pass for what was given.
     let walked = tch::no_grad(|| walker.sample(model, &xt_bl.copy()));
     model.set_drawing(false);
-    let walked = walked.map_err(|e| Error::component("sampler", name, e));
+    let walked = walked.map_err(|e| component::error("sampler", name, e));
     walked.and_then(|x0_bl| check(x0_bl, xt_bl, model, name)).map_err(|e| at_fault(model, name, e))
 }
 
 /// A walk over laws that are no numbers fails somewhere, or draws tokens that are none: that is not the sampler's fault.
 fn at_fault(model: &Model, name: &str, error: Error) -> Error {
     use ErrorKind::{Config, Interrupted, Unsupported};
-    if let Error::Component { error: said, .. } = &error
-        && matches!(said.kind, Interrupted | Config | Unsupported)
+    if let Some(said) = component::said(&error)
+        && matches!(said.error.kind, Interrupted | Config | Unsupported)
     {
         return error;
     }
@@ -262,7 +269,7 @@ mod tests {
             let prior = || Ok(Tensor::full([1, 4], MASK, (Kind::Int64, Device::Cpu)));
             let mut starts = Vec::new();
             let count = |start: &Tensor| {
-                let mut ids = Vec::<i64>::try_from(start.get(0))?;
+                let mut ids = Vec::<i64>::try_from(start.get(0)).map_err(component::torch)?;
                 starts.push(ids.clone());
                 let given = ids.iter().take_while(|id| **id != MASK).count();
                 let first = if given == 0 { starts.len() as i64 * 10 } else { ids[given - 1] + 1 };

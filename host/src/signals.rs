@@ -14,8 +14,8 @@ use std::sync::{Mutex, Once, OnceLock, PoisonError};
 
 use libc::{SIGHUP, SIGINT, SIGTERM, SIGUSR1, SIGUSR2, c_int, pthread_t, sigset_t};
 
+use crate::at_work;
 use crate::error::{Error, Result};
-use crate::run_dir::ended;
 
 /// Signals that ask a command to stop.
 pub const ASKING: [i32; 5] = [SIGHUP, SIGINT, SIGTERM, SIGUSR1, SIGUSR2];
@@ -192,7 +192,7 @@ fn end_by(signal: i32) {
 /// Ends the process at once, without the ends of other threads, which may be at work with libtorch.
 #[expect(unsafe_code, reason = "a call of the system")]
 pub fn exit(code: i32) -> ! {
-    ended::note();
+    at_work::note();
     // SAFETY: it does not return.
     unsafe { libc::_exit(code) }
 }

@@ -120,8 +120,8 @@ impl Stop {
     /// The same, of the sum of the levels of all ranks.
     pub fn error_of(level: f64, message: String) -> Error {
         match level >= PREEMPTION {
-            true => Error::Preempted { message },
-            false => Error::Interrupted { message },
+            true => Error::preempted(message),
+            false => Error::interrupted(message),
         }
     }
 
@@ -159,11 +159,11 @@ mod tests {
     fn a_signal_after_a_wish_is_the_first_one() {
         let stop = Stop::default();
         stop.ask();
-        assert!(matches!(stop.error(String::new()), Error::Interrupted { .. }));
+        assert!(matches!(stop.error(String::new()).kind, crate::error::Kind::Interrupted));
         // It would end this process if it counted as the second.
         std::thread::sleep(ECHO + Duration::from_millis(50));
         stop.hear(SIGTERM);
-        assert!(matches!(stop.error(String::new()), Error::Preempted { .. }));
+        assert!(matches!(stop.error(String::new()).kind, crate::error::Kind::Preempted));
     }
 
     #[test]
@@ -175,6 +175,6 @@ mod tests {
         assert!(stop.asked());
         std::thread::sleep(ECHO + Duration::from_millis(50));
         stop.hear(SIGHUP);
-        assert!(matches!(stop.error(String::new()), Error::Preempted { .. }));
+        assert!(matches!(stop.error(String::new()).kind, crate::error::Kind::Preempted));
     }
 }

@@ -4,10 +4,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use serde::{Deserialize, Serialize};
-use tch::{Device, Kind, Tensor};
 
-use crate::data::Tokenizer;
-use crate::error::Result;
 use crate::files::look;
 
 /// Texts with all that was written on the way to them.
@@ -80,22 +77,15 @@ impl Row {
     }
 }
 
-/// The rows of `[B, L] i64`.
-fn rows(x_bl: &Tensor) -> Result<Vec<Vec<i64>>> {
-    let x_bl = x_bl.to_device(Device::Cpu).to_kind(Kind::Int64);
-    x_bl.unbind(0).into_iter().map(|row| Ok(Vec::<i64>::try_from(row)?)).collect()
-}
-
 impl Recorder {
     /// A window begins at position `offset` with these tokens.
-    pub fn begin(&mut self, start_bl: &Tensor, offset: i64) -> Result<()> {
-        let starts = rows(start_bl)?;
+    pub fn begin(&mut self, starts: Vec<Vec<i64>>, offset: i64) {
         (self.offset, self.before) = (offset as usize, self.before + self.total);
         self.total = 0;
         if self.rows.is_empty() {
             let row = |start: Vec<i64>| Row { now: start.clone(), start, events: Vec::new() };
             self.rows = starts.into_iter().map(row).collect();
-            return Ok(());
+            return;
         }
         for (row, start) in self.rows.iter_mut().zip(starts) {
             let end = self.offset + start.len();
@@ -103,22 +93,20 @@ impl Recorder {
             row.now.resize(end, -1);
             row.write(self.before, self.offset, &start);
         }
-        Ok(())
     }
 
     /// So much of the window is done, with these tokens.
-    pub fn step(&mut self, done: i64, total: i64, x_bl: &Tensor) -> Result<()> {
+    pub fn step(&mut self, done: i64, total: i64, rows: Vec<Vec<i64>>) {
         self.total = total;
-        for (row, ids) in self.rows.iter_mut().zip(rows(x_bl)?) {
+        for (row, ids) in self.rows.iter_mut().zip(rows) {
             row.write(self.before + done, self.offset, &ids);
         }
-        Ok(())
     }
 
     /// The window ends with these tokens: what the sampler did not tell of is its last step.
-    pub fn end(&mut self, x0_bl: &Tensor) -> Result<()> {
+    pub fn end(&mut self, rows: Vec<Vec<i64>>) {
         let total = self.total.max(1);
-        self.step(total, total, x0_bl)
+        self.step(total, total, rows);
     }
 
     /// Takes what was written down, and the number of steps.
@@ -168,41 +156,33 @@ impl Trace {
     }
 
     /// Adds a text that took `steps` steps.
-    pub fn add(&mut self, sample: Sample, steps: i64, tokenizer: &dyn Tokenizer) {
+    pub fn add(&mut self, sample: Sample, steps: i64, piece: impl Fn(i64) -> String) {
         self.steps = self.steps.max(steps);
         let written =
             sample.events.iter().flat_map(|(_, written)| written.iter().map(|(_, id)| *id));
         for id in written.chain(sample.start.iter().copied()).filter(|id| *id >= 0) {
-            self.vocabulary.entry(id).or_insert_with(|| piece(id, tokenizer));
+            self.vocabulary.entry(id).or_insert_with(|| piece(id));
         }
         self.samples.push(sample);
     }
 }
 
-/// What a token reads as behind other text: some tokenizers put a space between two.
-fn piece(id: i64, tokenizer: &dyn Tokenizer) -> String {
-    let alone = tokenizer.decode(&[id]);
-    let behind = tokenizer.decode(&[id, id]);
-    behind.strip_prefix(&alone).map_or(alone.clone(), ToString::to_string)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::data::tokenizer::{characters, stories};
 
-    fn tensor(rows: &[[i64; 3]]) -> Tensor {
-        Tensor::from_slice(&rows.concat()).view([rows.len() as i64, 3])
+    fn tensor(rows: &[[i64; 3]]) -> Vec<Vec<i64>> {
+        rows.iter().map(Vec::from).collect()
     }
 
     #[test]
     fn each_write_stands_at_its_step() {
         let mut recorder = Recorder::default();
-        recorder.begin(&tensor(&[[9, 9, 9], [9, 5, 9]]), 0).unwrap();
-        recorder.step(1, 3, &tensor(&[[9, 9, 9], [1, 5, 9]])).unwrap();
-        recorder.step(2, 3, &tensor(&[[9, 2, 9], [9, 5, 9]])).unwrap();
+        recorder.begin(tensor(&[[9, 9, 9], [9, 5, 9]]), 0);
+        recorder.step(1, 3, tensor(&[[9, 9, 9], [1, 5, 9]]));
+        recorder.step(2, 3, tensor(&[[9, 2, 9], [9, 5, 9]]));
         // The last step was not told of.
-        recorder.end(&tensor(&[[1, 2, 3], [4, 5, 6]])).unwrap();
+        recorder.end(tensor(&[[1, 2, 3], [4, 5, 6]]));
         let (steps, walks) = recorder.take();
         assert_eq!(steps, 3);
         assert_eq!(walks[0].events, [(2, vec![(1, 2)]), (3, vec![(0, 1), (2, 3)])]);
@@ -213,31 +193,14 @@ mod tests {
     #[test]
     fn windows_follow_each_other() {
         let mut recorder = Recorder::default();
-        recorder.begin(&tensor(&[[9, 9, 9]]), 0).unwrap();
-        recorder.end(&tensor(&[[1, 2, 3]])).unwrap();
-        recorder.begin(&tensor(&[[2, 3, 9]]), 1).unwrap();
-        recorder.step(2, 2, &tensor(&[[2, 3, 4]])).unwrap();
-        recorder.end(&tensor(&[[2, 3, 4]])).unwrap();
+        recorder.begin(tensor(&[[9, 9, 9]]), 0);
+        recorder.end(tensor(&[[1, 2, 3]]));
+        recorder.begin(tensor(&[[2, 3, 9]]), 1);
+        recorder.step(2, 2, tensor(&[[2, 3, 4]]));
+        recorder.end(tensor(&[[2, 3, 4]]));
         let (steps, walks) = recorder.take();
         assert_eq!((steps, &walks[0].start[..]), (3, &[9, 9, 9, -1][..]));
         let events = [(1, vec![(0, 1), (1, 2), (2, 3)]), (1, vec![(3, 9)]), (3, vec![(3, 4)])];
         assert_eq!(walks[0].events, events);
-    }
-
-    #[test]
-    fn pieces_read_as_they_do_in_text() {
-        let words = stories();
-        let ids: Vec<i64> = words
-            .encode("the cat sleeps.")
-            .unwrap_or_default()
-            .into_iter()
-            .map(i64::from)
-            .collect();
-        if let [the, .., stop] = ids[..] {
-            assert!(piece(the, words.as_ref()).starts_with(' '));
-            assert_eq!(piece(stop, words.as_ref()), ".");
-        }
-        let letters = characters("ab ");
-        assert_eq!(piece(1, letters.as_ref()), "a");
     }
 }

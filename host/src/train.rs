@@ -11,22 +11,25 @@ use serde_json::{Value, json};
 use tch::Tensor;
 
 use crate::checkpoint::Saver;
+use crate::component;
 use crate::config::listed::OnNan;
 use crate::config::values::Limit;
 use crate::config::{Config, Shares};
-use crate::data::{Corpus, Rows, Samples};
+use crate::data::{Corpus, Samples};
 use crate::distributed::World;
-use crate::error::{Error, Result};
+use crate::draws;
+use crate::error::{Error, Kind, Result};
 use crate::evaluate::{Bound, Measure};
-use crate::launch::script::quoted;
 use crate::learner::{Ask, Batch, Learner, Step};
 use crate::model::Model;
 use crate::observe::{self, Part, Split, Usual};
 use crate::report::Report;
+use crate::rows::TokenRows;
 use crate::run_dir::RunDir;
 use crate::sample::NamedSampler;
 use crate::stop::Stop;
-use crate::stream::{self, Purpose};
+use crate::stream::Purpose;
+use crate::text::quoted;
 use crate::track::{self, Trackers};
 
 mod checkpoints;
@@ -142,12 +145,15 @@ impl Trainer<'_> {
         self.progress.window.since = Instant::now();
         while self.learner.step < last {
             if self.profile.is_some() && self.learner.step == first + PROFILED.0 {
-                profiler = Some(Profiler::start(self.model.facts().device().is_cuda())?);
+                profiler = Some(
+                    Profiler::start(self.model.facts().device().is_cuda())
+                        .map_err(component::torch)?,
+                );
             }
             // Nothing is due at a step to which the run went back: it was there before.
             let advanced = match self.advance() {
                 // Asked to stop while it waited for a batch: no weight has changed since the last step.
-                Err(Error::Interrupted { .. } | Error::Preempted { .. })
+                Err(Error { kind: Kind::Interrupted | Kind::Preempted, .. })
                     if self.world.size() == 1 =>
                 {
                     return Err(self.stopped(self.stop.level())?);
@@ -304,12 +310,13 @@ impl Trainer<'_> {
         let first_sample = from + first.cast_unsigned();
         let samples = Samples { seed, first: first_sample, n: rows as usize, per_epoch };
         let stride = config.loader.global_batch_size.cast_unsigned();
-        let Rows { x0_bl, counted_bl } = self.corpus.train.rows(samples, stride)?.to_device(device);
+        let blocks = self.corpus.train.rows(samples, stride)?;
+        let TokenRows { x0_bl, counted_bl } = TokenRows::new(&blocks, device)?;
         let antithetic = config.training.antithetic_sampling;
-        let u = stream::time_uniforms(seed, step, config.loader.global_batch_size, antithetic)?;
+        let u = draws::time_uniforms(seed, step, config.loader.global_batch_size, antithetic)?;
         let u_b = u.narrow(0, first, rows).to_device(device);
-        let u_bl = stream::mask_uniforms(seed, step, first as u64, rows as usize, length as usize)?;
-        stream::seed_torch(seed, Purpose::Torch, step, self.world.rank());
+        let u_bl = draws::mask_uniforms(seed, step, first as u64, rows as usize, length as usize)?;
+        draws::seed_torch(seed, Purpose::Torch, step, self.world.rank());
         let u_bl = u_bl.to_device(device);
         let part = |start: i64| {
             Ok(Batch {
@@ -418,7 +425,7 @@ impl Trainer<'_> {
 
     fn write_trace(&self, profiler: Option<Profiler>) -> Result<()> {
         let (Some(profiler), Some(path)) = (profiler, &self.profile) else { return Ok(()) };
-        profiler.write(path)?;
+        profiler.write(path).map_err(component::torch)?;
         self.report.note(&format!("trace of {} steps: {}", PROFILED.1, path.display()));
         Ok(())
     }

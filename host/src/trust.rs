@@ -15,8 +15,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use crate::config::{Config, expand_home};
 use crate::error::{Error, Result};
 use crate::files::look;
-use crate::launch::script::quoted;
-use crate::plugins::{Places, looks_like_plugin};
+use crate::places::{Places, looks_like_plugin};
+use crate::text::quoted;
 use memory::Memory;
 pub use memory::remember;
 

@@ -9,10 +9,10 @@ use std::process::Command;
 use std::time::Instant;
 
 use maskdiff::checkpoint::tensors;
-use maskdiff::data::Blocks;
+use maskdiff::data::{Blocks, Rows};
 use maskdiff::distributed::World;
+use maskdiff::draws::{mask_uniforms, time_uniforms};
 use maskdiff::evaluate::{Measure, Plan, likelihood};
-use maskdiff::stream::{mask_uniforms, time_uniforms};
 use maskdiff_tests::bench::{Size, median, peak_mib, tokens};
 use maskdiff_tests::original::{Original, loss_difference};
 use maskdiff_tests::registry;
@@ -32,7 +32,8 @@ fn report(name: &str, size: &Size, seconds: Vec<f64>) {
 fn product(vocab_size: i64) {
     let size = Size::small(vocab_size, 128);
     let model = size.model(&registry());
-    let blocks = Blocks::Given(tokens(&size, BATCH * BATCHES));
+    let ids = Vec::<i64>::try_from(tokens(&size, BATCH * BATCHES).flatten(0, 1)).expect("ids");
+    let blocks = Blocks::Given(Rows { ids, length: size.length as usize, used: None });
     let plan = Plan { measure: Measure::Reference, batch: BATCH, passes: 1, seed: 1 };
     let mut seconds = Vec::new();
     // The first warms up.

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use maskdiff::config::range::Range;
 use maskdiff::config::shape::{Field, Of, Shape};
 use maskdiff::config::{Request, groups, load};
-use maskdiff::{assemble, run_dir};
+use maskdiff::{assemble, choose};
 use maskdiff_tests::run::{Output, SMALL, command, finish, maskdiff, train};
 use maskdiff_tests::{registry, root};
 use serde_json::{Value, json};
@@ -279,7 +279,7 @@ fn no_key_has_a_value_that_breaks_the_program() {
             let _ = (Duration::from_secs_f64(config.trainer.grace_s), config.shares(3));
             let _ = Duration::from_secs_f64(config.trainer.timeout_s);
             assert!(config.optim.lr.is_finite() && config.optim.lr >= 0.0, "{words:?}");
-            assert!(!run_dir::shown(&config, &registry).is_empty());
+            assert!(!choose::shown(&config, &registry).is_empty());
             Ok(())
         });
         tried += 1;

@@ -55,9 +55,9 @@ fn config(words: &[&str]) -> Config {
 }
 
 fn batch(size: &Size, model: &Model, rows: i64, step: u64) -> Batch {
-    let u_b = stream::time_uniforms(1, step, rows, true).expect("memory").to_device(device());
+    let u_b = draws::time_uniforms(1, step, rows, true).expect("memory").to_device(device());
     let u_bl =
-        stream::mask_uniforms(1, step, 0, rows as usize, size.length as usize).expect("memory");
+        draws::mask_uniforms(1, step, 0, rows as usize, size.length as usize).expect("memory");
     Batch {
         x0_bl: tokens(size, rows),
         t_b: model.draw_t(&u_b).expect("times"),

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Instant;
 
-use maskdiff::error::{Error, Result};
+use maskdiff::error::{self, Error, Result};
 use maskdiff::hub::{Hub as Client, Kind};
 use maskdiff_tests::hub::Hub;
 use maskdiff_tests::{hub_client, skipped};
@@ -143,7 +143,9 @@ fn a_hub_that_stays_down_is_given_up() {
 }
 
 fn told(error: &Error, said: &str, hint: &str) {
-    let Error::Data { message, hint: told } = error else { panic!("{error:?}") };
+    let Error { kind: error::Kind::Data, message, hint: told, .. } = error else {
+        panic!("{error:?}")
+    };
     assert!(message.contains(said), "{message}");
     assert!(told.as_deref().unwrap_or_default().contains(hint), "{told:?}");
 }
@@ -177,9 +179,9 @@ fn a_download_goes_on_and_is_shared() {
     let snapshot = first.snapshot(Kind::Dataset, REPO, "main").expect("a snapshot");
     let large = &snapshot.entries[0];
     let stopped = first.fetch(&snapshot, large, &|_, done, _| {
-        if done > 1_000_000 { Err(Error::Interrupted { message: "stop".into() }) } else { Ok(()) }
+        if done > 1_000_000 { Err(Error::interrupted("stop")) } else { Ok(()) }
     });
-    assert!(matches!(stopped, Err(Error::Interrupted { .. })));
+    assert!(matches!(stopped, Err(Error { kind: error::Kind::Interrupted, .. })));
     let begun = cache.path().join(format!("datasets--org--corpus/blobs/{}.incomplete", large.hash));
     assert!(std::fs::metadata(&begun).expect("what came so far").len() > 1_000_000);
     std::thread::scope(|scope| {

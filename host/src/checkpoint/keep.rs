@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use super::write::put_in_place;
 use super::{Checkpoint, MODEL, name, remove, step_of};
-use crate::error::{Error, Result};
+use crate::error::{Error, Kind, Result};
 use crate::files;
 use crate::files::look;
 
@@ -109,7 +109,7 @@ pub fn all(folder: &Path) -> Result<Vec<PathBuf>> {
         match Checkpoint::of_folder(&place) {
             Ok(copy) => all.push((copy.state.step, place)),
             // A damaged copy is none; the next link replaces it.
-            Err(Error::Checkpoint { .. }) => {}
+            Err(Error { kind: Kind::Checkpoint, .. }) => {}
             Err(error) => return Err(error),
         }
     }
@@ -195,7 +195,7 @@ pub fn newest(folder: &Path, mut tell: impl FnMut(&str)) -> Result<Option<Checkp
                 }
                 return Ok(Some(checkpoint));
             }
-            Err(error @ Error::Checkpoint { .. }) => damaged.push((path, error)),
+            Err(error @ Error { kind: Kind::Checkpoint, .. }) => damaged.push((path, error)),
             // It may be whole: the machine did not let it be read.
             Err(error) => return Err(error),
         }

@@ -51,7 +51,7 @@ use sha2::{Digest, Sha256};
 use crate::data::{Tokenizer, parse_tokenizer};
 use crate::error::{Error, Result};
 use crate::files::look;
-use crate::plugins::hex;
+use crate::text::hex;
 
 /// Version of the layout.
 pub const FORMAT: u32 = 2;

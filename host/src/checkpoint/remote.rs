@@ -21,9 +21,10 @@ use tokio::runtime::Runtime;
 use super::bounded::Bounded;
 use super::keep::set_aside;
 use super::{Checkpoint, remove, step_of};
-use crate::error::{Error, Result};
+use crate::error::{Error, Kind, Result};
+use crate::scrub;
 use crate::stop::Stop;
-use crate::{files, net, plain, secrets};
+use crate::{files, net, plain};
 
 /// Where checkpoints are copied to.
 #[derive(Clone, Debug)]
@@ -82,16 +83,16 @@ impl Mirror {
         let prefix = Key::from(address.path());
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
         let runtime = Arc::new(runtime.map_err(|e| wrong(e.to_string()))?);
-        let this = Self { store, prefix, runtime, url: secrets::scrubbed(url) };
+        let this = Self { store, prefix, runtime, url: scrub::scrubbed(url) };
         let probe = this.key("probe");
         let tried = this.unless_asked(async {
             this.store.put(&probe, PutPayload::from_static(b"")).await?;
             this.store.delete(&probe).await
         })?;
         // What was asked for is right, and the store is not there or not ours.
-        tried.map_err(|e| match wrong(plain::excerpt(&e.to_string(), SAID)) {
-            Error::Config { message, hint, .. } => Error::Checkpoint { message, hint },
-            other => other,
+        tried.map_err(|e| {
+            let error = wrong(plain::excerpt(&e.to_string(), SAID));
+            Error::checkpoint(error.message, error.hint.unwrap_or_default())
         })?;
         Ok(this)
     }
@@ -290,7 +291,7 @@ impl Mirror {
                     self.get(&key, &temporary.join(key.filename().unwrap_or_default())).await?;
                 }
                 if let Err(error) = Checkpoint::checked(&temporary) {
-                    if !matches!(error, Error::Checkpoint { .. }) {
+                    if !matches!(error.kind, Kind::Checkpoint) {
                         return Err(error);
                     }
                     tell(&format!("warning: `{}/{name}`: {error}", self.url));

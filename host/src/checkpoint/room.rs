@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use tch::Tensor;
 
 use super::keep::{discard, is_ours, link, linked, list};
-use crate::error::{Error, Result};
+use crate::error::{Error, Kind, Result};
 use crate::files::look;
 
 /// Bytes of a tensor's numbers.
@@ -76,7 +76,7 @@ pub(super) fn made_for(
 ) -> Result<()> {
     loop {
         let error = match write() {
-            Err(error) if matches!(error, Error::Io { full: true, .. }) => error,
+            Err(error) if error.kind == Kind::Full => error,
             ended => return ended,
         };
         let Some(oldest) = oldest(folder, target, size, &in_use())? else { return Err(error) };
@@ -178,7 +178,7 @@ mod tests {
     fn the_only_one_and_the_best_stay() {
         let folder = checkpoints(&[7], 7);
         let (ended, told) = written(folder.path(), 0, &[]);
-        assert!(matches!(ended, Err(Error::Io { full: true, .. })) && told.is_empty());
+        assert!(matches!(ended, Err(Error { kind: Kind::Full, .. })) && told.is_empty());
         assert_eq!(names(folder.path()), [7]);
         let folder = checkpoints(&[7], 5);
         written(folder.path(), 0, &[]).0.unwrap_err();

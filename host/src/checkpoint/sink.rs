@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use sha2::{Digest as _, Sha256};
 
-use crate::plugins::hex;
+use crate::text::hex;
 
 /// Bytes that are written at once, a multiple of every disk's block.
 const CHUNK: usize = 4 << 20;

@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use sha2::{Digest as _, Sha256};
 
 use super::FORMAT;
-use crate::plugins::hex;
+use crate::text::hex;
 
 /// The numbers of a checkpoint that are not tensors.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]

@@ -14,6 +14,7 @@ use tch::{Device, Kind, Tensor};
 
 use super::damaged;
 use super::sink::Sink;
+use crate::component;
 use crate::error::{Error, Result};
 
 /// Named tensors in order.
@@ -28,7 +29,7 @@ fn dtype(kind: Kind) -> Result<Dtype> {
         Kind::BFloat16 => Dtype::BF16,
         Kind::Half => Dtype::F16,
         other => {
-            return Err(Error::Torch { message: format!("{other:?} tensors are not stored") });
+            return Err(component::torch(format!("{other:?} tensors are not stored")));
         }
     })
 }
@@ -173,7 +174,8 @@ impl Stored {
         if let Place::Memory(tensor) = &self.place {
             return Ok(tensor.shallow_clone());
         }
-        let tensor = Tensor::f_empty(&self.shape, (self.kind, Device::Cpu))?;
+        let tensor =
+            Tensor::f_empty(&self.shape, (self.kind, Device::Cpu)).map_err(component::torch)?;
         self.copy_into(&tensor)?;
         Ok(tensor)
     }
@@ -182,7 +184,7 @@ impl Stored {
     pub fn copy_into(&self, to: &Tensor) -> Result<()> {
         let mut to = to.detach();
         match &self.place {
-            Place::Memory(tensor) => to.f_copy_(tensor)?,
+            Place::Memory(tensor) => to.f_copy_(tensor).map_err(component::torch)?,
             Place::File(file, at)
                 if to.device() == Device::Cpu && to.kind() == self.kind && to.is_contiguous() =>
             {
@@ -193,7 +195,7 @@ impl Stored {
                     )
                 })?;
             }
-            Place::File(..) => to.f_copy_(&self.tensor()?)?,
+            Place::File(..) => to.f_copy_(&self.tensor()?).map_err(component::torch)?,
         }
         Ok(())
     }

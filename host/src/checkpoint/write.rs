@@ -15,8 +15,9 @@ use super::keep::{link, prune, sweep};
 use super::room;
 use super::tensors::{self, Named};
 use super::{EMA, MODEL, Mirror, OPTIMIZER, State, name, remove};
+use crate::component;
 use crate::error::{Error, Result};
-use crate::plugins::hex;
+use crate::text::hex;
 use crate::{memory, output};
 
 /// What is written.
@@ -194,7 +195,7 @@ fn copied(named: Named, spare: Named) -> Result<Named> {
         named.into_iter().map(|(name, tensor)| (name, tensor.detach())).unzip();
     let into: Vec<Tensor> = from.iter().map(room).collect();
     if !from.is_empty() {
-        foreach_copy(&into, &from)?;
+        foreach_copy(&into, &from).map_err(component::torch)?;
     }
     Ok(names.into_iter().zip(into).collect())
 }

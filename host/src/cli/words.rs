@@ -9,9 +9,9 @@ use clap::{CommandFactory as _, FromArgMatches as _, ValueHint};
 use super::{Cli, Command};
 use crate::commands::Common;
 use crate::config::expand_home;
-use crate::distributed::Place;
 use crate::error::{Error, Result};
 use crate::logging;
+use crate::ranks::Place;
 
 /// What a command line would do that is to run elsewhere.
 #[derive(Debug)]

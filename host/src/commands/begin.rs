@@ -8,7 +8,7 @@ use crate::checkpoint::foreign::Foreign;
 use crate::checkpoint::{self, Checkpoint};
 use crate::config::{Config, Request, groups, load, load_upon};
 use crate::data::Tokenizer;
-use crate::error::{Error, Result};
+use crate::error::{Error, Kind, Result};
 use crate::files::look;
 
 /// The checkpoint that a run starts from.
@@ -183,7 +183,7 @@ fn own_checkpoint(config: &Config) -> Result<Option<Checkpoint>> {
     let Some(folder) = folder.filter(|_| places.resume_from_ckpt) else { return Ok(None) };
     for path in checkpoint::keep::all(&folder)? {
         match Checkpoint::of_folder(&path) {
-            Err(Error::Checkpoint { .. }) => {}
+            Err(Error { kind: Kind::Checkpoint, .. }) => {}
             opened => return opened.map(Some),
         }
     }

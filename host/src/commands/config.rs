@@ -1,12 +1,13 @@
 //! `maskdiff config`
 
 use super::{Common, begin};
+use crate::choose::Choose as _;
 use crate::config::original::{self, Differs};
 use crate::config::{Config, Form};
 use crate::error::Result;
 use crate::report::Format;
 use crate::track::wandb;
-use crate::{assemble, data, output, run_dir};
+use crate::{assemble, choose, data, output};
 
 /// Prints the resolved configuration: TOML with the source of every value, or JSON.
 pub fn run(common: &Common) -> Result<()> {
@@ -20,7 +21,7 @@ pub fn run(common: &Common) -> Result<()> {
         output::result(&format!("{:#}", config.layers.to_json()));
     } else {
         let differs = if common.form.is_original() { differences()? } else { String::new() };
-        output::result(&(run_dir::shown(&config, &registry) + &differs));
+        output::result(&(choose::shown(&config, &registry) + &differs));
     }
     Ok(())
 }

@@ -10,8 +10,9 @@ use crate::data::corpora::{LazyHub, Part, Role, Spec};
 use crate::data::{self, Cache, Header, Observer, prepare};
 use crate::error::{Error, Result};
 use crate::files::look;
-use crate::report::{Report, counted};
+use crate::report::Report;
 use crate::stop::Stop;
+use crate::text::counted;
 
 /// Prints the corpora that have a name.
 pub fn list(common: &Common) -> Result<()> {

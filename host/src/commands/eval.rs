@@ -6,7 +6,9 @@ use maskdiff_plugin_api::capability;
 use serde_json::{Value, json};
 
 use super::Common;
+use super::results;
 use crate::checkpoint::Checkpoint;
+use crate::choose::Choose as _;
 use crate::config::Config;
 use crate::data::{self, Observer, Tokenizer, Valid, entropy_per_token};
 use crate::distributed::World;
@@ -23,7 +25,7 @@ type Set = (String, Config, Valid);
 /// Bounds the likelihood of validation text under a checkpoint: of one text, or of each of `data.sets`.
 pub fn run(common: &Common) -> Result<()> {
     let (checkpoint, mut config, tokenizer) = common.trained()?;
-    let ledger = Ledger::new(&config, Some(&checkpoint))?;
+    let ledger = Ledger::new(&config, Some(&checkpoint.path))?;
     let registry = assemble::registry(&common.plugins, &config)?;
     let choices = assemble::choices(&mut config, &registry, false)?;
     let plan = Plan::new(&config, Measure::new(&config));
@@ -41,7 +43,7 @@ pub fn run(common: &Common) -> Result<()> {
     let facts = assemble::facts(&config, tokenizer.as_ref(), device);
     let model = assemble::model(&config, &registry, choices, facts)?;
     assemble::load_weights(&model, &checkpoint, &config)?;
-    let origin = ledger::used(&checkpoint, &config, &used)?;
+    let origin = results::used(&checkpoint, &config, &used)?;
     let mut rows = Vec::new();
     let mut measure = |(name, config, valid): &Set, report: &mut Report| -> Result<()> {
         let n = limited(config, valid.blocks.len())?;
@@ -49,7 +51,7 @@ pub fn run(common: &Common) -> Result<()> {
         let tick = |done, total| {
             report.progress("evaluate", done, total, name);
             let message = format!("stopped after {done} of {total} blocks of {name}");
-            if stop.asked() { Err(Error::Interrupted { message }) } else { Ok(()) }
+            if stop.asked() { Err(Error::interrupted(message)) } else { Ok(()) }
         };
         let bound = evaluate::likelihood(&model, &valid.blocks, n, plan, &World::alone(), tick);
         report.finish();

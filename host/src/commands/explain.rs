@@ -10,8 +10,9 @@ use super::plugins::{key, option_group};
 use crate::config::Config;
 use crate::config::reference::{self, Entry, Group};
 use crate::error::{Error, Result};
-use crate::plugins::{Registry, nearest};
+use crate::plugins::Registry;
 use crate::report::Format;
+use crate::text::nearest;
 use crate::{assemble, output};
 
 /// An option of a component.
@@ -28,7 +29,7 @@ impl Choice<'_> {
         let default = self.component.defaults.get(self.option).filter(|value| !value.is_null());
         Entry {
             key: self.key.clone(),
-            holds: reference::option(self.component, self.schema),
+            holds: reference::option(&self.component.schema, self.schema),
             default: default.cloned(),
             about: about.split_whitespace().collect::<Vec<&str>>().join(" "),
             since: "",

@@ -7,16 +7,19 @@ use std::process::Command;
 use serde_json::json;
 
 use super::{Common, train};
+use crate::accelerator;
 use crate::cli::Preview;
 use crate::config::expand_home;
 use crate::error::{Error, Result};
 use crate::files::look;
-use crate::launch::script::{Body, Script, TASK, array_numbers, quoted};
+use crate::launch::script::{Body, Script, TASK, array_numbers};
 use crate::launch::settings::{self, Layer, Said, Settings};
 use crate::launch::{self, package, slurm};
+use crate::process;
 use crate::report::Report;
 use crate::run_dir::{self, Claim, RunDir};
 use crate::secrets::Vault;
+use crate::text::quoted;
 use crate::{assemble, output, plain, plugins, trust};
 
 /// What a job asks of the cluster; `configs/launcher/slurm.toml` has the same keys.
@@ -147,7 +150,15 @@ impl Packaged {
     ) -> Result<()> {
         let Some(folder) = folder else { return Ok(()) };
         report.note(&format!("packing the program and its plugins into {}", folder.display()));
-        let contents = package::Contents { registry, config, torch: self.with_torch };
+        let plugins = registry.plugins().iter();
+        let contents = package::Contents {
+            plugins: plugins.map(|p| (p.info.name.as_str(), p.path.as_path())).collect(),
+            cuda: accelerator::cuda_library(),
+            used: accelerator::torch_folder(),
+            version: maskdiff_plugin_api::abi::TORCH_VERSION,
+            config,
+            torch: self.with_torch,
+        };
         package::make(folder, &contents).map(drop)
     }
 }
@@ -445,7 +456,7 @@ fn claimed(run: &str, runs: &[(u64, PathBuf)], held: &[Claim]) -> Result<Vec<Cla
 
 /// The command line of this process, as a shell takes it.
 pub fn said() -> String {
-    let words = run_dir::command_line();
+    let words = process::command_line();
     let words = words.iter().enumerate().map(|(i, word)| match i {
         0 => "maskdiff".to_string(),
         _ => quoted(word),

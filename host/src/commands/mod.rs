@@ -10,6 +10,7 @@ mod foreign;
 pub mod launch;
 pub mod plugins;
 pub mod report;
+mod results;
 pub mod runs;
 pub mod sample;
 pub mod score;
@@ -24,7 +25,7 @@ use std::sync::Arc;
 use crate::checkpoint::Checkpoint;
 use crate::config::{Config, Form, Request, begun, load};
 use crate::data::Tokenizer;
-use crate::error::{Error, Result};
+use crate::error::{self, Error, Result};
 use crate::files::look;
 use crate::hub::{Hub, Kind};
 use crate::logging::LogFile;
@@ -173,9 +174,8 @@ fn fetched(named: &str, bare: bool) -> Result<PathBuf> {
     }
     let hub = Hub::from_environment()?;
     let snapshot = hub.snapshot(Kind::Model, named, "main").map_err(|error| match error {
-        Error::Data { message, hint } => {
-            let message = format!("there is no `{named}` here, and of the hub: {message}");
-            Error::Data { message, hint }
+        error if error.kind == error::Kind::Data => {
+            error.of(&format!("there is no `{named}` here, and of the hub"))
         }
         other => other,
     })?;

@@ -7,8 +7,9 @@ use serde_json::{Map, Value, json};
 
 use crate::config::{shelf_file, shelf_names};
 use crate::error::{Error, Result};
-use crate::report::{Report, counted};
+use crate::report::Report;
 use crate::runs::{self, Run};
+use crate::text::counted;
 use crate::{ledger, ownership, page};
 
 /// Figures of a paper.

@@ -8,18 +8,22 @@ use maskdiff_plugin_api::{Kind, PluginError};
 use serde_json::json;
 
 use super::Common;
+use super::results;
 use super::score::Scorer;
+use crate::choose::Choose as _;
 use crate::config::{Config, Form};
+use crate::data::tokenizer::piece;
 use crate::data::{Observer, Tokenizer};
 use crate::distributed::World;
-use crate::error::{Error, Result};
+use crate::error::{self, Error, Result};
 use crate::evaluate::generated::Generated;
-use crate::ledger::{self, Ledger};
+use crate::ledger::Ledger;
 use crate::model::{Model, Progress};
 use crate::prompt::{Ask, Given};
-use crate::report::{Report, counted};
+use crate::report::Report;
 use crate::sample::{self, Sample, Texts, Windows};
 use crate::stop::Stop;
+use crate::text::counted;
 use crate::trace::{self, Recorder, Trace, Walk};
 use crate::{accelerator, assemble, ownership, page, plugins};
 
@@ -111,7 +115,7 @@ impl Session {
         let judge = if config.eval.compute_generative_perplexity {
             let scorer = Scorer::open(common, &config);
             let scorer = scorer.map_err(|e| without_judge(common.form, &config, e))?;
-            Some((Ledger::new(&config, Some(&checkpoint))?, scorer))
+            Some((Ledger::new(&config, Some(&checkpoint.path))?, scorer))
         } else {
             None
         };
@@ -171,7 +175,7 @@ impl Session {
                     let Walk { start, events } = walk.cut(ids.len());
                     let sample =
                         trace::Sample { given, nfe, seconds: each, entropy, start, events };
-                    trace.add(sample, steps, tokenizer);
+                    trace.add(sample, steps, |id| piece(id, tokenizer));
                 }
                 if judge.is_some() {
                     texts.push(Generated { text, ids: Some(ids), batch: Some(number) });
@@ -189,7 +193,7 @@ impl Session {
             let observer = Observer::new(&mut report, stop);
             scorer.compare_with_validation(&config, tokenizer.as_ref(), texts.len(), &observer)?;
         }
-        let mut origin = ledger::used(&checkpoint, &config, &used)?;
+        let mut origin = results::used(&checkpoint, &config, &used)?;
         origin["sampler"] = json!(sampler.0);
         origin["sampling"] = config.layers.value("sampling").unwrap_or_default();
         scorer.score(common, &config, &texts, &ledger, &origin)
@@ -203,24 +207,11 @@ fn without_judge(form: Form, config: &Config, error: Error) -> Error {
         return error;
     }
     let said = format!("`mode=sample_eval` scores what it draws: `{key}=false` leaves that out");
-    match error {
-        Error::Data { message, hint } => Error::Data { message, hint: joined(hint, said) },
-        Error::Checkpoint { message, hint } => {
-            Error::Checkpoint { message, hint: joined(hint, said) }
-        }
-        Error::Config { message, hint, file, place } => {
-            Error::Config { message, hint: joined(hint, said), file, place }
-        }
-        Error::Io { message, missing, hint, full } => {
-            Error::Io { message, missing, hint: joined(hint, said), full }
-        }
-        other => other,
+    match error.kind {
+        error::Kind::Data | error::Kind::Checkpoint | error::Kind::Config => error.advise(&said),
+        kind if kind.is_file() => error.advise(&said),
+        _ => error,
     }
-}
-
-fn joined(hint: Option<String>, said: String) -> Option<String> {
-    let before = hint.map_or(String::new(), |hint| format!("{hint}; "));
-    Some(before + &said)
 }
 
 /// What is asked for in tokens, and how often each of it is drawn. Where nothing is asked for, a batch of nothing, or one.

@@ -7,7 +7,8 @@ use sha2::{Digest, Sha256};
 
 use super::{Common, fetched};
 use crate::config::Config;
-use crate::data::{self, Observer, Tokenizer, hex};
+use crate::data;
+use crate::data::{Observer, Tokenizer};
 use crate::distributed::World;
 use crate::error::{Error, Result};
 use crate::evaluate::generated::{Generated, Plan, score};
@@ -17,6 +18,7 @@ use crate::files::look;
 use crate::ledger::{self, Ledger};
 use crate::report::Report;
 use crate::stop::Stop;
+use crate::text::hex;
 use crate::{accelerator, assemble};
 
 /// Scores the generated texts of the files among the words; the others are KEY=VALUE.
@@ -107,10 +109,7 @@ impl Scorer {
         observer: &Observer<'_>,
     ) -> Result<()> {
         let blocks = data::open_valid(config, tokenizer, observer)?.blocks;
-        let text = |block| -> Result<String> {
-            let ids = Vec::<i64>::try_from(blocks.rows(block, 1)?.x0_bl.flatten(0, 1))?;
-            Ok(tokenizer.decode(&ids))
-        };
+        let text = |block| -> Result<String> { Ok(tokenizer.decode(&blocks.rows(block, 1)?.ids)) };
         let texts = (0..blocks.len().min(count as i64)).map(text).collect::<Result<_>>()?;
         self.plan.references = Some(texts);
         Ok(())
@@ -137,7 +136,7 @@ impl Scorer {
             report.progress("score", done, total, &judge.name);
             if stop.asked() {
                 let message = format!("stopped after {done} of {total} windows");
-                return Err(Error::Interrupted { message });
+                return Err(Error::interrupted(message));
             }
             Ok(())
         });

@@ -10,19 +10,21 @@ use super::launch::{Job, Packaged, absolute, globals, program, said, settings_on
 use super::{Common, train};
 use crate::cli::Preview;
 use crate::data::{self, Observer};
-use crate::error::{Error, Result};
+use crate::error::{Error, Kind, Result};
 use crate::files::lock::Lock;
-use crate::launch::script::{Body, Script, quoted_path};
+use crate::launch::script::{Body, Script};
 use crate::launch::settings::{self, Said};
 use crate::launch::{self, package, slurm};
 use crate::plugins::Registry;
-use crate::report::{Report, counted};
+use crate::report::Report;
 use crate::run_dir::Claim;
 use crate::secrets::Vault;
 use crate::stop::Stop;
 use crate::sweep::axes::{Plan, SEED};
 use crate::sweep::collect;
 use crate::sweep::{State, Sweep, local, name};
+use crate::text::counted;
+use crate::text::quoted_path;
 use crate::{assemble, files, output, ownership};
 
 /// A sweep to begin.
@@ -316,15 +318,9 @@ fn check(
         }
         check_point(sweep, point, tasks, &mut registry).map_err(|error| {
             let place = format!("point {} ({})", name(point), sweep.values(point).join(", "));
-            match error {
-                Error::Config { message, hint, file, place: span } => {
-                    let message = format!("{place}: {message}");
-                    Error::Config { message, hint, file, place: span }
-                }
-                Error::Plugin { message, hint } => {
-                    Error::Plugin { message: format!("{place}: {message}"), hint }
-                }
-                other => other,
+            match error.kind {
+                Kind::Config | Kind::Plugin => error.of(&place),
+                _ => error,
             }
         })?;
         checked += 1;
@@ -334,7 +330,7 @@ fn check(
         report.note(&format!("checked the configurations of {checked} of {all}"));
     }
     let registry =
-        registry.map_or_else(|| Registry::open(&crate::plugins::Places::default()), Ok)?;
+        registry.map_or_else(|| Registry::open(&crate::places::Places::default()), Ok)?;
     Ok((registry, apart))
 }
 

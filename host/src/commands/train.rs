@@ -14,24 +14,28 @@ use complete::is_complete;
 use judged::{is_judged, judge};
 
 use super::{Common, begin};
+use crate::at_work::AtWork;
 use crate::checkpoint::{self, Checkpoint, Mirror, Saver};
+use crate::choose::Choose as _;
 use crate::config::Config;
 use crate::data::{self, Observer, Tokenizer};
 use crate::distributed::World;
-use crate::error::{Error, Result};
+use crate::error::{Error, Kind, Result};
 use crate::evaluate::Measure;
 use crate::files::look;
 use crate::launch::ranks;
-use crate::launch::script::quoted_path;
 use crate::learner::Learner;
 use crate::memory::refused;
-use crate::plugins::UsedPlugin;
-use crate::report::{Report, counted};
-use crate::run_dir::ended::AtWork;
+use crate::report::Listener;
+use crate::report::Report;
+use crate::run_dir::Data;
 use crate::run_dir::{self, Claim, RunDir};
 use crate::stop::Stop;
+use crate::text::counted;
+use crate::text::quoted_path;
 use crate::track::Trackers;
 use crate::train::{self, Progress, Trainer};
+use crate::used::UsedPlugin;
 use crate::{
     accelerator, alert, assemble, memory, output, ownership, plugins, precision, secrets, track,
 };
@@ -50,7 +54,7 @@ pub fn run(common: &Common, profile: bool, panel: bool) -> Result<()> {
     let ran = memory::guarded(|| {
         work(common, &mut config, start, &Asked { stop, profile, panel, told: &told })
     });
-    if let Err(error @ Error::Memory { .. }) = &ran
+    if let Err(error @ Error { kind: Kind::Memory, .. }) = &ran
         && !told.get()
     {
         // The run has not begun, and nobody may be watching.
@@ -256,10 +260,13 @@ fn work(
         // A run that was ended before its first checkpoint begins again.
         let step = resumed.as_ref().map_or(0, |c| c.state.step);
         check_untouched(config, &path, &trainer.checkpoints, newest)?;
-        trainer.run = RunDir::create(claim, config, &used, &trainer.corpus, step)?;
-        let (trackers, notes) = Trackers::open(config, &path, &used, step, &trainer.stop, panel)?;
+        let (setup, corpus) = (plugins::setup(&used), &trainer.corpus);
+        let data =
+            Data { tokenizer: corpus.tokenizer.to_json(), reads: serde_json::json!(corpus.reads) };
+        trainer.run = RunDir::create(claim, config, setup, data, step)?;
+        let (trackers, notes) = Trackers::open(config, &path, setup, step, &trainer.stop, panel)?;
         trainer.trackers = Rc::new(RefCell::new(trackers));
-        trainer.report.heard_by(&trainer.trackers);
+        trainer.report.heard_by(Rc::clone(&trainer.trackers) as Rc<RefCell<dyn Listener>>);
         trainer.report.mute(panel);
         notes.iter().for_each(|text| trainer.report.note(text));
     }
@@ -288,9 +295,8 @@ fn work(
         ended(&mut trainer, &path, ran.as_ref().err());
     }
     // All ranks end in these ways together.
-    let together = |error: &Error| {
-        matches!(error, Error::Preempted { .. } | Error::Interrupted { .. } | Error::Numeric { .. })
-    };
+    let together =
+        |error: &Error| matches!(error.kind, Kind::Preempted | Kind::Interrupted | Kind::Numeric);
     if ran.as_ref().err().is_none_or(together) {
         // A launcher ends all ranks when the first has left with an error, and rank 0 may still be telling of the end.
         let _ = world.sum(&mut [0.0]);
@@ -304,7 +310,9 @@ fn work(
 /// A folder that cannot be made or written, as a mistake in the key that names it.
 fn unusable(config: &Config, key: &str, error: Error) -> Error {
     match error {
-        Error::Io { message, hint, .. } if config.checkpointing.save_dir.is_some() => {
+        Error { kind, message, hint, .. }
+            if kind.is_file() && config.checkpointing.save_dir.is_some() =>
+        {
             let text = format!("`{key}` is no folder that can be written: {message}");
             config.layers.error(key, &text, &hint.unwrap_or_default())
         }
@@ -456,7 +464,7 @@ fn nowhere(config: &Config) -> bool {
 fn newest_whole(folder: &Path) -> Result<Option<i64>> {
     for path in checkpoint::keep::all(folder)? {
         match Checkpoint::checked(&path) {
-            Err(Error::Checkpoint { .. }) => {}
+            Err(Error { kind: Kind::Checkpoint, .. }) => {}
             opened => return opened.map(|whole| Some(whole.state.step)),
         }
     }

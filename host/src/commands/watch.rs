@@ -43,7 +43,7 @@ fn watch(common: &Common, folder: &Path, copies: &Path, stop: &Stop) -> Result<(
     let mut builds = 0;
     loop {
         if stop.asked() {
-            return Err(Error::Interrupted { message: "stopped watching".into() });
+            return Err(Error::interrupted("stopped watching"));
         }
         if let Some(died) = drawing.as_mut().and_then(Drawing::died) {
             drawing = None;

@@ -7,8 +7,8 @@ use serde_json::Value;
 
 use super::place::Layers;
 use super::{Config, Form, original};
-use crate::distributed::Place;
 use crate::error::Result;
+use crate::ranks::Place;
 
 /// The original's steps of warm-up.
 pub const WARMUP: f64 = 2500.0;

@@ -8,8 +8,8 @@ use include_dir::{Dir, include_dir};
 
 use crate::error::{Error, Result};
 use crate::files::look;
-use crate::launch::package;
-use crate::plugins::nearest;
+use crate::process::{self, is_first_rank};
+use crate::text::nearest;
 
 static EMBEDDED: Dir<'_> = include_dir!("$CARGO_MANIFEST_DIR/../configs");
 
@@ -17,7 +17,7 @@ static EMBEDDED: Dir<'_> = include_dir!("$CARGO_MANIFEST_DIR/../configs");
 /// instead of a built-in one is told of, and its name begins with `./`.
 pub(super) fn config_file(name: &str) -> Result<Option<(String, String)>> {
     let path = format!("configs/{name}.toml");
-    let packed = package::current().map(|package| package.join(&path));
+    let packed = process::package().map(|package| package.join(&path));
     if let Some(text) = packed.map_or(Ok(None), |file| text_of(&file))? {
         return Ok(Some((path, text)));
     }
@@ -47,12 +47,6 @@ fn told(name: &str, path: &str) {
     if TOLD.lock().unwrap_or_else(PoisonError::into_inner).insert(path.to_string()) {
         tracing::warn!("`{path}` of this folder is used instead of the built-in one");
     }
-}
-
-/// Of several processes that start together, the one that speaks.
-pub(crate) fn is_first_rank() -> bool {
-    let rank = |name| std::env::var(name).is_ok_and(|rank| rank != "0");
-    !["RANK", "SLURM_PROCID"].into_iter().any(rank)
 }
 
 /// `configs/NAME.toml` as built in.

@@ -3,7 +3,7 @@
 use super::groups::{self, GROUPS};
 use super::place::Layers;
 use crate::error::Error;
-use crate::plugins::nearest;
+use crate::text::nearest;
 
 /// Words of other programs for keys of this one.
 const ELSEWHERE: &[(&str, &str)] = &[
@@ -34,7 +34,7 @@ const ELSEWHERE: &[(&str, &str)] = &[
 ];
 
 /// Every key of the host, dotted.
-pub(super) fn host_keys() -> Vec<String> {
+pub fn host_keys() -> Vec<String> {
     let of_group = |group: &&'static str| {
         let group = *group;
         groups::keys(group).into_iter().map(move |key| super::dotted(group, key))
@@ -43,7 +43,7 @@ pub(super) fn host_keys() -> Vec<String> {
 }
 
 /// The right keys for one that nobody has, at most three, the likeliest first. `known` are all keys, dotted.
-pub(super) fn right_keys(key: &str, known: &[String]) -> Vec<String> {
+pub fn right_keys(key: &str, known: &[String]) -> Vec<String> {
     let (group, last) = key.rsplit_once('.').unwrap_or(("", key));
     let first = key.split('.').next().unwrap_or_default();
     let lasts = |known: &String| known.rsplit('.').next().unwrap_or_default().to_string();
@@ -83,7 +83,7 @@ pub(super) fn right_keys(key: &str, known: &[String]) -> Vec<String> {
 }
 
 /// `did you mean ...?`, where there is something.
-pub(super) fn did_you_mean(words: &[String]) -> Option<String> {
+pub fn did_you_mean(words: &[String]) -> Option<String> {
     let quoted: Vec<String> = words.iter().map(|word| format!("`{word}`")).collect();
     (!quoted.is_empty()).then(|| format!("did you mean {}?", quoted.join(" or ")))
 }
@@ -106,7 +106,7 @@ pub(super) fn empty(key: &str, hint: &str) -> Error {
 }
 
 /// A word that is not in the list of its key.
-pub(super) fn not_listed(layers: &Layers, key: &str, word: &str, known: &[&str]) -> Error {
+pub fn not_listed(layers: &Layers, key: &str, word: &str, known: &[&str]) -> Error {
     let (last, others) = known.split_last().unwrap_or((&"", &[]));
     let listed = match others {
         [] => format!("`{last}`"),

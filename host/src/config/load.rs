@@ -18,9 +18,9 @@ use super::words::{self, CHOSEN, Words};
 use super::{
     COMMAND_LINE, Config, ENVIRONMENT, Form, begun, check, derived, hints, home, original,
 };
-use crate::error::{Error, Result};
+use crate::error::{Error, Kind, Result};
 use crate::files::look;
-use crate::launch::package;
+use crate::process;
 use crate::secrets;
 
 /// The key whose value may have a file in the folder of its name: what goes with that value when nothing else is said. So one word
@@ -175,9 +175,8 @@ fn settle(values: &mut Dict, fields: &[Field], group: &str) -> Result<()> {
         for path in paths {
             if let Figured::String(_, path) = path {
                 *path = home::expand(path).map_err(|error| match error {
-                    Error::Config { message, hint, .. } => {
-                        let key = super::dotted(group, field.name);
-                        Error::config(format!("`{key}`: {message}"), hint.unwrap_or_default())
+                    error if error.kind == Kind::Config => {
+                        error.of(&format!("`{}`", super::dotted(group, field.name)))
                     }
                     other => other,
                 })?;
@@ -217,7 +216,7 @@ fn resolve(request: &Request, basis: Option<&(String, String)>) -> Result<Config
     let experiment = chosen_by_hand("experiment")
         .map(|(name, _)| named_file("experiment", &name))
         .transpose()?;
-    let packed = package::current().map(|package| package.join(package::CONFIG));
+    let packed = process::package().map(|package| package.join(process::PACKAGED_CONFIG));
     let packed = match packed.filter(|_| request.file.is_some()) {
         Some(file) if look::is_file(&file)? => Some(file),
         _ => None,
@@ -255,7 +254,7 @@ fn resolve(request: &Request, basis: Option<&(String, String)>) -> Result<Config
         }
         match named_file(group, name) {
             // A schedule that needs no file, as a plugin has it.
-            Err(Error::Config { .. }) if group == "noise" => {
+            Err(Error { kind: Kind::Config, .. }) if group == "noise" => {
                 builder.add_words(said_by, noise(name))?
             }
             found => {
@@ -482,7 +481,7 @@ mod tests {
 
     fn refusal(words: &[&str]) -> String {
         let error = resolve(words).expect_err("a refusal");
-        let Error::Config { message, hint, .. } = &error else { panic!("{error:?}") };
+        let Error { kind: Kind::Config, message, hint, .. } = &error else { panic!("{error:?}") };
         format!("{message} | {}", hint.clone().unwrap_or_default())
     }
 

@@ -8,27 +8,25 @@ mod check;
 pub mod derived;
 mod files;
 pub mod groups;
-mod hints;
+pub mod hints;
 mod home;
 pub mod listed;
 mod load;
-mod options;
 pub mod original;
-mod place;
+pub mod place;
 pub mod range;
 pub mod reference;
 pub mod shape;
 pub mod values;
 mod words;
 
-pub(crate) use files::is_first_rank;
 pub use files::{shelf_file, shelf_names, write_files};
 pub use home::expand as expand_home;
 pub use load::{Request, load, load_upon};
 pub use original::Form;
 pub use place::Layers;
 
-use crate::error::{Error, Result};
+use crate::error::Result;
 
 /// The layer of the command line.
 pub const COMMAND_LINE: &str = "command line";
@@ -103,32 +101,6 @@ impl Config {
             || (source.starts_with("configs/experiment/") && !self.stored.contains(&source))
     }
 
-    /// Points a component's error about one of its options at the place that set it.
-    pub fn locate(&self, error: Error) -> Error {
-        let Error::Component { component, error } = error else { return error };
-        let groups: &[&str] = match component.split(' ').next().unwrap_or_default() {
-            "backbone" => &["model"],
-            "process" => &["process"],
-            "noise" => &["noise"],
-            "sampler" => &["sampling"],
-            _ => &["", "training"],
-        };
-        let words = named_options(&error);
-        let set = words.iter().find_map(|option| {
-            let group = groups.iter().find(|g| self.layers.options(g).contains_key(*option))?;
-            Some(dotted(group, option))
-        });
-        match set {
-            Some(key) => {
-                let message = error.to_string();
-                let named = message.contains(&format!("`{key}`"));
-                let place = if named { String::new() } else { format!("`{key}`: ") };
-                self.layers.error(&key, &format!("{component}: {place}{message}"), &error.hint)
-            }
-            None => Error::Component { component, error },
-        }
-    }
-
     /// How `world` ranks share a global batch.
     pub fn shares(&self, world: usize) -> Result<Shares> {
         let (global, world) = (self.loader.global_batch_size, world as i64);
@@ -189,18 +161,6 @@ pub struct Shares {
 }
 
 /// An option of a group as a key of the configuration.
-fn dotted(group: &str, option: &str) -> String {
+pub fn dotted(group: &str, option: &str) -> String {
     if group.is_empty() { option.to_string() } else { format!("{group}.{option}") }
-}
-
-/// The options that a component's error is about: the one it names as such, or those in back-ticks in its words.
-fn named_options(error: &maskdiff_plugin_api::PluginError) -> Vec<&str> {
-    if !error.config_path.is_empty() {
-        return vec![&error.config_path];
-    }
-    if error.kind != maskdiff_plugin_api::Kind::Config {
-        return Vec::new();
-    }
-    let quoted = error.chain.iter().flat_map(|text| text.split('`').skip(1).step_by(2));
-    quoted.map(|word| word.rsplit('.').next().unwrap_or(word)).collect()
 }

@@ -8,9 +8,10 @@ use figment::value::{Dict, Value as Figured};
 use serde::Deserialize;
 use serde_json::Value;
 
-use super::files::{config_file, is_first_rank};
+use super::files::config_file;
 use super::words;
 use crate::error::{Error, Result};
+use crate::process::is_first_rank;
 
 /// The layer of the original's defaults.
 pub(super) const LAYER: &str = "compat/original";
@@ -195,7 +196,7 @@ fn same(a: &str, b: &str) -> bool {
 }
 
 /// What to say of a key that nobody has: the sentence for one of the original's.
-pub(super) fn sentence(key: &str) -> Option<String> {
+pub fn sentence(key: &str) -> Option<String> {
     let table = table().ok()?;
     let below = |entry: &&Key| entry.is(key) || entry.key.starts_with(&format!("{key}."));
     let found = table.key.iter().find(below)?;
@@ -204,7 +205,7 @@ pub(super) fn sentence(key: &str) -> Option<String> {
 
 /// An option of the original's components that the chosen one does not have: whether it is dropped with a note, or refused with a
 /// sentence; none if it is not the original's.
-pub(super) fn option(key: &str, value: &Value) -> Option<Result<()>> {
+pub fn option(key: &str, value: &Value) -> Option<Result<()>> {
     let table = table().ok()?;
     let found = table.key.into_iter().find(|entry| entry.option && entry.key == key)?;
     let value = value.as_str().map_or_else(|| value.to_string(), ToString::to_string);

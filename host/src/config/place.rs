@@ -12,7 +12,7 @@ use serde_json::{Map, Value};
 use super::load::Layer;
 use super::shape::Shape;
 use super::{COMMAND_LINE, ENVIRONMENT, dotted, groups, variable, words};
-use crate::error::Error;
+use crate::error::{Error, Place};
 use crate::secrets::{self, Secrets};
 
 /// The merged layers: values, and the text of the files they came from.
@@ -123,12 +123,12 @@ impl Layers {
     }
 
     /// The number that a dotted key holds, if it is one.
-    pub(super) fn number(&self, key: &str) -> Option<f64> {
+    pub fn number(&self, key: &str) -> Option<f64> {
         number(words::find(&self.values, key)?)
     }
 
     /// The numbers in the list that a dotted key holds, if it is one.
-    pub(super) fn numbers(&self, key: &str) -> Vec<f64> {
+    pub fn numbers(&self, key: &str) -> Vec<f64> {
         let mut numbers = Vec::new();
         if let Some(list @ Figured::Array(..)) = words::find(&self.values, key) {
             each_number(key, list, &mut |_, number| numbers.push(number));
@@ -150,7 +150,7 @@ impl Layers {
     }
 
     /// Which layer a key's value came from; a later one wins.
-    pub(super) fn rank(&self, key: &str) -> usize {
+    pub fn rank(&self, key: &str) -> usize {
         let source = self.source(key);
         self.order.iter().rposition(|name| *name == source).unwrap_or(0)
     }
@@ -172,12 +172,12 @@ impl Layers {
     }
 
     /// What others may see follows from the values: to be called behind [`Self::forget`] and [`Self::read_option`].
-    pub(super) fn show(&mut self) {
+    pub fn show(&mut self) {
         (self.shown, self.secrets) = secrets::split(&self.values);
     }
 
     /// Takes a dotted key of at most two parts out.
-    pub(super) fn forget(&mut self, key: &str) {
+    pub fn forget(&mut self, key: &str) {
         match key.split_once('.') {
             None => drop(self.values.remove(key)),
             Some((group, option)) => {
@@ -190,7 +190,7 @@ impl Layers {
 
     /// Reads a word of the command line or the environment as the component's schema has the option, under the option's own name: the
     /// environment knows no small letters.
-    pub(super) fn read_option(&mut self, group: &str, option: &str, name: &str, shape: Shape) {
+    pub fn read_option(&mut self, group: &str, option: &str, name: &str, shape: Shape) {
         let key = dotted(group, option);
         let Some(word) = self.raw.get(&key) else { return };
         let values = match group {
@@ -211,7 +211,7 @@ impl Layers {
     }
 
     /// The key as whoever set it spells it: as a variable of the environment where it came from there.
-    pub(super) fn spelled_as(&self, key: &str, other: &str) -> String {
+    pub fn spelled_as(&self, key: &str, other: &str) -> String {
         if self.source(key) == ENVIRONMENT { variable(other) } else { other.to_string() }
     }
 
@@ -232,8 +232,6 @@ impl Layers {
 
     /// An error about a key: points into the file that set it, or names its source.
     pub fn error(&self, key: &str, message: &str, hint: &str) -> Error {
-        let message = secrets::scrubbed(message);
-        let hint = (!hint.is_empty()).then(|| hint.to_string());
         let source = match self.source(key) {
             source if source == ENVIRONMENT => format!("environment variable {}", variable(key)),
             source => source,
@@ -246,15 +244,10 @@ impl Layers {
             let hide =
                 |text: String, secret: &String| text.replace(secret, &"*".repeat(secret.len()));
             let text = self.secrets.values().fold(text.clone(), hide);
-            let file = Some(Arc::new(NamedSource::new(name, text)));
-            return Error::Config { message, hint, file, place: Some(place) };
+            let file = Arc::new(NamedSource::new(name, text));
+            return Error::config(message, hint).at(Place { file, span: place });
         }
-        Error::Config {
-            message: format!("{message} (from {source})"),
-            hint,
-            file: None,
-            place: None,
-        }
+        Error::config(format!("{message} (from {source})"), hint)
     }
 }
 

@@ -1,6 +1,5 @@
 //! What every key means: the text of `maskdiff config explain` and of `docs/config.md`.
 
-use maskdiff_plugin_api::abi::module::ComponentInfo;
 use serde_json::Value;
 
 use super::files::built_in;
@@ -48,8 +47,7 @@ pub fn groups() -> Vec<Group> {
 }
 
 /// The type of a component's option, in words.
-pub fn option(component: &ComponentInfo, schema: &Value) -> String {
-    let root = &component.schema;
+pub fn option(root: &Value, schema: &Value) -> String {
     let (shape, words) = (Shape::of_schema(root, schema), choices(root, schema));
     let range = Range::of_schema(root, schema).in_words();
     in_words(shape, &words, false, range)

@@ -281,7 +281,7 @@ fn takes(root: &Value, schema: &Value, kind: &str) -> bool {
 }
 
 /// The schema of a list's values.
-pub(super) fn items<'a>(root: &'a Value, schema: &'a Value) -> &'a Value {
+pub fn items<'a>(root: &'a Value, schema: &'a Value) -> &'a Value {
     if let Some(inner) = referred(root, schema) {
         return items(root, inner);
     }

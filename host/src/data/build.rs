@@ -17,7 +17,7 @@ use super::pack::Packer;
 use super::read::{Losses, Piece, Place, Reader};
 use super::tokenizer::{Encoder, Tokenizer};
 use crate::config::listed::OnInvalid;
-use crate::error::{Error, Result};
+use crate::error::{Error, Kind, Result};
 use crate::memory;
 
 /// Text of a job, in bytes; one document may have more.
@@ -269,12 +269,7 @@ fn check(ids: &[u32], mask: i64, size: i64) -> Result<()> {
 }
 
 fn in_document(error: Error, place: &Place) -> Error {
-    match error {
-        Error::Data { message, hint } => {
-            Error::Data { message: format!("{place}: {message}"), hint }
-        }
-        other => other,
-    }
+    if error.kind == Kind::Data { error.of(&place.to_string()) } else { error }
 }
 
 fn pack_in_order(

@@ -24,6 +24,7 @@ use sha2::{Digest as _, Sha256};
 use super::pack::{Packed, Packing};
 use crate::error::{Error, Result};
 use crate::files::look;
+use crate::text::hex;
 
 const MAGIC: &[u8; 8] = b"MASKDIFF";
 const VERSION: u32 = 1;
@@ -344,11 +345,6 @@ impl Writer {
         crate::files::sync_folder(self.path.parent().unwrap_or(Path::new(".")))?;
         Ok(self.path)
     }
-}
-
-/// Bytes in hexadecimal.
-pub(crate) fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 #[cfg(test)]

@@ -9,7 +9,6 @@ use std::path::{Path, PathBuf};
 
 use sha2::{Digest as _, Sha256};
 
-use super::cache::hex;
 use super::detokenize::Detokenizer;
 use super::listing::{self, Endings, Listing};
 use super::places::{Fetched, Files, Found, local, on_hub};
@@ -17,9 +16,10 @@ use super::read::{Format, Slice, check_text8};
 pub use super::spec::Spec;
 use crate::config::listed::Documents;
 use crate::config::{Config, begun};
-use crate::error::{Error, Result};
+use crate::error::{self, Error, Result};
 use crate::files::look;
 use crate::hub::{Hub, Kind, Tick, matches};
+use crate::text::hex;
 
 /// What a part of a corpus is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -404,19 +404,17 @@ fn check_keys(config: &Config, name: &str) -> Result<()> {
 
 /// Points what is wrong with the user's files at the key that names them.
 fn at_key(config: &Config, key: &str, error: Error) -> Error {
-    match error {
-        Error::Io { message, hint, .. } | Error::Data { message, hint } => {
-            let source = config.layers.source(key);
-            let hint = match begun::is_stored(&source) {
-                true => format!(
-                    "a relative path of `{source}` starts where its run was begun; `{key}=FILE` names another"
-                ),
-                false => hint.unwrap_or_default(),
-            };
-            config.layers.error(key, &message, &hint)
-        }
-        other => other,
+    if !error.kind.is_file() && error.kind != error::Kind::Data {
+        return error;
     }
+    let source = config.layers.source(key);
+    let hint = match begun::is_stored(&source) {
+        true => format!(
+            "a relative path of `{source}` starts where its run was begun; `{key}=FILE` names another"
+        ),
+        false => error.hint.unwrap_or_default(),
+    };
+    config.layers.error(key, &error.message, &hint)
 }
 
 /// Endings of the user's files.

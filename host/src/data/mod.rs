@@ -25,7 +25,6 @@ pub(crate) mod tokenizer;
 mod words;
 
 pub use build::{Recipe, run as build_blocks};
-pub(crate) use cache::hex;
 pub use cache::{Cache, Header, Writer};
 pub use loader::Loader;
 pub use pack::{Packed, Packer, Packing};
@@ -42,14 +41,13 @@ pub use words::check_words;
 use std::cell::RefCell;
 use std::sync::Arc;
 
-use tch::Tensor;
-
 use crate::config::Config;
 use crate::config::listed::{Packing as Order, Parts};
 use crate::error::{Error, Result};
 use crate::report::Report;
 use crate::stop::Stop;
 use crate::stream::{Purpose, generator};
+use crate::text::hex;
 use corpora::{LazyHub, Part, Role};
 use streaming::{Plan, Streamer};
 
@@ -251,15 +249,14 @@ impl Valid {
         let special = special.map(|id| id.map_or(-1, i64::from));
         let mut characters = 0;
         for block in 0..n {
-            let Rows { x0_bl, counted_bl } = self.blocks.rows(block, 1)?;
-            let mut ids = Vec::<i64>::try_from(x0_bl.flatten(0, 1))?;
-            if let Some(counted_bl) = counted_bl {
-                let counted =
-                    Vec::<bool>::try_from(counted_bl.flatten(0, 1).to_kind(tch::Kind::Bool))?;
-                ids = ids.into_iter().zip(counted).filter(|(_, c)| *c).map(|(id, _)| id).collect();
-            }
-            let scored: Vec<i64> =
-                ids.into_iter().skip(skipped).filter(|id| !special.contains(id)).collect();
+            let rows = self.blocks.rows(block, 1)?;
+            let scored: Vec<i64> = rows
+                .text(0)
+                .iter()
+                .skip(skipped)
+                .copied()
+                .filter(|id| !special.contains(id))
+                .collect();
             characters += tokenizer.decode(&scored).chars().count() as u64;
         }
         Ok(Some(characters))
@@ -466,7 +463,7 @@ fn open_stories(config: &Config) -> Result<Corpus> {
     let mut rng = generator(config.top.seed, Purpose::Valid, 0);
     let blocks = config.data.valid_blocks;
     let ids: Vec<i64> = (0..blocks).flat_map(|_| stories::story(&mut rng)).collect();
-    let valid = Blocks::Given(Tensor::from_slice(&ids).view([blocks, -1]));
+    let valid = Blocks::Given(Rows { ids, length: stories::LENGTH, used: None });
     let train = Loader::new(Source::Stories);
     Ok(Corpus { tokenizer: tokenizer::stories().into(), train, valid, reads: Vec::new() })
 }

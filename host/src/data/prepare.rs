@@ -8,7 +8,7 @@ use sha2::{Digest as _, Sha256};
 
 use super::Observer;
 use super::build::{self, Recipe};
-use super::cache::{self, Cache, Header, Writer, hex};
+use super::cache::{self, Cache, Header, Writer};
 use super::corpora::{LazyHub, Part, Role, short_hash};
 use super::pack::{Packed, Packer, Packing};
 use super::read::{Losses, Reader};
@@ -19,7 +19,8 @@ use crate::error::{Error, Result};
 use crate::files;
 use crate::files::lock::{self, Lock};
 use crate::files::look;
-use crate::report::counted;
+use crate::text::counted;
+use crate::text::hex;
 
 /// Where blocks are kept.
 pub fn cache_dir(config: &Config) -> Result<PathBuf> {
@@ -164,7 +165,7 @@ fn characters(
         }
         match tokenizer::load(&path) {
             Ok(kept) => Ok(Some(kept.into())),
-            Err(error @ Error::Io { .. }) => Err(error),
+            Err(error) if error.kind.is_file() => Err(error),
             Err(error) => {
                 observer.note(&format!("warning: {error}; it is made again"));
                 Ok(None)

@@ -4,7 +4,6 @@
 use std::sync::Arc;
 
 use rand::Rng;
-use tch::Tensor;
 
 use super::cache::Cache;
 use super::permutation::Permutation;
@@ -13,35 +12,40 @@ use super::streaming::Streamer;
 use crate::error::Result;
 use crate::stream::{Purpose, generator};
 
-/// Blocks of a batch.
-#[derive(Debug)]
+/// Some blocks of one length.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Rows {
-    /// Tokens `[n, L] i64`.
-    pub x0_bl: Tensor,
-    /// Which tokens count `[n, L] bool`; none when all do.
-    pub counted_bl: Option<Tensor>,
+    /// Token ids, one block after the other.
+    pub ids: Vec<i64>,
+    /// Tokens of a block.
+    pub length: usize,
+    /// How many tokens of each block are text; the rest is filling. None where all are.
+    pub used: Option<Vec<usize>>,
 }
 
 impl Rows {
-    /// The same on a device.
-    pub fn to_device(&self, device: tch::Device) -> Self {
-        let counted_bl = self.counted_bl.as_ref().map(|counted| counted.to_device(device));
-        Self { x0_bl: self.x0_bl.to_device(device), counted_bl }
+    /// How many blocks there are.
+    pub fn len(&self) -> usize {
+        self.ids.len() / self.length.max(1)
     }
 
-    /// Of ids one block after the other, and of each block's tokens that are no filling, where there is filling.
-    pub(super) fn new(ids: &[i64], length: usize, used: Option<&[usize]>) -> Self {
-        let counted = used.map(|used| {
-            let counts = |used: &usize| {
-                (0..length).map({
-                    let used = *used;
-                    move |i| i < used
-                })
-            };
-            let counted: Vec<bool> = used.iter().flat_map(counts).collect();
-            Tensor::from_slice(&counted).view([-1, length as i64])
-        });
-        Self { x0_bl: Tensor::from_slice(ids).view([-1, length as i64]), counted_bl: counted }
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.ids.is_empty()
+    }
+
+    /// The ids of the block at `index` that are text.
+    pub fn text(&self, index: usize) -> &[i64] {
+        let start = index * self.length;
+        let used = self.used.as_ref().map_or(self.length, |used| used[index]);
+        &self.ids[start..start + used]
+    }
+
+    /// `n` of them from `start` on.
+    pub fn part(&self, start: usize, n: usize) -> Self {
+        let ids = self.ids[start * self.length..(start + n) * self.length].to_vec();
+        let used = self.used.as_ref().map(|used| used[start..start + n].to_vec());
+        Self { ids, length: self.length, used }
     }
 }
 
@@ -78,7 +82,7 @@ impl Cached {
             self.cache.read(row * length as u64, &mut ids[start..])?;
             used.push(self.cache.used(row)?);
         }
-        Ok(Rows::new(&ids, length, self.padded().then_some(&used[..])))
+        Ok(Rows { ids, length, used: self.padded().then_some(used) })
     }
 
     /// Reads `length` tokens from each of these places in the stream of tokens.
@@ -90,15 +94,15 @@ impl Cached {
             ids.resize(start + length, 0);
             self.cache.read(from + place, &mut ids[start..])?;
         }
-        Ok(Rows::new(&ids, length, None))
+        Ok(Rows { ids, length, used: None })
     }
 }
 
 /// Blocks that stay as they are, for validation.
 #[derive(Debug)]
 pub enum Blocks {
-    /// In memory `[n, L] i64`; all tokens count.
-    Given(Tensor),
+    /// In memory.
+    Given(Rows),
     /// In a file.
     Cached(Cached),
 }
@@ -106,16 +110,15 @@ pub enum Blocks {
 impl Blocks {
     /// SHA-256 of the ids of blocks that are in memory; those of a file have theirs in its header.
     pub fn hash(&self) -> Result<String> {
-        let Self::Given(ids) = self else { return Ok(String::new()) };
-        let ids = Vec::<i64>::try_from(ids.flatten(0, -1))?;
-        let bytes: Vec<u8> = ids.into_iter().flat_map(i64::to_le_bytes).collect();
-        Ok(super::hex(&<sha2::Sha256 as sha2::Digest>::digest(bytes)))
+        let Self::Given(rows) = self else { return Ok(String::new()) };
+        let bytes: Vec<u8> = rows.ids.iter().copied().flat_map(i64::to_le_bytes).collect();
+        Ok(crate::text::hex(&<sha2::Sha256 as sha2::Digest>::digest(bytes)))
     }
 
     /// How many there are.
     pub fn len(&self) -> i64 {
         match self {
-            Self::Given(ids) => ids.size()[0],
+            Self::Given(rows) => rows.len() as i64,
             Self::Cached(cached) => cached.rows.cast_signed(),
         }
     }
@@ -133,7 +136,7 @@ impl Blocks {
     /// `n` blocks from `start` on.
     pub fn rows(&self, start: i64, n: i64) -> Result<Rows> {
         match self {
-            Self::Given(ids) => Ok(Rows { x0_bl: ids.narrow(0, start, n), counted_bl: None }),
+            Self::Given(rows) => Ok(rows.part(start as usize, n as usize)),
             Self::Cached(cached) => cached.read(start.cast_unsigned()..(start + n).cast_unsigned()),
         }
     }
@@ -184,7 +187,7 @@ impl Source {
             Self::Stories => {
                 let story = |i| stories::story(&mut generator(seed, Purpose::Sample, i));
                 let ids: Vec<i64> = numbers.flat_map(story).collect();
-                Rows::new(&ids, stories::LENGTH, None)
+                Rows { ids, length: stories::LENGTH, used: None }
             }
             Self::Anywhere(cached) => {
                 let length = cached.length();
@@ -200,10 +203,10 @@ impl Source {
                         generator(seed, Purpose::Sample, i).random_range(0..length as u64);
                     block * 2 * length as u64 + inside
                 });
-                let rows = cached.read_at(places, length)?;
+                let mut rows = cached.read_at(places, length)?;
                 // As the original: validation blocks begin so, and most crops would not.
                 if let Some((bos, _)) = cached.cache.header.packing.ends {
-                    let _ = rows.x0_bl.select(1, 0).fill_(i64::from(bos));
+                    rows.ids.iter_mut().step_by(length).for_each(|first| *first = i64::from(bos));
                 }
                 rows
             }
@@ -260,12 +263,16 @@ mod tests {
         Cached::new(cache, 0..10)
     }
 
-    fn ids(source: &Source, seed: u64, first: u64, n: usize, per_epoch: Option<u64>) -> Tensor {
-        source.rows(Samples { seed, first, n, per_epoch }).unwrap().x0_bl
+    fn ids(source: &Source, seed: u64, first: u64, n: usize, per_epoch: Option<u64>) -> Rows {
+        source.rows(Samples { seed, first, n, per_epoch }).unwrap()
+    }
+
+    fn first_ids(rows: &Rows) -> Vec<i64> {
+        rows.ids.iter().step_by(rows.length).copied().collect()
     }
 
     fn starts(source: &Source, first: u64, n: usize, per_epoch: Option<u64>) -> Vec<i64> {
-        Vec::<i64>::try_from(ids(source, 3, first, n, per_epoch).select(1, 0)).unwrap()
+        first_ids(&ids(source, 3, first, n, per_epoch))
     }
 
     #[test]
@@ -282,8 +289,8 @@ mod tests {
             assert_eq!(rows(1, 20, 4), rows(1, 20, 4));
             assert_ne!(rows(1, 20, 4), rows(1, 24, 4));
             assert_ne!(rows(1, 20, 4), rows(2, 20, 4));
-            let halves = [rows(1, 20, 2), rows(1, 22, 2)];
-            assert_eq!(rows(1, 20, 4), Tensor::cat(&halves, 0), "ranks share a batch");
+            let halves = [rows(1, 20, 2).ids, rows(1, 22, 2).ids];
+            assert_eq!(rows(1, 20, 4).ids, halves.concat(), "ranks share a batch");
         }
     }
 
@@ -312,9 +319,8 @@ mod tests {
         assert_eq!(seen, (0..=90).collect());
         // Each sample is half of a block: none reaches over its end.
         let crops = ids(&Source::Cropped(cached), 3, 0, 5000, None);
-        assert_eq!(crops.size(), [5000, 5]);
-        let offsets: BTreeSet<i64> =
-            Vec::<i64>::try_from(crops.select(1, 0).remainder(10)).unwrap().into_iter().collect();
+        assert_eq!((crops.len(), crops.length), (5000, 5));
+        let offsets: BTreeSet<i64> = first_ids(&crops).into_iter().map(|id| id % 10).collect();
         assert_eq!(offsets, (0..5).collect());
     }
 
@@ -324,14 +330,12 @@ mod tests {
         let cached = blocks(folder.path(), false);
         let valid = Blocks::Cached(cached.clone());
         assert!(valid.padded() && valid.len() == 10);
-        let counted = valid.rows(2, 3).unwrap().counted_bl.unwrap();
-        let counts = counted.sum_dim_intlist(1, false, tch::Kind::Int64);
-        assert_eq!(Vec::<i64>::try_from(counts).unwrap(), [3, 4, 5]);
-        assert!(bool::try_from(counted.select(1, 0).all()).unwrap(), "filling is behind the text");
+        let some = valid.rows(2, 3).unwrap();
+        assert_eq!(some.used, Some(vec![3, 4, 5]));
+        assert_eq!(some.text(1).len(), 4, "filling is behind the text");
         let rows =
             Source::Blocks(cached).rows(Samples { seed: 1, first: 0, n: 10, per_epoch: None });
-        let total = rows.unwrap().counted_bl.unwrap().sum(tch::Kind::Int64);
-        assert_eq!(total.int64_value(&[]), 55);
+        assert_eq!(rows.unwrap().used.unwrap().iter().sum::<usize>(), 55);
     }
 
     #[test]
@@ -347,8 +351,8 @@ mod tests {
             .chain([(16, Some(6), 4), (20, Some(6), 8), (28, Some(6), 8)])
         {
             let samples = Samples { seed: 5, first, n: 4, per_epoch };
-            let rows = loader.rows(samples, stride).unwrap().x0_bl;
-            assert_eq!(rows, source.rows(samples).unwrap().x0_bl, "at {first}");
+            let rows = loader.rows(samples, stride).unwrap();
+            assert_eq!(rows, source.rows(samples).unwrap(), "at {first}");
         }
     }
 }

@@ -7,7 +7,7 @@ use serde::Deserialize;
 use crate::config::listed::Detokenizer;
 use crate::config::{shelf_file, shelf_names};
 use crate::error::{Error, Result};
-use crate::plugins::nearest;
+use crate::text::nearest;
 
 /// A file of `configs/corpus/`.
 #[derive(Debug, Clone, Deserialize)]

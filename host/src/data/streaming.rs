@@ -23,8 +23,8 @@ use super::tokenizer::Tokenizer;
 use crate::config::listed::OnInvalid;
 use crate::error::{Error, Result};
 use crate::memory;
-use crate::report::counted;
 use crate::stream::{Purpose, generator};
+use crate::text::counted;
 
 /// How a stream is read.
 #[derive(Clone)]
@@ -165,7 +165,7 @@ impl Streamer {
                 used.push(*counted);
             }
         }
-        Ok(Rows::new(&ids, length, (!self.plan.packing.wrap).then_some(&used[..])))
+        Ok(Rows { ids, length, used: (!self.plan.packing.wrap).then_some(used) })
     }
 
     fn read_window(&self, state: &mut State, number: u64) -> Result<Vec<Block>> {
@@ -306,8 +306,6 @@ fn note(plan: &Plan, starts: &Mutex<Vec<Start>>, start: Start) {
 
 #[cfg(test)]
 mod tests {
-    use tch::Tensor;
-
     use super::super::corpora::Role;
     use super::super::{prepare, tokenizer};
     use super::*;
@@ -352,30 +350,29 @@ mod tests {
         texts(folder.path());
         for wrap in [true, false] {
             let ids = |streamer: &Streamer, first, n| {
-                let rows = streamer.rows(Samples { seed: 1, first, n, per_epoch: None }).unwrap();
-                (rows.x0_bl, rows.counted_bl)
+                streamer.rows(Samples { seed: 1, first, n, per_epoch: None }).unwrap()
             };
-            let (whole, counted) = ids(&streamer(folder.path(), wrap, 8), 0, 1000);
-            assert_eq!(counted.is_some(), !wrap);
+            let whole = ids(&streamer(folder.path(), wrap, 8), 0, 1000);
+            assert_eq!(whole.used.is_some(), !wrap);
             assert!(folder.path().join(format!("journal-{wrap}.jsonl")).exists());
             // By another process later on, back and forth, over the ends of files and of the corpus.
             let again = streamer(folder.path(), wrap, 8);
             for first in [900, 3, 500, 504, 508, 0, 120] {
-                assert_eq!(ids(&again, first, 4).0, whole.narrow(0, first as i64, 4), "at {first}");
+                assert_eq!(ids(&again, first, 4), whole.part(first as usize, 4), "at {first}");
             }
             // The order inside a window is drawn; which blocks it holds is not.
-            let sorted = |rows: &Tensor| {
-                let mut rows = Vec::<Vec<i64>>::try_from(rows).unwrap();
+            let sorted = |rows: &Rows| {
+                let mut rows: Vec<Vec<i64>> = rows.ids.chunks(rows.length).map(Vec::from).collect();
                 rows.sort();
                 rows
             };
-            let (plain, _) = ids(&streamer(folder.path(), wrap, 1), 0, 1000);
+            let plain = ids(&streamer(folder.path(), wrap, 1), 0, 1000);
             assert_ne!(plain, whole);
-            assert_eq!(sorted(&plain.narrow(0, 8, 8)), sorted(&whole.narrow(0, 8, 8)));
+            assert_eq!(sorted(&plain.part(8, 8)), sorted(&whole.part(8, 8)));
             let other = streamer(folder.path(), wrap, 8);
             let other = other.rows(Samples { seed: 2, first: 8, n: 8, per_epoch: None }).unwrap();
-            assert_ne!(other.x0_bl, whole.narrow(0, 8, 8));
-            assert_eq!(sorted(&other.x0_bl), sorted(&whole.narrow(0, 8, 8)));
+            assert_ne!(other, whole.part(8, 8));
+            assert_eq!(sorted(&other), sorted(&whole.part(8, 8)));
         }
     }
 

@@ -9,9 +9,9 @@ use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, ToSocketAddrs as _};
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
-use super::Place;
 use crate::memory;
 use crate::net::shown;
+use crate::ranks::Place;
 use crate::stop::Stop;
 
 /// What a rank says first, with its number and how many ranks it belongs to.

@@ -11,7 +11,7 @@ use super::protocol::{Protocol, Window, tidied};
 use super::{diversity, give_or_take, summarize};
 use crate::data::{json, read_text};
 use crate::error::{Error, Result};
-use crate::report::counted;
+use crate::text::counted;
 
 /// A generated text.
 #[derive(Debug, Clone)]

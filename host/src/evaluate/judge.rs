@@ -8,6 +8,7 @@ use maskdiff_plugin_api::Denoiser;
 use tch::{Device, Kind, Tensor};
 
 use super::protocol::Window;
+use crate::component;
 use crate::data::Tokenizer;
 use crate::error::{Error, Result};
 use crate::model::Model;
@@ -75,7 +76,7 @@ impl Judge {
         let nats_bl = nats_bl.to_device(Device::Cpu).to_kind(Kind::Double);
         let rows = nats_bl.unbind(0).into_iter().zip(windows);
         let sums = rows.map(|(row, window)| {
-            let nats = Vec::<f64>::try_from(row)?;
+            let nats = Vec::<f64>::try_from(row).map_err(component::torch)?;
             let counted = nats.iter().zip(&window.counted).filter(|(_, counts)| **counts);
             let (mut sum, mut count) = (0.0, 0.0);
             for (nats, _) in counted {
@@ -94,7 +95,7 @@ impl Judge {
             let sigma_b = Tensor::zeros([x_bl.size()[0]], (Kind::Double, x_bl.device()));
             Denoiser::new(&self.model).hidden(&x_bl, &sigma_b)
         });
-        let hidden_bld = hidden_bld.map_err(|e| Error::component("backbone", &self.name, e))?;
+        let hidden_bld = hidden_bld.map_err(|e| component::error("backbone", &self.name, e))?;
         let last = |(row, text): (Tensor, &&[i64])| row.get(text.len() as i64 - 1);
         let rows: Vec<Tensor> = hidden_bld.unbind(0).into_iter().zip(texts).map(last).collect();
         Ok(Tensor::stack(&rows, 0).to_device(Device::Cpu).to_kind(Kind::Float))

@@ -16,13 +16,16 @@ use serde::Serialize;
 use serde_json::{Map, Value, json};
 use tch::{Kind, Tensor};
 
+use crate::component;
 use crate::config::{Config, listed};
-use crate::data::{Blocks, Rows};
+use crate::data::Blocks;
 use crate::distributed::World;
-use crate::error::{Error, Result};
+use crate::draws;
+use crate::error::{self, Error, Result};
 use crate::learner::scored;
 use crate::model::Model;
-use crate::stream::{self, Purpose};
+use crate::rows::TokenRows;
+use crate::stream::Purpose;
 
 /// How likelihood is measured.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -92,9 +95,9 @@ impl Measure {
     }
 
     /// Total nats `[B] f64` of some sequences and the number of tokens scored in each, `[B] f64`.
-    fn nats(self, model: &Model, rows: &Rows, draws: &Draws) -> Result<(Tensor, Tensor)> {
+    fn nats(self, model: &Model, rows: &TokenRows, draws: &Draws) -> Result<(Tensor, Tensor)> {
         let Draws { u_b, u_bl } = draws;
-        let Rows { x0_bl, counted_bl } = rows;
+        let TokenRows { x0_bl, counted_bl } = rows;
         let sum = |t: &Tensor| t.sum_dim_intlist([1i64].as_slice(), false, Kind::Double);
         if self == Self::Reference {
             let t_b = model.draw_t(u_b)?;
@@ -256,7 +259,7 @@ pub fn likelihood(
     let Plan { measure, batch, passes, seed } = plan;
     measure.check(blocks)?;
     let device = model.facts().device();
-    let state = generator_state(device)?;
+    let state = generator_state(device).map_err(component::torch)?;
     // What the ranks tell each other: nats of each block in each pass, then its tokens, then faults.
     let all = (n * passes) as usize;
     let mut told = vec![0.0; 2 * all + 1];
@@ -269,11 +272,11 @@ pub fn likelihood(
             }
             let (seed, size) = (seed.cast_unsigned(), batch.min(n - start));
             // For components that draw more than is handed to them.
-            stream::seed_torch(seed, Purpose::Evaluate, number as u64, 0);
-            let rows = blocks.rows(start, size)?.to_device(device);
+            draws::seed_torch(seed, Purpose::Evaluate, number as u64, 0);
+            let rows = TokenRows::new(&blocks.rows(start, size)?, device)?;
             let length = rows.x0_bl.size()[1];
-            let u_b = stream::evaluation_times(seed, pass, passes, start, size).to_device(device);
-            let u_bl = stream::evaluation_masks(seed, pass, start, size, length).to_device(device);
+            let u_b = draws::evaluation_times(seed, pass, passes, start, size).to_device(device);
+            let u_bl = draws::evaluation_masks(seed, pass, start, size, length).to_device(device);
             let (nats_b, scored_b) = measure.nats(model, &rows, &Draws { u_b, u_bl })?;
             let from = (pass * n + start) as usize;
             nats_b.copy_data(&mut told[from..], size as usize);
@@ -282,11 +285,11 @@ pub fn likelihood(
         }
         Ok::<_, Error>(())
     });
-    set_generator_state(device, &state)?;
+    set_generator_state(device, &state).map_err(component::torch)?;
     let faults = 2 * all;
     told[faults] = match &fault {
         Ok(()) => 0.0,
-        Err(Error::Interrupted { .. }) => 1.0,
+        Err(Error { kind: error::Kind::Interrupted, .. }) => 1.0,
         Err(_) => FAULT,
     };
     world.sum(&mut told)?;
@@ -296,15 +299,12 @@ pub fn likelihood(
         return Err(Error::distributed(message, "see what that rank said"));
     }
     if told[faults] > 0.0 {
-        let message = "another rank stopped during the evaluation".into();
-        return Err(Error::Interrupted { message });
+        return Err(Error::interrupted("another rank stopped during the evaluation"));
     }
     let bound = summarize(&told[..all], &told[all..faults], passes);
-    let bound = bound.map_err(|error| match (error, model.not_a_number()) {
-        (Error::Numeric { message, hint }, Some(who)) => {
-            Error::Numeric { message: format!("{message}: {who}"), hint }
-        }
-        (error, _) => error,
+    let bound = bound.map_err(|error| match model.not_a_number() {
+        Some(who) if error.kind == error::Kind::Numeric => error.and(&format!(": {who}")),
+        _ => error,
     })?;
     Ok(Bound { is_bound: measure.is_bound(model), ..bound })
 }

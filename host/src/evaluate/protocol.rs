@@ -6,7 +6,7 @@ use serde::Deserialize;
 
 use crate::config::{Config, shelf_file, shelf_names};
 use crate::error::{Error, Result};
-use crate::plugins::nearest;
+use crate::text::nearest;
 
 /// A protocol; `configs/protocol/pooled.toml` explains the keys.
 #[derive(Debug, Clone, Deserialize)]

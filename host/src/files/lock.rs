@@ -9,8 +9,8 @@ use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use super::look;
-use crate::config;
 use crate::error::{Error, Result};
+use crate::process;
 
 /// Between two looks at a lock that another process holds.
 const LOOK: Duration = Duration::from_millis(200);
@@ -104,7 +104,7 @@ fn has_no_locks(error: &io::Error) -> bool {
 /// Says what is not protected: once a file system, whatever is locked there.
 fn tell(file: &File, path: &Path, guards: &str, error: &io::Error) {
     static TOLD: Mutex<BTreeSet<u64>> = Mutex::new(BTreeSet::new());
-    if !config::is_first_rank() {
+    if !process::is_first_rank() {
         return;
     }
     let disk = file.metadata().map_or(0, |it| it.dev());

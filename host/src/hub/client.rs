@@ -16,10 +16,10 @@ use sha2::{Digest, Sha256};
 use tokio::runtime::Runtime;
 
 use super::{About, Entry};
-use crate::data::hex;
 use crate::error::{Error, Result};
 use crate::net::{self, Pace};
 use crate::stop::Stop;
+use crate::text::hex;
 
 /// Tries without progress.
 const TRIES: u32 = 6;
@@ -438,7 +438,7 @@ impl Client {
         let tries = cost.tries;
         let silent = cost.silent >= self.silence.mul_f64(SILENCES);
         if tries == TRIES || silent || asked.is_some_and(|wait| wait > PATIENCE) {
-            let counted = crate::report::counted(tries, "time");
+            let counted = crate::text::counted(tries, "time");
             return Err(Fault::Unreachable(Error::data(
                 format!("`{what}` cannot be fetched: {why} (tried {counted})"),
                 "try again later: what has been fetched is kept; HF_HUB_OFFLINE=1 uses the cache alone, and a tokenizer may be a \

@@ -14,10 +14,11 @@ use std::fs;
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
 
-use serde_json::{Value, json};
+use serde_json::json;
 
 use crate::error::{Error, Result};
-use crate::{files, ownership, runs, secrets};
+use crate::scrub;
+use crate::{files, ownership, runs};
 
 /// The jobs that were submitted for a folder, a line each.
 const JOBS: &str = "jobs.jsonl";
@@ -54,7 +55,7 @@ pub fn submit(
 pub fn remember(folder: &Path, job: &str, script: &Path) {
     let line = json!({
         "job": job, "script": script, "submitted": jiff::Timestamp::now().to_string(),
-        "command": crate::run_dir::command_line(),
+        "command": crate::process::command_line(),
     });
     let file = folder.join(JOBS);
     let fault = ownership::fault(&file, ownership::Kind::Jobs);
@@ -79,7 +80,7 @@ pub fn write(folder: &Path, text: &str) -> Result<PathBuf> {
     let numbered = |n: u32| folder.join(format!("job-{n}.sh"));
     let names = std::iter::once(folder.join("job.sh")).chain((2..).map(numbered));
     // An option of sbatch has no other place.
-    let is_open = secrets::scrubbed(text) == text;
+    let is_open = scrub::scrubbed(text) == text;
     files::write_first(names, text, if is_open { files::SHARED } else { files::PRIVATE })
 }
 
@@ -110,17 +111,4 @@ pub fn check_idle<'a>(folders: impl IntoIterator<Item = &'a Path>) -> Result<()>
         format!("job {job} of `{folder}` is {state}"),
         format!("wait until it has ended, or `scancel {number}`"),
     ))
-}
-
-/// What a process knows of the job that it runs in, for the manifest.
-pub fn scheduler() -> Option<Value> {
-    let var = |name: &str| std::env::var(name).ok().filter(|value| !value.is_empty());
-    let job = var("SLURM_JOB_ID")?;
-    Some(json!({
-        "scheduler": "slurm", "job": job, "name": var("SLURM_JOB_NAME"), "partition": var("SLURM_JOB_PARTITION"),
-        "array_job": var("SLURM_ARRAY_JOB_ID"), "array_task": var("SLURM_ARRAY_TASK_ID"),
-        "nodes": var("SLURM_JOB_NODELIST"), "tasks": var("SLURM_NTASKS"),
-        // Unset the first time.
-        "restarts": var("SLURM_RESTART_COUNT").and_then(|n| n.parse::<u32>().ok()).unwrap_or(0),
-    }))
 }

@@ -10,34 +10,28 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use crate::accelerator;
 use crate::config;
 use crate::error::{Error, Result};
 use crate::files;
 use crate::files::look;
-use crate::launch::script::quoted;
-use crate::plugins::Registry;
+use crate::process::PACKAGED_CONFIG;
 use crate::secrets;
+use crate::text::quoted;
 
 /// The run path that the build gives the program, up to the build's own folder.
 const NEAR: &[u8] = b"$ORIGIN/../libtorch/torch/lib:";
 
-/// The variable that names the package from which a job takes its plugins and configurations, whatever else its words and its environment
-/// name: what they were when it was launched.
-pub const PACKAGE: &str = "MASKDIFF_PACKAGE";
-/// In a package, the file that `--config` named.
-pub const CONFIG: &str = "config.toml";
-
-/// The package of this job, when it runs from one.
-pub fn current() -> Option<PathBuf> {
-    std::env::var_os(PACKAGE).filter(|folder| !folder.is_empty()).map(PathBuf::from)
-}
-
 /// What goes into a package.
 #[derive(Debug)]
 pub struct Contents<'a> {
-    /// The plugins.
-    pub registry: &'a Registry,
+    /// The plugins: their crates' names and their files.
+    pub plugins: Vec<(&'a str, &'a Path)>,
+    /// Our library over libtorch's CUDA half, if it exists.
+    pub cuda: PathBuf,
+    /// The folder of the libraries of libtorch that this process runs over.
+    pub used: Option<PathBuf>,
+    /// Version of libtorch.
+    pub version: &'a str,
     /// The file that `--config` names.
     pub config: Option<&'a Path>,
     /// Whether libtorch goes into it too.
@@ -71,7 +65,7 @@ pub fn check_free(folder: &Path) -> Result<()> {
 }
 
 fn fill(fresh: &Path, contents: &Contents<'_>) -> Result<()> {
-    let Contents { registry, config, torch } = *contents;
+    let Contents { plugins, config, torch, .. } = contents;
     let bin = fresh.join("bin");
     fs::create_dir_all(&bin).map_err(|e| Error::io("create", &bin, &e))?;
     let program = std::env::current_exe()
@@ -79,18 +73,18 @@ fn fill(fresh: &Path, contents: &Contents<'_>) -> Result<()> {
     let bytes = fs::read(&program).map_err(|e| Error::io("read", &program, &e))?;
     put(&bin.join("maskdiff"), &without_build_path(bytes), 0o755)?;
     slim(&bin.join("maskdiff"));
-    for plugin in registry.plugins() {
+    for (name, file) in plugins {
         // By such names they are found beside the program; crates, unlike files, have different ones.
-        let name = plugin.info.name.replace('-', "_");
+        let name = name.replace('-', "_");
         let name = name.strip_prefix("maskdiff_").unwrap_or(&name);
         let copy = bin.join(format!("libmaskdiff_{name}.so"));
-        fs::copy(&plugin.path, &copy).map_err(|e| Error::io("copy", &plugin.path, &e))?;
+        fs::copy(file, &copy).map_err(|e| Error::io("copy", file, &e))?;
         slim(&copy);
     }
-    let cuda = accelerator::cuda_library();
-    if look::is_file(&cuda)? {
+    let cuda = &contents.cuda;
+    if look::is_file(cuda)? {
         let copy = bin.join(cuda.file_name().unwrap_or_default());
-        fs::copy(&cuda, &copy).map_err(|e| Error::io("copy", &cuda, &e))?;
+        fs::copy(cuda, &copy).map_err(|e| Error::io("copy", cuda, &e))?;
         slim(&copy);
     }
     config::write_files(&fresh.join("configs"))?;
@@ -99,12 +93,12 @@ fn fill(fresh: &Path, contents: &Contents<'_>) -> Result<()> {
         copy_folder(Path::new("configs"), &fresh.join("configs"), ".toml")?;
     }
     if let Some(file) = config {
-        fs::copy(file, fresh.join(CONFIG)).map_err(|e| Error::io("copy", file, &e))?;
-        secrets::protect(&fresh.join(CONFIG))?;
+        fs::copy(file, fresh.join(PACKAGED_CONFIG)).map_err(|e| Error::io("copy", file, &e))?;
+        secrets::protect(&fresh.join(PACKAGED_CONFIG))?;
     }
-    let used = accelerator::torch_folder().and_then(|lib| Some(lib.parent()?.to_path_buf()));
+    let used = contents.used.as_ref().and_then(|lib| Some(lib.parent()?.to_path_buf()));
     let used = used.and_then(|torch| torch.canonicalize().ok());
-    if let Some(from) = used.as_ref().filter(|_| torch) {
+    if let Some(from) = used.as_ref().filter(|_| *torch) {
         copy_folder(&from.join("lib"), &fresh.join("torch/lib"), ".so")?;
         // What a build with CUDA looks for beside its own folder.
         let nvidia = from.with_file_name("nvidia");
@@ -112,7 +106,7 @@ fn fill(fresh: &Path, contents: &Contents<'_>) -> Result<()> {
             copy_folder(&nvidia, &fresh.join("nvidia"), ".so")?;
         }
     }
-    put(&fresh.join("maskdiff"), starter(used.as_deref()).as_bytes(), 0o755)
+    put(&fresh.join("maskdiff"), starter(used.as_deref(), contents.version).as_bytes(), 0o755)
 }
 
 fn put(file: &Path, bytes: &[u8], mode: u32) -> Result<()> {
@@ -162,9 +156,8 @@ fn copy_folder(from: &Path, to: &Path, part: &str) -> Result<()> {
 }
 
 /// The script that finds a torch and starts the program over it.
-fn starter(used: Option<&Path>) -> String {
+fn starter(used: Option<&Path>, version: &str) -> String {
     let used = used.map_or("''".into(), |path| quoted(&path.display().to_string()));
-    let version = maskdiff_plugin_api::abi::TORCH_VERSION;
     format!(
         r#"#!/bin/sh
 # Starts the program of this folder over a torch {version}: the one that MASKDIFF_TORCH names, one in this folder, python3's, or the
@@ -213,7 +206,7 @@ mod tests {
     fn the_starter_is_one_that_the_shell_reads() {
         let folder = tempfile::tempdir().unwrap();
         let file = folder.path().join("maskdiff");
-        fs::write(&file, starter(Some(Path::new("/a b/torch")))).unwrap();
+        fs::write(&file, starter(Some(Path::new("/a b/torch")), "2.11")).unwrap();
         assert!(Command::new("sh").arg("-n").arg(&file).status().unwrap().success());
         // A torch that is none is refused by its name.
         let said =

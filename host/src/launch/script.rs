@@ -6,12 +6,13 @@
 //! array as its `SLURM_JOB_ID`, so a task is named as `ARRAY_TASK`.
 
 use std::fmt::Write as _;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
-use super::package::PACKAGE;
 use super::settings::Settings;
 use crate::error::Result;
 use crate::plain;
+use crate::process::PACKAGE;
+use crate::text::quoted;
 
 /// A script to be.
 #[derive(Debug)]
@@ -340,34 +341,6 @@ pub fn array_numbers(spec: &str) -> Option<Vec<u64>> {
         numbers.extend((first..=last).step_by(step));
     }
     Some(numbers)
-}
-
-/// A word for the shell, in quotes where it needs them.
-pub fn quoted(word: &str) -> String {
-    let bare = |c: char| c.is_ascii_alphanumeric() || "_-./=:,+@%".contains(c);
-    if !word.is_empty() && word.chars().all(bare) {
-        word.to_string()
-    } else if word.contains(plain::is_control) {
-        // On one line, and with nothing that a terminal acts on.
-        let spelled = |c: char| match c {
-            '\\' | '\'' => format!("\\{c}"),
-            '\n' => "\\n".into(),
-            '\t' => "\\t".into(),
-            c if plain::is_control(c) => {
-                let mut bytes = [0; 4];
-                c.encode_utf8(&mut bytes).bytes().map(|byte| format!("\\x{byte:02x}")).collect()
-            }
-            c => c.to_string(),
-        };
-        format!("$'{}'", word.chars().map(spelled).collect::<String>())
-    } else {
-        format!("'{}'", word.replace('\'', r"'\''"))
-    }
-}
-
-/// A path as a word for the shell, for commands that are printed: they can be pasted as they stand.
-pub fn quoted_path(path: &Path) -> String {
-    quoted(&path.display().to_string())
 }
 
 /// A word with the number of an array's task in it.

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use crate::config::shelf_file;
 use crate::error::{Error, Result};
 use crate::plain;
-use crate::plugins::nearest;
+use crate::text::nearest;
 
 /// The file of a scheduler's settings.
 const SHELF: &str = "launcher";

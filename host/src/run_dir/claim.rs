@@ -31,7 +31,7 @@ impl Claim {
     pub fn run(config: &Config) -> Result<Self> {
         match &config.run.dir {
             Some(dir) => Self::named(Path::new(dir)).map_err(|error| match error {
-                Error::Io { message, hint, .. } => {
+                Error { kind, message, hint, .. } if kind.is_file() => {
                     let text = format!("`run.dir` is no place for a run: {message}");
                     config.layers.error("run.dir", &text, &hint.unwrap_or_default())
                 }

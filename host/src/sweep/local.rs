@@ -10,10 +10,11 @@ use libc::{SIGINT, SIGTERM};
 
 use super::{OUTPUT, Sweep, name};
 use crate::error::{Error, Result};
-use crate::launch::package::PACKAGE;
 use crate::launch::ranks::{Signals, pass_on, start};
-use crate::launch::script::quoted_path;
-use crate::report::{Report, counted};
+use crate::process::PACKAGE;
+use crate::report::Report;
+use crate::text::counted;
+use crate::text::quoted_path;
 use crate::{signals, stop};
 
 /// Between two looks at the processes.
@@ -149,8 +150,8 @@ impl Run<'_> {
             Some(Stopped::Signal(signal)) => {
                 let message = format!("stopped: {done} of {all} are done; {resume} goes on");
                 return Err(match signal {
-                    SIGINT => Error::Interrupted { message },
-                    _ => Error::Preempted { message },
+                    SIGINT => Error::interrupted(message),
+                    _ => Error::preempted(message),
                 });
             }
         }

@@ -20,12 +20,13 @@ use crate::config;
 use crate::error::{Error, Result};
 use crate::files::lock::Lock;
 use crate::files::look;
-use crate::launch::script::quoted_path;
 use crate::launch::settings::Said;
 use crate::plain;
+use crate::process;
 use crate::run_dir::{self, Claim};
 use crate::runs::{self, Run};
 use crate::secrets::{self, Vault};
+use crate::text::quoted_path;
 use crate::trust;
 use axes::Plan;
 
@@ -137,7 +138,7 @@ impl Sweep {
         crate::files::write_whole(&self.folder.join(POINTS), lines)?;
         let plan = json!({
             "format": 1, "from": self.from, "plan": self.plan, "points": self.points.len(), "job": job,
-            "command": run_dir::command_line(), "created": jiff::Timestamp::now().to_string(),
+            "command": process::command_line(), "created": jiff::Timestamp::now().to_string(),
         });
         // Last: a folder without it is no sweep.
         crate::files::write_whole(&self.folder.join(PLAN), format!("{plan:#}\n"))?;

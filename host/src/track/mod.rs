@@ -14,9 +14,10 @@ use serde_json::{Map, Value};
 pub use wandb::Wandb;
 
 use crate::config::Config;
-use crate::error::{Error, Result};
-use crate::plugins::UsedPlugin;
+use crate::error::{Kind, Result};
+use crate::report::Listener;
 use crate::stop::Stop;
+use crate::used::Setup;
 
 /// One view. None of them may stop a run: what goes wrong is told once, and the run goes on.
 pub trait Tracker {
@@ -50,6 +51,14 @@ pub struct Trackers {
 /// A view, and whether it has failed: such a one hears of the end alone.
 struct View(Box<dyn Tracker>, bool);
 
+impl Listener for Trackers {
+    /// Hands a line to all.
+    fn line(&mut self, text: &str) {
+        // One that fails says so at the next row.
+        self.views.iter_mut().filter(|view| !view.1).for_each(|view| drop(view.0.line(text)));
+    }
+}
+
 impl std::fmt::Debug for Trackers {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_list().entries(self.views.iter().map(|view| view.0.name())).finish()
@@ -62,7 +71,7 @@ impl Trackers {
     pub fn open(
         config: &Config,
         run: &Path,
-        plugins: &[UsedPlugin],
+        setup: Setup<'_>,
         resumed: i64,
         stop: &Stop,
         panel: bool,
@@ -75,9 +84,9 @@ impl Trackers {
         if config.track.tensorboard {
             views.push(Box::new(tensorboard::TensorBoard::create(run, resumed)?));
         }
-        match Wandb::open(config, run, plugins, stop, &mut notes) {
+        match Wandb::open(config, run, setup, stop, &mut notes) {
             Ok(wandb) => views.extend(wandb.map(|wandb| Box::new(wandb) as Box<dyn Tracker>)),
-            Err(error) if config.wandb.required || matches!(error, Error::Config { .. }) => {
+            Err(error) if config.wandb.required || matches!(error.kind, Kind::Config) => {
                 return Err(error);
             }
             Err(error) => {
@@ -99,12 +108,6 @@ impl Trackers {
     /// Tells all that the run goes back to a checkpoint.
     pub fn rewind(&mut self, step: i64) -> Vec<String> {
         self.each(|view| view.rewind(step))
-    }
-
-    /// Hands a line to all.
-    pub fn line(&mut self, text: &str) {
-        // One that fails says so at the next row.
-        self.views.iter_mut().filter(|view| !view.1).for_each(|view| drop(view.0.line(text)));
     }
 
     fn each(&mut self, mut act: impl FnMut(&mut dyn Tracker) -> Result<()>) -> Vec<String> {

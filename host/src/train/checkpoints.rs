@@ -10,7 +10,7 @@ use crate::assemble;
 use crate::checkpoint::{self, Checkpoint, Content, Named, Saver, State, Stored, room};
 use crate::config::listed::Strategy;
 use crate::distributed::World;
-use crate::error::{Error, Result};
+use crate::error::{Error, Kind, Result};
 use crate::observe::{Split, Usual};
 use crate::precision::LossScale;
 use crate::run_dir;
@@ -230,12 +230,9 @@ impl Trainer<'_> {
 
     /// An error about memory, with the checkpoint that is left.
     pub fn with_what_is_left(&mut self, error: Error) -> Error {
-        match error {
-            Error::Memory { message, hint } => {
-                let left = self.last_checkpoint();
-                Error::Memory { message: format!("{message}; {left}"), hint }
-            }
-            other => other,
+        match error.kind {
+            Kind::Memory => error.and(&format!("; {}", self.last_checkpoint())),
+            _ => error,
         }
     }
 
@@ -247,7 +244,7 @@ impl Trainer<'_> {
             kept.and_then(|path| path.canonicalize().map_err(|e| Error::io("read", &path, &e)));
         match kept {
             Ok(path) => format!("the last good checkpoint is `{}`", path.display()),
-            Err(Error::Config { .. }) => "no checkpoint had been written yet".into(),
+            Err(Error { kind: Kind::Config, .. }) => "no checkpoint had been written yet".into(),
             Err(error) => format!("the last good checkpoint is not known: {error}"),
         }
     }

@@ -9,10 +9,12 @@ use serde_json::{Value, json};
 
 use super::Trainer;
 use super::judged::METRIC;
+use crate::choose::Choose as _;
+use crate::component;
 use crate::config::Config;
 use crate::config::listed::Best;
 use crate::data::entropy_per_token;
-use crate::error::{Error, Result};
+use crate::error::{self, Error, Result};
 use crate::evaluate::{self, Bound, Plan};
 use crate::ledger;
 use crate::model::{Model, Progress};
@@ -62,10 +64,10 @@ pub(super) fn drawn(
     until: Progress<'static>,
 ) -> Result<Result<Drawn>> {
     let device = model.facts().device();
-    let state = generator_state(device)?;
+    let state = generator_state(device).map_err(component::torch)?;
     tch::manual_seed(seed);
     let drawn = sample::draw(model, sampler, given, texts, Some(until), None);
-    set_generator_state(device, &state)?;
+    set_generator_state(device, &state).map_err(component::torch)?;
     Ok(drawn)
 }
 
@@ -106,8 +108,8 @@ impl Trainer<'_> {
         let plan = Plan::new(config, self.measure);
         let bound = self.learner.averaged(|| {
             evaluate::likelihood(model, &corpus.valid, n, plan, world, |_, _| {
-                let message = "asked to stop during an evaluation".into();
-                if stop.asked() { Err(Error::Interrupted { message }) } else { Ok(()) }
+                let message = "asked to stop during an evaluation";
+                if stop.asked() { Err(Error::interrupted(message)) } else { Ok(()) }
             })
         })?;
         let mut line = Value::Object(bound.metrics());
@@ -211,7 +213,7 @@ impl Trainer<'_> {
     /// An evaluation; when any rank was asked to stop in it, what saving and leaving gives.
     pub(super) fn evaluate_or_stop(&mut self) -> Result<Option<Bound>> {
         match self.evaluate() {
-            Err(Error::Interrupted { .. }) => {
+            Err(Error { kind: error::Kind::Interrupted, .. }) => {
                 let mut level = [self.stop.level()];
                 self.world.sum(&mut level)?;
                 Err(self.stopped(level[0])?)

@@ -4,6 +4,7 @@ use maskdiff_plugin_api::{Kind as ErrorKind, PluginError};
 
 use super::Trainer;
 use super::evaluations::drawn;
+use crate::choose::Choose as _;
 use crate::error::Result;
 use crate::evaluate::generated::{Generated, Plan, score};
 use crate::evaluate::judge::Judge;

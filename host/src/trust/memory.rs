@@ -12,7 +12,8 @@ use sha2::{Digest as _, Sha256};
 use super::{plugins_in, rights};
 use crate::error::{Error, Result};
 use crate::files::{self, look};
-use crate::plugins::{Places, hex};
+use crate::process;
+use crate::text::hex;
 
 /// Its name.
 const FILE: &str = "trusted.json";
@@ -61,7 +62,7 @@ impl Memory {
     }
 
     fn file() -> Option<PathBuf> {
-        Places::data_folder().map(|folder| folder.join(FILE))
+        process::data_folder().map(|folder| folder.join(FILE))
     }
 
     /// The path that was named which is the same as this one.

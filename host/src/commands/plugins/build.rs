@@ -11,7 +11,8 @@ use crate::assemble;
 use crate::cargo::{self, Telling};
 use crate::error::{Error, Result};
 use crate::output;
-use crate::plugins::{Places, Registry};
+use crate::places::Places;
+use crate::plugins::Registry;
 
 /// Builds the crate in `folder`, and installs its plugin when every component keeps its contract.
 ///

@@ -60,7 +60,7 @@ fn describe(plugin: &Plugin, component: &ComponentInfo) -> String {
             text,
             "| `{}{option}` | {} | `{}` | {} |",
             option_group(kind, option),
-            reference::option(component, schema),
+            reference::option(&component.schema, schema),
             component.defaults[option],
             meaning.replace('\n', " ").replace('|', "\\|"),
         );

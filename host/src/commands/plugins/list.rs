@@ -9,8 +9,8 @@ use crate::assemble;
 use crate::config::range::Range;
 use crate::error::{Error, Result};
 use crate::output;
-use crate::plugins::nearest;
 use crate::report::Format;
+use crate::text::nearest;
 
 /// Lists all components.
 pub fn list(common: &Common) -> Result<()> {

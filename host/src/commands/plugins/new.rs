@@ -9,9 +9,10 @@ use super::{Common, key};
 use crate::cargo;
 use crate::error::{Error, Result};
 use crate::files::look;
-use crate::launch::script::quoted_path;
 use crate::output;
-use crate::plugins::{KINDS, nearest};
+use crate::plugins::KINDS;
+use crate::text::nearest;
+use crate::text::quoted_path;
 
 static TEMPLATES: Dir<'_> = include_dir!("$CARGO_MANIFEST_DIR/templates/plugin");
 /// The versions this host was built with: a plugin starts from the same ones.

@@ -9,7 +9,8 @@ use crate::assemble;
 use crate::error::{Error, Result};
 use crate::files::look;
 use crate::output;
-use crate::plugins::{Places, nearest};
+use crate::places::Places;
+use crate::text::nearest;
 
 /// Removes the plugin of that name, or the one with that component, from the user's folder. One that does not load any
 /// more goes by the name of its file.

@@ -9,7 +9,7 @@ use super::added::{Added, token};
 use super::words::{Split, Words};
 use super::{Encoder, Plain, Stored, Tokenizer, library};
 use crate::data::read_text;
-use crate::error::{Error, Result};
+use crate::error::{Error, Kind, Result};
 use crate::files;
 
 /// Special tokens that are named beside a tokenizer, in `tokenizer_config.json` or `special_tokens_map.json`.
@@ -66,7 +66,7 @@ impl Special {
 /// The file's value; null where there is no such file.
 pub(super) fn json_file(path: &Path) -> Result<Value> {
     let text = match read_text(path) {
-        Err(Error::Io { missing: true, .. }) => return Ok(Value::Null),
+        Err(Error { kind: Kind::Missing, .. }) => return Ok(Value::Null),
         text => text?,
     };
     serde_json::from_str(&text)

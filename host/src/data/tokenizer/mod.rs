@@ -239,6 +239,13 @@ fn file_in(folder: &Path) -> Result<PathBuf> {
 }
 
 /// One token for each character of a text, in code-point order.
+/// What a token reads as behind other text: some tokenizers put a space between two.
+pub(crate) fn piece(id: i64, tokenizer: &dyn Tokenizer) -> String {
+    let alone = tokenizer.decode(&[id]);
+    let behind = tokenizer.decode(&[id, id]);
+    behind.strip_prefix(&alone).map_or(alone.clone(), ToString::to_string)
+}
+
 #[cfg(test)]
 pub(crate) fn characters(text: &str) -> Box<dyn Tokenizer> {
     let all: std::collections::BTreeSet<char> = text.chars().collect();
@@ -318,5 +325,22 @@ mod tests {
         std::fs::remove_file(&path).unwrap();
         let error = load(folder.path()).map(|_| ()).unwrap_err().to_string();
         assert!(error.contains("holds no tokenizer"), "{error}");
+    }
+
+    #[test]
+    fn pieces_read_as_they_do_in_text() {
+        let words = stories();
+        let ids: Vec<i64> = words
+            .encode("the cat sleeps.")
+            .unwrap_or_default()
+            .into_iter()
+            .map(i64::from)
+            .collect();
+        if let [the, .., stop] = ids[..] {
+            assert!(piece(the, words.as_ref()).starts_with(' '));
+            assert_eq!(piece(stop, words.as_ref()), ".");
+        }
+        let letters = characters("ab ");
+        assert_eq!(piece(1, letters.as_ref()), "a");
     }
 }

@@ -11,7 +11,7 @@ use super::record::{FileItem, Files, Git, Item, Kind, Metric, MetricOptions, Run
 use super::{STEP, item};
 use crate::config::{Config, original};
 use crate::error::{Error, Result};
-use crate::plugins::UsedPlugin;
+use crate::used::Setup;
 
 /// How a run is logged.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -90,12 +90,12 @@ pub(super) fn record(config: &Config, id: &str, started: f64, rows: i64) -> Run 
         run_group: said(keys.group.as_ref(), "WANDB_RUN_GROUP"),
         job_type: said(keys.job_type.as_ref(), "WANDB_JOB_TYPE"),
         display_name: said(keys.name.as_ref(), "WANDB_NAME"),
-        notes: crate::secrets::scrubbed(&said(keys.notes.as_ref(), "WANDB_NOTES")),
+        notes: crate::scrub::scrubbed(&said(keys.notes.as_ref(), "WANDB_NOTES")),
         tags: tags(config),
         host: host.trim().into(),
         starting_step: rows,
         start_time: Some(Timestamp::of(started)),
-        git: crate::run_dir::git_commit().map(|commit| Git { commit }),
+        git: crate::process::git_commit().map(|commit| Git { commit }),
     }
 }
 
@@ -138,15 +138,15 @@ pub(super) fn describe(
     writer: &mut Writer,
     folder: &Path,
     config: &Config,
-    plugins: &[UsedPlugin],
+    setup: Setup<'_>,
 ) -> Result<()> {
-    let command = crate::run_dir::command_line();
+    let command = crate::process::command_line();
     let started = jiff::Timestamp::now().to_string();
     let metadata = json!({
         "os": std::env::consts::OS, "host": fs::read_to_string("/etc/hostname").unwrap_or_default().trim(),
         "program": "maskdiff", "executable": command.first(), "args": command.get(1..),
         "startedAt": started, "cpu_count": std::thread::available_parallelism().map_or(0, usize::from),
-        "gpu_count": tch::Cuda::device_count(), "git": {"commit": crate::run_dir::git_commit()},
+        "gpu_count": setup.gpus, "git": {"commit": crate::process::git_commit()},
     });
     let yaml = |(key, value): (String, Value)| format!("{key}:\n  value: {value}\n");
     let tree = shown(config);
@@ -154,7 +154,7 @@ pub(super) fn describe(
     let files = [
         ("wandb-metadata.json", metadata.to_string()),
         ("config.yaml", tree),
-        ("plugins.json", json!(plugins).to_string()),
+        ("plugins.json", json!(setup.plugins).to_string()),
     ];
     let mut named = Vec::new();
     for (name, content) in files {

@@ -27,7 +27,7 @@ pub(super) fn newest(run: &Path, id: &str) -> Result<Option<(PathBuf, Before)>> 
                 return Ok(Some((file, before)));
             }
             // A file that cannot be read may be the run's own: W&B would get a second run of it.
-            Err(error @ Error::Io { .. }) => return Err(error),
+            Err(error) if error.kind.is_file() => return Err(error),
             Ok(_) | Err(_) => {}
         }
     }

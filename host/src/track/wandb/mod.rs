@@ -45,12 +45,12 @@ use super::Tracker;
 use super::system::System;
 use crate::config::Config;
 use crate::config::listed::Resume;
-use crate::data::hex;
 use crate::error::{Error, Result};
-use crate::launch::script::quoted_path;
 use crate::memory;
-use crate::plugins::UsedPlugin;
 use crate::stop::Stop;
+use crate::text::hex;
+use crate::text::quoted_path;
+use crate::used::Setup;
 
 /// Between two samples of the machine.
 const SAMPLED: Duration = Duration::from_secs(15);
@@ -112,7 +112,7 @@ impl Wandb {
     pub fn open(
         config: &Config,
         run: &Path,
-        plugins: &[UsedPlugin],
+        setup: Setup<'_>,
         stop: &Stop,
         notes: &mut Vec<String>,
     ) -> Result<Option<Self>> {
@@ -169,7 +169,7 @@ impl Wandb {
         } else {
             writer.append(Kind::Config(Update { update: settings }))?;
         }
-        describe(&mut writer, &folder, config, plugins)?;
+        describe(&mut writer, &folder, config, setup)?;
         let sender = match mode {
             Mode::Offline => None,
             Mode::Online => match connect(config, &path, own.is_some(), &mut before) {

@@ -16,7 +16,7 @@ use super::record::{Item, Kind, Run};
 use super::uploads::Uploads;
 use crate::error::{Error, Result};
 use crate::files;
-use crate::report::counted;
+use crate::text::counted;
 
 /// Lines of a piece hold at most so many bytes.
 const PIECE: usize = 4 << 20;

@@ -1,0 +1,83 @@
+//! Small things about text: hashes in hexadecimal, words for the shell, the nearest known word, plurals.
+
+use std::path::Path;
+
+use crate::plain;
+
+/// Bytes in hexadecimal.
+pub fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// The known word closest to a misspelt one, if any is close.
+pub fn nearest<'a>(word: &str, known: &[&'a str]) -> Option<&'a str> {
+    let scored = known.iter().map(|k| (strsim::damerau_levenshtein(word, k), *k));
+    scored.filter(|(d, k)| *d <= 1 + word.len().max(k.len()) / 4).min().map(|(_, k)| k)
+}
+
+/// A word for the shell, in quotes where it needs them.
+pub fn quoted(word: &str) -> String {
+    let bare = |c: char| c.is_ascii_alphanumeric() || "_-./=:,+@%".contains(c);
+    if !word.is_empty() && word.chars().all(bare) {
+        word.to_string()
+    } else if word.contains(plain::is_control) {
+        // On one line, and with nothing that a terminal acts on.
+        let spelled = |c: char| match c {
+            '\\' | '\'' => format!("\\{c}"),
+            '\n' => "\\n".into(),
+            '\t' => "\\t".into(),
+            c if plain::is_control(c) => {
+                let mut bytes = [0; 4];
+                c.encode_utf8(&mut bytes).bytes().map(|byte| format!("\\x{byte:02x}")).collect()
+            }
+            c => c.to_string(),
+        };
+        format!("$'{}'", word.chars().map(spelled).collect::<String>())
+    } else {
+        format!("'{}'", word.replace('\'', r"'\''"))
+    }
+}
+
+/// A path as a word for the shell, for commands that are printed: they can be pasted as they stand.
+pub fn quoted_path(path: &Path) -> String {
+    quoted(&path.display().to_string())
+}
+
+/// A number with its noun: `1 sequence`, `2 sequences`.
+pub fn counted(number: impl std::fmt::Display, noun: &str) -> String {
+    match number.to_string() {
+        one if one == "1" => format!("1 {noun}"),
+        number => format!("{number} {}", plural(noun)),
+    }
+}
+
+/// A noun for several: `sequences`, `processes`, `entries`.
+pub fn plural(noun: &str) -> String {
+    if ["s", "ch", "x"].iter().any(|end| noun.ends_with(end)) {
+        return format!("{noun}es");
+    }
+    match noun.strip_suffix('y').filter(|stem| !stem.ends_with(['a', 'e', 'o'])) {
+        Some(stem) => format!("{stem}ies"),
+        None => format!("{noun}s"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_is_no_plural() {
+        for (number, noun, words) in [
+            (1, "sequence", "1 sequence"),
+            (0, "sequence", "0 sequences"),
+            (2, "process", "2 processes"),
+            (3, "batch", "3 batches"),
+            (2, "box", "2 boxes"),
+            (2, "entry", "2 entries"),
+            (2, "day", "2 days"),
+        ] {
+            assert_eq!(counted(number, noun), words);
+        }
+    }
+}
