@@ -117,6 +117,11 @@ impl Run {
         self.metrics.least(metric)
     }
 
+    /// The last value of a metric.
+    pub fn last(&self, metric: &str) -> Option<f64> {
+        self.metrics.last(metric)
+    }
+
     /// The numbers of a metric: steps and values, of a large file some of them.
     pub fn curve(&self, metric: &str) -> Vec<(i64, f64)> {
         let point = |line: &Value| Some((line["step"].as_i64()?, line.get(metric)?.as_f64()?));

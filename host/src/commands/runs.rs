@@ -28,7 +28,7 @@ fn least(run: &Run, metric: &str) -> Option<f64> {
 }
 
 fn last(run: &Run, metric: &str) -> Option<f64> {
-    run.curve(metric).last().map(|(_, value)| *value)
+    run.last(metric)
 }
 
 fn number(value: Option<f64>, digits: usize) -> String {
