@@ -11,8 +11,10 @@ use crate::ledger;
 use crate::trace::Trace;
 
 mod metrics;
+mod thinned;
 
 use metrics::Metrics;
+use thinned::Keep;
 
 /// The file that makes a folder a run.
 const METRICS: &str = "metrics.jsonl";
@@ -73,12 +75,21 @@ pub fn lines(file: &Path) -> Result<Vec<Value>> {
 impl Run {
     /// Reads a run folder. What a crash has kept from it is left out.
     pub fn open(path: &Path) -> Result<Self> {
+        Self::read(path, Keep::Even)
+    }
+
+    /// Reads how far a run is and how good it became. Of a large file it has no curves.
+    pub fn glance(path: &Path) -> Result<Self> {
+        Self::read(path, Keep::Ends)
+    }
+
+    fn read(path: &Path, keep: Keep) -> Result<Self> {
         let config = look::bytes(&path.join("config.toml"))?.unwrap_or_default();
         let config = String::from_utf8_lossy(&config);
         Ok(Self {
             path: path.to_path_buf(),
             config: config.parse().unwrap_or_default(),
-            metrics: Metrics::read(&path.join(METRICS))?,
+            metrics: Metrics::read(&path.join(METRICS), keep)?,
         })
     }
 

@@ -19,7 +19,7 @@ fn opened(folders: &[PathBuf]) -> Result<Vec<Run>> {
     let folders = if usual { &default[..] } else { folders };
     let found = folders.iter().map(|folder| runs::find(folder));
     let found = found.collect::<Result<Vec<_>>>()?.concat();
-    found.iter().map(|path| Run::open(path)).collect()
+    found.iter().map(|path| Run::glance(path)).collect()
 }
 
 /// The best value of a metric that should be small.
@@ -120,7 +120,7 @@ pub fn compare(report: &Report, folders: &[PathBuf]) -> Result<()> {
             "name two runs or more, or a folder that holds them, as a sweep's",
         ));
     }
-    let runs = found.iter().map(|folder| Run::open(folder)).collect::<Result<Vec<Run>>>()?;
+    let runs = found.iter().map(|folder| Run::glance(folder)).collect::<Result<Vec<Run>>>()?;
     let all: Vec<_> = runs.iter().map(Run::settings).collect();
     let mut keys: Vec<&String> = all.iter().flat_map(|settings| settings.keys()).collect();
     keys.sort();
@@ -206,7 +206,7 @@ fn one(folder: &Path) -> Result<Run> {
     if !runs::is_run(folder)? {
         return Err(no_run(folder));
     }
-    Run::open(folder)
+    Run::glance(folder)
 }
 
 fn no_run(folder: &Path) -> Error {
