@@ -48,10 +48,11 @@ pub fn run(report: &Report, folders: &[PathBuf], output: &Path, force: bool) -> 
             let name = path.display().to_string();
             results.extend(run.results()?.iter().map(|line| result(&name, line)));
             traces.extend(run.traces());
-            shown.push(json!({
-                "name": name, "state": run.state(), "facts": facts(&run), "curves": run.curves(),
-                "samples": run.samples(),
-            }));
+            // The curves are moved, not copied: they are most of a page.
+            let mut line = json!({"name": name, "state": run.state(), "facts": facts(&run)});
+            line["curves"] = run.curves().into();
+            line["samples"] = run.samples().into();
+            shown.push(line);
         }
         // A folder may hold results of checkpoints that are no runs.
         if seen.insert(folder.canonicalize().unwrap_or_else(|_| folder.clone())) {
@@ -74,7 +75,11 @@ pub fn run(report: &Report, folders: &[PathBuf], output: &Path, force: bool) -> 
     let traces: Vec<Value> = traces.into_iter().map(named).collect();
     let published = published(&results)?;
     let (runs, evaluations, texts) = (shown.len(), results.len(), traces.len());
-    let data = json!({"runs": shown, "results": results, "published": published, "traces": traces});
+    let mut data = json!({});
+    data["runs"] = shown.into();
+    data["results"] = results.into();
+    data["published"] = published.into();
+    data["traces"] = traces.into();
     let page = page::html("maskdiff report", "report", data);
     ownership::put(output, ownership::Kind::Report, OUTPUT, force, &page)?;
     let path = output.display().to_string();
