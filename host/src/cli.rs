@@ -1,21 +1,23 @@
 //! The command line.
 
 use std::ffi::OsString;
-use std::io::IsTerminal as _;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::LazyLock;
 use std::time::Duration;
 
 use clap::{Args, CommandFactory as _, FromArgMatches as _, Parser, Subcommand, ValueHint};
+use maskdiff_base::error::{Error, Result};
+use maskdiff_base::report::Report;
+use maskdiff_base::stdout::Format;
+use maskdiff_base::{logging, memory, output, signals, stdout};
+use maskdiff_config::Form;
+use maskdiff_config::trust;
+use maskdiff_engine::prompt::Ask;
+use maskdiff_engine::{accelerator, last_words};
+use maskdiff_track::wandb::Anew;
 
 use crate::commands::{self, Common};
-use crate::config::Form;
-use crate::error::{Error, Result};
-use crate::prompt::Ask;
-use crate::report::{Format, Report};
-use crate::track::wandb::Anew;
-use crate::{accelerator, config, last_words, logging, memory, output, signals, stdout, trust};
 
 mod nested;
 mod short;
@@ -23,8 +25,7 @@ mod words;
 
 use nested::{Data, Launch, Plugins, Runs, Sweep};
 use short::{Evaluating, Sampling, Trained, Training};
-pub use words::Preview;
-use words::with_subcommand;
+use words::{preview, with_subcommand};
 
 const LONG_ABOUT: &str = "\
 Trains, evaluates and samples discrete-diffusion language models whose parts (network, noise, \
@@ -294,7 +295,7 @@ pub fn main() -> ExitCode {
         Ok(code) => ExitCode::from(u8::try_from(code).unwrap_or(5)),
         Err(error) => {
             let code = error.exit_code();
-            show(error);
+            output::error(error);
             ExitCode::from(u8::try_from(code).unwrap_or(5))
         }
     }
@@ -309,17 +310,6 @@ fn quiet_libtorch() {
             unsafe { std::env::set_var(name, value) };
         }
     }
-}
-
-/// Prints an error with its hint and its place.
-pub fn show(error: Error) {
-    // Paths and commands stay whole, so that they can be copied.
-    let wrapped = std::io::stderr().is_terminal();
-    let _ = miette::set_hook(Box::new(move |_| {
-        let look = miette::MietteHandlerOpts::new().break_words(false).wrap_lines(wrapped);
-        Box::new(look.build())
-    }));
-    output::rendered(&format!("{:?}", miette::Report::new(error.shown(logging::shows_causes()))));
 }
 
 /// Runs the command line; gives the exit code where no error decides it.
@@ -351,6 +341,7 @@ fn run(words: Vec<OsString>) -> Result<i32> {
         quiet: global.quiet,
         form,
         log,
+        preview,
     };
     // A run also writes what it prints into its folder, so it continues when nobody reads its output.
     let trains = matches!(command, Command::Train { .. });
@@ -374,7 +365,10 @@ fn run(words: Vec<OsString>) -> Result<i32> {
                     let message = format!("`--text` names one text, and `{other}` another");
                     return Err(Error::config(message, "leave one of both out"));
                 }
-                overrides.extend(["data=text".to_string(), config::word("data.valid_path", &file)]);
+                overrides.extend([
+                    "data=text".to_string(),
+                    maskdiff_config::word("data.valid_path", &file),
+                ]);
             }
             commands::eval::run(&common(overrides))
         }

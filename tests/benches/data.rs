@@ -10,7 +10,7 @@ use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::time::Instant;
 
-use maskdiff::data::{Cache, Cached, Header, Loader, Packed, Packing, Samples, Source, Writer};
+use maskdiff_data::{Cache, Cached, Header, Loader, Packed, Packing, Samples, Source, Writer};
 use maskdiff_tests::corpora::sentence;
 use maskdiff_tests::{golden, hub_client, root, skipped, target};
 use serde_json::Value;

@@ -8,11 +8,11 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Instant;
 
-use maskdiff::checkpoint::tensors;
-use maskdiff::data::{Blocks, Rows};
-use maskdiff::distributed::World;
-use maskdiff::draws::{mask_uniforms, time_uniforms};
-use maskdiff::evaluate::{Measure, Plan, likelihood};
+use maskdiff_data::{Blocks, Rows};
+use maskdiff_engine::checkpoint::tensors;
+use maskdiff_engine::distributed::World;
+use maskdiff_engine::draws::{mask_uniforms, time_uniforms};
+use maskdiff_engine::evaluate::{Measure, Plan, likelihood};
 use maskdiff_tests::bench::{Size, median, peak_mib, tokens};
 use maskdiff_tests::original::{Original, loss_difference};
 use maskdiff_tests::registry;
@@ -112,7 +112,7 @@ fn loading(file: &Path) {
     let empty = empty_mib();
     let model = large().model(&registry());
     let stored = tensors::read(file).expect("its tensors");
-    maskdiff::checkpoint::load_into(&model.named(), stored, file).expect("all of them");
+    maskdiff_engine::checkpoint::load_into(&model.named(), stored, file).expect("all of them");
     println!("evaluation load_peak_mib {:.0}", peak_mib() - empty);
 }
 

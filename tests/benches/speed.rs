@@ -3,9 +3,9 @@
 //! `scripts/bench.sh` runs this and writes the ratios as JSON.
 
 use divan::Bencher;
-use maskdiff::config::groups::Optim;
-use maskdiff::optim::{Optimizer, clip_divisor};
-use maskdiff::plugins::Registry;
+use maskdiff_config::groups::Optim;
+use maskdiff_engine::optim::{Optimizer, clip_divisor};
+use maskdiff_engine::plugins::Registry;
 use maskdiff_native::{clear_grads, global_norm};
 use maskdiff_plugin_api::Denoiser;
 use maskdiff_tests::bench::{Loss, Size, loss, original_walk, recomputed_walk, tokens};

@@ -9,12 +9,12 @@ use std::process::Command;
 use std::rc::Rc;
 use std::time::Instant;
 
-use maskdiff::checkpoint::{Content, FORMAT, Saver, State};
-use maskdiff::config::{Config, Request, load};
-use maskdiff::distributed::World;
-use maskdiff::draws::{mask_uniforms, time_uniforms};
-use maskdiff::learner::{Ask, Batch, Learner};
-use maskdiff::model::Model;
+use maskdiff_config::{Config, Request, load};
+use maskdiff_engine::checkpoint::{Content, FORMAT, Saver, State};
+use maskdiff_engine::distributed::World;
+use maskdiff_engine::draws::{mask_uniforms, time_uniforms};
+use maskdiff_engine::learner::{Ask, Batch, Learner};
+use maskdiff_engine::model::Model;
 use maskdiff_tests::bench::{Size, median, peak_mib, tokens};
 use maskdiff_tests::original::{Original, loss_difference};
 use maskdiff_tests::{registry, target};

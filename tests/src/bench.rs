@@ -1,7 +1,8 @@
 //! What the benches share: models of the sizes that the README quotes, and the slow ways they are compared with.
 
-use maskdiff::model::{Choice, Choices, Model};
-use maskdiff::plugins::Registry;
+use maskdiff_engine::model::Model;
+use maskdiff_engine::plugins::Registry;
+use maskdiff_engine::plugins::{Choice, Choices};
 use maskdiff_plugin_api::abi::handles::Walker;
 use maskdiff_plugin_api::{Context, Denoiser, ops};
 use serde_json::{Value, json};
@@ -169,8 +170,10 @@ pub enum Loss {
 /// The mean loss of one batch `x0_bl`.
 pub fn loss(model: &Model, how: Loss, x0_bl: &Tensor) -> Tensor {
     model.set_train(true);
-    let u_b =
-        maskdiff::clock::stratify(&Tensor::rand([x0_bl.size()[0]], (Kind::Double, x0_bl.device())));
+    let u_b = maskdiff_engine::clock::stratify(&Tensor::rand(
+        [x0_bl.size()[0]],
+        (Kind::Double, x0_bl.device()),
+    ));
     let t_b = model.draw_t(&u_b).expect("times");
     if let Loss::Fused = how {
         return model.loss(x0_bl, &t_b).expect("a loss").mean(Kind::Float);

@@ -20,9 +20,10 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
-use maskdiff::checkpoint::Stored;
-use maskdiff::model::{Choice, Choices, Model};
-use maskdiff::plugins::{Places, Registry};
+use maskdiff_engine::checkpoint::Stored;
+use maskdiff_engine::model::Model;
+use maskdiff_engine::plugins::{Choice, Choices};
+use maskdiff_engine::plugins::{Places, Registry};
 use maskdiff_plugin_api::Context;
 use serde_json::{Value, json};
 use tch::{Device, Kind, Tensor};
@@ -97,7 +98,7 @@ pub fn device() -> Device {
         if std::env::var_os("MASKDIFF_TEST_DEVICE").is_none_or(|name| name != "cuda") {
             return Device::Cpu;
         }
-        maskdiff::accelerator::load_cuda();
+        maskdiff_engine::accelerator::load_cuda();
         assert!(tch::Cuda::is_available(), "MASKDIFF_TEST_DEVICE=cuda, and libtorch finds no GPU");
         Device::Cuda(0)
     })

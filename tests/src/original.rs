@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 
-use maskdiff::model::Model;
+use maskdiff_engine::model::Model;
 use maskdiff_plugin_api::Denoiser;
 use tch::{Kind, Tensor};
 

@@ -5,7 +5,7 @@ use std::fs;
 use std::path::Path;
 use std::process::Command;
 
-use maskdiff::checkpoint::{Checkpoint, EMA, MODEL, OPTIMIZER};
+use maskdiff_engine::checkpoint::{Checkpoint, EMA, MODEL, OPTIMIZER};
 use maskdiff_tests::in_memory;
 use maskdiff_tests::run::{SMALL, losses, maskdiff};
 use tch::Tensor;

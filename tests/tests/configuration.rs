@@ -4,10 +4,10 @@ use std::fs;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use maskdiff::config::range::Range;
-use maskdiff::config::shape::{Field, Of, Shape};
-use maskdiff::config::{Request, groups, load};
-use maskdiff::{assemble, choose};
+use maskdiff_config::range::Range;
+use maskdiff_config::shape::{Field, Of, Shape};
+use maskdiff_config::{Request, groups, load};
+use maskdiff_engine::{assemble, choose};
 use maskdiff_tests::run::{Output, SMALL, command, finish, maskdiff, train};
 use maskdiff_tests::{registry, root};
 use serde_json::{Value, json};

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::process::Command;
 use std::time::Duration;
 
-use maskdiff::accelerator;
+use maskdiff_engine::accelerator;
 use maskdiff_native::{Graph, Group, Rendezvous};
 use maskdiff_tests::{python, skipped};
 use tch::Device;

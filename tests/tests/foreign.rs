@@ -4,10 +4,10 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use maskdiff::assemble;
-use maskdiff::checkpoint::{Checkpoint, EMA, MODEL, OPTIMIZER};
-use maskdiff::config::{Config, Request, load};
-use maskdiff::model::Model;
+use maskdiff_config::{Config, Request, load};
+use maskdiff_engine::assemble;
+use maskdiff_engine::checkpoint::{Checkpoint, EMA, MODEL, OPTIMIZER};
+use maskdiff_engine::model::Model;
 use maskdiff_plugin_api::{Context, Denoiser};
 use maskdiff_tests::corpora::sentence;
 use maskdiff_tests::hub::Hub;

@@ -3,9 +3,9 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use maskdiff::config::listed::OnInvalid;
-use maskdiff::data::detokenize::Detokenizer;
-use maskdiff::data::{
+use maskdiff_config::listed::OnInvalid;
+use maskdiff_data::detokenize::{Detokenizer, detokenized};
+use maskdiff_data::{
     Format, Packed, Packer, Packing, Reader, Recipe, Slice, Tokenizer, build_blocks, load_tokenizer,
 };
 use maskdiff_tests::{Tensors, golden, golden_case};
@@ -41,7 +41,7 @@ fn detokenizers_byte_for_byte() {
         for (key, name) in named {
             let detokenizer = Detokenizer::named(name).expect(name);
             assert_eq!(
-                detokenizer.apply(input),
+                detokenized(detokenizer, input),
                 case[key].as_str().expect(key),
                 "{name}: {input:?}"
             );

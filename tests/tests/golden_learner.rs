@@ -2,10 +2,10 @@
 
 use std::rc::Rc;
 
-use maskdiff::clock;
-use maskdiff::config::{Request, load};
-use maskdiff::distributed::World;
-use maskdiff::learner::{Ask, Batch, Learner};
+use maskdiff_config::{Request, load};
+use maskdiff_engine::clock;
+use maskdiff_engine::distributed::World;
+use maskdiff_engine::learner::{Ask, Batch, Learner};
 use maskdiff_tests::{Setup, Tensors, assert_close, golden_case, registry};
 use tch::{Kind, Tensor};
 

@@ -1,7 +1,7 @@
 //! Golden case e: the loss of every method from given uniform numbers, and its gradient at the logits.
 
-use maskdiff::learner::token_nll;
-use maskdiff::{clock, evaluate};
+use maskdiff_engine::learner::token_nll;
+use maskdiff_engine::{clock, evaluate};
 use maskdiff_tests::{Setup, Tensors, assert_close, device, golden_case, registry};
 use tch::{Kind, Tensor};
 

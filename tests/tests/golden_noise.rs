@@ -1,6 +1,6 @@
 //! Golden case a: total noise, its rate and the importance transformation of every schedule.
 
-use maskdiff::model::Choice;
+use maskdiff_engine::plugins::Choice;
 use maskdiff_plugin_api::Context;
 use maskdiff_tests::{Tensors, assert_close, golden_case, registry};
 use serde_json::json;

@@ -1,6 +1,6 @@
 //! Golden cases d: what each parameterization makes of given logits.
 
-use maskdiff::model::Choice;
+use maskdiff_engine::plugins::Choice;
 use maskdiff_plugin_api::{Context, Model as _};
 use maskdiff_tests::{Answers, Tensors, assert_close, device, golden_case, registry};
 use serde_json::json;

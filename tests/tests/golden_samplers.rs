@@ -1,8 +1,9 @@
 //! Golden cases f: the law of single steps, and whole walks with the original's noise.
 
-use maskdiff::model::{Choice, Model};
-use maskdiff::plugins::Registry;
-use maskdiff::sample::Windows;
+use maskdiff_engine::model::Model;
+use maskdiff_engine::plugins::Choice;
+use maskdiff_engine::plugins::Registry;
+use maskdiff_engine::sample::Windows;
 use maskdiff_plugin_api::Denoiser;
 use maskdiff_plugin_api::abi::handles::Walker;
 use maskdiff_tests::{Setup, Tensors, assert_close, device, golden_case, registry};

@@ -1,9 +1,9 @@
 //! Golden cases g: averages, learning rates and the times of training.
 
-use maskdiff::clock;
-use maskdiff::config::{Request, load};
-use maskdiff::model::Model;
-use maskdiff::optim::{Ema, Schedule};
+use maskdiff_config::{Request, load};
+use maskdiff_engine::clock;
+use maskdiff_engine::model::Model;
+use maskdiff_engine::optim::{Ema, Schedule};
 use maskdiff_tests::{Setup, Tensors, assert_close, golden_case, registry};
 use serde_json::json;
 use tch::{Kind, Tensor};

@@ -7,11 +7,12 @@ use std::process::Stdio;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
-use maskdiff::config::{Config, Request, load};
-use maskdiff::distributed::World;
-use maskdiff::learner::{Ask, Batch, Learner};
-use maskdiff::model::Model;
-use maskdiff::{accelerator, observe, stream};
+use maskdiff_base::stream;
+use maskdiff_config::{Config, Request, load};
+use maskdiff_engine::distributed::World;
+use maskdiff_engine::learner::{Ask, Batch, Learner};
+use maskdiff_engine::model::Model;
+use maskdiff_engine::{accelerator, observe};
 use maskdiff_native::{
     Group, Op, Reducer, Rendezvous, device_bytes, generator_state, set_generator_state, wait_for,
 };
@@ -248,7 +249,7 @@ fn drawn(model: &Model, size: &Size, sampler: &str, rows: i64, steps: i64) -> Te
     let mut sampler = (sampler.to_string(), size.sampler(&registry(), sampler, options));
     tch::manual_seed(3);
     let start = model.prior(rows, size.length).expect("a start");
-    maskdiff::sample::walk(model, &mut sampler, &start).expect("a sample")
+    maskdiff_engine::sample::walk(model, &mut sampler, &start).expect("a sample")
 }
 
 /// Sampling with the network's passes as graphs draws the same tokens, bit for bit.
@@ -287,7 +288,7 @@ fn row(what: &str, numbers: &[String]) {
 fn trained(rows: i64, words: &[&str], reduced: Option<Kind>) {
     let (device, index) = gpu();
     let config = config(words);
-    maskdiff::precision::set_modes(&config).expect("modes");
+    maskdiff_engine::precision::set_modes(&config).expect("modes");
     let model = MDLM.model(&registry());
     model.set_reduced(reduced);
     let mut learner = Learner::new(&model, &config, Rc::new(World::alone())).expect("a learner");

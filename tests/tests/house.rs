@@ -1,5 +1,6 @@
 //! What the project promises of itself: the host names no method, every shipped configuration resolves, the README works.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -13,12 +14,147 @@ fn files(folder: &Path) -> Vec<PathBuf> {
     paths.flat_map(|path| if path.is_dir() { files(&path) } else { vec![path] }).collect()
 }
 
+/// The layers of the host, each a crate in `host/`, and those that it may know.
+const LAYERS: [(&str, &[&str]); 8] = [
+    ("base", &[]),
+    ("config", &["base"]),
+    ("hub", &["base"]),
+    ("data", &["base", "config", "hub"]),
+    ("records", &["base", "config"]),
+    ("track", &["base", "config", "records"]),
+    ("cluster", &["base", "config", "records"]),
+    ("engine", &["base", "config", "hub", "data", "records", "track"]),
+];
+
+/// The source folders of the host's crates.
+fn host_crates() -> Vec<PathBuf> {
+    let layers = LAYERS.iter().map(|(name, _)| root().join("host").join(name).join("src"));
+    layers.chain([root().join("host/src")]).collect()
+}
+
+fn host_sources() -> Vec<PathBuf> {
+    host_crates().iter().flat_map(|folder| files(folder)).collect()
+}
+
+/// The compiler keeps the order of the layers; this keeps their manifests, and libtorch out of all but the engine.
+#[test]
+fn a_layer_of_the_host_knows_only_those_below_it() {
+    for (name, below) in LAYERS {
+        let manifest = fs::read_to_string(root().join("host").join(name).join("Cargo.toml"));
+        for line in manifest.expect("a manifest").lines() {
+            let Some(known) = line.strip_prefix("maskdiff-") else { continue };
+            let known = known.split(['.', ' ']).next().expect("a name");
+            let of_engine = name == "engine" && ["native", "plugin-api"].contains(&known);
+            assert!(below.contains(&known) || of_engine, "{name} must not know {known}");
+        }
+        if name == "engine" {
+            continue;
+        }
+        let words = ["tree", "--offline", "--locked", "--prefix", "none", "-p"];
+        let tree = std::process::Command::new(env!("CARGO"))
+            .args(words)
+            .arg(format!("maskdiff-{name}"))
+            .current_dir(root())
+            .output()
+            .expect("cargo");
+        assert!(tree.status.success(), "{}", String::from_utf8_lossy(&tree.stderr));
+        let tree = String::from_utf8_lossy(&tree.stdout);
+        assert!(tree.contains(&format!("maskdiff-{name} ")), "{tree}");
+        for torch in ["tch ", "torch-sys ", "maskdiff-plugin-api "] {
+            assert!(!tree.lines().any(|line| line.starts_with(torch)), "{name} needs {torch}");
+        }
+    }
+}
+
+/// Which of the modules in a crate's root each of them uses.
+fn uses(folder: &Path) -> BTreeMap<String, BTreeSet<String>> {
+    let name = |path: &Path| {
+        let inside = path.strip_prefix(folder).expect("below").with_extension("");
+        inside.iter().next().expect("a name").to_string_lossy().into_owned()
+    };
+    let all = files(folder);
+    let names: BTreeSet<String> = all.iter().map(|path| name(path)).collect();
+    let mut uses: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
+    for path in &all {
+        let text = fs::read_to_string(path).expect("source");
+        let code = text.split("#[cfg(test)]").next().expect("code");
+        let code: String =
+            code.lines().map(|line| line.split("//").next().unwrap_or(line)).collect();
+        let own = name(path);
+        let mut starts = vec!["crate::"];
+        if path.parent() == Some(folder) {
+            starts.push("super::");
+        }
+        let words = starts.iter().flat_map(|start| code.split(start).skip(1)).flat_map(|rest| {
+            // Of `{a, b::c}` the first word of each part.
+            let group = rest.strip_prefix('{').and_then(|rest| rest.split_once(';')).map(|g| g.0);
+            let parts: Vec<&str> = match group {
+                Some(group) => group.split(['{', ',', ' ']).collect(),
+                None => vec![rest],
+            };
+            let word = |part: &str| {
+                let end = part.find(|c: char| !c.is_alphanumeric() && c != '_');
+                part[..end.unwrap_or(part.len())].to_string()
+            };
+            parts.into_iter().map(word).collect::<Vec<String>>()
+        });
+        let words = words.filter(|word| names.contains(word) && *word != own);
+        uses.entry(own.clone()).or_default().extend(words.collect::<Vec<String>>());
+    }
+    uses
+}
+
+#[test]
+fn the_modules_of_a_crate_use_each_other_in_no_ring() {
+    for folder in host_crates() {
+        let mut left = uses(&folder);
+        left.retain(|name, _| !["lib", "main"].contains(&name.as_str()));
+        // Whoever uses none of those that are left can be taken away.
+        while !left.is_empty() {
+            let free =
+                left.iter().find(|(_, used)| used.iter().all(|used| !left.contains_key(used)));
+            let Some(free) = free.map(|(name, _)| name.clone()) else {
+                panic!("{}: a ring among {left:?}", folder.display());
+            };
+            left.remove(&free);
+        }
+    }
+}
+
+/// Where `unsafe` may stand in the host. Each of these files says at each place why it is sound.
+const UNSAFE: [&str; 12] = [
+    "base/src/memory/refused.rs",
+    "base/src/signals.rs",
+    "base/src/stdout.rs",
+    "cluster/src/launch/ranks.rs",
+    "data/src/cache.rs",
+    "engine/src/accelerator.rs",
+    "engine/src/checkpoint/room.rs",
+    "engine/src/checkpoint/tensors.rs",
+    "engine/src/checkpoint/write.rs",
+    "engine/src/last_words.rs",
+    "engine/src/plugins/writable.rs",
+    "src/cli.rs",
+];
+
+#[test]
+fn unsafe_code_stands_where_it_is_listed() {
+    let found: BTreeSet<String> = host_sources()
+        .iter()
+        .filter(|path| fs::read_to_string(path).expect("source").contains("unsafe "))
+        .map(|path| {
+            path.strip_prefix(root().join("host")).expect("of the host").display().to_string()
+        })
+        .collect();
+    assert_eq!(found, UNSAFE.map(String::from).into());
+}
+
 #[test]
 fn the_host_names_no_method() {
     for word in
         ["mdlm", "sedd", "d3pm", "ddpm", "\"subs\"", "dimamba", "analytic", "remdm", "loglinear"]
     {
-        for path in files(&root().join("host/src")) {
+        for path in host_sources() {
             let text = fs::read_to_string(&path).expect("source").to_lowercase();
             assert!(!text.contains(word), "{} names {word}", path.display());
         }
@@ -27,7 +163,7 @@ fn the_host_names_no_method() {
     let registry = registry();
     for (_, component) in registry.components() {
         if component.name.contains('_') {
-            for path in files(&root().join("host/src")) {
+            for path in host_sources() {
                 let text = fs::read_to_string(&path).expect("source");
                 assert!(!text.contains(&*component.name), "{}: {}", path.display(), component.name);
             }
@@ -39,11 +175,11 @@ fn the_host_names_no_method() {
 #[test]
 fn no_error_of_a_disk_is_taken_for_absence() {
     let mut found = Vec::new();
-    let folders = ["host/src", "plugin-api/src", "plugins"];
-    for path in folders.iter().flat_map(|folder| files(&root().join(folder))) {
+    let others = ["plugin-api/src", "plugins"].map(|folder| files(&root().join(folder)));
+    for path in host_sources().into_iter().chain(others.into_iter().flatten()) {
         let is_code = path.extension().is_some_and(|ending| ending == "rs");
         // It asks, and a walk through the user's own files, which tells what it leaves out.
-        let asks = ["files/look.rs", "data/listing.rs"].iter().any(|name| path.ends_with(name));
+        let asks = ["files/look.rs", "data/src/listing.rs"].iter().any(|name| path.ends_with(name));
         if !is_code || asks {
             continue;
         }

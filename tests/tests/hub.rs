@@ -4,8 +4,9 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Instant;
 
-use maskdiff::error::{self, Error, Result};
-use maskdiff::hub::{Hub as Client, Kind};
+use maskdiff_base::error;
+use maskdiff_base::error::{Error, Result};
+use maskdiff_hub::{Hub as Client, Kind};
 use maskdiff_tests::hub::Hub;
 use maskdiff_tests::{hub_client, skipped};
 

@@ -5,9 +5,10 @@
 //! `q(z | x) = alpha x + (1 - alpha) m` at a masked position is, with `p~ = alpha p + (1 - alpha) m` and `r = -a'/alpha`,
 //! `r / q(m) * (KL(q || p~) + ratio - ln ratio - 1)`, `ratio = q(m) / p~(m)`.
 
-use maskdiff::evaluate::{Draws, duel, strict};
-use maskdiff::model::{Choice, Choices, Model};
-use maskdiff::plugins::Registry;
+use maskdiff_engine::evaluate::{Draws, duel, strict};
+use maskdiff_engine::model::Model;
+use maskdiff_engine::plugins::Registry;
+use maskdiff_engine::plugins::{Choice, Choices};
 use maskdiff_plugin_api::abi::handles::{Method, Noise};
 use maskdiff_plugin_api::ops::Order;
 use maskdiff_plugin_api::{Context, Denoiser};
@@ -280,7 +281,7 @@ fn all_bounds_of_a_time_free_network_are_one() {
             let want = enumerated(&model, &every);
             let x0 = every.repeat([repeats, 1]);
             tch::manual_seed(8);
-            let u = maskdiff::clock::stratify(&Tensor::rand([27 * repeats], F64));
+            let u = maskdiff_engine::clock::stratify(&Tensor::rand([27 * repeats], F64));
             let draws = Draws { u_b: u.shallow_clone(), u_bl: Tensor::rand(x0.size(), F64) };
             let strict = strict::nats(&Denoiser::new(&model), &x0, &draws).expect("nats");
             assert_mean(&format!("{noise}: strict"), &strict, &want, 0.0);

@@ -4,13 +4,13 @@ use std::fs;
 use std::path::Path;
 use std::sync::Arc;
 
-use maskdiff::assemble;
-use maskdiff::checkpoint::{Checkpoint, MODEL};
-use maskdiff::config::{Config, Request, load};
-use maskdiff::data::load_tokenizer;
-use maskdiff::evaluate::generated::{Generated, Plan, score};
-use maskdiff::evaluate::judge::Judge;
-use maskdiff::evaluate::protocol::Protocol;
+use maskdiff_config::{Config, Request, load};
+use maskdiff_data::load_tokenizer;
+use maskdiff_engine::assemble;
+use maskdiff_engine::checkpoint::{Checkpoint, MODEL};
+use maskdiff_engine::evaluate::generated::{Generated, Plan, score};
+use maskdiff_engine::evaluate::judge::Judge;
+use maskdiff_engine::evaluate::protocol::Protocol;
 use maskdiff_tests::hub::Hub;
 use maskdiff_tests::run::{command, finish, maskdiff, train};
 use maskdiff_tests::{Tensors, golden, golden_case, in_memory, registry};
@@ -153,7 +153,7 @@ fn text_longer_than_the_judge_is_scored_whole() {
     let chunks = scored("mdlm", &[ids], 1);
     let alone = [&ids[..1024], &ids[1024..2048]].map(|part| scored("mdlm", &[part], 1));
     assert_eq!(chunks.tokens, alone[0].tokens + alone[1].tokens);
-    let nats = |scores: &maskdiff::evaluate::generated::Scores| {
+    let nats = |scores: &maskdiff_engine::evaluate::generated::Scores| {
         scores.nats_per_token * scores.tokens as f64
     };
     assert!(

@@ -4,9 +4,9 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use maskdiff::assemble;
-use maskdiff::checkpoint::{Checkpoint, EMA, MODEL, OPTIMIZER};
-use maskdiff::config::{Request, load};
+use maskdiff_config::{Request, load};
+use maskdiff_engine::assemble;
+use maskdiff_engine::checkpoint::{Checkpoint, EMA, MODEL, OPTIMIZER};
 use maskdiff_plugin_api::{Context, Denoiser};
 use maskdiff_tests::corpora::sentence;
 use maskdiff_tests::run::{SMALL, losses, maskdiff};

@@ -4,7 +4,7 @@
 use std::fs;
 use std::path::Path;
 
-use maskdiff::config::{Form, Request, load};
+use maskdiff_config::{Form, Request, load};
 use maskdiff_tests::run::{logged, maskdiff};
 use serde_json::{Value, json};
 

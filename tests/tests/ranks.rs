@@ -13,7 +13,7 @@ use maskdiff_tests::{distance, in_memory};
 fn apart(a: &Path, b: &Path, file: &str) -> f64 {
     let read = |run: &Path| {
         let file = run.join("checkpoints/last").join(file);
-        in_memory(maskdiff::checkpoint::tensors::read(&file).expect("tensors"))
+        in_memory(maskdiff_engine::checkpoint::tensors::read(&file).expect("tensors"))
     };
     let (a, b) = (read(a), read(b));
     assert_eq!(a.keys().collect::<Vec<_>>(), b.keys().collect::<Vec<_>>());

@@ -3,7 +3,8 @@
 //! The original draws by float32 noise on a grid of 2^-24: a token whose share of a step is near the grid loses to the
 //! mask, so its samples lack rare tokens, the more the finer the steps.
 
-use maskdiff::model::{Choice, Choices, Model};
+use maskdiff_engine::model::Model;
+use maskdiff_engine::plugins::{Choice, Choices};
 use maskdiff_plugin_api::Context;
 use maskdiff_tests::registry;
 use serde_json::{Value, json};

@@ -267,7 +267,7 @@ fn a_hub_that_lies_is_given_up() {
 /// A file that is cut at another place each time is not asked for without end.
 #[test]
 fn a_file_that_never_comes_whole_is_given_up() {
-    use maskdiff::hub::{Hub, Kind};
+    use maskdiff_hub::{Hub, Kind};
     let folder = tempfile::tempdir().expect("a folder");
     let content: &'static [u8] = Box::leak(vec![7u8; 500_000].into_boxed_slice());
     let count = AtomicUsize::new(0);

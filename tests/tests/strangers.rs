@@ -6,7 +6,7 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use maskdiff::config::{Request, load};
+use maskdiff_config::{Request, load};
 use maskdiff_tests::run::{Output, SMALL, command, finish, maskdiff};
 use maskdiff_tests::target;
 

@@ -278,8 +278,8 @@ fn memory_that_runs_out_is_an_error_in_words() {
 fn a_refused_allocation_ends_with_words_and_tells() {
     const CHILD: &str = "SURVIVAL_REFUSED";
     if std::env::var_os(CHILD).is_some() {
-        maskdiff::last_words::prepare();
-        maskdiff::memory::refused::tell(|message| eprintln!("told: {message}"));
+        maskdiff_engine::last_words::prepare();
+        maskdiff_base::memory::refused::tell(|message| eprintln!("told: {message}"));
         let many = std::hint::black_box(1usize << 46);
         drop(std::hint::black_box(Vec::<u8>::with_capacity(many)));
         return;

@@ -323,7 +323,9 @@ fn folders_have_one_owner_and_nothing_is_left_behind() {
     assert!(half.is_dir());
     maskdiff(at, &["runs", "rm", "long", "--yes"]).expect(2).says(&["another process is at work"]);
     // Its last line may be on its way.
-    assert!(maskdiff::runs::lines(&at.join("long/metrics.jsonl")).expect("lines").len() >= 20);
+    assert!(
+        maskdiff_records::runs::lines(&at.join("long/metrics.jsonl")).expect("lines").len() >= 20
+    );
     child.kill().expect("killed");
     child.wait().expect("gone");
 }

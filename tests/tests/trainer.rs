@@ -39,7 +39,8 @@ fn reduced_precision_trains_what_full_precision_does() {
         );
         // What is stored is float32 whatever the network computes in, and another precision reads it.
         let stored = run(precision).join("checkpoints/last/model.safetensors");
-        let stored = in_memory(maskdiff::checkpoint::tensors::read(&stored).expect("weights"));
+        let stored =
+            in_memory(maskdiff_engine::checkpoint::tensors::read(&stored).expect("weights"));
         assert!(stored.values().all(|t| t.kind() == tch::Kind::Float), "{precision}");
         let words = ["eval", "--checkpoint", precision, "trainer.precision=fp32"];
         maskdiff(folder.path(), &words).expect(0);

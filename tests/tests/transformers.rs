@@ -3,10 +3,10 @@
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use maskdiff::assemble;
-use maskdiff::checkpoint::Checkpoint;
-use maskdiff::config::{Request, load};
-use maskdiff::data::load_tokenizer;
+use maskdiff_config::{Request, load};
+use maskdiff_data::load_tokenizer;
+use maskdiff_engine::assemble;
+use maskdiff_engine::checkpoint::Checkpoint;
 use maskdiff_plugin_api::Denoiser;
 use maskdiff_tests::run::{SMALL, maskdiff};
 use maskdiff_tests::{assert_close, registry};

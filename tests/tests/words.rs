@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use maskdiff::data::{Tokenizer, load_tokenizer};
+use maskdiff_data::{Tokenizer, load_tokenizer};
 use maskdiff_tests::corpora::sentence;
 use maskdiff_tests::{golden, root, skipped};
 

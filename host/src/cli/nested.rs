@@ -4,10 +4,10 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Subcommand, ValueHint};
+use maskdiff_base::error::Result;
+use maskdiff_base::report::Report;
 
 use crate::commands::{self, Common};
-use crate::error::Result;
-use crate::report::Report;
 
 #[derive(Debug, Subcommand)]
 pub(super) enum Config {

@@ -1,10 +1,8 @@
 //! Flags that are short for the commonest words `KEY=VALUE`.
 
 use clap::{Args, ValueHint};
-
-use crate::config;
-use crate::error::{Error, Result};
-use crate::files::look;
+use maskdiff_base::error::{Error, Result};
+use maskdiff_base::files::look;
 
 /// Of `train`.
 #[derive(Debug, Default, Args)]
@@ -121,7 +119,8 @@ impl Trained {
             ));
         }
         let checkpoint = self.checkpoint.or(bare.into_iter().next());
-        overrides.extend(checkpoint.map(|path| config::word("eval.checkpoint_path", &path)));
+        overrides
+            .extend(checkpoint.map(|path| maskdiff_config::word("eval.checkpoint_path", &path)));
         Ok(overrides)
     }
 }
@@ -154,7 +153,7 @@ mod tests {
         let run = folder.path().join("lr=1e-3");
         std::fs::create_dir(&run).unwrap();
         let run = run.display().to_string();
-        let named = config::word("eval.checkpoint_path", &run);
+        let named = maskdiff_config::word("eval.checkpoint_path", &run);
         assert_eq!(trained(None, &["seed=1", &run]).unwrap(), ["seed=1", &named]);
         assert_eq!(trained(Some(&run), &["seed=1"]).unwrap(), ["seed=1", &named]);
         assert_eq!(trained(None, &[&named]).unwrap(), [named.as_str()]);

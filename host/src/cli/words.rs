@@ -5,68 +5,52 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 
 use clap::{CommandFactory as _, FromArgMatches as _, ValueHint};
+use maskdiff_base::error::{Error, Result};
+use maskdiff_base::logging;
+use maskdiff_base::ranks::Place;
+use maskdiff_config::expand_home;
 
 use super::{Cli, Command};
-use crate::commands::Common;
-use crate::config::expand_home;
-use crate::error::{Error, Result};
-use crate::logging;
-use crate::ranks::Place;
+use crate::commands::{Common, Preview};
 
-/// What a command line would do that is to run elsewhere.
-#[derive(Debug)]
-pub struct Preview {
-    /// The subcommand.
-    pub name: String,
-    /// The command line from its first word on.
-    pub words: Vec<String>,
-    /// What it is given; the overrides are those of `train` alone.
-    pub common: Common,
-    /// `--nproc`.
-    pub nproc: Option<u16>,
-    /// Whether it needs a terminal.
-    pub terminal: bool,
-}
-
-impl Preview {
-    /// Reads a command line as this program would.
-    pub fn of(words: &[String]) -> Result<Self> {
-        let all = std::iter::once("maskdiff".into()).chain(words.iter().map(OsString::from));
-        let words = with_subcommand(all.collect())?;
-        let read = command().try_get_matches_from(&words);
-        let read = read.and_then(|matches| {
-            let name = matches.subcommand_name().unwrap_or_default().to_string();
-            Cli::from_arg_matches(&matches).map(|cli| (name, cli))
-        });
-        let (name, Cli { global, command }) = read.map_err(|e| {
-            let text = e.to_string();
-            let first = text.lines().next().unwrap_or_default().trim_start_matches("error: ");
-            Error::config(format!("the command to launch is none of ours: {first}"), "")
-        })?;
-        let (nproc, terminal, overrides) = match command {
-            Command::Train { nproc, tui, flags, mut overrides, .. } => {
-                flags.add_to(&mut overrides)?;
-                (nproc, tui, overrides)
-            }
-            Command::Launch { .. } | Command::Sweep { .. } => {
-                let message = format!("`maskdiff {name}` starts commands, and is started by hand");
-                return Err(Error::config(message, "launch `train`, `eval` or `sample`"));
-            }
-            _ => (None, false, Vec::new()),
-        };
-        let words = words.into_iter().skip(1).map(|word| word.to_string_lossy().into_owned());
-        let form = global.form(&name);
-        let common = Common {
-            overrides,
-            file: global.config,
-            plugins: global.plugin,
-            format: global.format,
-            quiet: global.quiet,
-            form,
-            log: logging::LogFile::default(),
-        };
-        Ok(Self { name, words: words.collect(), common, nproc, terminal })
-    }
+/// Reads a command line as this program would.
+pub(super) fn preview(words: &[String]) -> Result<Preview> {
+    let all = std::iter::once("maskdiff".into()).chain(words.iter().map(OsString::from));
+    let words = with_subcommand(all.collect())?;
+    let read = command().try_get_matches_from(&words);
+    let read = read.and_then(|matches| {
+        let name = matches.subcommand_name().unwrap_or_default().to_string();
+        Cli::from_arg_matches(&matches).map(|cli| (name, cli))
+    });
+    let (name, Cli { global, command }) = read.map_err(|e| {
+        let text = e.to_string();
+        let first = text.lines().next().unwrap_or_default().trim_start_matches("error: ");
+        Error::config(format!("the command to launch is none of ours: {first}"), "")
+    })?;
+    let (nproc, terminal, overrides) = match command {
+        Command::Train { nproc, tui, flags, mut overrides, .. } => {
+            flags.add_to(&mut overrides)?;
+            (nproc, tui, overrides)
+        }
+        Command::Launch { .. } | Command::Sweep { .. } => {
+            let message = format!("`maskdiff {name}` starts commands, and is started by hand");
+            return Err(Error::config(message, "launch `train`, `eval` or `sample`"));
+        }
+        _ => (None, false, Vec::new()),
+    };
+    let words = words.into_iter().skip(1).map(|word| word.to_string_lossy().into_owned());
+    let form = global.form(&name);
+    let common = Common {
+        overrides,
+        file: global.config,
+        plugins: global.plugin,
+        format: global.format,
+        quiet: global.quiet,
+        form,
+        log: logging::LogFile::default(),
+        preview,
+    };
+    Ok(Preview { name, words: words.collect(), common, nproc, terminal })
 }
 
 /// The program's commands and flags. A path may begin with `~`, which a shell replaces in a word of its own and not behind `--output=`.

@@ -3,13 +3,15 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use maskdiff_base::error::{Error, Kind, Result};
+use maskdiff_base::files::look;
+use maskdiff_config::{Config, Request, groups, load, load_upon};
+use maskdiff_data::Tokenizer;
+use maskdiff_engine::checkpoint;
+use maskdiff_engine::checkpoint::Checkpoint;
+use maskdiff_engine::checkpoint::foreign::Foreign;
+
 use super::{Common, TOKENIZER, fetched, foreign, of_checkpoint};
-use crate::checkpoint::foreign::Foreign;
-use crate::checkpoint::{self, Checkpoint};
-use crate::config::{Config, Request, groups, load, load_upon};
-use crate::data::Tokenizer;
-use crate::error::{Error, Kind, Result};
-use crate::files::look;
 
 /// The checkpoint that a run starts from.
 pub(super) struct Start {
@@ -79,7 +81,7 @@ pub(super) fn configuration(common: &Common) -> Result<(Config, Option<Start>)> 
         (Some(theirs), true) => Some(foreign::tokenizer(theirs, &config, common)?),
         (Some(theirs), false) => {
             let made = load(&of_checkpoint(&checkpoint, Vec::new(), None)?)?;
-            Some(foreign::tokenizer(theirs, &made, &Common::default())?)
+            Some(foreign::tokenizer(theirs, &made, &common.bare())?)
         }
     };
     Ok((config, Some(Start { checkpoint, tokenizer, goes_on: false })))

@@ -1,18 +1,21 @@
 //! `maskdiff config`
 
+use maskdiff_base::error::Result;
+use maskdiff_base::output;
+use maskdiff_base::stdout::Format;
+use maskdiff_config::original;
+use maskdiff_config::original::Differs;
+use maskdiff_config::{Config, Form};
+use maskdiff_engine::choose::Choose as _;
+use maskdiff_engine::{assemble, choose};
+use maskdiff_track::wandb;
+
 use super::{Common, begin};
-use crate::choose::Choose as _;
-use crate::config::original::{self, Differs};
-use crate::config::{Config, Form};
-use crate::error::Result;
-use crate::report::Format;
-use crate::track::wandb;
-use crate::{assemble, choose, data, output};
 
 /// Prints the resolved configuration: TOML with the source of every value, or JSON.
 pub fn run(common: &Common) -> Result<()> {
     let mut config = configuration(common)?;
-    data::check_words(&config)?;
+    maskdiff_data::check_words(&config)?;
     wandb::check(&config)?;
     let registry = assemble::registry(&common.plugins, &config)?;
     assemble::choices(&mut config, &registry, false)?;

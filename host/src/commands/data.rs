@@ -2,17 +2,17 @@
 
 use std::path::{Path, PathBuf};
 
+use maskdiff_base::error::{Error, Result};
+use maskdiff_base::files::look;
+use maskdiff_base::report::Report;
+use maskdiff_base::stop::Stop;
+use maskdiff_base::text::counted;
+use maskdiff_config::{Config, shelf_names};
+use maskdiff_data::corpora::{LazyHub, Part, Role, Spec};
+use maskdiff_data::{Cache, Header, Observer, prepare};
 use serde_json::json;
 
 use super::Common;
-use crate::config::{Config, shelf_names};
-use crate::data::corpora::{LazyHub, Part, Role, Spec};
-use crate::data::{self, Cache, Header, Observer, prepare};
-use crate::error::{Error, Result};
-use crate::files::look;
-use crate::report::Report;
-use crate::stop::Stop;
-use crate::text::counted;
 
 /// Prints the corpora that have a name.
 pub fn list(common: &Common) -> Result<()> {
@@ -64,7 +64,7 @@ fn build_one(common: &Common, config: &Config) -> Result<()> {
     check_made(config)?;
     let stop = Stop::listen("what is under way is ended")?;
     let mut report = Report::new(common.format, common.quiet);
-    data::open(config, None, &Observer::new(&mut report, &stop))?;
+    maskdiff_data::open(config, None, &Observer::new(&mut report, &stop))?;
     let made = files_of(config, &mut report, &stop)?;
     made.iter().try_for_each(|path| Cache::open(path).map(|cache| tell(&report, &cache)))
 }
@@ -98,7 +98,7 @@ pub fn show(common: Common, words: Vec<String>, first: u64, blocks: u64) -> Resu
         let path = folder.path().join("tokenizer.json");
         std::fs::write(&path, &cache.header.tokenizer)
             .map_err(|e| Error::io("write", &path, &e))?;
-        let tokenizer = data::load_tokenizer(&path)?;
+        let tokenizer = maskdiff_data::load_tokenizer(&path)?;
         let rows = cache.rows();
         if first >= rows {
             return Err(Error::config(
@@ -189,7 +189,7 @@ fn named(mut common: Common, words: Vec<String>) -> Result<(Report, Vec<Cache>)>
 /// Where the blocks of a configuration are; an error when they are not made yet.
 fn files_of(config: &Config, report: &mut Report, stop: &Stop) -> Result<Vec<PathBuf>> {
     check_made(config)?;
-    data::check_words(config)?;
+    maskdiff_data::check_words(config)?;
     let hub = LazyHub::default();
     let train = Part::find(config, Role::Train, &hub)?.filter(|_| !config.data.streaming);
     let valid = Part::find(config, Role::Valid, &hub)?;

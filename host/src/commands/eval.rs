@@ -2,22 +2,24 @@
 
 use std::sync::Arc;
 
+use maskdiff_base::error::{Error, Result};
+use maskdiff_base::report::Report;
+use maskdiff_base::stop::Stop;
+use maskdiff_config::Config;
+use maskdiff_data::{Observer, Tokenizer, Valid, entropy_per_token};
+use maskdiff_engine::checkpoint::Checkpoint;
+use maskdiff_engine::choose::Choose as _;
+use maskdiff_engine::distributed::World;
+use maskdiff_engine::evaluate;
+use maskdiff_engine::evaluate::{Bound, Measure, Plan};
+use maskdiff_engine::{accelerator, assemble, plugins};
 use maskdiff_plugin_api::capability;
+use maskdiff_records::ledger;
+use maskdiff_records::ledger::Ledger;
 use serde_json::{Value, json};
 
 use super::Common;
 use super::results;
-use crate::checkpoint::Checkpoint;
-use crate::choose::Choose as _;
-use crate::config::Config;
-use crate::data::{self, Observer, Tokenizer, Valid, entropy_per_token};
-use crate::distributed::World;
-use crate::error::{Error, Result};
-use crate::evaluate::{self, Bound, Measure, Plan};
-use crate::ledger::{self, Ledger};
-use crate::report::Report;
-use crate::stop::Stop;
-use crate::{accelerator, assemble, plugins};
 
 /// Text to measure on: its name, the configuration that chose it, its blocks.
 type Set = (String, Config, Valid);
@@ -109,7 +111,7 @@ fn open(
     observer: &Observer<'_>,
 ) -> Result<Vec<Set>> {
     let opened = |name: &str, config: Config| {
-        let valid = data::open_valid(&config, tokenizer.as_ref(), observer)?;
+        let valid = maskdiff_data::open_valid(&config, tokenizer.as_ref(), observer)?;
         Ok((name.to_string(), config, valid))
     };
     if config.data.sets.is_empty() {

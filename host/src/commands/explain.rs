@@ -2,18 +2,20 @@
 
 use std::fmt::Write as _;
 
+use maskdiff_base::error::{Error, Result};
+use maskdiff_base::output;
+use maskdiff_base::stdout::Format;
+use maskdiff_base::text::nearest;
+use maskdiff_config::Config;
+use maskdiff_config::reference;
+use maskdiff_config::reference::{Entry, Group};
+use maskdiff_engine::assemble;
+use maskdiff_engine::plugins::Registry;
 use maskdiff_plugin_api::abi::module::ComponentInfo;
 use serde_json::{Value, json};
 
 use super::Common;
 use super::plugins::{key, option_group};
-use crate::config::Config;
-use crate::config::reference::{self, Entry, Group};
-use crate::error::{Error, Result};
-use crate::plugins::Registry;
-use crate::report::Format;
-use crate::text::nearest;
-use crate::{assemble, output};
 
 /// An option of a component.
 struct Choice<'a> {

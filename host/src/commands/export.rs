@@ -2,18 +2,19 @@
 
 use std::path::Path;
 
+use maskdiff_base::error::{Error, Result};
+use maskdiff_base::files::lock::Fresh;
+use maskdiff_base::report::Report;
+use maskdiff_config::Config;
+use maskdiff_engine::assemble;
+use maskdiff_engine::checkpoint;
+use maskdiff_engine::checkpoint::foreign::write::Export;
+use maskdiff_engine::checkpoint::{Checkpoint, EMA, MODEL, Named, OPTIMIZER};
 use maskdiff_plugin_api::capability;
 use serde_json::json;
 use tch::Device;
 
 use super::Common;
-use crate::assemble;
-use crate::checkpoint::foreign::write::Export;
-use crate::checkpoint::{self, Checkpoint, EMA, MODEL, Named, OPTIMIZER};
-use crate::config::Config;
-use crate::error::{Error, Result};
-use crate::files::lock::Fresh;
-use crate::report::Report;
 
 /// What a checkpoint is written as.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]

@@ -3,17 +3,18 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use super::{Common, TOKENIZER};
-use crate::checkpoint::foreign::{Foreign, Kept};
-use crate::config::Config;
-use crate::data::corpora::LazyHub;
-use crate::data::{
+use maskdiff_base::error::{Error, Result};
+use maskdiff_base::report::Report;
+use maskdiff_base::stop::Stop;
+use maskdiff_config::Config;
+use maskdiff_data::corpora::LazyHub;
+use maskdiff_data::{
     Observer, Tokenizer, load_tokenizer, parse_tokenizer, prepare, refuse_stories,
     widened_tokenizer,
 };
-use crate::error::{Error, Result};
-use crate::report::Report;
-use crate::stop::Stop;
+use maskdiff_engine::checkpoint::foreign::{Foreign, Kept};
+
+use super::{Common, TOKENIZER};
 
 /// What must be said of a checkpoint that tells nothing of itself: the keys, and the words that set them.
 const NEEDED: [(&str, &str); 3] = [

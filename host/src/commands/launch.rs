@@ -4,23 +4,28 @@ use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use maskdiff_base::error::{Error, Result};
+use maskdiff_base::files::look;
+use maskdiff_base::output;
+use maskdiff_base::process;
+use maskdiff_base::report::Report;
+use maskdiff_base::text;
+use maskdiff_base::text::quoted;
+use maskdiff_cluster::launch;
+use maskdiff_cluster::launch::script::{Body, Script, TASK, array_numbers};
+use maskdiff_cluster::launch::settings;
+use maskdiff_cluster::launch::settings::{Layer, Said, Settings};
+use maskdiff_cluster::launch::{package, slurm};
+use maskdiff_config::expand_home;
+use maskdiff_config::secrets::Vault;
+use maskdiff_config::trust;
+use maskdiff_engine::accelerator;
+use maskdiff_engine::{assemble, plugins};
+use maskdiff_records::run_dir;
+use maskdiff_records::run_dir::{Claim, RunDir};
 use serde_json::json;
 
 use super::{Common, train};
-use crate::accelerator;
-use crate::cli::Preview;
-use crate::config::expand_home;
-use crate::error::{Error, Result};
-use crate::files::look;
-use crate::launch::script::{Body, Script, TASK, array_numbers};
-use crate::launch::settings::{self, Layer, Said, Settings};
-use crate::launch::{self, package, slurm};
-use crate::process;
-use crate::report::Report;
-use crate::run_dir::{self, Claim, RunDir};
-use crate::secrets::Vault;
-use crate::text::quoted;
-use crate::{assemble, output, plain, plugins, trust};
 
 /// What a job asks of the cluster; `configs/launcher/slurm.toml` has the same keys.
 #[derive(Debug, clap::Args)]
@@ -289,8 +294,9 @@ impl Plan {
         };
         let mut words = globals(common);
         words.extend(ways.words.iter().cloned());
-        let preview = Preview::of(&at_first(&words))?;
-        let mut words = if first.is_some() { Preview::of(&words)?.words } else { preview.words };
+        let preview = (common.preview)(&at_first(&words))?;
+        let mut words =
+            if first.is_some() { (common.preview)(&words)?.words } else { preview.words };
         if preview.terminal {
             let message = "`--tui` needs a terminal, and a job has none";
             return Err(Error::config(message, "leave it out"));
@@ -397,7 +403,7 @@ impl Plan {
     /// The script to be, and its command; what its words must not show goes into the vault.
     fn script(&self, ways: &Ways, mut settings: Settings, vault: &mut Vault) -> Result<Script> {
         for (_, run) in &self.runs {
-            plain::check("the run folder", &run.display().to_string())?;
+            text::check("the run folder", &run.display().to_string())?;
         }
         // Before its lines go into a file of their own.
         settings.check_lines()?;

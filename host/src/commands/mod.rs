@@ -22,17 +22,18 @@ pub mod watch;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use crate::checkpoint::Checkpoint;
-use crate::config::{Config, Form, Request, begun, load};
-use crate::data::Tokenizer;
-use crate::error::{self, Error, Result};
-use crate::files::look;
-use crate::hub::{Hub, Kind};
-use crate::logging::LogFile;
-use crate::report::Format;
+use maskdiff_base::error;
+use maskdiff_base::error::{Error, Result};
+use maskdiff_base::files::look;
+use maskdiff_base::logging::LogFile;
+use maskdiff_base::stdout::Format;
+use maskdiff_config::{Config, Form, Request, begun, load};
+use maskdiff_data::Tokenizer;
+use maskdiff_engine::checkpoint::Checkpoint;
+use maskdiff_hub::{Hub, Kind};
 
 /// What every subcommand is given.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Common {
     /// `KEY=VALUE` in order.
     pub overrides: Vec<String>,
@@ -48,9 +49,40 @@ pub struct Common {
     pub form: Form,
     /// The run's log file.
     pub log: LogFile,
+    /// Reads a command line that is to run elsewhere, as this program would.
+    pub preview: fn(&[String]) -> Result<Preview>,
+}
+
+/// What a command line would do that is to run elsewhere.
+#[derive(Debug)]
+pub struct Preview {
+    /// The subcommand.
+    pub name: String,
+    /// The command line from its first word on.
+    pub words: Vec<String>,
+    /// What it is given; the overrides are those of `train` alone.
+    pub common: Common,
+    /// `--nproc`.
+    pub nproc: Option<u16>,
+    /// Whether it needs a terminal.
+    pub terminal: bool,
 }
 
 impl Common {
+    /// The same program and streams with nothing that the command line says.
+    fn bare(&self) -> Self {
+        Self {
+            overrides: Vec::new(),
+            file: None,
+            plugins: self.plugins.clone(),
+            format: self.format,
+            quiet: self.quiet,
+            form: Form::default(),
+            log: self.log.clone(),
+            preview: self.preview,
+        }
+    }
+
     /// The configuration with nothing stored.
     fn config(&self) -> Result<Config> {
         self.with(&[])

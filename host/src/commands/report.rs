@@ -2,15 +2,15 @@
 
 use std::path::{Path, PathBuf};
 
+use maskdiff_base::error::{Error, Result};
+use maskdiff_base::report::Report;
+use maskdiff_base::text::counted;
+use maskdiff_config::{shelf_file, shelf_names};
+use maskdiff_records::runs;
+use maskdiff_records::runs::Run;
+use maskdiff_records::{ledger, ownership, page};
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
-
-use crate::config::{shelf_file, shelf_names};
-use crate::error::{Error, Result};
-use crate::report::Report;
-use crate::runs::{self, Run};
-use crate::text::counted;
-use crate::{ledger, ownership, page};
 
 /// Figures of a paper.
 #[derive(Debug, Deserialize)]

@@ -1,11 +1,10 @@
 //! What a line of the results log says of the checkpoint that was measured.
 
+use maskdiff_base::error::Result;
+use maskdiff_config::Config;
+use maskdiff_engine::checkpoint::Checkpoint;
+use maskdiff_records::used::UsedPlugin;
 use serde_json::{Value, json};
-
-use crate::checkpoint::Checkpoint;
-use crate::config::Config;
-use crate::error::Result;
-use crate::used::UsedPlugin;
 
 /// What a line says of the checkpoint and of what it was used with.
 pub(super) fn used(

@@ -2,13 +2,13 @@
 
 use std::path::{Path, PathBuf};
 
+use maskdiff_base::error::{Error, Result};
+use maskdiff_base::files::look;
+use maskdiff_base::report::Report;
+use maskdiff_records::run_dir;
+use maskdiff_records::runs;
+use maskdiff_records::runs::Run;
 use serde_json::{Value, json};
-
-use crate::error::{Error, Result};
-use crate::files::look;
-use crate::report::Report;
-use crate::run_dir;
-use crate::runs::{self, Run};
 
 /// The folder in which runs are looked for when none is named.
 const HERE: &str = "outputs";

@@ -4,28 +4,32 @@ use std::cell::RefCell;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
+use maskdiff_base::error;
+use maskdiff_base::error::{Error, Result};
+use maskdiff_base::report::Report;
+use maskdiff_base::stop::Stop;
+use maskdiff_base::text::counted;
+use maskdiff_config::{Config, Form};
+use maskdiff_data::tokenizer::piece;
+use maskdiff_data::{Observer, Tokenizer};
+use maskdiff_engine::choose::Choose as _;
+use maskdiff_engine::distributed::World;
+use maskdiff_engine::evaluate::generated::Generated;
+use maskdiff_engine::model::{Model, Progress};
+use maskdiff_engine::prompt::{Ask, Given};
+use maskdiff_engine::sample;
+use maskdiff_engine::sample::{Sample, Texts, Windows};
+use maskdiff_engine::{accelerator, assemble, plugins};
 use maskdiff_plugin_api::{Kind, PluginError};
+use maskdiff_records::ledger::Ledger;
+use maskdiff_records::trace;
+use maskdiff_records::trace::{Recorder, Trace, Walk};
+use maskdiff_records::{ownership, page};
 use serde_json::json;
 
 use super::Common;
 use super::results;
 use super::score::Scorer;
-use crate::choose::Choose as _;
-use crate::config::{Config, Form};
-use crate::data::tokenizer::piece;
-use crate::data::{Observer, Tokenizer};
-use crate::distributed::World;
-use crate::error::{self, Error, Result};
-use crate::evaluate::generated::Generated;
-use crate::ledger::Ledger;
-use crate::model::{Model, Progress};
-use crate::prompt::{Ask, Given};
-use crate::report::Report;
-use crate::sample::{self, Sample, Texts, Windows};
-use crate::stop::Stop;
-use crate::text::counted;
-use crate::trace::{self, Recorder, Trace, Walk};
-use crate::{accelerator, assemble, ownership, page, plugins};
 
 /// Files that show how texts came to be.
 #[derive(Debug, Clone, Default, clap::Args)]

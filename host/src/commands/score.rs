@@ -2,24 +2,24 @@
 
 use std::path::Path;
 
+use maskdiff_base::error::{Error, Result};
+use maskdiff_base::files::look;
+use maskdiff_base::report::Report;
+use maskdiff_base::stop::Stop;
+use maskdiff_base::text::hex;
+use maskdiff_config::Config;
+use maskdiff_data::{Observer, Tokenizer};
+use maskdiff_engine::distributed::World;
+use maskdiff_engine::evaluate::generated::{Generated, Plan, score};
+use maskdiff_engine::evaluate::judge::Judge;
+use maskdiff_engine::evaluate::protocol::Protocol;
+use maskdiff_engine::{accelerator, assemble};
+use maskdiff_records::ledger;
+use maskdiff_records::ledger::Ledger;
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
 use super::{Common, fetched};
-use crate::config::Config;
-use crate::data;
-use crate::data::{Observer, Tokenizer};
-use crate::distributed::World;
-use crate::error::{Error, Result};
-use crate::evaluate::generated::{Generated, Plan, score};
-use crate::evaluate::judge::Judge;
-use crate::evaluate::protocol::Protocol;
-use crate::files::look;
-use crate::ledger::{self, Ledger};
-use crate::report::Report;
-use crate::stop::Stop;
-use crate::text::hex;
-use crate::{accelerator, assemble};
 
 /// Scores the generated texts of the files among the words; the others are KEY=VALUE.
 pub fn run(mut common: Common, words: Vec<String>) -> Result<()> {
@@ -108,7 +108,7 @@ impl Scorer {
         count: usize,
         observer: &Observer<'_>,
     ) -> Result<()> {
-        let blocks = data::open_valid(config, tokenizer, observer)?.blocks;
+        let blocks = maskdiff_data::open_valid(config, tokenizer, observer)?.blocks;
         let text = |block| -> Result<String> { Ok(tokenizer.decode(&blocks.rows(block, 1)?.ids)) };
         let texts = (0..blocks.len().min(count as i64)).map(text).collect::<Result<_>>()?;
         self.plan.references = Some(texts);
@@ -173,8 +173,7 @@ fn judge(common: &Common, config: &Config) -> Result<Judge> {
     let name = &config.eval.gen_ppl_eval_model_name_or_path;
     let overrides = vec![format!("trainer.accelerator={}", config.trainer.accelerator)];
     // Nor has the original's form a say in it.
-    let (plugins, format, quiet) = (common.plugins.clone(), common.format, common.quiet);
-    let plain = Common { plugins, format, quiet, ..Common::default() };
+    let plain = common.bare();
     let (checkpoint, mut own, tokenizer) = plain.open(&fetched(name, true)?, overrides, None)?;
     let registry = assemble::registry(&common.plugins, config)?;
     let choices = assemble::choices(&mut own, &registry, false)?;

@@ -4,28 +4,32 @@ use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use maskdiff_base::error::{Error, Kind, Result};
+use maskdiff_base::files::lock::Lock;
+use maskdiff_base::report::Report;
+use maskdiff_base::stop::Stop;
+use maskdiff_base::text::counted;
+use maskdiff_base::text::quoted_path;
+use maskdiff_base::{files, output};
+use maskdiff_cluster::launch;
+use maskdiff_cluster::launch::script::{Body, Script};
+use maskdiff_cluster::launch::settings;
+use maskdiff_cluster::launch::settings::Said;
+use maskdiff_cluster::launch::{package, slurm};
+use maskdiff_cluster::sweep::axes::{Plan, SEED};
+use maskdiff_cluster::sweep::collect;
+use maskdiff_cluster::sweep::{State, Sweep, local, name};
+use maskdiff_config::secrets::Vault;
+use maskdiff_data::Observer;
+use maskdiff_engine::accelerator;
+use maskdiff_engine::assemble;
+use maskdiff_engine::plugins::Registry;
+use maskdiff_records::ownership;
+use maskdiff_records::run_dir::Claim;
 use serde_json::json;
 
 use super::launch::{Job, Packaged, absolute, globals, program, said, settings_only};
 use super::{Common, train};
-use crate::cli::Preview;
-use crate::data::{self, Observer};
-use crate::error::{Error, Kind, Result};
-use crate::files::lock::Lock;
-use crate::launch::script::{Body, Script};
-use crate::launch::settings::{self, Said};
-use crate::launch::{self, package, slurm};
-use crate::plugins::Registry;
-use crate::report::Report;
-use crate::run_dir::Claim;
-use crate::secrets::Vault;
-use crate::stop::Stop;
-use crate::sweep::axes::{Plan, SEED};
-use crate::sweep::collect;
-use crate::sweep::{State, Sweep, local, name};
-use crate::text::counted;
-use crate::text::quoted_path;
-use crate::{assemble, files, output, ownership};
 
 /// A sweep to begin.
 #[derive(Debug, clap::Args)]
@@ -122,7 +126,7 @@ pub fn new(common: &Common, new: &New) -> Result<()> {
     let tasks = tasks(&new.run, &settings)?;
     let all: Vec<usize> = (0..sweep.points.len()).collect();
     let patience = if new.dry_run { DRY } else { PATIENCE };
-    let (registry, apart) = check(&sweep, &all, tasks, patience, &report)?;
+    let (registry, apart) = check(&sweep, &all, tasks, patience, common)?;
     if new.dry_run && !new.run.slurm {
         let lines = sweep.points.iter().enumerate().map(|(point, words)| {
             let line = json!({"point": point, "words": words});
@@ -187,7 +191,7 @@ pub fn resume(common: &Common, folder: &Path, words: &[String], run_as: &Running
     std::env::set_current_dir(&sweep.from).map_err(|e| Error::io("enter", &sweep.from, &e))?;
     let settings = run_as.job.said(settings_only(words)?)?.settings(&sweep.job)?;
     let tasks = tasks(run_as, &settings)?;
-    let (registry, _) = check(&sweep, &left, tasks, PATIENCE, &report)?;
+    let (registry, _) = check(&sweep, &left, tasks, PATIENCE, common)?;
     run(common, &sweep, run_as, Ready { settings, package, registry, held }, &left)
 }
 
@@ -221,11 +225,16 @@ fn run(
     let Ready { settings, package, registry, held } = ready;
     let mut report = Report::new(common.format, common.quiet);
     // Where the points have a file of `--config`, it is the sweep's.
-    let file = Preview::of(&sweep.command(points[0]))?.common.file;
+    let file = (common.preview)(&sweep.command(points[0]))?.common.file;
     run_as.package.make(package.as_deref(), &registry, file.as_deref(), &report)?;
     if !run_as.slurm {
         let program = program(package.as_deref())?;
-        let place = local::Place { jobs: run_as.jobs.into(), program, package };
+        let place = local::Place {
+            jobs: run_as.jobs.into(),
+            program,
+            package,
+            gpus: accelerator::visible_gpus(),
+        };
         local::run(sweep, points, &place, &mut report)?;
         return collect(
             common,
@@ -294,7 +303,7 @@ fn check(
     points: &[usize],
     tasks: usize,
     patience: Duration,
-    report: &Report,
+    common: &Common,
 ) -> Result<(Registry, Vec<usize>)> {
     let mut registry = None;
     let (mut apart, mut seen) = (Vec::new(), BTreeSet::new());
@@ -316,7 +325,9 @@ fn check(
         if begun.elapsed() > patience {
             break;
         }
-        check_point(sweep, point, tasks, &mut registry).map_err(|error| {
+        let of_point = (common.preview)(&sweep.command(point)).map(|preview| preview.common);
+        let checked_one = of_point.and_then(|common| check_point(&common, tasks, &mut registry));
+        checked_one.map_err(|error| {
             let place = format!("point {} ({})", name(point), sweep.values(point).join(", "));
             match error.kind {
                 Kind::Config | Kind::Plugin => error.of(&place),
@@ -327,10 +338,11 @@ fn check(
     }
     if checked < total {
         let all = counted(total, "point");
+        let report = Report::new(common.format, common.quiet);
         report.note(&format!("checked the configurations of {checked} of {all}"));
     }
     let registry =
-        registry.map_or_else(|| Registry::open(&crate::places::Places::default()), Ok)?;
+        registry.map_or_else(|| Registry::open(&maskdiff_base::places::Places::default()), Ok)?;
     Ok((registry, apart))
 }
 
@@ -354,13 +366,7 @@ fn is_usual_seed(word: &str) -> bool {
     seed.is_some_and(|(_, value)| value.parse::<u64>().is_ok())
 }
 
-fn check_point(
-    sweep: &Sweep,
-    point: usize,
-    tasks: usize,
-    registry: &mut Option<Registry>,
-) -> Result<()> {
-    let common = Preview::of(&sweep.command(point))?.common;
+fn check_point(common: &Common, tasks: usize, registry: &mut Option<Registry>) -> Result<()> {
     let mut config = common.config()?;
     train::check_words(&config)?;
     config.shares(tasks)?;
@@ -377,10 +383,10 @@ fn check_point(
 fn prepare(sweep: &Sweep, apart: &[usize], common: &Common) -> Result<()> {
     let (stop, mut report) = (Stop::default(), Report::new(common.format, common.quiet));
     for point in apart {
-        let config = Preview::of(&sweep.command(*point))?.common.config()?;
+        let config = (common.preview)(&sweep.command(*point))?.common.config()?;
         // Made as they are read.
         if config.data.train != "stories" {
-            data::open(&config, None, &Observer::new(&mut report, &stop))?;
+            maskdiff_data::open(&config, None, &Observer::new(&mut report, &stop))?;
         }
     }
     Ok(())

@@ -3,11 +3,11 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use maskdiff_base::error::Result;
+use maskdiff_base::report::Report;
+use maskdiff_track::wandb;
+use maskdiff_track::wandb::Anew;
 use serde_json::json;
-
-use crate::error::Result;
-use crate::report::Report;
-use crate::track::wandb::{self, Anew};
 
 /// Sends runs that were logged offline, or whose server was away, to W&B.
 pub fn run(

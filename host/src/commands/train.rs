@@ -14,31 +14,36 @@ use complete::is_complete;
 use judged::{is_judged, judge};
 
 use super::{Common, begin};
-use crate::at_work::AtWork;
-use crate::checkpoint::{self, Checkpoint, Mirror, Saver};
-use crate::choose::Choose as _;
-use crate::config::Config;
-use crate::data::{self, Observer, Tokenizer};
-use crate::distributed::World;
-use crate::error::{Error, Kind, Result};
-use crate::evaluate::Measure;
-use crate::files::look;
-use crate::launch::ranks;
-use crate::learner::Learner;
-use crate::memory::refused;
-use crate::report::Listener;
-use crate::report::Report;
-use crate::run_dir::Data;
-use crate::run_dir::{self, Claim, RunDir};
-use crate::stop::Stop;
-use crate::text::counted;
-use crate::text::quoted_path;
-use crate::track::Trackers;
-use crate::train::{self, Progress, Trainer};
-use crate::used::UsedPlugin;
-use crate::{
-    accelerator, alert, assemble, memory, output, ownership, plugins, precision, secrets, track,
-};
+use maskdiff_base::at_work::AtWork;
+use maskdiff_base::error::{Error, Kind, Result};
+use maskdiff_base::files::look;
+use maskdiff_base::memory::refused;
+use maskdiff_base::report::Listener;
+use maskdiff_base::report::Report;
+use maskdiff_base::stop::Stop;
+use maskdiff_base::text::counted;
+use maskdiff_base::text::quoted_path;
+use maskdiff_base::{memory, output};
+use maskdiff_cluster::launch::ranks;
+use maskdiff_config::Config;
+use maskdiff_config::secrets;
+use maskdiff_data::{Observer, Tokenizer};
+use maskdiff_engine::checkpoint;
+use maskdiff_engine::checkpoint::{Checkpoint, Mirror, Saver};
+use maskdiff_engine::choose::Choose as _;
+use maskdiff_engine::distributed::World;
+use maskdiff_engine::evaluate::Measure;
+use maskdiff_engine::learner::Learner;
+use maskdiff_engine::train;
+use maskdiff_engine::train::{Progress, Trainer};
+use maskdiff_engine::{accelerator, assemble, plugins, precision};
+use maskdiff_records::ownership;
+use maskdiff_records::run_dir;
+use maskdiff_records::run_dir::Data;
+use maskdiff_records::run_dir::{Claim, RunDir};
+use maskdiff_records::used::UsedPlugin;
+use maskdiff_track::Trackers;
+use maskdiff_track::alert;
 
 /// Trains, or resumes a run; as one rank of several when the environment says so. Everything that can be wrong is
 /// found before the run folder is made.
@@ -81,7 +86,7 @@ fn work(
 ) -> Result<()> {
     let Asked { stop, profile, panel, told } = asked;
     let (stop, profile, panel) = (stop.clone(), *profile, *panel);
-    if panel && !track::panel::is_possible() {
+    if panel && !maskdiff_track::panel::is_possible() {
         return Err(Error::config(
             "`--tui` needs a terminal, and this is none",
             "leave it out: progress comes as plain lines; `maskdiff runs list` shows how far a run is",
@@ -198,7 +203,7 @@ fn work(
     let given = tokenizer_of(resumed.as_ref())?;
     let given = given.or(theirs);
     let given = given.or_else(|| start.as_ref().and_then(|start| start.tokenizer.clone()));
-    let corpus = data::open(config, given, &Observer::new(&mut report, &stop))?;
+    let corpus = maskdiff_data::open(config, given, &Observer::new(&mut report, &stop))?;
     if corpus.train.epoch().is_none() && !config.trainer.limit_train_batches.is_usable_of_endless()
     {
         return Err(config.layers.error(
@@ -435,8 +440,8 @@ pub fn check_words(config: &Config) -> Result<()> {
              from its weights",
         ));
     }
-    track::wandb::check(config)?;
-    data::check_words(config)
+    maskdiff_track::wandb::check(config)?;
+    maskdiff_data::check_words(config)
 }
 
 /// Refuses a checkpoint that is named and would not be used.

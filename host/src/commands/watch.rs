@@ -11,19 +11,19 @@ use std::process::{Child, ChildStdin, Command, Stdio};
 use std::sync::mpsc::{Receiver, channel};
 use std::time::{Duration, Instant, SystemTime};
 
+use maskdiff_base::error::{Error, Result};
+use maskdiff_base::files::look;
+use maskdiff_base::memory;
+use maskdiff_base::output;
+use maskdiff_base::stdout::Format;
+use maskdiff_base::stop::Stop;
+use maskdiff_engine::cargo;
+use maskdiff_engine::cargo::Telling;
+use maskdiff_engine::prompt::Ask;
 use maskdiff_plugin_api::abi::load::Plugin;
 
 use super::Common;
 use super::sample::{Session, Shown};
-use crate::cargo::{self, Telling};
-use crate::cli::show;
-use crate::error::{Error, Result};
-use crate::files::look;
-use crate::memory;
-use crate::output;
-use crate::prompt::Ask;
-use crate::report::Format;
-use crate::stop::Stop;
 
 /// How often the source is looked at. Asking for times works on every file system, also one of a network.
 const PACE: Duration = Duration::from_millis(100);
@@ -70,7 +70,7 @@ fn watch(common: &Common, folder: &Path, copies: &Path, stop: &Stop) -> Result<(
                 return Err(error);
             }
             Err(error) => {
-                show(error);
+                output::error(error);
                 continue;
             }
         };
@@ -213,7 +213,7 @@ pub fn follow(mut common: Common, asked: &[Ask]) -> Result<()> {
             session.draw(&common, asked, &Shown::default(), &Stop::default())
         });
         if let Err(error) = drawn {
-            show(error);
+            output::error(error);
         }
         output::result(DONE);
     }

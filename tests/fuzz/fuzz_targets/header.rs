@@ -3,7 +3,7 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use maskdiff::data::{Cache, Header};
+use maskdiff_data::{Cache, Header};
 use sha2::{Digest as _, Sha256};
 
 fuzz_target!(|data: &[u8]| {

@@ -3,7 +3,7 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use maskdiff::checkpoint::foreign::pickle::Pickle;
+use maskdiff_engine::checkpoint::foreign::pickle::Pickle;
 
 fuzz_target!(|data: &[u8]| {
     let Ok(pickle) = Pickle::read(data, data.len()) else { return };

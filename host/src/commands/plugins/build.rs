@@ -2,17 +2,18 @@
 
 use std::path::{Path, PathBuf};
 
+use maskdiff_base::error::{Error, Result};
+use maskdiff_base::output;
+use maskdiff_base::places::Places;
+use maskdiff_engine::assemble;
+use maskdiff_engine::cargo;
+use maskdiff_engine::cargo::Telling;
+use maskdiff_engine::plugins::Registry;
 use maskdiff_plugin_api::abi::load::Plugin;
 use maskdiff_plugin_api::abi::module::ComponentInfo;
 
 use super::check::CheckedPlugin;
 use super::{Common, check};
-use crate::assemble;
-use crate::cargo::{self, Telling};
-use crate::error::{Error, Result};
-use crate::output;
-use crate::places::Places;
-use crate::plugins::Registry;
 
 /// Builds the crate in `folder`, and installs its plugin when every component keeps its contract.
 ///

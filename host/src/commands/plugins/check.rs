@@ -7,6 +7,11 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
+use maskdiff_base::error::{Error, Result};
+use maskdiff_base::output;
+use maskdiff_base::stdout::Format;
+use maskdiff_config::shape::Shape;
+use maskdiff_engine::plugins::refuse_hidden_options;
 use maskdiff_plugin_api::abi::load::Plugin;
 use maskdiff_plugin_api::abi::module::ComponentInfo;
 use maskdiff_plugin_api::testkit::contracts;
@@ -14,11 +19,6 @@ use maskdiff_plugin_api::{Kind, PluginError};
 use serde_json::{Value, json};
 
 use super::Common;
-use crate::config::shape::Shape;
-use crate::error::{Error, Result};
-use crate::output;
-use crate::plugins::refuse_hidden_options;
-use crate::report::Format;
 
 /// How long a component may take.
 pub const PATIENCE: Duration = Duration::from_secs(120);

@@ -4,13 +4,15 @@ use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::path::Path;
 
+use maskdiff_base::error::{Error, Result};
+use maskdiff_base::files;
+use maskdiff_config::reference;
+use maskdiff_engine::assemble;
 use maskdiff_plugin_api::abi::load::Plugin;
 use maskdiff_plugin_api::abi::module::ComponentInfo;
+use maskdiff_records::ownership;
 
 use super::{Common, key, option_group};
-use crate::config::reference;
-use crate::error::{Error, Result};
-use crate::{assemble, files, ownership};
 
 /// Writes `DIR/KIND-NAME.md` for every component that is loaded, and `DIR/README.md` with a list of them.
 pub fn write(common: &Common, folder: &Path) -> Result<()> {

@@ -1,16 +1,16 @@
 //! `maskdiff plugins list` and `maskdiff plugins show NAME`
 
+use maskdiff_base::error::{Error, Result};
+use maskdiff_base::output;
+use maskdiff_base::stdout::Format;
+use maskdiff_base::text::nearest;
+use maskdiff_config::range::Range;
+use maskdiff_engine::assemble;
 use maskdiff_plugin_api::abi::load::Plugin;
 use maskdiff_plugin_api::abi::module::ComponentInfo;
 use serde_json::{Value, json};
 
 use super::{Common, key, option_group};
-use crate::assemble;
-use crate::config::range::Range;
-use crate::error::{Error, Result};
-use crate::output;
-use crate::report::Format;
-use crate::text::nearest;
 
 /// Lists all components.
 pub fn list(common: &Common) -> Result<()> {

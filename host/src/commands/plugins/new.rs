@@ -3,16 +3,16 @@
 use std::path::{Path, PathBuf};
 
 use include_dir::{Dir, include_dir};
+use maskdiff_base::error::{Error, Result};
+use maskdiff_base::files::look;
+use maskdiff_base::output;
+use maskdiff_base::text::nearest;
+use maskdiff_base::text::quoted_path;
+use maskdiff_engine::cargo;
+use maskdiff_engine::plugins::KINDS;
 
 use super::build::refuse_shadowed;
 use super::{Common, key};
-use crate::cargo;
-use crate::error::{Error, Result};
-use crate::files::look;
-use crate::output;
-use crate::plugins::KINDS;
-use crate::text::nearest;
-use crate::text::quoted_path;
 
 static TEMPLATES: Dir<'_> = include_dir!("$CARGO_MANIFEST_DIR/templates/plugin");
 /// The versions this host was built with: a plugin starts from the same ones.

@@ -2,15 +2,15 @@
 
 use std::path::PathBuf;
 
+use maskdiff_base::error::{Error, Result};
+use maskdiff_base::files::look;
+use maskdiff_base::output;
+use maskdiff_base::places::Places;
+use maskdiff_base::text::nearest;
+use maskdiff_engine::assemble;
 use maskdiff_plugin_api::abi::load::Plugin;
 
 use super::Common;
-use crate::assemble;
-use crate::error::{Error, Result};
-use crate::files::look;
-use crate::output;
-use crate::places::Places;
-use crate::text::nearest;
 
 /// Removes the plugin of that name, or the one with that component, from the user's folder. One that does not load any
 /// more goes by the name of its file.

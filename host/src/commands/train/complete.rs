@@ -2,12 +2,12 @@
 
 use std::path::Path;
 
-use crate::checkpoint::Checkpoint;
-use crate::config::Config;
-use crate::distributed::World;
-use crate::error::Result;
-use crate::report::Report;
-use crate::{run_dir, runs};
+use maskdiff_base::error::Result;
+use maskdiff_base::report::Report;
+use maskdiff_config::Config;
+use maskdiff_engine::checkpoint::Checkpoint;
+use maskdiff_engine::distributed::World;
+use maskdiff_records::{run_dir, runs};
 
 /// Whether a run is given again, as it was, that was complete: all its steps are done, and its last evaluation is in its metrics. It says
 /// so, and shows that evaluation again; nothing is added to what the run has left.

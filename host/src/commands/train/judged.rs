@@ -1,13 +1,13 @@
 //! Generative perplexity at each evaluation of a run: whether it is computed, and by which evaluator LM.
 
+use maskdiff_base::error::Result;
+use maskdiff_config::Config;
+use maskdiff_engine::plugins::Registry;
+use maskdiff_engine::train::Judged;
 use maskdiff_plugin_api::capability;
 
 use super::super::Common;
 use super::super::score::Scorer;
-use crate::config::Config;
-use crate::error::Result;
-use crate::plugins::Registry;
-use crate::train::Judged;
 
 /// Whether each evaluation scores texts: of a method that draws them one token after the other the original draws none.
 pub(super) fn is_judged(config: &Config, registry: &Registry) -> Result<bool> {

@@ -1,0 +1,105 @@
+//! Small things about text: hashes in hexadecimal, words for the shell, the nearest known word, plurals.
+
+use std::path::Path;
+
+use crate::error::{Error, Result};
+use crate::plain;
+
+/// Bytes in hexadecimal.
+pub fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// The known word closest to a misspelt one, if any is close.
+pub fn nearest<'a>(word: &str, known: &[&'a str]) -> Option<&'a str> {
+    let scored = known.iter().map(|k| (strsim::damerau_levenshtein(word, k), *k));
+    scored.filter(|(d, k)| *d <= 1 + word.len().max(k.len()) / 4).min().map(|(_, k)| k)
+}
+
+/// A word for the shell, in quotes where it needs them.
+pub fn quoted(word: &str) -> String {
+    let bare = |c: char| c.is_ascii_alphanumeric() || "_-./=:,+@%".contains(c);
+    if !word.is_empty() && word.chars().all(bare) {
+        word.to_string()
+    } else if word.contains(plain::is_control) {
+        // On one line, and with nothing that a terminal acts on.
+        let spelled = |c: char| match c {
+            '\\' | '\'' => format!("\\{c}"),
+            '\n' => "\\n".into(),
+            '\t' => "\\t".into(),
+            c if plain::is_control(c) => {
+                let mut bytes = [0; 4];
+                c.encode_utf8(&mut bytes).bytes().map(|byte| format!("\\x{byte:02x}")).collect()
+            }
+            c => c.to_string(),
+        };
+        format!("$'{}'", word.chars().map(spelled).collect::<String>())
+    } else {
+        format!("'{}'", word.replace('\'', r"'\''"))
+    }
+}
+
+/// A path as a word for the shell, for commands that are printed: they can be pasted as they stand.
+pub fn quoted_path(path: &Path) -> String {
+    quoted(&path.display().to_string())
+}
+
+/// A number with its noun: `1 sequence`, `2 sequences`.
+pub fn counted(number: impl std::fmt::Display, noun: &str) -> String {
+    match number.to_string() {
+        one if one == "1" => format!("1 {noun}"),
+        number => format!("{number} {}", plural(noun)),
+    }
+}
+
+/// A noun for several: `sequences`, `processes`, `entries`.
+pub fn plural(noun: &str) -> String {
+    if ["s", "ch", "x"].iter().any(|end| noun.ends_with(end)) {
+        return format!("{noun}es");
+    }
+    match noun.strip_suffix('y').filter(|stem| !stem.ends_with(['a', 'e', 'o'])) {
+        Some(stem) => format!("{stem}ies"),
+        None => format!("{noun}s"),
+    }
+}
+
+/// Refuses a value with control characters, where it is about to become part of a script; `what` names it.
+pub fn check(what: &str, value: &str) -> Result<()> {
+    let Some(found) = value.chars().find(|c| plain::is_control(*c)) else { return Ok(()) };
+    let name =
+        if found == '\n' { "a line break".into() } else { format!("the character {found:?}") };
+    Err(Error::config(
+        format!("{what} has {name} in it: `{}`", plain::excerpt(value, 200)),
+        "a script would begin a command of its own there: leave it out",
+    ))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_is_no_plural() {
+        for (number, noun, words) in [
+            (1, "sequence", "1 sequence"),
+            (0, "sequence", "0 sequences"),
+            (2, "process", "2 processes"),
+            (3, "batch", "3 batches"),
+            (2, "box", "2 boxes"),
+            (2, "entry", "2 entries"),
+            (2, "day", "2 days"),
+        ] {
+            assert_eq!(counted(number, noun), words);
+        }
+    }
+
+    #[test]
+    fn a_script_gets_no_value_with_a_line_break() {
+        check("`launcher.time`", "1:00:00").unwrap();
+        let said = check("`launcher.time`", "1\nrm -rf x").unwrap_err().in_one_line();
+        assert!(said.contains("`launcher.time` has a line break in it: `1\\nrm -rf x`"), "{said}");
+        for wrong in ["a\rb", "a\0b", "a\u{85}b", "a\u{2028}b"] {
+            assert!(check("x", wrong).is_err(), "{wrong:?}");
+        }
+    }
+}

@@ -1,0 +1,171 @@
+//! The configuration: typed groups, where every value came from, and the components it asks for.
+//!
+//! [`groups`] has the keys that the host owns. Every other key of `model`, `noise`, `process` and `sampling`, and of
+//! `training` and the top together, is an option of the component that the group configures.
+
+#![warn(clippy::print_stdout, clippy::print_stderr)]
+
+pub mod secrets;
+pub mod trust;
+
+pub mod begun;
+mod check;
+pub mod derived;
+mod files;
+pub mod groups;
+pub mod hints;
+mod home;
+pub mod listed;
+mod load;
+pub mod original;
+pub mod place;
+pub mod range;
+pub mod reference;
+pub mod shape;
+pub mod values;
+mod words;
+
+pub use files::{shelf_file, shelf_names, write_files};
+pub use home::expand as expand_home;
+pub use load::{Request, load, load_upon};
+pub use original::Form;
+pub use place::Layers;
+
+use maskdiff_base::error::Result;
+
+/// The layer of the command line.
+pub const COMMAND_LINE: &str = "command line";
+
+/// The layer of the environment.
+pub const ENVIRONMENT: &str = "environment";
+
+/// The variable of the environment that sets a dotted key.
+fn variable(key: &str) -> String {
+    format!("MASKDIFF_{}", key.to_uppercase().replace('.', "__"))
+}
+
+/// A word of the command line that sets a text, whatever the text looks like.
+pub fn word(key: &str, text: &str) -> String {
+    format!("{key}={}", toml::Value::String(text.to_string()))
+}
+
+/// A resolved configuration. Component options are not checked yet: see [`Config::choices`].
+#[derive(Debug)]
+pub struct Config {
+    /// `backbone`, `diffusion`, `parameterization`, `time_conditioning`, `seed`.
+    pub top: groups::Top,
+    /// `data`.
+    pub data: groups::Data,
+    /// `model`, the host's keys.
+    pub model: groups::Model,
+    /// `noise`, the host's keys.
+    pub noise: groups::Noise,
+    /// `training`, the host's keys.
+    pub training: groups::Training,
+    /// `sampling`, the host's keys.
+    pub sampling: groups::Sampling,
+    /// `loader`.
+    pub loader: groups::Loader,
+    /// `optim`.
+    pub optim: groups::Optim,
+    /// `lr_scheduler`.
+    pub lr_scheduler: groups::LrScheduler,
+    /// `trainer`.
+    pub trainer: groups::Trainer,
+    /// `checkpointing`.
+    pub checkpointing: groups::Checkpointing,
+    /// `eval`.
+    pub eval: groups::Eval,
+    /// `track`.
+    pub track: groups::Track,
+    /// `wandb`.
+    pub wandb: groups::Wandb,
+    /// `alert`.
+    pub alert: groups::Alert,
+    /// `run`.
+    pub run: groups::Run,
+    /// `plugins`.
+    pub plugins: groups::Plugins,
+    /// The layer that another program's checkpoint is.
+    pub foreign: Option<String>,
+    /// The name of the layer that `--config` is.
+    pub own_file: Option<String>,
+    /// The layers that are configurations of a run, a checkpoint or another program's model.
+    pub stored: Vec<String>,
+    /// All values with their sources.
+    pub layers: Layers,
+}
+
+impl Config {
+    /// Whether a key was set by a word of the user's own: on the command line, in the environment, in the file of `--config` or in an
+    /// experiment that they named. What a file of the current folder says in the place of a built-in one is none.
+    pub fn is_own_word(&self, key: &str) -> bool {
+        let source = self.layers.source(key);
+        self.layers.is_by_hand(key)
+            || self.own_file.as_ref() == Some(&source)
+            || (source.starts_with("configs/experiment/") && !self.stored.contains(&source))
+    }
+
+    /// How `world` ranks share a global batch.
+    pub fn shares(&self, world: usize) -> Result<Shares> {
+        let (global, world) = (self.loader.global_batch_size, world as i64);
+        let fault =
+            |key: &str, message: String, hint: String| Err(self.layers.error(key, &message, &hint));
+        if global % world != 0 {
+            let (below, above) = (global - global % world, global - global % world + world);
+            let sizes = if below > 0 { format!("{below} or {above}") } else { above.to_string() };
+            return fault(
+                "loader.global_batch_size",
+                format!(
+                    "{world} ranks cannot share a `loader.global_batch_size` of {global} evenly"
+                ),
+                format!("the nearest sizes that they can share: {sizes}"),
+            );
+        }
+        let rows = global / world;
+        let wanted = self.trainer.accumulate_grad_batches;
+        let batch = match (self.loader.batch_size, wanted) {
+            (Some(batch), _) => batch,
+            (None, Some(parts)) if parts > 0 => rows / parts,
+            _ => rows,
+        };
+        if batch < 1 || rows % batch != 0 {
+            return fault(
+                "loader.batch_size",
+                format!(
+                    "`loader.batch_size` ({batch}) must divide a rank's share of `loader.global_batch_size`: \
+                     {global} over {world} is {rows}"
+                ),
+                "the optimizer steps once for every global batch; a smaller `batch_size` only saves memory".into(),
+            );
+        }
+        let parts = rows / batch;
+        if let Some(wanted) = wanted.filter(|wanted| *wanted != parts) {
+            return fault(
+                "trainer.accumulate_grad_batches",
+                format!(
+                    "`trainer.accumulate_grad_batches={wanted}` does not fit: a global batch of {global} over {world} \
+                     ranks in batches of {batch} makes {parts}"
+                ),
+                "leave it out: it follows from the sizes".into(),
+            );
+        }
+        Ok(Shares { rows, batch, parts })
+    }
+}
+
+/// How a rank goes through its share of a global batch.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Shares {
+    /// Sequences of a rank in a step.
+    pub rows: i64,
+    /// Sequences in memory at once.
+    pub batch: i64,
+    /// Micro-batches in a step.
+    pub parts: i64,
+}
+
+/// An option of a group as a key of the configuration.
+pub fn dotted(group: &str, option: &str) -> String {
+    if group.is_empty() { option.to_string() } else { format!("{group}.{option}") }
+}

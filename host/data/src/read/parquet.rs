@@ -1,0 +1,212 @@
+//! A column of text in parquet files.
+
+use std::fs::File;
+use std::path::{Path, PathBuf};
+
+use maskdiff_base::error::{Error, Result};
+use parquet::basic::{ConvertedType, LogicalType, Type};
+use parquet::column::reader::ColumnReader;
+use parquet::data_type::{AsBytes as _, ByteArray};
+use parquet::file::reader::{FileReader as _, SerializedFileReader};
+use parquet::schema::types::ColumnDescPtr;
+
+use super::{LONGEST_LINE, Losses, Place, Reader, Sink};
+
+/// Rows that are read at once.
+const ROWS: usize = 256;
+
+/// Hands out the texts of a column of all files, one file after the other.
+pub(super) fn read(
+    how: &Reader<'_>,
+    files: &[PathBuf],
+    column: &str,
+    losses: &mut Losses,
+    sink: Sink<'_>,
+) -> Result<()> {
+    let all = if how.slice.is_all() { u64::MAX } else { rows(files)? };
+    let range = how.slice.of(all).ok_or_else(|| {
+        Error::data(
+            format!("the corpus has {all} rows, fewer than its split leaves out"),
+            "fetch it again: files seem to be missing",
+        )
+    })?;
+    let mut number = 0;
+    for path in files {
+        let file = Table::open(path)?;
+        let place = file.column(column)?;
+        let (first, whole) = (number, Place::whole(path));
+        for group in 0..file.reader.num_row_groups() {
+            let size = file.reader.metadata().row_group(group).num_rows().cast_unsigned();
+            if number + size <= range.start {
+                number += size;
+                continue;
+            }
+            if number >= range.end {
+                return Ok(());
+            }
+            file.group(group, place, &mut |value| {
+                let document = number;
+                number += 1;
+                if !range.contains(&document) {
+                    return Ok(());
+                }
+                let place = whole.at("row", document - first);
+                let Some(bytes) = value else {
+                    let what = format!("{place}: `{column}` is empty (null)");
+                    return how.no_text(what, "a document is a text", losses);
+                };
+                if bytes.len() > LONGEST_LINE {
+                    let what = format!("{place} has more than {LONGEST_LINE} bytes");
+                    return how.no_text(what, "split the text into several", losses);
+                }
+                let text = how.text(bytes.to_vec(), &place.to_string(), 0, losses)?;
+                text.map_or(Ok(()), |text| how.document(text, place, losses, sink))
+            })?;
+        }
+    }
+    Ok(())
+}
+
+/// Rows of all files.
+pub(crate) fn rows(files: &[PathBuf]) -> Result<u64> {
+    let mut rows = 0;
+    for path in files {
+        rows += Table::open(path)?.reader.metadata().file_metadata().num_rows().cast_unsigned();
+    }
+    Ok(rows)
+}
+
+struct Table<'a> {
+    path: &'a Path,
+    reader: SerializedFileReader<File>,
+}
+
+impl<'a> Table<'a> {
+    fn open(path: &'a Path) -> Result<Self> {
+        let file = File::open(path).map_err(|e| Error::io("read", path, &e))?;
+        let reader = SerializedFileReader::new(file).map_err(|e| broken(path, &e))?;
+        Ok(Self { path, reader })
+    }
+
+    /// The number of the column of a name.
+    fn column(&self, name: &str) -> Result<usize> {
+        let columns = self.reader.metadata().file_metadata().schema_descr().columns();
+        let is = |column: &&ColumnDescPtr| column.path().string() == name;
+        let found =
+            columns.iter().position(|column| is(&column)).filter(|at| is_text(&columns[*at]));
+        found.ok_or_else(|| {
+            let file = self.path.display();
+            let message = match what(columns, name) {
+                Some(what) => format!("`{name}` is no column of texts of `{file}`, but {what}"),
+                None => format!("`{name}` is no column of `{file}`"),
+            };
+            let texts: Vec<String> =
+                columns.iter().filter(|c| is_text(c)).map(|c| c.path().string()).collect();
+            let hint = if texts.is_empty() {
+                let mut all: Vec<&str> =
+                    columns.iter().filter_map(|c| c.path().parts().first()).map(String::as_str).collect();
+                all.dedup();
+                format!(
+                    "no column there has a text in each row (there are: {}): write one, for example the parts of a list one after \
+                     the other",
+                    all.join(", ")
+                )
+            } else {
+                format!("columns there: {}; choose one by `data.column`", texts.join(", "))
+            };
+            Error::data(message, hint)
+        })
+    }
+
+    /// Calls `row` with the value of every row of a group.
+    fn group(
+        &self,
+        group: usize,
+        column: usize,
+        row: &mut dyn FnMut(Option<&[u8]>) -> Result<()>,
+    ) -> Result<()> {
+        let said = |e: parquet::errors::ParquetError| broken(self.path, &e);
+        let group = self.reader.get_row_group(group).map_err(said)?;
+        let ColumnReader::ByteArrayColumnReader(mut reader) =
+            group.get_column_reader(column).map_err(said)?
+        else {
+            return Err(Error::data(format!("`{}`: no column of texts", self.path.display()), ""));
+        };
+        let schema = self.reader.metadata().file_metadata().schema_descr();
+        let there = schema.column(column).max_def_level();
+        let (mut values, mut levels) = (Vec::<ByteArray>::new(), Vec::<i16>::new());
+        loop {
+            values.clear();
+            levels.clear();
+            let (records, _, _) =
+                reader.read_records(ROWS, Some(&mut levels), None, &mut values).map_err(said)?;
+            if records == 0 {
+                return Ok(());
+            }
+            let mut texts = values.iter().map(|value| value.as_bytes());
+            for at in 0..records {
+                let is_there = there == 0 || levels.get(at).is_none_or(|level| *level == there);
+                row(if is_there { texts.next() } else { None })?;
+            }
+        }
+    }
+}
+
+/// Whether a column has one text in each row.
+fn is_text(column: &ColumnDescPtr) -> bool {
+    let decimal = matches!(column.converted_type(), ConvertedType::DECIMAL)
+        || matches!(column.logical_type_ref(), Some(LogicalType::Decimal { .. }));
+    column.physical_type() == Type::BYTE_ARRAY && column.max_rep_level() == 0 && !decimal
+}
+
+/// What a name stands for that is no column of texts; none where it stands for nothing.
+fn what(columns: &[ColumnDescPtr], name: &str) -> Option<&'static str> {
+    let inside = |column: &&ColumnDescPtr| {
+        let path = column.path().string();
+        path.strip_prefix(name).is_some_and(|rest| rest.is_empty() || rest.starts_with('.'))
+    };
+    let parts: Vec<&ColumnDescPtr> = columns.iter().filter(inside).collect();
+    let lists = !parts.is_empty() && parts.iter().all(|part| part.max_rep_level() > 0);
+    Some(match parts[..] {
+        [] => return None,
+        [part] if lists && part.physical_type() == Type::BYTE_ARRAY => "a list of texts",
+        [_] if lists => "a list of values",
+        [part] if part.path().string() == name => kind(part),
+        _ if lists => "a list of records",
+        _ => "a record of several columns",
+    })
+}
+
+/// What the values of a column are.
+fn kind(column: &ColumnDescPtr) -> &'static str {
+    if matches!(column.logical_type_ref(), Some(LogicalType::Unknown)) {
+        return "nothing but nulls";
+    }
+    match column.physical_type() {
+        Type::BOOLEAN => "true and false",
+        Type::INT32 | Type::INT64 => match column.logical_type_ref() {
+            Some(LogicalType::Date | LogicalType::Time { .. } | LogicalType::Timestamp { .. }) => {
+                "dates or times"
+            }
+            Some(LogicalType::Decimal { .. }) => "numbers",
+            _ => "whole numbers",
+        },
+        Type::INT96 => "times",
+        Type::FLOAT | Type::DOUBLE | Type::BYTE_ARRAY => "numbers",
+        Type::FIXED_LEN_BYTE_ARRAY => "bytes of one length",
+    }
+}
+
+fn broken(path: &Path, error: &parquet::errors::ParquetError) -> Error {
+    let words = error.to_string();
+    if words.contains("Disabled feature") {
+        return Error::data(
+            format!("`{}` is compressed in a way that is not read: {words}", path.display()),
+            "write it again with zstd, snappy, gzip or lz4",
+        );
+    }
+    Error::data(
+        format!("`{}` is no whole parquet file: {error}", path.display()),
+        "fetch the file again; one from the hub is fetched anew when it is removed from the hub's cache",
+    )
+}

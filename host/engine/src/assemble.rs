@@ -1,0 +1,284 @@
+//! From a configuration to a model: plugins, choices, facts, weights.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+use maskdiff_base::error::{Error, Result};
+use maskdiff_base::places::Places;
+use maskdiff_base::process;
+use maskdiff_config::Config;
+use maskdiff_config::trust;
+use maskdiff_data::Tokenizer;
+use maskdiff_plugin_api::{Context, capability};
+use serde_json::Value;
+use tch::{Device, Kind, Tensor};
+
+use crate::accelerator;
+use crate::checkpoint::{self, Checkpoint, Stored};
+use crate::choose::Choose as _;
+use crate::component;
+use crate::evaluate::Measure;
+use crate::model::Model;
+use crate::plugins::Registry;
+use crate::plugins::{Choice, Choices};
+use crate::precision::Precision;
+use crate::sample::{NamedSampler, stops_at_eos};
+
+/// How many tokens there are where nobody knows yet.
+const PRETENDED: i64 = 256;
+
+/// Opens the plugins: those of the command line, the configuration and the environment, then the shipped ones.
+pub fn registry(files: &[PathBuf], config: &Config) -> Result<Registry> {
+    if process::package().is_some() {
+        // Copies of all are beside the program.
+        return Registry::of_program();
+    }
+    files.iter().for_each(|file| trust::remember(file));
+    Registry::open(&Places {
+        files: files.to_vec(),
+        paths: trust::plugins(config)?,
+        environment: Places::of_environment(),
+    })
+}
+
+/// The components of the model, their options known and what each needs offered by another; with the sampler's needs
+/// where one will be used.
+pub fn choices(config: &mut Config, registry: &Registry, sampled: bool) -> Result<Choices> {
+    config.settle(registry)?;
+    let choices = config.choices(registry)?;
+    let sampler = config.sampling.predictor.as_str();
+    let model = [
+        ("backbone", choices.backbone.name.as_str()),
+        ("process", &choices.process.name),
+        ("noise", &choices.noise.name),
+        ("parameterization", &choices.parameterization.name),
+    ];
+    let time = [capability::TIME_CONDITIONING];
+    let host = if config.top.time_conditioning { &time[..] } else { &[] };
+    registry.check_needs(&model, host)?;
+    if sampled {
+        let with_sampler: Vec<(&str, &str)> =
+            model.into_iter().chain([("sampler", sampler)]).collect();
+        registry.check_needs(&with_sampler, host)?;
+    }
+    // Its options are checked whether it is used or not.
+    let _ = config.sampler(registry)?;
+    Ok(choices)
+}
+
+/// Makes the chosen components without the network, where that is cheap: each says what it thinks of its options. How many tokens there
+/// will be is not known yet, so only what they say of an option counts.
+pub fn check_options(
+    config: &Config,
+    registry: &Registry,
+    choices: &Choices,
+    sampled: bool,
+) -> Result<()> {
+    let kind = Precision::of(config).weights();
+    let (length, time_conditioning) = (config.model.length, config.top.time_conditioning);
+    let facts = Context {
+        vocab_size: PRETENDED,
+        mask_id: Some(PRETENDED - 1),
+        length,
+        time_conditioning,
+        kind,
+        cuda: None,
+    };
+    let cheap = |kind: &str, name: &str| {
+        registry.find(kind, name).is_ok_and(|(_, component)| !component.takes_any_option())
+    };
+    let mut said = Vec::new();
+    if cheap("noise", &choices.noise.name) {
+        said.push(registry.noise(&choices.noise, &facts).err());
+    }
+    if cheap("process", &choices.process.name) {
+        said.push(registry.process(&choices.process, &facts).err());
+    }
+    if cheap("parameterization", &choices.parameterization.name) {
+        said.push(registry.parameterization(&choices.parameterization, &facts).err());
+    }
+    let sampler = config.sampler(registry)?;
+    if sampled && cheap("sampler", &sampler.name) {
+        said.push(registry.sampler(&sampler, &facts).err());
+    }
+    let wrong = |error: &Error| {
+        component::said(error)
+            .is_some_and(|said| said.error.kind == maskdiff_plugin_api::Kind::Config)
+    };
+    match said.into_iter().flatten().find(wrong) {
+        Some(error) => Err(config.locate(error)),
+        None => Ok(()),
+    }
+}
+
+/// Checks that the chosen components offer what a way of measuring needs.
+pub fn check_measure(measure: Measure, config: &Config, registry: &Registry) -> Result<()> {
+    let chosen = [
+        ("process", config.top.diffusion.as_str()),
+        ("parameterization", &config.top.parameterization),
+    ];
+    registry.check_offered(&format!("`{}`", measure.chosen_by()), measure.needs(), &chosen)
+}
+
+/// What the vocabulary says; which mask there is in the end is the process's to say, see [`crate::model::told`].
+pub fn facts(config: &Config, tokenizer: &dyn Tokenizer, device: Device) -> Context {
+    // Checked when the configuration was read.
+    let kind = Precision::of(config).weights();
+    Context {
+        vocab_size: tokenizer.vocab_size(),
+        mask_id: Some(tokenizer.mask_id()),
+        length: config.model.length,
+        time_conditioning: config.top.time_conditioning,
+        kind,
+        cuda: match device {
+            Device::Cuda(index) => Some(index),
+            _ => None,
+        },
+    }
+}
+
+/// Builds the model with fresh weights that depend on the seed alone.
+pub fn model(
+    config: &Config,
+    registry: &Registry,
+    choices: Choices,
+    facts: Context,
+) -> Result<Model> {
+    tch::manual_seed(config.top.seed.cast_signed());
+    let model = Model::build(registry, choices, facts).map_err(|e| config.locate(e))?;
+    model.set_reduced(Precision::of(config).reduced());
+    if config.sampling.cuda_graph && model.facts().cuda.is_some() {
+        accelerator::open_cuda()?;
+        model.set_graphs(true);
+    }
+    // A schedule may lack what the parameterization's way of drawing times needs: say so before a run begins.
+    let probe = Tensor::full([1], 0.5, (Kind::Double, facts.device()));
+    let _ = model.draw_t(&probe).map_err(|e| config.locate(e))?;
+    Ok(model)
+}
+
+/// How the first token of a text is found by a sampler that has an option for it.
+#[derive(Debug, PartialEq, Eq)]
+pub enum FirstToken {
+    /// The sampler draws it as any other, or the user has said it.
+    Settled,
+    /// The BOS that the training blocks began with.
+    Bos(u32),
+    /// The training blocks began with no BOS, for this reason.
+    Open(&'static str),
+}
+
+impl FirstToken {
+    /// The note for the user, if there is one.
+    pub fn in_words(&self) -> Option<String> {
+        let Self::Open(why) = self else { return None };
+        Some(format!(
+            "the first token of a text is drawn uniformly: {why}; `sampling.bos_id=ID` sets it"
+        ))
+    }
+}
+
+/// The first token where `sampling.bos_id` is not set.
+pub fn first_token(
+    config: &Config,
+    registry: &Registry,
+    tokenizer: &dyn Tokenizer,
+) -> Result<FirstToken> {
+    let choice = config.sampler(registry)?;
+    let (_, component) = registry.find("sampler", &choice.name)?;
+    let takes = component.schema["properties"].get("bos_id").is_some();
+    let said = choice.options.get("bos_id").is_some_and(|id| !id.is_null())
+        || config.layers.is_by_hand("sampling.bos_id");
+    if !takes || said {
+        return Ok(FirstToken::Settled);
+    }
+    Ok(match maskdiff_data::block_start(config, tokenizer) {
+        Some(bos) => FirstToken::Bos(bos),
+        None if tokenizer.bos().is_none() => FirstToken::Open("the tokenizer has no BOS"),
+        None => FirstToken::Open("the training blocks begin with no BOS"),
+    })
+}
+
+/// The chosen sampler with the options of `sampling`. If texts end at EOS and the sampler has an option `eos_id`, the option is
+/// set to the tokenizer's EOS, so that the sampler skips tokens that would be cut off. Its option `bos_id` is set to the BOS
+/// that the training blocks began with ([`first_token`]).
+pub fn sampler_choice(
+    config: &Config,
+    registry: &Registry,
+    tokenizer: &dyn Tokenizer,
+) -> Result<Choice> {
+    let mut choice = config.sampler(registry)?;
+    let (_, component) = registry.find("sampler", &choice.name)?;
+    let takes = component.schema["properties"].get("eos_id").is_some();
+    if let Some(eos) = tokenizer.eos().filter(|_| takes && stops_at_eos(config))
+        && choice.options.get("eos_id").is_none_or(Value::is_null)
+    {
+        choice.options["eos_id"] = eos.into();
+    }
+    if let FirstToken::Bos(bos) = first_token(config, registry, tokenizer)? {
+        choice.options["bos_id"] = bos.into();
+    }
+    Ok(choice)
+}
+
+/// Builds a sampler.
+pub fn sampler(
+    config: &Config,
+    registry: &Registry,
+    choice: &Choice,
+    facts: &Context,
+) -> Result<NamedSampler> {
+    let process = config.choices(registry)?.process;
+    let made = crate::model::told(registry, &process, *facts)
+        .and_then(|(_, facts)| registry.sampler(choice, &facts));
+    let walker = made.map_err(|e| config.locate(e))?;
+    Ok((choice.name.clone(), walker))
+}
+
+/// The same with few steps where it counts them, to try it out.
+pub fn trial_sampler(
+    config: &Config,
+    registry: &Registry,
+    mut choice: Choice,
+    facts: &Context,
+) -> Result<NamedSampler> {
+    const STEPS: i64 = 2;
+    let (_, component) = registry.find("sampler", &choice.name)?;
+    let counts = component.schema["properties"]["steps"]["type"] == "integer";
+    let asked = choice.options.get("steps").and_then(Value::as_i64);
+    if counts && asked.is_none_or(|asked| asked > STEPS) {
+        choice.options["steps"] = STEPS.into();
+    }
+    sampler(config, registry, &choice, facts)
+}
+
+/// Loads a checkpoint's weights, averaged where it has them and `eval.disable_ema` does not say otherwise.
+pub fn load_weights(model: &Model, from: &Checkpoint, config: &Config) -> Result<()> {
+    let mut weights = from.weights(!config.eval.disable_ema)?;
+    model.once(&mut weights);
+    let weights = fitted(&model.named(), weights, from, config)?;
+    checkpoint::load_into(&model.named(), weights, &from.path)
+}
+
+/// A checkpoint's tensors for a model of `model.length` positions, which may be fewer than it was trained with.
+pub fn fitted(
+    parameters: &[(String, Tensor)],
+    mut weights: BTreeMap<String, Stored>,
+    from: &Checkpoint,
+    config: &Config,
+) -> Result<BTreeMap<String, Stored>> {
+    let (Some(trained), length) = (from.length()?, config.model.length) else { return Ok(weights) };
+    let Some(name) = checkpoint::shorten(parameters, &mut weights, trained, length) else {
+        return Ok(weights);
+    };
+    let theirs = from.foreign.as_ref().and_then(|foreign| foreign.length_key.as_ref());
+    let theirs = theirs.map_or(String::new(), |key| format!(" (its `{key}`)"));
+    Err(config.layers.error(
+        "model.length",
+        &format!(
+            "`model.length` is {length}, and `{}` knows {trained} positions{theirs}: `{name}` has a row for each",
+            from.path.display()
+        ),
+        &format!("at most `model.length={trained}`"),
+    ))
+}

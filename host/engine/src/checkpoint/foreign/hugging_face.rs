@@ -1,0 +1,109 @@
+//! A Hugging Face folder: `config.json` beside `model.safetensors`, in one piece or several.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
+
+use maskdiff_base::error::{Error, Result};
+use maskdiff_base::files::look;
+use maskdiff_data::{has_tokenizer, read_text};
+use serde_json::Value;
+use tch::Tensor;
+
+use super::super::Stored;
+use super::layout::Layout;
+use super::{Foreign, Kept, bare, floats, unusable, vocab_size};
+
+pub(super) fn read(folder: &Path) -> Result<Foreign> {
+    let file = folder.join("config.json");
+    let text = read_text(&file)?;
+    let config: Value = serde_json::from_str(&text).map_err(|e| unusable(&file, &e.to_string()))?;
+    let layouts = Layout::all()?;
+    let Some(layout) = layouts.iter().find(|layout| layout.fits(&config)) else {
+        let kind = config["model_type"].as_str().unwrap_or("no model type");
+        let known: Vec<&str> = layouts.iter().map(|layout| layout.about.as_str()).collect();
+        return Err(Error::checkpoint(
+            format!("`{}` is of `{kind}`, a kind of model that is not here", folder.display()),
+            format!(
+                "folders that are read: {}; a file in `configs/layout/` adds one",
+                known.join(", ")
+            ),
+        ));
+    };
+    if let Some(why) = layout.differs(&config) {
+        let message =
+            format!("`{}` is of another network than {}: {why}", file.display(), layout.about);
+        return Err(Error::checkpoint(message, "a backbone plugin of its own could run it"));
+    }
+    let mut weights = weights(folder, layout)?;
+    let embedding = &layout.vocabulary.embedding;
+    let mut vocab_size = vocab_size(folder, &weights, &[embedding])?;
+    let mask_is_added = layout.lacks_mask(&config);
+    if mask_is_added {
+        if let Some(rows) = weights.get_mut(embedding) {
+            *rows = with_a_row(&rows.tensor()?).into();
+        }
+        vocab_size += 1;
+    }
+    Ok(Foreign {
+        path: folder.to_path_buf(),
+        files: files(folder)?,
+        config: layout.translated(&config).map_err(|why| unusable(&file, &why))?,
+        run: String::new(),
+        samples: None,
+        step: 0,
+        vocab_size,
+        weights,
+        ema: None,
+        ema_updates: 0,
+        optimizer: BTreeMap::new(),
+        tokenizer: has_tokenizer(folder)?.then(|| Kept::Folder(folder.to_path_buf())),
+        mask_is_added,
+        length_key: layout.length_key(),
+        is_told: true,
+    })
+}
+
+/// The network's tensors, without the prefix of the wrapper around it. What is left out may be of any type.
+fn weights(folder: &Path, layout: &Layout) -> Result<BTreeMap<String, Stored>> {
+    let named = |name: &str| bare(name, &layout.prefix).unwrap_or_else(|name| name);
+    let mut all = BTreeMap::new();
+    for file in files(folder)? {
+        for (name, tensor) in floats(&file, |name| !layout.ignores(&named(name)))?.tensors {
+            let name = named(&name);
+            if all.contains_key(&name) {
+                return Err(unusable(&file, &format!("`{name}` is there twice")));
+            }
+            all.insert(name, tensor);
+        }
+    }
+    Ok(all)
+}
+
+/// A matrix with a row of zeros behind the others.
+fn with_a_row(matrix: &Tensor) -> Tensor {
+    let row = Tensor::zeros([1, matrix.size()[1]], (matrix.kind(), matrix.device()));
+    Tensor::cat(&[matrix, &row], 0)
+}
+
+pub(super) fn files(folder: &Path) -> Result<Vec<PathBuf>> {
+    let whole = folder.join("model.safetensors");
+    if look::is_file(&whole)? {
+        return Ok(vec![whole]);
+    }
+    let index = folder.join("model.safetensors.index.json");
+    if !look::is_file(&index)? {
+        return Err(Error::checkpoint(
+            format!("`{}` has no `model.safetensors`", folder.display()),
+            "weights in `pytorch_model.bin` are not read: convert them with the program that made them",
+        ));
+    }
+    let table: Value =
+        serde_json::from_str(&read_text(&index)?).map_err(|e| unusable(&index, &e.to_string()))?;
+    let names = table["weight_map"].as_object().into_iter().flat_map(|map| map.values());
+    let names: BTreeSet<&str> = names.filter_map(Value::as_str).collect();
+    let plain = |name: &&str| !name.contains('/') && !name.is_empty();
+    if names.is_empty() || !names.iter().all(plain) {
+        return Err(unusable(&index, "its `weight_map` names no files of this folder"));
+    }
+    Ok(names.into_iter().map(|name| folder.join(name)).collect())
+}

@@ -1,0 +1,167 @@
+//! Checkpoints for other programs: Hugging Face folders and plain safetensors; a `.ckpt` is written by `lightning_file`.
+
+use std::fs;
+use std::path::Path;
+
+use include_dir::{Dir, include_dir};
+use maskdiff_base::error::{Error, Result};
+use maskdiff_base::files;
+use maskdiff_config::Config;
+use serde_json::Value;
+use tch::{Kind, Tensor};
+
+use super::super::tensors::{self, Named};
+use super::exported;
+use super::layout::Layout;
+
+/// Code that opens exported folders in Python.
+static CODE: Dir<'_> = include_dir!("$CARGO_MANIFEST_DIR/assets/export");
+
+/// What is written.
+#[derive(Debug)]
+pub struct Export<'a> {
+    /// The configuration that the model was trained with.
+    pub config: &'a Config,
+    /// V, with the mask.
+    pub vocab_size: i64,
+    /// Id of the mask.
+    pub mask_id: i64,
+    /// The network's parameters and buffers in their order.
+    pub weights: Named,
+    /// Which of them are trained.
+    pub trained: Vec<bool>,
+    /// Second names of shared parameters, each with the first one.
+    pub shared: Vec<(String, String)>,
+    /// The average of the trained ones, where it is wanted.
+    pub ema: Option<Named>,
+    /// Updates of the average.
+    pub ema_updates: i64,
+    /// Whether the method predicts each token from those before it, so that its network must not see later ones.
+    pub is_causal: bool,
+    /// The optimizer's moments and steps, named as ours; empty where it keeps others than the original's.
+    pub optimizer: Named,
+    /// Steps done.
+    pub step: i64,
+    /// Samples that they have read.
+    pub samples: u64,
+    /// The tokenizer's file.
+    pub tokenizer: String,
+    /// Its BOS, EOS, padding and mask.
+    pub special: [Option<i64>; 4],
+}
+
+impl Export<'_> {
+    /// The weights that are used: averaged where an average is wanted.
+    pub(super) fn used(&self) -> Named {
+        let average = |name: &String| self.ema.as_ref()?.iter().find(|(known, _)| known == name);
+        let used = |(name, tensor): &(String, Tensor)| {
+            let tensor = average(name).map_or(tensor, |(_, average)| average);
+            (name.clone(), tensor.to_kind(Kind::Float))
+        };
+        self.weights.iter().map(used).collect()
+    }
+
+    /// Plain safetensors that say how the model was made: a file, where the path names one, or a folder in which
+    /// configuration and tokenizer are files of their own as well.
+    pub fn safetensors(&self, path: &Path) -> Result<()> {
+        if path.extension().is_none_or(|ending| ending != "safetensors") {
+            return self.folder(path, "", None);
+        }
+        let folder = parent(path)?;
+        let draft = tempfile::Builder::new().prefix(".export-").tempfile_in(folder);
+        let draft = draft.map_err(|e| Error::io("write into", folder, &e))?;
+        tensors::write_with(&self.used(), &self.words(), draft.path())?;
+        let said = |e: std::io::Error| Error::io("write", path, &e);
+        let mode = std::os::unix::fs::PermissionsExt::from_mode(files::SHARED);
+        draft.as_file().set_permissions(mode).map_err(said)?;
+        draft.persist_noclobber(path).map(drop).map_err(|e| said(e.error))
+    }
+
+    /// What a file of weights says of itself.
+    fn words(&self) -> [(&'static str, String); 3] {
+        [
+            (exported::CONFIG, exported::words(self.config)),
+            (exported::TOKENIZER, self.tokenizer.clone()),
+            (exported::STEP, self.step.to_string()),
+        ]
+    }
+
+    /// The folder that a published model's own code loads.
+    pub fn hugging_face(&self, folder: &Path) -> Result<()> {
+        let top = &self.config.top;
+        let layouts = Layout::all()?;
+        let Some(layout) = layouts.iter().find(|layout| layout.suits(self.config)) else {
+            let known: Vec<&str> = layouts.iter().map(|layout| layout.about.as_str()).collect();
+            return Err(Error::config(
+                format!(
+                    "there is no Hugging Face layout for `{}` with `{}` and its schedule",
+                    top.backbone, top.parameterization
+                ),
+                format!("layouts: {}; `--format safetensors` writes any network", known.join(", ")),
+            ));
+        };
+        if self.mask_id != self.vocab_size - 1 {
+            return Err(Error::config(
+                format!(
+                    "the mask is token {} of {}, and that layout has it last",
+                    self.mask_id, self.vocab_size
+                ),
+                "`--format safetensors` or `lightning` write it",
+            ));
+        }
+        let config = layout.written(self.config, self.vocab_size);
+        self.folder(folder, &layout.prefix, Some((&config, &layout.code)))
+    }
+
+    /// Writes a folder under another name and gives it its own.
+    fn folder(
+        &self,
+        folder: &Path,
+        prefix: &str,
+        theirs: Option<(&Value, &[String])>,
+    ) -> Result<()> {
+        let parent = parent(folder)?;
+        let draft = tempfile::Builder::new().prefix(".export-").tempdir_in(parent);
+        let draft = draft.map_err(|e| Error::io("write into", parent, &e))?;
+        let at = |name: &str| draft.path().join(name);
+        let named =
+            self.used().into_iter().map(|(name, tensor)| (format!("{prefix}{name}"), tensor));
+        let (named, weights) = (named.collect(), at("model.safetensors"));
+        match theirs {
+            Some((config, code)) => {
+                tensors::write(&named, &weights)?;
+                let text = serde_json::to_string_pretty(config).unwrap_or_default();
+                files::write_whole(&at("config.json"), text)?;
+                for name in code {
+                    let file = CODE.get_file(name).ok_or_else(|| {
+                        let message =
+                            format!("a layout writes the code `{name}`, and there is none");
+                        Error::config(
+                            message,
+                            "leave it out of `code` in its file of configs/layout/",
+                        )
+                    })?;
+                    files::write_whole(&at(name), file.contents())?;
+                }
+            }
+            None => {
+                tensors::write_with(&named, &self.words(), &weights)?;
+                files::write_whole(&at("config.toml"), exported::words(self.config))?;
+            }
+        }
+        files::write_whole(&at("tokenizer.json"), &self.tokenizer)?;
+        let mode = std::os::unix::fs::PermissionsExt::from_mode(0o755);
+        fs::set_permissions(draft.path(), mode).map_err(|e| Error::io("write", folder, &e))?;
+        files::sync_folder(draft.path())?;
+        files::rename_whole(draft.path(), folder)?;
+        let _ = draft.keep();
+        Ok(())
+    }
+}
+
+/// The folder that something is written into, which is made.
+pub(super) fn parent(path: &Path) -> Result<&Path> {
+    let folder = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    fs::create_dir_all(folder).map_err(|e| Error::io("create", folder, &e))?;
+    Ok(folder)
+}

@@ -1,0 +1,375 @@
+//! Which options each component gets: the keys of its group that the host does not own, read and checked by the component's schema.
+
+use maskdiff_base::error::{Error, Kind, Result};
+use maskdiff_config::range::{Range, plain};
+use maskdiff_config::shape::{Of, Shape, choices, items};
+use maskdiff_config::trust;
+use maskdiff_config::{Config, Layers, dotted, groups, hints, original};
+use maskdiff_plugin_api::abi::module::ComponentInfo;
+use maskdiff_records::run_dir::toml_of;
+use serde_json::{Map, Value};
+
+use crate::component::{self, ComponentError};
+use crate::plugins::{self, Registry};
+use crate::plugins::{Choice, Choices};
+
+/// Options of one kind of component: which keys of the configuration they are.
+struct Owner<'a> {
+    kind: &'static str,
+    name: &'a str,
+    /// Option to dotted key, for messages.
+    keys: Vec<(String, String)>,
+    options: Map<String, Value>,
+}
+
+/// The part of a configuration that needs the plugins: the components that it chooses, and their options.
+pub trait Choose {
+    /// Drops what was set for another component: options that the chosen one does not have, from a layer before the one
+    /// that chose it. So `sampling.predictor=NAME` on the command line does not trip over an experiment's options.
+    fn settle(&mut self, registry: &Registry) -> Result<()>;
+
+    /// The components of the model with their options, each checked against its component's schema.
+    fn choices(&self, registry: &Registry) -> Result<Choices>;
+
+    /// The sampler with its options, checked against its schema.
+    fn sampler(&self, registry: &Registry) -> Result<Choice>;
+
+    /// The numbers that a key may hold, where it holds some.
+    fn range(&self, key: &str, registry: &Registry) -> Option<Range>;
+
+    /// Points a component's error about one of its options at the place that set it.
+    fn locate(&self, error: Error) -> Error;
+}
+
+impl Choose for Config {
+    fn settle(&mut self, registry: &Registry) -> Result<()> {
+        let mut strangers = Vec::new();
+        for (kind, choice, name, groups) in chosen(self) {
+            let (_, component) =
+                registry.find(kind, &name).map_err(|e| at_choice(self, kind, e))?;
+            for group in groups {
+                read_words(&mut self.layers, group, component, registry);
+            }
+            self.layers.show();
+            let since = self.layers.rank(choice);
+            for group in groups {
+                let options = self.layers.options(group);
+                let unknown =
+                    options.keys().filter(|o| component.schema["properties"].get(o).is_none());
+                let keys = unknown.map(|option| dotted(group, option));
+                let foreign =
+                    |key: &String| self.foreign.as_ref() == Some(&self.layers.source(key));
+                // What is said by hand is meant.
+                let before =
+                    |key: &String| self.layers.rank(key) < since && !self.layers.is_by_hand(key);
+                let old = keys.filter(|key| before(key) || foreign(key));
+                strangers.extend(old.map(|key| (key, component.takes_any_option())));
+            }
+        }
+        for (key, open) in strangers {
+            // One that takes any option might have meant this one.
+            if open {
+                tracing::warn!(
+                    "`{key}` was set for another component and is dropped: say it again if it is meant"
+                );
+            } else {
+                tracing::info!("`{key}` was set for another component and is dropped");
+            }
+            self.layers.forget(&key);
+        }
+        self.layers.show();
+        Ok(())
+    }
+
+    fn choices(&self, registry: &Registry) -> Result<Choices> {
+        let top = &self.top;
+        let choice = |kind, name: &str, groups: &[&str]| choice(self, registry, kind, name, groups);
+        Ok(Choices {
+            backbone: choice("backbone", &top.backbone, &["model"])?,
+            process: choice("process", &top.diffusion, &["process"])?,
+            noise: choice("noise", &self.noise.kind, &["noise"])?,
+            parameterization: choice("parameterization", &top.parameterization, &["", "training"])?,
+        })
+    }
+
+    fn sampler(&self, registry: &Registry) -> Result<Choice> {
+        choice(self, registry, "sampler", &self.sampling.predictor, &["sampling"])
+    }
+
+    fn range(&self, key: &str, registry: &Registry) -> Option<Range> {
+        if let Some(field) = groups::field(key) {
+            return Some(field.range);
+        }
+        let (group, option) = key.split_once('.').unwrap_or(("", key));
+        let chosen = chosen(self);
+        let (kind, _, name, _) = chosen.iter().find(|chosen| chosen.3.contains(&group))?;
+        let schema = &registry.find(kind, name).ok()?.1.schema;
+        Some(Range::of_schema(schema, schema["properties"].get(option)?))
+    }
+
+    fn locate(&self, error: Error) -> Error {
+        let Some(ComponentError { component, error: said }) = component::said(&error) else {
+            return error;
+        };
+        let groups: &[&str] = match component.split(' ').next().unwrap_or_default() {
+            "backbone" => &["model"],
+            "process" => &["process"],
+            "noise" => &["noise"],
+            "sampler" => &["sampling"],
+            _ => &["", "training"],
+        };
+        let words = named_options(said);
+        let set = words.iter().find_map(|option| {
+            let group = groups.iter().find(|g| self.layers.options(g).contains_key(*option))?;
+            Some(dotted(group, option))
+        });
+        match set {
+            Some(key) => {
+                let message = said.to_string();
+                let named = message.contains(&format!("`{key}`"));
+                let place = if named { String::new() } else { format!("`{key}`: ") };
+                self.layers.error(&key, &format!("{component}: {place}{message}"), &said.hint)
+            }
+            None => error,
+        }
+    }
+}
+
+/// The kinds of components: the key that chooses one, the chosen name, and the groups whose free keys are its options.
+fn chosen(config: &Config) -> [(&'static str, &'static str, String, &'static [&'static str]); 5] {
+    let top = &config.top;
+    [
+        ("backbone", "backbone", top.backbone.clone(), &["model"]),
+        ("process", "diffusion", top.diffusion.clone(), &["process"]),
+        ("noise", "noise.type", config.noise.kind.clone(), &["noise"]),
+        ("parameterization", "parameterization", top.parameterization.clone(), &["", "training"]),
+        ("sampler", "sampling.predictor", config.sampling.predictor.clone(), &["sampling"]),
+    ]
+}
+
+fn choice(
+    config: &Config,
+    registry: &Registry,
+    kind: &'static str,
+    name: &str,
+    groups: &[&str],
+) -> Result<Choice> {
+    let mut owner = Owner { kind, name, keys: Vec::new(), options: Map::new() };
+    for group in groups {
+        for (option, value) in config.layers.options(group) {
+            let key = dotted(group, &option);
+            owner.keys.push((option.clone(), key));
+            owner.options.insert(option, value);
+        }
+    }
+    let (_, component) = registry.find(kind, name).map_err(|e| at_choice(config, kind, e))?;
+    plugins::refuse_fault(component)?;
+    let known: Vec<&str> = properties(component).collect();
+    // One that takes any option checks them itconfig.
+    let open = component.takes_any_option();
+    settle_argument(config, registry, &mut owner)?;
+    for (option, key) in &owner.keys {
+        if known.contains(&option.as_str()) {
+            check_choice(config, component, option, &owner.options[option], key)?;
+            check_range(config, component, option, key)?;
+            continue;
+        }
+        if open {
+            continue;
+        }
+        let others = registry.having(kind, option);
+        if others.is_empty() {
+            if let Some(taken) = original::option(key, &owner.options[option]) {
+                taken?;
+                owner.options.remove(option);
+                continue;
+            }
+            return Err(unknown_option(config, registry, &owner, option, key, &known));
+        }
+        // What changes nothing elsewhere is no mistake here: published command lines say `T=0` to every method.
+        let value = owner.options.remove(option).unwrap_or_default();
+        if others.iter().any(|other| !same(&other.defaults[option], &value)) {
+            let names: Vec<String> = others.iter().map(|c| format!("`{}`", c.name)).collect();
+            return Err(foreign_option(config, &owner, key, &names.join(", ")));
+        }
+    }
+    Ok(Choice { name: name.to_string(), options: Value::Object(owner.options) })
+}
+
+/// The argument of a component that has one, which may be a file of code: as it stands behind the name, or as an option.
+fn settle_argument(config: &Config, registry: &Registry, owner: &mut Owner<'_>) -> Result<()> {
+    const ARGUMENT: &str = "argument";
+    let (kind, name) = (owner.kind, owner.name);
+    let said = match registry.argument(kind, name) {
+        Some(argument) => {
+            let key = chosen(config).into_iter().find(|chosen| chosen.0 == kind);
+            let key = key.map_or(kind, |chosen| chosen.1);
+            Some((key.to_string(), argument.to_string()))
+        }
+        None => {
+            let takes = |c: &ComponentInfo| properties(c).any(|option| option == ARGUMENT);
+            let value = owner.options.get(ARGUMENT).and_then(Value::as_str);
+            let key = owner.keys.iter().rev().find(|(option, _)| option == ARGUMENT);
+            let found = value.zip(key).map(|(value, (_, key))| (key.clone(), value.to_string()));
+            found.filter(|_| registry.find(kind, name).is_ok_and(|(_, c)| takes(c)))
+        }
+    };
+    let Some((key, argument)) = said else { return Ok(()) };
+    let name = name.split(':').next().unwrap_or(name);
+    let used = trust::argument(config, &key, name, &argument)?;
+    owner.options.insert(ARGUMENT.into(), used.into());
+    Ok(())
+}
+
+fn unknown_option(
+    config: &Config,
+    registry: &Registry,
+    owner: &Owner<'_>,
+    option: &str,
+    key: &str,
+    known: &[&str],
+) -> Error {
+    // What is set in a table of a wrong name is told of as it was written.
+    let inner = match &owner.options[option] {
+        Value::Object(inner) => inner.keys().next().map(|inner| format!("{key}.{inner}")),
+        _ => None,
+    };
+    let key = inner.as_deref().unwrap_or(key);
+    let right = hints::right_keys(key, &all_keys(config, registry));
+    // In the same group, its own name is enough.
+    let group = key.rsplit_once('.').map_or(String::new(), |(group, _)| format!("{group}."));
+    let spelled = |right: &String| match config.layers.spelled_as(key, right) {
+        same if same == *right => right.strip_prefix(&group).unwrap_or(right).to_string(),
+        variable => variable,
+    };
+    let right: Vec<String> = right.iter().map(spelled).collect();
+    let hint = match original::sentence(key).or_else(|| hints::did_you_mean(&right)) {
+        Some(hint) => hint,
+        None if known.is_empty() => format!("{} `{}` has no options", owner.kind, owner.name),
+        None => format!("options of {} `{}`: {}", owner.kind, owner.name, known.join(", ")),
+    };
+    let message =
+        format!("unknown key `{key}`: neither the host nor {} `{}` has it", owner.kind, owner.name);
+    config.layers.error(key, &message, &hint)
+}
+
+/// Every key of the host and of the chosen components, dotted; those of a component before those of the host.
+fn all_keys(config: &Config, registry: &Registry) -> Vec<String> {
+    let chosen = chosen(config);
+    let options = chosen.iter().flat_map(|(kind, _, name, groups)| {
+        let found = registry.find(kind, name).ok();
+        let names = found.into_iter().flat_map(|(_, component)| properties(component));
+        // Of several groups, the last is the one with a name.
+        let names = names.map(ToString::to_string).collect::<Vec<String>>();
+        names.into_iter().map(|name| dotted(groups[0], &name))
+    });
+    options.chain(hints::host_keys()).collect()
+}
+
+/// Checks an option that is one of a few words.
+fn check_choice(
+    config: &Config,
+    component: &ComponentInfo,
+    option: &str,
+    value: &Value,
+    key: &str,
+) -> Result<()> {
+    let schema = &component.schema;
+    let known = choices(schema, &schema["properties"][option]);
+    match value.as_str().filter(|_| !known.is_empty()) {
+        Some(word) if known.contains(&word) => Ok(()),
+        Some(word) => Err(hints::not_listed(&config.layers, key, word, &known)),
+        None => Ok(()),
+    }
+}
+
+/// Checks an option that is a number, or several.
+fn check_range(config: &Config, component: &ComponentInfo, option: &str, key: &str) -> Result<()> {
+    let (root, schema) = (&component.schema, &component.schema["properties"][option]);
+    let list = Range::of_schema(root, items(root, schema));
+    let alone = config.layers.number(key).map(|number| (number, Range::of_schema(root, schema)));
+    let several = config.layers.numbers(key).into_iter().map(|number| (number, list));
+    for (number, range) in alone.into_iter().chain(several) {
+        if let Some((must, hint)) = range.fault(number) {
+            let who = format!("{} `{}`", component.kind, component.name);
+            let message = format!("{who}: `{key}` {must}, got {}", plain(number));
+            return Err(config.layers.error(key, &message, &hint));
+        }
+    }
+    Ok(())
+}
+
+fn foreign_option(config: &Config, owner: &Owner<'_>, key: &str, others: &str) -> Error {
+    let (kind, name) = (owner.kind, owner.name);
+    let message = format!("`{key}` means nothing to {kind} `{name}`");
+    config.layers.error(key, &message, &format!("leave it out; it is an option of {others}"))
+}
+
+/// Points an unknown component's error at the key that named it.
+fn at_choice(config: &Config, kind: &str, error: Error) -> Error {
+    let key = match kind {
+        "process" => "diffusion",
+        "noise" => "noise.type",
+        "sampler" => "sampling.predictor",
+        other => other,
+    };
+    match error.kind {
+        Kind::Plugin => error.and(&format!(" (`{key}` from {})", config.layers.source(key))),
+        _ => error,
+    }
+}
+
+/// The resolved configuration as TOML, with the source of every value and the numbers that it may be as a comment.
+pub fn shown(config: &Config, registry: &Registry) -> String {
+    let mut leaves = config.layers.leaves();
+    for (key, _, about) in &mut leaves {
+        if let Some(words) = config.range(key, registry).and_then(Range::in_words) {
+            *about += &format!("; {words}");
+        }
+    }
+    toml_of(leaves)
+}
+
+/// Whether two values are equal, 1 and 1.0 too.
+fn same(a: &Value, b: &Value) -> bool {
+    a == b || a.as_f64().is_some_and(|number| b.as_f64() == Some(number))
+}
+
+/// The names of a component's options.
+fn properties(component: &ComponentInfo) -> impl Iterator<Item = &str> {
+    component.schema["properties"].as_object().into_iter().flatten().map(|(name, _)| name.as_str())
+}
+
+/// Reads the words of a group as the component that it configures has its options.
+fn read_words(layers: &mut Layers, group: &str, component: &ComponentInfo, registry: &Registry) {
+    let all = registry.components();
+    let others: Vec<&ComponentInfo> =
+        all.iter().map(|(_, other)| *other).filter(|other| other.kind == component.kind).collect();
+    for (option, _) in layers.options(group) {
+        let same = |name: &&str| name.eq_ignore_ascii_case(&option);
+        let exact = properties(component).find(|name| *name == option);
+        let name = exact.or_else(|| properties(component).find(same));
+        let Some(name) = name else {
+            // It may be another component's, for which it is named as that has it.
+            let name = others.iter().find_map(|other| properties(other).find(same));
+            let name = name.unwrap_or(&option).to_string();
+            layers.read_option(group, &option, &name, Shape::one(Of::Any));
+            continue;
+        };
+        let schema = &component.schema;
+        let shape = Shape::of_schema(schema, &schema["properties"][name]);
+        layers.read_option(group, &option, name, shape);
+    }
+}
+
+/// The options that a component's error is about: the one it names as such, or those in back-ticks in its words.
+fn named_options(error: &maskdiff_plugin_api::PluginError) -> Vec<&str> {
+    if !error.config_path.is_empty() {
+        return vec![&error.config_path];
+    }
+    if error.kind != maskdiff_plugin_api::Kind::Config {
+        return Vec::new();
+    }
+    let quoted = error.chain.iter().flat_map(|text| text.split('`').skip(1).step_by(2));
+    quoted.map(|word| word.rsplit('.').next().unwrap_or(word)).collect()
+}

@@ -1,0 +1,364 @@
+//! Likelihood of the validation blocks: the parameterization's own bound, a strict one, or the exact likelihood of an
+//! order of unmasking.
+
+pub mod diversity;
+pub mod duel;
+pub mod generated;
+pub mod judge;
+pub mod mauve;
+pub mod protocol;
+pub mod strict;
+
+use maskdiff_native::{generator_state, set_generator_state};
+use maskdiff_plugin_api::ops::Order;
+use maskdiff_plugin_api::{Denoiser, capability};
+use serde::Serialize;
+use serde_json::{Map, Value, json};
+use tch::{Kind, Tensor};
+
+use crate::component;
+use crate::distributed::World;
+use crate::draws;
+use crate::learner::scored;
+use crate::model::Model;
+use crate::rows::TokenRows;
+use maskdiff_base::error;
+use maskdiff_base::error::{Error, Result};
+use maskdiff_base::stream::Purpose;
+use maskdiff_config::{Config, listed};
+use maskdiff_data::Blocks;
+
+/// How likelihood is measured.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Measure {
+    /// The training loss without dropout, as the original program measures. It leaves out both ends of time.
+    Reference,
+    /// A true upper bound, see [`strict::nats`].
+    Strict,
+    /// The exact likelihood of a deterministic order, see [`duel::nats`].
+    Duel {
+        /// Which token is revealed next.
+        order: Order,
+        /// Tokens revealed at once, ≥ 1.
+        tokens: i64,
+    },
+}
+
+impl Measure {
+    /// What `eval.likelihood` and `eval.bound` ask for.
+    pub fn new(config: &Config) -> Self {
+        match config.eval.likelihood {
+            listed::Likelihood::Bound => Self::bound(config),
+            listed::Likelihood::Duel => {
+                let order = order(config.eval.duel_order);
+                Self::Duel { order, tokens: config.eval.duel_tokens }
+            }
+        }
+    }
+
+    /// What `eval.bound` asks for, also while training.
+    pub fn bound(config: &Config) -> Self {
+        match config.eval.bound {
+            listed::Bound::Reference => Self::Reference,
+            listed::Bound::Strict => Self::Strict,
+        }
+    }
+
+    /// What the model's components must offer.
+    pub fn needs(self) -> &'static [&'static str] {
+        match self {
+            Self::Reference => &[],
+            _ => &[capability::MASK, capability::LOG_X0, capability::CARRY_OVER],
+        }
+    }
+
+    /// The key and value that choose it.
+    pub fn chosen_by(self) -> &'static str {
+        match self {
+            Self::Reference => "eval.bound=reference",
+            Self::Strict => "eval.bound=strict",
+            Self::Duel { .. } => "eval.likelihood=duel",
+        }
+    }
+
+    /// Whether the result is a bound. The training loss is one if the parameterization claims it.
+    pub fn is_bound(self, model: &Model) -> bool {
+        self != Self::Reference || model.is_bound()
+    }
+
+    /// Checks that it can be taken of blocks.
+    pub fn check(self, blocks: &Blocks) -> Result<()> {
+        if !blocks.padded() || self == Self::Reference {
+            return Ok(());
+        }
+        let message = format!("`{}` takes whole blocks, and these are filled up", self.chosen_by());
+        Err(Error::config(message, "set `data.wrap=true`, or `eval.bound=reference`"))
+    }
+
+    /// Total nats `[B] f64` of some sequences and the number of tokens scored in each, `[B] f64`.
+    fn nats(self, model: &Model, rows: &TokenRows, draws: &Draws) -> Result<(Tensor, Tensor)> {
+        let Draws { u_b, u_bl } = draws;
+        let TokenRows { x0_bl, counted_bl } = rows;
+        let sum = |t: &Tensor| t.sum_dim_intlist([1i64].as_slice(), false, Kind::Double);
+        if self == Self::Reference {
+            let t_b = model.draw_t(u_b)?;
+            model.inject_uniforms(Some(u_bl.shallow_clone()));
+            let loss = model.loss(x0_bl, &t_b);
+            model.inject_uniforms(None);
+            let loss = loss?;
+            let counted = match counted_bl {
+                Some(counted_bl) => scored(counted_bl, &loss),
+                None => loss.ones_like(),
+            };
+            return Ok((sum(&(loss * &counted)), sum(&counted)));
+        }
+        let facts = model.facts();
+        // A law over the whole vocabulary at every token: so many sequences at once that it fits.
+        let fitting = (LAW_NUMBERS / (facts.length * facts.vocab_size)).max(1);
+        let parts = x0_bl.split(fitting, 0).into_iter().zip(draws.split(fitting));
+        let denoiser = Denoiser::new(model);
+        let nats = |(x0_bl, draws): (Tensor, Draws)| match self {
+            Self::Duel { order, tokens } => duel::nats(&denoiser, &x0_bl, order, tokens),
+            _ => strict::nats(&denoiser, &x0_bl, &draws),
+        };
+        let nats = parts.map(nats).collect::<maskdiff_plugin_api::Result<Vec<Tensor>>>();
+        let nats = nats.map_err(|e| model.method_error(e))?;
+        Ok((Tensor::cat(&nats, 0), sum(&x0_bl.ones_like())))
+    }
+}
+
+/// The uniform numbers of one draw of the bound for a batch of blocks. They depend on the seed, the pass and the block only, so
+/// the batch size and the number of ranks do not change a result.
+#[derive(Debug)]
+pub struct Draws {
+    /// Behind the times, `[B] f64`.
+    pub u_b: Tensor,
+    /// Behind the masks, `[B, L] f64`.
+    pub u_bl: Tensor,
+}
+
+impl Draws {
+    fn split(&self, size: i64) -> impl Iterator<Item = Self> {
+        let parts = self.u_b.split(size, 0).into_iter().zip(self.u_bl.split(size, 0));
+        parts.map(|(u_b, u_bl)| Self { u_b, u_bl })
+    }
+}
+
+/// What a rank that failed tells the others, where one that was asked to stop tells 1: more than all ranks together.
+const FAULT: f64 = 1e6;
+
+/// Numbers of a law that is held at once: 256 MiB in float32.
+const LAW_NUMBERS: i64 = 1 << 26;
+
+fn order(order: listed::DuelOrder) -> Order {
+    match order {
+        listed::DuelOrder::Margin => Order::Margin,
+        listed::DuelOrder::Confidence => Order::Confidence,
+        listed::DuelOrder::Entropy => Order::Entropy,
+        listed::DuelOrder::LeftToRight => Order::LeftToRight,
+    }
+}
+
+/// A standard error as a line for people has it: nothing where a single draw knows none.
+pub fn give_or_take(error: f64) -> String {
+    if error.is_finite() { format!(" ± {error:.4}") } else { String::new() }
+}
+
+/// A negative log-likelihood, or a bound of it, with its error; of a parameterization that claims no bound its loss.
+#[derive(Debug, Clone, Copy, Serialize)]
+pub struct Bound {
+    /// Whether it is one. If not, it has no bits and no perplexity.
+    pub is_bound: bool,
+    /// Nats per token.
+    pub nats_per_token: f64,
+    /// The same in bits.
+    pub bits_per_token: f64,
+    /// `exp(nats_per_token)`.
+    pub perplexity: f64,
+    /// Standard error of `nats_per_token` over the sequences with their draws; no number for a single sequence.
+    pub standard_error: f64,
+    /// Tokens scored, each pass counted.
+    pub tokens: i64,
+    /// Passes, each with its own times and masks.
+    pub passes: i64,
+}
+
+impl Bound {
+    /// One line for people.
+    pub fn in_words(&self) -> String {
+        if !self.is_bound {
+            let error = give_or_take(self.standard_error);
+            return format!(
+                "a loss of {:.4}{error}, no bound of the likelihood",
+                self.nats_per_token
+            );
+        }
+        let bits = give_or_take(self.standard_error / std::f64::consts::LN_2);
+        format!(
+            "{:.4} nats per token = {:.4}{bits} bits, perplexity {:.4}",
+            self.nats_per_token, self.bits_per_token, self.perplexity
+        )
+    }
+}
+
+/// The name of the number itself among the metrics: nats of a bound, or a loss.
+pub fn metric(is_bound: bool) -> &'static str {
+    if is_bound { "val/nelbo" } else { "val/loss" }
+}
+
+impl Bound {
+    /// Its metrics, by the names under which they are logged.
+    pub fn metrics(&self) -> Map<String, Value> {
+        let mut metrics = Map::new();
+        metrics.insert(metric(self.is_bound).into(), json!(self.nats_per_token));
+        if self.is_bound {
+            metrics.insert("val/bits_per_token".into(), json!(self.bits_per_token));
+            metrics.insert("val/ppl".into(), json!(self.perplexity));
+        }
+        metrics.insert("val/standard_error".into(), json!(self.standard_error));
+        metrics
+    }
+}
+
+/// How an evaluation runs.
+#[derive(Debug, Clone, Copy)]
+pub struct Plan {
+    /// What is measured.
+    pub measure: Measure,
+    /// Sequences in a batch.
+    pub batch: i64,
+    /// Passes over the blocks; an exact likelihood takes one.
+    pub passes: i64,
+    /// All draws come from it.
+    pub seed: i64,
+}
+
+impl Plan {
+    /// What the configuration says, for the given measure.
+    pub fn new(config: &Config, measure: Measure) -> Self {
+        let exact = matches!(measure, Measure::Duel { .. });
+        Self {
+            measure,
+            batch: config.loader.eval_batch_size,
+            passes: if exact { 1 } else { config.eval.passes },
+            seed: config.top.seed.cast_signed(),
+        }
+    }
+}
+
+/// Evaluates the first `n` blocks, shared out over the ranks; all get the result. The draws of a block come from the
+/// plan's seed, the pass and the block's number, see [`Draws`]. libtorch's generator is left as it was. `tick` is called after
+/// every batch of this rank with the blocks done and their total; when it fails on any rank, no rank gets a result.
+pub fn likelihood(
+    model: &Model,
+    blocks: &Blocks,
+    n: i64,
+    plan: Plan,
+    world: &World,
+    mut tick: impl FnMut(i64, i64) -> Result<()>,
+) -> Result<Bound> {
+    let Plan { measure, batch, passes, seed } = plan;
+    measure.check(blocks)?;
+    let device = model.facts().device();
+    let state = generator_state(device).map_err(component::torch)?;
+    // What the ranks tell each other: nats of each block in each pass, then its tokens, then faults.
+    let all = (n * passes) as usize;
+    let mut told = vec![0.0; 2 * all + 1];
+    let fault = tch::no_grad(|| {
+        let starts =
+            (0..passes).flat_map(|pass| (0..n).step_by(batch as usize).map(move |s| (pass, s)));
+        for (number, (pass, start)) in starts.enumerate() {
+            if number % world.size() != world.rank() {
+                continue;
+            }
+            let (seed, size) = (seed.cast_unsigned(), batch.min(n - start));
+            // For components that draw more than is handed to them.
+            draws::seed_torch(seed, Purpose::Evaluate, number as u64, 0);
+            let rows = TokenRows::new(&blocks.rows(start, size)?, device)?;
+            let length = rows.x0_bl.size()[1];
+            let u_b = draws::evaluation_times(seed, pass, passes, start, size).to_device(device);
+            let u_bl = draws::evaluation_masks(seed, pass, start, size, length).to_device(device);
+            let (nats_b, scored_b) = measure.nats(model, &rows, &Draws { u_b, u_bl })?;
+            let from = (pass * n + start) as usize;
+            nats_b.copy_data(&mut told[from..], size as usize);
+            scored_b.copy_data(&mut told[all + from..], size as usize);
+            tick(pass * n + start + size, passes * n)?;
+        }
+        Ok::<_, Error>(())
+    });
+    set_generator_state(device, &state).map_err(component::torch)?;
+    let faults = 2 * all;
+    told[faults] = match &fault {
+        Ok(()) => 0.0,
+        Err(Error { kind: error::Kind::Interrupted, .. }) => 1.0,
+        Err(_) => FAULT,
+    };
+    world.sum(&mut told)?;
+    fault?;
+    if told[faults] >= FAULT {
+        let message = "an evaluation failed on another rank";
+        return Err(Error::distributed(message, "see what that rank said"));
+    }
+    if told[faults] > 0.0 {
+        return Err(Error::interrupted("another rank stopped during the evaluation"));
+    }
+    let bound = summarize(&told[..all], &told[all..faults], passes);
+    let bound = bound.map_err(|error| match model.not_a_number() {
+        Some(who) if error.kind == error::Kind::Numeric => error.and(&format!(": {who}")),
+        _ => error,
+    })?;
+    Ok(Bound { is_bound: measure.is_bound(model), ..bound })
+}
+
+/// The mean over tokens, of the total nats and the number of tokens of each sequence in each pass. The error is that of the mean
+/// over sequences, whose passes are no sequences of their own; there is none of a single one.
+pub fn summarize(sums: &[f64], counts: &[f64], passes: i64) -> Result<Bound> {
+    let sequences = sums.len() / passes.max(1) as usize;
+    let of_each = |values: &[f64]| -> Vec<f64> {
+        (0..sequences).map(|i| values.iter().skip(i).step_by(sequences).sum()).collect()
+    };
+    let (sums, counts, n) = (of_each(sums), of_each(counts), sequences as f64);
+    let tokens = counts.iter().sum::<f64>();
+    let per_block = tokens / n;
+    let nats = sums.iter().sum::<f64>() / tokens;
+    if !nats.is_finite() {
+        return Err(Error::numeric(
+            format!("the likelihood is {nats}"),
+            "the weights are broken: use those of an earlier checkpoint, or train with a lower `optim.lr`",
+        ));
+    }
+    // Of a ratio of two sums; the counts are all alike when nothing is filled.
+    let deviation = |(s, count): (&f64, &f64)| ((s - nats * count) / per_block).powi(2);
+    let variance = sums.iter().zip(&counts).map(deviation).sum::<f64>() / (n - 1.0);
+    Ok(Bound {
+        is_bound: true,
+        nats_per_token: nats,
+        bits_per_token: nats / std::f64::consts::LN_2,
+        perplexity: nats.exp(),
+        standard_error: (variance / n).sqrt(),
+        tokens: tokens as i64,
+        passes,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Passes over a likelihood without draws say nothing new: the error is that of the blocks.
+    #[test]
+    fn passes_are_no_sequences_of_their_own() {
+        let (sums, counts) = ([10.0, 14.0, 12.0, 9.0], [8.0; 4]);
+        let once = summarize(&sums, &counts, 1).unwrap();
+        let often = summarize(&sums.repeat(16), &counts.repeat(16), 16).unwrap();
+        assert!((once.standard_error - often.standard_error).abs() < 1e-12);
+        assert_eq!((once.nats_per_token, often.tokens), (often.nats_per_token, 16 * once.tokens));
+        // Draws that cancel out within a block leave the blocks' own difference.
+        let noisy: Vec<f64> =
+            sums.iter().map(|s| s + 5.0).chain(sums.iter().map(|s| s - 5.0)).collect();
+        let both = summarize(&noisy, &counts.repeat(2), 2).unwrap();
+        assert!((both.standard_error - once.standard_error).abs() < 1e-12);
+        assert!(summarize(&[3.0], &[2.0], 1).unwrap().standard_error.is_nan());
+        assert!(summarize(&[f64::NAN], &[2.0], 1).is_err());
+    }
+}

@@ -1,0 +1,429 @@
+//! One optimizer step: loss, gradient, clipping, the optimizer, the average of the weights; alone or with other ranks.
+
+use std::rc::Rc;
+
+use maskdiff_base::error::{Error, Result};
+use maskdiff_config::Config;
+use maskdiff_config::listed::Strategy;
+use maskdiff_native::{Reducer, clear_grads, foreach_copy, global_norm};
+use tch::{Kind, Tensor};
+
+use crate::component;
+use crate::distributed::{World, owners};
+use crate::model::Model;
+use crate::observe::{Part, Split};
+use crate::optim::{Ema, Optimizer, Schedule, clip_divisor};
+use crate::precision::{LossScale, Precision};
+
+/// A micro-batch. Shape letters: `B` batch, `L` length.
+#[derive(Debug)]
+pub struct Batch {
+    /// Tokens `[B, L] i64`.
+    pub x0_bl: Tensor,
+    /// Times `[B] f64`.
+    pub t_b: Tensor,
+    /// 1 where a token counts in the loss, `[B, L]`; `None` counts all.
+    pub counted_bl: Option<Tensor>,
+    /// The uniform numbers of the corruption, `[B, L] f64`; `None` draws them from libtorch's generator.
+    pub u_bl: Option<Tensor>,
+}
+
+/// What a step is asked.
+#[derive(Debug, Clone, Copy)]
+pub struct Ask {
+    /// [`maskdiff_base::stop::Stop::level`] of this rank: all ranks learn in the same message whether any was asked to stop.
+    pub stop: f64,
+    /// A step whose loss is above it is not taken.
+    pub most: f64,
+}
+
+impl Ask {
+    /// To take the step, whatever its loss.
+    pub const STEP: Self = Self { stop: 0.0, most: f64::INFINITY };
+}
+
+/// What a step did.
+#[derive(Debug, Clone, Copy)]
+pub struct Step {
+    /// Mean loss of the global batch, nats per token.
+    pub loss: f64,
+    /// 2-norm of the gradient before clipping.
+    pub grad_norm: f64,
+    /// Learning rate used; none when the step was not taken.
+    pub lr: Option<f64>,
+    /// The sum of [`maskdiff_base::stop::Stop::level`] over the ranks: above 0 when any was asked to stop.
+    pub stop: f64,
+}
+
+impl Step {
+    /// A step whose batch is left out.
+    pub fn left_out(stop: f64) -> Self {
+        Self { loss: f64::NAN, grad_norm: f64::NAN, lr: None, stop }
+    }
+
+    /// Whether loss and gradient are numbers.
+    pub fn finite(&self) -> bool {
+        self.loss.is_finite() && self.grad_norm.is_finite()
+    }
+}
+
+/// Everything that learning changes.
+#[derive(Debug)]
+pub struct Learner {
+    /// The optimizer with this rank's share of the moments.
+    pub optimizer: Optimizer,
+    /// This rank's share of the averaged weights, unless turned off.
+    pub ema: Option<Ema>,
+    /// Steps done, those that were skipped too.
+    pub step: i64,
+    /// The factor of a float16 loss.
+    pub scale: Option<LossScale>,
+    /// Where the time of the steps went.
+    pub split: Split,
+    /// What the network computes with.
+    params: Vec<Tensor>,
+    /// What is learnt: the same tensors, or float32 ones beside a network in bfloat16.
+    masters: Vec<Tensor>,
+    schedule: Schedule,
+    clip: f64,
+    world: Rc<World>,
+    reducer: Option<Reducer>,
+    /// Whether the reducer knows the order in which gradients arrive.
+    warm: bool,
+    /// Of the trained parameters, in the backbone's order.
+    names: Vec<String>,
+    /// The rank that updates each parameter; `None` when every rank updates all.
+    owner: Option<Vec<usize>>,
+}
+
+impl Learner {
+    /// A fresh learner of the model's trained parameters, which must be equal on all ranks.
+    pub fn new(model: &Model, config: &Config, world: Rc<World>) -> Result<Self> {
+        let precision = Precision::of(config);
+        let params = model.trainable();
+        let masters: Vec<Tensor> = match precision {
+            Precision::PureBFloat16 => {
+                params.iter().map(|p| p.detach().to_kind(Kind::Float)).collect()
+            }
+            _ => params.iter().map(Tensor::shallow_clone).collect(),
+        };
+        let owner = match config.trainer.strategy {
+            Strategy::Ddp => None,
+            Strategy::Zero1 => Some(owners(&params, world.size())),
+        };
+        let mine: Vec<bool> = match &owner {
+            Some(owner) => owner.iter().map(|rank| *rank == world.rank()).collect(),
+            None => vec![true; params.len()],
+        };
+        let vocab_size = model.facts().vocab_size;
+        let optimizer = Optimizer::new(&masters, &mine, vocab_size, config.optim.clone());
+        let decay = config.training.ema;
+        let averaged = pick(&masters, &mine);
+        Ok(Self {
+            optimizer,
+            ema: (decay > 0.0).then(|| Ema::new(&averaged, decay, true)),
+            step: 0,
+            scale: LossScale::new(precision),
+            split: Split::default(),
+            reducer: world.reducer(&params)?,
+            warm: false,
+            names: {
+                let trained = model.parameters().iter().filter(|p| p.trainable);
+                trained.map(|p| p.name.clone()).collect()
+            },
+            params,
+            masters,
+            schedule: Schedule::new(&config.lr_scheduler, config.optim.lr),
+            clip: config.trainer.gradient_clip_val,
+            world,
+            owner,
+        })
+    }
+
+    /// The trained parameters, as the network computes with them.
+    pub fn params(&self) -> &[Tensor] {
+        &self.params
+    }
+
+    /// The trained parameters by name, in the precision in which they are learnt.
+    pub fn masters(&self) -> impl Iterator<Item = (&str, &Tensor)> {
+        self.names.iter().map(String::as_str).zip(&self.masters)
+    }
+
+    fn mine(&self) -> Vec<bool> {
+        let rank = self.world.rank();
+        (0..self.params.len()).map(|i| self.owner.as_ref().is_none_or(|o| o[i] == rank)).collect()
+    }
+
+    /// Whether [`Learner::warm_up`] is needed.
+    pub fn is_cold(&self) -> bool {
+        self.reducer.is_some() && !self.warm
+    }
+
+    /// A gradient that is thrown away. The reducer makes its buckets anew after the first one, in the order of arrival, and
+    /// another layout of the buckets sums in another order: so every step has the same one, also the first after a resume.
+    ///
+    /// # Errors
+    /// A parameter that gets no gradient: the other ranks would wait for it.
+    pub fn warm_up(&mut self, model: &Model, batches: Vec<Batch>) -> Result<()> {
+        let Some(reducer) = &self.reducer else { return Ok(()) };
+        model.set_train(true);
+        for batch in batches.into_iter().take(1) {
+            reducer.prepare().map_err(|e| self.world.lost(&e))?;
+            model.inject_uniforms(batch.u_bl);
+            let nats = model.loss(&batch.x0_bl, &batch.t_b);
+            model.inject_uniforms(None);
+            nats?.mean(Kind::Float).f_backward().map_err(|e| self.failed(&e))?;
+        }
+        let without = self.params.iter().position(|p| !p.grad().defined());
+        if let Some(i) = without {
+            return Err(Error::distributed(
+                format!("the loss does not reach the parameter `{}`", self.names[i]),
+                "several ranks need a gradient for each: leave the parameter out of the backbone, or train with one rank",
+            ));
+        }
+        clear_grads(&self.params).map_err(component::torch)?;
+        model.set_train(false);
+        self.warm = true;
+        Ok(())
+    }
+
+    /// One step over this rank's micro-batches of a global batch.
+    ///
+    /// A step whose loss or gradient is not finite, or whose loss is above what was asked, is not taken: `lr` is none then,
+    /// and weights and moments are as before. `self.step` counts it all the same. In float16 a gradient that is not finite
+    /// lowers the scale of the loss.
+    pub fn step(&mut self, model: &Model, batches: Vec<Batch>, ask: Ask) -> Result<Step> {
+        let scale = self.scale.map_or(1.0, |scale| scale.factor);
+        let (parts, world) = (batches.len(), self.world.size() as f64);
+        let mut tokens = Tokens::default();
+        model.set_train(true);
+        clear_grads(&self.params).map_err(component::torch)?;
+        let mut loss: Option<Tensor> = None;
+        for (i, batch) in batches.into_iter().enumerate() {
+            if let (Some(reducer), true) = (&self.reducer, i + 1 == parts) {
+                reducer.prepare().map_err(|e| self.world.lost(&e))?;
+            }
+            let timer = self.split.start(Part::Forward);
+            model.inject_uniforms(batch.u_bl);
+            let nats = model.loss(&batch.x0_bl, &batch.t_b);
+            // A parameterization without noise has not taken them.
+            model.inject_uniforms(None);
+            // As if every token counted: what does not is made up for when all ranks' counts are known.
+            let share = tokens.sum(&nats?, batch.counted_bl.as_ref()) / parts as f64;
+            self.split.stop(timer);
+            let timer = self.split.start(Part::Backward);
+            let scaled = if scale == 1.0 { share.shallow_clone() } else { &share * scale };
+            scaled.f_backward().map_err(|e| self.failed(&e))?;
+            let share = share.detach();
+            loss = Some(loss.map_or_else(|| share.shallow_clone(), |sum| sum + &share));
+            self.split.stop(timer);
+        }
+        model.set_train(false);
+        self.world.settle(model.facts().device())?;
+        let loss = loss.map_or(f64::NAN, |loss| loss.double_value(&[]));
+        let timer = self.split.start(Part::Communication);
+        let mut told = [loss / world, ask.stop, tokens.counted(), tokens.scored];
+        self.world.sum(&mut told)?;
+        let counted = told[2] / told[3];
+        self.split.stop(timer);
+        let timer = self.split.start(Part::Optimizer);
+        let grads = self.grads();
+        let divisor = scale * counted;
+        let grad_norm = global_norm(&grads).map_err(component::torch)? / divisor;
+        let mut done = Step { loss: told[0] / counted, grad_norm, lr: None, stop: told[1] };
+        if let Some(scale) = &mut self.scale {
+            scale.update(grad_norm.is_finite());
+        }
+        if done.finite() && done.loss <= ask.most {
+            let lr = self.schedule.rate(self.step);
+            self.take(&grads, lr, clip_divisor(grad_norm, self.clip) * divisor)?;
+            done.lr = Some(lr);
+        }
+        self.step += 1;
+        self.split.stop(timer);
+        Ok(done)
+    }
+
+    /// The optimizer's step, the average's, and what ranks owe each other after it.
+    fn take(&mut self, grads: &[Tensor], lr: f64, divisor: f64) -> Result<()> {
+        self.optimizer.step(grads, lr, divisor)?;
+        if let Some(owner) = &self.owner {
+            for rank in 0..self.world.size() {
+                let theirs: Vec<bool> = owner.iter().map(|o| *o == rank).collect();
+                self.world.broadcast(&pick(&self.masters, &theirs), rank)?;
+            }
+        }
+        if self.params.first().map(Tensor::kind) != self.masters.first().map(Tensor::kind) {
+            foreach_copy(&self.params, &self.masters).map_err(component::torch)?;
+        }
+        let mine = pick(&self.masters, &self.mine());
+        match &mut self.ema {
+            Some(ema) => ema.update(&mine),
+            None => Ok(()),
+        }
+    }
+
+    /// Gradients in the type of the masters; one that the loss does not reach is zero.
+    fn grads(&self) -> Vec<Tensor> {
+        let grad = |(param, master): (&Tensor, &Tensor)| {
+            let grad = param.grad();
+            if grad.defined() { grad.to_kind(master.kind()) } else { master.detach().zeros_like() }
+        };
+        self.params.iter().zip(&self.masters).map(grad).collect()
+    }
+
+    /// A backward pass that fails may mean that another rank is gone.
+    fn failed(&self, error: &tch::TchError) -> Error {
+        let said = error.to_string();
+        let small = said.to_lowercase();
+        let words =
+            ["connection", "timed out", "timeout", "gloo", "nccl", "socket", "broken pipe", "peer"];
+        let network = words.iter().any(|word| small.contains(word));
+        if self.world.size() > 1 && network {
+            let first = said.lines().next().unwrap_or_default();
+            return self.world.lost(&maskdiff_native::Error::new(first));
+        }
+        component::torch(said.lines().next().unwrap_or_default())
+    }
+
+    /// Runs `body` with the averaged weights in the model, where there are any, and puts the weights back whatever happens.
+    pub fn averaged<T>(&self, body: impl FnOnce() -> Result<T>) -> Result<T> {
+        let Some(ema) = &self.ema else { return body() };
+        let kept: Vec<Tensor> = self.params.iter().map(|p| p.detach().copy()).collect();
+        let put = || -> Result<()> {
+            foreach_copy(&pick(&self.params, &self.mine()), &ema.shadow)
+                .map_err(component::torch)?;
+            for rank in 0..self.world.size() {
+                let Some(owner) = &self.owner else { break };
+                let theirs: Vec<bool> = owner.iter().map(|o| *o == rank).collect();
+                self.world.broadcast(&pick(&self.params, &theirs), rank)?;
+            }
+            Ok(())
+        };
+        let result = put().and_then(|()| body());
+        foreach_copy(&self.params, &kept).map_err(component::torch)?;
+        result
+    }
+
+    /// All of the optimizer's state and of the average, with the names of the parameters: on rank 0 that of all ranks, on
+    /// the others their own.
+    pub fn state(&self) -> Result<Learnt> {
+        let names = &self.names;
+        let mut learnt = Learnt::default();
+        let key = |part: &str, i: usize| format!("{part}/{}", names[i]);
+        let Some(owner) = &self.owner else {
+            let state = self.optimizer.state().into_iter();
+            learnt.optimizer = state.map(|(part, i, t)| (key(part, i), t)).collect();
+            let shadow = self.ema.iter().flat_map(|ema| &ema.shadow).map(Tensor::shallow_clone);
+            learnt.ema = names.iter().cloned().zip(shadow).collect();
+            return Ok(learnt);
+        };
+        // What a rank holds of a parameter depends on the rule it is under, which all ranks can tell.
+        let own = self.optimizer.state();
+        for (part, i, shape) in self.optimizer.outline(&self.masters) {
+            let held = own.iter().find(|(p, j, _)| *p == part && *j == i);
+            // Steps are counted in float32 whatever the weights are.
+            let kind = if part == "step" { Kind::Float } else { self.masters[i].kind() };
+            let room = || Tensor::zeros(shape.as_slice(), (kind, self.masters[i].device()));
+            let tensor = held.map_or_else(room, |(_, _, t)| t.shallow_clone());
+            self.world.broadcast(std::slice::from_ref(&tensor), owner[i])?;
+            if self.world.is_main() {
+                learnt.optimizer.push((key(part, i), tensor));
+            }
+        }
+        if let Some(ema) = &self.ema {
+            let mut shadow = ema.shadow.iter();
+            for (i, master) in self.masters.iter().enumerate() {
+                let held = if owner[i] == self.world.rank() { shadow.next() } else { None };
+                let tensor =
+                    held.map_or_else(|| master.detach().zeros_like(), Tensor::shallow_clone);
+                self.world.broadcast(std::slice::from_ref(&tensor), owner[i])?;
+                if self.world.is_main() {
+                    learnt.ema.push((names[i].clone(), tensor));
+                }
+            }
+        }
+        Ok(learnt)
+    }
+
+    /// The tensors of [`Learner::state`] that are this rank's, to be filled from a checkpoint.
+    pub fn own_state(&self) -> Learnt {
+        let names = &self.names;
+        let state = self.optimizer.state().into_iter();
+        let optimizer = state.map(|(part, i, t)| (format!("{part}/{}", names[i]), t)).collect();
+        let mine = self.mine();
+        let own = names.iter().zip(&mine).filter(|(_, mine)| **mine).map(|(n, _)| n.clone());
+        let shadow = self.ema.iter().flat_map(|ema| &ema.shadow).map(Tensor::shallow_clone);
+        Learnt { optimizer, ema: own.zip(shadow).collect() }
+    }
+
+    /// Lets the average begin with the weights as they are.
+    pub fn average_anew(&mut self) -> Result<()> {
+        let masters = pick(&self.masters, &self.mine());
+        let Some(ema) = &mut self.ema else { return Ok(()) };
+        ema.updates = 0;
+        foreach_copy(&ema.shadow, &masters).map_err(component::torch)
+    }
+
+    /// The network's copy of the weights, after the masters were changed from outside.
+    pub fn refresh(&self) -> Result<()> {
+        foreach_copy(&self.params, &self.masters).map_err(component::torch)
+    }
+}
+
+/// What is learnt beside the weights, by name.
+#[derive(Debug, Default)]
+pub struct Learnt {
+    /// `exp_avg/NAME`, `exp_avg_sq/NAME`, `step/NAME`, `momentum/NAME`.
+    pub optimizer: Vec<(String, Tensor)>,
+    /// The average of the parameter `NAME`.
+    pub ema: Vec<(String, Tensor)>,
+}
+
+fn pick(tensors: &[Tensor], which: &[bool]) -> Vec<Tensor> {
+    let picked = tensors.iter().zip(which).filter(|(_, wanted)| **wanted);
+    picked.map(|(tensor, _)| tensor.detach()).collect()
+}
+
+/// Tokens of a step so far.
+#[derive(Default)]
+struct Tokens {
+    scored: f64,
+    /// Those that count, where not all do; left on the device.
+    some: Option<Tensor>,
+    all: f64,
+}
+
+impl Tokens {
+    /// The sum over the tokens that count, over the number of all: `[B, L - k]` → scalar. Of `counted_bl [B, L]` the last
+    /// columns are used.
+    fn sum(&mut self, nats: &Tensor, counted_bl: Option<&Tensor>) -> Tensor {
+        self.scored += nats.numel() as f64;
+        let Some(counted_bl) = counted_bl else {
+            self.all += nats.numel() as f64;
+            return nats.mean(nats.kind());
+        };
+        let counted = scored(counted_bl, nats);
+        let number = counted.sum(Kind::Double);
+        self.some = Some(self.some.take().map_or_else(|| number.shallow_clone(), |s| s + &number));
+        (nats * counted).sum(nats.kind()) / nats.numel() as f64
+    }
+
+    fn counted(&self) -> f64 {
+        self.all + self.some.as_ref().map_or(0.0, |some| some.double_value(&[]))
+    }
+}
+
+/// Of `counted_bl [B, L]` the columns that a loss `[B, L - k]` scores, as its kind.
+pub(crate) fn scored(counted_bl: &Tensor, nats: &Tensor) -> Tensor {
+    let (all, scored) = (counted_bl.size()[1], nats.size()[1]);
+    counted_bl.narrow(1, all - scored, scored).to_kind(nats.kind())
+}
+
+/// The mean over the tokens that count: `[B, L - k]` → scalar. Of `counted_bl [B, L]` the last columns are used.
+pub fn token_nll(nats: &Tensor, counted_bl: Option<&Tensor>) -> Tensor {
+    let Some(counted_bl) = counted_bl else { return nats.mean(nats.kind()) };
+    let counted = scored(counted_bl, nats);
+    (nats * &counted).sum(nats.kind()) / counted.sum(nats.kind())
+}

@@ -1,0 +1,407 @@
+//! The model: backbone, process, schedule and parameterization bound together.
+
+use std::cell::{Cell, RefCell};
+use std::collections::BTreeMap;
+
+use maskdiff_base::error::{Error, Result};
+use maskdiff_plugin_api::abi::handles::{Method, Network, Noise, Process};
+use maskdiff_plugin_api::{
+    Context, Head, Kind as ErrorKind, Parameter, PluginError, Result as PluginResult, capability,
+};
+use tch::{Device, Kind, Tensor};
+
+use crate::component;
+use crate::graphs::Graphs;
+use crate::plugins::Registry;
+use crate::plugins::{Choice, Choices};
+
+/// Called with steps done, steps in all, and the tokens so far; an error stops the walk.
+pub type Progress<'a> = Box<dyn FnMut(i64, i64, &Tensor) -> PluginResult<()> + 'a>;
+
+/// A model over loaded components. Lent to plugins as their [`maskdiff_plugin_api::Denoiser`].
+pub struct Model {
+    noise: Noise,
+    process: Process,
+    network: Network,
+    method: Method,
+    names: Choices,
+    head: Option<Head>,
+    bound: bool,
+    facts: Context,
+    parameters: Vec<Parameter>,
+    shared: Vec<(String, String)>,
+    asked: RefCell<Asked>,
+    train: Cell<bool>,
+    calls: Cell<i64>,
+    reduced: Cell<Option<Kind>>,
+    drawing: Cell<bool>,
+    graphs: RefCell<Option<Graphs>>,
+    uniforms: RefCell<Option<Tensor>>,
+    progress: RefCell<Option<Progress<'static>>>,
+}
+
+impl std::fmt::Debug for Model {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Model({:?}, {} tensors)", self.names, self.parameters.len())
+    }
+}
+
+/// What the network and its law were last asked, so that a failure can be looked into: small tensors, never results.
+#[derive(Debug, Default)]
+struct Asked {
+    hidden: Option<(Tensor, Tensor)>,
+    law: Option<Law>,
+}
+
+/// A question for `log p(x0 | xt)`, or for a score.
+#[derive(Debug)]
+struct Law {
+    score: bool,
+    xt_bl: Tensor,
+    t_b: Tensor,
+    rows_n: Tensor,
+}
+
+/// What the components are told, of which the mask is the process's: a vocabulary may have a token that no process uses.
+pub fn told(
+    registry: &Registry,
+    process: &Choice,
+    vocabulary: Context,
+) -> Result<(Process, Context)> {
+    let made = registry.process(process, &vocabulary)?;
+    let mask_id = made.mask_id().map_err(|e| component::error("process", &process.name, e))?;
+    Ok((made, Context { mask_id, ..vocabulary }))
+}
+
+/// The parameters, and the names that share the memory of an earlier one with that one's name.
+fn told_apart(all: Vec<Parameter>) -> (Vec<Parameter>, Vec<(String, String)>) {
+    let (mut own, mut shared): (Vec<Parameter>, Vec<(String, String)>) = (Vec::new(), Vec::new());
+    for parameter in all {
+        let place = |p: &Parameter| (p.tensor.data_ptr() as usize, p.tensor.size());
+        let first = own.iter().find(|p| p.trainable && place(p) == place(&parameter));
+        match first.filter(|_| !parameter.trainable && parameter.tensor.numel() > 0) {
+            Some(first) => shared.push((parameter.name, first.name.clone())),
+            None => own.push(parameter),
+        }
+    }
+    (own, shared)
+}
+
+impl Model {
+    /// Makes all components. Fresh parameters come from libtorch's generator: seed it before.
+    pub fn build(registry: &Registry, names: Choices, vocabulary: Context) -> Result<Self> {
+        let (process, facts) = told(registry, &names.process, vocabulary)?;
+        let noise = registry.noise(&names.noise, &facts)?;
+        let network = registry.backbone(&names.backbone, &facts)?;
+        let method = registry.parameterization(&names.parameterization, &facts)?;
+        let backbone = |e| component::error("backbone", &names.backbone.name, e);
+        let (parameters, shared) = told_apart(network.parameters().map_err(backbone)?);
+        let head = network.head().map_err(backbone)?;
+        let (_, said) = registry.find("parameterization", &names.parameterization.name)?;
+        let bound = said.provides.iter().any(|offer| offer == capability::BOUND);
+        Ok(Self {
+            noise,
+            process,
+            network,
+            method,
+            names,
+            head,
+            bound,
+            facts,
+            parameters,
+            shared,
+            asked: RefCell::default(),
+            train: Cell::new(false),
+            calls: Cell::new(0),
+            reduced: Cell::new(None),
+            drawing: Cell::new(false),
+            graphs: RefCell::new(None),
+            uniforms: RefCell::new(None),
+            progress: RefCell::new(None),
+        })
+    }
+
+    /// Facts the components were told.
+    pub fn facts(&self) -> &Context {
+        &self.facts
+    }
+
+    /// Whether the parameterization says that its loss bounds the likelihood.
+    pub fn is_bound(&self) -> bool {
+        self.bound
+    }
+
+    /// All parameters and buffers, in the backbone's order.
+    pub fn parameters(&self) -> &[Parameter] {
+        &self.parameters
+    }
+
+    /// All parameters and buffers by name, for checkpoints.
+    pub fn named(&self) -> Vec<(String, Tensor)> {
+        self.parameters.iter().map(|p| (p.name.clone(), p.tensor.shallow_clone())).collect()
+    }
+
+    /// Second names of parameters that parts of the network share, each with the first one.
+    pub fn shared(&self) -> &[(String, String)] {
+        &self.shared
+    }
+
+    /// Of tensors that another program stored under both names of a shared parameter, leaves one: that of the first name.
+    pub fn once<T>(&self, stored: &mut BTreeMap<String, T>) {
+        for (second, first) in &self.shared {
+            if let Some(value) = stored.remove(second) {
+                stored.entry(first.clone()).or_insert(value);
+            }
+        }
+    }
+
+    /// The trained parameters, in the backbone's order.
+    pub fn trainable(&self) -> Vec<Tensor> {
+        let trained = self.parameters.iter().filter(|p| p.trainable);
+        trained.map(|p| p.tensor.shallow_clone()).collect()
+    }
+
+    /// Turns dropout on or off.
+    pub fn set_train(&self, train: bool) {
+        self.train.set(train);
+    }
+
+    /// The type in which the network's products are computed from now on; `None` for that of its weights. All that is
+    /// around the network (noise, losses, laws) keeps its precision.
+    pub fn set_reduced(&self, kind: Option<Kind>) {
+        self.reduced.set(kind);
+    }
+
+    /// Lets the network's passes of a sampler be recorded as graphs, on a GPU, from now on; or never.
+    pub fn set_graphs(&self, on: bool) {
+        *self.graphs.borrow_mut() = on.then(|| Graphs::new(self.facts.device()));
+    }
+
+    /// How many passes are recorded.
+    pub fn recorded(&self) -> usize {
+        self.graphs.borrow().as_ref().map_or(0, Graphs::recorded)
+    }
+
+    /// Says whether a sampler draws, without gradients.
+    pub(crate) fn set_drawing(&self, drawing: bool) {
+        if drawing {
+            self.asked.take();
+        }
+        self.drawing.set(drawing);
+    }
+
+    fn reduced<T>(&self, body: impl FnOnce() -> PluginResult<T>) -> PluginResult<T> {
+        maskdiff_native::autocast(self.facts.device(), self.reduced.get(), body)
+            .map_err(|e| PluginError::new(ErrorKind::Other, e.to_string()))?
+    }
+
+    /// Network calls so far, counted for each sequence.
+    pub fn calls(&self) -> i64 {
+        self.calls.get()
+    }
+
+    /// The uniform numbers `[B, L]` that the next corruption uses instead of fresh ones; `None` takes back what was given.
+    pub fn inject_uniforms(&self, u_bl: Option<Tensor>) {
+        *self.uniforms.borrow_mut() = u_bl;
+    }
+
+    /// Who is told how far a walk is.
+    pub fn on_progress(&self, progress: Option<Progress<'static>>) {
+        *self.progress.borrow_mut() = progress;
+    }
+
+    /// A start for samplers: a draw of the prior, `[B, L] i64`.
+    pub fn prior(&self, batch: i64, length: i64) -> Result<Tensor> {
+        let named = |e| component::error("process", &self.names.process.name, e);
+        self.process.prior(batch, length).map_err(named)
+    }
+
+    /// Training times from uniform numbers, `[B] f64` → `[B] f64`.
+    pub fn draw_t(&self, u_b: &Tensor) -> Result<Tensor> {
+        self.method.draw_t(self, u_b).map_err(|e| self.method_error(e))
+    }
+
+    /// The parameterization's loss, nats per token: `[B, L] i64`, `[B] f64` → `[B, L]` (or the last positions of it).
+    pub fn loss(&self, x0_bl: &Tensor, t_b: &Tensor) -> Result<Tensor> {
+        // Blocks come by again, whatever a method writes into them.
+        let (x0_bl, t_b) = (x0_bl.copy(), t_b.copy());
+        self.method.loss(self, &x0_bl, &t_b).map_err(|e| self.method_error(e))
+    }
+
+    /// As [`maskdiff_plugin_api::Denoiser::log_x0`], with the host's error.
+    pub fn log_x0(&self, xt_bl: &Tensor, t_b: &Tensor, rows_n: &Tensor) -> Result<Tensor> {
+        self.method.log_x0(self, xt_bl, t_b, rows_n).map_err(|e| self.method_error(e))
+    }
+
+    /// As [`maskdiff_plugin_api::Denoiser::score`], with the host's error.
+    pub fn score(&self, xt_bl: &Tensor, t_b: &Tensor, rows_n: &Tensor) -> Result<Tensor> {
+        self.method.score(self, xt_bl, t_b, rows_n).map_err(|e| self.method_error(e))
+    }
+
+    /// Who makes NaN of what was last asked, in words: the network's last pass and its law are computed once more.
+    pub fn not_a_number(&self) -> Option<String> {
+        let asked = self.asked.take();
+        let Choices { backbone, parameterization, .. } = &self.names;
+        let nan = |t: PluginResult<Tensor>| t.is_ok_and(|t| t.isnan().any().int64_value(&[]) != 0);
+        tch::no_grad(|| {
+            if let Some((xt_bl, sigma_b)) = &asked.hidden {
+                let hidden = self.reduced(|| self.network.hidden(xt_bl, sigma_b, false)).ok()?;
+                let row = hidden.flatten(0, 1).narrow(0, 0, 1);
+                if nan(Ok(hidden)) {
+                    return Some(format!("`hidden` of backbone `{}` gives NaN", backbone.name));
+                }
+                if nan(self.reduced(|| self.network.logits(&row))) {
+                    return Some(format!("`logits` of backbone `{}` gives NaN", backbone.name));
+                }
+            }
+            let Law { score, xt_bl, t_b, rows_n } = asked.law.as_ref()?;
+            let (method, law) = match score {
+                true => ("score", self.method.score(self, xt_bl, t_b, rows_n)),
+                false => ("log_x0", self.method.log_x0(self, xt_bl, t_b, rows_n)),
+            };
+            let name = &parameterization.name;
+            nan(law).then(|| format!("`{method}` of parameterization `{name}` gives NaN"))
+        })
+    }
+
+    fn note_law(&self, score: bool, xt_bl: &Tensor, t_b: &Tensor, rows_n: &Tensor) {
+        let [xt_bl, t_b, rows_n] = [xt_bl, t_b, rows_n].map(Tensor::shallow_clone);
+        self.asked.borrow_mut().law = Some(Law { score, xt_bl, t_b, rows_n });
+    }
+
+    /// An error of the parameterization, with its name.
+    pub(crate) fn method_error(&self, error: PluginError) -> Error {
+        component::error("parameterization", &self.names.parameterization.name, error)
+    }
+}
+
+/// Cross-entropy through all logits, for a backbone whose head is not linear.
+fn plain_nll(
+    logits_nv: Tensor,
+    target_n: &Tensor,
+    weight_n: &Tensor,
+    banned: Option<i64>,
+) -> Tensor {
+    let kind = if logits_nv.kind() == Kind::Double { Kind::Double } else { Kind::Float };
+    let logits = match banned {
+        Some(token) => {
+            let column = Tensor::from_slice(&[token]).to_device(logits_nv.device());
+            logits_nv.index_fill(1, &column, f64::NEG_INFINITY)
+        }
+        None => logits_nv,
+    };
+    let log_p = logits.log_softmax(-1, kind);
+    -log_p.gather(1, &target_n.unsqueeze(1), false).squeeze_dim(1) * weight_n
+}
+
+impl maskdiff_plugin_api::Model for Model {
+    fn vocab_size(&self) -> i64 {
+        self.facts.vocab_size
+    }
+
+    fn mask_id(&self) -> Option<i64> {
+        self.facts.mask_id
+    }
+
+    fn time_conditioning(&self) -> bool {
+        self.facts.time_conditioning
+    }
+
+    fn device(&self) -> Device {
+        self.facts.device()
+    }
+
+    fn sigma(&self, t: &Tensor) -> PluginResult<Tensor> {
+        self.noise.sigma(t)
+    }
+
+    fn dsigma(&self, t: &Tensor) -> PluginResult<Tensor> {
+        self.noise.dsigma(t)
+    }
+
+    fn time_of_alpha(&self, alpha: &Tensor) -> PluginResult<Tensor> {
+        self.noise.time_of_alpha(alpha)
+    }
+
+    fn sigma_range(&self) -> PluginResult<(f64, f64)> {
+        self.noise.sigma_range()
+    }
+
+    fn importance(&self, t: &Tensor) -> PluginResult<Tensor> {
+        self.noise.importance(t)
+    }
+
+    fn corrupt(&self, x0_bl: &Tensor, alpha_b: &Tensor) -> PluginResult<Tensor> {
+        let given = self.uniforms.borrow_mut().take();
+        let fresh = || Tensor::rand(x0_bl.size(), (Kind::Double, x0_bl.device()));
+        self.process.corrupt(x0_bl, alpha_b, &given.unwrap_or_else(fresh))
+    }
+
+    fn posterior(
+        &self,
+        xt_n: &Tensor,
+        alpha_t: f64,
+        alpha_s: f64,
+        p_nv: &Tensor,
+    ) -> PluginResult<Tensor> {
+        self.process.posterior(xt_n, alpha_t, alpha_s, p_nv)
+    }
+
+    fn hidden(&self, xt_bl: &Tensor, sigma_b: &Tensor) -> PluginResult<Tensor> {
+        self.calls.set(self.calls.get() + xt_bl.size()[0]);
+        let train = self.train.get();
+        let none = || sigma_b.zeros_like();
+        let sigma_b = &if self.facts.time_conditioning { sigma_b.shallow_clone() } else { none() };
+        let noted = (xt_bl.shallow_clone(), sigma_b.shallow_clone());
+        self.asked.borrow_mut().hidden = Some(noted);
+        let pass = |xt_bl: &Tensor, sigma_b: &Tensor| {
+            self.reduced(|| self.network.hidden(xt_bl, sigma_b, train))
+        };
+        match self.graphs.borrow_mut().as_mut().filter(|_| self.drawing.get()) {
+            Some(graphs) => graphs.hidden(xt_bl, sigma_b, self.reduced.get(), pass),
+            None => pass(xt_bl, sigma_b),
+        }
+    }
+
+    fn extend(&self, x_bl: &Tensor, cache: Vec<Tensor>) -> PluginResult<(Tensor, Vec<Tensor>)> {
+        self.calls.set(self.calls.get() + x_bl.size()[0]);
+        self.reduced(|| self.network.extend(x_bl, cache))
+    }
+
+    fn logits(&self, hidden_nd: &Tensor) -> PluginResult<Tensor> {
+        self.reduced(|| self.network.logits(hidden_nd))
+    }
+
+    fn weighted_nll(
+        &self,
+        hidden_nd: &Tensor,
+        target_n: &Tensor,
+        weight_n: &Tensor,
+        banned: Option<i64>,
+    ) -> PluginResult<Tensor> {
+        let Some(Head { weight, bias }) = &self.head else {
+            let logits_nv = self.reduced(|| self.network.logits(hidden_nd))?;
+            return Ok(plain_nll(logits_nv, target_n, weight_n, banned));
+        };
+        let (bias, reduced) = (bias.as_ref(), self.reduced.get());
+        maskdiff_native::linear_nll(hidden_nd, weight, bias, target_n, weight_n, banned, reduced)
+            .map_err(|e| PluginError::new(ErrorKind::Shape, e.to_string()))
+    }
+
+    fn log_x0(&self, xt_bl: &Tensor, t_b: &Tensor, rows_n: &Tensor) -> PluginResult<Tensor> {
+        self.note_law(false, xt_bl, t_b, rows_n);
+        self.method.log_x0(self, xt_bl, t_b, rows_n)
+    }
+
+    fn score(&self, xt_bl: &Tensor, t_b: &Tensor, rows_n: &Tensor) -> PluginResult<Tensor> {
+        self.note_law(true, xt_bl, t_b, rows_n);
+        self.method.score(self, xt_bl, t_b, rows_n)
+    }
+
+    fn progress(&self, done: i64, total: i64, xt_bl: &Tensor) -> PluginResult<()> {
+        match self.progress.borrow_mut().as_mut() {
+            Some(tell) => tell(done, total, xt_bl),
+            None => Ok(()),
+        }
+    }
+}

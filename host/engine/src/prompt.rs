@@ -1,0 +1,353 @@
+//! Text that is given in part: a prompt to continue, or a template with holes to fill.
+
+use std::path::Path;
+
+use maskdiff_base::error::{Error, Result};
+use maskdiff_base::text::counted;
+use maskdiff_data::{Tokenizer, json, read_text};
+use tch::Tensor;
+
+/// What a user asks for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Ask {
+    /// A text to continue.
+    Prompt(String),
+    /// A text with holes: `[MASK]` for one token, `[MASK:n]` for n of them.
+    Template(String),
+}
+
+impl Ask {
+    /// The lines of a file: prompts as they stand, or in a `.jsonl` file objects `{"prompt": …}` and `{"template": …}`, whose
+    /// other keys are let be.
+    pub fn read(path: &Path) -> Result<Vec<Self>> {
+        let text = read_text(path)?;
+        let json = path.extension().is_some_and(|extension| extension == "jsonl");
+        let lines = text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty());
+        let parse = |(i, line): (usize, &str)| {
+            if !json {
+                return Ok(Self::Prompt(line.to_string()));
+            }
+            Self::of_json(line).map_err(|why| {
+                Error::config(
+                    format!("`{}`, line {}: {why}", path.display(), i + 1),
+                    r#"each line is {"prompt": "…"} or {"template": "…"}"#,
+                )
+            })
+        };
+        let all: Vec<Self> = lines.map(parse).collect::<Result<_>>()?;
+        if all.is_empty() {
+            return Err(Error::config(
+                format!("`{}` holds no prompt", path.display()),
+                "write one prompt a line; in a `.jsonl` file one JSON object a line",
+            ));
+        }
+        Ok(all)
+    }
+
+    fn of_json(line: &str) -> std::result::Result<Self, String> {
+        let members =
+            json::members(line.as_bytes()).map_err(|why| format!("no JSON object: {why}"))?;
+        let text = |key: &str| {
+            let place = json::get(&members, key)?.clone();
+            Some(json::text(&line.as_bytes()[place]).map_err(|why| format!("`{key}` {why}")))
+        };
+        match (text("prompt"), text("template")) {
+            (Some(prompt), None) => prompt.map(Self::Prompt),
+            (None, Some(template)) => template.map(Self::Template),
+            (Some(_), Some(_)) => Err("it has both a `prompt` and a `template`".into()),
+            (None, None) => {
+                let keys = json::keys(&members);
+                Err(format!("there is neither a `prompt` nor a `template`; keys there: {keys}"))
+            }
+        }
+    }
+}
+
+/// What is given of one sequence, in tokens.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Given {
+    /// As the user wrote it; empty when nothing is given.
+    pub text: String,
+    /// Tokens from the first position on; `None` is a hole. Later positions are free.
+    tokens: Vec<Option<i64>>,
+    /// A template is the whole text: what is drawn after it is cut off.
+    whole: bool,
+}
+
+impl Given {
+    /// Of sequences of `length` tokens.
+    pub fn new(ask: &Ask, tokenizer: &dyn Tokenizer, length: i64) -> Result<Self> {
+        match ask {
+            Ask::Prompt(text) => Self::prompt(text, tokenizer, length),
+            Ask::Template(text) => Self::template(text, tokenizer, length),
+        }
+    }
+
+    fn prompt(text: &str, tokenizer: &dyn Tokenizer, length: i64) -> Result<Self> {
+        if text.contains("[MASK]") || text.contains("[MASK:") {
+            return Err(Error::config(
+                format!("the prompt `{}` has a hole", shortened(text)),
+                "texts with holes are for `--template`, in a file `.jsonl` lines {\"template\": \"…\"}",
+            ));
+        }
+        let tokens = known(text, text, false, tokenizer)?;
+        if tokens.is_empty() {
+            return Err(Error::config(
+                "the prompt is empty",
+                "without a prompt, text is drawn freely: leave it out",
+            ));
+        }
+        if tokens.len() as i64 >= length {
+            return Err(Error::config(
+                format!(
+                    "the prompt `{}` has {}, and the model draws sequences of {length}",
+                    shortened(text),
+                    counted(tokens.len(), "token")
+                ),
+                format!("shorten it to at most {}", counted(length - 1, "token")),
+            ));
+        }
+        Ok(Self { text: text.to_string(), tokens, whole: false })
+    }
+
+    fn template(text: &str, tokenizer: &dyn Tokenizer, length: i64) -> Result<Self> {
+        let mut tokens = Vec::new();
+        let mut rest = text;
+        let mut holes = 0;
+        while let Some(start) = rest.find("[MASK") {
+            let (size, after) = hole(&rest[start..]).ok_or_else(|| {
+                let shown = shortened(&rest[start..]);
+                Error::config(
+                    format!("the template `{}` has no hole at `{shown}`", shortened(text)),
+                    format!("write [MASK] for one token and [MASK:n] for n of them, 1 to {length}"),
+                )
+            })?;
+            let before = &rest[..start];
+            // What fills the hole brings the space before it along.
+            let before = match before.strip_suffix(' ') {
+                Some(stripped) if tokenizer.space_leads() => stripped,
+                _ => before,
+            };
+            tokens.extend(known(before, text, holes > 0, tokenizer)?);
+            // Too large a hole is refused below; no need to store it.
+            let size = size.min(length.unsigned_abs() as usize + 1);
+            tokens.extend(std::iter::repeat_n(None, size));
+            holes += 1;
+            rest = after;
+        }
+        tokens.extend(known(rest, text, holes > 0, tokenizer)?);
+        if holes == 0 {
+            return Err(Error::config(
+                format!("the template `{}` has no hole", shortened(text)),
+                "write [MASK] where one token is wanted, [MASK:12] for twelve; `--prompt` continues a text",
+            ));
+        }
+        if tokens.len() as i64 > length {
+            return Err(Error::config(
+                format!(
+                    "the template `{}` has more than the {length} tokens that the model draws",
+                    shortened(text)
+                ),
+                "shorten it, or make its holes smaller",
+            ));
+        }
+        Ok(Self { text: text.to_string(), tokens, whole: true })
+    }
+
+    /// Whether it says where the text ends.
+    pub fn is_whole(&self) -> bool {
+        self.whole
+    }
+
+    /// Puts what is given into a start `[L] i64` drawn from the prior.
+    pub fn put_into(&self, start_l: &Tensor) {
+        for (position, token) in self.tokens.iter().enumerate() {
+            if let Some(token) = token {
+                let _ = start_l.get(position as i64).fill_(*token);
+            }
+        }
+    }
+
+    /// Cuts off what was drawn after a template.
+    pub fn cut(&self, ids: &mut Vec<i64>) {
+        if self.whole {
+            ids.truncate(self.tokens.len());
+        }
+    }
+
+    /// How many tokens of a text are what was given and what lies between.
+    pub fn reach(&self) -> usize {
+        self.tokens.iter().rposition(Option::is_some).map_or(0, |last| last + 1)
+    }
+}
+
+/// The size of the hole at the start of `text`, and what follows it.
+fn hole(text: &str) -> Option<(usize, &str)> {
+    let inner = text.strip_prefix("[MASK")?;
+    if let Some(after) = inner.strip_prefix(']') {
+        return Some((1, after));
+    }
+    let (digits, after) = inner.strip_prefix(':')?.split_once(']')?;
+    let size = digits.parse().ok().filter(|size| *size > 0)?;
+    Some((size, after))
+}
+
+/// Tokens of a piece of `whole`, which stands behind others or not; one that the tokenizer does not know is an error.
+fn known(
+    piece: &str,
+    whole: &str,
+    behind: bool,
+    tokenizer: &dyn Tokenizer,
+) -> Result<Vec<Option<i64>>> {
+    if piece.is_empty() {
+        return Ok(Vec::new());
+    }
+    let refused = |reason: String| {
+        Error::config(
+            format!("`{}` cannot be given: {reason}", shortened(whole)),
+            "the checkpoint's `tokenizer.json` holds the vocabulary it was trained with",
+        )
+    };
+    let ids = if behind { tokenizer.encode_behind(piece) } else { tokenizer.encode(piece) };
+    let ids = ids.map_err(|e| refused(e.to_string()))?;
+    if let Some(unknown) = tokenizer.unknown().filter(|id| ids.contains(id)) {
+        let shown = tokenizer.decode(&[i64::from(unknown)]);
+        return Err(refused(format!("a part of it is unknown to the tokenizer (`{shown}`)")));
+    }
+    if ids.iter().any(|id| i64::from(*id) == tokenizer.mask_id()) {
+        return Err(refused(
+            "it contains the mask token itself; holes are for `--template`".into(),
+        ));
+    }
+    Ok(ids.into_iter().map(|id| Some(i64::from(id))).collect())
+}
+
+/// The beginning of a long text.
+fn shortened(text: &str) -> String {
+    let mut characters = text.chars();
+    let start: String = characters.by_ref().take(60).collect();
+    if characters.next().is_some() { start + "…" } else { start }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use maskdiff_data::tokenizer::characters;
+
+    #[test]
+    fn a_template_is_tokens_and_holes() {
+        let tokenizer = characters("The cat sat on it.");
+        let given = Given::template("The [MASK:3] sat[MASK]", tokenizer.as_ref(), 64).unwrap();
+        let shape: String =
+            given.tokens.iter().map(|token| if token.is_some() { 't' } else { '_' }).collect();
+        assert_eq!(shape, "tttt___tttt_");
+        let start = Tensor::full([16], 99, (tch::Kind::Int64, tch::Device::Cpu));
+        given.put_into(&start);
+        let mut ids = Vec::<i64>::try_from(&start).unwrap();
+        assert_eq!(ids.iter().filter(|id| **id == 99).count(), 3 + 1 + 4);
+        given.cut(&mut ids);
+        assert_eq!(ids.len(), 12);
+    }
+
+    #[test]
+    fn what_cannot_be_given_is_refused() {
+        let tokenizer = characters("abc ");
+        let refused = |result: Result<Given>, reason: &str| {
+            let error = result.unwrap_err().to_string();
+            assert!(error.contains(reason), "{error}");
+        };
+        let prompt = |text| Given::prompt(text, tokenizer.as_ref(), 4);
+        let template = |text| Given::template(text, tokenizer.as_ref(), 4);
+        refused(prompt(""), "empty");
+        refused(prompt("abca"), "has 4 tokens");
+        refused(prompt("abx"), "'x' has no token");
+        refused(prompt("a[MASK]"), "has a hole");
+        refused(template("abc"), "has no hole");
+        refused(template("ab[MASK:3]"), "more than the 4 tokens");
+        refused(template("a[MASK:99999999999999999999]"), "no hole at");
+        for bad in ["a[MASK:0]", "a[MASK:x]", "a[MASK:-1]", "a[MASK:2", "a[MASK"] {
+            refused(template(bad), "no hole at");
+        }
+        assert!(prompt("abc").is_ok() && template("abc[MASK]").is_ok());
+    }
+
+    /// A tokenizer that puts a space in front of every text, with a token for each character.
+    fn with_leading_space() -> Box<dyn Tokenizer> {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("tokenizer.json");
+        let json = r#"{
+            "version": "1.0", "truncation": {
+                "direction": "Right", "max_length": 2, "strategy": "LongestFirst", "stride": 0
+            }, "padding": null, "added_tokens": [
+                {"id": 5, "content": "[MASK]", "single_word": false, "lstrip": false,
+                 "rstrip": false, "normalized": false, "special": true}
+            ],
+            "normalizer": null, "post_processor": null, "decoder": null,
+            "pre_tokenizer": {"type": "Metaspace", "replacement": "▁", "prepend_scheme": "always", "split": true},
+            "model": {"type": "BPE", "dropout": null, "unk_token": "?", "continuing_subword_prefix": null,
+                "end_of_word_suffix": null, "fuse_unk": false, "byte_fallback": false,
+                "vocab": {"▁": 0, "a": 1, "b": 2, ".": 3, "?": 4}, "merges": []}
+        }"#;
+        std::fs::write(&path, json).unwrap();
+        maskdiff_data::load_tokenizer(&path).unwrap()
+    }
+
+    #[test]
+    fn a_tokenizers_leading_space_stays_out_of_the_holes() {
+        let tokenizer = with_leading_space();
+        let tokens = |text| Given::template(text, tokenizer.as_ref(), 16).unwrap().tokens;
+        assert_eq!(tokens("[MASK:2]."), [None, None, Some(3)]);
+        assert_eq!(tokens("a [MASK] b."), [Some(0), Some(1), None, Some(0), Some(2), Some(3)]);
+        let long = Given::prompt("a b a b", tokenizer.as_ref(), 16).unwrap();
+        assert_eq!(long.tokens.len(), 8, "the file's limit of two tokens is none of ours");
+    }
+
+    #[test]
+    fn unknown_tokens_and_the_mask_itself_are_refused() {
+        let tokenizer = with_leading_space();
+        let refused = |text| Given::prompt(text, tokenizer.as_ref(), 16).unwrap_err().to_string();
+        assert!(refused("a c").contains("unknown to the tokenizer (`?`)"), "{}", refused("a c"));
+        assert!(refused("a [MASK]").contains("has a hole"));
+        let template = Given::template("a[MASK:2] c", tokenizer.as_ref(), 16).unwrap_err();
+        assert!(template.to_string().contains("unknown to the tokenizer"));
+        let stories = maskdiff_data::tokenizer::stories();
+        let error = Given::prompt("Ben has a spaceship", stories.as_ref(), 64).unwrap_err();
+        assert!(error.to_string().contains("`spaceship` is not a word of the stories"), "{error}");
+    }
+
+    #[test]
+    fn a_file_holds_one_prompt_a_line() {
+        let folder = tempfile::tempdir().unwrap();
+        let write = |name: &str, text: &str| {
+            let path = folder.path().join(name);
+            std::fs::write(&path, text).unwrap();
+            path
+        };
+        let prompt = |text: &str| Ask::Prompt(text.into());
+        let plain = Ask::read(&write("a.txt", "one two\n\nthree\n")).unwrap();
+        assert_eq!(plain, [prompt("one two"), prompt("three")]);
+        let json = "{\"prompt\": \"x\\n\"}\n{\"template\": \"[MASK] y\"}\n";
+        let json = Ask::read(&write("a.jsonl", json)).unwrap();
+        assert_eq!(json, [prompt("x\n"), Ask::Template("[MASK] y".into())]);
+        // The mark of an editor is no part of the text, and what else a line says is let be.
+        let marked = Ask::read(&write("d.txt", "\u{feff}one two\r\nthree")).unwrap();
+        assert_eq!(marked, [prompt("one two"), prompt("three")]);
+        let marked = "\u{feff}{\"prompt\": \"x\", \"id\": 7, \"score\": NaN}\n";
+        assert_eq!(Ask::read(&write("d.jsonl", marked)).unwrap(), [prompt("x")]);
+        for (line, said) in [
+            (
+                "{\"promt\": 1}",
+                "line 2: there is neither a `prompt` nor a `template`; keys there: promt",
+            ),
+            ("{\"prompt\": 1}", "line 2: `prompt` is no text but a number"),
+            ("{\"prompt\": \"a\", \"template\": \"b\"}", "line 2: it has both"),
+            ("{\"prompt\": \"\\ud83d\"}", "is half of a surrogate pair"),
+            ("\"x\"", "line 2: no JSON object"),
+        ] {
+            let bad = write("b.jsonl", &format!("{{\"prompt\": \"x\"}}\n{line}\n"));
+            let error = Ask::read(&bad).unwrap_err().to_string();
+            assert!(error.contains(said) && !error.contains("column"), "{error}");
+        }
+        assert!(Ask::read(&write("c.txt", "\n")).unwrap_err().to_string().contains("no prompt"));
+    }
+}

@@ -1,0 +1,293 @@
+//! Drawing text: a start from the prior with what is given, the sampler's walk, ids to text.
+
+use std::cell::RefCell;
+use std::rc::Rc;
+use std::time::Instant;
+
+use maskdiff_base::error::{Error, Result};
+use maskdiff_base::text::counted;
+use maskdiff_config::{Config, groups};
+use maskdiff_data::Tokenizer;
+use maskdiff_plugin_api::abi::handles::Walker;
+use maskdiff_plugin_api::{Kind as ErrorKind, PluginError};
+use maskdiff_records::trace::Recorder;
+use serde::Serialize;
+use tch::Tensor;
+
+use crate::component;
+use crate::evaluate::diversity;
+use crate::model::{Model, Progress};
+use crate::prompt::Given;
+
+/// How sampled tokens become text: the length, the end, the tokenizer.
+#[derive(Clone, Copy)]
+pub struct Texts<'a> {
+    /// Ids to text.
+    pub tokenizer: &'a dyn Tokenizer,
+    /// How long.
+    pub windows: Windows,
+    /// Cut a text at its first EOS or padding after the given tokens. The network was not trained on what follows.
+    pub stop_at_eos: bool,
+}
+
+impl<'a> Texts<'a> {
+    /// What the configuration asks for, for the model's length.
+    pub fn new(config: &Config, tokenizer: &'a dyn Tokenizer) -> Self {
+        Self { tokenizer, windows: Windows::ONE, stop_at_eos: stops_at_eos(config) }
+    }
+
+    fn end(&self, given: &Given, ids: &mut Vec<i64>) {
+        given.cut(ids);
+        if !self.stop_at_eos {
+            return;
+        }
+        let id = |token: Option<u32>| token.map(i64::from);
+        let (bos, ends) = (self.tokenizer.bos(), [self.tokenizer.eos(), self.tokenizer.pad()]);
+        // The first token may be a BOS that is the EOS too.
+        let begins = usize::from(bos.is_some() && ids.first().copied() == id(bos));
+        let from = given.reach().max(begins).min(ids.len());
+        let ends = ends.map(id);
+        if let Some(end) = ids[from..].iter().position(|token| ends.contains(&Some(*token))) {
+            ids.truncate(from + end);
+        }
+    }
+}
+
+/// Whether texts are cut at EOS: `sampling.stop_at_eos`, or else if each training block held one document.
+pub fn stops_at_eos(config: &Config) -> bool {
+    config.sampling.stop_at_eos.unwrap_or(!config.data.wrap)
+}
+
+/// A loaded sampler with its name.
+pub type NamedSampler = (String, Walker);
+
+/// How long a text becomes: a window of the model's length, then windows that each move on by `stride` tokens and see
+/// the end of the one before.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Windows {
+    /// Tokens by which a window moves, 1 to the model's length.
+    pub stride: i64,
+    /// Windows after the first, ≥ 0.
+    pub more: i64,
+}
+
+impl Windows {
+    /// Texts of the model's length.
+    pub const ONE: Self = Self { stride: 1, more: 0 };
+
+    /// What the configuration asks for.
+    pub fn new(sampling: &groups::Sampling) -> Self {
+        if !sampling.semi_ar {
+            return Self::ONE;
+        }
+        Self { stride: sampling.stride_length, more: sampling.num_strides }
+    }
+
+    /// All windows of a text: from the first start `[B, L]` to `[B, L + more * stride]`. `prior` makes the starts of later
+    /// ones, `sample` walks from a start.
+    pub fn walk(
+        self,
+        first: &Tensor,
+        prior: impl Fn() -> Result<Tensor>,
+        mut sample: impl FnMut(&Tensor) -> Result<Tensor>,
+    ) -> Result<Tensor> {
+        let seen = first.size()[1] - self.stride;
+        let mut text = sample(first)?;
+        for _ in 0..self.more {
+            let start = prior()?;
+            start.narrow(1, 0, seen).copy_(&text.narrow(1, text.size()[1] - seen, seen));
+            text = Tensor::cat(&[text, sample(&start)?.narrow(1, seen, self.stride)], 1);
+        }
+        Ok(text)
+    }
+}
+
+/// One drawn sequence.
+#[derive(Debug, Clone, Serialize)]
+pub struct Sample {
+    /// What was given of it, as the user wrote it.
+    pub given: String,
+    /// Its text.
+    pub text: String,
+    /// Its tokens.
+    pub ids: Vec<i64>,
+    /// Their entropy, nats.
+    pub entropy: f64,
+}
+
+/// A batch of draws and what it cost.
+#[derive(Debug, Clone, Serialize)]
+pub struct Drawn {
+    /// The sequences.
+    pub samples: Vec<Sample>,
+    /// Network calls for each sequence, on average.
+    pub nfe: f64,
+    /// Wall-clock seconds of the batch.
+    pub seconds: f64,
+}
+
+/// Draws a sequence for each of `given`, which stays as it is. A recorder hears of every step.
+pub fn draw(
+    model: &Model,
+    sampler: &mut NamedSampler,
+    given: &[Given],
+    texts: Texts<'_>,
+    progress: Option<Progress<'static>>,
+    recorder: Option<&Rc<RefCell<Recorder>>>,
+) -> Result<Drawn> {
+    let (start, calls) = (Instant::now(), model.calls());
+    let Texts { tokenizer, windows, .. } = texts;
+    let count = given.len() as i64;
+    let xt_bl = model.prior(count, model.facts().length)?;
+    for (row, given) in (0..).zip(given) {
+        given.put_into(&xt_bl.get(row));
+    }
+    model.on_progress(recorded(progress, recorder.map(Rc::clone)));
+    let prior = || model.prior(count, model.facts().length);
+    let mut number = 0;
+    let walked = windows.walk(&xt_bl, prior, |xt_bl| {
+        let Some(recorder) = recorder else { return walk(model, sampler, xt_bl) };
+        recorder.borrow_mut().begin(id_rows(xt_bl)?, number * windows.stride);
+        number += 1;
+        let x0_bl = walk(model, sampler, xt_bl)?;
+        recorder.borrow_mut().end(id_rows(&x0_bl)?);
+        Ok(x0_bl)
+    });
+    model.on_progress(None);
+    let rows = walked?.unbind(0).into_iter().zip(given);
+    let sample = |(row, given): (Tensor, &Given)| -> Result<Sample> {
+        let mut ids = Vec::<i64>::try_from(row).map_err(component::torch)?;
+        texts.end(given, &mut ids);
+        let (text, entropy) = (tokenizer.decode(&ids), diversity::entropy(&ids));
+        Ok(Sample { given: given.text.clone(), text, ids, entropy })
+    };
+    Ok(Drawn {
+        samples: rows.map(sample).collect::<Result<_>>()?,
+        nfe: (model.calls() - calls) as f64 / count as f64,
+        seconds: start.elapsed().as_secs_f64(),
+    })
+}
+
+/// The rows of `[B, L] i64`.
+fn id_rows(x_bl: &Tensor) -> Result<Vec<Vec<i64>>> {
+    let x_bl = x_bl.to_device(tch::Device::Cpu).to_kind(tch::Kind::Int64);
+    x_bl.unbind(0).into_iter().map(|row| Vec::try_from(row).map_err(component::torch)).collect()
+}
+
+/// Tells a recorder of what `progress` is told.
+fn recorded(
+    progress: Option<Progress<'static>>,
+    recorder: Option<Rc<RefCell<Recorder>>>,
+) -> Option<Progress<'static>> {
+    let Some(recorder) = recorder else { return progress };
+    let mut progress = progress.unwrap_or_else(|| Box::new(|_, _, _| Ok(())));
+    Some(Box::new(move |done, total, x_bl| {
+        let rows = id_rows(x_bl).map_err(|e| PluginError::new(ErrorKind::Other, e.to_string()))?;
+        recorder.borrow_mut().step(done, total, rows);
+        progress(done, total, x_bl)
+    }))
+}
+
+/// One walk of a sampler from `xt_bl [B, L] i64`, checked.
+pub fn walk(model: &Model, (name, walker): &mut NamedSampler, xt_bl: &Tensor) -> Result<Tensor> {
+    model.set_drawing(true);
+    // It is lent a copy: what it writes there must not pass for what was given.
+    let walked = tch::no_grad(|| walker.sample(model, &xt_bl.copy()));
+    model.set_drawing(false);
+    let walked = walked.map_err(|e| component::error("sampler", name, e));
+    walked.and_then(|x0_bl| check(x0_bl, xt_bl, model, name)).map_err(|e| at_fault(model, name, e))
+}
+
+/// A walk over laws that are no numbers fails somewhere, or draws tokens that are none: that is not the sampler's fault.
+fn at_fault(model: &Model, name: &str, error: Error) -> Error {
+    use ErrorKind::{Config, Interrupted, Unsupported};
+    if let Some(said) = component::said(&error)
+        && matches!(said.error.kind, Interrupted | Config | Unsupported)
+    {
+        return error;
+    }
+    match model.not_a_number() {
+        None => error,
+        Some(who) => Error::numeric(
+            format!("{who}, on which sampler `{name}` cannot walk ({error})"),
+            "the weights are broken: use those of an earlier checkpoint, or train with a lower `optim.lr`",
+        ),
+    }
+}
+
+/// A sampler's tokens must have the right shape, lie in the vocabulary and keep what was given; a mask that is left is
+/// shown as such.
+fn check(x0_bl: Tensor, xt_bl: &Tensor, model: &Model, name: &str) -> Result<Tensor> {
+    let wrong = |what: String| {
+        Err(Error::plugin(
+            format!("sampler `{name}` {what}"),
+            "this is a bug in the sampler: run its contract (`sampler_contract` in its tests)",
+        ))
+    };
+    let (size, kind) = (xt_bl.size(), tch::Kind::Int64);
+    if x0_bl.size() != size || x0_bl.kind() != kind {
+        let (got, got_kind) = (x0_bl.size(), x0_bl.kind());
+        return wrong(format!("returned {got:?} {got_kind:?}, expected {size:?} {kind:?}"));
+    }
+    if x0_bl.device() != xt_bl.device() {
+        let (got, expected) = (x0_bl.device(), xt_bl.device());
+        return wrong(format!("returned tokens on {got:?}, expected {expected:?}"));
+    }
+    let (low, high) = (x0_bl.min().int64_value(&[]), x0_bl.max().int64_value(&[]));
+    let vocab_size = model.facts().vocab_size;
+    if low < 0 || high >= vocab_size {
+        return wrong(format!("returned token ids {low}..={high} outside 0..{vocab_size}"));
+    }
+    let Some(mask) = model.facts().mask_id else { return Ok(x0_bl) };
+    let count = |which: Tensor| which.sum(kind).int64_value(&[]);
+    let changed = x0_bl.not_equal_tensor(xt_bl).logical_and(&xt_bl.not_equal(mask));
+    let changed = count(changed);
+    if changed > 0 {
+        return wrong(format!("changed {} that were given", counted(changed, "token")));
+    }
+    let left = count(x0_bl.eq(mask));
+    if left > 0 {
+        let all = x0_bl.numel();
+        tracing::warn!(
+            "sampler `{name}` left {left} of {all} tokens masked: a walk should end without masks"
+        );
+    }
+    Ok(x0_bl)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tch::{Device, Kind};
+
+    const MASK: i64 = 99;
+
+    /// A sampler that counts up from the last given token shows what each window saw.
+    #[test]
+    fn each_window_sees_the_end_of_the_one_before() {
+        for (stride, more) in [(1, 3), (2, 2), (4, 2), (3, 0)] {
+            let prior = || Ok(Tensor::full([1, 4], MASK, (Kind::Int64, Device::Cpu)));
+            let mut starts = Vec::new();
+            let count = |start: &Tensor| {
+                let mut ids = Vec::<i64>::try_from(start.get(0)).map_err(component::torch)?;
+                starts.push(ids.clone());
+                let given = ids.iter().take_while(|id| **id != MASK).count();
+                let first = if given == 0 { starts.len() as i64 * 10 } else { ids[given - 1] + 1 };
+                (given..4).for_each(|i| ids[i] = first + (i - given) as i64);
+                Ok(Tensor::from_slice(&ids).unsqueeze(0))
+            };
+            let text = Windows { stride, more }.walk(&prior().unwrap(), prior, count).unwrap();
+            let text = Vec::<i64>::try_from(text.get(0)).unwrap();
+            assert_eq!(text.len() as i64, 4 + stride * more);
+            for (i, start) in starts.iter().enumerate().skip(1) {
+                let seen = (4 - stride) as usize;
+                let at = i * stride as usize;
+                assert_eq!(start[..seen], text[at..at + seen], "window {i}, stride {stride}");
+                assert!(start[seen..].iter().all(|id| *id == MASK));
+            }
+            if stride < 4 {
+                assert!(text.windows(2).all(|pair| pair[1] == pair[0] + 1), "{text:?}");
+            }
+        }
+    }
+}

@@ -1,0 +1,447 @@
+//! Training: steps, metrics, evaluations, samples and checkpoints, until the last step or until asked to stop.
+
+use std::cell::RefCell;
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::PathBuf;
+use std::rc::Rc;
+use std::time::Instant;
+
+use maskdiff_base::error::{Error, Kind, Result};
+use maskdiff_base::report::Report;
+use maskdiff_base::stop::Stop;
+use maskdiff_base::stream::Purpose;
+use maskdiff_base::text::quoted;
+use maskdiff_config::listed::OnNan;
+use maskdiff_config::values::Limit;
+use maskdiff_config::{Config, Shares};
+use maskdiff_data::{Corpus, Samples};
+use maskdiff_native::Profiler;
+use maskdiff_records::run_dir::RunDir;
+use maskdiff_track::Trackers;
+use serde_json::{Value, json};
+use tch::Tensor;
+
+use crate::checkpoint::Saver;
+use crate::component;
+use crate::distributed::World;
+use crate::draws;
+use crate::evaluate::{Bound, Measure};
+use crate::learner::{Ask, Batch, Learner, Step};
+use crate::model::Model;
+use crate::observe::{self, Part, Split, Usual};
+use crate::rows::TokenRows;
+use crate::sample::NamedSampler;
+
+mod checkpoints;
+mod evaluations;
+mod judged;
+
+pub use checkpoints::newest;
+pub use evaluations::monitored;
+pub use judged::Judged;
+
+/// A run from its first to its last step, or a rank's part of it.
+pub struct Trainer<'a> {
+    /// The resolved configuration.
+    pub config: &'a Config,
+    /// Data.
+    pub corpus: Corpus,
+    /// The network and its friends.
+    pub model: Model,
+    /// What learning changes.
+    pub learner: Learner,
+    /// How the validation blocks are measured.
+    pub measure: Measure,
+    /// The sampler that shows what the model has learnt; none when no texts are drawn.
+    pub sampler: Option<NamedSampler>,
+    /// The same sampler with few steps, tried before the first training step.
+    pub trial: Option<NamedSampler>,
+    /// Who scores texts at every evaluation, on rank 0.
+    pub judge: Option<Judged>,
+    /// The run folder.
+    pub run: RunDir,
+    /// Who else hears of the metrics.
+    pub trackers: Rc<RefCell<Trackers>>,
+    /// Where words go.
+    pub report: Report,
+    /// Signals.
+    pub stop: Stop,
+    /// All ranks.
+    pub world: Rc<World>,
+    /// Writes checkpoints; on rank 0.
+    pub saver: Option<Saver>,
+    /// Where they are.
+    pub checkpoints: PathBuf,
+    /// Plugin to hash, for checkpoints.
+    pub plugins: BTreeMap<String, String>,
+    /// Where the loop is.
+    pub progress: Progress,
+    /// `--profile`: where the trace of a few steps goes.
+    pub profile: Option<PathBuf>,
+}
+
+impl std::fmt::Debug for Trainer<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Trainer at step {} in {}", self.learner.step, self.run.path().display())
+    }
+}
+
+/// What the loop remembers beside what is learnt.
+#[derive(Debug, Clone, Default)]
+pub struct Progress {
+    /// Samples read.
+    pub samples: u64,
+    /// Best value of the monitored metric so far.
+    pub best: Option<f64>,
+    /// Steps whose batches are left out.
+    pub skipped: BTreeSet<i64>,
+    /// The last step that was evaluated.
+    pub evaluated: i64,
+    /// The step of the best checkpoint.
+    pub best_step: Option<i64>,
+    usual: Usual,
+    window: Window,
+}
+
+/// Sums since the last line of metrics.
+#[derive(Debug, Clone, Copy)]
+struct Window {
+    loss: f64,
+    steps: i64,
+    /// Steps since `since`, which a window that a checkpoint brought back does not have.
+    timed: i64,
+    since: Instant,
+}
+
+impl Default for Window {
+    fn default() -> Self {
+        Self { loss: 0.0, steps: 0, timed: 0, since: Instant::now() }
+    }
+}
+
+/// Steps before the profiler starts, and steps that it records.
+const PROFILED: (i64, i64) = (3, 5);
+
+/// Batches that may be left out one after the other before something is wrong with the weights themselves.
+const MAX_SKIPPED: i64 = 100;
+
+impl Trainer<'_> {
+    /// Runs all steps that are left; gives the last validation bound, where there is one.
+    pub fn run(&mut self) -> Result<Option<Bound>> {
+        let (trainer, every) = (&self.config.trainer, self.config.checkpointing.every_n_steps);
+        let (last, log_every) = (trainer.max_steps, trainer.log_every_n_steps);
+        let check_every = trainer.val_check_interval;
+        let due = |step: i64, interval: i64| interval > 0 && step % interval == 0;
+        let mut evaluated = None;
+        self.sanity_check()?;
+        self.report.start("train", self.learner.step, last);
+        let first = self.learner.step;
+        let mut profiler = None;
+        if due(first, check_every) && first > 0 && first < last && self.progress.evaluated != first
+        {
+            // The run was stopped when this evaluation was due.
+            self.evaluate_or_stop()?;
+        }
+        self.progress.window.since = Instant::now();
+        while self.learner.step < last {
+            if self.profile.is_some() && self.learner.step == first + PROFILED.0 {
+                profiler = Some(
+                    Profiler::start(self.model.facts().device().is_cuda())
+                        .map_err(component::torch)?,
+                );
+            }
+            // Nothing is due at a step to which the run went back: it was there before.
+            let advanced = match self.advance() {
+                // Asked to stop while it waited for a batch: no weight has changed since the last step.
+                Err(Error { kind: Kind::Interrupted | Kind::Preempted, .. })
+                    if self.world.size() == 1 =>
+                {
+                    return Err(self.stopped(self.stop.level())?);
+                }
+                advanced => advanced?,
+            };
+            let Some(done) = advanced else { continue };
+            let step = self.learner.step;
+            if step == first + PROFILED.0 + PROFILED.1 || step == last {
+                self.write_trace(profiler.take())?;
+            }
+            if due(step, log_every) || step == last {
+                self.log(&done)?;
+            }
+            if done.stop > 0.0 {
+                return Err(self.stopped(done.stop)?);
+            }
+            if due(step, check_every) || step == last {
+                evaluated = self.evaluate_or_stop()?;
+                // What was timed up to now is no longer of the time that begins.
+                self.progress.window =
+                    Window { timed: 0, since: Instant::now(), ..self.progress.window };
+                self.learner.split = Split::default();
+            } else if due(step, every) {
+                self.save(false)?;
+            }
+        }
+        self.report.finish();
+        // A run that was complete already is evaluated, not trained.
+        if first >= last {
+            evaluated = self.evaluate_or_stop()?;
+        }
+        self.written()?;
+        self.copied();
+        Ok(evaluated)
+    }
+
+    /// SHA-256 of the blocks that are trained on; empty where they are generated.
+    pub fn data(&self) -> &str {
+        self.corpus.reads.first().map_or("", |part| &part.sha256)
+    }
+
+    /// One step, and what is to be done when its loss is no number or a spike; none when the run went back.
+    fn advance(&mut self) -> Result<Option<Step>> {
+        let on_nan = self.config.trainer.on_nan;
+        let number = self.learner.step;
+        let most = self.progress.usual.limit(self.config.trainer.loss_spike);
+        if self.progress.skipped.contains(&number) {
+            self.progress.samples += self.config.loader.global_batch_size.cast_unsigned();
+            self.learner.step += 1;
+            let mut stop = [self.stop.level()];
+            self.world.sum(&mut stop)?;
+            return Ok(Some(Step::left_out(stop[0])));
+        }
+        let done = self.step(most)?;
+        let progress = &mut self.progress;
+        progress.window.timed += 1;
+        if done.lr.is_some() {
+            progress.usual.learn(done.loss);
+            progress.window.loss += done.loss;
+            progress.window.steps += 1;
+            return Ok(Some(done));
+        }
+        // Float16 overflows now and then; the scale has been lowered.
+        if self.learner.scale.is_some_and(|s| s.factor >= 1.0)
+            && done.loss.is_finite()
+            && !done.finite()
+        {
+            tracing::info!(step = number, "The gradient overflowed: the loss scale is halved");
+            return Ok(Some(done));
+        }
+        let what = format!(
+            "at step {number} the loss is {} and the norm of its gradient {}",
+            done.loss, done.grad_norm
+        );
+        let culprit = if done.finite() { None } else { self.model.not_a_number() };
+        let what = match culprit {
+            Some(who) => format!("{what} ({who})"),
+            None if done.finite() => format!("{what}: a spike"),
+            None => what,
+        };
+        match on_nan {
+            OnNan::Stop => {
+                let hint = "nothing was changed by this step; lower `optim.lr`, lengthen the warm-up, or let \
+                            `trainer.on_nan=skip` or `rollback` leave the batch out";
+                Err(self.with_last_checkpoint(&what, hint))
+            }
+            OnNan::Skip => {
+                self.progress.skipped.insert(number);
+                let in_a_row =
+                    (0..MAX_SKIPPED).all(|i| self.progress.skipped.contains(&(number - i)));
+                if in_a_row {
+                    let hint = "it is not the data: go on from an earlier checkpoint with a lower `optim.lr`";
+                    let what = format!("{what}; so were the {MAX_SKIPPED} steps before it");
+                    return Err(self.with_last_checkpoint(&what, hint));
+                }
+                self.report.note(&format!("warning: {what}; its batch is left out"));
+                Ok(Some(done))
+            }
+            OnNan::Rollback => self.roll_back(number, &what).map(|()| None),
+        }
+    }
+
+    /// Goes back to the last checkpoint, to come by again without the batch of step `number`.
+    fn roll_back(&mut self, number: i64, what: &str) -> Result<()> {
+        if self.progress.skipped.len() as i64 >= MAX_SKIPPED {
+            let hint =
+                "it is not the data: go on from an earlier checkpoint with a lower `optim.lr`";
+            let what = format!("{what}, after {MAX_SKIPPED} batches that were left out");
+            return Err(self.with_last_checkpoint(&what, hint));
+        }
+        self.written()?;
+        let Some(checkpoint) = self.newest()? else {
+            let hint = "there is nothing to go back to: write checkpoints sooner (`checkpointing.every_n_steps`), or lower \
+                        `optim.lr`";
+            return Err(self.with_last_checkpoint(what, hint));
+        };
+        let skipped = std::mem::take(&mut self.progress.skipped);
+        self.restore(&checkpoint)?;
+        self.progress.skipped.extend(skipped);
+        self.progress.skipped.insert(number);
+        let step = self.learner.step;
+        self.report
+            .note(&format!("warning: {what}; back to step {step}, and on without its batch"));
+        self.run.rewind(step)?;
+        let said = self.trackers.borrow_mut().rewind(step);
+        said.iter().for_each(|text| self.report.note(text));
+        Ok(())
+    }
+
+    /// One optimizer step on this rank's share of the global batch.
+    fn step(&mut self, most: f64) -> Result<Step> {
+        if self.learner.is_cold() {
+            let batches = self.batches()?;
+            self.learner.warm_up(&self.model, batches)?;
+        }
+        let timer = self.learner.split.start(Part::Data);
+        let batches = self.batches()?;
+        self.learner.split.stop(timer);
+        self.progress.samples += self.config.loader.global_batch_size.cast_unsigned();
+        let ask = Ask { stop: self.stop.level(), most };
+        self.learner.step(&self.model, batches, ask)
+    }
+
+    /// This rank's micro-batches of the global batch of this step. Which samples, times and masks the global batch has
+    /// does not depend on the number of ranks; libtorch's own draws (dropout) do.
+    fn batches(&self) -> Result<Vec<Batch>> {
+        let (config, device) = (self.config, self.model.facts().device());
+        let Shares { rows, batch, .. } = config.shares(self.world.size())?;
+        let (seed, length) = (config.top.seed, config.model.length);
+        let step = self.learner.step.cast_unsigned();
+        let first = self.world.rank() as i64 * rows;
+        let (from, per_epoch) = self.source();
+        let first_sample = from + first.cast_unsigned();
+        let samples = Samples { seed, first: first_sample, n: rows as usize, per_epoch };
+        let stride = config.loader.global_batch_size.cast_unsigned();
+        let blocks = self.corpus.train.rows(samples, stride)?;
+        let TokenRows { x0_bl, counted_bl } = TokenRows::new(&blocks, device)?;
+        let antithetic = config.training.antithetic_sampling;
+        let u = draws::time_uniforms(seed, step, config.loader.global_batch_size, antithetic)?;
+        let u_b = u.narrow(0, first, rows).to_device(device);
+        let u_bl = draws::mask_uniforms(seed, step, first as u64, rows as usize, length as usize)?;
+        draws::seed_torch(seed, Purpose::Torch, step, self.world.rank());
+        let u_bl = u_bl.to_device(device);
+        let part = |start: i64| {
+            Ok(Batch {
+                x0_bl: x0_bl.narrow(0, start, batch),
+                t_b: self.model.draw_t(&u_b.narrow(0, start, batch))?,
+                counted_bl: counted_bl.as_ref().map(|counted| counted.narrow(0, start, batch)),
+                u_bl: Some(u_bl.narrow(0, start, batch)),
+            })
+        };
+        (0..rows).step_by(batch as usize).map(part).collect()
+    }
+
+    /// Where the next global batch begins, and how many samples of an epoch are used.
+    fn source(&self) -> (u64, Option<u64>) {
+        let global = self.config.loader.global_batch_size.cast_unsigned();
+        let trainer = &self.config.trainer;
+        if trainer.overfit_batches > 0 {
+            return (
+                self.progress.samples % (global * trainer.overfit_batches.cast_unsigned()),
+                None,
+            );
+        }
+        let limit = trainer.limit_train_batches;
+        let samples = match (self.corpus.train.epoch(), limit) {
+            (Some(samples), _) => samples,
+            // Where there are no epochs, the first batches again and again.
+            (None, Limit::Count(n)) => {
+                return (self.progress.samples % (global * n.cast_unsigned()), None);
+            }
+            (None, Limit::Share(_)) => return (self.progress.samples, None),
+        };
+        let batches = limit.of((samples / global).max(1).cast_signed()).cast_unsigned();
+        // A corpus smaller than a batch, or all of it: nothing is left out.
+        let all = batches * global >= samples || limit == Limit::Share(1.0);
+        (self.progress.samples, Some(if all { samples } else { batches * global }))
+    }
+
+    fn log(&mut self, done: &Step) -> Result<()> {
+        let (config, step) = (self.config, self.learner.step);
+        let window = std::mem::take(&mut self.progress.window);
+        let loss = window.loss / window.steps.max(1) as f64;
+        let samples = window.timed * config.loader.global_batch_size;
+        let seconds = window.since.elapsed().as_secs_f64();
+        let speed = (samples * config.model.length) as f64 / seconds;
+        let device = self.model.facts().device();
+        let name = if self.model.is_bound() { "train/nelbo" } else { "train/loss" };
+        let mut line = json!({
+            name: if window.steps > 0 { json!(loss) } else { Value::Null },
+            "train/lr": done.lr,
+            "train/grad_norm": done.grad_norm,
+            "train/samples": self.progress.samples,
+            "perf/tokens_per_s": speed,
+            "perf/samples_per_s": samples as f64 / seconds,
+        });
+        if let Some(epoch) = self.source().1.filter(|n| *n > 0) {
+            line["train/epoch"] = json!(self.progress.samples as f64 / epoch as f64);
+        }
+        if let Some(scale) = self.learner.scale {
+            line["train/loss_scale"] = json!(scale.factor);
+        }
+        if !self.progress.skipped.is_empty() {
+            line["train/batches_left_out"] = json!(self.progress.skipped.len());
+        }
+        if let Some(peak) = observe::peak_tflops(config, device) {
+            let weights = self.learner.params().iter().map(Tensor::numel).sum();
+            line["perf/mfu"] = json!(observe::utilization(weights, speed, peak, self.world.size()));
+        }
+        if let Value::Object(line) = &mut line {
+            line.extend(self.learner.split.take(window.timed));
+            line.extend(observe::memory(device));
+        }
+        self.metrics(step, line)?;
+        self.histograms(step);
+        let message = format!("loss {loss:.4} nats, {speed:.0} tokens/s");
+        self.report.progress("train", step, config.trainer.max_steps, &message);
+        tracing::debug!(step, loss, lr = done.lr, grad_norm = done.grad_norm, "Trained");
+        Ok(())
+    }
+
+    /// Shows how gradients are spread, when that is asked for and due.
+    fn histograms(&mut self, step: i64) {
+        let every = self.config.track.histograms_every_n_steps;
+        if every == 0 || step % every != 0 || !self.world.is_main() {
+            return;
+        }
+        let trained = self.model.parameters().iter().filter(|parameter| parameter.trainable);
+        let spread = trained.filter_map(|parameter| {
+            let grad = Some(parameter.tensor.grad()).filter(Tensor::defined)?;
+            Some((format!("gradients/{}", parameter.name), observe::histogram(&grad)?))
+        });
+        let said = self.trackers.borrow_mut().log(step, &spread.collect());
+        said.iter().for_each(|text| self.report.note(text));
+    }
+
+    /// Writes a line of metrics, and tells whoever else hears of it.
+    fn metrics(&mut self, step: i64, mut line: Value) -> Result<()> {
+        if let Some(row) = line.as_object_mut().filter(|_| self.config.track.original_names) {
+            maskdiff_track::original::name(row);
+        }
+        self.run.metrics(step, line.clone())?;
+        let Value::Object(row) = line else { return Ok(()) };
+        let said = self.trackers.borrow_mut().log(step, &row);
+        said.iter().for_each(|text| self.report.note(text));
+        Ok(())
+    }
+
+    fn write_trace(&self, profiler: Option<Profiler>) -> Result<()> {
+        let (Some(profiler), Some(path)) = (profiler, &self.profile) else { return Ok(()) };
+        profiler.write(path).map_err(component::torch)?;
+        self.report.note(&format!("trace of {} steps: {}", PROFILED.1, path.display()));
+        Ok(())
+    }
+
+    /// Saves and says how to go on.
+    fn stopped(&mut self, level: f64) -> Result<Error> {
+        self.report.finish();
+        self.save(false)?;
+        self.written()?;
+        self.copied();
+        let (step, run) = (self.learner.step, format!("run.dir={}", self.run.path().display()));
+        let message = format!(
+            "stopped after step {step}, checkpoint written; the same command with `{} \
+             checkpointing.resume_from_ckpt=true` goes on",
+            quoted(&run)
+        );
+        Ok(Stop::error_of(level, message))
+    }
+}

@@ -1,0 +1,264 @@
+//! What the loop hands to the writer of checkpoints, and takes back from one.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use maskdiff_base::error::{Error, Kind, Result};
+use maskdiff_config::listed::Strategy;
+use maskdiff_records::run_dir;
+use tch::Tensor;
+
+use super::{Progress, Trainer, Window};
+use crate::assemble;
+use crate::checkpoint::{self, Checkpoint, Content, Named, Saver, State, Stored, room};
+use crate::distributed::World;
+use crate::observe::{Split, Usual};
+use crate::precision::LossScale;
+
+impl Trainer<'_> {
+    /// Hands a copy of everything that going on needs to the writer. All ranks take part.
+    ///
+    /// A checkpoint that could not be written is told of, and the next one is tried: training is worth more.
+    pub(super) fn save(&mut self, best: bool) -> Result<()> {
+        let learnt = self.learner.state()?;
+        let data = self.data().to_string();
+        let threads = self.threads();
+        let Some(saver) = &mut self.saver else { return Ok(()) };
+        if let Err(error) = saver.wait() {
+            self.report.note(&format!("warning: the last checkpoint was not written: {error}"));
+        }
+        saver.told().iter().for_each(|text| self.report.note(text));
+        if let Some(error) = saver.not_copied() {
+            self.report.note(&format!("warning: {error}"));
+        }
+        // The weights as they are learnt; buffers as the network has them.
+        let mut masters: BTreeMap<&str, &Tensor> = self.learner.masters().collect();
+        let learnt_or = |(name, tensor): (String, Tensor)| {
+            let master = masters.remove(name.as_str()).map(Tensor::shallow_clone);
+            (name, master.unwrap_or(tensor))
+        };
+        let model: Named = self.model.named().into_iter().map(learnt_or).collect();
+        let (progress, learner) = (&self.progress, &self.learner);
+        saver.save(Content {
+            state: State {
+                format: checkpoint::FORMAT,
+                step: learner.step,
+                samples: progress.samples,
+                ema_updates: learner.ema.as_ref().map_or(0, |ema| ema.updates),
+                best: progress.best,
+                best_step: progress.best_step,
+                evaluated: progress.evaluated,
+                window: (progress.window.loss, progress.window.steps),
+                usual: (progress.usual.mean, progress.usual.seen),
+                loss_scale: learner.scale.map(|s| (s.factor, s.steps)),
+                skipped: progress.skipped.iter().copied().collect(),
+                world: self.world.size(),
+                threads,
+                plugins: self.plugins.clone(),
+                data,
+                files: BTreeMap::new(),
+            },
+            model,
+            ema: learnt.ema,
+            optimizer: learnt.optimizer,
+            config: run_dir::to_toml(self.config),
+            tokenizer: self.corpus.tokenizer.to_json(),
+            best,
+        })
+    }
+
+    /// Threads on which sums are made here; 0 where a GPU makes them.
+    pub fn threads(&self) -> i32 {
+        if self.model.facts().device().is_cuda() { 0 } else { tch::get_num_threads() }
+    }
+
+    /// Tells of it where the disk has less room than the checkpoints of this run will need. All ranks take part.
+    pub fn look_for_room(&self) -> Result<()> {
+        let size =
+            |tensors: &mut dyn Iterator<Item = &Tensor>| tensors.map(room::bytes).sum::<u64>();
+        let own = self.learner.own_state();
+        let mut learnt =
+            [size(&mut own.optimizer.iter().chain(&own.ema).map(|(_, tensor)| tensor)) as f64];
+        if self.config.trainer.strategy == Strategy::Zero1 {
+            self.world.sum(&mut learnt)?;
+        }
+        if self.saver.is_none() {
+            return Ok(());
+        }
+        let masters = size(&mut self.learner.masters().map(|(_, tensor)| tensor));
+        let buffers = self.model.parameters().iter().filter(|parameter| !parameter.trainable);
+        let buffers = size(&mut buffers.map(|parameter| &parameter.tensor));
+        let (size, keep) =
+            (masters + buffers + learnt[0] as u64, self.config.checkpointing.keep_last);
+        if let Some(short) = room::short(&self.checkpoints, size, keep as usize)? {
+            self.report.note(&short);
+        }
+        Ok(())
+    }
+
+    /// Waits for the checkpoint that is being written.
+    pub(super) fn written(&mut self) -> Result<()> {
+        let waited = match &mut self.saver {
+            Some(saver) => saver.wait().map(drop),
+            None => Ok(()),
+        };
+        let told = self.saver.as_mut().map_or_else(Vec::new, Saver::told);
+        told.iter().for_each(|text| self.report.note(text));
+        // The others must not run ahead of a checkpoint that they will read.
+        let mut fault = [f64::from(u8::from(waited.is_err()))];
+        self.world.sum(&mut fault)?;
+        waited?;
+        if fault[0] > 0.0 {
+            return Err(Error::distributed(
+                "rank 0 could not write its checkpoint",
+                "see what it said",
+            ));
+        }
+        Ok(())
+    }
+
+    /// Waits until the mirror has what has been written.
+    pub(super) fn copied(&mut self) {
+        let Some(saver) = &mut self.saver else { return };
+        saver.copied();
+        if let Some(error) = saver.not_copied() {
+            self.report.note(&format!("warning: {error}"));
+        }
+    }
+
+    /// What is learnt, and the network's buffers, by name.
+    fn learnt(&self) -> Named {
+        let masters: BTreeMap<&str, &Tensor> = self.learner.masters().collect();
+        let target = |(name, tensor): (String, Tensor)| {
+            let master = masters.get(name.as_str()).map(|t| t.shallow_clone());
+            (name, master.unwrap_or(tensor))
+        };
+        self.model.named().into_iter().map(target).collect()
+    }
+
+    /// Takes over the weights of a checkpoint and nothing else of it; the average begins with them.
+    pub fn begin_with(&mut self, from: &Checkpoint) -> Result<()> {
+        let targets = self.learnt();
+        let mut weights = from.weights(!self.config.eval.disable_ema)?;
+        self.model.once(&mut weights);
+        let weights = assemble::fitted(&targets, weights, from, self.config)?;
+        checkpoint::load_into(&targets, weights, &from.path)?;
+        self.learner.refresh()?;
+        self.learner.average_anew()
+    }
+
+    /// Takes over weights, moments, average and position of a checkpoint. Nothing is changed unless all of it fits.
+    pub fn restore(&mut self, from: &Checkpoint) -> Result<()> {
+        let path = &from.path;
+        let part = |file: &str| {
+            let mut stored = from.tensors(file)?;
+            stored.iter_mut().for_each(|stored| self.model.once(stored));
+            stored.ok_or_else(|| {
+                Error::checkpoint(
+                    format!("`{}` has no `{file}`", path.display()),
+                    "training goes on only from a checkpoint that a training run wrote, with the same `training.ema` on or off",
+                )
+            })
+        };
+        let weights = checkpoint::matched(&self.learnt(), part(checkpoint::MODEL)?, path)?;
+        let own = self.learner.own_state();
+        // Of what the ranks share, each takes its part.
+        let shared = self.config.trainer.strategy == Strategy::Zero1 && self.world.size() > 1;
+        let only = |own: &Named, mut stored: BTreeMap<String, Stored>| {
+            if shared {
+                stored.retain(|name, _| own.iter().any(|(mine, _)| mine == name));
+            }
+            stored
+        };
+        let optimizer = only(&own.optimizer, part(checkpoint::OPTIMIZER)?);
+        let optimizer = checkpoint::matched(&own.optimizer, optimizer, path).map_err(|e| {
+            Error::checkpoint(
+                format!("the optimizer's state does not fit: {e}"),
+                "go on with the `optim.name` that the checkpoint was trained with",
+            )
+        })?;
+        let averages = match &self.learner.ema {
+            Some(_) => checkpoint::matched(&own.ema, only(&own.ema, part(checkpoint::EMA)?), path)?,
+            None => Vec::new(),
+        };
+        // Everything fits.
+        for part in [weights, optimizer, averages] {
+            checkpoint::copy(part)?;
+        }
+        self.learner.refresh()?;
+        if let Some(ema) = &mut self.learner.ema {
+            ema.updates = from.state.ema_updates;
+        }
+        let state = &from.state;
+        self.learner.step = state.step;
+        let scale = state.loss_scale.map(|(factor, steps)| LossScale { factor, steps });
+        self.learner.scale = self.learner.scale.map(|fresh| scale.unwrap_or(fresh));
+        self.progress = Progress {
+            // Where another program does not say its batch, a step has read one of this run's.
+            samples: match &from.foreign {
+                Some(theirs) => theirs.samples.unwrap_or_else(|| {
+                    (state.step * self.config.loader.global_batch_size).cast_unsigned()
+                }),
+                None => state.samples,
+            },
+            best: state.best,
+            best_step: state.best_step,
+            evaluated: state.evaluated,
+            skipped: state.skipped.iter().copied().collect(),
+            usual: Usual { mean: state.usual.0, seen: state.usual.1 },
+            window: Window { loss: state.window.0, steps: state.window.1, ..Window::default() },
+        };
+        self.learner.split = Split::default();
+        Ok(())
+    }
+
+    /// Forgets which evaluation was the best: what it was is not comparable, or is in another place.
+    pub fn forget_best(&mut self) {
+        (self.progress.best, self.progress.best_step) = (None, None);
+    }
+
+    /// The newest checkpoint that is whole, the same on all ranks.
+    pub(super) fn newest(&self) -> Result<Option<Checkpoint>> {
+        newest(&self.checkpoints, &self.world, |text| self.report.note(text))
+    }
+
+    /// Says which checkpoint is left when a step fails.
+    pub(super) fn with_last_checkpoint(&mut self, what: &str, hint: &str) -> Error {
+        let left = self.last_checkpoint();
+        Error::numeric(format!("{what}; {left}"), hint)
+    }
+
+    /// An error about memory, with the checkpoint that is left.
+    pub fn with_what_is_left(&mut self, error: Error) -> Error {
+        match error.kind {
+            Kind::Memory => error.and(&format!("; {}", self.last_checkpoint())),
+            _ => error,
+        }
+    }
+
+    fn last_checkpoint(&mut self) -> String {
+        self.report.finish();
+        let _ = self.written();
+        let kept = checkpoint::resolve(&self.checkpoints);
+        let kept =
+            kept.and_then(|path| path.canonicalize().map_err(|e| Error::io("read", &path, &e)));
+        match kept {
+            Ok(path) => format!("the last good checkpoint is `{}`", path.display()),
+            Err(Error { kind: Kind::Config, .. }) => "no checkpoint had been written yet".into(),
+            Err(error) => format!("the last good checkpoint is not known: {error}"),
+        }
+    }
+}
+
+/// The newest whole checkpoint of a folder, chosen by rank 0 for all.
+pub fn newest(folder: &Path, world: &World, tell: impl FnMut(&str)) -> Result<Option<Checkpoint>> {
+    let mut found = None;
+    let path = world.share("checkpoint", || {
+        found = checkpoint::newest(folder, tell)?;
+        Ok(found.as_ref().map_or(String::new(), |c: &Checkpoint| c.path.display().to_string()))
+    })?;
+    if world.is_main() || path.is_empty() {
+        return Ok(found);
+    }
+    Checkpoint::open_unchecked(Path::new(&path)).map(Some)
+}
