@@ -4,7 +4,7 @@ use tch::{Device, Kind, Tensor};
 
 use crate::component::Component;
 use crate::error::{Kind as ErrorKind, PluginError};
-use crate::{Context, Result, bail};
+use crate::{Context, Pass, Passed, Result, bail};
 
 /// A parameter or buffer with its name in checkpoints.
 #[derive(Debug)]
@@ -146,6 +146,21 @@ pub trait Backbone: Component {
     /// [`Backbone::hidden`] of the whole text at the new positions. For causal networks only.
     fn extend(&self, _x_bl: &Tensor, _cache: Vec<Tensor>) -> Result<(Tensor, Vec<Tensor>)> {
         bail!(Unsupported, "backbone `{}` keeps no cache", Self::NAME)
+    }
+
+    /// One call of the network in full, see [`Pass`]. `train` turns dropout on.
+    ///
+    /// By default a pass in which only tokens and a noise level are set is [`Backbone::hidden`], and anything else is refused by
+    /// name. A network that reads more offers the words for it ([`crate::capability::MIXTURE`], `POSITIONS`, `TOKEN_SIGMA`,
+    /// `LABEL`, `PAST`), and refuses the rest by [`Pass::only`].
+    fn pass(&self, pass: &Pass, train: bool) -> Result<Passed> {
+        let reads: Vec<&str> = Self::PROVIDES
+            .iter()
+            .copied()
+            .filter(|word| *word == crate::capability::CAUSAL)
+            .collect();
+        pass.only(&reads, Self::NAME)?;
+        self.hidden(pass.ids()?, &pass.sigma, train).map(Passed::new)
     }
 }
 

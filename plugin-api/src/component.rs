@@ -52,6 +52,18 @@ pub mod capability {
     /// it is a bound of the likelihood (or the likelihood itself), and its exponential a perplexity. A loss with other weights,
     /// as a focal one, is none. The contract test compares it with a model whose likelihood is known.
     pub const BOUND: &str = "bound";
+    /// The forward process tells its noise as a mixture, see [`crate::ForwardProcess::mixing`].
+    pub const MIXING: &str = "mixing";
+    /// The backbone reads mixtures of tokens, see [`crate::Tokens::Mixture`].
+    pub const MIXTURE: &str = "mixture";
+    /// The backbone reads tokens at any positions, see [`crate::Pass::positions`].
+    pub const POSITIONS: &str = "positions";
+    /// The backbone reads a noise level for each token.
+    pub const TOKEN_SIGMA: &str = "token_sigma";
+    /// The backbone reads a class for each sequence, see [`crate::Pass::label`].
+    pub const LABEL: &str = "label";
+    /// The backbone gives keys and values of tokens, reads those of other tokens, and attends as it is told, see [`crate::Sees`].
+    pub const PAST: &str = "past";
     /// The parameterization scores each token given all earlier ones.
     pub const NEXT_TOKEN: &str = "next_token";
 }

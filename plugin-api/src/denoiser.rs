@@ -2,9 +2,10 @@
 
 use tch::{Device, Kind, Tensor};
 
+use crate::abi::contract::{denoiser_methods, model_defaults};
 use crate::door::{self, Argument, Arguments, first};
 use crate::shape::ANY;
-use crate::{Result, bail};
+use crate::{Interpolation, Kind as ErrorKind, Mix, Pass, Passed, Result, Tokens, bail};
 
 /// What stands behind a [`Denoiser`]. The host implements it over the loaded components, the test kit over
 /// a toy; plugin authors use [`Denoiser`] instead. Tensors as documented there.
@@ -35,6 +36,8 @@ pub trait Model {
     fn log_x0(&self, xt_bl: &Tensor, t_b: &Tensor, rows_n: &Tensor) -> Result<Tensor>;
     fn score(&self, xt_bl: &Tensor, t_b: &Tensor, rows_n: &Tensor) -> Result<Tensor>;
     fn progress(&self, done: i64, total: i64, xt_bl: &Tensor) -> Result<()>;
+
+    denoiser_methods!(model_defaults);
 }
 
 /// What the host hands to samplers and parameterizations.
@@ -74,6 +77,11 @@ impl<'a> Denoiser<'a> {
             Some(id) => Ok(id),
             None => bail!(Unsupported, "the forward process has no mask token"),
         }
+    }
+
+    /// Id of the absorbing token, where the process has one.
+    pub fn mask(&self) -> Option<i64> {
+        self.0.mask_id()
     }
 
     /// Whether the network sees the noise level; without, equal tokens always give equal outputs.
@@ -235,8 +243,125 @@ impl<'a> Denoiser<'a> {
         door::call("progress", &arguments, || self.0.progress(done, total, xt_bl))
     }
 
+    /// The noise of the process at `alpha_b [B] f64`, see [`crate::ForwardProcess::mixing`].
+    #[track_caller]
+    pub fn mixing(&self, alpha_b: &Tensor) -> Result<Mix> {
+        let alpha = self.arguments().units("alpha_b", alpha_b, ANY);
+        door::call("mixing", &[alpha], || self.0.mixing(alpha_b))
+    }
+
+    /// Where tokens that noise takes arrive, per unit of sigma, see [`crate::ForwardProcess::arrival`].
+    #[track_caller]
+    pub fn arrival(&self, alpha_b: &Tensor) -> Result<Mix> {
+        let alpha = self.arguments().units("alpha_b", alpha_b, ANY);
+        door::call("arrival", &[alpha], || self.0.arrival(alpha_b))
+    }
+
+    /// One network call in full, see [`Pass`]. Without time conditioning the network gets sigma = 0 whatever is given. Counts B
+    /// calls and B S rows.
+    #[track_caller]
+    pub fn pass(&self, pass: &Pass) -> Result<Passed> {
+        let given = self.arguments();
+        let size = pass.tokens.ids().size();
+        let (batch, new) = (first(pass.tokens.ids()), size.get(1).copied().unwrap_or(ANY));
+        let of_tokens = |shape: &[i64]| shape.iter().copied().map(|n| n.max(ANY)).collect();
+        let mut arguments = match &pass.tokens {
+            Tokens::Ids(ids) => vec![given.tokens("ids", ids)],
+            Tokens::Mixture { ids, weight } => vec![
+                given.mixed_tokens("ids", ids),
+                given.floats("weight", weight, "[B, S, M]", of_tokens(&size)),
+            ],
+        };
+        arguments.push(match pass.sigma.dim() {
+            2 => given.token_levels("sigma", &pass.sigma, batch, new),
+            _ => given.levels("sigma", &pass.sigma, batch),
+        });
+        for keys in &pass.past {
+            arguments.push(given.floats("past", keys, "[B, H, P, K]", vec![batch, ANY, ANY, ANY]));
+        }
+        if let Some(positions) = &pass.positions {
+            let rows = if first(positions) == 1 { 1 } else { batch };
+            arguments.push(given.positions("positions", positions, rows, new));
+        }
+        if let Some(label) = &pass.label {
+            arguments.push(given.labels("label", label, batch));
+        }
+        door::call("pass", &arguments, || self.0.pass(pass))
+    }
+
+    /// The bound of diffusion between data and noise at rows, with its gradient → `[N]` nats, see [`crate::ops::interpolating_nll`].
+    /// Fused with a linear head: the `[N, V]` logits never exist.
+    #[track_caller]
+    pub fn interpolating_nll(&self, rows: &Interpolation) -> Result<Tensor> {
+        let (given, n) = (self.arguments(), first(&rows.hidden_nd));
+        let mut arguments = vec![
+            given.floats("hidden_nd", &rows.hidden_nd, "[N, D]", vec![ANY, ANY]),
+            given.row_tokens("x_n", &rows.x_n, n),
+            given.row_tokens("z_n", &rows.z_n, n),
+        ];
+        for (name, tensor) in [
+            ("alpha_n", &rows.alpha_n),
+            ("every_n", &rows.every_n),
+            ("mask_n", &rows.mask_n),
+            ("weight_n", &rows.weight_n),
+        ] {
+            arguments.push(given.floats(name, tensor, "[N]", vec![n]));
+        }
+        door::call("interpolating_nll", &arguments, || self.0.interpolating_nll(rows))
+    }
+
+    /// Which positions of the walk in progress are given, `[B, L] bool`. `None` where the host does not say; with an absorbing
+    /// process those are the positions of a start that hold no mask.
+    pub fn given(&self) -> Result<Option<Tensor>> {
+        known(self.0.given())
+    }
+
+    /// The tokens `x_bl [B, L]` of a walk from `start_bl`, with what was given put back.
+    pub fn keep_given(&self, start_bl: &Tensor, x_bl: &Tensor) -> Result<Tensor> {
+        Ok(match self.given()? {
+            Some(given_bl) => start_bl.where_self(&given_bl, x_bl),
+            None => x_bl.shallow_clone(),
+        })
+    }
+
+    /// The class of each sequence of the batch or the walk, `[B] i64`, where there are classes.
+    pub fn label(&self) -> Result<Option<Tensor>> {
+        known(self.0.label())
+    }
+
+    /// The optimizer step that is being taken, counted from 0; `None` in an evaluation and in a walk.
+    pub fn step(&self) -> Result<Option<i64>> {
+        known(self.0.step())
+    }
+
+    /// Uniform numbers strictly inside (0, 1), f64.
+    ///
+    /// The first dimension is the sequence, or k rows for each of them in their order. Each sequence has a stream of its own, by
+    /// the seed and its number in the run, so a sequence's numbers depend neither on the batch size nor on the rank, and a run that
+    /// resumes draws the same ones. Each call draws further numbers.
+    #[track_caller]
+    pub fn uniforms(&self, shape: &[i64]) -> Result<Tensor> {
+        door::shape("uniforms", shape)?;
+        self.0.uniforms(&shape.to_vec())
+    }
+
+    /// Normal numbers of mean 0 and variance 1, f64; drawn as [`Denoiser::uniforms`] are.
+    #[track_caller]
+    pub fn normals(&self, shape: &[i64]) -> Result<Tensor> {
+        door::shape("normals", shape)?;
+        self.0.normals(&shape.to_vec())
+    }
+
     /// One time for every sequence of a batch: `[B] f64`.
     pub fn times(&self, batch: i64, t: f64) -> Tensor {
         Tensor::full([batch], t, (Kind::Double, self.device()))
+    }
+}
+
+/// What a host of an older contract does not know is not there.
+fn known<T>(answer: Result<Option<T>>) -> Result<Option<T>> {
+    match answer {
+        Err(error) if error.kind == ErrorKind::Unsupported => Ok(None),
+        answer => answer,
     }
 }

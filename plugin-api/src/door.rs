@@ -109,6 +109,44 @@ impl Arguments<'_> {
         Argument { values: Values::Numbers, ..self.units(name, tensor, batch) }
     }
 
+    /// A noise level for each token.
+    pub(crate) fn token_levels<'t>(
+        &self,
+        name: &'static str,
+        tensor: &'t Tensor,
+        batch: i64,
+        new: i64,
+    ) -> Argument<'t> {
+        Argument { letters: "[B, S]", size: vec![batch, new], ..self.levels(name, tensor, batch) }
+    }
+
+    /// Tokens `[B, S, M]` to be mixed.
+    pub(crate) fn mixed_tokens<'t>(&self, name: &'static str, tensor: &'t Tensor) -> Argument<'t> {
+        self.ids(name, tensor, "[B, S, M]", vec![ANY; 3])
+    }
+
+    /// Positions `[B, S]` or `[1, S]`.
+    pub(crate) fn positions<'t>(
+        &self,
+        name: &'static str,
+        tensor: &'t Tensor,
+        batch: i64,
+        new: i64,
+    ) -> Argument<'t> {
+        let values = Values::Below(i64::MAX);
+        Argument { values, ..self.ids(name, tensor, "[B, S]", vec![batch, new]) }
+    }
+
+    /// A class for each sequence.
+    pub(crate) fn labels<'t>(
+        &self,
+        name: &'static str,
+        tensor: &'t Tensor,
+        batch: i64,
+    ) -> Argument<'t> {
+        Argument { values: Values::Below(i64::MAX), ..self.ids(name, tensor, "[B]", vec![batch]) }
+    }
+
     /// Times of any shape, anywhere.
     pub(crate) fn times<'t>(&self, name: &'static str, tensor: &'t Tensor) -> Argument<'t> {
         let (size, device) = (tensor.size(), None);
@@ -160,6 +198,17 @@ pub(crate) fn unit(method: &str, name: &str, value: f64) -> Result<()> {
     }
     let message = format!("`{name}` of `{method}` is {value}, outside [0, 1]");
     Err(error(Kind::Numeric, message, Location::caller()))
+}
+
+/// The shape of a tensor of random numbers.
+#[track_caller]
+pub(crate) fn shape(method: &str, shape: &[i64]) -> Result<()> {
+    if !shape.is_empty() && shape.iter().all(|n| *n >= 0) {
+        return Ok(());
+    }
+    let message =
+        format!("`shape` of `{method}` is {shape:?}, expected [B, ..]: the sequences come first");
+    Err(error(Kind::Shape, message, Location::caller()))
 }
 
 impl Argument<'_> {

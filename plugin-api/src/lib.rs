@@ -62,6 +62,7 @@
 
 pub mod abi;
 mod backbone;
+mod batch;
 mod component;
 mod context;
 mod denoiser;
@@ -72,6 +73,7 @@ pub mod nn;
 mod noise;
 pub mod ops;
 mod parameterization;
+mod pass;
 mod process;
 mod register;
 mod sampler;
@@ -79,13 +81,16 @@ mod shape;
 pub mod testkit;
 
 pub use backbone::{Backbone, Head, Parameter, Parameters};
+pub use batch::{Batch, Objective};
 pub use component::{Component, Options, capability};
 pub use context::Context;
 pub use denoiser::{Denoiser, Model};
 pub use error::{Kind, PluginError, Result, speaks_of_memory};
 pub use noise::NoiseSchedule;
+pub use ops::Interpolation;
 pub use parameterization::Parameterization;
-pub use process::ForwardProcess;
+pub use pass::{Pass, Passed, Sees, Tokens, Wants};
+pub use process::{ForwardProcess, Mix};
 pub use sampler::{Sampler, StepSampler, Walk};
 
 #[doc(hidden)]
@@ -95,9 +100,10 @@ pub use {schemars, tch, tracing};
 /// What a plugin imports.
 pub mod prelude {
     pub use crate::{
-        Backbone, Component, Context, Denoiser, ForwardProcess, Head, NoiseSchedule,
-        Parameterization, Parameters, Result, Sampler, StepSampler, Walk, bail, capability,
-        check_shape, ensure, export_plugin, ops, register,
+        Backbone, Batch, Component, Context, Denoiser, ForwardProcess, Head, Interpolation, Mix,
+        NoiseSchedule, Objective, Parameterization, Parameters, Pass, Passed, Result, Sampler,
+        Sees, StepSampler, Tokens, Walk, Wants, bail, capability, check_shape, ensure,
+        export_plugin, ops, register,
     };
     pub use schemars::JsonSchema;
     pub use serde::{Deserialize, Serialize};

@@ -2,8 +2,8 @@
 
 use tch::Tensor;
 
-use crate::component::Component;
-use crate::{Denoiser, Result, bail};
+use crate::component::{Component, capability};
+use crate::{Batch, Denoiser, Objective, Result, bail};
 
 /// A parameterization. Shape letters: `B` batch, `L` length, `V` vocabulary with the mask, `N` rows.
 ///
@@ -19,7 +19,20 @@ pub trait Parameterization: Component {
     /// losses of the last `L - k` positions.
     fn loss(&self, model: &Denoiser, x0_bl: &Tensor, t_b: &Tensor) -> Result<Tensor>;
 
+    /// What a training step minimizes and what it reports: by default the loss for both, where the loss is a bound
+    /// ([`capability::BOUND`]), and the loss alone where it is none.
+    ///
+    /// Training and evaluation call this, never [`Parameterization::loss`] itself. Training minimizes `loss_bl`. Logs and evaluations
+    /// show `nats_bl`; without it they show the loss as such, and no perplexity.
+    fn objective(&self, model: &Denoiser, batch: &Batch) -> Result<Objective> {
+        let loss_bl = self.loss(model, &batch.x0_bl, &batch.t_b)?;
+        let nats_bl = Self::PROVIDES.contains(&capability::BOUND).then(|| loss_bl.detach());
+        Ok(Objective { nats_bl, ..Objective::new(loss_bl) })
+    }
+
     /// `log p(x0 | xt)` at flat positions `rows_n [N] i64` of `xt_bl [B, L]` → `[N, V]`, at times `t_b [B] f64`.
+    ///
+    /// Where noise leaves no trace (a process without a mask), it is the law of each token given the *other* positions.
     fn log_x0(
         &self,
         _model: &Denoiser,

@@ -11,9 +11,9 @@ use crate::{Denoiser, Result, bail};
 pub trait Sampler: Component {
     /// Turns a start `xt_bl [B, L] i64` into tokens `[B, L] i64`.
     ///
-    /// The start is a draw of the prior in which given tokens stand already; with an absorbing process every
-    /// position that is not masked is given and must keep its token. No masked token may be left. What is lent is not
-    /// written into: a walk that works in place copies it first.
+    /// The start is a draw of the prior in which given tokens stand already. [`Denoiser::given`] tells which they are; with an
+    /// absorbing process every position that is not masked is given. They must keep their tokens: [`Denoiser::keep_given`] puts
+    /// them back. No masked token may be left. What is lent is not written into: a walk that works in place copies it first.
     fn sample(&mut self, model: &Denoiser, xt_bl: &Tensor) -> Result<Tensor>;
 
     /// The law of one step of the walk from time t to s < t: probabilities `[B, L, V]`, rows sum to 1.
@@ -48,7 +48,8 @@ pub trait StepSampler: Component {
     /// The grid, from the options.
     fn walk(&self) -> Walk;
 
-    /// One draw of `xs_bl` given `xt_bl [B, L] i64`, from time t to s < t; `s = 0` is the last step.
+    /// One draw of `xs_bl` given `xt_bl [B, L] i64`, from time t to s < t; `s = 0` is the last step. Given tokens are put back
+    /// after it.
     fn step(&mut self, model: &Denoiser, xt_bl: &Tensor, t: f64, s: f64) -> Result<Tensor>;
 
     /// The law that [`StepSampler::step`] draws from, see [`Sampler::law`].
@@ -58,15 +59,17 @@ pub trait StepSampler: Component {
 }
 
 impl<T: StepSampler> Sampler for T {
-    fn sample(&mut self, model: &Denoiser, xt_bl: &Tensor) -> Result<Tensor> {
+    fn sample(&mut self, model: &Denoiser, start_bl: &Tensor) -> Result<Tensor> {
         let walk = self.walk();
-        let mut xt_bl = xt_bl.shallow_clone();
+        let mut xt_bl = start_bl.shallow_clone();
         for i in 0..walk.steps {
             xt_bl = self.step(model, &xt_bl, walk.time(i), walk.time(i + 1))?;
+            xt_bl = model.keep_given(start_bl, &xt_bl)?;
             model.progress(i + 1, walk.steps, &xt_bl)?;
         }
         if walk.noise_removal {
             xt_bl = self.step(model, &xt_bl, walk.t_min, 0.0)?;
+            xt_bl = model.keep_given(start_bl, &xt_bl)?;
         }
         Ok(xt_bl)
     }

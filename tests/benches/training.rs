@@ -38,6 +38,7 @@ fn batch(size: &Size, model: &Model, step: u64) -> Batch {
         u_bl: Some(
             mask_uniforms(1, step, 0, BATCH as usize, size.length as usize).expect("memory"),
         ),
+        streams: None,
     }
 }
 
@@ -118,6 +119,7 @@ fn checkpointing() {
                 t_b: batch.t_b.narrow(0, 0, 2),
                 counted_bl: None,
                 u_bl: batch.u_bl.map(|u| u.narrow(0, 0, 2)),
+                streams: None,
             };
             learner.step(&model, vec![batch], Ask::STEP).expect("a step");
             steps += 1;

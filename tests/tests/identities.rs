@@ -282,7 +282,7 @@ fn all_bounds_of_a_time_free_network_are_one() {
             let x0 = every.repeat([repeats, 1]);
             tch::manual_seed(8);
             let u = maskdiff_engine::clock::stratify(&Tensor::rand([27 * repeats], F64));
-            let draws = Draws { u_b: u.shallow_clone(), u_bl: Tensor::rand(x0.size(), F64) };
+            let draws = Draws::new(u.shallow_clone(), Tensor::rand(x0.size(), F64));
             let strict = strict::nats(&Denoiser::new(&model), &x0, &draws).expect("nats");
             assert_mean(&format!("{noise}: strict"), &strict, &want, 0.0);
             let t = model.draw_t(&u).expect("times");

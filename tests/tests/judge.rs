@@ -31,7 +31,8 @@ fn judge() -> Judge {
     let registry = registry();
     let tokenizer = load_tokenizer(&folder).expect("a tokenizer");
     let choices = assemble::choices(&mut config, &registry, true).expect("components");
-    let facts = assemble::facts(&config, tokenizer.as_ref(), Device::Cpu);
+    let facts =
+        assemble::facts(&config, &registry, tokenizer.as_ref(), Device::Cpu).expect("facts");
     let model = assemble::model(&config, &registry, choices, facts).expect("a model");
     assemble::load_weights(&model, &checkpoint, &config).expect("its weights");
     let hash = checkpoint.hash().expect("a hash");

@@ -28,6 +28,12 @@ pub enum Purpose {
     EvaluationTimes = 8,
     /// What is done to the blocks of an evaluation; one stream for each block in each pass.
     EvaluationMasks = 9,
+    /// What components draw for a training sequence; one stream for each sequence.
+    Draws = 10,
+    /// The same in an evaluation; one stream for each block in each pass.
+    EvaluationDraws = 11,
+    /// The same in a walk; one stream for each text.
+    Walks = 12,
 }
 
 /// The stream of a purpose and a place, as in the step; the place is below 2^56.

@@ -120,13 +120,22 @@ pub fn check_measure(measure: Measure, config: &Config, registry: &Registry) -> 
     registry.check_offered(&format!("`{}`", measure.chosen_by()), measure.needs(), &chosen)
 }
 
-/// What the vocabulary says; which mask there is in the end is the process's to say, see [`crate::model::told`].
-pub fn facts(config: &Config, tokenizer: &dyn Tokenizer, device: Device) -> Context {
+/// What the vocabulary says. It has a mask only where the process has a use for one; which it is in the end is the process's to
+/// say, see [`crate::model::told`].
+pub fn facts(
+    config: &Config,
+    registry: &Registry,
+    tokenizer: &dyn Tokenizer,
+    device: Device,
+) -> Result<Context> {
     // Checked when the configuration was read.
     let kind = Precision::of(config).weights();
-    Context {
-        vocab_size: tokenizer.vocab_size(),
-        mask_id: Some(tokenizer.mask_id()),
+    let (_, process) = registry.find("process", &config.top.diffusion)?;
+    let masks = process.provides.iter().any(|offer| offer == capability::MASK);
+    let (tokens, all) = (tokenizer.tokens(), tokenizer.vocab_size());
+    Ok(Context {
+        vocab_size: if masks { all } else { tokens },
+        mask_id: masks.then(|| tokenizer.mask_id()),
         length: config.model.length,
         time_conditioning: config.top.time_conditioning,
         kind,
@@ -134,7 +143,7 @@ pub fn facts(config: &Config, tokenizer: &dyn Tokenizer, device: Device) -> Cont
             Device::Cuda(index) => Some(index),
             _ => None,
         },
-    }
+    })
 }
 
 /// Builds the model with fresh weights that depend on the seed alone.

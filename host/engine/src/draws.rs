@@ -59,11 +59,15 @@ pub fn evaluation_times(seed: u64, pass: i64, passes: i64, first: i64, rows: i64
 pub fn evaluation_masks(seed: u64, pass: i64, first: i64, rows: i64, length: i64) -> Tensor {
     let mut numbers = Vec::with_capacity((rows * length) as usize);
     for block in first..first + rows {
-        let place = pass.cast_unsigned() << 40 | block.cast_unsigned();
-        let mut rng = generator(seed, Purpose::EvaluationMasks, place);
+        let mut rng = generator(seed, Purpose::EvaluationMasks, place_of_block(pass, block));
         numbers.extend((0..length).map(|_| rng.random::<f64>()));
     }
     Tensor::from_slice(&numbers).view([rows, length])
+}
+
+/// The place of a block in a pass of an evaluation.
+pub fn place_of_block(pass: i64, block: i64) -> u64 {
+    pass.cast_unsigned() << 40 | block.cast_unsigned()
 }
 
 /// Number `index` of the van der Corput sequence in base 2, each of whose digits is turned by a coin of its own for all the

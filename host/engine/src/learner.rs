@@ -6,11 +6,13 @@ use maskdiff_base::error::{Error, Result};
 use maskdiff_config::Config;
 use maskdiff_config::listed::Strategy;
 use maskdiff_native::{Reducer, clear_grads, foreach_copy, global_norm};
+use maskdiff_plugin_api::Objective;
 use tch::{Kind, Tensor};
 
 use crate::component;
 use crate::distributed::{World, owners};
 use crate::model::Model;
+use crate::moment::{Moment, Streams};
 use crate::observe::{Part, Split};
 use crate::optim::{Ema, Optimizer, Schedule, clip_divisor};
 use crate::precision::{LossScale, Precision};
@@ -26,6 +28,8 @@ pub struct Batch {
     pub counted_bl: Option<Tensor>,
     /// The uniform numbers of the corruption, `[B, L] f64`; `None` draws them from libtorch's generator.
     pub u_bl: Option<Tensor>,
+    /// What else a component draws for these sequences; `None` draws it from libtorch's generator.
+    pub streams: Option<Streams>,
 }
 
 /// What a step is asked.
@@ -43,10 +47,14 @@ impl Ask {
 }
 
 /// What a step did.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub struct Step {
-    /// Mean loss of the global batch, nats per token.
+    /// Mean loss of the global batch, which is minimized.
     pub loss: f64,
+    /// Mean bound of the likelihood of the global batch, nats per token, where the parameterization reports one.
+    pub nats: Option<f64>,
+    /// Further numbers that the parameterization reports, means over this rank's micro-batches.
+    pub metrics: Vec<(String, f64)>,
     /// 2-norm of the gradient before clipping.
     pub grad_norm: f64,
     /// Learning rate used; none when the step was not taken.
@@ -58,7 +66,13 @@ pub struct Step {
 impl Step {
     /// A step whose batch is left out.
     pub fn left_out(stop: f64) -> Self {
-        Self { loss: f64::NAN, grad_norm: f64::NAN, lr: None, stop }
+        let loss = f64::NAN;
+        Self { loss, nats: None, metrics: Vec::new(), grad_norm: f64::NAN, lr: None, stop }
+    }
+
+    /// What is shown of it: the bound, or else the loss.
+    pub fn shown(&self) -> f64 {
+        self.nats.unwrap_or(self.loss)
     }
 
     /// Whether loss and gradient are numbers.
@@ -86,6 +100,8 @@ pub struct Learner {
     masters: Vec<Tensor>,
     schedule: Schedule,
     clip: f64,
+    /// Of the whole run.
+    total_steps: i64,
     world: Rc<World>,
     reducer: Option<Reducer>,
     /// Whether the reducer knows the order in which gradients arrive.
@@ -135,6 +151,7 @@ impl Learner {
             masters,
             schedule: Schedule::new(&config.lr_scheduler, config.optim.lr),
             clip: config.trainer.gradient_clip_val,
+            total_steps: config.trainer.max_steps,
             world,
             owner,
         })
@@ -170,10 +187,8 @@ impl Learner {
         model.set_train(true);
         for batch in batches.into_iter().take(1) {
             reducer.prepare().map_err(|e| self.world.lost(&e))?;
-            model.inject_uniforms(batch.u_bl);
-            let nats = model.loss(&batch.x0_bl, &batch.t_b);
-            model.inject_uniforms(None);
-            nats?.mean(Kind::Float).f_backward().map_err(|e| self.failed(&e))?;
+            let loss_bl = self.objective(model, batch)?.loss_bl;
+            loss_bl.mean(Kind::Float).f_backward().map_err(|e| self.failed(&e))?;
         }
         let without = self.params.iter().position(|p| !p.grad().defined());
         if let Some(i) = without {
@@ -188,6 +203,21 @@ impl Learner {
         Ok(())
     }
 
+    /// What the parameterization makes of a micro-batch.
+    fn objective(&self, model: &Model, batch: Batch) -> Result<Objective> {
+        let Batch { x0_bl, t_b, counted_bl, u_bl, streams } = batch;
+        model.inject_uniforms(u_bl);
+        model.set_moment(Moment::of_loss(Some(self.step), streams));
+        let batch = maskdiff_plugin_api::Batch::new(&x0_bl, &t_b)
+            .counted(counted_bl.as_ref())
+            .at(self.step, self.total_steps);
+        let objective = model.objective(&batch);
+        // A parameterization without noise has not taken them.
+        model.inject_uniforms(None);
+        model.set_moment(Moment::default());
+        objective
+    }
+
     /// One step over this rank's micro-batches of a global batch.
     ///
     /// A step whose loss or gradient is not finite, or whose loss is above what was asked, is not taken: `lr` is none then,
@@ -199,31 +229,29 @@ impl Learner {
         let mut tokens = Tokens::default();
         model.set_train(true);
         clear_grads(&self.params).map_err(component::torch)?;
-        let mut loss: Option<Tensor> = None;
+        let mut sums = Sums::default();
         for (i, batch) in batches.into_iter().enumerate() {
             if let (Some(reducer), true) = (&self.reducer, i + 1 == parts) {
                 reducer.prepare().map_err(|e| self.world.lost(&e))?;
             }
             let timer = self.split.start(Part::Forward);
-            model.inject_uniforms(batch.u_bl);
-            let nats = model.loss(&batch.x0_bl, &batch.t_b);
-            // A parameterization without noise has not taken them.
-            model.inject_uniforms(None);
+            let counted_bl = batch.counted_bl.as_ref().map(Tensor::shallow_clone);
+            let objective = self.objective(model, batch)?;
             // As if every token counted: what does not is made up for when all ranks' counts are known.
-            let share = tokens.sum(&nats?, batch.counted_bl.as_ref()) / parts as f64;
+            let share = tokens.sum(&objective.loss_bl, counted_bl.as_ref()) / parts as f64;
+            sums.add(objective, &share, counted_bl.as_ref(), parts as f64);
             self.split.stop(timer);
             let timer = self.split.start(Part::Backward);
             let scaled = if scale == 1.0 { share.shallow_clone() } else { &share * scale };
             scaled.f_backward().map_err(|e| self.failed(&e))?;
-            let share = share.detach();
-            loss = Some(loss.map_or_else(|| share.shallow_clone(), |sum| sum + &share));
             self.split.stop(timer);
         }
         model.set_train(false);
         self.world.settle(model.facts().device())?;
-        let loss = loss.map_or(f64::NAN, |loss| loss.double_value(&[]));
+        let (loss, nats, lacking) = sums.values();
         let timer = self.split.start(Part::Communication);
-        let mut told = [loss / world, ask.stop, tokens.counted(), tokens.scored];
+        let mut told =
+            [loss / world, ask.stop, tokens.counted(), tokens.scored, nats / world, lacking];
         self.world.sum(&mut told)?;
         let counted = told[2] / told[3];
         self.split.stop(timer);
@@ -231,7 +259,9 @@ impl Learner {
         let grads = self.grads();
         let divisor = scale * counted;
         let grad_norm = global_norm(&grads).map_err(component::torch)? / divisor;
-        let mut done = Step { loss: told[0] / counted, grad_norm, lr: None, stop: told[1] };
+        let nats = (told[5] == 0.0).then(|| told[4] / counted);
+        let (loss, metrics) = (told[0] / counted, sums.metrics(parts));
+        let mut done = Step { loss, nats, metrics, grad_norm, lr: None, stop: told[1] };
         if let Some(scale) = &mut self.scale {
             scale.update(grad_norm.is_finite());
         }
@@ -384,6 +414,57 @@ pub struct Learnt {
 fn pick(tensors: &[Tensor], which: &[bool]) -> Vec<Tensor> {
     let picked = tensors.iter().zip(which).filter(|(_, wanted)| **wanted);
     picked.map(|(tensor, _)| tensor.detach()).collect()
+}
+
+/// What the micro-batches of a step add up to, left on the device.
+#[derive(Default)]
+struct Sums {
+    loss: Option<Tensor>,
+    nats: Option<Tensor>,
+    /// Micro-batches of which no bound is reported.
+    lacking: f64,
+    metrics: Vec<(String, Tensor)>,
+}
+
+impl Sums {
+    /// Adds a micro-batch, of whose loss `share` is the mean. What is reported is averaged as the loss is.
+    fn add(
+        &mut self,
+        objective: Objective,
+        share: &Tensor,
+        counted_bl: Option<&Tensor>,
+        parts: f64,
+    ) {
+        let plus = |sum: &mut Option<Tensor>, value: Tensor| {
+            *sum = Some(sum.take().map_or_else(|| value.shallow_clone(), |sum| sum + &value));
+        };
+        plus(&mut self.loss, share.detach());
+        match objective.nats_bl {
+            Some(nats_bl) => {
+                plus(&mut self.nats, Tokens::default().sum(&nats_bl, counted_bl) / parts);
+            }
+            None => self.lacking += 1.0,
+        }
+        for (name, value) in objective.metrics {
+            let value = value.detach();
+            match self.metrics.iter_mut().find(|(known, _)| *known == name) {
+                Some((_, sum)) => *sum += value,
+                None => self.metrics.push((name, value.copy())),
+            }
+        }
+    }
+
+    /// The loss, the bound, and the number of micro-batches without a bound.
+    fn values(&self) -> (f64, f64, f64) {
+        let value = |sum: &Option<Tensor>| sum.as_ref().map(|sum| sum.double_value(&[]));
+        (value(&self.loss).unwrap_or(f64::NAN), value(&self.nats).unwrap_or(0.0), self.lacking)
+    }
+
+    fn metrics(&self, parts: usize) -> Vec<(String, f64)> {
+        let mean =
+            |(name, sum): &(String, Tensor)| (name.clone(), sum.double_value(&[]) / parts as f64);
+        self.metrics.iter().map(mean).collect()
+    }
 }
 
 /// Tokens of a step so far.

@@ -18,6 +18,7 @@ pub mod graphs;
 pub mod last_words;
 pub mod learner;
 pub mod model;
+pub mod moment;
 pub mod observe;
 pub mod optim;
 pub mod plugins;

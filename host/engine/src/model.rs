@@ -6,14 +6,18 @@ use std::collections::BTreeMap;
 use maskdiff_base::error::{Error, Result};
 use maskdiff_plugin_api::abi::handles::{Method, Network, Noise, Process};
 use maskdiff_plugin_api::{
-    Context, Head, Kind as ErrorKind, Parameter, PluginError, Result as PluginResult, capability,
+    Batch, Context, Head, Kind as ErrorKind, Objective, Parameter, PluginError,
+    Result as PluginResult, capability,
 };
-use tch::{Device, Kind, Tensor};
+use tch::{Kind, Tensor};
 
 use crate::component;
 use crate::graphs::Graphs;
+use crate::moment::Moment;
 use crate::plugins::Registry;
 use crate::plugins::{Choice, Choices};
+
+mod lent;
 
 /// Called with steps done, steps in all, and the tokens so far; an error stops the walk.
 pub type Progress<'a> = Box<dyn FnMut(i64, i64, &Tensor) -> PluginResult<()> + 'a>;
@@ -27,16 +31,20 @@ pub struct Model {
     names: Choices,
     head: Option<Head>,
     bound: bool,
+    /// Whether the parameterization was built before a loss could differ from what is reported.
+    reports_loss: bool,
     facts: Context,
     parameters: Vec<Parameter>,
     shared: Vec<(String, String)>,
     asked: RefCell<Asked>,
     train: Cell<bool>,
     calls: Cell<i64>,
+    rows: Cell<i64>,
     reduced: Cell<Option<Kind>>,
     drawing: Cell<bool>,
     graphs: RefCell<Option<Graphs>>,
     uniforms: RefCell<Option<Tensor>>,
+    moment: RefCell<Moment>,
     progress: RefCell<Option<Progress<'static>>>,
 }
 
@@ -97,8 +105,9 @@ impl Model {
         let backbone = |e| component::error("backbone", &names.backbone.name, e);
         let (parameters, shared) = told_apart(network.parameters().map_err(backbone)?);
         let head = network.head().map_err(backbone)?;
-        let (_, said) = registry.find("parameterization", &names.parameterization.name)?;
+        let (plugin, said) = registry.find("parameterization", &names.parameterization.name)?;
         let bound = said.provides.iter().any(|offer| offer == capability::BOUND);
+        let reports_loss = plugin.info.api_version.starts_with("1.0.");
         Ok(Self {
             noise,
             process,
@@ -107,16 +116,19 @@ impl Model {
             names,
             head,
             bound,
+            reports_loss,
             facts,
             parameters,
             shared,
             asked: RefCell::default(),
             train: Cell::new(false),
             calls: Cell::new(0),
+            rows: Cell::new(0),
             reduced: Cell::new(None),
             drawing: Cell::new(false),
             graphs: RefCell::new(None),
             uniforms: RefCell::new(None),
+            moment: RefCell::default(),
             progress: RefCell::new(None),
         })
     }
@@ -200,6 +212,36 @@ impl Model {
         self.calls.get()
     }
 
+    /// Tokens that the network has read so far, in all of its calls: what a walk over a cache costs.
+    pub fn rows(&self) -> i64 {
+        self.rows.get()
+    }
+
+    /// Counts a call that reads `x [B, S]`, or mixtures `[B, S, M]`.
+    fn count(&self, x: &Tensor) {
+        let size = x.size();
+        self.calls.set(self.calls.get() + size[0]);
+        self.rows.set(self.rows.get() + size[0] * size[1]);
+    }
+
+    /// What components may ask for while they run, from now on.
+    pub fn set_moment(&self, moment: Moment) {
+        *self.moment.borrow_mut() = moment;
+    }
+
+    /// In the window that is walked next, the first `seen` positions are given.
+    pub fn give_first(&self, seen: i64) {
+        if let Some(given_bl) = &mut self.moment.borrow_mut().given_bl {
+            let positions = Tensor::arange(given_bl.size()[1], (Kind::Int64, given_bl.device()));
+            *given_bl = positions.lt(seen).unsqueeze(0).expand_as(given_bl).copy();
+        }
+    }
+
+    /// Which positions of the walk in progress are given, `[B, L] bool`.
+    pub fn given(&self) -> Option<Tensor> {
+        self.moment.borrow().given_bl.as_ref().map(Tensor::shallow_clone)
+    }
+
     /// The uniform numbers `[B, L]` that the next corruption uses instead of fresh ones; `None` takes back what was given.
     pub fn inject_uniforms(&self, u_bl: Option<Tensor>) {
         *self.uniforms.borrow_mut() = u_bl;
@@ -221,11 +263,27 @@ impl Model {
         self.method.draw_t(self, u_b).map_err(|e| self.method_error(e))
     }
 
-    /// The parameterization's loss, nats per token: `[B, L] i64`, `[B] f64` → `[B, L]` (or the last positions of it).
+    /// The parameterization's loss alone, nats per token: `[B, L] i64`, `[B] f64` → `[B, L]` (or the last positions of it).
     pub fn loss(&self, x0_bl: &Tensor, t_b: &Tensor) -> Result<Tensor> {
         // Blocks come by again, whatever a method writes into them.
         let (x0_bl, t_b) = (x0_bl.copy(), t_b.copy());
         self.method.loss(self, &x0_bl, &t_b).map_err(|e| self.method_error(e))
+    }
+
+    /// What training minimizes and what is reported of a batch. Of what the parameterization reports, nothing has a gradient.
+    pub fn objective(&self, batch: &Batch) -> Result<Objective> {
+        // Blocks come by again, whatever a method writes into them.
+        let own = Batch::new(&batch.x0_bl.copy(), &batch.t_b.copy())
+            .counted(batch.counted_bl.as_ref())
+            .given(batch.given_bl.as_ref())
+            .label(batch.label_b.as_ref())
+            .at(batch.step, batch.total_steps);
+        let mut objective = self.method.objective(self, &own).map_err(|e| self.method_error(e))?;
+        if self.reports_loss && self.bound {
+            objective.nats_bl = Some(objective.loss_bl.shallow_clone());
+        }
+        objective.nats_bl = objective.nats_bl.map(|nats_bl| nats_bl.detach());
+        Ok(objective)
     }
 
     /// As [`maskdiff_plugin_api::Denoiser::log_x0`], with the host's error.
@@ -272,136 +330,5 @@ impl Model {
     /// An error of the parameterization, with its name.
     pub(crate) fn method_error(&self, error: PluginError) -> Error {
         component::error("parameterization", &self.names.parameterization.name, error)
-    }
-}
-
-/// Cross-entropy through all logits, for a backbone whose head is not linear.
-fn plain_nll(
-    logits_nv: Tensor,
-    target_n: &Tensor,
-    weight_n: &Tensor,
-    banned: Option<i64>,
-) -> Tensor {
-    let kind = if logits_nv.kind() == Kind::Double { Kind::Double } else { Kind::Float };
-    let logits = match banned {
-        Some(token) => {
-            let column = Tensor::from_slice(&[token]).to_device(logits_nv.device());
-            logits_nv.index_fill(1, &column, f64::NEG_INFINITY)
-        }
-        None => logits_nv,
-    };
-    let log_p = logits.log_softmax(-1, kind);
-    -log_p.gather(1, &target_n.unsqueeze(1), false).squeeze_dim(1) * weight_n
-}
-
-impl maskdiff_plugin_api::Model for Model {
-    fn vocab_size(&self) -> i64 {
-        self.facts.vocab_size
-    }
-
-    fn mask_id(&self) -> Option<i64> {
-        self.facts.mask_id
-    }
-
-    fn time_conditioning(&self) -> bool {
-        self.facts.time_conditioning
-    }
-
-    fn device(&self) -> Device {
-        self.facts.device()
-    }
-
-    fn sigma(&self, t: &Tensor) -> PluginResult<Tensor> {
-        self.noise.sigma(t)
-    }
-
-    fn dsigma(&self, t: &Tensor) -> PluginResult<Tensor> {
-        self.noise.dsigma(t)
-    }
-
-    fn time_of_alpha(&self, alpha: &Tensor) -> PluginResult<Tensor> {
-        self.noise.time_of_alpha(alpha)
-    }
-
-    fn sigma_range(&self) -> PluginResult<(f64, f64)> {
-        self.noise.sigma_range()
-    }
-
-    fn importance(&self, t: &Tensor) -> PluginResult<Tensor> {
-        self.noise.importance(t)
-    }
-
-    fn corrupt(&self, x0_bl: &Tensor, alpha_b: &Tensor) -> PluginResult<Tensor> {
-        let given = self.uniforms.borrow_mut().take();
-        let fresh = || Tensor::rand(x0_bl.size(), (Kind::Double, x0_bl.device()));
-        self.process.corrupt(x0_bl, alpha_b, &given.unwrap_or_else(fresh))
-    }
-
-    fn posterior(
-        &self,
-        xt_n: &Tensor,
-        alpha_t: f64,
-        alpha_s: f64,
-        p_nv: &Tensor,
-    ) -> PluginResult<Tensor> {
-        self.process.posterior(xt_n, alpha_t, alpha_s, p_nv)
-    }
-
-    fn hidden(&self, xt_bl: &Tensor, sigma_b: &Tensor) -> PluginResult<Tensor> {
-        self.calls.set(self.calls.get() + xt_bl.size()[0]);
-        let train = self.train.get();
-        let none = || sigma_b.zeros_like();
-        let sigma_b = &if self.facts.time_conditioning { sigma_b.shallow_clone() } else { none() };
-        let noted = (xt_bl.shallow_clone(), sigma_b.shallow_clone());
-        self.asked.borrow_mut().hidden = Some(noted);
-        let pass = |xt_bl: &Tensor, sigma_b: &Tensor| {
-            self.reduced(|| self.network.hidden(xt_bl, sigma_b, train))
-        };
-        match self.graphs.borrow_mut().as_mut().filter(|_| self.drawing.get()) {
-            Some(graphs) => graphs.hidden(xt_bl, sigma_b, self.reduced.get(), pass),
-            None => pass(xt_bl, sigma_b),
-        }
-    }
-
-    fn extend(&self, x_bl: &Tensor, cache: Vec<Tensor>) -> PluginResult<(Tensor, Vec<Tensor>)> {
-        self.calls.set(self.calls.get() + x_bl.size()[0]);
-        self.reduced(|| self.network.extend(x_bl, cache))
-    }
-
-    fn logits(&self, hidden_nd: &Tensor) -> PluginResult<Tensor> {
-        self.reduced(|| self.network.logits(hidden_nd))
-    }
-
-    fn weighted_nll(
-        &self,
-        hidden_nd: &Tensor,
-        target_n: &Tensor,
-        weight_n: &Tensor,
-        banned: Option<i64>,
-    ) -> PluginResult<Tensor> {
-        let Some(Head { weight, bias }) = &self.head else {
-            let logits_nv = self.reduced(|| self.network.logits(hidden_nd))?;
-            return Ok(plain_nll(logits_nv, target_n, weight_n, banned));
-        };
-        let (bias, reduced) = (bias.as_ref(), self.reduced.get());
-        maskdiff_native::linear_nll(hidden_nd, weight, bias, target_n, weight_n, banned, reduced)
-            .map_err(|e| PluginError::new(ErrorKind::Shape, e.to_string()))
-    }
-
-    fn log_x0(&self, xt_bl: &Tensor, t_b: &Tensor, rows_n: &Tensor) -> PluginResult<Tensor> {
-        self.note_law(false, xt_bl, t_b, rows_n);
-        self.method.log_x0(self, xt_bl, t_b, rows_n)
-    }
-
-    fn score(&self, xt_bl: &Tensor, t_b: &Tensor, rows_n: &Tensor) -> PluginResult<Tensor> {
-        self.note_law(true, xt_bl, t_b, rows_n);
-        self.method.score(self, xt_bl, t_b, rows_n)
-    }
-
-    fn progress(&self, done: i64, total: i64, xt_bl: &Tensor) -> PluginResult<()> {
-        match self.progress.borrow_mut().as_mut() {
-            Some(tell) => tell(done, total, xt_bl),
-            None => Ok(()),
-        }
     }
 }

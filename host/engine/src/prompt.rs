@@ -168,6 +168,15 @@ impl Given {
         }
     }
 
+    /// Sets the given positions of `given_l [L] bool`.
+    pub fn mark(&self, given_l: &Tensor) {
+        for (position, token) in self.tokens.iter().enumerate() {
+            if token.is_some() {
+                let _ = given_l.get(position as i64).fill_(1);
+            }
+        }
+    }
+
     /// Cuts off what was drawn after a template.
     pub fn cut(&self, ids: &mut Vec<i64>) {
         if self.whole {

@@ -5,6 +5,7 @@ use std::rc::Rc;
 use std::time::Instant;
 
 use maskdiff_base::error::{Error, Result};
+use maskdiff_base::stream::Purpose;
 use maskdiff_base::text::counted;
 use maskdiff_config::{Config, groups};
 use maskdiff_data::Tokenizer;
@@ -17,6 +18,7 @@ use tch::Tensor;
 use crate::component;
 use crate::evaluate::diversity;
 use crate::model::{Model, Progress};
+use crate::moment::{Moment, Streams};
 use crate::prompt::Given;
 
 /// How sampled tokens become text: the length, the end, the tokenizer.
@@ -28,12 +30,17 @@ pub struct Texts<'a> {
     pub windows: Windows,
     /// Cut a text at its first EOS or padding after the given tokens. The network was not trained on what follows.
     pub stop_at_eos: bool,
+    /// What samplers draw by [`maskdiff_plugin_api::Denoiser::uniforms`] comes from it,
+    pub seed: u64,
+    /// and from the number of the first text.
+    pub first: u64,
 }
 
 impl<'a> Texts<'a> {
     /// What the configuration asks for, for the model's length.
     pub fn new(config: &Config, tokenizer: &'a dyn Tokenizer) -> Self {
-        Self { tokenizer, windows: Windows::ONE, stop_at_eos: stops_at_eos(config) }
+        let (windows, stop_at_eos) = (Windows::ONE, stops_at_eos(config));
+        Self { tokenizer, windows, stop_at_eos, seed: config.top.seed, first: 0 }
     }
 
     fn end(&self, given: &Given, ids: &mut Vec<i64>) {
@@ -136,24 +143,32 @@ pub fn draw(
     recorder: Option<&Rc<RefCell<Recorder>>>,
 ) -> Result<Drawn> {
     let (start, calls) = (Instant::now(), model.calls());
-    let Texts { tokenizer, windows, .. } = texts;
-    let count = given.len() as i64;
-    let xt_bl = model.prior(count, model.facts().length)?;
+    let Texts { tokenizer, windows, seed, first, .. } = texts;
+    let (count, length) = (given.len() as i64, model.facts().length);
+    let xt_bl = model.prior(count, length)?;
+    let given_bl = xt_bl.zeros_like().to_kind(tch::Kind::Bool);
     for (row, given) in (0..).zip(given) {
         given.put_into(&xt_bl.get(row));
+        given.mark(&given_bl.get(row));
     }
+    let streams = Streams::new(seed, Purpose::Walks, first..first + given.len() as u64);
+    model.set_moment(Moment::of_walk(streams, given_bl));
     model.on_progress(recorded(progress, recorder.map(Rc::clone)));
     let prior = || model.prior(count, model.facts().length);
     let mut number = 0;
     let walked = windows.walk(&xt_bl, prior, |xt_bl| {
-        let Some(recorder) = recorder else { return walk(model, sampler, xt_bl) };
-        recorder.borrow_mut().begin(id_rows(xt_bl)?, number * windows.stride);
+        if number > 0 {
+            model.give_first(length - windows.stride);
+        }
         number += 1;
+        let Some(recorder) = recorder else { return walk(model, sampler, xt_bl) };
+        recorder.borrow_mut().begin(id_rows(xt_bl)?, (number - 1) * windows.stride);
         let x0_bl = walk(model, sampler, xt_bl)?;
         recorder.borrow_mut().end(id_rows(&x0_bl)?);
         Ok(x0_bl)
     });
     model.on_progress(None);
+    model.set_moment(Moment::default());
     let rows = walked?.unbind(0).into_iter().zip(given);
     let sample = |(row, given): (Tensor, &Given)| -> Result<Sample> {
         let mut ids = Vec::<i64>::try_from(row).map_err(component::torch)?;
@@ -238,13 +253,16 @@ fn check(x0_bl: Tensor, xt_bl: &Tensor, model: &Model, name: &str) -> Result<Ten
     if low < 0 || high >= vocab_size {
         return wrong(format!("returned token ids {low}..={high} outside 0..{vocab_size}"));
     }
-    let Some(mask) = model.facts().mask_id else { return Ok(x0_bl) };
     let count = |which: Tensor| which.sum(kind).int64_value(&[]);
-    let changed = x0_bl.not_equal_tensor(xt_bl).logical_and(&xt_bl.not_equal(mask));
-    let changed = count(changed);
-    if changed > 0 {
-        return wrong(format!("changed {} that were given", counted(changed, "token")));
+    let mask = model.facts().mask_id;
+    let unmasked = mask.map(|mask| xt_bl.not_equal(mask));
+    for given_bl in [model.given(), unmasked].into_iter().flatten() {
+        let changed = count(x0_bl.not_equal_tensor(xt_bl).logical_and(&given_bl));
+        if changed > 0 {
+            return wrong(format!("changed {} that were given", counted(changed, "token")));
+        }
     }
+    let Some(mask) = mask else { return Ok(x0_bl) };
     let left = count(x0_bl.eq(mask));
     if left > 0 {
         let all = x0_bl.numel();

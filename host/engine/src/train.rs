@@ -28,6 +28,7 @@ use crate::draws;
 use crate::evaluate::{Bound, Measure};
 use crate::learner::{Ask, Batch, Learner, Step};
 use crate::model::Model;
+use crate::moment::Streams;
 use crate::observe::{self, Part, Split, Usual};
 use crate::rows::TokenRows;
 use crate::sample::NamedSampler;
@@ -213,7 +214,7 @@ impl Trainer<'_> {
         progress.window.timed += 1;
         if done.lr.is_some() {
             progress.usual.learn(done.loss);
-            progress.window.loss += done.loss;
+            progress.window.loss += done.shown();
             progress.window.steps += 1;
             return Ok(Some(done));
         }
@@ -318,12 +319,16 @@ impl Trainer<'_> {
         let u_bl = draws::mask_uniforms(seed, step, first as u64, rows as usize, length as usize)?;
         draws::seed_torch(seed, Purpose::Torch, step, self.world.rank());
         let u_bl = u_bl.to_device(device);
+        // A sequence's number in the run does not depend on who trains on it.
+        let number = step * config.loader.global_batch_size.cast_unsigned() + first.cast_unsigned();
         let part = |start: i64| {
+            let numbers = number + start.cast_unsigned()..number + (start + batch).cast_unsigned();
             Ok(Batch {
                 x0_bl: x0_bl.narrow(0, start, batch),
                 t_b: self.model.draw_t(&u_b.narrow(0, start, batch))?,
                 counted_bl: counted_bl.as_ref().map(|counted| counted.narrow(0, start, batch)),
                 u_bl: Some(u_bl.narrow(0, start, batch)),
+                streams: Some(Streams::new(seed, Purpose::Draws, numbers)),
             })
         };
         (0..rows).step_by(batch as usize).map(part).collect()
@@ -362,7 +367,8 @@ impl Trainer<'_> {
         let seconds = window.since.elapsed().as_secs_f64();
         let speed = (samples * config.model.length) as f64 / seconds;
         let device = self.model.facts().device();
-        let name = if self.model.is_bound() { "train/nelbo" } else { "train/loss" };
+        let is_bound = done.nats.is_some() || done.lr.is_none() && self.model.is_bound();
+        let name = if is_bound { "train/nelbo" } else { "train/loss" };
         let mut line = json!({
             name: if window.steps > 0 { json!(loss) } else { Value::Null },
             "train/lr": done.lr,
@@ -371,6 +377,13 @@ impl Trainer<'_> {
             "perf/tokens_per_s": speed,
             "perf/samples_per_s": samples as f64 / seconds,
         });
+        // A loss that is not what is reported of it is shown beside it, as it was at this step.
+        if done.nats.is_some_and(|nats| nats != done.loss) {
+            line["train/loss"] = json!(done.loss);
+        }
+        for (name, value) in &done.metrics {
+            line[format!("train/{name}")] = json!(value);
+        }
         if let Some(epoch) = self.source().1.filter(|n| *n > 0) {
             line["train/epoch"] = json!(self.progress.samples as f64 / epoch as f64);
         }

@@ -42,7 +42,7 @@ pub fn run(common: &Common) -> Result<()> {
     // It scores no first token, and draws nothing.
     let (_, method) = registry.find("parameterization", &config.top.parameterization)?;
     let next_token = method.provides.iter().any(|offer| *offer == capability::NEXT_TOKEN);
-    let facts = assemble::facts(&config, tokenizer.as_ref(), device);
+    let facts = assemble::facts(&config, &registry, tokenizer.as_ref(), device)?;
     let model = assemble::model(&config, &registry, choices, facts)?;
     assemble::load_weights(&model, &checkpoint, &config)?;
     let origin = results::used(&checkpoint, &config, &used)?;

@@ -37,7 +37,7 @@ pub fn run(common: &Common, format: As, output: &Path) -> Result<()> {
     let (_, method) = registry.find("parameterization", &config.top.parameterization)?;
     let is_causal = method.provides.iter().any(|offer| *offer == capability::NEXT_TOKEN);
     // The model knows the order of its tensors, and that the stored ones are all of them.
-    let facts = assemble::facts(&config, tokenizer.as_ref(), Device::Cpu);
+    let facts = assemble::facts(&config, &registry, tokenizer.as_ref(), Device::Cpu)?;
     let model = assemble::model(&config, &registry, choices, facts)?;
     let missing =
         || Error::checkpoint(format!("`{}` has no weights", checkpoint.path.display()), "");

@@ -124,11 +124,8 @@ impl Session {
             None
         };
         let used = plugins::used(&registry, &choices, Some(&config.sampling.predictor))?;
-        let facts = assemble::facts(
-            &config,
-            tokenizer.as_ref(),
-            accelerator::device(&config, &World::alone())?,
-        );
+        let device = accelerator::device(&config, &World::alone())?;
+        let facts = assemble::facts(&config, &registry, tokenizer.as_ref(), device)?;
         let choice = assemble::sampler_choice(&config, &registry, tokenizer.as_ref())?;
         let first = assemble::first_token(&config, &registry, tokenizer.as_ref())?;
         if let Some(said) = first.in_words().filter(|_| asked.is_empty()) {
@@ -159,7 +156,8 @@ impl Session {
             let bar = progress(Report::new(common.format, common.quiet), stop.clone());
             let tokenizer = tokenizer.as_ref();
             let record = recorder.as_ref();
-            let drawn = sample::draw(model, &mut sampler, &given, all_texts, Some(bar), record);
+            let these = Texts { first: from as u64, ..all_texts };
+            let drawn = sample::draw(model, &mut sampler, &given, these, Some(bar), record);
             let drawn = drawn.map_err(|e| config.locate(e))?;
             let report = Report::new(common.format, common.quiet);
             let (count, nfe, seconds) = (drawn.samples.len(), drawn.nfe, drawn.seconds);

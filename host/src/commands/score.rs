@@ -181,7 +181,7 @@ fn judge(common: &Common, config: &Config) -> Result<Judge> {
     let chosen = [("parameterization", own.top.parameterization.as_str())];
     registry.check_offered(&format!("a judge (`{name}`)"), &needs, &chosen)?;
     let device = accelerator::device(&own, &World::alone())?;
-    let facts = assemble::facts(&own, tokenizer.as_ref(), device);
+    let facts = assemble::facts(&own, &registry, tokenizer.as_ref(), device)?;
     let model = assemble::model(&own, &registry, choices, facts)?;
     assemble::load_weights(&model, &checkpoint, &own)?;
     Judge::new(name, checkpoint.hash()?, model, tokenizer)

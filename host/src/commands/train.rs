@@ -212,7 +212,7 @@ fn work(
             "give a whole number of batches: the first so many, again and again",
         ));
     }
-    let facts = assemble::facts(config, corpus.tokenizer.as_ref(), device);
+    let facts = assemble::facts(config, &registry, corpus.tokenizer.as_ref(), device)?;
     let (sampler, trial) = match logs {
         false => (None, None),
         true => {

@@ -1,10 +1,15 @@
 //! Plain traits to trait objects and back. Every call is guarded here, so nobody can forget it.
 
-use abi_stable::std_types::{ROption, RVec, Tuple2};
+use abi_stable::std_types::{ROption, RStr, RVec, Tuple2};
 use tch::{Device, Tensor};
 
 use super::calls::outside;
+use super::contract::{
+    backbone_call, denoiser_call, denoiser_methods, parameterization_call, process_call,
+    remote_methods,
+};
 use super::guard::{RAnswer, answer};
+use super::message::{Crosses, Message, RMessage, RReply, lacks, replied, reply};
 use super::objects::*;
 use super::tensor::{RTensor, RTensorRef};
 use crate::backbone::Backbone;
@@ -14,6 +19,7 @@ use crate::noise::NoiseSchedule;
 use crate::parameterization::Parameterization;
 use crate::process::ForwardProcess;
 use crate::sampler::Sampler;
+use crate::{Interpolation, Mix, Pass, Passed};
 
 /// Turns what crossed into a plain result.
 pub(crate) fn plain<T, R>(answer: RAnswer<R>, unpack: impl FnOnce(R) -> T) -> Result<T> {
@@ -94,6 +100,10 @@ impl<T: ForwardProcess> ProcessObject for ProcessAdapter<T> {
     fn prior_kl(&self, x0_bl: RTensorRef<'_>, alpha_1: f64) -> RAnswer<RTensor> {
         tensor(|| self.0.prior_kl(&x0_bl.view(), alpha_1))
     }
+
+    fn call(&self, method: RStr<'_>, sent: RMessage) -> RReply {
+        reply(|| process_call(&self.0, &method, Message::try_from(sent)?))
+    }
 }
 
 pub(crate) struct BackboneAdapter<T>(pub(crate) T);
@@ -131,6 +141,10 @@ impl<T: Backbone> BackboneObject for BackboneAdapter<T> {
             tensors.map(RTensor::new).collect()
         };
         answer(|| Ok(self.0.head()), pack)
+    }
+
+    fn call(&self, method: RStr<'_>, sent: RMessage) -> RReply {
+        reply(|| backbone_call(&self.0, &method, Message::try_from(sent)?))
     }
 }
 
@@ -172,6 +186,12 @@ impl<T: Parameterization> ParameterizationObject for ParameterizationAdapter<T> 
         let remote = Remote(model);
         let model = Denoiser::new(&remote);
         tensor(|| self.0.score(&model, &xt_bl.view(), &t_b.view(), &rows_n.view()))
+    }
+
+    fn call(&self, method: RStr<'_>, model: DenoiserRef<'_>, sent: RMessage) -> RReply {
+        let remote = Remote(model);
+        let model = Denoiser::new(&remote);
+        reply(|| parameterization_call(&self.0, &method, &model, Message::try_from(sent)?))
     }
 }
 
@@ -299,6 +319,10 @@ impl DenoiserObject for Lent<'_> {
     fn progress(&self, done: i64, total: i64, xt_bl: RTensorRef<'_>) -> RAnswer<()> {
         outside(|| answer(|| self.0.progress(done, total, &xt_bl.view()), |()| ()))
     }
+
+    fn call(&self, method: RStr<'_>, sent: RMessage) -> RReply {
+        outside(|| reply(|| denoiser_call(&self.0, &method, Message::try_from(sent)?)))
+    }
 }
 
 /// The host's model as a plugin sees it.
@@ -398,4 +422,6 @@ impl Model for Remote<'_> {
     fn progress(&self, done: i64, total: i64, xt_bl: &Tensor) -> Result<()> {
         plain(self.0.progress(done, total, RTensorRef::new(xt_bl)), |()| ())
     }
+
+    denoiser_methods!(remote_methods);
 }

@@ -57,6 +57,11 @@ impl Owner {
         Self { who: String::leak(format!("{kind} `{name}`")), facts }
     }
 
+    /// Its name, as the user knows it.
+    pub(crate) fn name(&self) -> &'static str {
+        self.who.split('`').nth(1).unwrap_or(self.who)
+    }
+
     /// A call over the boundary. An error that names nobody is this component's. What it is lent stays as it is.
     pub(crate) fn call<T>(
         &self,

@@ -17,10 +17,10 @@ use crate::backbone::{Head, Parameter};
 use crate::denoiser::{Denoiser, Model};
 use crate::error::Result;
 use crate::shape::{ANY, Kinds, Wanted};
-use crate::{Component, Context};
+use crate::{Batch, Component, Context, Objective, Pass, Passed};
 
 /// Lends the host's model to a plugin for one call.
-fn lend<T>(model: &dyn Model, call: impl FnOnce(DenoiserRef<'_>) -> T) -> T {
+pub(super) fn lend<T>(model: &dyn Model, call: impl FnOnce(DenoiserRef<'_>) -> T) -> T {
     let lent = Lent(Denoiser::new(model));
     call(DenoiserObject_TO::from_ptr(&lent, TD_Opaque))
 }
@@ -63,8 +63,8 @@ macro_rules! handle {
     ($(#[$doc:meta])* $name:ident, $kind:literal, $object:ty, $trait:path, $to:ident, $adapter:ident) => {
         $(#[$doc])*
         pub struct $name {
-            object: $object,
-            owner: Owner,
+            pub(super) object: $object,
+            pub(super) owner: Owner,
         }
 
         impl $name {
@@ -282,6 +282,12 @@ impl Network {
         })
     }
 
+    /// `pass` of a network that was built before there was one.
+    pub(super) fn plain_pass(&self, pass: &Pass, train: bool) -> Result<Passed> {
+        pass.only(&[], self.owner.name())?;
+        self.hidden(pass.ids()?, &pass.sigma, train).map(Passed::new)
+    }
+
     pub fn head(&self) -> Result<Option<Head>> {
         self.owner.call("head", &[], || {
             let unpack = |list: RVec<RTensor>| list.into_iter().map(RTensor::into_tensor);
@@ -326,6 +332,11 @@ impl Method {
                 nats.kind()
             ))
         })
+    }
+
+    /// `objective` of a method that was built before there was one: its loss. Whether that is a bound is the caller's to say.
+    pub(super) fn loss_as_objective(&self, model: &dyn Model, batch: &Batch) -> Result<Objective> {
+        self.loss(model, &batch.x0_bl, &batch.t_b).map(Objective::new)
     }
 
     pub fn log_x0(

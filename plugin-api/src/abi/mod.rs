@@ -9,11 +9,13 @@
 
 pub(crate) mod adapters;
 pub mod calls;
+pub(crate) mod contract;
 pub mod elf;
 mod forward;
 pub(crate) mod guard;
 pub mod handles;
 pub mod load;
+pub mod message;
 pub mod module;
 pub(crate) mod objects;
 mod tensor;

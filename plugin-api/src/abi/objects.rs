@@ -1,10 +1,12 @@
-//! The trait objects that cross. Methods are only ever appended, with a default body: see ARCHITECTURE.md, "The ABI".
+//! The trait objects that cross, as contract 1.0 had them. Nothing is appended here any more: methods that came later are called
+//! by their names over `call`, see `contract` beside it.
 
 use abi_stable::StableAbi;
 use abi_stable::sabi_trait;
-use abi_stable::std_types::{RBox, ROption, RString, RVec, Tuple2};
+use abi_stable::std_types::{RBox, ROption, RResult, RStr, RString, RVec, Tuple2};
 
 use super::guard::RAnswer;
+use super::message::{RMessage, RReply};
 use super::tensor::{RTensor, RTensorRef};
 
 /// A named parameter; its memory is shared with the network.
@@ -27,6 +29,9 @@ pub trait NoiseObject {
     fn sigma_range(&self) -> RAnswer<Tuple2<f64, f64>>;
     #[sabi(last_prefix_field)]
     fn importance(&self, t: RTensorRef<'_>) -> RAnswer<RTensor>;
+    fn call(&self, _method: RStr<'_>, _sent: RMessage) -> RReply {
+        RResult::ROk(ROption::RNone)
+    }
 }
 
 #[sabi_trait]
@@ -48,6 +53,9 @@ pub trait ProcessObject {
     ) -> RAnswer<RTensor>;
     #[sabi(last_prefix_field)]
     fn prior_kl(&self, x0_bl: RTensorRef<'_>, alpha_1: f64) -> RAnswer<RTensor>;
+    fn call(&self, _method: RStr<'_>, _sent: RMessage) -> RReply {
+        RResult::ROk(ROption::RNone)
+    }
 }
 
 #[sabi_trait]
@@ -64,6 +72,9 @@ pub trait BackboneObject {
     fn head(&self) -> RAnswer<RVec<RTensor>>;
     #[sabi(last_prefix_field)]
     fn extend(&self, x_bl: RTensorRef<'_>, cache: RVec<RTensor>) -> RAnswer<RExtended>;
+    fn call(&self, _method: RStr<'_>, _sent: RMessage) -> RReply {
+        RResult::ROk(ROption::RNone)
+    }
 }
 
 /// A [`DenoiserObject`] of the host, lent for one call.
@@ -93,6 +104,9 @@ pub trait ParameterizationObject {
         t_b: RTensorRef<'_>,
         rows_n: RTensorRef<'_>,
     ) -> RAnswer<RTensor>;
+    fn call(&self, _method: RStr<'_>, _model: DenoiserRef<'_>, _sent: RMessage) -> RReply {
+        RResult::ROk(ROption::RNone)
+    }
 }
 
 #[sabi_trait]
@@ -106,6 +120,9 @@ pub trait SamplerObject {
         t: f64,
         s: f64,
     ) -> RAnswer<RTensor>;
+    fn call(&mut self, _method: RStr<'_>, _model: DenoiserRef<'_>, _sent: RMessage) -> RReply {
+        RResult::ROk(ROption::RNone)
+    }
 }
 
 /// The host's side of [`crate::Denoiser`].
@@ -155,6 +172,9 @@ pub trait DenoiserObject {
     ) -> RAnswer<RTensor>;
     #[sabi(last_prefix_field)]
     fn progress(&self, done: i64, total: i64, xt_bl: RTensorRef<'_>) -> RAnswer<()>;
+    fn call(&self, _method: RStr<'_>, _sent: RMessage) -> RReply {
+        RResult::ROk(ROption::RNone)
+    }
 }
 
 /// Owned objects as they cross.

@@ -3,7 +3,7 @@
 use tch::{Device, Kind, Tensor};
 
 use super::linear;
-use crate::Parameters;
+use crate::{Parameters, Pass, Result, Sees, ensure};
 
 /// Rotary positions (arXiv:2104.09864); halves are rotated, not neighbours.
 #[derive(Debug)]
@@ -12,7 +12,7 @@ pub struct Rotary {
     kind: Kind,
 }
 
-/// Cosines and sines of some positions, `[L, 1, 1, K/2]` each.
+/// Cosines and sines of some positions, `[L, 1, 1, K/2]` or `[B, L, 1, 1, K/2]` each.
 pub type Rotation = (Tensor, Tensor);
 
 impl Rotary {
@@ -26,11 +26,87 @@ impl Rotary {
     /// The rotation of positions `first .. first + length`.
     pub fn at(&self, first: i64, length: i64) -> Rotation {
         let options = (self.inv_freq.kind(), self.inv_freq.device());
-        let positions = Tensor::arange_start(first, first + length, options);
-        let angle = positions.unsqueeze(1) * &self.inv_freq;
-        let shaped = |x: Tensor| x.view([length, 1, 1, -1]).to_kind(self.kind);
+        self.of(&Tensor::arange_start(first, first + length, options))
+    }
+
+    /// The rotation of positions `[L]` or `[B, L]`.
+    pub fn of(&self, positions: &Tensor) -> Rotation {
+        let angle = positions.to_kind(self.inv_freq.kind()).unsqueeze(-1) * &self.inv_freq;
+        let shaped = |x: Tensor| x.unsqueeze(-2).unsqueeze(-2).to_kind(self.kind);
         (shaped(angle.cos()), shaped(angle.sin()))
     }
+}
+
+/// Where the tokens of a [`Pass`] stand and what they attend to: the same for every layer.
+#[derive(Debug)]
+pub struct Reading {
+    rotation: Rotation,
+    /// True where row `i` of the call sees column `j` of past and call; `None` sees all.
+    seen: Option<Tensor>,
+}
+
+impl Reading {
+    /// Of a pass over a network with that rotation and so many layers, whose keys and values are checked against it.
+    pub fn new(pass: &Pass, rotary: &Rotary, layers: usize) -> Result<Self> {
+        let (ids, held) = (pass.tokens.ids(), pass.past.len());
+        ensure!(
+            held == 0 || held == 2 * layers,
+            Shape,
+            "`past` holds {held} tensors, expected keys and values of {layers} layers, {}",
+            2 * layers
+        );
+        let (new, past) = (ids.size()[1], pass.past.first().map_or(0, |keys| keys.size()[2]));
+        let own = Tensor::arange_start(past, past + new, (Kind::Int64, ids.device()));
+        let positions = match &pass.positions {
+            Some(positions) if positions.size()[0] == 1 => positions.squeeze_dim(0),
+            Some(positions) => positions.shallow_clone(),
+            None => own,
+        };
+        let seen = seen(&pass.sees, &positions, past)?;
+        Ok(Self { rotation: rotary.of(&positions), seen })
+    }
+}
+
+/// What tokens at `positions [S]` or `[B, S]` see of a past of P tokens and of one another: `[S, P + S]` or
+/// `[B, 1, S, P + S] bool`.
+fn seen(sees: &Sees, positions: &Tensor, past: i64) -> Result<Option<Tensor>> {
+    let new = positions.size().last().copied().unwrap_or(0);
+    let options = (Kind::Int64, positions.device());
+    let block_of = |at: &Tensor, size: i64| at.floor_divide_scalar(size);
+    if let Sees::Blocks(size) | Sees::Earlier(size) = sees {
+        ensure!(*size > 0, Config, "a block must have at least one token, got {size}");
+    }
+    let pairs = match sees {
+        Sees::All => return Ok(None),
+        // One new token sees all that is there.
+        Sees::Causal if new == 1 => return Ok(None),
+        Sees::Causal => {
+            Tensor::ones([new, past + new], (Kind::Bool, positions.device())).tril(past)
+        }
+        Sees::Blocks(size) | Sees::Earlier(size) => {
+            let own = block_of(positions, *size);
+            let rows = own.unsqueeze(-1);
+            let earlier = block_of(&Tensor::arange(past, options), *size);
+            let columns = own.unsqueeze(-2);
+            let (of_past, of_call) = match sees {
+                Sees::Blocks(_) => (earlier.le_tensor(&rows), columns.le_tensor(&rows)),
+                _ => (earlier.lt_tensor(&rows), columns.eq_tensor(&rows)),
+            };
+            Tensor::cat(&[of_past, of_call], -1)
+        }
+        Sees::Pairs(pairs) => {
+            let size = pairs.size();
+            let fits = matches!(size.len(), 2 | 3) && size[size.len() - 2..] == [new, past + new];
+            ensure!(
+                fits && pairs.kind() == Kind::Bool,
+                Shape,
+                "the pairs of a pass are {size:?} {:?}, expected [S, P + S] or [B, S, P + S] Bool with S = {new}, P = {past}",
+                pairs.kind()
+            );
+            pairs.shallow_clone()
+        }
+    };
+    Ok(Some(if pairs.dim() == 3 { pairs.unsqueeze(1) } else { pairs }))
 }
 
 /// `x [B, L, .., H, K]`.
@@ -82,6 +158,28 @@ impl SelfAttention {
     pub fn forward(&self, h_bld: &Tensor, rotation: &Rotation, causal: bool) -> Tensor {
         let [q, k, v] = self.project(h_bld, rotation);
         self.attend(&q, &k, &v, None, causal)
+    }
+
+    /// Attention of a pass: `h_bld [B, S, D]` → `[B, S, D]`, and the keys and values of its own tokens, `[B, H, S, K]` each.
+    pub fn read(
+        &self,
+        h_bld: &Tensor,
+        reading: &Reading,
+        past: Option<(&Tensor, &Tensor)>,
+    ) -> (Tensor, [Tensor; 2]) {
+        let [q, k, v] = self.project(h_bld, &reading.rotation);
+        let joined = |past: &Tensor, own: &Tensor| Tensor::cat(&[past, own], 2);
+        let (all_k, all_v) = match past {
+            Some((past_k, past_v)) => (joined(past_k, &k), joined(past_v, &v)),
+            None => (k.shallow_clone(), v.shallow_clone()),
+        };
+        (self.attend(&q, &all_k, &all_v, reading.seen.as_ref(), false), [k, v])
+    }
+
+    /// The keys and values of [`SelfAttention::read`] alone.
+    pub fn keys(&self, h_bld: &Tensor, reading: &Reading) -> [Tensor; 2] {
+        let [_, k, v] = self.project(h_bld, &reading.rotation);
+        [k, v]
     }
 
     /// Causal attention of new positions over earlier ones, whose keys and values are in `past`.

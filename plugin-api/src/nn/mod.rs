@@ -5,12 +5,12 @@
 use maskdiff_native::Then;
 use tch::Tensor;
 
-use crate::Parameters;
+use crate::{Parameters, Tokens};
 
 mod attention;
 mod timestep;
 
-pub use attention::{Rotary, Rotation, SelfAttention};
+pub use attention::{Reading, Rotary, Rotation, SelfAttention};
 pub use timestep::{Modulation, TimestepEmbedder};
 
 /// Layer norm with a weight and no bias: `[.., D]`.
@@ -18,10 +18,22 @@ pub fn norm(x: &Tensor, weight: &Tensor) -> Tensor {
     x.layer_norm(weight.size(), Some(weight), None::<&Tensor>, 1e-5, false)
 }
 
-/// adaLN: a layer norm with a weight, then `x (1 + scale) + shift`. `x [B, L, D]`, `shift` and `scale [B, 1, D]`, or
+/// What enters a network: the embedding of each token, or the mixture of several, `[B, S, D]` of an embedding `[V, D]`.
+pub fn embed(embedding: &Tensor, tokens: &Tokens) -> Tensor {
+    let embedded = |ids: &Tensor| Tensor::embedding(embedding, ids, -1, false, false);
+    match tokens {
+        Tokens::Ids(ids) => embedded(ids),
+        Tokens::Mixture { ids, weight } => {
+            let weight = weight.to_kind(embedding.kind()).unsqueeze(-1);
+            (embedded(ids) * weight).sum_dim_intlist([-2i64].as_slice(), false, embedding.kind())
+        }
+    }
+}
+
+/// adaLN: a layer norm with a weight, then `x (1 + scale) + shift`. `x [B, L, D]`, `shift` and `scale [B, 1, D]`, `[B, L, D]`, or
 /// `[1, 1, D]` for one modulation of all sequences, which then costs nothing beyond the norm.
 pub fn modulated_norm(x: &Tensor, weight: &Tensor, shift: &Tensor, scale: &Tensor) -> Tensor {
-    if shift.size()[0] > 1 {
+    if shift.numel() > weight.numel() {
         return norm(x, weight) * (scale + 1.0) + shift;
     }
     // Under autocast the modulation is in 16 bits, and the stream it modulates is not.
@@ -30,7 +42,7 @@ pub fn modulated_norm(x: &Tensor, weight: &Tensor, shift: &Tensor, scale: &Tenso
     x.layer_norm(weight.size(), Some(weight), Some(shift), 1e-5, false)
 }
 
-/// `x + gate h`: `[B, L, D]` with `gate [B, 1, D]` or `[1, 1, D]`, in the type of `x`, which under autocast is wider than that
+/// `x + gate h`: `[B, L, D]` with `gate [B, 1, D]`, `[B, L, D]` or `[1, 1, D]`, in the type of `x`, which under autocast is wider than that
 /// of the others.
 pub fn gated_sum(x: &Tensor, gate: &Tensor, h: &Tensor) -> Tensor {
     x.addcmul(&gate.to_kind(x.kind()), &h.to_kind(x.kind()))

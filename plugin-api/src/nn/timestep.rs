@@ -31,11 +31,11 @@ impl TimestepEmbedder {
         Self { frequencies, weights: [weight_0, weight_2], biases: [bias_0, bias_2] }
     }
 
-    /// `sigma_b [B] f64` → `[B, C]`.
+    /// `sigma_b [B] f64` → `[B, C]`, or `[B, L]` → `[B, L, C]`.
     pub fn forward(&self, sigma_b: &Tensor) -> Tensor {
         let kind = self.weights[0].kind();
         let wide = crate::backbone::wide(kind);
-        let angle = sigma_b.to_kind(wide).unsqueeze(1) * self.frequencies.to_kind(wide);
+        let angle = sigma_b.to_kind(wide).unsqueeze(-1) * self.frequencies.to_kind(wide);
         let features = Tensor::cat(&[angle.cos(), angle.sin()], -1).to_kind(kind);
         let hidden = features.linear(&self.weights[0], Some(&self.biases[0])).silu();
         hidden.linear(&self.weights[1], Some(&self.biases[1]))
@@ -57,8 +57,10 @@ impl Modulation {
         Self { weight, bias }
     }
 
-    /// `c_bc [B, C]` → `count` tensors `[B, 1, outputs / count]`.
+    /// `c_bc [B, C]` → `count` tensors `[B, 1, outputs / count]`, or `[B, L, C]` → `[B, L, outputs / count]`.
     pub fn chunks(&self, c_bc: &Tensor, count: i64) -> Vec<Tensor> {
-        c_bc.linear(&self.weight, Some(&self.bias)).unsqueeze(1).chunk(count, -1)
+        let all = c_bc.linear(&self.weight, Some(&self.bias));
+        let all = if all.dim() == 2 { all.unsqueeze(1) } else { all };
+        all.chunk(count, -1)
     }
 }

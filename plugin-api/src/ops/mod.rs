@@ -2,9 +2,11 @@
 //!
 //! Shape letters: `B` batch, `L` length, `V` vocabulary, `N` rows.
 
+mod interpolation;
 mod order;
 mod restriction;
 
+pub use interpolation::{Interpolation, interpolating_nll};
 pub use order::Order;
 pub use restriction::Restriction;
 

@@ -5,6 +5,7 @@
 //! computed by [`law_of_walk`] and checked by [`chi_square`].
 
 pub mod contracts;
+mod kind;
 mod statistics;
 mod toy;
 mod typed;

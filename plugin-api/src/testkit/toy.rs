@@ -6,18 +6,24 @@ use std::rc::Rc;
 
 use tch::{Device, IndexOp, Kind as TensorKind, Tensor};
 
+use super::kind::{Noise, corrupted, masked};
 use crate::error::Kind;
-use crate::{Context, Denoiser, Model, PluginError, Result, Sampler, Walk, ops};
+use crate::{
+    Context, Denoiser, Interpolation, Mix, Model, Pass, Passed, PluginError, Result, Sampler, Walk,
+    bail, ops,
+};
 
 /// The exact denoiser of a table of probabilities over sequences of `length` tokens out of `tokens`, plus a mask.
 ///
-/// Absorbing process, log-linear schedule. `hidden` is the exact log-conditional at each position, the head
-/// is the identity, so a parameterization can be tested over it as well. `extend` is the exact law of the next token,
-/// as a causal network gives it.
+/// Absorbing process ([`Toy::new`]), uniform noise without a mask ([`Toy::uniform`]), or both ([`Toy::hybrid`]); log-linear schedule.
+/// `hidden` is the exact log-conditional at each position, the head is the identity, so a parameterization can be tested over it
+/// as well. Over uniform and hybrid noise it is the law of a token given the *other* positions. `extend` is the exact law of the
+/// next token, as a causal network gives it.
 #[derive(Debug)]
 pub struct Toy {
     length: usize,
     tokens: usize,
+    noise: Noise,
     joint: Vec<f64>,
     time_conditioning: bool,
     causal: bool,
@@ -27,6 +33,7 @@ pub struct Toy {
     asked: Option<RefCell<Vec<Vec<f64>>>>,
     /// Conditionals that were asked for before.
     known: RefCell<HashMap<Vec<i64>, Rc<[f64]>>>,
+    given: RefCell<Option<Tensor>>,
 }
 
 const EPS: f64 = 1e-3;
@@ -45,6 +52,7 @@ impl Toy {
         Self {
             length,
             tokens,
+            noise: Noise::Absorbing,
             joint: joint.into_iter().map(|w| w / total).collect(),
             time_conditioning: false,
             causal: false,
@@ -52,7 +60,23 @@ impl Toy {
             stop_after: Cell::new(i64::MAX),
             asked: None,
             known: RefCell::default(),
+            given: RefCell::default(),
         }
+    }
+
+    /// The same table under noise that turns tokens into any token; there is no mask. The law depends on the noise level.
+    pub fn uniform(length: usize, tokens: usize) -> Self {
+        Self { noise: Noise::Uniform, time_conditioning: true, ..Self::new(length, tokens) }
+    }
+
+    /// The same table under noise that turns tokens into the mask or, less often, into any other token.
+    pub fn hybrid(length: usize, tokens: usize) -> Self {
+        Self { noise: Noise::Hybrid, time_conditioning: true, ..Self::new(length, tokens) }
+    }
+
+    /// Says which positions of a walk are given, `[B, L] bool`.
+    pub fn give(&self, given_bl: Option<Tensor>) {
+        *self.given.borrow_mut() = given_bl;
     }
 
     /// The same model, which claims that its network sees the noise level.
@@ -109,8 +133,8 @@ impl Toy {
     /// What a component over this model is told.
     pub fn context(&self) -> Context {
         Context {
-            vocab_size: self.tokens as i64 + 1,
-            mask_id: Some(self.tokens as i64),
+            vocab_size: self.vocab_size(),
+            mask_id: self.mask_id(),
             length: self.length(),
             time_conditioning: self.time_conditioning,
             kind: TensorKind::Double,
@@ -120,7 +144,17 @@ impl Toy {
 
     /// An all-mask start.
     pub fn masked(&self, batch: i64) -> Tensor {
-        Tensor::full([batch, self.length()], self.tokens as i64, (TensorKind::Int64, Device::Cpu))
+        masked(self.tokens, &[batch, self.length()])
+    }
+
+    /// A draw of the prior, from which a walk starts.
+    pub fn start(&self, batch: i64) -> Tensor {
+        self.noise.draw(self.tokens, &[batch, self.length()])
+    }
+
+    /// V, as a size.
+    fn vocab(&self) -> usize {
+        self.noise.vocab(self.tokens)
     }
 
     /// How often each sequence occurs among `x0_bl`, in the order of [`Toy::joint`].
@@ -169,13 +203,47 @@ impl Toy {
     }
 }
 
+impl Toy {
+    /// `p(x_l = v | the other tokens of z)` for all l and v, where a token is still clean with probability `alpha`.
+    fn of_others(&self, z: &[i64], alpha: f64) -> Vec<f64> {
+        let vocab = self.vocab();
+        let likely = |x: usize, z: i64| {
+            let noise = self.noise.on(self.tokens, 1.0 - alpha, z as usize);
+            noise + if x as i64 == z { alpha } else { 0.0 }
+        };
+        let mut table = vec![0.0; z.len() * vocab];
+        for (state, p) in self.joint.iter().enumerate() {
+            let x = self.digits(state, self.tokens);
+            for (l, token) in x.iter().take(z.len()).enumerate() {
+                let others = (0..z.len()).filter(|m| *m != l).map(|m| likely(x[m], z[m]));
+                table[l * vocab + token] += p * others.product::<f64>();
+            }
+        }
+        for row in table.chunks_mut(vocab) {
+            let total: f64 = row.iter().sum();
+            row.iter_mut().for_each(|p| *p /= total);
+        }
+        table
+    }
+
+    /// [`Toy::of_others`] for each sequence, as logarithms.
+    fn hidden_of_others(&self, xt_bl: &Tensor, sigma_b: &Tensor) -> Result<Tensor> {
+        let (batch, length) = (xt_bl.size()[0], xt_bl.size()[1]);
+        let tokens = Vec::<i64>::try_from(xt_bl.contiguous().view([-1]))?;
+        let alphas = Vec::<f64>::try_from(sigma_b.neg().exp())?;
+        let blocks = tokens.chunks(length as usize).zip(alphas);
+        let table: Vec<f64> = blocks.flat_map(|(z, alpha)| self.of_others(z, alpha)).collect();
+        Ok(Tensor::from_slice(&table).view([batch, length, self.vocab_size()]).log())
+    }
+}
+
 impl Model for Toy {
     fn vocab_size(&self) -> i64 {
-        self.tokens as i64 + 1
+        self.vocab() as i64
     }
 
     fn mask_id(&self) -> Option<i64> {
-        Some(self.tokens as i64)
+        self.noise.mask(self.tokens)
     }
 
     fn time_conditioning(&self) -> bool {
@@ -208,8 +276,7 @@ impl Model for Toy {
     }
 
     fn corrupt(&self, x0_bl: &Tensor, alpha_b: &Tensor) -> Result<Tensor> {
-        let masked = ops::bernoulli(&(alpha_b * -1.0 + 1.0).unsqueeze(1).expand_as(x0_bl));
-        Ok(x0_bl.masked_fill(&masked, self.tokens as i64))
+        Ok(corrupted(self.noise, self.tokens, x0_bl, alpha_b))
     }
 
     fn posterior(
@@ -219,8 +286,11 @@ impl Model for Toy {
         alpha_s: f64,
         p_nv: &Tensor,
     ) -> Result<Tensor> {
+        if self.noise != Noise::Absorbing {
+            return Ok(self.noise.posterior(self.tokens, xt_n, (alpha_t, alpha_s), p_nv));
+        }
         let mask = self.tokens as i64;
-        let stay = (1.0 - alpha_s) / (1.0 - alpha_t);
+        let stay = if alpha_t == alpha_s { 1.0 } else { (1.0 - alpha_s) / (1.0 - alpha_t) };
         let opened = p_nv * (1.0 - stay);
         let _ = opened.i((.., mask)).fill_(stay);
         let kept = xt_n.one_hot(self.vocab_size()).to_kind(p_nv.kind());
@@ -228,12 +298,15 @@ impl Model for Toy {
     }
 
     /// A block shorter than L is the start of one.
-    fn hidden(&self, xt_bl: &Tensor, _sigma_b: &Tensor) -> Result<Tensor> {
+    fn hidden(&self, xt_bl: &Tensor, sigma_b: &Tensor) -> Result<Tensor> {
         if self.causal {
             return Ok(self.extend(xt_bl, Vec::new())?.0);
         }
         let (batch, seen) = (xt_bl.size()[0], xt_bl.size()[1]);
         self.calls.set(self.calls.get() + batch);
+        if self.noise != Noise::Absorbing {
+            return self.hidden_of_others(xt_bl, sigma_b);
+        }
         let tokens = Vec::<i64>::try_from(xt_bl.contiguous().view([-1]))?;
         let mut table = Vec::new();
         for block in tokens.chunks(seen as usize) {
@@ -248,6 +321,9 @@ impl Model for Toy {
 
     /// The cache holds the tokens so far. Behind the last position nothing follows: its law is uniform.
     fn extend(&self, x_bl: &Tensor, cache: Vec<Tensor>) -> Result<(Tensor, Vec<Tensor>)> {
+        if self.noise != Noise::Absorbing {
+            bail!(Unsupported, "this toy is no causal network");
+        }
         let (batch, vocab) = (x_bl.size()[0], self.tokens + 1);
         self.calls.set(self.calls.get() + batch);
         let past: Vec<&Tensor> = cache.iter().chain([x_bl]).collect();
@@ -288,10 +364,13 @@ impl Model for Toy {
         if let Some(asked) = &self.asked {
             asked.borrow_mut().push(Vec::try_from(t_b)?);
         }
-        Ok(ops::take_rows(&self.hidden(xt_bl, t_b)?, rows_n))
+        Ok(ops::take_rows(&self.hidden(xt_bl, &self.sigma(t_b)?)?, rows_n))
     }
 
     fn score(&self, xt_bl: &Tensor, t_b: &Tensor, rows_n: &Tensor) -> Result<Tensor> {
+        if self.noise != Noise::Absorbing {
+            bail!(Unsupported, "this toy gives no score");
+        }
         // p_t(y) / p_t(xt) at a masked position is p(y | xt) alpha / (1 - alpha); at an open one 1 for
         // itself and (1 - alpha) / alpha for the mask.
         let p = self.log_x0(xt_bl, t_b, rows_n)?.exp();
@@ -311,18 +390,60 @@ impl Model for Toy {
         }
         Ok(())
     }
+
+    fn mixing(&self, alpha_b: &Tensor) -> Result<Mix> {
+        Ok(self.noise.mix(self.tokens, &(1.0 - alpha_b)))
+    }
+
+    fn arrival(&self, alpha_b: &Tensor) -> Result<Mix> {
+        Ok(self.noise.mix(self.tokens, &alpha_b.ones_like()))
+    }
+
+    fn pass(&self, pass: &Pass) -> Result<Passed> {
+        let reads: &[&str] = if self.causal { &[crate::capability::CAUSAL] } else { &[] };
+        pass.only(reads, "toy")?;
+        self.hidden(pass.ids()?, &pass.sigma).map(Passed::new)
+    }
+
+    fn interpolating_nll(&self, rows: &Interpolation) -> Result<Tensor> {
+        Ok(ops::interpolating_nll(&rows.hidden_nd, rows))
+    }
+
+    fn given(&self) -> Result<Option<Tensor>> {
+        Ok(self.given.borrow().as_ref().map(Tensor::shallow_clone))
+    }
+
+    fn label(&self) -> Result<Option<Tensor>> {
+        Ok(None)
+    }
+
+    fn step(&self) -> Result<Option<i64>> {
+        Ok(None)
+    }
+
+    /// From libtorch's generator.
+    fn uniforms(&self, shape: &Vec<i64>) -> Result<Tensor> {
+        let parts = (1_u64 << 52) as f64;
+        let drawn = Tensor::rand(shape, (TensorKind::Double, Device::Cpu));
+        Ok(((drawn * parts).floor() + 0.5) / parts)
+    }
+
+    fn normals(&self, shape: &Vec<i64>) -> Result<Tensor> {
+        Ok(self.uniforms(shape)?.special_ndtri())
+    }
 }
 
-/// The exact law of a sampler's result over a toy, from all-mask: each step's [`Sampler::law`] applied to the
-/// distribution over all `(tokens + 1)^length` states. In the order of [`Toy::joint`].
+/// The exact law of a sampler's result over a toy, from its prior: each step's [`Sampler::law`] applied to the
+/// distribution over all `V^length` states. In the order of [`Toy::joint`].
 pub fn law_of_walk(sampler: &impl Sampler, walk: Walk, toy: &Toy) -> Result<Vec<f64>> {
-    let (base, model) = (toy.tokens + 1, Denoiser::new(toy));
+    let (base, model) = (toy.vocab(), Denoiser::new(toy));
     let states = base.pow(u32::try_from(toy.length)?);
     let every: Vec<i64> =
         (0..states).flat_map(|s| toy.digits(s, base)).map(|token| token as i64).collect();
     let every = Tensor::from_slice(&every).view([states as i64, toy.length()]);
     let mut law = vec![0.0; states];
-    law[states - 1] = 1.0;
+    let prior = Vec::<f64>::try_from(toy.noise.law(toy.tokens))?;
+    spread(&prior.repeat(toy.length), base, 1.0, 0, &mut law);
     let last = walk.noise_removal.then_some((walk.t_min, 0.0));
     let steps = (0..walk.steps).map(|i| (walk.time(i), walk.time(i + 1))).chain(last);
     for (t, s) in steps {

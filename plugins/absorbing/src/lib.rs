@@ -26,7 +26,7 @@ struct Absorbing {
 impl Component for Absorbing {
     const NAME: &'static str = "absorbing_state";
     const ABOUT: &'static str = "tokens turn into the mask and stay there";
-    const PROVIDES: &'static [&'static str] = &[capability::MASK];
+    const PROVIDES: &'static [&'static str] = &[capability::MASK, capability::MIXING];
     type Config = Config;
 
     fn new(_: Config, context: &Context) -> Result<Self> {
@@ -69,11 +69,12 @@ impl ForwardProcess for Absorbing {
     ) -> Result<Tensor> {
         check_shape!(xt_n, [N], Int64);
         ensure!(
-            0.0 <= alpha_t && alpha_t < alpha_s && alpha_s <= 1.0,
+            0.0 <= alpha_t && alpha_t <= alpha_s && alpha_s <= 1.0,
             Numeric,
-            "a reverse step needs 0 <= alpha_t < alpha_s <= 1, got {alpha_t} and {alpha_s}"
+            "a reverse step needs 0 <= alpha_t <= alpha_s <= 1, got {alpha_t} and {alpha_s}"
         );
-        let stay = (1.0 - alpha_s) / (1.0 - alpha_t);
+        // Where nothing moves, and where no token is masked yet, a mask stays.
+        let stay = if alpha_t == alpha_s { 1.0 } else { (1.0 - alpha_s) / (1.0 - alpha_t) };
         let opened = p_nv * (1.0 - stay);
         let _ = opened.select(1, self.mask).fill_(stay);
         let kept = xt_n.one_hot(self.vocab_size).to_kind(p_nv.kind());
@@ -84,6 +85,15 @@ impl ForwardProcess for Absorbing {
     fn prior_kl(&self, x0_bl: &Tensor, alpha_1: f64) -> Result<Tensor> {
         let kl = if alpha_1 > 0.0 { f64::INFINITY } else { 0.0 };
         Ok(Tensor::full(x0_bl.size(), kl, (Kind::Double, x0_bl.device())))
+    }
+
+    /// All noise is on the mask, `1 - alpha` of it.
+    fn mixing(&self, alpha_b: &Tensor) -> Result<Mix> {
+        Ok(Mix::new(alpha_b.zeros_like(), 1.0 - alpha_b))
+    }
+
+    fn arrival(&self, alpha_b: &Tensor) -> Result<Mix> {
+        Ok(Mix::new(alpha_b.zeros_like(), alpha_b.ones_like()))
     }
 }
 

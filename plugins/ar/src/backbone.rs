@@ -2,7 +2,9 @@
 //!
 //! Shape letters: `B` batch, `L` length, `D` hidden size, `V` vocabulary including the mask, `N` rows.
 
-use maskdiff_plugin_api::nn::{Mlp, Rotary, Rotation, SelfAttention, dropout, linear, norm};
+use maskdiff_plugin_api::nn::{
+    Mlp, Reading, Rotary, Rotation, SelfAttention, dropout, embed, linear, norm,
+};
 use maskdiff_plugin_api::prelude::*;
 
 register!(backbone Ar);
@@ -66,7 +68,13 @@ struct Ar {
 impl Component for Ar {
     const NAME: &'static str = "ar";
     const ABOUT: &'static str = "causal transformer with a KV cache";
-    const PROVIDES: &'static [&'static str] = &[capability::CAUSAL, capability::KV_CACHE];
+    const PROVIDES: &'static [&'static str] = &[
+        capability::CAUSAL,
+        capability::KV_CACHE,
+        capability::MIXTURE,
+        capability::POSITIONS,
+        capability::PAST,
+    ];
     type Config = Config;
 
     fn new(config: Config, context: &Context) -> Result<Self> {
@@ -113,7 +121,7 @@ impl Component for Ar {
 
 impl Ar {
     fn embed(&self, x_bl: &Tensor) -> Tensor {
-        Tensor::embedding(&self.embedding, x_bl, -1, false, false)
+        embed(&self.embedding, &Tokens::Ids(x_bl.shallow_clone()))
     }
 
     /// The residual stream `[B, L, D]` through one block whose attention is `attend`.
@@ -153,6 +161,29 @@ impl Backbone for Ar {
     fn head(&self) -> Option<Head> {
         let bias = self.head.bias.as_ref().map(Tensor::shallow_clone);
         Some(Head { weight: self.head.weight.shallow_clone(), bias })
+    }
+
+    /// Noise levels mean nothing to it. Without `sees = causal` it is a network that it was not trained as.
+    fn pass(&self, pass: &Pass, train: bool) -> Result<Passed> {
+        pass.only(Self::PROVIDES, Self::NAME)?;
+        let layers = self.blocks.len();
+        let reading = Reading::new(pass, &self.rotary, layers)?;
+        let mut keys = Vec::with_capacity(2 * layers);
+        let mut x_bld = embed(&self.embedding, &pass.tokens);
+        for (i, block) in self.blocks.iter().enumerate() {
+            if !pass.wants.state() && i + 1 == layers {
+                keys.extend(block.attention.keys(&norm(&x_bld, &block.norm1), &reading));
+                break;
+            }
+            let past = pass.past.get(2 * i).zip(pass.past.get(2 * i + 1));
+            x_bld = self.block(block, &x_bld, train, |h| {
+                let (out, own) = block.attention.read(h, &reading, past);
+                keys.extend(own);
+                out
+            });
+        }
+        let hidden = if pass.wants.state() { norm(&x_bld, &self.norm_final) } else { x_bld };
+        Ok(Passed::new(hidden).keys(if pass.wants.keys() { keys } else { Vec::new() }))
     }
 
     /// The cache holds keys and values of every block, `[B, H, P, K]` each.

@@ -1,7 +1,7 @@
 //! One transformer block: modulated attention and a modulated MLP, each behind a gate.
 
 use maskdiff_plugin_api::nn::{
-    Mlp, Modulation, Rotation, SelfAttention, dropout, gated_sum, modulated_norm,
+    Mlp, Modulation, Reading, SelfAttention, dropout, gated_sum, modulated_norm,
 };
 use maskdiff_plugin_api::prelude::*;
 
@@ -29,19 +29,25 @@ impl Block {
         Self { dropout: config.dropout, norm1, attention, norm2, mlp, modulation }
     }
 
-    /// `x_bld [B, L, D]`, `c_bc [B, C]` or `[1, C]` → `[B, L, D]`.
+    /// `x_bld [B, L, D]`, `c_bc [B, C]`, `[1, C]` or `[B, L, C]` → `[B, L, D]`; `attend` is the attention over the normed stream.
     pub(crate) fn forward(
         &self,
         x_bld: &Tensor,
         c_bc: &Tensor,
-        rotation: &Rotation,
         train: bool,
+        attend: impl FnOnce(&SelfAttention, &Tensor) -> Tensor,
     ) -> Tensor {
         let m = self.modulation.chunks(c_bc, 6);
         let h = modulated_norm(x_bld, &self.norm1, &m[0], &m[1]);
-        let h = self.attention.forward(&h, rotation, false);
+        let h = attend(&self.attention, &h);
         let x = gated_sum(x_bld, &m[2], &dropout(&h, self.dropout, train));
         let h = modulated_norm(&x, &self.norm2, &m[3], &m[4]);
         gated_sum(&x, &m[5], &dropout(&self.mlp.forward(&h), self.dropout, train))
+    }
+
+    /// The keys and values of the stream that enters the block, and nothing else of it.
+    pub(crate) fn keys(&self, x_bld: &Tensor, c_bc: &Tensor, reading: &Reading) -> [Tensor; 2] {
+        let m = self.modulation.chunks(c_bc, 6);
+        self.attention.keys(&modulated_norm(x_bld, &self.norm1, &m[0], &m[1]), reading)
     }
 }

@@ -10,7 +10,9 @@
 //! Source: Peebles and Xie 2023, arXiv:2212.09748; Lou et al. 2024, arXiv:2310.16834; MDLM code, `models/dit.py`.
 //! Differences: on a GPU the original forces bfloat16 inside; here the host's precision decides.
 
-use maskdiff_plugin_api::nn::{Modulation, Rotary, TimestepEmbedder, linear, modulated_norm};
+use maskdiff_plugin_api::nn::{
+    Modulation, Reading, Rotary, TimestepEmbedder, embed, linear, modulated_norm,
+};
 use maskdiff_plugin_api::prelude::*;
 
 mod block;
@@ -84,6 +86,10 @@ impl Config {
     }
 }
 
+/// What [`Dit::pass`] reads.
+const READS: &[&str] =
+    &[capability::MIXTURE, capability::POSITIONS, capability::TOKEN_SIGMA, capability::PAST];
+
 /// See the module documentation.
 struct Dit {
     parameters: Parameters,
@@ -100,6 +106,7 @@ struct Dit {
 impl Component for Dit {
     const NAME: &'static str = "dit";
     const ABOUT: &'static str = "bidirectional transformer conditioned on the noise level (adaLN)";
+    const PROVIDES: &'static [&'static str] = READS;
     type Config = Config;
 
     fn new(config: Config, context: &Context) -> Result<Self> {
@@ -135,6 +142,21 @@ impl Component for Dit {
     }
 }
 
+impl Dit {
+    /// The conditioning on noise levels `[B]` → `[B, C]`, or `[B, L]` → `[B, L, C]`. Without time conditioning every token hears
+    /// the same: one row speaks for all.
+    fn conditioning(&self, sigma: &Tensor) -> Tensor {
+        let one = || sigma.reshape([-1]).narrow(0, 0, 1);
+        let sigma = if self.time_free { one() } else { sigma.shallow_clone() };
+        self.timestep.forward(&sigma).silu()
+    }
+
+    fn finish(&self, x_bld: &Tensor, c_bc: &Tensor) -> Tensor {
+        let m = self.modulation_final.chunks(c_bc, 2);
+        modulated_norm(x_bld, &self.norm_final, &m[0], &m[1])
+    }
+}
+
 impl Backbone for Dit {
     fn parameters(&self) -> &Parameters {
         &self.parameters
@@ -142,16 +164,38 @@ impl Backbone for Dit {
 
     fn hidden(&self, xt_bl: &Tensor, sigma_b: &Tensor, train: bool) -> Result<Tensor> {
         let (_b, l) = check_shape!(xt_bl, [B, L], Int64);
-        // Without time conditioning every sequence hears the same: one row speaks for all.
-        let sigma_b = if self.time_free { &sigma_b.narrow(0, 0, 1) } else { sigma_b };
-        let c_bc = self.timestep.forward(sigma_b).silu();
+        let c_bc = self.conditioning(sigma_b);
         let rotation = self.rotary.at(0, l);
         let mut x_bld = Tensor::embedding(&self.embedding, xt_bl, -1, false, false);
         for block in &self.blocks {
-            x_bld = block.forward(&x_bld, &c_bc, &rotation, train);
+            x_bld = block.forward(&x_bld, &c_bc, train, |attention, h| {
+                attention.forward(h, &rotation, false)
+            });
         }
-        let m = self.modulation_final.chunks(&c_bc, 2);
-        Ok(modulated_norm(&x_bld, &self.norm_final, &m[0], &m[1]))
+        Ok(self.finish(&x_bld, &c_bc))
+    }
+
+    fn pass(&self, pass: &Pass, train: bool) -> Result<Passed> {
+        pass.only(READS, Self::NAME)?;
+        let layers = self.blocks.len();
+        let reading = Reading::new(pass, &self.rotary, layers)?;
+        let c_bc = self.conditioning(&pass.sigma);
+        let mut keys = Vec::with_capacity(2 * layers);
+        let mut x_bld = embed(&self.embedding, &pass.tokens);
+        for (i, block) in self.blocks.iter().enumerate() {
+            if !pass.wants.state() && i + 1 == layers {
+                keys.extend(block.keys(&x_bld, &c_bc, &reading));
+                break;
+            }
+            let past = pass.past.get(2 * i).zip(pass.past.get(2 * i + 1));
+            x_bld = block.forward(&x_bld, &c_bc, train, |attention, h| {
+                let (out, own) = attention.read(h, &reading, past);
+                keys.extend(own);
+                out
+            });
+        }
+        let hidden = if pass.wants.state() { self.finish(&x_bld, &c_bc) } else { x_bld };
+        Ok(Passed::new(hidden).keys(if pass.wants.keys() { keys } else { Vec::new() }))
     }
 
     fn logits(&self, hidden_nd: &Tensor) -> Result<Tensor> {
@@ -170,6 +214,7 @@ struct HfDit(Dit);
 impl Component for HfDit {
     const NAME: &'static str = "hf_dit";
     const ABOUT: &'static str = "`dit`, as command lines for Hugging Face folders call it";
+    const PROVIDES: &'static [&'static str] = READS;
     type Config = Config;
 
     fn new(config: Config, context: &Context) -> Result<Self> {
@@ -184,6 +229,10 @@ impl Backbone for HfDit {
 
     fn hidden(&self, xt_bl: &Tensor, sigma_b: &Tensor, train: bool) -> Result<Tensor> {
         self.0.hidden(xt_bl, sigma_b, train)
+    }
+
+    fn pass(&self, pass: &Pass, train: bool) -> Result<Passed> {
+        self.0.pass(pass, train)
     }
 
     fn logits(&self, hidden_nd: &Tensor) -> Result<Tensor> {

@@ -236,6 +236,11 @@ impl Tokenizer for HuggingFace {
         self.mask.map_or(self.tokens, i64::from)
     }
 
+    /// Its own mask is one of its tokens.
+    fn tokens(&self) -> i64 {
+        self.tokens
+    }
+
     fn bos(&self) -> Option<u32> {
         self.bos
     }

@@ -33,6 +33,10 @@ pub trait Tokenizer: Send + Sync {
     fn vocab_size(&self) -> i64;
     /// Id of the mask.
     fn mask_id(&self) -> i64;
+    /// Tokens without a mask that was appended to them: the vocabulary of a process that has no mask.
+    fn tokens(&self) -> i64 {
+        self.vocab_size() - i64::from(self.mask_id() == self.vocab_size() - 1)
+    }
     /// Id in front of a block: the tokenizer's BOS, or else its CLS.
     fn bos(&self) -> Option<u32> {
         None

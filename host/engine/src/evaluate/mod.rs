@@ -11,7 +11,7 @@ pub mod strict;
 
 use maskdiff_native::{generator_state, set_generator_state};
 use maskdiff_plugin_api::ops::Order;
-use maskdiff_plugin_api::{Denoiser, capability};
+use maskdiff_plugin_api::{Batch, Denoiser, Objective, capability};
 use serde::Serialize;
 use serde_json::{Map, Value, json};
 use tch::{Kind, Tensor};
@@ -21,6 +21,7 @@ use crate::distributed::World;
 use crate::draws;
 use crate::learner::scored;
 use crate::model::Model;
+use crate::moment::{Moment, Streams};
 use crate::rows::TokenRows;
 use maskdiff_base::error;
 use maskdiff_base::error::{Error, Result};
@@ -95,22 +96,29 @@ impl Measure {
         Err(Error::config(message, "set `data.wrap=true`, or `eval.bound=reference`"))
     }
 
-    /// Total nats `[B] f64` of some sequences and the number of tokens scored in each, `[B] f64`.
-    fn nats(self, model: &Model, rows: &TokenRows, draws: &Draws) -> Result<(Tensor, Tensor)> {
-        let Draws { u_b, u_bl } = draws;
+    /// What is measured of some sequences.
+    fn nats(self, model: &Model, rows: &TokenRows, draws: Draws) -> Result<Measured> {
+        let Draws { u_b, u_bl, .. } = &draws;
         let TokenRows { x0_bl, counted_bl } = rows;
         let sum = |t: &Tensor| t.sum_dim_intlist([1i64].as_slice(), false, Kind::Double);
         if self == Self::Reference {
             let t_b = model.draw_t(u_b)?;
             model.inject_uniforms(Some(u_bl.shallow_clone()));
-            let loss = model.loss(x0_bl, &t_b);
+            model.set_moment(Moment::of_loss(None, draws.streams));
+            let batch =
+                Batch::new(x0_bl, &t_b).counted(counted_bl.as_ref()).at(draws.step, draws.step);
+            let objective = model.objective(&batch);
             model.inject_uniforms(None);
-            let loss = loss?;
+            model.set_moment(Moment::default());
+            let Objective { loss_bl, nats_bl, .. } = objective?;
+            let is_bound = nats_bl.is_some();
+            let shown = nats_bl.unwrap_or(loss_bl);
             let counted = match counted_bl {
-                Some(counted_bl) => scored(counted_bl, &loss),
-                None => loss.ones_like(),
+                Some(counted_bl) => scored(counted_bl, &shown),
+                None => shown.ones_like(),
             };
-            return Ok((sum(&(loss * &counted)), sum(&counted)));
+            let (nats_b, scored_b) = (sum(&(shown * &counted)), sum(&counted));
+            return Ok(Measured { nats_b, scored_b, is_bound });
         }
         let facts = model.facts();
         // A law over the whole vocabulary at every token: so many sequences at once that it fits.
@@ -123,8 +131,16 @@ impl Measure {
         };
         let nats = parts.map(nats).collect::<maskdiff_plugin_api::Result<Vec<Tensor>>>();
         let nats = nats.map_err(|e| model.method_error(e))?;
-        Ok((Tensor::cat(&nats, 0), sum(&x0_bl.ones_like())))
+        let (nats_b, scored_b) = (Tensor::cat(&nats, 0), sum(&x0_bl.ones_like()));
+        Ok(Measured { nats_b, scored_b, is_bound: true })
     }
+}
+
+/// Total nats of some sequences, `[B] f64`, the number of tokens scored in each, `[B] f64`, and whether it is a bound.
+struct Measured {
+    nats_b: Tensor,
+    scored_b: Tensor,
+    is_bound: bool,
 }
 
 /// The uniform numbers of one draw of the bound for a batch of blocks. They depend on the seed, the pass and the block only, so
@@ -135,12 +151,21 @@ pub struct Draws {
     pub u_b: Tensor,
     /// Behind the masks, `[B, L] f64`.
     pub u_bl: Tensor,
+    /// What else a component draws for the sequences.
+    pub streams: Option<Streams>,
+    /// The steps of the run, which are all done for an evaluation.
+    pub step: i64,
 }
 
 impl Draws {
+    /// Without streams.
+    pub fn new(u_b: Tensor, u_bl: Tensor) -> Self {
+        Self { u_b, u_bl, streams: None, step: 0 }
+    }
+
     fn split(&self, size: i64) -> impl Iterator<Item = Self> {
         let parts = self.u_b.split(size, 0).into_iter().zip(self.u_bl.split(size, 0));
-        parts.map(|(u_b, u_bl)| Self { u_b, u_bl })
+        parts.map(|(u_b, u_bl)| Self::new(u_b, u_bl))
     }
 }
 
@@ -231,6 +256,8 @@ pub struct Plan {
     pub passes: i64,
     /// All draws come from it.
     pub seed: i64,
+    /// The steps of the run.
+    pub steps: i64,
 }
 
 impl Plan {
@@ -242,6 +269,7 @@ impl Plan {
             batch: config.loader.eval_batch_size,
             passes: if exact { 1 } else { config.eval.passes },
             seed: config.top.seed.cast_signed(),
+            steps: config.trainer.max_steps,
         }
     }
 }
@@ -257,13 +285,14 @@ pub fn likelihood(
     world: &World,
     mut tick: impl FnMut(i64, i64) -> Result<()>,
 ) -> Result<Bound> {
-    let Plan { measure, batch, passes, seed } = plan;
+    let Plan { measure, batch, passes, seed, steps } = plan;
     measure.check(blocks)?;
     let device = model.facts().device();
     let state = generator_state(device).map_err(component::torch)?;
-    // What the ranks tell each other: nats of each block in each pass, then its tokens, then faults.
+    // What the ranks tell each other: nats of each block in each pass, then its tokens, then faults, then batches of no bound.
     let all = (n * passes) as usize;
-    let mut told = vec![0.0; 2 * all + 1];
+    let mut told = vec![0.0; 2 * all + 2];
+    let mut lacking = 0.0;
     let fault = tch::no_grad(|| {
         let starts =
             (0..passes).flat_map(|pass| (0..n).step_by(batch as usize).map(move |s| (pass, s)));
@@ -278,7 +307,11 @@ pub fn likelihood(
             let length = rows.x0_bl.size()[1];
             let u_b = draws::evaluation_times(seed, pass, passes, start, size).to_device(device);
             let u_bl = draws::evaluation_masks(seed, pass, start, size, length).to_device(device);
-            let (nats_b, scored_b) = measure.nats(model, &rows, &Draws { u_b, u_bl })?;
+            let numbers = (start..start + size).map(|block| draws::place_of_block(pass, block));
+            let streams = Some(Streams::new(seed, Purpose::EvaluationDraws, numbers));
+            let draws = Draws { u_b, u_bl, streams, step: steps };
+            let Measured { nats_b, scored_b, is_bound } = measure.nats(model, &rows, draws)?;
+            lacking += f64::from(u8::from(!is_bound));
             let from = (pass * n + start) as usize;
             nats_b.copy_data(&mut told[from..], size as usize);
             scored_b.copy_data(&mut told[all + from..], size as usize);
@@ -288,6 +321,7 @@ pub fn likelihood(
     });
     set_generator_state(device, &state).map_err(component::torch)?;
     let faults = 2 * all;
+    told[faults + 1] = lacking;
     told[faults] = match &fault {
         Ok(()) => 0.0,
         Err(Error { kind: error::Kind::Interrupted, .. }) => 1.0,
@@ -307,7 +341,7 @@ pub fn likelihood(
         Some(who) if error.kind == error::Kind::Numeric => error.and(&format!(": {who}")),
         _ => error,
     })?;
-    Ok(Bound { is_bound: measure.is_bound(model), ..bound })
+    Ok(Bound { is_bound: told[faults + 1] == 0.0, ..bound })
 }
 
 /// The mean over tokens, of the total nats and the number of tokens of each sequence in each pass. The error is that of the mean

@@ -19,7 +19,7 @@ use super::Draws;
 /// λ in (0, 1) of `1/λ` times the masked cross-entropy. Nothing is left out at either end of time. Differences: a network
 /// that sees the noise level is told the one at which the schedule masks k of L tokens on average.
 pub fn nats(model: &Denoiser, x0_bl: &Tensor, draws: &Draws) -> Result<Tensor> {
-    let (Draws { u_b, u_bl }, length) = (draws, x0_bl.size()[1]);
+    let (Draws { u_b, u_bl, .. }, length) = (draws, x0_bl.size()[1]);
     let count_b = (u_b * length as f64).floor() + 1.0;
     // The places of the numbers in their order: a random permutation.
     let place_bl = u_bl.argsort(-1, false);
@@ -65,7 +65,7 @@ pub(super) mod tests {
             let x0_bl = every(3, 3).narrow(0, state as i64, 1).expand([draws, 3], false);
             let u_b = stratify(&Tensor::rand([draws], (Kind::Double, Device::Cpu)));
             let u_bl = Tensor::rand([draws, 3], (Kind::Double, Device::Cpu));
-            let nats_b = nats(&model, &x0_bl, &Draws { u_b, u_bl }).unwrap();
+            let nats_b = nats(&model, &x0_bl, &Draws::new(u_b, u_bl)).unwrap();
             let error = nats_b.std(true).double_value(&[]) / (draws as f64).sqrt();
             let mean = nats_b.mean(Kind::Double).double_value(&[]);
             assert!((mean + p.ln()).abs() < 5.0 * error, "{mean} ± {error}, truth {}", -p.ln());

@@ -67,6 +67,7 @@ pub(super) fn drawn(
     let device = model.facts().device();
     let state = generator_state(device).map_err(component::torch)?;
     tch::manual_seed(seed);
+    let texts = Texts { seed: seed.cast_unsigned(), ..texts };
     let drawn = sample::draw(model, sampler, given, texts, Some(until), None);
     set_generator_state(device, &state).map_err(component::torch)?;
     Ok(drawn)

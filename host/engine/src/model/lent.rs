@@ -1,0 +1,189 @@
+//! The model as components see it: what stands behind their [`maskdiff_plugin_api::Denoiser`].
+
+use maskdiff_plugin_api::{
+    Head, Interpolation, Kind as ErrorKind, Mix, Pass, Passed, PluginError, Result as PluginResult,
+    ops,
+};
+use tch::{Device, Kind, Tensor};
+
+use super::Model;
+
+/// Cross-entropy through all logits, for a backbone whose head is not linear.
+fn plain_nll(
+    logits_nv: Tensor,
+    target_n: &Tensor,
+    weight_n: &Tensor,
+    banned: Option<i64>,
+) -> Tensor {
+    let kind = if logits_nv.kind() == Kind::Double { Kind::Double } else { Kind::Float };
+    let logits = match banned {
+        Some(token) => {
+            let column = Tensor::from_slice(&[token]).to_device(logits_nv.device());
+            logits_nv.index_fill(1, &column, f64::NEG_INFINITY)
+        }
+        None => logits_nv,
+    };
+    let log_p = logits.log_softmax(-1, kind);
+    -log_p.gather(1, &target_n.unsqueeze(1), false).squeeze_dim(1) * weight_n
+}
+
+impl maskdiff_plugin_api::Model for Model {
+    fn vocab_size(&self) -> i64 {
+        self.facts.vocab_size
+    }
+
+    fn mask_id(&self) -> Option<i64> {
+        self.facts.mask_id
+    }
+
+    fn time_conditioning(&self) -> bool {
+        self.facts.time_conditioning
+    }
+
+    fn device(&self) -> Device {
+        self.facts.device()
+    }
+
+    fn sigma(&self, t: &Tensor) -> PluginResult<Tensor> {
+        self.noise.sigma(t)
+    }
+
+    fn dsigma(&self, t: &Tensor) -> PluginResult<Tensor> {
+        self.noise.dsigma(t)
+    }
+
+    fn time_of_alpha(&self, alpha: &Tensor) -> PluginResult<Tensor> {
+        self.noise.time_of_alpha(alpha)
+    }
+
+    fn sigma_range(&self) -> PluginResult<(f64, f64)> {
+        self.noise.sigma_range()
+    }
+
+    fn importance(&self, t: &Tensor) -> PluginResult<Tensor> {
+        self.noise.importance(t)
+    }
+
+    fn corrupt(&self, x0_bl: &Tensor, alpha_b: &Tensor) -> PluginResult<Tensor> {
+        let injected = self.uniforms.borrow_mut().take();
+        let u_bl = match injected {
+            Some(u_bl) => u_bl,
+            // A second corruption in one loss is as reproducible as the first one.
+            None if self.moment.borrow().draws_noise => self.uniforms(&x0_bl.size())?,
+            None => Tensor::rand(x0_bl.size(), (Kind::Double, x0_bl.device())),
+        };
+        self.process.corrupt(x0_bl, alpha_b, &u_bl)
+    }
+
+    fn posterior(
+        &self,
+        xt_n: &Tensor,
+        alpha_t: f64,
+        alpha_s: f64,
+        p_nv: &Tensor,
+    ) -> PluginResult<Tensor> {
+        self.process.posterior(xt_n, alpha_t, alpha_s, p_nv)
+    }
+
+    fn hidden(&self, xt_bl: &Tensor, sigma_b: &Tensor) -> PluginResult<Tensor> {
+        self.count(xt_bl);
+        let train = self.train.get();
+        let none = || sigma_b.zeros_like();
+        let sigma_b = &if self.facts.time_conditioning { sigma_b.shallow_clone() } else { none() };
+        let noted = (xt_bl.shallow_clone(), sigma_b.shallow_clone());
+        self.asked.borrow_mut().hidden = Some(noted);
+        let pass = |xt_bl: &Tensor, sigma_b: &Tensor| {
+            self.reduced(|| self.network.hidden(xt_bl, sigma_b, train))
+        };
+        match self.graphs.borrow_mut().as_mut().filter(|_| self.drawing.get()) {
+            Some(graphs) => graphs.hidden(xt_bl, sigma_b, self.reduced.get(), pass),
+            None => pass(xt_bl, sigma_b),
+        }
+    }
+
+    fn extend(&self, x_bl: &Tensor, cache: Vec<Tensor>) -> PluginResult<(Tensor, Vec<Tensor>)> {
+        self.count(x_bl);
+        self.reduced(|| self.network.extend(x_bl, cache))
+    }
+
+    fn logits(&self, hidden_nd: &Tensor) -> PluginResult<Tensor> {
+        self.reduced(|| self.network.logits(hidden_nd))
+    }
+
+    fn weighted_nll(
+        &self,
+        hidden_nd: &Tensor,
+        target_n: &Tensor,
+        weight_n: &Tensor,
+        banned: Option<i64>,
+    ) -> PluginResult<Tensor> {
+        let Some(Head { weight, bias }) = &self.head else {
+            let logits_nv = self.reduced(|| self.network.logits(hidden_nd))?;
+            return Ok(plain_nll(logits_nv, target_n, weight_n, banned));
+        };
+        let (bias, reduced) = (bias.as_ref(), self.reduced.get());
+        maskdiff_native::linear_nll(hidden_nd, weight, bias, target_n, weight_n, banned, reduced)
+            .map_err(|e| PluginError::new(ErrorKind::Shape, e.to_string()))
+    }
+
+    fn log_x0(&self, xt_bl: &Tensor, t_b: &Tensor, rows_n: &Tensor) -> PluginResult<Tensor> {
+        self.note_law(false, xt_bl, t_b, rows_n);
+        self.method.log_x0(self, xt_bl, t_b, rows_n)
+    }
+
+    fn score(&self, xt_bl: &Tensor, t_b: &Tensor, rows_n: &Tensor) -> PluginResult<Tensor> {
+        self.note_law(true, xt_bl, t_b, rows_n);
+        self.method.score(self, xt_bl, t_b, rows_n)
+    }
+
+    fn progress(&self, done: i64, total: i64, xt_bl: &Tensor) -> PluginResult<()> {
+        match self.progress.borrow_mut().as_mut() {
+            Some(tell) => tell(done, total, xt_bl),
+            None => Ok(()),
+        }
+    }
+
+    fn mixing(&self, alpha_b: &Tensor) -> PluginResult<Mix> {
+        self.process.mixing(alpha_b)
+    }
+
+    fn arrival(&self, alpha_b: &Tensor) -> PluginResult<Mix> {
+        self.process.arrival(alpha_b)
+    }
+
+    fn pass(&self, pass: &Pass) -> PluginResult<Passed> {
+        self.count(pass.tokens.ids());
+        let train = self.train.get();
+        if self.facts.time_conditioning {
+            return self.reduced(|| self.network.pass(pass, train));
+        }
+        let still = pass.at_sigma(&pass.sigma.zeros_like());
+        self.reduced(|| self.network.pass(&still, train))
+    }
+
+    fn interpolating_nll(&self, rows: &Interpolation) -> PluginResult<Tensor> {
+        // dense
+        let logits_nv = self.reduced(|| self.network.logits(&rows.hidden_nd))?;
+        Ok(ops::interpolating_nll(&logits_nv, rows))
+    }
+
+    fn given(&self) -> PluginResult<Option<Tensor>> {
+        Ok(self.moment.borrow().given_bl.as_ref().map(Tensor::shallow_clone))
+    }
+
+    fn label(&self) -> PluginResult<Option<Tensor>> {
+        Ok(self.moment.borrow().label_b.as_ref().map(Tensor::shallow_clone))
+    }
+
+    fn step(&self) -> PluginResult<Option<i64>> {
+        Ok(self.moment.borrow().step)
+    }
+
+    fn uniforms(&self, shape: &Vec<i64>) -> PluginResult<Tensor> {
+        self.moment.borrow_mut().uniforms(shape, self.facts.device())
+    }
+
+    fn normals(&self, shape: &Vec<i64>) -> PluginResult<Tensor> {
+        Ok(self.uniforms(shape)?.special_ndtri())
+    }
+}

@@ -1,0 +1,259 @@
+//! The methods of the contract that came after 1.0, each in one line. From a line come the call by name on one side, the
+//! dispatch on the other, the host's handle, and what an older side answers.
+//!
+//! The trait objects of 1.0 (`objects`) have one method for all of these, `call`. So a new method changes no layout: it is a
+//! line here, and its documentation with a default body in its trait.
+
+use tch::{Kind, Tensor};
+
+use super::calls::broken;
+use super::handles::{Method, Network, Process, lend};
+use super::message::{Crosses, Message, lacks, replied};
+use crate::denoiser::{Denoiser, Model};
+use crate::shape::{ANY, Kinds, Wanted};
+use crate::{
+    Backbone, Batch, ForwardProcess, Interpolation, Mix, Objective, Parameterization, Pass, Passed,
+    Result,
+};
+
+/// Methods of a component. `NAME(ARGUMENT: &TYPE, ..) -> TYPE, missing CLOSURE, check CLOSURE;`: `missing` makes the answer for a
+/// component that was built before the method, from its handle; `check` looks at an answer before the host sees it.
+macro_rules! contract {
+    (
+        $dispatch:ident for $trait:ident, handle $handle:ident, lends $lent:tt;
+        $(
+            $method:ident $arguments:tt -> $answer:ty,
+            missing $missing:expr,
+            check $check:expr;
+        )*
+    ) => {
+        contract!(@dispatch $dispatch $trait $lent { $($method $arguments)* });
+        $(contract!(@handle $handle $lent $method $arguments -> $answer, $missing, $check);)*
+    };
+    (@dispatch $dispatch:ident $trait:ident [$($model:ident)?] { $($method:ident $arguments:tt)* }) => {
+        /// Calls the method of that name; nothing where this side does not know it.
+        pub(super) fn $dispatch<T: $trait>(
+            component: &T,
+            method: &str,
+            $($model: &Denoiser<'_>,)?
+            mut sent: Message,
+        ) -> Result<Option<Message>> {
+            contract!(@begin component, method, sent, [$($model)?] { $($method $arguments)* })
+        }
+    };
+    (@begin $component:ident, $name:ident, $sent:ident, $lent:tt { $($method:ident $arguments:tt)* }) => {
+        match $name {
+            $(stringify!($method) => {
+                contract!(@call $component, $sent, $lent $method $arguments)
+            })*
+            _ => Ok(None),
+        }
+    };
+    (
+        @call $component:ident, $sent:ident, [$($model:ident)?]
+        $method:ident($($name:ident: $(&$lent:ident)? $($owned:ident)?),*)
+    ) => {{
+        $(let $name = <$($lent)? $($owned)?>::unpack(stringify!($name), &mut $sent)?;)*
+        $sent.is_read(stringify!($method))?;
+        let answer = $component.$method(
+            $($model,)?
+            $(contract!(@argument $name: $(&$lent)? $($owned)?)),*
+        )?;
+        Ok(Some(Message::of(stringify!($method), &answer)))
+    }};
+    (@argument $name:ident: &$type:ident) => { &$name };
+    (@argument $name:ident: $type:ident) => { $name };
+    (
+        @handle $handle:ident [$($model:ident)?]
+        $method:ident($($name:ident: $(&$lent:ident)? $($owned:ident)?),*) -> $answer:ty,
+        $missing:expr, $check:expr
+    ) => {
+        impl $handle {
+            pub fn $method(
+                &self,
+                $($model: &dyn Model,)?
+                $($name: $(&$lent)? $($owned)?),*
+            ) -> Result<$answer> {
+                let method = stringify!($method);
+                let mut message = Message::default();
+                $($name.pack(stringify!($name), &mut message);)*
+                let lent = message.lent();
+                let lent: Vec<(&str, &Tensor)> =
+                    lent.iter().map(|(name, tensor)| (name.as_str(), tensor)).collect();
+                self.owner.call(method, &lent, || {
+                    let reply = contract!(@send self, method, message $(, $model)?);
+                    let answer: $answer = match replied(reply)? {
+                        Some(reply) => reply.into_value(method)?,
+                        None => ($missing)(self)?,
+                    };
+                    ($check)(&answer)?;
+                    Ok(answer)
+                })
+            }
+        }
+    };
+    (@send $self:ident, $method:ident, $message:ident) => {
+        $self.object.call($method.into(), $message.into())
+    };
+    (@send $self:ident, $method:ident, $message:ident, $model:ident) => {
+        lend($model, |model| $self.object.call($method.into(), model, $message.into()))
+    };
+}
+
+contract! {
+    process_call for ForwardProcess, handle Process, lends [];
+    mixing(alpha_b: &Tensor) -> Mix,
+        missing |_: &Process| lacks("mixing"),
+        check |mix: &Mix| of_sequences("mixing", mix, alpha_b);
+    arrival(alpha_b: &Tensor) -> Mix,
+        missing |_: &Process| lacks("arrival"),
+        check |mix: &Mix| of_sequences("arrival", mix, alpha_b);
+}
+
+contract! {
+    backbone_call for Backbone, handle Network, lends [];
+    pass(pass: &Pass, train: bool) -> Passed,
+        missing |network: &Network| network.plain_pass(pass, train),
+        check |passed: &Passed| passed_fits(pass, passed);
+}
+
+contract! {
+    parameterization_call for Parameterization, handle Method, lends [model];
+    objective(batch: &Batch) -> Objective,
+        missing |method: &Method| method.loss_as_objective(model, batch),
+        check |objective: &Objective| objective_fits(batch, objective);
+}
+
+/// The methods of the [`Denoiser`] that came after 1.0, handed to a macro: `NAME(ARGUMENT: TYPE, ..) -> TYPE;`.
+macro_rules! denoiser_methods {
+    ($then:ident) => {
+        $then! {
+            mixing(alpha_b: Tensor) -> Mix;
+            arrival(alpha_b: Tensor) -> Mix;
+            pass(pass: Pass) -> Passed;
+            interpolating_nll(rows: Interpolation) -> Tensor;
+            given() -> Option<Tensor>;
+            label() -> Option<Tensor>;
+            step() -> Option<i64>;
+            uniforms(shape: Vec<i64>) -> Tensor;
+            normals(shape: Vec<i64>) -> Tensor;
+        }
+    };
+}
+pub(crate) use denoiser_methods;
+
+/// For the trait `Model`: what stands behind a denoiser that does not have the method.
+macro_rules! model_defaults {
+    ($($method:ident($($name:ident: $type:ty),*) -> $answer:ty;)*) => {$(
+        fn $method(&self, $($name: &$type),*) -> Result<$answer> {
+            $(let _ = $name;)*
+            $crate::abi::message::lacks(stringify!($method))
+        }
+    )*};
+}
+pub(crate) use model_defaults;
+
+/// For the host's model as a plugin sees it: each method is a call by name.
+macro_rules! remote_methods {
+    ($($method:ident($($name:ident: $type:ty),*) -> $answer:ty;)*) => {$(
+        fn $method(&self, $($name: &$type),*) -> Result<$answer> {
+            let method = stringify!($method);
+            #[allow(unused_mut)]
+            let mut message = Message::default();
+            $($name.pack(stringify!($name), &mut message);)*
+            match replied(self.0.call(method.into(), message.into()))? {
+                Some(reply) => reply.into_value(method),
+                None => lacks(method),
+            }
+        }
+    )*};
+}
+pub(crate) use remote_methods;
+
+macro_rules! denoiser_dispatch {
+    ($($method:ident($($name:ident: $type:ty),*) -> $answer:ty;)*) => {
+        /// Calls the method of a lent model by its name; nothing where this side does not know it.
+        pub(super) fn denoiser_call(
+            denoiser: &Denoiser<'_>,
+            method: &str,
+            mut sent: Message,
+        ) -> Result<Option<Message>> {
+            match method {
+                $(stringify!($method) => {
+                    $(let $name = <$type>::unpack(stringify!($name), &mut sent)?;)*
+                    sent.is_read(method)?;
+                    let answer: $answer = denoiser.$method($(&$name),*)?;
+                    Ok(Some(Message::of(method, &answer)))
+                })*
+                _ => Ok(None),
+            }
+        }
+    };
+}
+denoiser_methods!(denoiser_dispatch);
+
+/// What a method returned must be.
+fn returned(method: &str, part: &str, tensor: &Tensor, wanted: &Wanted<'_>) -> Result<()> {
+    match wanted.fault(tensor) {
+        None => Ok(()),
+        Some(fault) => broken(format!("`{method}` returned `{part}` {fault}")),
+    }
+}
+
+fn of_sequences(method: &str, mix: &Mix, alpha_b: &Tensor) -> Result<()> {
+    for (name, tensor) in [("every_b", &mix.every_b), ("mask_b", &mix.mask_b)] {
+        let (size, device) = (alpha_b.size(), alpha_b.device());
+        let kinds = Kinds::Is(Kind::Double);
+        let wanted = Wanted { letters: "[B]", size: &size, kinds, device };
+        returned(method, name, tensor, &wanted)?;
+    }
+    Ok(())
+}
+
+fn passed_fits(pass: &Pass, passed: &Passed) -> Result<()> {
+    let tokens = pass.tokens.ids();
+    let size = [&tokens.size()[..2], &[ANY]].concat();
+    let (letters, kinds, device) = ("[B, S, D]", Kinds::Floating, tokens.device());
+    if pass.wants.state() {
+        let wanted = Wanted { letters, size: &size, kinds, device };
+        returned("pass", "hidden", &passed.hidden, &wanted)?;
+    }
+    if !pass.wants.keys() {
+        return Ok(());
+    }
+    if passed.keys.is_empty() || !passed.keys.len().is_multiple_of(2) {
+        let got = passed.keys.len();
+        return broken(format!(
+            "`pass` returned {got} keys and values, expected two for each layer"
+        ));
+    }
+    let (batch, new) = (size[0], size[1]);
+    let wanted = Wanted { letters: "[B, H, S, K]", size: &[batch, ANY, new, ANY], kinds, device };
+    passed.keys.iter().try_for_each(|keys| returned("pass", "keys", keys, &wanted))
+}
+
+/// `[B, L]`, or the last positions of it.
+fn objective_fits(batch: &Batch, objective: &Objective) -> Result<()> {
+    let size = batch.x0_bl.size();
+    let [rows, length] = size[..] else { return Ok(()) };
+    let letters = format!("[B, L] = [{rows}, {length}] (or the last positions of it)");
+    let (kinds, device) = (Kinds::Floating, batch.x0_bl.device());
+    let size = [rows, ANY];
+    let wanted = Wanted { letters: &letters, size: &size, kinds, device };
+    let all = [("loss_bl", Some(&objective.loss_bl)), ("nats_bl", objective.nats_bl.as_ref())];
+    for (name, tensor) in all.into_iter().filter_map(|(name, tensor)| Some((name, tensor?))) {
+        returned("objective", name, tensor, &wanted)?;
+        let scored = tensor.size()[1];
+        if !(1..=length).contains(&scored) {
+            let kind = tensor.kind();
+            return broken(format!(
+                "`objective` returned `{name}` [{rows}, {scored}] {kind:?}, expected {letters}"
+            ));
+        }
+    }
+    for (name, value) in &objective.metrics {
+        let wanted = Wanted { letters: "one number,", size: &[], kinds, device: value.device() };
+        returned("objective", name, value, &wanted)?;
+    }
+    Ok(())
+}
