@@ -32,6 +32,7 @@ def best(bench):
 
 
 training, evaluation = best('training'), best('evaluation')
+head = {w[1]: float(w[2]) for w in words if w[:1] == ['head']}
 
 data = {w[1]: float(w[2]) for w in words if w[:1] == ['data']}
 
@@ -57,6 +58,9 @@ for v in ('50258', '1024'):
           f'product_{v}_tokens_per_s', f'original_{v}_tokens_per_s')
     ratio(f'whole training step V={v} L=128 B=32: peak memory, ours / original', training,
           f'product_{v}_peak_mib', f'original_{v}_peak_mib')
+ratio('bound of uniform diffusion V=50258 D=128 256 rows: time, fused / dense', head, 'fused_s', 'dense_s')
+ratio('bound of uniform diffusion V=50258 D=128 256 rows: peak memory, fused / dense', head,
+      'fused_peak_mib', 'dense_peak_mib')
 ratio('two ranks of one thread / one process of two: tokens/s', training,
       'ranks_2_tokens_per_s', 'ranks_1_tokens_per_s')
 ratio('170M parameters, a checkpoint a minute: steps/s with / without', training,
@@ -73,6 +77,6 @@ ratio('700 MB of weights: peak memory of reading tensors / size', evaluation, 'r
 ratio('700 MB of weights: peak memory of loading a model / size', evaluation, 'load_peak_mib', 'file_mib')
 tracking = best('tracking')
 ratio('10,000 rows to a bad W&B server: time of the steps, with / without', tracking, 'with_s', 'without_s')
-result = {'seconds': seconds, 'memory_mib': memory, 'training': training, 'evaluation': evaluation, 'tracking': tracking, 'data': data,
+result = {'seconds': seconds, 'memory_mib': memory, 'head': head, 'training': training, 'evaluation': evaluation, 'tracking': tracking, 'data': data,
           'load_plugins_ms': load_ms, 'ratios': ratios}
 print(json.dumps(result, indent=1, ensure_ascii=False))

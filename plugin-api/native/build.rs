@@ -19,6 +19,7 @@ fn main() {
             "cpp/native.cpp",
             "cpp/training.cpp",
             "cpp/fused.cpp",
+            "cpp/interpolating.cpp",
             "cpp/distributed.cpp",
             "cpp/cuda.cpp",
         ])

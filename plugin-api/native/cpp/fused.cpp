@@ -12,17 +12,7 @@
 #include <limits>
 
 #include "shim.h"
-
-// The loops below for the instructions that the processor has; libtorch's own are built for them too. That numbers are finite is
-// said to the compiler so that it makes a minimum of one instruction: NaN still comes out where NaN went in.
-#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
-#define VECTORIZED \
-  __attribute__((optimize("O3", "no-math-errno", "no-trapping-math", "no-signed-zeros", "finite-math-only")))
-#define FOR_EACH_PROCESSOR VECTORIZED __attribute__((target_clones("avx512f", "avx2", "default")))
-#else
-#define VECTORIZED
-#define FOR_EACH_PROCESSOR
-#endif
+#include "vectorized.h"
 
 namespace {
 
@@ -31,29 +21,8 @@ using torch::autograd::variable_list;
 
 bool fits(const Tensor& x) { return x.is_cpu() && x.scalar_type() == at::kFloat && x.numel() > 0; }
 
-// 1 / (1 + e^-z), exact to a few units in the last place. e^x is 2^n e^r with |r| <= ln 2 / 2, the latter by the coefficients of
-// S. Moshier's Cephes library (expf).
-VECTORIZED __attribute__((always_inline)) inline float sigmoid(float z) {
-  constexpr float kRound = 12582912.0f;  // 1.5 * 2^23: a sum with it is rounded to a whole number.
-  float x = -z;
-  x = x < 88.0f ? x : 88.0f;
-  x = x > -87.0f ? x : -87.0f;
-  const float shifted = x * 1.44269504f + kRound, n = shifted - kRound;
-  const float r = (x - n * 0.693359375f) + n * 2.12194440e-4f;
-  float p = 1.9875691e-4f;
-  p = p * r + 1.3981999e-3f;
-  p = p * r + 8.3334519e-3f;
-  p = p * r + 4.1665796e-2f;
-  p = p * r + 1.6666666e-1f;
-  p = p * r + 0.5f;
-  p = p * r * r + r + 1.0f;
-  int32_t bits;
-  memcpy(&bits, &shifted, sizeof bits);
-  bits = (bits - 0x4B400000 + 127) << 23;
-  float power;
-  memcpy(&power, &bits, sizeof power);
-  return 1.0f / (1.0f + p * power);
-}
+// 1 / (1 + e^-z), exact to a few units in the last place.
+VECTORIZED __attribute__((always_inline)) inline float sigmoid(float z) { return 1.0f / (1.0f + exponential(-z)); }
 
 // x (1 + tanh(u)) / 2 with u = sqrt(2/pi) (x + 0.044715 x^3) is x sigmoid(2u).
 constexpr float kTwice = 1.5957691216f, kCube = 0.044715f;

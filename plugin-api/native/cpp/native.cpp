@@ -15,9 +15,8 @@
 #include <optional>
 
 #include "fused.h"
+#include "head.h"
 #include "shim.h"
-
-namespace {
 
 // x matrixᵀ + bias, and the GELU of it when asked (tanh approximation), outside of autograd. The matrix may be a transposed
 // view. In float32 on a CPU by oneDNN, where libtorch was built with it: it fuses the GELU, uses AVX-512 where MKL does
@@ -39,16 +38,6 @@ Tensor product(const Tensor& x, const Tensor& matrix, const std::optional<Tensor
   return gelu ? at::gelu(out, "tanh") : out;
 }
 
-// As `product`, with gradients where they are wanted: by libtorch's own products then, whose sums over a network's width
-// are twice as exact.
-Tensor linear(const Tensor& x, const Tensor& matrix, const std::optional<Tensor>& bias, bool gelu) {
-  const bool tracked = at::GradMode::is_enabled() &&
-      (x.requires_grad() || matrix.requires_grad() || (bias && bias->requires_grad()));
-  if (!tracked) return product(x, matrix, bias, gelu);
-  const Tensor out = at::linear(x, matrix, bias);
-  return gelu ? fused_gelu(out) : out;
-}
-
 // Rows whose logits are held at once. On a CPU about 16 MiB of them in float32, which malloc keeps and hands out again
 // (glibc returns what exceeds 32 MiB to the kernel, and then pays for every page anew); on a GPU 512 MiB, to fill it.
 int64_t rows_at_once(const Tensor& matrix) {
@@ -59,6 +48,18 @@ int64_t rows_at_once(const Tensor& matrix) {
 // In reduced precision sums, softmax and losses are float32.
 at::ScalarType wide(at::ScalarType type) {
   return type == at::kBFloat16 || type == at::kHalf ? at::kFloat : type;
+}
+
+namespace {
+
+// As `product`, with gradients where they are wanted: by libtorch's own products then, whose sums over a network's width
+// are twice as exact.
+Tensor linear(const Tensor& x, const Tensor& matrix, const std::optional<Tensor>& bias, bool gelu) {
+  const bool tracked = at::GradMode::is_enabled() &&
+      (x.requires_grad() || matrix.requires_grad() || (bias && bias->requires_grad()));
+  if (!tracked) return product(x, matrix, bias, gelu);
+  const Tensor out = at::linear(x, matrix, bias);
+  return gelu ? fused_gelu(out) : out;
 }
 
 struct Chunk {

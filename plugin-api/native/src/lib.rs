@@ -1,7 +1,7 @@
 //! What libtorch 2.11 has and tch 0.24 does not expose, behind one small C++ shim.
 //!
 //! Optimizer steps over lists of tensors ([`fused_adamw`], [`foreach_lerp`]), gradient norms, a linear head fused with
-//! cross-entropy ([`linear_nll`]) or apart ([`linear`]), dropout and rotary positions ([`dropout`], [`rotate`]), the scan of
+//! cross-entropy ([`linear_nll`]), with the bound of uniform and hybrid diffusion ([`interpolating_nll`]) or apart ([`linear`]), dropout and rotary positions ([`dropout`], [`rotate`]), the scan of
 //! state-space models ([`selective_scan`]), processes
 //! that train together ([`Group`], [`Reducer`]), streams and graphs of a GPU ([`Graph`]), reduced precision and the profiler,
 //! the state of libtorch's generators, memory in use, tensors of another language. Every C++ exception becomes an [`Error`] with the
@@ -19,6 +19,7 @@ mod cuda;
 mod distributed;
 mod fused;
 mod head;
+mod interpolating;
 mod modes;
 mod scan;
 
@@ -26,6 +27,7 @@ pub use cuda::{Graph, on_own_stream, open_cuda, wait_for};
 pub use distributed::{Group, Op, Reducer, Rendezvous};
 pub use fused::{dropout, rotate};
 pub use head::{Then, linear, linear_nll};
+pub use interpolating::{InterpolatingRows, interpolating_nll};
 pub use modes::{Profiler, autocast, set_autocast, set_deterministic, set_tf32, torch_version};
 pub use scan::selective_scan;
 
@@ -53,7 +55,7 @@ pub type Result<T> = std::result::Result<T, Error>;
 
 type List = *const *mut C_tensor;
 
-// SAFETY: the signatures repeat cpp/native.cpp; `C_tensor` is `at::Tensor`.
+// SAFETY: the signatures repeat those in cpp; `C_tensor` is `at::Tensor`.
 unsafe extern "C" {
     fn maskdiff_fused_adamw(
         params: List,
@@ -89,6 +91,20 @@ unsafe extern "C" {
         weight: *const C_tensor,
         banned: i64,
         kind: c_int,
+        result: *mut *mut C_tensor,
+    ) -> *mut c_char;
+    fn maskdiff_interpolating_nll(
+        hidden: *const C_tensor,
+        matrix: *const C_tensor,
+        bias: *const C_tensor,
+        x: *const C_tensor,
+        z: *const C_tensor,
+        alpha: *const C_tensor,
+        every: *const C_tensor,
+        weight: *const C_tensor,
+        banned: i64,
+        kind: c_int,
+        by_tensors: c_int,
         result: *mut *mut C_tensor,
     ) -> *mut c_char;
     fn maskdiff_selective_scan(
