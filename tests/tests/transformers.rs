@@ -26,7 +26,8 @@ fn logits(run: &Path, x: &Tensor, sigma: f64) -> Tensor {
     let registry = registry();
     let tokenizer = load_tokenizer(&checkpoint.path.join("tokenizer.json")).expect("a tokenizer");
     let choices = assemble::choices(&mut config, &registry, false).expect("components");
-    let facts = assemble::facts(&config, tokenizer.as_ref(), Device::Cpu);
+    let facts =
+        assemble::facts(&config, &registry, tokenizer.as_ref(), Device::Cpu).expect("facts");
     let model = assemble::model(&config, &registry, choices, facts).expect("a model");
     assemble::load_weights(&model, &checkpoint, &config).expect("its weights");
     let denoiser = Denoiser::new(&model);
