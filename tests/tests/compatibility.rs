@@ -170,7 +170,7 @@ fn main() {
         let plugin = Plugin::open(file.as_ref()).unwrap_or_else(|e| panic!("{e}"));
         for c in plugin.info.components.iter().filter(|c| c.kind == "sampler") {
             let options = c.defaults.to_string();
-            contracts::sampler(&|facts| plugin.sampler(&c.name, &options, facts)).unwrap();
+            contracts::sampler(&|facts| plugin.sampler(&c.name, &options, facts), &[]).unwrap();
             println!("host {API_VERSION}: {} of {} works", c.name, plugin.info.api_version);
         }
     }

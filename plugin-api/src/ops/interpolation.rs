@@ -131,3 +131,77 @@ pub fn interpolating_nll(logits_nv: &Tensor, rows: &Interpolation) -> Tensor {
     let weight = rows.weight_n.to_kind(kind);
     (&nats * &weight).where_self(&weight.not_equal(0.0), &weight.zeros_like())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tch::Device;
+
+    const F64: (Kind, Device) = (Kind::Double, Device::Cpu);
+
+    /// Random rows over five tokens: hidden states that are logits, clean and observed tokens, alphas.
+    fn rows(every: f64) -> Interpolation {
+        tch::manual_seed(3);
+        let ids = || Tensor::randint(5, [40], (Kind::Int64, Device::Cpu));
+        let alpha = Tensor::rand([40], F64) * 0.9 + 0.05;
+        let noise = (1.0 - &alpha) * every;
+        let logits = Tensor::randn([40, 5], F64) * 2.0;
+        Interpolation::new(&logits, &ids(), &ids(), &alpha, &noise)
+            .weight(&(Tensor::rand([40], F64) + 0.5))
+    }
+
+    /// The definition, with everything written out.
+    fn written_out(rows: &Interpolation) -> Tensor {
+        let p = rows.hidden_nd.softmax(-1, Kind::Double);
+        let column = |t: &Tensor| t.unsqueeze(1);
+        let q = rows.x_n.one_hot(5).to_kind(Kind::Double) * column(&rows.alpha_n)
+            + column(&rows.every_n);
+        let mixed = p * column(&rows.alpha_n) + column(&rows.every_n);
+        let divergence =
+            (&q * (&q / &mixed).log()).sum_dim_intlist([1i64].as_slice(), false, Kind::Double);
+        let ratio = (q / mixed).gather(1, &column(&rows.z_n), false).squeeze_dim(1);
+        (divergence + &ratio - ratio.log() - 1.0) * &rows.weight_n
+    }
+
+    #[test]
+    fn uniform_noise_gives_the_density_as_it_is_defined() {
+        let rows = rows(0.2);
+        let ours = interpolating_nll(&rows.hidden_nd, &rows);
+        let error = (ours - written_out(&rows)).abs().max().double_value(&[]);
+        assert!(error < 1e-12, "{error:e}");
+        let float = interpolating_nll(&rows.hidden_nd.to_kind(Kind::Float), &rows);
+        let error = (float.to_kind(Kind::Double) / written_out(&rows) - 1.0).abs().max();
+        assert!(error.double_value(&[]) < 1e-3, "{error:?}");
+    }
+
+    #[test]
+    fn a_law_that_is_sure_of_the_clean_token_costs_nothing() {
+        let rows = rows(0.2);
+        let sure = rows.x_n.one_hot(5).to_kind(Kind::Double) * 60.0;
+        let nats = interpolating_nll(&sure, &rows).abs().max().double_value(&[]);
+        assert!(nats < 1e-12, "{nats:e}");
+    }
+
+    /// Without noise on tokens it is the weighted cross-entropy at masks, with a finite gradient however small p is.
+    #[test]
+    fn noise_on_the_mask_alone_gives_the_cross_entropy() {
+        let mut rows = rows(0.0);
+        rows.x_n = rows.x_n.clamp_max(3);
+        rows.z_n = rows.z_n.full_like(4);
+        let rows = Interpolation { mask_n: 1.0 - &rows.alpha_n, banned: Some(4), ..rows };
+        let logits = (&rows.hidden_nd * 400.0).set_requires_grad(true);
+        let nats = interpolating_nll(&logits, &rows);
+        let log_p = logits.narrow(1, 0, 4).log_softmax(-1, Kind::Double);
+        let own = log_p.gather(1, &rows.x_n.unsqueeze(1), false).squeeze_dim(1);
+        let expected = -own * &rows.alpha_n * &rows.weight_n;
+        let error =
+            (&nats / &expected - 1.0).nan_to_num(0.0, 0.0, 0.0).abs().max().double_value(&[]);
+        assert!(error < 1e-9, "{error:e}");
+        nats.sum(Kind::Double).backward();
+        let ours = logits.grad().copy();
+        logits.shallow_clone().zero_grad();
+        expected.sum(Kind::Double).backward();
+        let error = (ours - logits.grad()).abs().max().double_value(&[]);
+        assert!(error < 1e-9, "{error:e}");
+    }
+}

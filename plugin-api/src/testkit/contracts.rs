@@ -6,10 +6,11 @@
 
 use tch::{Device, Kind, Tensor};
 
+use super::claims;
 use super::toy::Toy;
 use crate::abi::guard::guarded;
 use crate::abi::handles::{Method, Network, Noise, Process, Walker};
-use crate::{Context, Result, bail, capability, ensure};
+use crate::{Batch, Context, Model, Result, bail, capability, ensure};
 
 /// The rules that were left out, in words; mostly none.
 pub type LeftOut = Vec<String>;
@@ -22,7 +23,7 @@ fn values(t: &Tensor) -> Result<Vec<f64>> {
 }
 
 /// Numbers, none of them NaN.
-fn no_nan(what: &str, t: &Tensor) -> Result<()> {
+pub(super) fn no_nan(what: &str, t: &Tensor) -> Result<()> {
     let count = t.isnan().sum(Kind::Int64).int64_value(&[]);
     ensure!(count == 0, Numeric, "{what} holds NaN, {count} times");
     Ok(())
@@ -55,7 +56,7 @@ fn optional(
 }
 
 /// Shape and kind of a tensor that came back.
-fn shaped(what: &str, t: &Tensor, size: &[i64], kind: Kind) -> Result<()> {
+pub(super) fn shaped(what: &str, t: &Tensor, size: &[i64], kind: Kind) -> Result<()> {
     let (got, got_kind) = (t.size(), t.kind());
     ensure!(
         got == size && got_kind == kind,
@@ -65,7 +66,7 @@ fn shaped(what: &str, t: &Tensor, size: &[i64], kind: Kind) -> Result<()> {
     Ok(())
 }
 
-fn close(what: &str, a: &Tensor, b: &Tensor, tolerance: f64) -> Result<()> {
+pub(super) fn close(what: &str, a: &Tensor, b: &Tensor, tolerance: f64) -> Result<()> {
     ensure!(a.size() == b.size(), Shape, "{what}: {:?}, expected {:?}", a.size(), b.size());
     let error = (a - b).abs().max().double_value(&[]);
     ensure!(error <= tolerance, Numeric, "{what}: off by {error:e}, allowed {tolerance:e}");
@@ -73,7 +74,7 @@ fn close(what: &str, a: &Tensor, b: &Tensor, tolerance: f64) -> Result<()> {
 }
 
 /// Rows of probabilities: `[.., V]`, not negative, sums of one.
-fn law(what: &str, p: &Tensor, size: &[i64], tolerance: f64) -> Result<()> {
+pub(super) fn law(what: &str, p: &Tensor, size: &[i64], tolerance: f64) -> Result<()> {
     ensure!(p.size() == size, Shape, "{what} is {:?}, expected {size:?}", p.size());
     no_nan(what, p)?;
     let least = p.min().double_value(&[]);
@@ -134,10 +135,13 @@ pub fn noise(make: Make<'_, Noise>) -> Result<LeftOut> {
     })
 }
 
-/// Nothing is lost at alpha = 1, everything at alpha = 0; the posterior is a law; equal uniforms give equal draws.
-pub fn process(make: Make<'_, Process>) -> Result<LeftOut> {
+/// Nothing is lost at alpha = 1, everything at alpha = 0; the posterior is a law; equal uniforms give equal draws. `provides` are
+/// its capabilities, each of which is checked.
+pub fn process(make: Make<'_, Process>, provides: &[&str]) -> Result<LeftOut> {
     guarded(|| {
-        let toy = Toy::new(4, 5);
+        // A vocabulary has a mask where the process has one.
+        let masks = provides.contains(&capability::MASK);
+        let toy = if masks { Toy::new(4, 5) } else { Toy::uniform(4, 5) };
         let process = make(&toy.context())?;
         let x0 = Tensor::randint(5, [64, 4], (Kind::Int64, Device::Cpu));
         let u = Tensor::rand([64, 4], (Kind::Double, Device::Cpu));
@@ -153,7 +157,15 @@ pub fn process(make: Make<'_, Process>) -> Result<LeftOut> {
         let prior = process.prior(64, 4)?;
         shaped("a draw of the prior", &prior, &[64, 4], Kind::Int64)?;
         let mask = process.mask_id()?;
-        if mask.is_some() {
+        let said = if masks { "" } else { "no " };
+        ensure!(
+            mask.is_some() == masks,
+            Other,
+            "it offers {said}`{}`, but its mask is {mask:?}",
+            capability::MASK
+        );
+        // Where all noise is the mask, so is all that is left at the end.
+        if mask.is_some_and(|mask| prior == prior.full_like(mask)) {
             ensure!(corrupt(0.0)? == prior, Other, "alpha = 0 does not lose every token");
         }
         let v = toy.context().vocab_size;
@@ -165,12 +177,20 @@ pub fn process(make: Make<'_, Process>) -> Result<LeftOut> {
         law("the posterior", &process.posterior(&xt.view([-1]), 0.5, 0.7, &p)?, &[256, v], 1e-9)?;
         let refused = process.corrupt(&x0.to_kind(Kind::Float), &alpha(0.5), &u).is_err();
         ensure!(refused, Shape, "tokens that are no integers are not refused");
-        Ok(LeftOut::new())
+        let mut left_out = LeftOut::new();
+        optional(
+            &mut left_out,
+            "the noise as a mixture",
+            provides.contains(&capability::MIXING),
+            || claims::mixing(&process, v),
+        )?;
+        Ok(left_out)
     })
 }
 
-/// Shapes, unique names, a linear head that equals `logits`, gradients for every parameter, length 1, repeatability.
-pub fn backbone(make: Make<'_, Network>) -> Result<LeftOut> {
+/// Shapes, unique names, a linear head that equals `logits`, gradients for every parameter, length 1, repeatability. `provides` are
+/// its capabilities: each is checked, and a pass that needs another one is refused.
+pub fn backbone(make: Make<'_, Network>, provides: &[&str]) -> Result<LeftOut> {
     guarded(|| {
         let facts = Context {
             vocab_size: 11,
@@ -215,6 +235,14 @@ pub fn backbone(make: Make<'_, Network>) -> Result<LeftOut> {
         keeps_no_memory("hidden", bytes, || {
             tch::no_grad(|| network.hidden(&xt, &sigma, false)).map(drop)
         })?;
+        // Heads and gates may start at zero, and then nothing depends on anything.
+        tch::no_grad(|| {
+            for parameter in entries.iter().filter(|p| p.trainable) {
+                let mut tensor = parameter.tensor.shallow_clone();
+                let _ = tensor.normal_(0.0, 0.3);
+            }
+            claims::passes(&network, provides)
+        })?;
         Ok(LeftOut::new())
     })
 }
@@ -229,6 +257,8 @@ pub fn parameterization(
     guarded(|| {
         let plain = || match needs.contains(&capability::CAUSAL) {
             true => Toy::new(4, 3).causal(),
+            // One that takes any process is tried over noise that leaves no trace, and below over the others.
+            false if needs.contains(&capability::MIXING) => Toy::hybrid(4, 3),
             false => Toy::new(4, 3),
         };
         // Not every method can be told the noise level.
@@ -248,6 +278,11 @@ pub fn parameterization(
         unwritten("the times `t_b` of the loss", &t, &kept_t)?;
         let finite = values(&loss)?.iter().all(|l| l.is_finite());
         ensure!(finite, Numeric, "the loss is not finite");
+        let batch = Batch::new(&x0, &t).at(1, 2);
+        let objective = method.objective(&toy, &batch)?;
+        unwritten("the batch `x0_bl` of the objective", &x0, &kept_x0)?;
+        let finite = values(&objective.loss_bl)?.iter().all(|l| l.is_finite());
+        ensure!(finite, Numeric, "the objective is not finite");
         let rows = Tensor::arange(128, (Kind::Int64, Device::Cpu));
         let mut left_out = LeftOut::new();
         optional(&mut left_out, "the law of x0", provides.contains(&capability::LOG_X0), || {
@@ -262,6 +297,11 @@ pub fn parameterization(
         })?;
         if provides.contains(&capability::BOUND) {
             bounds(&toy, &method)?;
+        }
+        if provides.contains(&capability::BOUND) && needs.contains(&capability::MIXING) {
+            for toy in [Toy::uniform(3, 3), Toy::new(3, 3).time_conditioned()] {
+                bounds(&toy, &make(&toy.context())?)?;
+            }
         }
         let x0 = Tensor::zeros([1024, 4], (Kind::Int64, Device::Cpu));
         let t = Tensor::full([1024], 0.5, (Kind::Double, Device::Cpu));
@@ -284,7 +324,9 @@ fn bounds(toy: &Toy, method: &Method) -> Result<()> {
     let u = Tensor::rand([states as i64, DRAWS], (Kind::Double, Device::Cpu));
     let u = (u + Tensor::arange(DRAWS, (Kind::Double, Device::Cpu))) / DRAWS as f64;
     let t = method.draw_t(toy, &u.view([-1]))?;
-    let loss = method.loss(toy, &x0, &t)?.to_kind(Kind::Double);
+    let objective = method.objective(toy, &Batch::new(&x0, &t).at(1, 1))?;
+    // A plugin of contract 1.0 reports its loss.
+    let loss = objective.nats_bl.unwrap_or(objective.loss_bl).to_kind(Kind::Double);
     let scored = loss.size()[1] as usize;
     let nats = loss.sum_dim_intlist(1, false, Kind::Double).view([states as i64, DRAWS]);
     let mean = values(&nats.mean_dim(1, false, Kind::Double))?;
@@ -308,10 +350,16 @@ fn bounds(toy: &Toy, method: &Method) -> Result<()> {
 }
 
 /// Shape, no mask left, given tokens kept, equal seeds equal tokens, laws that sum to 1, length 1, stops when asked,
-/// keeps no memory, does not write into its start. A sampler may have no law of a step.
-pub fn sampler(make: Make<'_, Walker>) -> Result<LeftOut> {
+/// keeps no memory, does not write into its start. A sampler may have no law of a step. `needs` are its capabilities: one that
+/// needs no mask is tried without one as well.
+pub fn sampler(make: Make<'_, Walker>, needs: &[&str]) -> Result<LeftOut> {
     guarded(|| {
         let mut left_out = LeftOut::new();
+        if needs.contains(&capability::MIXING) {
+            for toy in [Toy::uniform(4, 3), Toy::hybrid(4, 3)] {
+                without_trace(make, &toy)?;
+            }
+        }
         for length in [5, 1] {
             let toy = Toy::new(length, 3);
             let mut walker = make(&toy.context())?;
@@ -359,4 +407,26 @@ pub fn sampler(make: Make<'_, Walker>) -> Result<LeftOut> {
         keeps_no_memory("the walk", 1024 * 3 * 8, || walker.sample(&toy, &start).map(drop))?;
         Ok(left_out)
     })
+}
+
+/// A walk over noise that leaves no trace where it was: the host says what is given, and that is kept.
+fn without_trace(make: Make<'_, Walker>, toy: &Toy) -> Result<()> {
+    let mut walker = make(&toy.context())?;
+    let start = toy.start(4);
+    let given = Tensor::from_slice(&[true, false, false, true]).expand([4, 4], false).copy();
+    let _ = start.select(1, 0).fill_(2);
+    toy.give(Some(given.copy()));
+    tch::manual_seed(1);
+    let tokens = walker.sample(toy, &start.copy())?;
+    shaped("the sample", &tokens, &start.size(), Kind::Int64)?;
+    let kept = tokens.where_self(&given, &start) == start;
+    ensure!(
+        kept,
+        Other,
+        "tokens that were given are changed: see `Denoiser::given` and `keep_given`"
+    );
+    let masks = toy.mask_id().map_or(0, |mask| tokens.eq(mask).sum(Kind::Int64).int64_value(&[]));
+    ensure!(masks == 0, Other, "{masks} masks are left");
+    toy.give(None);
+    Ok(())
 }

@@ -43,17 +43,15 @@ pub fn noise_contract<T: NoiseSchedule>() {
 /// [`contracts::process`], with default options.
 #[track_caller]
 pub fn process_contract<T: ForwardProcess>() {
-    kept::<T>(contracts::process(&|facts| {
-        with_defaults::<T>(facts).map(|c| Process::of(c, facts))
-    }));
+    let make = |facts: &Context| with_defaults::<T>(facts).map(|c| Process::of(c, facts));
+    kept::<T>(contracts::process(&make, T::PROVIDES));
 }
 
 /// [`contracts::backbone`], with the given options: small ones are quick.
 #[track_caller]
 pub fn backbone_contract<T: Backbone>(config: T::Config) {
-    kept::<T>(contracts::backbone(&|facts| {
-        make::<T>(&config, facts).map(|c| Network::of(c, facts))
-    }));
+    let make = |facts: &Context| make::<T>(&config, facts).map(|c| Network::of(c, facts));
+    kept::<T>(contracts::backbone(&make, T::PROVIDES));
 }
 
 /// [`contracts::parameterization`], with default options.
@@ -66,7 +64,8 @@ pub fn parameterization_contract<T: Parameterization>() {
 /// [`contracts::sampler`], with default options.
 #[track_caller]
 pub fn sampler_contract<T: Sampler>() {
-    kept::<T>(contracts::sampler(&|facts| with_defaults::<T>(facts).map(|c| Walker::of(c, facts))));
+    let make = |facts: &Context| with_defaults::<T>(facts).map(|c| Walker::of(c, facts));
+    kept::<T>(contracts::sampler(&make, T::NEEDS));
 }
 
 /// The law of the samples is the exact law of the walk: one sequence at a time and in batches, 4 to 1,000 steps, each

@@ -227,6 +227,37 @@ mod tests {
     }
 
     #[test]
+    fn a_causal_pass_is_the_network_and_a_prefix_may_see_itself() {
+        let context = Context {
+            vocab_size: 11,
+            mask_id: Some(10),
+            length: 8,
+            time_conditioning: false,
+            kind: Kind::Double,
+            cuda: None,
+        };
+        tch::manual_seed(4);
+        let net = Ar::new(small(), &context).unwrap();
+        let x = Tensor::randint(10, [2, 8], (Kind::Int64, Device::Cpu));
+        let sigma = Tensor::zeros([2], (Kind::Double, Device::Cpu));
+        let whole = net.hidden(&x, &sigma, false).unwrap();
+        let error = |a: &Tensor, b: &Tensor| (a - b).abs().max().double_value(&[]);
+        let causal = Pass::new(&x, &sigma).sees(Sees::Causal).wants(Wants::Both);
+        let Passed { hidden, keys, .. } = net.pass(&causal, false).unwrap();
+        assert!(error(&hidden, &whole) < 1e-12);
+        // The keys of a pass are the cache of `extend`.
+        let (_, cache) = net.extend(&x, Vec::new()).unwrap();
+        assert!(keys.iter().zip(&cache).all(|(a, b)| error(a, b) < 1e-12));
+        let past: Vec<Tensor> = keys.iter().map(|keys| keys.narrow(2, 0, 5)).collect();
+        let rest = Pass::new(&x.narrow(1, 5, 3), &sigma).sees(Sees::Causal).past(&past);
+        assert!(error(&net.pass(&rest, false).unwrap().hidden, &whole.narrow(1, 5, 3)) < 1e-12);
+        // A prefix that sees all of itself is another network at its first position, not at its last.
+        let prefix = Pass::new(&x.narrow(1, 0, 5), &sigma);
+        let open = net.pass(&prefix, false).unwrap().hidden;
+        assert!(error(&open.select(1, 0), &whole.select(1, 0)) > 1e-6);
+    }
+
+    #[test]
     fn the_cache_changes_nothing() {
         let context = Context {
             vocab_size: 11,

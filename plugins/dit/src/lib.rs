@@ -16,6 +16,8 @@ use maskdiff_plugin_api::nn::{
 use maskdiff_plugin_api::prelude::*;
 
 mod block;
+#[cfg(test)]
+mod streams;
 
 use block::Block;
 

@@ -232,18 +232,19 @@ fn contract(
         }
     }
     let options = options.to_string();
+    // One that is a class of another language claims what such a class may have.
+    let claimed = if component.takes_any_option() { Vec::new() } else { words_of(provides) };
     match kind.as_str() {
         "noise" => contracts::noise(&|facts| plugin.noise(name, &options, facts)),
-        "process" => contracts::process(&|facts| plugin.process(name, &options, facts)),
-        "backbone" => contracts::backbone(&|facts| plugin.backbone(name, &options, facts)),
+        "process" => contracts::process(&|facts| plugin.process(name, &options, facts), &claimed),
+        "backbone" => {
+            contracts::backbone(&|facts| plugin.backbone(name, &options, facts), &claimed)
+        }
         "parameterization" => {
             let make = |facts: &_| plugin.parameterization(name, &options, facts);
-            // One that is a class of another language claims what such a class may have.
-            let claimed =
-                if component.takes_any_option() { Vec::new() } else { words_of(provides) };
             contracts::parameterization(&make, &claimed, &words_of(needs))
         }
-        _ => contracts::sampler(&|facts| plugin.sampler(name, &options, facts)),
+        _ => contracts::sampler(&|facts| plugin.sampler(name, &options, facts), &words_of(needs)),
     }
 }
 
