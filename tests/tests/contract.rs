@@ -51,7 +51,9 @@ fn training_minimizes_the_loss_and_shows_the_bound() {
     assert!(!values(at, "run", "val/ppl").is_empty());
     // Without a bound there is a loss, and no perplexity.
     run(at, "silent", &["silent=true"]).expect(0);
-    assert!(values(at, "silent", "val/ppl").is_empty() && values(at, "silent", "val/nelbo").is_empty());
+    assert!(
+        values(at, "silent", "val/ppl").is_empty() && values(at, "silent", "val/nelbo").is_empty()
+    );
     assert!(!values(at, "silent", "val/loss").is_empty());
     assert_eq!(values(at, "silent", "train/loss").len(), 4);
 }
@@ -71,8 +73,7 @@ fn each_sequence_has_its_own_random_numbers() {
     }
     run(at, "resumed", &["loader.batch_size=8", "trainer.max_steps=2"]).expect(0);
     let file = fixture();
-    let words = ["train", "--resume", "resumed", "trainer.max_steps=4", "--plugin", &file];
-    maskdiff(at, &words).expect(0);
+    run(at, "resumed", &["loader.batch_size=8", "checkpointing.resume_from_ckpt=true"]).expect(0);
     assert_eq!(drawn("resumed"), whole);
     // An evaluation draws by block: neither its batch size nor its place matters.
     let of = |batch: &str| {
@@ -115,9 +116,7 @@ fn a_vocabulary_has_a_mask_only_where_the_process_has_one() {
 
 /// The weights of the last checkpoint of a run.
 fn glob_model(run: &Path) -> std::path::PathBuf {
-    let checkpoints = run.join("checkpoints");
-    let last = std::fs::read_to_string(checkpoints.join("last")).expect("the last checkpoint");
-    checkpoints.join(last.trim()).join("model.safetensors")
+    run.join("checkpoints/last/model.safetensors")
 }
 
 #[test]

@@ -415,6 +415,7 @@ fn without_trace(make: Make<'_, Walker>, toy: &Toy) -> Result<()> {
     let start = toy.start(4);
     let given = Tensor::from_slice(&[true, false, false, true]).expand([4, 4], false).copy();
     let _ = start.select(1, 0).fill_(2);
+    let _ = start.select(1, 3).fill_(1);
     toy.give(Some(given.copy()));
     tch::manual_seed(1);
     let tokens = walker.sample(toy, &start.copy())?;
