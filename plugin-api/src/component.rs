@@ -54,6 +54,9 @@ pub mod capability {
     pub const BOUND: &str = "bound";
     /// The forward process tells its noise as a mixture, see [`crate::ForwardProcess::mixing`].
     pub const MIXING: &str = "mixing";
+    /// The forward process has a mask, and noise that is other tokens too: what needs the mask alone ([`MASK`] without [`MIXING`])
+    /// would take such tokens for data.
+    pub const HYBRID: &str = "hybrid";
     /// The backbone reads mixtures of tokens, see [`crate::Tokens::Mixture`].
     pub const MIXTURE: &str = "mixture";
     /// The backbone reads tokens at any positions, see [`crate::Pass::positions`].

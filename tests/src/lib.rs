@@ -7,6 +7,7 @@ pub mod bench;
 pub mod browser;
 pub mod corpora;
 pub mod faults;
+pub mod golden_uniform;
 pub mod hub;
 pub mod liar;
 pub mod original;
@@ -126,7 +127,7 @@ pub fn golden() -> PathBuf {
 /// where it uses the plain ones, and networks of the float64 cases start from such roundings. To be called before libtorch
 /// computes anything.
 #[expect(unsafe_code, reason = "sets a variable that MKL reads once")]
-fn as_golden() {
+pub(crate) fn as_golden() {
     // SAFETY: tests of a binary run one at a time, and no other thread of theirs reads the environment.
     unsafe { std::env::set_var("MKL_CBWR", "COMPATIBLE") };
 }

@@ -82,6 +82,9 @@ group! {
         backbone: String = String::new(),
         /// What the network's output means.
         parameterization: String = String::new(),
+        /// The component that `parameterization` means, where a file of `configs/parameterization` is of another name; it comes
+        /// with that file.
+        component: Option<String> = None,
         /// Whether the network sees the noise level.
         time_conditioning: bool = false,
         /// Every random number of the run comes from it.

@@ -106,6 +106,11 @@ impl Config {
             || (source.starts_with("configs/experiment/") && !self.stored.contains(&source))
     }
 
+    /// The name of the parameterization's component.
+    pub fn method(&self) -> &str {
+        self.top.component.as_deref().unwrap_or(&self.top.parameterization)
+    }
+
     /// How `world` ranks share a global batch.
     pub fn shares(&self, world: usize) -> Result<Shares> {
         let (global, world) = (self.loader.global_batch_size, world as i64);

@@ -27,6 +27,9 @@ use crate::secrets;
 /// chooses a method.
 const METHOD: &str = "parameterization";
 
+/// The key by which such a file says that it is of a component of another name.
+const COMPONENT: &str = "component";
+
 /// What is done for a run and not said of its model: commands, places on the network, files that are written beside it. It is never
 /// taken over from a stored configuration.
 const NOT_TAKEN_OVER: &[&str] = &["alert", "checkpointing.mirror", RESULTS];
@@ -90,7 +93,23 @@ impl Builder {
     }
 
     fn add_text(&mut self, name: &str, text: &str, under: Option<&str>) -> Result<()> {
+        self.add_part(name, text, under, &[])
+    }
+
+    /// What goes with a method, but for the groups that were chosen by hand.
+    fn add_brought(&mut self, (name, text): &(String, String), without: &[&str]) -> Result<()> {
+        self.add_part(name, text, None, without)
+    }
+
+    fn add_part(
+        &mut self,
+        name: &str,
+        text: &str,
+        under: Option<&str>,
+        without: &[&str],
+    ) -> Result<()> {
         let mut values = parse(name, text)?;
+        values.retain(|group, _| !without.contains(&group.as_str()));
         begun::settle(name, text, &mut values);
         let values = secrets::resolved(values, Path::new(name));
         // A group file holds the group's keys; they go under its name, and so do their places.
@@ -132,6 +151,40 @@ impl Builder {
             }
         }
         Ok(())
+    }
+}
+
+impl Builder {
+    /// Takes `component` out of the layers that say it of another parameterization than the chosen one: it is what the file of the
+    /// chosen one says, or else what was stored with it.
+    fn settle_component(&mut self) -> Result<()> {
+        let last = |layers: &[Layer], key: &str| {
+            layers.iter().rposition(|layer| words::find(&layer.values, key).is_some())
+        };
+        let Some(chosen) = last(&self.layers, METHOD) else { return Ok(()) };
+        let method = method_in(&self.layers[chosen].values).unwrap_or_default();
+        let file = config_file(&format!("{METHOD}/{method}"))?.map(|(name, _)| name);
+        let of_file = |layer: &Layer| Some(&layer.name) == file.as_ref();
+        let by_file = self.layers.iter().rposition(of_file);
+        let first = match by_file.filter(|i| self.layers[*i].values.contains_key(COMPONENT)) {
+            Some(by_file) => by_file,
+            None => chosen,
+        };
+        for layer in &mut self.layers[..first] {
+            words::take(&mut layer.values, COMPONENT);
+        }
+        let Some(now) = last(&self.layers, COMPONENT) else { return Ok(()) };
+        let word = words::find(&self.layers[now].values, COMPONENT).and_then(Figured::as_str);
+        match word.filter(|word| word.contains([':', '/'])) {
+            Some(word) => Err(Error::config(
+                format!(
+                    "`{COMPONENT}` is a component's name, got `{word}` ({})",
+                    self.layers[now].name
+                ),
+                format!("`{METHOD}={word}` chooses one of a file or of a certain plugin"),
+            )),
+            None => Ok(()),
+        }
     }
 }
 
@@ -265,8 +318,8 @@ fn resolve(request: &Request, basis: Option<&(String, String)>) -> Result<Config
     let brought = |method: Option<String>| {
         method.map_or(Ok(None), |method| config_file(&format!("{METHOD}/{method}")))
     };
-    if let Some((file, text)) = brought(first)? {
-        builder.add_text(&file, &text, None)?;
+    if let Some(file) = brought(first)? {
+        builder.add_brought(&file, &by_hand)?;
     }
     if let Some((file, text)) = &stored {
         builder.add_stored(file, text, &by_hand)?;
@@ -280,8 +333,8 @@ fn resolve(request: &Request, basis: Option<&(String, String)>) -> Result<Config
         let without: Vec<&str> = anew.iter().map(String::as_str).collect();
         builder.add_stored(file, text, &without)?;
     }
-    if let Some((file, text)) = brought(later)? {
-        builder.add_text(&file, &text, None)?;
+    if let Some(file) = brought(later)? {
+        builder.add_brought(&file, &by_hand)?;
     }
     for (file, text) in &files {
         builder.add_text(file, text, None)?;
@@ -293,6 +346,7 @@ fn resolve(request: &Request, basis: Option<&(String, String)>) -> Result<Config
         builder.remove(key, value.as_deref(), &base_name)?;
     }
     builder.add_words(COMMAND_LINE, secrets::resolved(overrides.values, Path::new("")))?;
+    builder.settle_component()?;
     let raw = environment.raw.into_iter().chain(overrides.raw).collect();
     let origin = Origin {
         own_file: own.map(|(name, _)| name),

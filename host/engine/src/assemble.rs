@@ -113,11 +113,12 @@ pub fn check_options(
 
 /// Checks that the chosen components offer what a way of measuring needs.
 pub fn check_measure(measure: Measure, config: &Config, registry: &Registry) -> Result<()> {
-    let chosen = [
-        ("process", config.top.diffusion.as_str()),
-        ("parameterization", &config.top.parameterization),
-    ];
-    registry.check_offered(&format!("`{}`", measure.chosen_by()), measure.needs(), &chosen)
+    let chosen =
+        [("process", config.top.diffusion.as_str()), ("parameterization", config.method())];
+    let who = format!("`{}`", measure.chosen_by());
+    let mut sets = measure.needs().iter().map(|needs| registry.check_offered(&who, needs, &chosen));
+    let first = sets.next().unwrap_or(Ok(()));
+    if first.is_ok() || sets.any(|set| set.is_ok()) { Ok(()) } else { first }
 }
 
 /// What the vocabulary says. It has a mask only where the process has a use for one; which it is in the end is the process's to

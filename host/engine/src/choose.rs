@@ -88,7 +88,7 @@ impl Choose for Config {
             backbone: choice("backbone", &top.backbone, &["model"])?,
             process: choice("process", &top.diffusion, &["process"])?,
             noise: choice("noise", &self.noise.kind, &["noise"])?,
-            parameterization: choice("parameterization", &top.parameterization, &["", "training"])?,
+            parameterization: choice("parameterization", self.method(), &["", "training"])?,
         })
     }
 
@@ -142,7 +142,7 @@ fn chosen(config: &Config) -> [(&'static str, &'static str, String, &'static [&'
         ("backbone", "backbone", top.backbone.clone(), &["model"]),
         ("process", "diffusion", top.diffusion.clone(), &["process"]),
         ("noise", "noise.type", config.noise.kind.clone(), &["noise"]),
-        ("parameterization", "parameterization", top.parameterization.clone(), &["", "training"]),
+        ("parameterization", "parameterization", config.method().to_string(), &["", "training"]),
         ("sampler", "sampling.predictor", config.sampling.predictor.clone(), &["sampling"]),
     ]
 }

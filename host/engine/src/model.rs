@@ -32,6 +32,7 @@ pub struct Model {
     head: Option<Head>,
     bound: bool,
     /// Whether the parameterization was built before a loss could differ from what is reported.
+    carries_over: bool,
     reports_loss: bool,
     facts: Context,
     parameters: Vec<Parameter>,
@@ -107,6 +108,7 @@ impl Model {
         let head = network.head().map_err(backbone)?;
         let (plugin, said) = registry.find("parameterization", &names.parameterization.name)?;
         let bound = said.provides.iter().any(|offer| offer == capability::BOUND);
+        let carries_over = said.provides.iter().any(|offer| offer == capability::CARRY_OVER);
         let reports_loss = plugin.info.api_version.starts_with("1.0.");
         Ok(Self {
             noise,
@@ -116,6 +118,7 @@ impl Model {
             names,
             head,
             bound,
+            carries_over,
             reports_loss,
             facts,
             parameters,
@@ -141,6 +144,17 @@ impl Model {
     /// Whether the parameterization says that its loss bounds the likelihood.
     pub fn is_bound(&self) -> bool {
         self.bound
+    }
+
+    /// Whether tokens that are not masked keep their values in the parameterization's law.
+    pub fn carries_over(&self) -> bool {
+        self.carries_over
+    }
+
+    /// What the process leaves of the clean tokens at `alpha_1`, against its prior: nats, `[B, L] i64` → `[B, L] f64`.
+    pub fn prior_kl(&self, x0_bl: &Tensor, alpha_1: f64) -> Result<Tensor> {
+        let named = |e| Error::component("process", &self.names.process.name, e);
+        self.process.prior_kl(x0_bl, alpha_1).map_err(named)
     }
 
     /// All parameters and buffers, in the backbone's order.

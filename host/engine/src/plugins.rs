@@ -18,6 +18,7 @@ use maskdiff_base::text::plural;
 use maskdiff_base::text::{hex, nearest};
 use maskdiff_records::used::{Setup, UsedPlugin};
 
+mod hybrid;
 mod refuse;
 mod writable;
 
@@ -250,7 +251,7 @@ impl Registry {
                 return Err(self.missing(component, need, &found));
             }
         }
-        Ok(())
+        self.check_noise(&found)
     }
 
     /// Checks that the chosen components offer all of `needs`; `who` needs them.

@@ -40,7 +40,7 @@ pub fn run(common: &Common) -> Result<()> {
     let device = accelerator::device(&config, &World::alone())?;
     let used = plugins::used(&registry, &choices, None)?;
     // It scores no first token, and draws nothing.
-    let (_, method) = registry.find("parameterization", &config.top.parameterization)?;
+    let (_, method) = registry.find("parameterization", config.method())?;
     let next_token = method.provides.iter().any(|offer| *offer == capability::NEXT_TOKEN);
     let facts = assemble::facts(&config, &registry, tokenizer.as_ref(), device)?;
     let model = assemble::model(&config, &registry, choices, facts)?;

@@ -34,7 +34,7 @@ pub fn run(common: &Common, format: As, output: &Path) -> Result<()> {
     let (checkpoint, mut config, tokenizer) = common.trained()?;
     let registry = assemble::registry(&common.plugins, &config)?;
     let choices = assemble::choices(&mut config, &registry, false)?;
-    let (_, method) = registry.find("parameterization", &config.top.parameterization)?;
+    let (_, method) = registry.find("parameterization", config.method())?;
     let is_causal = method.provides.iter().any(|offer| *offer == capability::NEXT_TOKEN);
     // The model knows the order of its tensors, and that the stored ones are all of them.
     let facts = assemble::facts(&config, &registry, tokenizer.as_ref(), Device::Cpu)?;

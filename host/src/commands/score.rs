@@ -178,7 +178,7 @@ fn judge(common: &Common, config: &Config) -> Result<Judge> {
     let registry = assemble::registry(&common.plugins, config)?;
     let choices = assemble::choices(&mut own, &registry, false)?;
     let needs = [maskdiff_plugin_api::capability::NEXT_TOKEN];
-    let chosen = [("parameterization", own.top.parameterization.as_str())];
+    let chosen = [("parameterization", own.method())];
     registry.check_offered(&format!("a judge (`{name}`)"), &needs, &chosen)?;
     let device = accelerator::device(&own, &World::alone())?;
     let facts = assemble::facts(&own, &registry, tokenizer.as_ref(), device)?;

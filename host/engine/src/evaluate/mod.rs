@@ -4,6 +4,7 @@
 pub mod diversity;
 pub mod duel;
 pub mod generated;
+pub mod in_time;
 pub mod judge;
 pub mod mauve;
 pub mod protocol;
@@ -34,7 +35,7 @@ use maskdiff_data::Blocks;
 pub enum Measure {
     /// The training loss without dropout, as the original program measures. It leaves out both ends of time.
     Reference,
-    /// A true upper bound, see [`strict::nats`].
+    /// A true upper bound, see [`strict::nats`], and [`in_time::nats`] where noise is other tokens than the mask.
     Strict,
     /// The exact likelihood of a deterministic order, see [`duel::nats`].
     Duel {
@@ -65,11 +66,14 @@ impl Measure {
         }
     }
 
-    /// What the model's components must offer.
-    pub fn needs(self) -> &'static [&'static str] {
+    /// What the model's components must offer: one of these sets.
+    pub fn needs(self) -> &'static [&'static [&'static str]] {
+        const BY_MASKS: &[&str] = &[capability::MASK, capability::LOG_X0, capability::CARRY_OVER];
+        const IN_TIME: &[&str] = &[capability::MIXING, capability::LOG_X0, capability::BOUND];
         match self {
-            Self::Reference => &[],
-            _ => &[capability::MASK, capability::LOG_X0, capability::CARRY_OVER],
+            Self::Reference => &[&[]],
+            Self::Strict => &[BY_MASKS, IN_TIME],
+            Self::Duel { .. } => &[BY_MASKS],
         }
     }
 
@@ -127,6 +131,7 @@ impl Measure {
         let denoiser = Denoiser::new(model);
         let nats = |(x0_bl, draws): (Tensor, Draws)| match self {
             Self::Duel { order, tokens } => duel::nats(&denoiser, &x0_bl, order, tokens),
+            _ if !model.carries_over() => in_time::nats(model, &x0_bl, &draws),
             _ => strict::nats(&denoiser, &x0_bl, &draws),
         };
         let nats = parts.map(nats).collect::<maskdiff_plugin_api::Result<Vec<Tensor>>>();

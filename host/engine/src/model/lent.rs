@@ -1,5 +1,6 @@
 //! The model as components see it: what stands behind their [`maskdiff_plugin_api::Denoiser`].
 
+use maskdiff_native::InterpolatingRows;
 use maskdiff_plugin_api::{
     Head, Interpolation, Kind as ErrorKind, Mix, Pass, Passed, PluginError, Result as PluginResult,
     ops,
@@ -162,9 +163,22 @@ impl maskdiff_plugin_api::Model for Model {
     }
 
     fn interpolating_nll(&self, rows: &Interpolation) -> PluginResult<Tensor> {
-        // dense
-        let logits_nv = self.reduced(|| self.network.logits(&rows.hidden_nd))?;
-        Ok(ops::interpolating_nll(&logits_nv, rows))
+        let Some(Head { weight, bias }) = &self.head else {
+            let logits_nv = self.reduced(|| self.network.logits(&rows.hidden_nd))?;
+            return Ok(ops::interpolating_nll(&logits_nv, rows));
+        };
+        // What the mask has beyond `every` is not asked: its column drops out of the bound.
+        let fused = InterpolatingRows {
+            x_n: &rows.x_n,
+            z_n: &rows.z_n,
+            alpha_n: &rows.alpha_n,
+            every_n: &rows.every_n,
+            weight_n: &rows.weight_n,
+            banned: rows.banned,
+        };
+        let (hidden_nd, reduced) = (&rows.hidden_nd, self.reduced.get());
+        maskdiff_native::interpolating_nll(hidden_nd, weight, bias.as_ref(), &fused, reduced)
+            .map_err(|e| PluginError::new(ErrorKind::Shape, e.to_string()))
     }
 
     fn given(&self) -> PluginResult<Option<Tensor>> {

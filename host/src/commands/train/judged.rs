@@ -14,7 +14,7 @@ pub(super) fn is_judged(config: &Config, registry: &Registry) -> Result<bool> {
     if !config.eval.compute_generative_perplexity {
         return Ok(false);
     }
-    let (_, method) = registry.find("parameterization", &config.top.parameterization)?;
+    let (_, method) = registry.find("parameterization", config.method())?;
     let next_token = method.provides.iter().any(|offer| *offer == capability::NEXT_TOKEN);
     if next_token {
         let (key, method) = ("eval.compute_generative_perplexity", &config.top.parameterization);

@@ -1,0 +1,143 @@
+//! A step as a coin of three sides: stay, draw a token of the network, draw noise.
+//!
+//! `q(xs | xt = z, p)` is a mixture of these three with weights that take one number of the row, `p_z`; so no `[N, V]` law of the
+//! step is made, and a row is drawn from only where the coin says so.
+//!
+//! Shape letters: `N` rows, `V` vocabulary.
+
+use maskdiff_plugin_api::prelude::*;
+use tch::Kind;
+
+/// Noise at one level: `every` on each token and `mask` more on the mask.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Noise {
+    pub(crate) alpha: f64,
+    every: f64,
+    mask: f64,
+    apart: bool,
+}
+
+impl Noise {
+    /// At a time; 0 is the clean text, whatever the schedule ends at.
+    pub(crate) fn at(model: &Denoiser, t: f64) -> Result<Self> {
+        let alpha = if t > 0.0 { model.alpha(t)? } else { 1.0 };
+        let alpha_b = Tensor::from_slice(&[alpha]).to_device(model.device());
+        let mix = model.mixing(&alpha_b)?;
+        // sync: two numbers of the process.
+        let [every, mask] = [mix.every_b, mix.mask_b].map(|value| value.double_value(&[0]));
+        Ok(Self { alpha, every, mask, apart: mix.mask_apart })
+    }
+
+    /// b at tokens `[N]` → `[N] f64`.
+    fn on(&self, token_n: &Tensor, mask: Option<i64>) -> Tensor {
+        let every_n = Tensor::full(token_n.size(), self.every, (Kind::Double, token_n.device()));
+        match mask {
+            Some(mask) => {
+                let level = self.mask + if self.apart { 0.0 } else { self.every };
+                every_n.masked_fill(&token_n.eq(mask), level)
+            }
+            None => every_n,
+        }
+    }
+
+    /// Draws of b over its sum, `[N] i64`.
+    fn draw(&self, model: &Denoiser, like_n: &Tensor) -> Tensor {
+        let (mask, size, count) = (model.mask(), model.vocab_size(), like_n.size());
+        let Some(mask) = mask else {
+            return Tensor::randint(size, count, (Kind::Int64, like_n.device()));
+        };
+        let tokens = size - i64::from(self.apart);
+        let token_n = Tensor::randint(tokens, &count, (Kind::Int64, like_n.device()));
+        let token_n = match self.apart {
+            true => &token_n + token_n.ge(mask).to_kind(Kind::Int64),
+            false => token_n,
+        };
+        let total = self.mask + self.every * tokens as f64;
+        let share = if total > 0.0 { self.mask / total } else { 1.0 };
+        let masked_n = Tensor::full(&count, share, (Kind::Double, like_n.device()));
+        token_n.masked_fill(&ops::bernoulli(&masked_n), mask)
+    }
+}
+
+/// Tokens at noise level t with the network's law of each, `[N] i64` and `log p [N, V]`.
+pub(crate) struct Rows<'a> {
+    pub(crate) z_n: &'a Tensor,
+    pub(crate) log_p_nv: &'a Tensor,
+}
+
+impl Rows<'_> {
+    /// The network's probability of the tokens that stand there, `[N] f64`.
+    fn p_z(&self) -> Tensor {
+        let log_p_n1 = self.log_p_nv.gather(1, &self.z_n.unsqueeze(1), false);
+        log_p_n1.squeeze_dim(1).to_kind(Kind::Double).exp()
+    }
+
+    /// Tosses: where `drawn`, a token of the network; the others keep `else_n`.
+    fn tokens(&self, drawn_n: &Tensor, else_n: &Tensor) -> Tensor {
+        // sync: how many draw is data.
+        let index = drawn_n.nonzero().squeeze_dim(-1);
+        let token = ops::categorical(&self.log_p_nv.index_select(0, &index));
+        else_n.index_copy(0, &index, &token)
+    }
+}
+
+/// Weights of the three sides, `[N] f64`, not normalised.
+struct Coin {
+    stay_n: Tensor,
+    token_n: Tensor,
+    noise_n: Tensor,
+}
+
+impl Coin {
+    /// Tosses all coins: whether each stays, and whether it takes a token of the network.
+    fn toss(&self) -> (Tensor, Tensor) {
+        let total_n = &self.stay_n + &self.token_n + &self.noise_n;
+        let u_n = total_n.rand_like() * &total_n;
+        // A token that cannot stand there stays.
+        let stays_n = u_n.lt_tensor(&self.stay_n).logical_or(&total_n.eq(0.0));
+        let token_n = u_n.lt_tensor(&(&self.stay_n + &self.token_n));
+        (stays_n.shallow_clone(), token_n.logical_and(&stays_n.logical_not()))
+    }
+}
+
+/// The coin of `q(xs | xt, p)` from level t to s.
+fn coin(model: &Denoiser, rows: &Rows, t: Noise, s: Noise) -> Coin {
+    let mask = model.mask();
+    let ratio = if t.alpha == s.alpha { 1.0 } else { t.alpha / s.alpha };
+    let noise_s_n = s.on(rows.z_n, mask);
+    let rest_n = (t.on(rows.z_n, mask) - &noise_s_n * ratio).clamp_min(0.0);
+    Coin {
+        stay_n: (rows.p_z() * s.alpha + noise_s_n) * ratio,
+        token_n: &rest_n * s.alpha,
+        noise_n: rest_n * (1.0 - s.alpha),
+    }
+}
+
+/// One draw of `q(xs | xt, x0 ~ p)`, `[N] i64`.
+pub(crate) fn ancestral(model: &Denoiser, rows: &Rows, t: Noise, s: Noise) -> Tensor {
+    let (stays_n, drawn_n) = coin(model, rows, t, s).toss();
+    let noise_n = s.draw(model, rows.z_n);
+    rows.tokens(&drawn_n, &rows.z_n.where_self(&stays_n, &noise_n))
+}
+
+/// One draw of `alpha_s q(x0 | xt, p) + b_s`: a clean token, noised again.
+pub(crate) fn corrected(model: &Denoiser, rows: &Rows, t: Noise, s: Noise) -> Tensor {
+    let clean = Noise { alpha: 1.0, every: 0.0, mask: 0.0, apart: s.apart };
+    let clean_n = ancestral(model, rows, t, clean);
+    let kept = Tensor::full(rows.z_n.size(), s.alpha, (Kind::Double, rows.z_n.device()));
+    clean_n.where_self(&ops::bernoulli(&kept), &s.draw(model, rows.z_n))
+}
+
+/// The law of [`ancestral`], `[N, V] f64`: the process's posterior.
+pub(crate) fn ancestral_law(model: &Denoiser, rows: &Rows, t: Noise, s: Noise) -> Result<Tensor> {
+    let p_nv = rows.log_p_nv.to_kind(Kind::Double).exp();
+    model.posterior(rows.z_n, t.alpha, s.alpha, &p_nv)
+}
+
+/// The law of [`corrected`], `[N, V] f64`.
+pub(crate) fn corrected_law(model: &Denoiser, rows: &Rows, t: Noise, s: Noise) -> Result<Tensor> {
+    let p_nv = rows.log_p_nv.to_kind(Kind::Double).exp();
+    let clean_nv = model.posterior(rows.z_n, t.alpha, 1.0, &p_nv)?;
+    let every = Tensor::arange(model.vocab_size(), (Kind::Int64, rows.z_n.device()));
+    Ok(clean_nv * s.alpha + s.on(&every, model.mask()).unsqueeze(0))
+}

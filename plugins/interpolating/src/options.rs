@@ -1,0 +1,70 @@
+//! What the samplers share: the options of a walk, and the law from which they draw.
+
+use maskdiff_plugin_api::ops::Restriction;
+use maskdiff_plugin_api::prelude::*;
+
+/// How a walk ends, at `t_min`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum Tail {
+    /// One more draw, of the clean tokens.
+    Ancestral,
+    /// Each token becomes the likeliest given the others.
+    Greedy,
+    /// As the walk left it; what is still masked is drawn.
+    None,
+}
+
+/// Checks the options that walks have in common.
+pub(crate) fn check_walk(steps: i64, t_min: f64, t_start: f64) -> Result<()> {
+    ensure!(steps > 0, Config, "`sampling.steps` must be at least 1, got {steps}");
+    ensure!(0.0 < t_min && t_min < 1.0, Config, "`sampling.t_min` must lie in (0, 1), got {t_min}");
+    ensure!(
+        t_min < t_start && t_start <= 1.0,
+        Config,
+        "`sampling.t_start` must lie above `sampling.t_min` ({t_min}) and not above 1, got {t_start}"
+    );
+    Ok(())
+}
+
+/// The network's law at rows of tokens, restricted: `log p [N, V]`, normalised.
+pub(crate) fn law_of_x0(
+    model: &Denoiser,
+    restriction: &Restriction,
+    xt_bl: &Tensor,
+    rows_n: &Tensor,
+    t: f64,
+) -> Result<Tensor> {
+    let t_b = model.times(xt_bl.size()[0], t);
+    let log_p_nv = model.log_x0(xt_bl, &t_b, rows_n)?;
+    if restriction.is_none() {
+        return Ok(log_p_nv);
+    }
+    let restricted = restriction.apply(&log_p_nv);
+    Ok(restricted.log_softmax(-1, restricted.kind()))
+}
+
+/// Flat positions that may change in a walk from a start: all but the given ones. Where nobody says which those are, and the mask
+/// is the only noise, they are the ones that hold no mask.
+pub(crate) fn free_rows(model: &Denoiser, start_bl: &Tensor) -> Result<Tensor> {
+    if let Some(given_bl) = model.given()? {
+        return Ok(ops::rows_of(&given_bl.logical_not()));
+    }
+    let half = model.times(1, 0.5);
+    // sync: one number of the process.
+    let alone = model.mixing(&half)?.every_b.double_value(&[0]) == 0.0;
+    Ok(match model.mask().filter(|_| alone) {
+        Some(mask) => ops::rows_of(&start_bl.eq(mask)),
+        None => all_rows(start_bl),
+    })
+}
+
+/// All flat positions.
+pub(crate) fn all_rows(xt_bl: &Tensor) -> Tensor {
+    Tensor::arange(xt_bl.numel() as i64, (tch::Kind::Int64, xt_bl.device()))
+}
+
+/// A law that is certain of tokens `[N]` → `[N, V]`.
+pub(crate) fn certain(token_n: &Tensor, vocab_size: i64) -> Tensor {
+    token_n.one_hot(vocab_size).to_kind(tch::Kind::Double)
+}

@@ -1,0 +1,236 @@
+//! `interpolating`: ancestral sampling over any mixture of noise, by coins.
+//!
+//! Shape letters: `B` batch, `L` length, `V` vocabulary, `N` rows.
+
+use maskdiff_plugin_api::ops::Restriction;
+use maskdiff_plugin_api::prelude::*;
+use tch::Kind;
+
+use crate::coins::{self, Noise, Rows};
+use crate::options::{Tail, all_rows, certain, check_walk, free_rows, law_of_x0};
+
+register!(sampler Interpolating);
+
+/// Options under `sampling` for `interpolating`.
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+struct Config {
+    /// Reverse steps, ≥ 1; as many network calls, and one more for most tails.
+    #[schemars(range(min = 1, max = 1_000_000_000))]
+    steps: i64,
+    /// Time at which the walk starts, above `t_min`, at most 1.
+    #[schemars(range(max = 1.0), extend("exclusiveMinimum" = 0.0))]
+    t_start: f64,
+    /// Time at which the walk ends, in (0, 1).
+    #[schemars(extend("exclusiveMinimum" = 0.0, "exclusiveMaximum" = 1.0))]
+    t_min: f64,
+    /// How it ends: `ancestral` (one more draw), `greedy` (each token the likeliest given the others), `none`.
+    tail: Tail,
+    /// Log-probabilities of the network are divided by this, > 0.
+    #[schemars(range(max = 1e6), extend("exclusiveMinimum" = 0.0))]
+    temperature: f64,
+    /// The network's k likeliest tokens stay; 0 is all.
+    #[schemars(range(min = 0, max = 2_147_483_647))]
+    top_k: i64,
+    /// The network's likeliest tokens whose mass first reaches p stay, in (0, 1].
+    #[schemars(range(max = 1.0), extend("exclusiveMinimum" = 0.0))]
+    top_p: f64,
+    /// Tokens whose probability in a step is below this are not drawn (GIDD), in [0, 1); 0 is off.
+    #[schemars(range(min = 0.0), extend("exclusiveMaximum" = 1.0))]
+    min_p: f64,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            steps: 128,
+            t_start: 1.0,
+            t_min: 1e-5,
+            tail: Tail::Ancestral,
+            temperature: 1.0,
+            top_k: 0,
+            top_p: 1.0,
+            min_p: 0.0,
+        }
+    }
+}
+
+/// # Equation
+/// `xs ~ q(xs | xt, x0 ~ p)` by three weights over `p~(z)`: stay at z with `(alpha_t/alpha_s)(alpha_s p_z + b_s(z))`, a token of p
+/// with `R alpha_s`, noise of level s with `R (1 - alpha_s)`, where `R = b_t(z) - (alpha_t/alpha_s) b_s(z)`.
+///
+/// # Source
+/// Schiff et al. 2024, arXiv:2412.10193; Sahoo et al. 2025, arXiv:2506.10892 (tails, nucleus); von Rütte et al. 2025,
+/// arXiv:2503.04482 (`min_p`). Differences: coins of 53 bits and exact draws in f64; `tail=none` leaves no mask.
+///
+/// # Cost
+/// A network call a step with the law `[N, V]`; the whole row of a position is drawn from only where its coin says so.
+struct Interpolating {
+    config: Config,
+    restriction: Restriction,
+}
+
+impl Component for Interpolating {
+    const NAME: &'static str = "interpolating";
+    const ABOUT: &'static str =
+        "ancestral steps over every mixture of noise (UDLM, DUO, GIDD, XDLM)";
+    const NEEDS: &'static [&'static str] = &[capability::MIXING, capability::LOG_X0];
+    type Config = Config;
+
+    fn new(config: Config, _: &Context) -> Result<Self> {
+        let Config { steps, t_min, t_start, temperature, top_k, top_p, min_p, .. } = config;
+        check_walk(steps, t_min, t_start)?;
+        ensure!(
+            (0.0..1.0).contains(&min_p),
+            Config,
+            "`sampling.min_p` must lie in [0, 1), got {min_p}"
+        );
+        let restriction = Restriction::new(temperature, top_k, top_p)?;
+        Ok(Self { config, restriction })
+    }
+}
+
+impl Interpolating {
+    fn time(&self, i: i64) -> f64 {
+        let Config { steps, t_start, t_min, .. } = self.config;
+        t_start - (t_start - t_min) * i as f64 / steps as f64
+    }
+
+    /// Drops what is unlikely; the likeliest token stays.
+    fn without_unlikely(&self, law_nv: &Tensor) -> Tensor {
+        let (most, _) = law_nv.max_dim(-1, true);
+        let floor = most.clamp_max(self.config.min_p);
+        let kept = law_nv.masked_fill(&law_nv.less_tensor(&floor), 0.0);
+        &kept / kept.sum_dim_intlist(-1, true, Kind::Double)
+    }
+
+    /// The law of a step at rows, `[N, V] f64`; `s = 0` is the tail.
+    fn law_at(
+        &self,
+        model: &Denoiser,
+        xt_bl: &Tensor,
+        rows_n: &Tensor,
+        (t, s): (f64, f64),
+    ) -> Result<Tensor> {
+        let z_n = ops::take_rows(xt_bl, rows_n);
+        let log_p_nv = law_of_x0(model, &self.restriction, xt_bl, rows_n, t)?;
+        let rows = Rows { z_n: &z_n, log_p_nv: &log_p_nv };
+        if s == 0.0 && self.config.tail == Tail::Greedy {
+            return Ok(certain(&log_p_nv.argmax(-1, false), model.vocab_size()));
+        }
+        if s == 0.0 && self.config.tail == Tail::None {
+            let kept_nv = certain(&z_n, model.vocab_size());
+            let Some(mask) = model.mask() else { return Ok(kept_nv) };
+            let p_nv = log_p_nv.to_kind(Kind::Double).exp();
+            return Ok(p_nv.where_self(&z_n.eq(mask).unsqueeze(1), &kept_nv));
+        }
+        let law_nv =
+            coins::ancestral_law(model, &rows, Noise::at(model, t)?, Noise::at(model, s)?)?;
+        Ok(if self.config.min_p > 0.0 { self.without_unlikely(&law_nv) } else { law_nv })
+    }
+
+    /// One draw of a step at the positions that are free.
+    fn step(
+        &self,
+        model: &Denoiser,
+        xt_bl: &Tensor,
+        free_n: &Tensor,
+        (t, s): (f64, f64),
+    ) -> Result<Tensor> {
+        let mut rows_n = free_n.shallow_clone();
+        let dense = self.config.min_p > 0.0;
+        if s == 0.0 && self.config.tail == Tail::None {
+            let Some(mask) = model.mask() else { return Ok(xt_bl.shallow_clone()) };
+            let masked_n = ops::take_rows(xt_bl, &rows_n).eq(mask);
+            rows_n = rows_n.index_select(0, &masked_n.nonzero().squeeze_dim(-1));
+        }
+        if rows_n.numel() == 0 {
+            return Ok(xt_bl.shallow_clone());
+        }
+        if dense || (s == 0.0 && self.config.tail != Tail::Ancestral) {
+            let law_nv = self.law_at(model, xt_bl, &rows_n, (t, s))?;
+            return Ok(ops::put_rows(xt_bl, &rows_n, &ops::categorical(&law_nv.log())));
+        }
+        let z_n = ops::take_rows(xt_bl, &rows_n);
+        let log_p_nv = law_of_x0(model, &self.restriction, xt_bl, &rows_n, t)?;
+        let rows = Rows { z_n: &z_n, log_p_nv: &log_p_nv };
+        let drawn_n = coins::ancestral(model, &rows, Noise::at(model, t)?, Noise::at(model, s)?);
+        Ok(ops::put_rows(xt_bl, &rows_n, &drawn_n))
+    }
+}
+
+impl Sampler for Interpolating {
+    fn sample(&mut self, model: &Denoiser, xt_bl: &Tensor) -> Result<Tensor> {
+        check_shape!(xt_bl, [B, L], Int64);
+        let (steps, free_n) = (self.config.steps, free_rows(model, xt_bl)?);
+        let mut x_bl = xt_bl.shallow_clone();
+        for i in 0..steps {
+            x_bl = self.step(model, &x_bl, &free_n, (self.time(i), self.time(i + 1)))?;
+            model.progress(i + 1, steps, &x_bl)?;
+        }
+        self.step(model, &x_bl, &free_n, (self.config.t_min, 0.0))
+    }
+
+    fn law(&self, model: &Denoiser, xt_bl: &Tensor, t: f64, s: f64) -> Result<Tensor> {
+        let (b, l) = check_shape!(xt_bl, [B, L], Int64);
+        let law_nv = self.law_at(model, xt_bl, &all_rows(xt_bl), (t, s))?;
+        Ok(law_nv.view([b, l, model.vocab_size()]))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::laws::{draws_have_the_law, grid, it_ends_at_the_data};
+    use maskdiff_plugin_api::testkit::{Toy, sampler_contract};
+
+    fn made(config: &Config, context: &Context) -> Interpolating {
+        Interpolating::new(config.clone(), context).unwrap()
+    }
+
+    #[test]
+    fn contract() {
+        sampler_contract::<Interpolating>();
+    }
+
+    #[test]
+    fn draws_have_the_law_of_the_steps() {
+        for toy in [Toy::uniform(2, 3), Toy::hybrid(2, 2), Toy::new(2, 2)] {
+            for (tail, given) in [
+                (Tail::Ancestral, None),
+                (Tail::Ancestral, Some((0, 1))),
+                (Tail::Greedy, None),
+                (Tail::None, Some((1, 0))),
+            ] {
+                let config = Config { steps: 3, t_min: 0.1, tail, ..Config::default() };
+                let make = |context: &Context| made(&config, context);
+                draws_have_the_law(make, &grid(3, 1.0, 0.1), &toy, given);
+            }
+            let config =
+                Config { steps: 2, t_min: 0.2, min_p: 0.15, top_k: 2, ..Config::default() };
+            let make = |context: &Context| made(&config, context);
+            draws_have_the_law(make, &grid(2, 1.0, 0.2), &toy, None);
+        }
+    }
+
+    #[test]
+    fn many_steps_end_at_the_data() {
+        for toy in [Toy::uniform(2, 3), Toy::hybrid(2, 3)] {
+            let sampler = made(&Config::default(), &toy.context());
+            it_ends_at_the_data(&sampler, &grid(300, 1.0, 1e-4), &toy, 0.01);
+        }
+    }
+
+    #[test]
+    fn wrong_options_are_refused_with_their_names() {
+        let context = Toy::uniform(2, 2).context();
+        let refused = |config: Config, name: &str| {
+            let error = Interpolating::new(config, &context).err().expect("a refusal");
+            assert!(error.to_string().contains(name), "{error}");
+        };
+        refused(Config { steps: 0, ..Config::default() }, "`sampling.steps`");
+        refused(Config { t_start: 1.5, ..Config::default() }, "`sampling.t_start`");
+        refused(Config { min_p: 1.0, ..Config::default() }, "`sampling.min_p`");
+        refused(Config { top_p: 0.0, ..Config::default() }, "`sampling.top_p`");
+    }
+}
