@@ -15,6 +15,7 @@ mod files;
 pub mod groups;
 pub mod hints;
 mod home;
+mod interpolation;
 pub mod listed;
 mod load;
 pub mod original;

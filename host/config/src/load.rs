@@ -19,7 +19,8 @@ use super::place::{self, Layer, Layers};
 use super::shape::{Field, Of, Shape};
 use super::words::{self, CHOSEN, Words};
 use super::{
-    COMMAND_LINE, Config, ENVIRONMENT, Form, begun, check, derived, hints, home, original,
+    COMMAND_LINE, Config, ENVIRONMENT, Form, begun, check, derived, hints, home, interpolation,
+    original,
 };
 use crate::secrets;
 
@@ -229,6 +230,23 @@ pub fn load_upon(request: &Request, basis: &(String, String)) -> Result<Config> 
 }
 
 fn resolve(request: &Request, basis: Option<&(String, String)>) -> Result<Config> {
+    let layers = |words: &[String]| {
+        let request = Request { overrides: words.to_vec(), ..request.clone() };
+        layers(gathered(&request, basis)?, &request).map(|(layers, _)| layers)
+    };
+    let overrides = interpolation::settled(&request.overrides, request.form, layers)?;
+    let request = Request { overrides, ..request.clone() };
+    finish(gathered(&request, basis)?, &request)
+}
+
+/// What is said where: the layers, the words as they were written, and whose they are.
+struct Gathered {
+    builder: Builder,
+    raw: BTreeMap<String, String>,
+    origin: Origin,
+}
+
+fn gathered(request: &Request, basis: Option<&(String, String)>) -> Result<Gathered> {
     let words = original::translated(&request.overrides, request.form)?;
     let mut overrides = Words::of_command_line(&words)?;
     let environment = Words::of_environment(words::variables())?;
@@ -353,7 +371,17 @@ fn resolve(request: &Request, basis: Option<&(String, String)>) -> Result<Config
         stored: stored.map(|(name, _)| name),
         basis: basis.map(|(name, _)| name.clone()),
     };
-    finish(builder, raw, origin, request)
+    Ok(Gathered { builder, raw, origin })
+}
+
+/// The layers put together, with what follows from them.
+fn layers(gathered: Gathered, request: &Request) -> Result<(Layers, Origin)> {
+    let Gathered { builder, raw, origin } = gathered;
+    // The choice of group files has been followed; it is no value of its own.
+    let mut layers = Layers::new(builder.layers, builder.texts, raw)
+        .map_err(|e| Error::config(e.to_string(), ""))?;
+    derived::fill(&mut layers, request.form)?;
+    Ok((layers, origin))
 }
 
 /// Takes out what the original does not read with this method and these components: of its command lines with a note, of what its
@@ -403,17 +431,8 @@ fn method_in(values: &Dict) -> Option<String> {
     values.get(METHOD).and_then(Figured::as_str).map(ToString::to_string)
 }
 
-fn finish(
-    builder: Builder,
-    raw: BTreeMap<String, String>,
-    origin: Origin,
-    request: &Request,
-) -> Result<Config> {
-    let Origin { own_file, stored, basis } = origin;
-    // The choice of group files has been followed; it is no value of its own.
-    let mut layers = Layers::new(builder.layers, builder.texts, raw)
-        .map_err(|e| Error::config(e.to_string(), ""))?;
-    derived::fill(&mut layers, request.form)?;
+fn finish(gathered: Gathered, request: &Request) -> Result<Config> {
+    let (layers, Origin { own_file, stored, basis }) = layers(gathered, request)?;
     check::keys(&layers)?;
     check::empty(&layers, stored.as_deref())?;
     check::finite(&layers)?;
