@@ -6,6 +6,7 @@
 
 mod exported;
 mod hugging_face;
+mod hydra;
 mod layout;
 mod lightning;
 mod lightning_file;
@@ -214,6 +215,7 @@ fn of_weights(file: &Path) -> Result<Foreign> {
 fn from_lightning(path: &Path) -> Result<Foreign> {
     let lightning::Lightning { weights, ema, ema_updates, optimizer, step, samples, config, own } =
         lightning::read(path)?;
+    let config = if config.is_null() && own.is_none() { hydra::beside(path)? } else { config };
     let run = original::translated_run(&config);
     // The original counts no samples: a step has read a batch.
     let batch = config["loader"]["global_batch_size"].as_i64();
