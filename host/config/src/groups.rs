@@ -396,6 +396,8 @@ group! {
 group! {
     /// Weights & Biases. A run is logged there when a project is named, here or by WANDB_PROJECT.
     Wandb {
+        /// Whether a run is logged there at all. `~wandb` sets it to false, whatever WANDB_PROJECT says.
+        enabled: bool = true,
         /// The project.
         project: Option<String> = None,
         /// Who owns it; by default you.

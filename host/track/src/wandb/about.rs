@@ -22,6 +22,9 @@ pub(super) enum Mode {
 
 /// What the configuration and the environment ask for; none when nothing is logged.
 pub(super) fn mode(config: &Config) -> Result<Option<Mode>> {
+    if !config.wandb.enabled {
+        return Ok(None);
+    }
     let mode = std::env::var("WANDB_MODE").unwrap_or_default();
     let asked = !said(config.wandb.project.as_ref(), "WANDB_PROJECT").is_empty();
     match mode.as_str() {
