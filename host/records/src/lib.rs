@@ -5,6 +5,7 @@
 pub mod ledger;
 pub mod ownership;
 pub mod page;
+pub mod picture;
 pub mod run_dir;
 pub mod runs;
 pub mod trace;

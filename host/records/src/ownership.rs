@@ -27,6 +27,10 @@ pub enum Kind {
     Player,
     /// What `maskdiff sample --trace` writes.
     Trace,
+    /// The picture of `maskdiff sample --svg`.
+    Denoising,
+    /// The picture of `maskdiff runs plot`.
+    Plot,
     /// Results of evaluations, a line each.
     Ledger,
     /// The jobs of a folder, a line each.
@@ -66,6 +70,8 @@ impl Kind {
             Self::Report => "page of `maskdiff report`",
             Self::Player => "page of `maskdiff sample --html`",
             Self::Trace => "trace of `maskdiff sample --trace`",
+            Self::Denoising => "picture of `maskdiff sample --svg`",
+            Self::Plot => "picture of `maskdiff runs plot`",
             Self::Ledger => "ledger of results",
             Self::Jobs => "list of jobs",
             Self::Table => "table of a sweep",
@@ -91,8 +97,15 @@ impl Kind {
                 && (head.contains(&generator)
                     || head.contains(old) && !head.contains("name=\"generator\""))
         };
+        let picture = |maker: &str| {
+            let opening = head.split('>').next().unwrap_or_default();
+            opening.starts_with("<svg ")
+                && opening.contains(&format!("data-maker=\"maskdiff {maker}\""))
+        };
         match self {
             Self::Report => page("report"),
+            Self::Denoising => picture("sample"),
+            Self::Plot => picture("runs plot"),
             Self::Player => page("sample"),
             Self::Trace => head.starts_with("{\"format\":") && head.contains(",\"sampler\":\""),
             Self::Ledger => any_line(&|line| has(line, &["kind", "maskdiff", "libtorch", "time"])),
@@ -318,6 +331,12 @@ mod tests {
         check(&at("mine"), Kind::Report, "--output", true).unwrap();
         assert!(refused(folder.path(), Kind::Report, true).contains("is a folder"));
         assert!(refused(&at("no/new"), Kind::Report, true).contains("cannot be written"));
+        let plot = crate::picture::curves::Plot::default().svg();
+        fs::write(at("plot"), plot).unwrap();
+        check(&at("plot"), Kind::Plot, "--svg", false).unwrap();
+        assert!(refused(&at("plot"), Kind::Denoising, false).contains("is no picture of"));
+        fs::write(at("drawn"), "<svg><text data-maker=\"maskdiff runs plot\"/></svg>").unwrap();
+        assert!(refused(&at("drawn"), Kind::Plot, false).contains("is there already"));
         std::os::unix::fs::symlink(at("page"), at("link")).unwrap();
         put(&at("link"), Kind::Report, "--output", false, &page).unwrap();
         assert!(at("link").is_symlink(), "a link stays one");

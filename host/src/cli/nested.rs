@@ -167,6 +167,14 @@ pub(super) enum Runs {
         #[arg(required = true, value_name = "RUN", value_hint = ValueHint::DirPath)]
         folders: Vec<PathBuf>,
     },
+    /// A picture of learning curves, SVG
+    Plot {
+        /// Run folders, or folders that hold some
+        #[arg(required = true, value_name = "RUN", value_hint = ValueHint::DirPath)]
+        folders: Vec<PathBuf>,
+        #[command(flatten)]
+        plot: commands::runs::plot::Asked,
+    },
     /// Remove runs with their checkpoints
     Rm {
         /// The run folders
@@ -216,6 +224,7 @@ pub(super) fn runs(command: Runs, report: &Report) -> Result<()> {
         Runs::List { folders } => runs::list(report, &folders),
         Runs::Show { folder } => runs::show(report, &folder),
         Runs::Compare { folders } => runs::compare(report, &folders),
+        Runs::Plot { folders, plot } => runs::plot::run(report, &folders, &plot),
         Runs::Rm { folders, yes } => runs::remove(report, &folders, yes),
     }
 }

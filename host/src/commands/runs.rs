@@ -10,6 +10,8 @@ use maskdiff_records::runs;
 use maskdiff_records::runs::Run;
 use serde_json::{Value, json};
 
+pub mod plot;
+
 /// The folder in which runs are looked for when none is named.
 const HERE: &str = "outputs";
 

@@ -21,6 +21,7 @@ use maskdiff_engine::sample;
 use maskdiff_engine::sample::{Sample, Texts, Windows};
 use maskdiff_engine::{accelerator, assemble, plugins};
 use maskdiff_plugin_api::{Kind, PluginError};
+use maskdiff_records::picture::denoising;
 use maskdiff_records::ledger::Ledger;
 use maskdiff_records::trace;
 use maskdiff_records::trace::{Recorder, Trace, Walk};
@@ -40,7 +41,10 @@ pub struct Shown {
     /// Write a page that plays it
     #[arg(long, conflicts_with = "watch", value_name = "FILE.html", value_hint = clap::ValueHint::FilePath)]
     pub html: Option<PathBuf>,
-    /// Replace files that are no trace and no page of this command, too
+    /// Write a picture of the first text that plays it, for a README or a talk
+    #[arg(long, conflicts_with = "watch", value_name = "FILE.svg", value_hint = clap::ValueHint::FilePath)]
+    pub svg: Option<PathBuf>,
+    /// Replace files that this command has not written as the same kind, too
     #[arg(long, conflicts_with = "watch")]
     pub force: bool,
 }
@@ -50,19 +54,21 @@ impl Shown {
     fn files(&self) -> impl Iterator<Item = (&Path, ownership::Kind, &'static str)> {
         let trace = self.trace.as_deref().map(|path| (path, ownership::Kind::Trace, "--trace"));
         let html = self.html.as_deref().map(|path| (path, ownership::Kind::Player, "--html"));
-        trace.into_iter().chain(html)
+        let svg = self.svg.as_deref().map(|path| (path, ownership::Kind::Denoising, "--svg"));
+        trace.into_iter().chain(html).chain(svg)
     }
 
     /// Looks before hours of drawing whether the files can be written, and are nothing of the user's.
     fn check(&self) -> Result<()> {
-        if let (Some(trace), Some(html)) = (&self.trace, &self.html)
-            && ownership::is_same(trace, html)
-            && !ownership::is_stream(trace)
-        {
-            return Err(Error::config(
-                format!("`--trace` and `--html` are one file, `{}`", html.display()),
-                "name two",
-            ));
+        let files: Vec<_> = self.files().collect();
+        for (i, (path, _, said)) in files.iter().enumerate() {
+            let before = files[..i].iter().find(|(other, ..)| ownership::is_same(other, path));
+            if let Some((_, _, other)) = before.filter(|_| !ownership::is_stream(path)) {
+                return Err(Error::config(
+                    format!("`{other}` and `{said}` are one file, `{}`", path.display()),
+                    "name two",
+                ));
+            }
         }
         self.files()
             .try_for_each(|(path, kind, said)| ownership::check(path, kind, said, self.force))
@@ -70,17 +76,19 @@ impl Shown {
 
     /// Who writes down how texts come to be, where that is shown.
     fn recorder(&self) -> Option<Rc<RefCell<Recorder>>> {
-        (self.trace.is_some() || self.html.is_some()).then(Rc::default)
+        self.files().next().map(|_| Rc::default())
     }
 
     fn write(&self, trace: &Trace) -> Result<()> {
         for (path, kind, said) in self.files() {
-            let content = if kind == ownership::Kind::Trace {
-                serde_json::to_string(trace).unwrap_or_default()
-            } else {
-                let mut shown = json!(trace);
-                shown["name"] = json!(trace.sampler);
-                page::html("How the text came to be", "sample", json!({"traces": [shown]}))
+            let content = match kind {
+                ownership::Kind::Trace => serde_json::to_string(trace).unwrap_or_default(),
+                ownership::Kind::Denoising => denoising::svg(trace),
+                _ => {
+                    let mut shown = json!(trace);
+                    shown["name"] = json!(trace.sampler);
+                    page::html("How the text came to be", "sample", json!({"traces": [shown]}))
+                }
             };
             ownership::put(path, kind, said, self.force, &content)?;
         }
