@@ -15,7 +15,8 @@ pub fn case(name: &str) -> Option<Value> {
     crate::as_golden();
     let found = std::fs::read_to_string(golden().join("u_manifest.json")).ok().and_then(|text| {
         // Python writes numbers that JSON does not have.
-        let text = text.replace("-Infinity", "null").replace("Infinity", "null").replace("NaN", "null");
+        let text =
+            text.replace("-Infinity", "null").replace("Infinity", "null").replace("NaN", "null");
         let manifest: Value = serde_json::from_str(&text).expect("u_manifest.json is JSON");
         manifest["cases"].as_array().expect("cases").iter().find(|c| c["case"] == name).cloned()
     });

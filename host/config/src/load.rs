@@ -160,7 +160,7 @@ impl Builder {
     /// chosen one says, or else what was stored with it.
     fn settle_component(&mut self) -> Result<()> {
         let last = |layers: &[Layer], key: &str| {
-            layers.iter().rposition(|layer| words::find(&layer.values, key).is_some())
+            layers.iter().rposition(|layer| place::find(&layer.values, key).is_some())
         };
         let Some(chosen) = last(&self.layers, METHOD) else { return Ok(()) };
         let method = method_in(&self.layers[chosen].values).unwrap_or_default();
@@ -175,7 +175,7 @@ impl Builder {
             words::take(&mut layer.values, COMPONENT);
         }
         let Some(now) = last(&self.layers, COMPONENT) else { return Ok(()) };
-        let word = words::find(&self.layers[now].values, COMPONENT).and_then(Figured::as_str);
+        let word = place::find(&self.layers[now].values, COMPONENT).and_then(Figured::as_str);
         match word.filter(|word| word.contains([':', '/'])) {
             Some(word) => Err(Error::config(
                 format!(

@@ -153,7 +153,7 @@ impl Model {
 
     /// What the process leaves of the clean tokens at `alpha_1`, against its prior: nats, `[B, L] i64` → `[B, L] f64`.
     pub fn prior_kl(&self, x0_bl: &Tensor, alpha_1: f64) -> Result<Tensor> {
-        let named = |e| Error::component("process", &self.names.process.name, e);
+        let named = |e| component::error("process", &self.names.process.name, e);
         self.process.prior_kl(x0_bl, alpha_1).map_err(named)
     }
 

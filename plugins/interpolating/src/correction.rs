@@ -153,7 +153,7 @@ impl SelfCorrection {
             score_bl = score_bl.masked_fill(&x_bl.eq(mask), 2.0);
         }
         let free_bl = score_bl.zeros_like().view([-1]).index_fill(0, free_n, 1.0).view([b, l]);
-        score_bl = score_bl * free_bl;
+        score_bl *= free_bl;
         let (best, place) = score_bl.topk(self.config.tokens_per_step.min(l), -1, true, true);
         let chosen = y_bl.gather(1, &place, false);
         let kept = x_bl.gather(1, &place, false);

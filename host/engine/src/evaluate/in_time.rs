@@ -53,7 +53,8 @@ fn reconstruction(model: &Model, x0_bl: &Tensor, draws: &Draws, t0: f64) -> Resu
         let log_p_n1 = log_p_nv.gather(1, &ops::take_rows(token_bl, &rows_n).unsqueeze(1), false);
         log_p_n1.view_as(token_bl).to_kind(Kind::Double)
     };
-    let (alpha_b1, noise_bl) = (alpha_b.unsqueeze(1), lent.mixing(&alpha_b)?.at(&z_bl, lent.mask()));
+    let (alpha_b1, noise_bl) =
+        (alpha_b.unsqueeze(1), lent.mixing(&alpha_b)?.at(&z_bl, lent.mask()));
     let kept_bl = z_bl.eq_tensor(x0_bl).to_kind(Kind::Double);
     let clean_bl = kept_bl * &alpha_b1 + &noise_bl;
     let mixed_bl = at(&z_bl).exp() * &alpha_b1 + &noise_bl;
