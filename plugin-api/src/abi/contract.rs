@@ -77,7 +77,8 @@ macro_rules! contract {
                 let method = stringify!($method);
                 let mut message = Message::default();
                 $($name.pack(stringify!($name), &mut message);)*
-                let lent = message.lent();
+                // A loss may write over its batch: the host hands it a copy.
+                let lent = if method == "objective" { Vec::new() } else { message.lent() };
                 let lent: Vec<(&str, &Tensor)> =
                     lent.iter().map(|(name, tensor)| (name.as_str(), tensor)).collect();
                 self.owner.call(method, &lent, || {

@@ -69,8 +69,9 @@ const SMALL: f64 = 0.01;
 
 /// `psi(1 + d) = (1 + d) ln(1 + d) - d`, from d and `rho = 1 + d` that was formed without it.
 fn psi(d: &Tensor, rho: &Tensor) -> Tensor {
+    let near = &d.clamp(-SMALL, SMALL);
     let series: Tensor =
-        d.square() * (0.5 - d / 6.0 + d.square() / 12.0 - d.pow_tensor_scalar(3) / 20.0);
+        near.square() * (0.5 - near / 6.0 + near.square() / 12.0 - near.pow_tensor_scalar(3) / 20.0);
     // At rho = 0 the term is 0, and so is its gradient.
     let rho = rho.clamp_min(1e-30);
     let plain = &rho * rho.log() - d;
@@ -79,9 +80,10 @@ fn psi(d: &Tensor, rho: &Tensor) -> Tensor {
 
 /// `phi(1 + d) = d - ln(1 + d)`.
 fn phi(d: &Tensor, rho: &Tensor) -> Tensor {
-    let series: Tensor = d.square()
-        * (0.5 - d / 3.0 + d.square() / 4.0 - d.pow_tensor_scalar(3) / 5.0
-            + d.pow_tensor_scalar(4) / 6.0);
+    let near = &d.clamp(-SMALL, SMALL);
+    let series: Tensor = near.square()
+        * (0.5 - near / 3.0 + near.square() / 4.0 - near.pow_tensor_scalar(3) / 5.0
+            + near.pow_tensor_scalar(4) / 6.0);
     let plain = d - rho.clamp_min(1e-30).log();
     series.where_self(&d.abs().lt(SMALL), &plain)
 }
@@ -115,7 +117,8 @@ pub fn interpolating_nll(logits_nv: &Tensor, rows: &Interpolation) -> Tensor {
     // alpha (x - p), where 1 - p of the clean token is formed from its logarithm.
     let difference_nv = (-&alpha * &p_nv).scatter(1, &x, &(-&alpha * log_p_x.expm1()));
     let mixed_nv = &alpha * &p_nv + &noise_nv;
-    let held = mixed_nv.gt(0.0);
+    // Below it the gradient of a quotient is no number, and the terms are 0.
+    let held = mixed_nv.gt(1e-18);
     let mixed_nv = mixed_nv.where_self(&held, &mixed_nv.ones_like());
     let d_nv = difference_nv / &mixed_nv;
     let clean = noise_nv.scatter_add(1, &x, &alpha) / &mixed_nv;
