@@ -265,3 +265,71 @@ fn texts_begin_with_the_bos_of_the_blocks() {
     let (ids, said) = first("without", &[]);
     assert!(said && ids.iter().any(|id| *id != 0), "{ids:?}");
 }
+
+/// A file of the original's own trainer for next tokens is sampled, measured and gone on from with no word of its method.
+#[test]
+fn a_file_of_its_trainer_for_next_tokens_needs_no_further_word() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let at = folder.path();
+    let made = root().join("tests/golden/k_ar_ckpt");
+    let line = |i: usize| format!("w{} w{} w{}\n", 1 + i % 14, 1 + (i * 5) % 14, 1 + (i * 3) % 14);
+    fs::write(at.join("text.txt"), (0..200).map(line).collect::<String>()).expect("written");
+    fs::copy(made.join("tok.json"), at.join("tok.json")).expect("copied");
+    // The words of its own data: the corpus and its tokenizer are on no test's machine.
+    let data = ["data=text", "data.path=text.txt", "data.tokenizer_name_or_path=tok.json"];
+    let whole = made.join("ar.ckpt").display().to_string();
+    // Without its settings, in a run folder as Hydra leaves it.
+    let told = made.join("told").display().to_string();
+    let cpu = "trainer.accelerator=cpu";
+    let mut measured = Vec::new();
+    for file in [&whole, &told] {
+        let words = ["sample", "--checkpoint", file, cpu, "-n", "2", data[2]];
+        let lines = maskdiff(at, &words).expect(0).lines();
+        assert_eq!((lines.len(), &lines[0]["ids"][0]), (2, &0.into()), "it begins with its BOS");
+        let words = [&["eval", "--checkpoint", file, cpu][..], &data].concat();
+        measured.push(maskdiff(at, &words).expect(0).lines()[0]["val/nelbo"].clone());
+        let run = format!("run.dir=run{}", measured.len());
+        let from = format!("checkpointing.resume_ckpt_path={file}");
+        let on = [
+            "train",
+            "checkpointing.resume_from_ckpt=true",
+            "trainer.max_steps=5",
+            "sampling.num_sample_log=0",
+        ];
+        let words = [&on[..], &data, &[cpu, &run, &from, "trainer.log_every_n_steps=1"]].concat();
+        maskdiff(at, &words).expect(0).says(&["going on after step 3"]);
+        assert_eq!(losses(&at.join(&run[8..])).len(), 2);
+        let config = fs::read_to_string(at.join(&run[8..]).join("config.toml")).expect("settings");
+        for line in
+            ["parameterization = \"ar\"", "length = 16", "ema = 0.9", "global_batch_size = 4"]
+        {
+            assert!(config.contains(line), "{line}: {config}");
+        }
+    }
+    assert!(measured[0].is_number() && measured[0] == measured[1], "{measured:?}");
+}
+
+/// What we write of a network that the original conditions on time has every key that the original reads.
+#[test]
+fn an_export_names_what_its_network_reads() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let tokenizer = root().join("tests/golden/k_ar_ckpt/tok.json");
+    fs::copy(&tokenizer, folder.path().join("tok.json")).expect("copied");
+    let line = |i: usize| format!("w{} w{}\n", 1 + i % 14, 1 + (i * 5) % 14);
+    fs::write(folder.path().join("text.txt"), (0..200).map(line).collect::<String>())
+        .expect("written");
+    let data = ["data=text", "data.path=text.txt", "data.tokenizer_name_or_path=tok.json"];
+    let small: Vec<&str> =
+        SMALL[1..].iter().copied().filter(|w| !w.contains("valid_blocks")).collect();
+    let small: Vec<&str> = small.into_iter().filter(|w| !w.contains("n_heads")).collect();
+    let words =
+        ["train", "backbone=dimamba", "run.dir=run", "trainer.max_steps=1", "model.length=16"];
+    maskdiff(folder.path(), &[&words[..], &data, &small].concat()).expect(0);
+    let words = ["export", "--checkpoint", "run", "--format", "lightning", "--output", "out.ckpt"];
+    maskdiff(folder.path(), &words).expect(0);
+    let bytes = fs::read(folder.path().join("out.ckpt")).expect("a file");
+    for key in ["temb_strategy", "tie_word_embeddings", "cond_dim", "hidden_size", "n_blocks"] {
+        let has = bytes.windows(key.len()).any(|part| part == key.as_bytes());
+        assert!(has, "{key}");
+    }
+}

@@ -5,7 +5,7 @@ use std::fs;
 use std::path::Path;
 
 use maskdiff_config::{Form, Request, load};
-use maskdiff_tests::run::{logged, maskdiff};
+use maskdiff_tests::run::{SMALL, command, finish, logged, maskdiff};
 use serde_json::{Value, json};
 
 fn folder() -> tempfile::TempDir {
@@ -533,4 +533,33 @@ fn runs_in_its_form_are_trained_scored_measured_and_sampled() {
     maskdiff(at, &[&own[..], &TINY[..8], &["trainer.accelerator=cpu"]].concat())
         .expect(0)
         .says(&[said]);
+}
+
+/// Words with keys in them are read as there; W&B that is taken out stays out, whatever the environment says.
+#[test]
+fn words_with_keys_in_them_and_words_that_take_out() {
+    let folder = folder();
+    let words = [
+        "mode=train",
+        "trainer.max_steps=${trainer.val_check_interval}",
+        "wandb.name=s${seed}-${data.train}",
+    ];
+    let (config, _) = resolved(folder.path(), &words);
+    assert_eq!(at(&config, "trainer.max_steps"), at(&config, "trainer.val_check_interval"));
+    assert_eq!(at(&config, "wandb.name"), "s1-openwebtext");
+    let run = |dir: &str, more: &[&str]| {
+        let words = [&["train", dir, "trainer.max_steps=1"], &SMALL[1..], more].concat();
+        let mut command = command(folder.path(), &words);
+        finish(command.env("WANDB_PROJECT", "named").env("WANDB_MODE", "offline")).expect(0);
+    };
+    run("run.dir=with", &[]);
+    run("run.dir=without", &["~wandb"]);
+    assert!(folder.path().join("with/wandb").is_dir());
+    assert!(!folder.path().join("without/wandb").exists());
+    for word in
+        ["checkpointing.monitor=val/gen_ppl", "callbacks.checkpoint_monitor.monitor=val/gen_ppl"]
+    {
+        let out = maskdiff(folder.path(), &["config", "mode=train", word]);
+        out.expect(2).says(&["`checkpointing.monitor` is `val/nelbo`", "got `val/gen_ppl`"]);
+    }
 }
