@@ -70,8 +70,8 @@ const SMALL: f64 = 0.01;
 /// `psi(1 + d) = (1 + d) ln(1 + d) - d`, from d and `rho = 1 + d` that was formed without it.
 fn psi(d: &Tensor, rho: &Tensor) -> Tensor {
     let near = &d.clamp(-SMALL, SMALL);
-    let series: Tensor =
-        near.square() * (0.5 - near / 6.0 + near.square() / 12.0 - near.pow_tensor_scalar(3) / 20.0);
+    let series: Tensor = near.square()
+        * (0.5 - near / 6.0 + near.square() / 12.0 - near.pow_tensor_scalar(3) / 20.0);
     // At rho = 0 the term is 0, and so is its gradient.
     let rho = rho.clamp_min(1e-30);
     let plain = &rho * rho.log() - d;
