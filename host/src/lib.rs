@@ -1,6 +1,7 @@
 //! The host of maskdiff: configuration, plugins, data, training, evaluation, sampling.
 //!
-//! The main path: `main.rs` → [`cli`] → [`commands::train`] → [`train::Trainer::run`] → [`learner::Learner::step`].
+//! The main path: `main.rs` → [`cli`] → [`commands::train`] → [`maskdiff_engine::train::Trainer::run`] →
+//! [`maskdiff_engine::learner::Learner::step`].
 
 #![warn(clippy::print_stdout, clippy::print_stderr)]
 

@@ -2,6 +2,7 @@
 
 use tch::Tensor;
 
+use crate::abi::calls::losses_fit;
 use crate::component::{Component, capability};
 use crate::{Batch, Denoiser, Objective, Result, bail};
 
@@ -26,6 +27,7 @@ pub trait Parameterization: Component {
     /// show `nats_bl`; without it they show the loss as such, and no perplexity.
     fn objective(&self, model: &Denoiser, batch: &Batch) -> Result<Objective> {
         let loss_bl = self.loss(model, &batch.x0_bl, &batch.t_b)?;
+        losses_fit("`loss` returned", &batch.x0_bl, &loss_bl)?;
         let nats_bl = Self::PROVIDES.contains(&capability::BOUND).then(|| loss_bl.detach());
         Ok(Objective { nats_bl, ..Objective::new(loss_bl) })
     }

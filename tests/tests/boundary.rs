@@ -175,7 +175,7 @@ fn the_mask_is_that_of_the_process() {
     let outside = [&words[..3], &["sampling.num_sample_log=0", "process.mask=198"]].concat();
     bad(folder, &[&["train"], SMALL].concat(), &outside)
         .expect(3)
-        .says(&["process `maskless`: `mask_id` is 198, outside 0..198"]);
+        .says(&["process `maskless`: `mask_id` is 198, outside 0..197"]);
 }
 
 #[test]

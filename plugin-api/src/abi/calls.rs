@@ -5,6 +5,7 @@ use std::cell::Cell;
 use tch::Tensor;
 
 use crate::error::{Kind, PluginError, Result};
+use crate::shape::{ANY, Kinds, Wanted};
 use crate::{Context, bail};
 
 thread_local! {
@@ -98,6 +99,23 @@ pub(crate) fn broken<T>(message: String) -> Result<T> {
     // The line that found it tells nobody anything.
     error.location.clear();
     Err(error)
+}
+
+/// Refuses losses that are not `[B, L]` for `x0_bl`, or of its last positions; `returned` says whose they are.
+pub(crate) fn losses_fit(returned: &str, x0_bl: &Tensor, loss_bl: &Tensor) -> Result<()> {
+    let size = x0_bl.size();
+    let [rows, length] = size[..] else { return Ok(()) };
+    let letters = format!("[B, L] = [{rows}, {length}] (or the last positions of it)");
+    let (kinds, device) = (Kinds::Floating, x0_bl.device());
+    let wanted = Wanted { letters: &letters, size: &[rows, ANY], kinds, device };
+    if let Some(fault) = wanted.fault(loss_bl) {
+        return broken(format!("{returned} {fault}"));
+    }
+    let (scored, kind) = (loss_bl.size()[1], loss_bl.kind());
+    if !(1..=length).contains(&scored) {
+        return broken(format!("{returned} [{rows}, {scored}] {kind:?}, expected {letters}"));
+    }
+    Ok(())
 }
 
 /// Two numbers that are numbers.

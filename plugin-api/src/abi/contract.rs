@@ -6,7 +6,7 @@
 
 use tch::{Kind, Tensor};
 
-use super::calls::broken;
+use super::calls::{broken, losses_fit};
 use super::handles::{Method, Network, Process, lend};
 use super::message::{Crosses, Message, lacks, replied};
 use crate::denoiser::{Denoiser, Model};
@@ -233,27 +233,15 @@ fn passed_fits(pass: &Pass, passed: &Passed) -> Result<()> {
     passed.keys.iter().try_for_each(|keys| returned("pass", "keys", keys, &wanted))
 }
 
-/// `[B, L]`, or the last positions of it.
 fn objective_fits(batch: &Batch, objective: &Objective) -> Result<()> {
-    let size = batch.x0_bl.size();
-    let [rows, length] = size[..] else { return Ok(()) };
-    let letters = format!("[B, L] = [{rows}, {length}] (or the last positions of it)");
-    let (kinds, device) = (Kinds::Floating, batch.x0_bl.device());
-    let size = [rows, ANY];
-    let wanted = Wanted { letters: &letters, size: &size, kinds, device };
-    let all = [("loss_bl", Some(&objective.loss_bl)), ("nats_bl", objective.nats_bl.as_ref())];
-    for (name, tensor) in all.into_iter().filter_map(|(name, tensor)| Some((name, tensor?))) {
-        returned("objective", name, tensor, &wanted)?;
-        let scored = tensor.size()[1];
-        if !(1..=length).contains(&scored) {
-            let kind = tensor.kind();
-            return broken(format!(
-                "`objective` returned `{name}` [{rows}, {scored}] {kind:?}, expected {letters}"
-            ));
-        }
+    let Objective { loss_bl, nats_bl, .. } = objective;
+    losses_fit("`objective` returned `loss_bl`", &batch.x0_bl, loss_bl)?;
+    if let Some(nats_bl) = nats_bl {
+        losses_fit("`objective` returned `nats_bl`", &batch.x0_bl, nats_bl)?;
     }
     for (name, value) in &objective.metrics {
-        let wanted = Wanted { letters: "one number,", size: &[], kinds, device: value.device() };
+        let (kinds, device) = (Kinds::Floating, value.device());
+        let wanted = Wanted { letters: "one number,", size: &[], kinds, device };
         returned("objective", name, value, &wanted)?;
     }
     Ok(())

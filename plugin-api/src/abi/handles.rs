@@ -10,7 +10,7 @@ use abi_stable::std_types::{ROption, RVec, Tuple2};
 use tch::{Kind, Tensor};
 
 use super::adapters::*;
-use super::calls::{Owner, broken, numbers};
+use super::calls::{Owner, broken, losses_fit, numbers};
 use super::objects::*;
 use super::tensor::{RTensor, RTensorRef};
 use crate::backbone::{Head, Parameter};
@@ -317,20 +317,8 @@ impl Method {
         self.owner.call("loss", &[], || {
             let (x0, t) = (RTensorRef::new(x0_bl), RTensorRef::new(t_b));
             let nats = owned(lend(model, |m| self.object.loss(m, x0, t)))?;
-            let size = x0_bl.size();
-            let [batch, length] = size[..] else { return Ok(nats) };
-            let letters = format!("[B, L] = [{batch}, {length}] (or the last positions of it)");
-            let (kinds, device) = (Kinds::Floating, x0_bl.device());
-            let wanted = |size| Wanted { letters: &letters, size, kinds, device };
-            let nats = expect("loss", nats, &wanted(&[batch, ANY]))?;
-            let scored = nats.size()[1];
-            if (1..=length).contains(&scored) {
-                return Ok(nats);
-            }
-            broken(format!(
-                "`loss` returned [{batch}, {scored}] {:?}, expected {letters}",
-                nats.kind()
-            ))
+            losses_fit("`loss` returned", x0_bl, &nats)?;
+            Ok(nats)
         })
     }
 
