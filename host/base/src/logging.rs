@@ -15,10 +15,10 @@ use tracing_subscriber::{Layer as _, fmt};
 use crate::error::{Error, Result};
 use crate::plain;
 
-/// Whether an error is shown with the chain of its causes: from `-v` on.
+/// From `-v` on.
 static CAUSES: AtomicBool = AtomicBool::new(false);
 
-/// See [`CAUSES`].
+/// Whether an error is shown with the chain of its causes: from `-v` on.
 pub fn shows_causes() -> bool {
     CAUSES.load(Ordering::Relaxed)
 }

@@ -50,7 +50,7 @@ pub fn word(key: &str, text: &str) -> String {
     format!("{key}={}", toml::Value::String(text.to_string()))
 }
 
-/// A resolved configuration. Component options are not checked yet: see [`Config::choices`].
+/// A resolved configuration. Component options are not checked yet: the engine does that.
 #[derive(Debug)]
 pub struct Config {
     /// `backbone`, `diffusion`, `parameterization`, `time_conditioning`, `seed`.
