@@ -49,6 +49,19 @@ KEPT = {
     'models': {'*': ['*']},
 }
 
+# The same of `u_manifest.json`, the cases of uniform and hybrid diffusion.
+KEPT_UNIFORM = {
+    **{
+        name: {'*.safetensors': ['*']}
+        for name in (
+            'u_duo_loss u_duo_nll u_duo_posterior u_duo_trajectories u_gidd_loss u_gidd_self_correction u_gidd_trajectories '
+            'u_models_duo u_udlm_loss u_udlm_trajectories u_universal'
+        ).split()
+    },
+    'u_ckpt_gidd': {'hf/model.safetensors': ['*'], 'io.safetensors': ['*']},
+    'u_models_ddg': {'dit.safetensors': ['*'], 'io.safetensors': ['*']},
+}
+
 
 def cut(source, target, patterns):
     """Copies the matching tensors of one safetensors file; returns their names."""
@@ -67,34 +80,41 @@ def cut(source, target, patterns):
     target.write_bytes(struct.pack('<Q', len(text)) + text + data)
 
 
-def main():
-    if len(sys.argv) != 2:
-        sys.exit(__doc__)
-    full = pathlib.Path(sys.argv[1])
-    small = pathlib.Path(__file__).resolve().parent.parent / 'tests' / 'golden'
-    manifest = json.loads((full / 'manifest.json').read_text())
-    cases = []
-    # Cases that are copied by hand (files other than tensors) stay.
-    old = json.loads((small / 'manifest.json').read_text())['cases']
+def cut_cases(full, small, name, wanted):
+    """Cuts the cases of one manifest; those that are copied by hand (files other than tensors) stay."""
+    manifest = json.loads((full / name).read_text())
+    cases, old = [], []
+    if (small / name).exists():
+        old = json.loads((small / name).read_text())['cases']
     for case in manifest['cases']:
-        files = next((f for name, f in KEPT.items() if fnmatch.fnmatchcase(case['case'], name)), None)
+        files = next((f for pattern, f in wanted.items() if fnmatch.fnmatchcase(case['case'], pattern)), None)
         if files is None:
             continue
         folder = small / case['case']
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
         kept = {}
-        for name in case['files']:
+        for file in case['files']:
             for pattern, tensors in files.items():
-                if fnmatch.fnmatchcase(name, pattern):
-                    cut(full / case['case'] / name, folder / name, tensors)
-                    kept[name] = {}
+                if fnmatch.fnmatchcase(file, pattern):
+                    (folder / file).parent.mkdir(exist_ok=True)
+                    cut(full / case['case'] / file, folder / file, tensors)
+                    kept[file] = {}
         drop = ('readme', 'title', 'f32_vs_f64_max_abs', 'f32_vs_f64_max_abs_token_nll', 'files')
         cases.append({**{k: v for k, v in case.items() if k not in drop}, 'files': kept})
     made = {case['case'] for case in cases}
     cases = sorted(cases + [case for case in old if case['case'] not in made], key=lambda case: case['case'])
     text = json.dumps({'cases': cases}, indent=1, sort_keys=True)
-    (small / 'manifest.json').write_text(text + '\n')
+    (small / name).write_text(text + '\n')
+
+
+def main():
+    if len(sys.argv) != 2:
+        sys.exit(__doc__)
+    full = pathlib.Path(sys.argv[1])
+    small = pathlib.Path(__file__).resolve().parent.parent / 'tests' / 'golden'
+    cut_cases(full, small, 'manifest.json', KEPT)
+    cut_cases(full, small, 'u_manifest.json', KEPT_UNIFORM)
 
 
 main()
