@@ -5,7 +5,7 @@
 //! `q(z | x) = alpha x + (1 - alpha) m` at a masked position is, with `p~ = alpha p + (1 - alpha) m` and `r = -a'/alpha`,
 //! `r / q(m) * (KL(q || p~) + ratio - ln ratio - 1)`, `ratio = q(m) / p~(m)`.
 
-use maskdiff_engine::evaluate::{Draws, duel, strict};
+use maskdiff_engine::evaluate::{Draws, duel, in_time, strict};
 use maskdiff_engine::model::Model;
 use maskdiff_engine::plugins::Registry;
 use maskdiff_engine::plugins::{Choice, Choices};
@@ -291,6 +291,45 @@ fn all_bounds_of_a_time_free_network_are_one() {
             // Both ends of time are left out: shares below and above 1e-3 for loglinear, more for the others.
             assert_mean(&format!("{noise}: reference"), &reference, &want, 0.03);
         });
+    }
+}
+
+/// A fresh network gives every token the same share, which is the law of the others where the data has no structure: then the
+/// strict bound is the entropy, for any noise, whatever the first time is.
+#[test]
+fn the_strict_bound_over_any_noise_is_the_entropy_of_data_without_structure() {
+    let registry = registry();
+    let choice = |name: &str, options| Choice { name: name.into(), options };
+    for (process, options, schedule, mask) in [
+        ("uniform", json!({}), "loglinear", None),
+        ("uniform", json!({}), "cosine", None),
+        ("xdlm", json!({ "k": 0.5 }), "loglinear", Some(5)),
+        ("gidd", json!({ "p_uniform": 0.2 }), "gidd", Some(5)),
+    ] {
+        let small = json!({ "hidden_size": 16, "n_heads": 2, "n_blocks": 1, "cond_dim": 8 });
+        let clock = if schedule == "gidd" { options.clone() } else { json!({}) };
+        let choices = Choices {
+            backbone: choice("dit", small),
+            process: choice(process, options),
+            noise: choice(schedule, clock),
+            parameterization: choice("interpolating", json!({})),
+        };
+        let facts = Context {
+            vocab_size: 5 + i64::from(mask.is_some()),
+            mask_id: mask,
+            length: 3,
+            time_conditioning: true,
+            kind: Kind::Double,
+            cuda: None,
+        };
+        let model = Model::build(&registry, choices, facts).expect("the model");
+        tch::manual_seed(9);
+        let x0 = Tensor::randint(5, [15_000, 3], (Kind::Int64, Device::Cpu));
+        let u = maskdiff_engine::clock::stratify(&Tensor::rand([15_000], F64));
+        let draws = Draws::new(u, Tensor::rand(x0.size(), F64));
+        let nats = tch::no_grad(|| in_time::nats(&model, &x0, &draws)).expect("nats");
+        let entropy = nats.full_like(3.0 * 5f64.ln());
+        assert_mean(&format!("{process}, {schedule}"), &nats, &entropy, 1e-3);
     }
 }
 
