@@ -190,11 +190,11 @@ mod tests {
 
     #[test]
     fn what_hydra_writes_is_read() {
-        let text = "mode: train\nT: 0\nnoise:\n  type: loglinear\n  sigma_min: 0.0001\noptim:\n  lr: 0.0003\n  eps: 1.0e-08\n\
+        let text = "mode: train\nT: 0\nnoise:\n  type: geometric\n  sigma_min: 0.0001\noptim:\n  lr: 0.0003\n  eps: 1.0e-08\n\
                     wandb:\n  tags:\n  - ${noise.type}\n  - 'it''s'\n  notes: a long text that\n    goes on here\n  id: null\n\
                     callbacks: {}\nlist: []\ntext: \"a: b\\n\"\nempty:\nflag: false\n'key': x: y\n";
         let wanted = json!({
-            "mode": "train", "T": 0, "noise": {"type": "loglinear", "sigma_min": 0.0001},
+            "mode": "train", "T": 0, "noise": {"type": "geometric", "sigma_min": 0.0001},
             "optim": {"lr": 0.0003, "eps": 1e-8},
             "wandb": {"tags": ["${noise.type}", "it's"], "notes": "a long text that goes on here", "id": null},
             "callbacks": {}, "list": [], "text": "a: b\n", "empty": null, "flag": false, "key": "x: y",
