@@ -429,11 +429,11 @@ impl Trainer<'_> {
         if let Some(row) = line.as_object_mut().filter(|_| self.config.track.original_names) {
             maskdiff_track::original::name(row);
         }
-        self.run.metrics(step, line.clone())?;
-        let Value::Object(row) = line else { return Ok(()) };
-        let said = self.trackers.borrow_mut().log(step, &row);
-        said.iter().for_each(|text| self.report.note(text));
-        Ok(())
+        // The run folder last: a row that it has is in every sink. The checkpoint of this step may be complete, so a run that is killed
+        // here resumes behind the row and does not log it again.
+        let said = line.as_object().map(|row| self.trackers.borrow_mut().log(step, row));
+        said.iter().flatten().for_each(|text| self.report.note(text));
+        self.run.metrics(step, line)
     }
 
     fn write_trace(&self, profiler: Option<Profiler>) -> Result<()> {

@@ -20,12 +20,14 @@ pub const FILE: &str = "results.jsonl";
 #[derive(Debug)]
 pub struct Ledger {
     path: Option<PathBuf>,
+    /// Version of libtorch, for its lines.
+    libtorch: &'static str,
 }
 
 impl Ledger {
     /// The ledger that `eval.results` names: of the run that a checkpoint is of, or else of the current folder. One that could
     /// not be written is an error now, not after the work.
-    pub fn new(config: &Config, checkpoint: Option<&Path>) -> Result<Self> {
+    pub fn new(config: &Config, checkpoint: Option<&Path>, libtorch: &'static str) -> Result<Self> {
         let own = || -> Result<PathBuf> {
             let run = checkpoint.map_or(Ok(None), run_of)?;
             Ok(run.unwrap_or_default().join(FILE))
@@ -57,7 +59,7 @@ impl Ledger {
             }
             .map_err(|e| wrong(&e))?;
         }
-        Ok(Self { path })
+        Ok(Self { path, libtorch })
     }
 
     /// Adds a line: `result` behind what all lines have. Gives the file, where there is one.
@@ -67,6 +69,7 @@ impl Ledger {
             "time": jiff::Timestamp::now().to_string(),
             "command": process::command_line(),
             "maskdiff": env!("CARGO_PKG_VERSION"),
+            "libtorch": self.libtorch,
         });
         extend(&mut line, result);
         let put = || {

@@ -13,6 +13,7 @@ use maskdiff_engine::distributed::World;
 use maskdiff_engine::evaluate;
 use maskdiff_engine::evaluate::{Bound, Measure, Plan};
 use maskdiff_engine::{accelerator, assemble, plugins};
+use maskdiff_plugin_api::abi::TORCH_VERSION;
 use maskdiff_plugin_api::capability;
 use maskdiff_records::ledger;
 use maskdiff_records::ledger::Ledger;
@@ -27,7 +28,7 @@ type Set = (String, Config, Valid);
 /// Bounds the likelihood of validation text under a checkpoint: of one text, or of each of `data.sets`.
 pub fn run(common: &Common) -> Result<()> {
     let (checkpoint, mut config, tokenizer) = common.trained()?;
-    let ledger = Ledger::new(&config, Some(&checkpoint.path))?;
+    let ledger = Ledger::new(&config, Some(&checkpoint.path), TORCH_VERSION)?;
     let registry = assemble::registry(&common.plugins, &config)?;
     let choices = assemble::choices(&mut config, &registry, false)?;
     let plan = Plan::new(&config, Measure::new(&config));

@@ -20,7 +20,6 @@ pub(super) fn used(
             "sha256": checkpoint.hash()?,
             "averaged": !config.eval.disable_ema && checkpoint.has_average(),
         },
-        "libtorch": maskdiff_plugin_api::abi::TORCH_VERSION,
         "method": config.top.parameterization,
         "backbone": config.top.backbone,
         "plugins": hashes.collect::<serde_json::Map<String, Value>>(),

@@ -20,6 +20,7 @@ use maskdiff_engine::prompt::{Ask, Given};
 use maskdiff_engine::sample;
 use maskdiff_engine::sample::{Sample, Texts, Windows};
 use maskdiff_engine::{accelerator, assemble, plugins};
+use maskdiff_plugin_api::abi::TORCH_VERSION;
 use maskdiff_plugin_api::{Kind, PluginError};
 use maskdiff_records::ledger::Ledger;
 use maskdiff_records::picture::denoising;
@@ -127,7 +128,7 @@ impl Session {
         let judge = if config.eval.compute_generative_perplexity {
             let scorer = Scorer::open(common, &config);
             let scorer = scorer.map_err(|e| without_judge(common.form, &config, e))?;
-            Some((Ledger::new(&config, Some(&checkpoint.path))?, scorer))
+            Some((Ledger::new(&config, Some(&checkpoint.path), TORCH_VERSION)?, scorer))
         } else {
             None
         };

@@ -14,6 +14,7 @@ use maskdiff_engine::evaluate::generated::{Generated, Plan, score};
 use maskdiff_engine::evaluate::judge::Judge;
 use maskdiff_engine::evaluate::protocol::Protocol;
 use maskdiff_engine::{accelerator, assemble};
+use maskdiff_plugin_api::abi::TORCH_VERSION;
 use maskdiff_records::ledger;
 use maskdiff_records::ledger::Ledger;
 use serde_json::{Value, json};
@@ -38,7 +39,7 @@ pub fn run(mut common: Common, words: Vec<String>) -> Result<()> {
             "name a file of them: `eval.gen_ppl.references=FILE`",
         ));
     }
-    let ledger = Ledger::new(&config, None)?;
+    let ledger = Ledger::new(&config, None, TORCH_VERSION)?;
     let mut plan = plan(&config)?;
     cut(&mut plan, &config, &texts)?;
     let scorer = Scorer { judge: judge(&common, &config)?, plan };
