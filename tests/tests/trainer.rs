@@ -229,3 +229,35 @@ fn the_best_checkpoint_is_that_of_the_monitored_metric() {
     let out = train(folder.path(), &["checkpointing.monitor=val/accuracy"]);
     out.expect(2).says(&["`checkpointing.monitor` is `val/nelbo`", "got `val/accuracy`"]);
 }
+
+/// A checkpoint is complete before the row of its evaluation is written. A run that was killed between the two evaluates again when it
+/// resumes.
+#[test]
+fn an_evaluation_whose_row_a_kill_has_cost_is_made_again() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let run = folder.path().join("run");
+    let words = ["run.dir=run", "trainer.val_check_interval=4", "track.csv=true"];
+    let more = |steps| [&words[..], &[steps, "checkpointing.resume_from_ckpt=true"]].concat();
+    train(folder.path(), &more("trainer.max_steps=4")).expect(0);
+    let file = run.join("metrics.jsonl");
+    let whole = fs::read_to_string(&file).expect("metrics");
+    let evaluations = |text: &str| {
+        text.lines().filter(|line| line.contains("\"val/nelbo\"")).map(String::from).collect()
+    };
+    let lost: Vec<String> = evaluations(&whole);
+    assert_eq!(lost.len(), 1, "{whole}");
+    fs::write(&file, whole.replace(&format!("{}\n", lost[0]), "")).expect("a lost row");
+    train(folder.path(), &more("trainer.max_steps=8")).expect(0);
+    let bound = |line: &str| {
+        let line: Value = serde_json::from_str(line).expect("JSON");
+        (line["step"].as_i64(), line["val/nelbo"].as_f64())
+    };
+    let now: Vec<String> = evaluations(&fs::read_to_string(&file).expect("metrics"));
+    assert_eq!(now.len(), 2, "{now:?}");
+    assert_eq!(bound(&now[0]), bound(&lost[0]), "the same evaluation");
+    assert_eq!(bound(&now[1]).0, Some(8));
+    // One that was not lost is not made twice.
+    train(folder.path(), &more("trainer.max_steps=12")).expect(0);
+    let last: Vec<String> = evaluations(&fs::read_to_string(&file).expect("metrics"));
+    assert_eq!((last.len(), &last[..2]), (3, &now[..]));
+}

@@ -140,7 +140,7 @@ impl Trainer<'_> {
         let mut profiler = None;
         if due(first, check_every) && first > 0 && first < last && self.progress.evaluated != first
         {
-            // The run was stopped when this evaluation was due.
+            // The run ended while this evaluation was due, or before its row was written.
             self.evaluate_or_stop()?;
         }
         self.progress.window.since = Instant::now();
@@ -429,8 +429,7 @@ impl Trainer<'_> {
         if let Some(row) = line.as_object_mut().filter(|_| self.config.track.original_names) {
             maskdiff_track::original::name(row);
         }
-        // The run folder last: a row that it has is in every sink. The checkpoint of this step may be complete, so a run that is killed
-        // here resumes behind the row and does not log it again.
+        // The run folder last: a row that it has is in every sink. What it lacks is logged again, and a sink that has it already keeps one.
         let said = line.as_object().map(|row| self.trackers.borrow_mut().log(step, row));
         said.iter().flatten().for_each(|text| self.report.note(text));
         self.run.metrics(step, line)

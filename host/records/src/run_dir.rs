@@ -40,6 +40,8 @@ pub struct RunDir {
     path: PathBuf,
     /// None on a rank that writes nothing.
     metrics: Option<File>,
+    /// Whether the metrics held an evaluation of the step at which the folder was opened.
+    evaluated: bool,
     /// Held as long as the run is at work.
     _held: Option<Lock>,
 }
@@ -47,7 +49,7 @@ pub struct RunDir {
 impl RunDir {
     /// The folder of a rank that writes nothing.
     pub fn follow(path: &Path) -> Self {
-        Self { path: path.to_path_buf(), metrics: None, _held: None }
+        Self { path: path.to_path_buf(), metrics: None, evaluated: true, _held: None }
     }
 
     /// Checks that a fresh run may be made at `path`.
@@ -85,15 +87,21 @@ impl RunDir {
         files::write_whole(&path.join("tokenizer.json"), tokenizer)?;
         let held = claim.begin();
         let file = path.join("metrics.jsonl");
-        forget_after(&file, resumed)?;
+        let evaluated = forget_after(&file, resumed)?;
         let metrics = OpenOptions::new().create(true).append(true).open(&file);
         let metrics = metrics.map_err(|e| Error::io("open", &file, &e))?;
-        Ok(Self { path, metrics: Some(metrics), _held: held })
+        Ok(Self { path, metrics: Some(metrics), evaluated, _held: held })
     }
 
     /// The folder.
     pub fn path(&self) -> &Path {
         &self.path
+    }
+
+    /// Whether an evaluation of the step at which the folder was opened is in its metrics. A checkpoint is complete before the row of
+    /// its evaluation is written, so a run that was killed between them lacks the row. True on a rank that writes nothing.
+    pub fn is_evaluated(&self) -> bool {
+        self.evaluated
     }
 
     /// Where the logs of a rank go.
@@ -135,15 +143,17 @@ impl RunDir {
     }
 }
 
-/// Removes the lines after `step` from a metrics file, and lines that a crash truncated or damaged.
-fn forget_after(file: &Path, step: i64) -> Result<()> {
-    let Some(bytes) = look::bytes(file)? else { return Ok(()) };
-    let (mut kept, mut spoilt) = (Vec::with_capacity(bytes.len()), 0);
+/// Removes the lines after `step` from a metrics file, and lines that a crash truncated or damaged. Returns whether an evaluation of
+/// that step is among those that stay.
+fn forget_after(file: &Path, step: i64) -> Result<bool> {
+    let Some(bytes) = look::bytes(file)? else { return Ok(false) };
+    let (mut kept, mut spoilt, mut evaluated) = (Vec::with_capacity(bytes.len()), 0, false);
     // Lines are bytes first: a cut may have come inside a letter.
     for line in bytes.split_inclusive(|byte| *byte == b'\n') {
         let parsed: Option<Value> = serde_json::from_slice(line).ok();
-        match parsed.and_then(|l| l["step"].as_i64()) {
+        match parsed.as_ref().and_then(|l| l["step"].as_i64()) {
             Some(at) if at <= step => {
+                evaluated |= at == step && parsed.as_ref().is_some_and(is_evaluation);
                 kept.extend_from_slice(line.trim_ascii_end());
                 kept.push(b'\n');
             }
@@ -154,7 +164,15 @@ fn forget_after(file: &Path, step: i64) -> Result<()> {
     if spoilt > 0 {
         tracing::warn!("{spoilt} of the lines of `{}` are damaged and left out", file.display());
     }
-    if kept == bytes { Ok(()) } else { files::write_whole(file, kept) }
+    if kept != bytes {
+        files::write_whole(file, kept)?;
+    }
+    Ok(evaluated)
+}
+
+/// Whether a line of metrics is that of an evaluation.
+pub fn is_evaluation(line: &Value) -> bool {
+    line.as_object().is_some_and(|line| line.keys().any(|key| key.starts_with("val/")))
 }
 
 /// What the configuration says otherwise than `text`, which is stored in `file`: `key: stored → now`. Where results and blocks go,
@@ -266,7 +284,7 @@ mod tests {
         let cut = &"{\"step\":3,\"samples\":[\"é".as_bytes()[..24];
         let bytes = [whole.as_bytes(), b"\xff\xfe\n", b"{\"step\":9}\n", cut].concat();
         fs::write(&file, bytes).unwrap();
-        forget_after(&file, 3).unwrap();
+        assert!(!forget_after(&file, 3).unwrap());
         assert_eq!(fs::read_to_string(&file).unwrap(), whole);
         forget_after(&file, 1).unwrap();
         assert_eq!(fs::read_to_string(&file).unwrap().lines().count(), 1);

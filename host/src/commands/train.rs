@@ -276,8 +276,12 @@ fn work(
         notes.iter().for_each(|text| trainer.report.note(text));
     }
     trainer.look_for_room()?;
-    // The others' logs go into the folder that rank 0 makes.
-    world.sum(&mut [0.0])?;
+    // The others' logs go into the folder that rank 0 makes, and only rank 0 has read its metrics.
+    let mut lacking = [f64::from(u8::from(!trainer.run.is_evaluated()))];
+    world.sum(&mut lacking)?;
+    if lacking[0] > 0.0 && trainer.progress.evaluated == trainer.learner.step {
+        trainer.progress.evaluated = 0;
+    }
     let mark = match world.size() {
         1 => String::new(),
         _ => format!("[rank {}] ", world.rank()),

@@ -30,7 +30,7 @@ pub(super) fn is_complete(
     }
     let last = world.share("complete", || {
         let lines = runs::lines(&run.join("metrics.jsonl"))?.into_iter().rev();
-        let mut lines = lines.filter(|line| line["step"] == step && is_evaluation(line));
+        let mut lines = lines.filter(|line| line["step"] == step && run_dir::is_evaluation(line));
         Ok(lines.next().map_or(String::new(), |line| line.to_string()))
     })?;
     let Ok(line) = serde_json::from_str::<serde_json::Value>(&last) else { return Ok(false) };
@@ -49,9 +49,4 @@ pub(super) fn is_complete(
     // A launcher ends all ranks when the first has left.
     world.sum(&mut [0.0])?;
     Ok(true)
-}
-
-/// Whether a line of metrics is that of an evaluation.
-fn is_evaluation(line: &serde_json::Value) -> bool {
-    line.as_object().is_some_and(|line| line.keys().any(|key| key.starts_with("val/")))
 }
