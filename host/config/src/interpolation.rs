@@ -55,11 +55,17 @@ pub(super) fn settled(
     Err(circle(pending[0]))
 }
 
+/// Keys whose value is a command of the shell, which has `${NAME}` of its own.
+const OF_SHELL: [&str; 2] = ["alert.on_crash", "alert.on_finish"];
+
 /// The pieces of a word that names keys in its value; none of one that names none.
 fn pieces(word: &str) -> Result<Option<Word>> {
     let Some((key, value)) = word.split_once('=').filter(|(_, value)| value.contains("${")) else {
         return Ok(None);
     };
+    if OF_SHELL.contains(&key.trim_start_matches('+')) {
+        return Ok(None);
+    }
     let mut pieces = Vec::new();
     let mut rest = value;
     while let Some(at) = rest.find("${") {
@@ -205,6 +211,14 @@ mod tests {
     fn resolve(words: &[&str], form: Form) -> Result<Config> {
         let overrides = words.iter().map(ToString::to_string).collect();
         load(&Request { overrides, form, ..Request::default() })
+    }
+
+    #[test]
+    fn a_command_of_the_shell_keeps_the_variables_of_the_shell() {
+        let words = ["alert.on_finish=echo ${HOME}", "+alert.on_crash=echo ${NAME:-x}"];
+        let config = resolve(&words, Form::Own).unwrap();
+        assert_eq!(config.alert.on_finish.as_deref(), Some("echo ${HOME}"));
+        assert_eq!(config.alert.on_crash.as_deref(), Some("echo ${NAME:-x}"));
     }
 
     #[test]
