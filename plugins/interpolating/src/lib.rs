@@ -15,6 +15,7 @@ mod parameterization;
 mod profile;
 mod psi;
 mod sampler;
+mod tail;
 mod weights;
 
 export_plugin!();

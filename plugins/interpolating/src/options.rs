@@ -1,19 +1,7 @@
-//! What the samplers share: the options of a walk, and the law from which they draw.
+//! What the samplers share: checks of a walk's options, the positions that may change, and the law from which they draw.
 
 use maskdiff_plugin_api::ops::Restriction;
 use maskdiff_plugin_api::prelude::*;
-
-/// How a walk ends, at `t_min`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "snake_case")]
-pub(crate) enum Tail {
-    /// One more draw, of the clean tokens.
-    Ancestral,
-    /// Each token becomes the likeliest given the others.
-    Greedy,
-    /// As the walk left it; what is still masked is drawn.
-    None,
-}
 
 /// Checks the options that walks have in common.
 pub(crate) fn check_walk(steps: i64, t_min: f64, t_start: f64) -> Result<()> {
@@ -62,9 +50,4 @@ pub(crate) fn free_rows(model: &Denoiser, start_bl: &Tensor) -> Result<Tensor> {
 /// All flat positions.
 pub(crate) fn all_rows(xt_bl: &Tensor) -> Tensor {
     Tensor::arange(xt_bl.numel() as i64, (tch::Kind::Int64, xt_bl.device()))
-}
-
-/// A law that is certain of tokens `[N]` → `[N, V]`.
-pub(crate) fn certain(token_n: &Tensor, vocab_size: i64) -> Tensor {
-    token_n.one_hot(vocab_size).to_kind(tch::Kind::Double)
 }

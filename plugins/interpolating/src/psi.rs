@@ -7,8 +7,9 @@ use maskdiff_plugin_api::prelude::*;
 use tch::Kind;
 
 use crate::coins::{self, Noise, Rows};
-use crate::options::{Tail, all_rows, certain, check_walk, free_rows, law_of_x0};
+use crate::options::{all_rows, check_walk, free_rows, law_of_x0};
 use crate::profile::{Mode, Profile};
+use crate::tail::Tail;
 
 register!(sampler Psi);
 
@@ -184,22 +185,7 @@ impl Psi {
     fn tail(&self, model: &Denoiser, xt_bl: &Tensor, rows_n: &Tensor, t: f64) -> Result<Tensor> {
         let z_n = ops::take_rows(xt_bl, rows_n);
         let log_p_nv = law_of_x0(model, &self.restriction, xt_bl, rows_n, t)?;
-        let kept_nv = certain(&z_n, model.vocab_size());
-        match self.config.tail {
-            Tail::Greedy => Ok(certain(&log_p_nv.argmax(-1, false), model.vocab_size())),
-            Tail::Ancestral => {
-                let rows = Rows { z_n: &z_n, log_p_nv: &log_p_nv };
-                let (t, s) = (Noise::at(model, t)?, Noise::at(model, 0.0)?);
-                coins::ancestral_law(model, &rows, t, s)
-            }
-            Tail::None => Ok(match model.mask() {
-                Some(mask) => {
-                    let p_nv = log_p_nv.to_kind(Kind::Double).exp();
-                    p_nv.where_self(&z_n.eq(mask).unsqueeze(1), &kept_nv)
-                }
-                None => kept_nv,
-            }),
-        }
+        self.config.tail.law(model, &Rows { z_n: &z_n, log_p_nv: &log_p_nv }, t)
     }
 }
 
@@ -207,17 +193,13 @@ impl Sampler for Psi {
     fn sample(&mut self, model: &Denoiser, xt_bl: &Tensor) -> Result<Tensor> {
         check_shape!(xt_bl, [B, L], Int64);
         let (steps, count) = (self.steps(model)?, self.config.steps);
-        let mut rows_n = free_rows(model, xt_bl)?;
+        let free_n = free_rows(model, xt_bl)?;
         let mut x_bl = xt_bl.shallow_clone();
         for (i, step) in steps.into_iter().enumerate() {
-            x_bl = self.draw(model, &x_bl, &rows_n, step)?;
+            x_bl = self.draw(model, &x_bl, &free_n, step)?;
             model.progress(i as i64 + 1, count, &x_bl)?;
         }
-        if self.config.tail == Tail::None {
-            let Some(mask) = model.mask() else { return Ok(x_bl) };
-            let masked_n = ops::take_rows(&x_bl, &rows_n).eq(mask);
-            rows_n = rows_n.index_select(0, &masked_n.nonzero().squeeze_dim(-1));
-        }
+        let rows_n = self.config.tail.rows(model, &x_bl, &free_n);
         if rows_n.numel() == 0 {
             return Ok(x_bl);
         }

@@ -7,7 +7,8 @@ use maskdiff_plugin_api::prelude::*;
 use tch::Kind;
 
 use crate::coins::{self, Noise, Rows};
-use crate::options::{Tail, all_rows, certain, check_walk, free_rows, law_of_x0};
+use crate::options::{all_rows, check_walk, free_rows, law_of_x0};
+use crate::tail::Tail;
 
 register!(sampler Interpolating);
 
@@ -115,14 +116,8 @@ impl Interpolating {
         let z_n = ops::take_rows(xt_bl, rows_n);
         let log_p_nv = law_of_x0(model, &self.restriction, xt_bl, rows_n, t)?;
         let rows = Rows { z_n: &z_n, log_p_nv: &log_p_nv };
-        if s == 0.0 && self.config.tail == Tail::Greedy {
-            return Ok(certain(&log_p_nv.argmax(-1, false), model.vocab_size()));
-        }
-        if s == 0.0 && self.config.tail == Tail::None {
-            let kept_nv = certain(&z_n, model.vocab_size());
-            let Some(mask) = model.mask() else { return Ok(kept_nv) };
-            let p_nv = log_p_nv.to_kind(Kind::Double).exp();
-            return Ok(p_nv.where_self(&z_n.eq(mask).unsqueeze(1), &kept_nv));
+        if s == 0.0 && self.config.tail != Tail::Ancestral {
+            return self.config.tail.law(model, &rows, t);
         }
         let law_nv =
             coins::ancestral_law(model, &rows, Noise::at(model, t)?, Noise::at(model, s)?)?;
@@ -137,17 +132,13 @@ impl Interpolating {
         free_n: &Tensor,
         (t, s): (f64, f64),
     ) -> Result<Tensor> {
-        let mut rows_n = free_n.shallow_clone();
-        let dense = self.config.min_p > 0.0;
-        if s == 0.0 && self.config.tail == Tail::None {
-            let Some(mask) = model.mask() else { return Ok(xt_bl.shallow_clone()) };
-            let masked_n = ops::take_rows(xt_bl, &rows_n).eq(mask);
-            rows_n = rows_n.index_select(0, &masked_n.nonzero().squeeze_dim(-1));
-        }
+        let Config { tail, min_p, .. } = self.config;
+        let ends = s == 0.0;
+        let rows_n = if ends { tail.rows(model, xt_bl, free_n) } else { free_n.shallow_clone() };
         if rows_n.numel() == 0 {
             return Ok(xt_bl.shallow_clone());
         }
-        if dense || (s == 0.0 && self.config.tail != Tail::Ancestral) {
+        if min_p > 0.0 || (ends && tail != Tail::Ancestral) {
             let law_nv = self.law_at(model, xt_bl, &rows_n, (t, s))?;
             return Ok(ops::put_rows(xt_bl, &rows_n, &ops::categorical(&law_nv.log())));
         }
