@@ -62,3 +62,33 @@ pub fn torch(error: impl fmt::Display) -> Error {
     let end = text.find("\nException raised").unwrap_or(text.len());
     Error::new(Kind::Torch, format!("libtorch failed: {}", text[..end].trim_end()), "")
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The lowest layer of the host knows no contract of plugins, so the words stand in both.
+    #[test]
+    fn host_and_plugins_recognise_the_same_words_for_memory() {
+        for said in [
+            "DefaultCPUAllocator: can't allocate memory: you tried to allocate 4 bytes",
+            "Cannot allocate memory (os error 12)",
+            "DefaultCPUAllocator: not enough memory",
+            "CUDA out of memory. Tried to allocate 20.00 GiB",
+            "CUDA_ERROR_OUT_OF_MEMORY",
+            "std::bad_alloc",
+            "CUBLAS_STATUS_ALLOC_FAILED",
+            "NCCL_ALLOCATION_FAILED",
+            "numpy: Unable to allocate 8 GiB",
+            "MemoryError",
+            "memory allocation of 8 bytes failed",
+            "Storage size calculation overflowed with sizes=[9]",
+            "capacity overflow",
+            "sizes differ",
+        ] {
+            let ours = memory::speaks_of_memory(said);
+            assert_eq!(ours, maskdiff_plugin_api::speaks_of_memory(said), "{said}");
+            assert_eq!(ours, said != "sizes differ", "{said}");
+        }
+    }
+}
