@@ -11,7 +11,7 @@ use serde_json::Value;
 use crate::stdout::Format;
 use crate::{output, plain};
 
-/// Who is told what a run prints, as a run's metric sinks are.
+/// Receives what a run prints, as metric sinks do.
 pub trait Listener: std::fmt::Debug {
     /// A line was printed.
     fn line(&mut self, text: &str);

@@ -1,6 +1,6 @@
 //! The random numbers of a run: each is a function of the seed, of what it is for, and of its place in the run.
 //!
-//! A step draws from no state that an earlier step left, so a run goes on anywhere with the very same numbers, and its
+//! A step draws from no state that an earlier step left, so a run resumes anywhere with the same numbers, and its
 //! batches, times and masks do not depend on how many processes share them. Only what libtorch draws inside a network
 //! (dropout) differs from rank to rank: [`torch_seed`] gives each rank its own seed at each step.
 

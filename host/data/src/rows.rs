@@ -44,8 +44,8 @@ pub struct Samples {
     pub seed: u64,
     /// The first one's number.
     pub first: u64,
-    /// How many.
+    /// Their number.
     pub n: usize,
-    /// An epoch has no more than so many.
+    /// The number of samples in an epoch, where it is limited.
     pub per_epoch: Option<u64>,
 }

@@ -229,7 +229,7 @@ fn unknown_option(
     key: &str,
     known: &[&str],
 ) -> Error {
-    // What is set in a table of a wrong name is told of as it was written.
+    // An option in a misspelled table is reported as it was written.
     let inner = match &owner.options[option] {
         Value::Object(inner) => inner.keys().next().map(|inner| format!("{key}.{inner}")),
         _ => None,

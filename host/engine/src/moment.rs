@@ -105,7 +105,7 @@ mod tests {
         let calls = Vec::<f64>::try_from(whole.contiguous().view([-1])).unwrap();
         let different: std::collections::BTreeSet<u64> =
             calls.iter().map(|u| u.to_bits()).collect();
-        assert_eq!(different.len(), calls.len(), "each call goes on in the stream");
+        assert_eq!(different.len(), calls.len(), "each call continues its stream");
     }
 
     #[test]

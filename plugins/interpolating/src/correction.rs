@@ -36,7 +36,7 @@ struct Config {
     /// Corrections at most, ≥ 1; a network call each.
     #[schemars(range(min = 1, max = 1_000_000_000))]
     corrections: i64,
-    /// The time that the network is told, in (0, 1).
+    /// The time that the network receives in a correction, in (0, 1).
     #[schemars(extend("exclusiveMinimum" = 0.0, "exclusiveMaximum" = 1.0))]
     t_correct: f64,
     /// Tokens of a sequence that change at once, ≥ 1.

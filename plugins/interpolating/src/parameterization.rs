@@ -9,7 +9,7 @@ use crate::weights::{LossWeight, Observed, dynamic};
 
 register!(parameterization Interpolating);
 
-/// What the network is told of the noise.
+/// What the network receives of the noise level.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum Told {
@@ -33,7 +33,7 @@ pub(crate) struct Config {
     /// Largest time in training and evaluation, above `sampling_eps`, at most 1.
     #[schemars(range(max = 1.0), extend("exclusiveMinimum" = 0.0))]
     pub(crate) sampling_end: f64,
-    /// What the network is told of the noise: `sigma`, or the `time`.
+    /// What the network receives of the noise level: `sigma`, or `time`.
     pub(crate) network_input: Told,
     /// Weights of the training loss: `none` (the bound), `clip` or `dynamic` (GIDD). Logs and evaluations show the bound.
     pub(crate) loss_weight: LossWeight,
@@ -121,7 +121,7 @@ struct Scored {
 }
 
 impl Interpolating {
-    /// What the network is told at times `t_b`.
+    /// What the network receives at times `t_b`.
     fn input(&self, model: &Denoiser, t_b: &Tensor) -> Result<Tensor> {
         match self.0.network_input {
             Told::Sigma => model.sigma(t_b),

@@ -415,7 +415,7 @@ mod tests {
         );
         let (places, rows) = laid_out(&cells);
         assert!(rows > 1 && places.iter().all(|(column, _)| column + 4 <= COLUMNS as isize));
-        // `word` goes on what stands before it: no line begins with it but the first.
+        // `word` belongs to the word before it: of all lines only the first begins with it.
         let begins: Vec<usize> =
             (1..places.len()).filter(|i| places[*i].1 > places[*i - 1].1).collect();
         assert!(begins.iter().all(|i| i % 2 == 1), "{begins:?}");
