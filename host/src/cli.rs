@@ -1,5 +1,9 @@
 //! The command line.
 
+mod nested;
+mod short;
+mod words;
+
 use std::ffi::OsString;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -9,23 +13,17 @@ use std::time::Duration;
 use clap::{Args, CommandFactory as _, FromArgMatches as _, Parser, Subcommand, ValueHint};
 use maskdiff_base::error::{Error, Result};
 use maskdiff_base::report::Report;
-use maskdiff_base::stdout::Format;
-use maskdiff_base::{logging, memory, output, signals, stdout};
-use maskdiff_config::Form;
-use maskdiff_config::trust;
+use maskdiff_base::stdout::{self, Format};
+use maskdiff_base::{logging, memory, output, signals};
+use maskdiff_config::{Form, trust};
 use maskdiff_engine::prompt::Ask;
 use maskdiff_engine::{accelerator, last_words};
 use maskdiff_track::wandb::Anew;
-
-use crate::commands::{self, Common};
-
-mod nested;
-mod short;
-mod words;
-
 use nested::{Data, Launch, Plugins, Runs, Sweep};
 use short::{Evaluating, Sampling, Trained, Training};
 use words::{preview, with_subcommand};
+
+use crate::commands::{self, Common};
 
 const LONG_ABOUT: &str = "\
 Trains, evaluates and samples discrete-diffusion language models whose parts (network, noise, \

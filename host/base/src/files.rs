@@ -1,14 +1,14 @@
 //! Small files that appear whole or not at all; [`look`] asks what is there, [`lock`] keeps other processes away.
 
+pub mod lock;
+pub mod look;
+
 use std::fs::{self, File, Permissions};
 use std::io::{ErrorKind, Read as _, Write as _};
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 
 use crate::error::{Error, Result};
-
-pub mod lock;
-pub mod look;
 
 /// Who shares a folder may read what lies in it: a temporary file is its maker's alone.
 pub const SHARED: u32 = 0o644;

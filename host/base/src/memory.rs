@@ -3,14 +3,14 @@
 //! libtorch throws, and tch's operators panic with what it said; a buffer of ours is asked for with [`room`]; what the allocator
 //! refuses elsewhere ends the process, with the same words ([`mod@refused`]).
 
+pub mod refused;
+
 use std::cell::Cell;
 use std::fs;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::thread::JoinHandle;
 
 use crate::error::{Error, Result};
-
-pub mod refused;
 
 /// What to do about it.
 const SMALLER: &str = "make it smaller: `loader.batch_size` (the global batch stays as it is) and `loader.eval_batch_size`, \

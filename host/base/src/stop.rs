@@ -8,8 +8,7 @@ use std::time::{Duration, Instant};
 
 use libc::{SIGHUP, SIGINT};
 
-use crate::error::{Error, Result};
-use crate::error::{INTERRUPTED, PREEMPTED};
+use crate::error::{Error, INTERRUPTED, PREEMPTED, Result};
 use crate::{output, signals};
 
 const PREEMPTION: f64 = 1e6;

@@ -7,8 +7,7 @@ use std::sync::{Mutex, PoisonError};
 use include_dir::{Dir, include_dir};
 use maskdiff_base::error::{Error, Result};
 use maskdiff_base::files::look;
-use maskdiff_base::process;
-use maskdiff_base::process::is_first_rank;
+use maskdiff_base::process::{self, is_first_rank};
 use maskdiff_base::text::nearest;
 
 static EMBEDDED: Dir<'_> = include_dir!("$CARGO_MANIFEST_DIR/../../configs");

@@ -1,12 +1,11 @@
 //! `${KEY}` in a value of the command line stands for the value of that key, as OmegaConf reads it. What it computes by functions is
 //! refused with what to write instead.
 
+use maskdiff_base::error::{Error, Result};
 use serde_json::Value;
 
-use super::Form;
 use super::place::Layers;
-use super::{groups, hints, original};
-use maskdiff_base::error::{Error, Result};
+use super::{Form, groups, hints, original};
 
 /// A piece of a word.
 #[derive(Debug, Clone, PartialEq, Eq)]

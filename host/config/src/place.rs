@@ -4,9 +4,8 @@ use std::collections::BTreeMap;
 use std::rc::Rc;
 use std::sync::Arc;
 
-use figment::Figment;
 use figment::value::{Dict, Value as Figured};
-use figment::{Metadata, Profile, Provider, Source};
+use figment::{Figment, Metadata, Profile, Provider, Source};
 use maskdiff_base::error::{Error, Place};
 use miette::{NamedSource, SourceSpan};
 use serde_json::{Map, Value};

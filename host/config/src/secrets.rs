@@ -10,8 +10,7 @@ use std::path::{Path, PathBuf};
 
 use figment::value::{Dict, Value};
 use maskdiff_base::error::{Error, Result};
-use maskdiff_base::files;
-use maskdiff_base::files::look;
+use maskdiff_base::files::{self, look};
 use maskdiff_base::scrub::{REFERENCE, is_secret, scrubbed};
 use maskdiff_base::text::quoted_path;
 

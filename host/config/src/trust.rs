@@ -12,12 +12,14 @@ mod rights;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use crate::{Config, expand_home};
 use maskdiff_base::error::{Error, Result};
 use maskdiff_base::files::look;
 use maskdiff_base::places::{Places, looks_like_plugin};
 use maskdiff_base::text::quoted;
 use memory::Memory;
+
+use crate::{Config, expand_home};
+
 pub use memory::remember;
 
 /// The flag that lets this command use whatever code a stored configuration names.

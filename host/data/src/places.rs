@@ -4,8 +4,7 @@ use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
 use maskdiff_base::error::{Error, Result};
-use maskdiff_base::files::lock;
-use maskdiff_base::files::lock::Lock;
+use maskdiff_base::files::lock::{self, Lock};
 use maskdiff_base::files::look;
 use maskdiff_hub::{Entry, Snapshot};
 

@@ -5,15 +5,11 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use maskdiff_base::error::{Error, Result};
-use maskdiff_base::files;
-use maskdiff_base::files::lock;
-use maskdiff_base::files::lock::Lock;
-use maskdiff_base::files::look;
-use maskdiff_base::text::counted;
-use maskdiff_base::text::hex;
+use maskdiff_base::files::lock::{self, Lock};
+use maskdiff_base::files::{self, look};
+use maskdiff_base::text::{counted, hex};
 use maskdiff_config::Config;
-use maskdiff_config::listed;
-use maskdiff_config::listed::{Detokenizer, Parts};
+use maskdiff_config::listed::{self, Detokenizer, Parts};
 use sha2::{Digest as _, Sha256};
 
 use super::Observer;

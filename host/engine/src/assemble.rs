@@ -6,23 +6,20 @@ use std::path::PathBuf;
 use maskdiff_base::error::{Error, Result};
 use maskdiff_base::places::Places;
 use maskdiff_base::process;
-use maskdiff_config::Config;
-use maskdiff_config::trust;
+use maskdiff_config::{Config, trust};
 use maskdiff_data::Tokenizer;
 use maskdiff_plugin_api::{Context, capability};
 use serde_json::Value;
 use tch::{Device, Kind, Tensor};
 
-use crate::accelerator;
 use crate::checkpoint::{self, Checkpoint, Stored};
 use crate::choose::Choose as _;
-use crate::component;
 use crate::evaluate::Measure;
 use crate::model::Model;
-use crate::plugins::Registry;
-use crate::plugins::{Choice, Choices};
+use crate::plugins::{Choice, Choices, Registry};
 use crate::precision::Precision;
 use crate::sample::{NamedSampler, stops_at_eos};
+use crate::{accelerator, component};
 
 /// How many tokens there are where nobody knows yet.
 const PRETENDED: i64 = 256;

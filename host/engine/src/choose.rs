@@ -3,15 +3,13 @@
 use maskdiff_base::error::{Error, Kind, Result};
 use maskdiff_config::range::{Range, plain};
 use maskdiff_config::shape::{Of, Shape, choices, items};
-use maskdiff_config::trust;
-use maskdiff_config::{Config, Layers, dotted, groups, hints, original};
+use maskdiff_config::{Config, Layers, dotted, groups, hints, original, trust};
 use maskdiff_plugin_api::abi::module::ComponentInfo;
 use maskdiff_records::run_dir::toml_of;
 use serde_json::{Map, Value};
 
 use crate::component::{self, ComponentError};
-use crate::plugins::{self, Registry};
-use crate::plugins::{Choice, Choices};
+use crate::plugins::{self, Choice, Choices, Registry};
 
 /// Options of one kind of component: which keys of the configuration they are.
 struct Owner<'a> {

@@ -10,14 +10,14 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use maskdiff_native::{Group, Op, Reducer, Rendezvous};
-use tch::{Device, Kind, Tensor};
-
-use self::meeting::{Failed, Meeting, is_loopback};
 use maskdiff_base::error::{Error, Result};
 use maskdiff_base::ranks::Place;
 use maskdiff_base::stop::Stop;
 use maskdiff_config::Config;
+use maskdiff_native::{Group, Op, Reducer, Rendezvous};
+use tch::{Device, Kind, Tensor};
+
+use self::meeting::{Failed, Meeting, is_loopback};
 
 /// The processes of a run.
 #[derive(Debug)]

@@ -1,5 +1,7 @@
 //! The model: backbone, process, schedule and parameterization bound together.
 
+mod lent;
+
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 
@@ -14,10 +16,7 @@ use tch::{Kind, Tensor};
 use crate::component;
 use crate::graphs::Graphs;
 use crate::moment::Moment;
-use crate::plugins::Registry;
-use crate::plugins::{Choice, Choices};
-
-mod lent;
+use crate::plugins::{Choice, Choices, Registry};
 
 /// Called with steps done, steps in all, and the tokens so far; an error stops the walk.
 pub type Progress<'a> = Box<dyn FnMut(i64, i64, &Tensor) -> PluginResult<()> + 'a>;

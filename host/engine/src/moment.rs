@@ -1,7 +1,6 @@
 //! What components may ask for while they run, beyond the network: the step, what is given, classes, random numbers.
 
-use maskdiff_base::stream;
-use maskdiff_base::stream::Purpose;
+use maskdiff_base::stream::{self, Purpose};
 use maskdiff_plugin_api::{Result as PluginResult, bail, ensure};
 use rand::Rng;
 use rand_chacha::ChaCha8Rng;

@@ -1,5 +1,9 @@
 //! Training: steps, metrics, evaluations, samples and checkpoints, until the last step or until asked to stop.
 
+mod checkpoints;
+mod evaluations;
+mod judged;
+
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
@@ -22,9 +26,7 @@ use serde_json::{Value, json};
 use tch::Tensor;
 
 use crate::checkpoint::Saver;
-use crate::component;
 use crate::distributed::World;
-use crate::draws;
 use crate::evaluate::{Bound, Measure};
 use crate::learner::{Ask, Batch, Learner, Step};
 use crate::model::Model;
@@ -32,10 +34,7 @@ use crate::moment::Streams;
 use crate::observe::{self, Part, Split, Usual};
 use crate::rows::TokenRows;
 use crate::sample::NamedSampler;
-
-mod checkpoints;
-mod evaluations;
-mod judged;
+use crate::{component, draws};
 
 pub use checkpoints::newest;
 pub use evaluations::monitored;

@@ -7,8 +7,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use maskdiff_base::error::{Error, Result};
-use maskdiff_base::net;
-use maskdiff_base::net::Pace;
+use maskdiff_base::net::{self, Pace};
 use maskdiff_base::stop::Stop;
 use maskdiff_base::text::hex;
 use reqwest::header::{

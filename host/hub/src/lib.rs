@@ -13,15 +13,12 @@ use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use serde::{Deserialize, Serialize};
-
 use client::{Client, Fault};
-use store::Store;
-
 use maskdiff_base::error::{Error, Result};
-use maskdiff_base::files;
-use maskdiff_base::files::{SHARED, look};
+use maskdiff_base::files::{self, SHARED, look};
 use maskdiff_base::plain;
+use serde::{Deserialize, Serialize};
+use store::Store;
 
 /// The most that the hub's answers about one repository may have, in bytes of JSON.
 const MOST_JSON: usize = 100 << 20;

@@ -14,10 +14,8 @@ use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 
 use maskdiff_base::error::{Error, Result};
-use maskdiff_base::files;
-use maskdiff_base::files::lock;
-use maskdiff_base::files::lock::Lock;
-use maskdiff_base::files::look;
+use maskdiff_base::files::lock::{self, Lock};
+use maskdiff_base::files::{self, look};
 
 use super::{Entry, Kind, Snapshot};
 

@@ -4,24 +4,22 @@
 //! config.toml  manifest.json  tokenizer.json  metrics.jsonl  log.txt  checkpoints/  samples/
 //! ```
 
+mod claim;
+
 use std::fs::{self, File, OpenOptions};
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
 
 use maskdiff_base::error::{Error, Result};
-use maskdiff_base::files;
 use maskdiff_base::files::lock::Lock;
-use maskdiff_base::files::look;
+use maskdiff_base::files::{self, look};
 use maskdiff_base::process;
 use maskdiff_base::text::hex;
-use maskdiff_config::secrets;
-use maskdiff_config::{Config, begun};
+use maskdiff_config::{Config, begun, secrets};
 use serde_json::{Value, json};
 use sha2::{Digest as _, Sha256};
 
 use crate::used::Setup;
-
-mod claim;
 
 pub use claim::{Claim, LAUNCH, LOCK, hold, proposed};
 

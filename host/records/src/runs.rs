@@ -1,20 +1,19 @@
 //! Run folders as they are found on disk: what was asked for, what was logged, what was drawn.
 
+mod metrics;
+mod thinned;
+
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use maskdiff_base::error::{Error, Result};
 use maskdiff_base::files::look;
+use metrics::Metrics;
 use serde_json::{Map, Value, json};
+use thinned::Keep;
 
 use crate::ledger;
 use crate::trace::Trace;
-
-mod metrics;
-mod thinned;
-
-use metrics::Metrics;
-use thinned::Keep;
 
 /// The file that makes a folder a run.
 const METRICS: &str = "metrics.jsonl";

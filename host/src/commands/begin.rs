@@ -7,9 +7,8 @@ use maskdiff_base::error::{Error, Kind, Result};
 use maskdiff_base::files::look;
 use maskdiff_config::{Config, Request, groups, load, load_upon};
 use maskdiff_data::Tokenizer;
-use maskdiff_engine::checkpoint;
-use maskdiff_engine::checkpoint::Checkpoint;
 use maskdiff_engine::checkpoint::foreign::Foreign;
+use maskdiff_engine::checkpoint::{self, Checkpoint};
 
 use super::{Common, TOKENIZER, fetched, foreign, of_checkpoint};
 

@@ -3,11 +3,10 @@
 use maskdiff_base::error::Result;
 use maskdiff_base::output;
 use maskdiff_base::stdout::Format;
-use maskdiff_config::original;
-use maskdiff_config::original::Differs;
+use maskdiff_config::original::{self, Differs};
 use maskdiff_config::{Config, Form};
-use maskdiff_engine::choose::Choose as _;
-use maskdiff_engine::{assemble, choose};
+use maskdiff_engine::assemble;
+use maskdiff_engine::choose::{self, Choose as _};
 use maskdiff_track::wandb;
 
 use super::{Common, begin};

@@ -10,17 +10,14 @@ use maskdiff_data::{Observer, Tokenizer, Valid, entropy_per_token};
 use maskdiff_engine::checkpoint::Checkpoint;
 use maskdiff_engine::choose::Choose as _;
 use maskdiff_engine::distributed::World;
-use maskdiff_engine::evaluate;
-use maskdiff_engine::evaluate::{Bound, Measure, Plan};
+use maskdiff_engine::evaluate::{self, Bound, Measure, Plan};
 use maskdiff_engine::{accelerator, assemble, plugins};
 use maskdiff_plugin_api::abi::TORCH_VERSION;
 use maskdiff_plugin_api::capability;
-use maskdiff_records::ledger;
-use maskdiff_records::ledger::Ledger;
+use maskdiff_records::ledger::{self, Ledger};
 use serde_json::{Value, json};
 
-use super::Common;
-use super::results;
+use super::{Common, results};
 
 /// Text to measure on: its name, the configuration that chose it, its blocks.
 type Set = (String, Config, Valid);

@@ -22,8 +22,7 @@ pub mod watch;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use maskdiff_base::error;
-use maskdiff_base::error::{Error, Result};
+use maskdiff_base::error::{self, Error, Result};
 use maskdiff_base::files::look;
 use maskdiff_base::logging::LogFile;
 use maskdiff_base::stdout::Format;

@@ -1,16 +1,15 @@
 //! `maskdiff runs`
 
+pub mod plot;
+
 use std::path::{Path, PathBuf};
 
 use maskdiff_base::error::{Error, Result};
 use maskdiff_base::files::look;
 use maskdiff_base::report::Report;
 use maskdiff_records::run_dir;
-use maskdiff_records::runs;
-use maskdiff_records::runs::Run;
+use maskdiff_records::runs::{self, Run};
 use serde_json::{Value, json};
-
-pub mod plot;
 
 /// The folder in which runs are looked for when none is named.
 const HERE: &str = "outputs";

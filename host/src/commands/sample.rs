@@ -4,8 +4,7 @@ use std::cell::RefCell;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
-use maskdiff_base::error;
-use maskdiff_base::error::{Error, Result};
+use maskdiff_base::error::{self, Error, Result};
 use maskdiff_base::report::Report;
 use maskdiff_base::stop::Stop;
 use maskdiff_base::text::counted;
@@ -17,21 +16,18 @@ use maskdiff_engine::distributed::World;
 use maskdiff_engine::evaluate::generated::Generated;
 use maskdiff_engine::model::{Model, Progress};
 use maskdiff_engine::prompt::{Ask, Given};
-use maskdiff_engine::sample;
-use maskdiff_engine::sample::{Sample, Texts, Windows};
+use maskdiff_engine::sample::{self, Sample, Texts, Windows};
 use maskdiff_engine::{accelerator, assemble, plugins};
 use maskdiff_plugin_api::abi::TORCH_VERSION;
 use maskdiff_plugin_api::{Kind, PluginError};
 use maskdiff_records::ledger::Ledger;
 use maskdiff_records::picture::denoising;
-use maskdiff_records::trace;
-use maskdiff_records::trace::{Recorder, Trace, Walk};
+use maskdiff_records::trace::{self, Recorder, Trace, Walk};
 use maskdiff_records::{ownership, page};
 use serde_json::json;
 
-use super::Common;
-use super::results;
 use super::score::Scorer;
+use super::{Common, results};
 
 /// Files that show how texts came to be.
 #[derive(Debug, Clone, Default, clap::Args)]

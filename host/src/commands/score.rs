@@ -15,8 +15,7 @@ use maskdiff_engine::evaluate::judge::Judge;
 use maskdiff_engine::evaluate::protocol::Protocol;
 use maskdiff_engine::{accelerator, assemble};
 use maskdiff_plugin_api::abi::TORCH_VERSION;
-use maskdiff_records::ledger;
-use maskdiff_records::ledger::Ledger;
+use maskdiff_records::ledger::{self, Ledger};
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 

@@ -5,8 +5,7 @@ use std::time::Duration;
 
 use maskdiff_base::error::Result;
 use maskdiff_base::report::Report;
-use maskdiff_track::wandb;
-use maskdiff_track::wandb::Anew;
+use maskdiff_track::wandb::{self, Anew};
 use serde_json::json;
 
 /// Sends runs that were logged offline, or whose server was away, to W&B.

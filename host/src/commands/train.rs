@@ -12,38 +12,30 @@ use std::time::Duration;
 
 use complete::is_complete;
 use judged::{is_judged, judge};
-
-use super::{Common, begin};
 use maskdiff_base::at_work::AtWork;
 use maskdiff_base::error::{Error, Kind, Result};
 use maskdiff_base::files::look;
-use maskdiff_base::memory::refused;
-use maskdiff_base::report::Listener;
-use maskdiff_base::report::Report;
+use maskdiff_base::memory::{self, refused};
+use maskdiff_base::output;
+use maskdiff_base::report::{Listener, Report};
 use maskdiff_base::stop::Stop;
-use maskdiff_base::text::counted;
-use maskdiff_base::text::quoted_path;
-use maskdiff_base::{memory, output};
+use maskdiff_base::text::{counted, quoted_path};
 use maskdiff_cluster::launch::ranks;
-use maskdiff_config::Config;
-use maskdiff_config::secrets;
+use maskdiff_config::{Config, secrets};
 use maskdiff_data::{Observer, Tokenizer};
-use maskdiff_engine::checkpoint;
-use maskdiff_engine::checkpoint::{Checkpoint, Mirror, Saver};
+use maskdiff_engine::checkpoint::{self, Checkpoint, Mirror, Saver};
 use maskdiff_engine::choose::Choose as _;
 use maskdiff_engine::distributed::World;
 use maskdiff_engine::evaluate::Measure;
 use maskdiff_engine::learner::Learner;
-use maskdiff_engine::train;
-use maskdiff_engine::train::{Progress, Trainer};
+use maskdiff_engine::train::{self, Progress, Trainer};
 use maskdiff_engine::{accelerator, assemble, plugins, precision};
 use maskdiff_records::ownership;
-use maskdiff_records::run_dir;
-use maskdiff_records::run_dir::Data;
-use maskdiff_records::run_dir::{Claim, RunDir};
+use maskdiff_records::run_dir::{self, Claim, Data, RunDir};
 use maskdiff_records::used::UsedPlugin;
-use maskdiff_track::Trackers;
-use maskdiff_track::alert;
+use maskdiff_track::{Trackers, alert};
+
+use super::{Common, begin};
 
 /// Trains, or resumes a run; as one rank of several when the environment says so. Everything that can be wrong is
 /// found before the run folder is made.

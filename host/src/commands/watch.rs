@@ -13,12 +13,10 @@ use std::time::{Duration, Instant, SystemTime};
 
 use maskdiff_base::error::{Error, Result};
 use maskdiff_base::files::look;
-use maskdiff_base::memory;
-use maskdiff_base::output;
 use maskdiff_base::stdout::Format;
 use maskdiff_base::stop::Stop;
-use maskdiff_engine::cargo;
-use maskdiff_engine::cargo::Telling;
+use maskdiff_base::{memory, output};
+use maskdiff_engine::cargo::{self, Telling};
 use maskdiff_engine::prompt::Ask;
 use maskdiff_plugin_api::abi::load::Plugin;
 

@@ -3,7 +3,6 @@
 #![warn(clippy::print_stdout, clippy::print_stderr)]
 
 pub mod alert;
-
 mod csv;
 pub mod original;
 pub mod panel;

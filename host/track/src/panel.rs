@@ -10,8 +10,6 @@ use std::time::{Duration, Instant};
 use maskdiff_base::error::{Error, Result};
 use maskdiff_base::memory;
 use maskdiff_config::Config;
-use ratatui::Frame;
-use ratatui::Terminal;
 use ratatui::backend::{Backend, CrosstermBackend};
 use ratatui::crossterm::cursor::{Hide, Show};
 use ratatui::crossterm::execute;
@@ -21,6 +19,7 @@ use ratatui::style::{Color, Style};
 use ratatui::symbols::Marker;
 use ratatui::text::{Line, Text};
 use ratatui::widgets::{Axis, Block, Chart, Dataset, GraphType, LineGauge, Paragraph, Wrap};
+use ratatui::{Frame, Terminal};
 use serde_json::{Map, Value};
 
 use super::Tracker;

@@ -14,12 +14,10 @@ use std::fs;
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
 
-use serde_json::json;
-
 use maskdiff_base::error::{Error, Result};
-use maskdiff_base::files;
-use maskdiff_base::scrub;
+use maskdiff_base::{files, scrub};
 use maskdiff_records::{ownership, runs};
+use serde_json::json;
 
 /// The jobs that were submitted for a folder, a line each.
 const JOBS: &str = "jobs.jsonl";

@@ -11,8 +11,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use maskdiff_base::error::{Error, Result};
-use maskdiff_base::files;
-use maskdiff_base::files::look;
+use maskdiff_base::files::{self, look};
 use maskdiff_base::process::PACKAGED_CONFIG;
 use maskdiff_base::text::quoted;
 use maskdiff_config::secrets;

@@ -11,8 +11,7 @@ use std::path::PathBuf;
 use maskdiff_base::error::Result;
 use maskdiff_base::plain;
 use maskdiff_base::process::PACKAGE;
-use maskdiff_base::text;
-use maskdiff_base::text::quoted;
+use maskdiff_base::text::{self, quoted};
 
 use super::settings::Settings;
 

@@ -5,8 +5,7 @@ use std::collections::BTreeMap;
 
 use maskdiff_base::error::{Error, Result};
 use maskdiff_base::plain;
-use maskdiff_base::text;
-use maskdiff_base::text::nearest;
+use maskdiff_base::text::{self, nearest};
 use maskdiff_config::shelf_file;
 use serde::{Deserialize, Serialize};
 

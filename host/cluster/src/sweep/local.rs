@@ -11,8 +11,7 @@ use maskdiff_base::error::{self, Error, Result};
 use maskdiff_base::process::PACKAGE;
 use maskdiff_base::report::Report;
 use maskdiff_base::signals;
-use maskdiff_base::text::counted;
-use maskdiff_base::text::quoted_path;
+use maskdiff_base::text::{counted, quoted_path};
 
 use super::{OUTPUT, Sweep, name};
 use crate::launch::ranks::{Signals, pass_on, start};

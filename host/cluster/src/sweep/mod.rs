@@ -14,24 +14,19 @@ pub mod local;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use serde_json::{Value, json};
-
-use crate::launch::settings::Said;
 use axes::Plan;
 use maskdiff_base::error::{Error, Result};
 use maskdiff_base::files::lock::Lock;
 use maskdiff_base::files::look;
-use maskdiff_base::plain;
-use maskdiff_base::process;
-use maskdiff_base::text;
-use maskdiff_base::text::quoted_path;
-use maskdiff_config::secrets;
-use maskdiff_config::secrets::Vault;
+use maskdiff_base::text::{self, quoted_path};
+use maskdiff_base::{plain, process};
+use maskdiff_config::secrets::{self, Vault};
 use maskdiff_config::trust;
-use maskdiff_records::run_dir;
-use maskdiff_records::run_dir::Claim;
-use maskdiff_records::runs;
-use maskdiff_records::runs::Run;
+use maskdiff_records::run_dir::{self, Claim};
+use maskdiff_records::runs::{self, Run};
+use serde_json::{Value, json};
+
+use crate::launch::settings::Said;
 
 /// What was asked for.
 const PLAN: &str = "sweep.json";

@@ -7,8 +7,7 @@ use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
 use maskdiff_base::error::{Error, Result};
-use maskdiff_base::files;
-use maskdiff_base::files::look;
+use maskdiff_base::files::{self, look};
 use maskdiff_base::process;
 use maskdiff_base::text::hex;
 use serde::{Deserialize, Serialize};

@@ -14,9 +14,9 @@ mod words;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use added::Added;
 use serde::{Deserialize, Serialize};
 
-use added::Added;
 pub(crate) use characters::Characters;
 use hugging_face::HuggingFace;
 pub(crate) use hugging_face::Special;

@@ -4,8 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use maskdiff_base::error::{Error, Kind, Result};
-use maskdiff_base::files;
-use maskdiff_base::files::look;
+use maskdiff_base::files::{self, look};
 
 use super::write::put_in_place;
 use super::{Checkpoint, MODEL, name, remove, step_of};

@@ -13,9 +13,8 @@ use std::time::Duration;
 
 use futures_util::{StreamExt as _, TryStreamExt as _};
 use maskdiff_base::error::{Error, Kind, Result};
-use maskdiff_base::scrub;
 use maskdiff_base::stop::Stop;
-use maskdiff_base::{files, net, plain};
+use maskdiff_base::{files, net, plain, scrub};
 use object_store::aws::AmazonS3Builder;
 use object_store::gcp::GoogleCloudStorageBuilder;
 use object_store::path::Path as Key;

@@ -15,9 +15,8 @@ use tch::{Device, Tensor};
 
 use super::copier::Copier;
 use super::keep::{link, prune, sweep};
-use super::room;
 use super::tensors::{self, Named};
-use super::{EMA, MODEL, Mirror, OPTIMIZER, State, name, remove};
+use super::{EMA, MODEL, Mirror, OPTIMIZER, State, name, remove, room};
 use crate::component;
 
 /// What is written.

@@ -10,6 +10,10 @@ pub mod mauve;
 pub mod protocol;
 pub mod strict;
 
+use maskdiff_base::error::{self, Error, Result};
+use maskdiff_base::stream::Purpose;
+use maskdiff_config::{Config, listed};
+use maskdiff_data::Blocks;
 use maskdiff_native::{generator_state, set_generator_state};
 use maskdiff_plugin_api::ops::Order;
 use maskdiff_plugin_api::{Batch, Denoiser, Objective, capability};
@@ -17,18 +21,12 @@ use serde::Serialize;
 use serde_json::{Map, Value, json};
 use tch::{Kind, Tensor};
 
-use crate::component;
 use crate::distributed::World;
-use crate::draws;
 use crate::learner::scored;
 use crate::model::Model;
 use crate::moment::{Moment, Streams};
 use crate::rows::TokenRows;
-use maskdiff_base::error;
-use maskdiff_base::error::{Error, Result};
-use maskdiff_base::stream::Purpose;
-use maskdiff_config::{Config, listed};
-use maskdiff_data::Blocks;
+use crate::{component, draws};
 
 /// How likelihood is measured.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -1,10 +1,10 @@
 //! Which components read noise that is other tokens than the mask.
 
+use maskdiff_base::error::{Error, Result};
 use maskdiff_plugin_api::abi::module::ComponentInfo;
 use maskdiff_plugin_api::capability;
 
 use super::{Registry, described};
-use maskdiff_base::error::{Error, Result};
 
 impl Registry {
     /// Refuses a component that takes every token but the mask for data, over a process whose noise is other tokens too.

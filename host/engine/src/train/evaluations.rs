@@ -3,8 +3,7 @@
 use std::cell::Cell;
 use std::rc::Rc;
 
-use maskdiff_base::error;
-use maskdiff_base::error::{Error, Result};
+use maskdiff_base::error::{self, Error, Result};
 use maskdiff_config::Config;
 use maskdiff_config::listed::Best;
 use maskdiff_data::entropy_per_token;

@@ -6,8 +6,7 @@ use std::io::{self, ErrorKind};
 use std::path::{Path, PathBuf};
 
 use maskdiff_base::error::{Error, Result};
-use maskdiff_base::files::lock;
-use maskdiff_base::files::lock::Lock;
+use maskdiff_base::files::lock::{self, Lock};
 use maskdiff_base::files::look;
 use maskdiff_config::Config;
 

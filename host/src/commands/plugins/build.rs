@@ -6,14 +6,13 @@ use maskdiff_base::error::{Error, Result};
 use maskdiff_base::output;
 use maskdiff_base::places::Places;
 use maskdiff_engine::assemble;
-use maskdiff_engine::cargo;
-use maskdiff_engine::cargo::Telling;
+use maskdiff_engine::cargo::{self, Telling};
 use maskdiff_engine::plugins::Registry;
 use maskdiff_plugin_api::abi::load::Plugin;
 use maskdiff_plugin_api::abi::module::ComponentInfo;
 
-use super::check::CheckedPlugin;
-use super::{Common, check};
+use super::Common;
+use super::check::{self, CheckedPlugin};
 
 /// Builds the crate in `folder`, and installs its plugin when every component keeps its contract.
 ///

@@ -6,8 +6,7 @@ use include_dir::{Dir, include_dir};
 use maskdiff_base::error::{Error, Result};
 use maskdiff_base::files::look;
 use maskdiff_base::output;
-use maskdiff_base::text::nearest;
-use maskdiff_base::text::quoted_path;
+use maskdiff_base::text::{nearest, quoted_path};
 use maskdiff_engine::cargo;
 use maskdiff_engine::plugins::KINDS;
 

@@ -3,15 +3,15 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 
-use serde_json::json;
-
-use super::no_run;
 use maskdiff_base::error::{Error, Result};
 use maskdiff_base::report::Report;
 use maskdiff_base::text::counted;
 use maskdiff_records::ownership::{self, Kind};
 use maskdiff_records::picture::curves::{Curve, Plot};
 use maskdiff_records::runs::{self, Run};
+use serde_json::json;
+
+use super::no_run;
 
 /// The option that names the picture.
 const SVG: &str = "--svg";

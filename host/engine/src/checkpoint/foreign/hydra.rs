@@ -4,10 +4,9 @@
 
 use std::path::{Path, PathBuf};
 
-use serde_json::{Map, Value};
-
 use maskdiff_base::error::{Error, Result};
 use maskdiff_base::files::look;
+use serde_json::{Map, Value};
 
 /// The file in a run folder of the original.
 const FILE: &str = ".hydra/config.yaml";

@@ -18,14 +18,13 @@ pub mod write;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
+use maskdiff_base::error::{Error, Result};
+use maskdiff_base::files::{self, look};
+use maskdiff_data::parse_tokenizer;
 use tch::Tensor;
 
 use super::Stored;
 use super::tensors::{self, Contents, Unread};
-use maskdiff_base::error::{Error, Result};
-use maskdiff_base::files;
-use maskdiff_base::files::look;
-use maskdiff_data::parse_tokenizer;
 
 /// An open checkpoint of another program.
 #[derive(Debug)]
