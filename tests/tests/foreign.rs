@@ -451,8 +451,6 @@ fn what_is_damaged_or_strange_is_told_and_nothing_is_loaded() {
         .says(&["there is no parameterization `bd3lm`", "(`parameterization` from"]);
     // Its network is read all the same.
     words(&["parameterization=subs"]).expect(0);
-    change("\"model_type\": \"mdlm\"", "\"model_type\": \"udlm\"");
-    words(&[]).expect(3).says(&["there is no process `uniform_state`"]);
     change("\"model_type\": \"mdlm\"", "\"model_type\": \"llama\"");
     words(&[]).expect(5).says(&["is of `llama`", "MDLM's folder, SEDD's folder"]);
     change("\"n_heads\": 4,", "");

@@ -43,7 +43,7 @@ const MODEL: &[(&str, &[&str])] = &[
             "change_of_variables",
         ],
     ),
-    ("sampling", &["predictor", "steps"]),
+    ("sampling", &["predictor", "steps", "tail"]),
     ("data", &["train", "valid", "tokenizer_name_or_path", "wrap"]),
 ];
 
