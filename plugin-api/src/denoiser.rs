@@ -310,6 +310,12 @@ impl<'a> Denoiser<'a> {
         door::call("interpolating_nll", &arguments, || self.0.interpolating_nll(rows))
     }
 
+    /// Whether the backbone, the process or the parameterization claims a [`capability`](crate::capability). `None` where the host
+    /// does not say.
+    pub fn offers(&self, capability: &str) -> Result<Option<bool>> {
+        known(self.0.offers(&capability.to_string()))
+    }
+
     /// Which positions of the walk in progress are given, `[B, L] bool`. `None` where the host does not say; with an absorbing
     /// process those are the positions of a start that hold no mask.
     pub fn given(&self) -> Result<Option<Tensor>> {

@@ -58,6 +58,7 @@ impl Model for Scripted<'_> {
         arrival(alpha_b: &Tensor) -> Result<Mix>;
         pass(pass: &Pass) -> Result<Passed>;
         interpolating_nll(rows: &Interpolation) -> Result<Tensor>;
+        offers(capability: &String) -> Result<Option<bool>>;
         given() -> Result<Option<Tensor>>;
         label() -> Result<Option<Tensor>>;
     }

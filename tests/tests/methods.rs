@@ -1,6 +1,6 @@
 //! Every method of the paper from the command line: train, evaluate, sample; combinations that make no sense are refused.
 
-use maskdiff_tests::run::{SMALL, maskdiff, train};
+use maskdiff_tests::run::{SMALL, maskdiff, metrics, train};
 
 const METHODS: &[&[&str]] = &[
     &["parameterization=subs", "sampling.predictor=ddpm_cache"],
@@ -91,6 +91,16 @@ fn combinations_without_meaning_are_refused_before_anything_is_written() {
         (&["parameterization=udlm", "T=10"], "`T`"),
         (&["parameterization=udlm", "component=x.py:Law"], "is a component's name"),
         (&["parameterization=duo", "process.k=1"], "`process.k`"),
+        (&["parameterization=duo", "diffusion=xdlm"], "is made for process `uniform`"),
+        (&["parameterization=duo", "training.curriculum.k=1"], "must be at least 2, got 1"),
+        (&["parameterization=duo", "training.curriculum.k=9999"], "the vocabulary's 197 tokens"),
+        (&["parameterization=duo", "training.curriculum.stps=1"], "`curriculum.steps`"),
+        (&["parameterization=duo", "training.curriculum=1"], "set one of its keys"),
+        (&["parameterization=duo", "training.network_input=time"], "network_input=sigma"),
+        (
+            &["parameterization=duo", "backbone=dimamba", "~model.n_heads"],
+            "a backbone that reads mixtures",
+        ),
         (&["subs_masking=true"], "subs_masking"),
         (&["training.change_of_variables=true", "T=10"], "T = 0"),
         (
@@ -106,6 +116,31 @@ fn combinations_without_meaning_are_refused_before_anything_is_written() {
         assert!(out.stderr.contains(reason), "{words:?} does not say {reason}: {}", out.stderr);
         assert!(!folder.path().join("run").exists(), "{words:?} left a run folder");
     }
+}
+
+#[test]
+fn a_curriculum_ends_shows_no_bound_while_it_lasts_and_resumes_bit_for_bit() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let base = ["parameterization=duo", "training.curriculum.steps=5", "model.dropout=0.1"];
+    let go = |dir: &str, steps: &str| {
+        let more = [dir, steps, "checkpointing.resume_from_ckpt=true", "sampling.num_sample_log=0"];
+        train(folder.path(), &[&base[..], &more].concat()).expect(0).code
+    };
+    go("run.dir=whole", "trainer.max_steps=8");
+    for steps in ["trainer.max_steps=3", "trainer.max_steps=6", "trainer.max_steps=8"] {
+        go("run.dir=parts", steps);
+    }
+    let weights = |run: &str| {
+        let file = folder.path().join(run).join("checkpoints/last/model.safetensors");
+        std::fs::read(file).expect("weights")
+    };
+    assert!(weights("whole") == weights("parts"), "another run");
+    let lines = metrics(&folder.path().join("whole"));
+    let training = lines.iter().filter(|line| line["train/lr"].is_number());
+    let bounds: Vec<bool> = training.map(|line| line["train/nelbo"].is_number()).collect();
+    assert_eq!(bounds, [false, false, false, false, false, true, true, true]);
+    let last = lines.iter().rev().find(|line| line["val/nelbo"].is_number());
+    assert!(last.is_some_and(|line| line["step"] == 8), "evaluations show the bound");
 }
 
 #[test]

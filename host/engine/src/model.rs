@@ -3,7 +3,7 @@
 mod lent;
 
 use std::cell::{Cell, RefCell};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use maskdiff_base::error::{Error, Result};
 use maskdiff_plugin_api::abi::handles::{Method, Network, Noise, Process};
@@ -32,6 +32,8 @@ pub struct Model {
     bound: bool,
     /// Whether the parameterization was built before a loss could differ from what is reported.
     carries_over: bool,
+    /// The capabilities of backbone, process and parameterization.
+    offered: BTreeSet<String>,
     reports_loss: bool,
     facts: Context,
     parameters: Vec<Parameter>,
@@ -106,8 +108,12 @@ impl Model {
         let (parameters, shared) = told_apart(network.parameters().map_err(backbone)?);
         let head = network.head().map_err(backbone)?;
         let (plugin, said) = registry.find("parameterization", &names.parameterization.name)?;
-        let bound = said.provides.iter().any(|offer| offer == capability::BOUND);
-        let carries_over = said.provides.iter().any(|offer| offer == capability::CARRY_OVER);
+        let offers = |capability: &str| said.provides.iter().any(|offer| offer == capability);
+        let (bound, carries_over) = (offers(capability::BOUND), offers(capability::CARRY_OVER));
+        let mut offered: BTreeSet<String> = said.provides.iter().cloned().collect();
+        for (kind, choice) in [("backbone", &names.backbone), ("process", &names.process)] {
+            offered.extend(registry.find(kind, &choice.name)?.1.provides.iter().cloned());
+        }
         let reports_loss = plugin.info.api_version.starts_with("1.0.");
         Ok(Self {
             noise,
@@ -118,6 +124,7 @@ impl Model {
             head,
             bound,
             carries_over,
+            offered,
             reports_loss,
             facts,
             parameters,

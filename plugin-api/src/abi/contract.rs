@@ -133,6 +133,7 @@ macro_rules! denoiser_methods {
             arrival(alpha_b: Tensor) -> Mix;
             pass(pass: Pass) -> Passed;
             interpolating_nll(rows: Interpolation) -> Tensor;
+            offers(capability: String) -> Option<bool>;
             given() -> Option<Tensor>;
             label() -> Option<Tensor>;
             step() -> Option<i64>;

@@ -269,7 +269,12 @@ fn whole(like_bl: &Tensor, rows_n: &Tensor, value_n: &Tensor) -> Tensor {
 }
 
 impl Parameterization for Interpolating {
-    fn draw_t(&self, _model: &Denoiser, u_b: &Tensor) -> Result<Tensor> {
+    fn draw_t(&self, model: &Denoiser, u_b: &Tensor) -> Result<Tensor> {
+        ensure!(
+            !self.0.curriculum.is_on() || model.offers(capability::MIXTURE)? != Some(false),
+            Config,
+            "`training.curriculum` needs a backbone that reads mixtures of tokens, and this one has no `mixture`; `training.curriculum.steps=0` turns it off"
+        );
         let Config { sampling_eps, sampling_end, .. } = self.0;
         Ok(u_b * (sampling_end - sampling_eps) + sampling_eps)
     }

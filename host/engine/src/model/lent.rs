@@ -76,6 +76,10 @@ impl maskdiff_plugin_api::Model for Model {
         self.process.corrupt(x0_bl, alpha_b, &u_bl)
     }
 
+    fn offers(&self, capability: &String) -> PluginResult<Option<bool>> {
+        Ok(Some(self.offered.contains(capability)))
+    }
+
     fn posterior(
         &self,
         xt_n: &Tensor,
