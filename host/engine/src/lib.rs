@@ -27,3 +27,4 @@ pub mod prompt;
 pub mod rows;
 pub mod sample;
 pub mod train;
+pub mod views;

@@ -177,10 +177,10 @@ impl Given {
         }
     }
 
-    /// Cuts off what was drawn after a template.
-    pub fn cut(&self, ids: &mut Vec<i64>) {
+    /// Cuts off what was drawn after a template, which begins at `lead`.
+    pub fn cut(&self, lead: usize, ids: &mut Vec<i64>) {
         if self.whole {
-            ids.truncate(self.tokens.len());
+            ids.truncate(lead + self.tokens.len());
         }
     }
 
@@ -254,7 +254,7 @@ mod tests {
         given.put_into(&start);
         let mut ids = Vec::<i64>::try_from(&start).unwrap();
         assert_eq!(ids.iter().filter(|id| **id == 99).count(), 3 + 1 + 4);
-        given.cut(&mut ids);
+        given.cut(0, &mut ids);
         assert_eq!(ids.len(), 12);
     }
 

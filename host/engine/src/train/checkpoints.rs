@@ -14,6 +14,7 @@ use crate::checkpoint::{self, Checkpoint, Content, Named, Saver, State, Stored, 
 use crate::distributed::World;
 use crate::observe::{Split, Usual};
 use crate::precision::LossScale;
+use crate::views::Blocks;
 
 impl Trainer<'_> {
     /// Hands a copy of everything that going on needs to the writer. All ranks take part.
@@ -54,6 +55,7 @@ impl Trainer<'_> {
                 skipped: progress.skipped.iter().copied().collect(),
                 world: self.world.size(),
                 threads,
+                interval: self.model.blocks().map(Blocks::interval),
                 plugins: self.plugins.clone(),
                 data,
                 files: BTreeMap::new(),
@@ -190,6 +192,9 @@ impl Trainer<'_> {
             ema.updates = from.state.ema_updates;
         }
         let state = &from.state;
+        if let (Some(blocks), Some(interval)) = (self.model.blocks(), state.interval) {
+            blocks.set_interval(interval);
+        }
         self.learner.step = state.step;
         let scale = state.loss_scale.map(|(factor, steps)| LossScale { factor, steps });
         self.learner.scale = self.learner.scale.map(|fresh| scale.unwrap_or(fresh));
