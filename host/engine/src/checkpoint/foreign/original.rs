@@ -15,6 +15,7 @@ const MODEL: &[(&str, &[&str])] = &[
             "time_conditioning",
             "T",
             "subs_masking",
+            "block_size",
             "seed",
         ],
     ),
@@ -41,6 +42,9 @@ const MODEL: &[(&str, &[&str])] = &[
             "sampling_eps",
             "importance_sampling",
             "change_of_variables",
+            "sampling_eps_min",
+            "sampling_eps_max",
+            "resample",
         ],
     ),
     ("sampling", &["predictor", "steps"]),
@@ -63,8 +67,41 @@ const SCHEDULES: [(&str, &str); 2] = [
 /// What the model is, in our words as TOML.
 pub(super) fn translated(config: &Value) -> String {
     let mut lines = vec!["# From a checkpoint of the original program.".to_string()];
-    take(config, MODEL, &mut lines);
+    take(&lifted(config), MODEL, &mut lines);
     lines.join("\n") + "\n"
+}
+
+/// The word by which the program of block diffusion calls its method.
+const BLOCKS: &str = "bd3lm";
+
+/// A configuration whose group `algo` has what others have at the top, as the program of block diffusion writes it. There every method has a
+/// `block_size`, which only one of them reads.
+fn lifted(config: &Value) -> Value {
+    let mut lifted = config.clone();
+    if config["algo"]["name"] != BLOCKS {
+        if !config["algo"].is_null() {
+            lifted["block_size"] = Value::Null;
+        }
+        return lifted;
+    }
+    lifted["diffusion"] = json!("absorbing_state");
+    for key in ["backbone", "parameterization", "time_conditioning", "T"] {
+        if lifted[key].is_null() {
+            lifted[key] = config["algo"][key].clone();
+        }
+    }
+    lifted
+}
+
+/// The group `algo` of a model in blocks.
+fn algo(config: &Config) -> Value {
+    json!({
+        "name": BLOCKS, "backbone": config.top.backbone, "parameterization": config.top.parameterization,
+        "time_conditioning": config.top.time_conditioning, "T": 0, "causal_attention": false, "ignore_bos": true,
+        "cross_attn": true, "var_min": true, "mdlm_loss_scale": false, "sampler": "semi_ar", "fix_clipping": false,
+        "clip_search_delta": config.training.clip_search_delta, "clip_search_widths": config.training.clip_search_widths,
+        "dropout": config.layers.value("model.dropout").unwrap_or_default(),
+    })
 }
 
 /// How it was trained, in our words as TOML: groups that [`translated`] does not have.
@@ -120,6 +157,9 @@ fn take(config: &Value, groups: &[(&str, &[&str])], lines: &mut Vec<String>) {
 /// The configuration as the original keeps it, every key that it reads.
 pub(super) fn written(config: &Config) -> Value {
     let mut theirs = usual();
+    if config.top.block_size.is_some() {
+        theirs["algo"] = algo(config);
+    }
     for (group, keys) in MODEL.iter().chain(RUN) {
         for key in *keys {
             let dotted =
@@ -179,6 +219,22 @@ mod tests {
     #[test]
     fn its_usual_values_are_there() {
         assert_eq!(usual()["trainer"]["limit_val_batches"], 1.0);
+    }
+
+    #[test]
+    fn the_method_of_a_group_is_lifted() {
+        let config = |name: &str| {
+            json!({
+                "algo": {"name": name, "backbone": "dit", "parameterization": "subs", "T": 0}, "block_size": 16,
+                "noise": {"type": "loglinear"}, "training": {"sampling_eps_min": 0.3, "sampling_eps_max": 0.8, "resample": true},
+            })
+        };
+        let table: toml::Table = translated(&config("bd3lm")).parse().unwrap();
+        assert_eq!(table["block_size"].as_integer(), Some(16));
+        assert_eq!(table["parameterization"].as_str(), Some("subs"));
+        assert_eq!(table["training"]["sampling_eps_max"].as_float(), Some(0.8));
+        let table: toml::Table = translated(&config("mdlm")).parse().unwrap();
+        assert!(table.get("block_size").is_none(), "another method reads no blocks");
     }
 
     #[test]

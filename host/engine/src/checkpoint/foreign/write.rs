@@ -110,25 +110,28 @@ impl Export<'_> {
             ));
         }
         let config = layout.written(self.config, self.vocab_size);
-        self.folder(folder, &layout.prefix, Some((&config, &layout.code)))
+        self.folder(
+            folder,
+            &layout.prefix,
+            Some((&config, &layout.code, &layout.buffers(self.config))),
+        )
     }
 
     /// Writes a folder under another name and gives it its own.
-    fn folder(
-        &self,
-        folder: &Path,
-        prefix: &str,
-        theirs: Option<(&Value, &[String])>,
-    ) -> Result<()> {
+    fn folder(&self, folder: &Path, prefix: &str, theirs: Option<Theirs<'_>>) -> Result<()> {
         let parent = parent(folder)?;
         let draft = tempfile::Builder::new().prefix(".export-").tempdir_in(parent);
         let draft = draft.map_err(|e| Error::io("write into", parent, &e))?;
         let at = |name: &str| draft.path().join(name);
         let named =
             self.used().into_iter().map(|(name, tensor)| (format!("{prefix}{name}"), tensor));
-        let (named, weights) = (named.collect(), at("model.safetensors"));
+        let (mut named, weights): (Named, _) = (named.collect(), at("model.safetensors"));
         match theirs {
-            Some((config, code)) => {
+            Some((config, code, buffers)) => {
+                let number = |(name, value): &(String, f64)| {
+                    (name.clone(), Tensor::from(*value).to_kind(Kind::Float))
+                };
+                named.extend(buffers.iter().map(number));
                 tensors::write(&named, &weights)?;
                 let text = serde_json::to_string_pretty(config).unwrap_or_default();
                 files::write_whole(&at("config.json"), text)?;
@@ -158,6 +161,9 @@ impl Export<'_> {
         Ok(())
     }
 }
+
+/// A `config.json`, files of code, and numbers that stand among the tensors.
+type Theirs<'a> = (&'a Value, &'a [String], &'a [(String, f64)]);
 
 /// The folder that something is written into, which is made.
 pub(super) fn parent(path: &Path) -> Result<&Path> {
