@@ -1,9 +1,9 @@
 //! What the benches share: models of the sizes that the README quotes, and the slow ways they are compared with.
 
 use maskdiff_engine::model::Model;
+use maskdiff_engine::model::views::Blocks;
 use maskdiff_engine::plugins::Registry;
 use maskdiff_engine::plugins::{Choice, Choices};
-use maskdiff_engine::views::Blocks;
 use maskdiff_plugin_api::abi::handles::Walker;
 use maskdiff_plugin_api::{Context, Denoiser, ops};
 use serde_json::{Value, json};

@@ -23,9 +23,9 @@ use std::sync::OnceLock;
 
 use maskdiff_engine::checkpoint::Stored;
 use maskdiff_engine::model::Model;
+use maskdiff_engine::model::views::Blocks;
 use maskdiff_engine::plugins::{Choice, Choices};
 use maskdiff_engine::plugins::{Places, Registry};
-use maskdiff_engine::views::Blocks;
 use maskdiff_plugin_api::Context;
 use serde_json::{Value, json};
 use tch::{Device, Kind, Tensor};

@@ -7,10 +7,11 @@ use maskdiff_config::{Request, load};
 use maskdiff_engine::assemble;
 use maskdiff_engine::checkpoint::Checkpoint;
 use maskdiff_engine::evaluate::Draws;
+use maskdiff_engine::evaluate::blocks as likelihood;
 use maskdiff_engine::model::Model;
+use maskdiff_engine::model::views::{Blocks, Growth, Interval, Text};
 use maskdiff_engine::plugins::{Choice, Registry};
-use maskdiff_engine::views::grow::{Start, grow};
-use maskdiff_engine::views::{Blocks, Growth, Interval, Text, likelihood};
+use maskdiff_engine::sample::grow::{Start, grow};
 use maskdiff_plugin_api::ops::Order;
 use maskdiff_plugin_api::{Context, Denoiser};
 use maskdiff_tests::run::{SMALL, maskdiff, metrics};
@@ -155,9 +156,11 @@ fn drawn(
     let given_bn = x_bn.zeros_like().to_kind(Kind::Bool);
     let _ = x_bn.narrow(1, 0, 1).fill_(0);
     let _ = given_bn.narrow(1, 0, 1).fill_(1);
-    let start = Start { x_bn, given_bn, ends: None };
+    let start = Start { x_bn, given_bn, ends: None, least: None };
     let mut named = (sampler.name.clone(), walker);
-    grow(model, &mut named, &start, growth, None).expect("texts")
+    let grown = grow(model, &mut named, &start, growth, None).expect("texts");
+    let rows: Vec<Tensor> = grown.rows.iter().map(|row| Tensor::from_slice(row)).collect();
+    Tensor::stack(&rows, 0).to_device(device())
 }
 
 /// Samplers draw from the law of first hitting: by chi-square over all 27 texts, batched, with sequences at other places of their walk.
@@ -275,6 +278,13 @@ fn a_run_in_blocks_trains_is_measured_and_draws_texts_of_any_length() {
     for line in prompted.expect(0).lines() {
         assert!(line["text"].as_str().expect("a text").contains("Ben has a"), "{line}");
     }
+    // Of few kinds of words no text has an entropy of 50 nats: all are drawn ten times, or end where they say nothing new.
+    let dull = ["sampling.length=300", "sampling.min_entropy=50", "sampling.num_samples=1"];
+    let rejected = sample(&dull);
+    rejected.expect(0).says(&["9 drawn anew"]);
+    assert_eq!(rejected.lines()[0]["rejected"], 9);
+    let ended = sample(&[&dull[..], &["sampling.stop_at_eos=true"]].concat());
+    assert!(ended.expect(0).lines()[0]["ids"].as_array().expect("ids").len() < 64);
     // A walk without the cache costs more tokens.
     let anew = sample(&["sampling.kv_cache=false"]);
     let more = anew.expect(0).lines()[0]["token_forwards"].as_f64().expect("a number");

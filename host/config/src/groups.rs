@@ -221,6 +221,10 @@ group! {
         /// `block_size`: what a block sees of a text longer than `model.length`: `slide` drops the keys and values of tokens that
         /// leave the window, `reread` reads the rest anew, `all` keeps everything.
         context: listed::Context = listed::Context::Slide,
+        /// `block_size`: a text whose last 256 tokens have a lower entropy, in nats, is rejected and drawn anew, at most ten times; one
+        /// that ends at EOS (`stop_at_eos`) ends in front of them instead. The original has 4 here, always; by default nothing
+        /// is rejected, since that makes generated text look better than the model is.
+        min_entropy: Option<f64> where (Range::of(0.0, 100.0)) = None,
         /// `block_size`: keep keys and values of finished blocks. Off: what is before a block is read in every call.
         kv_cache: bool = true,
         /// On a GPU: each shape of the network's passes is recorded once and started as one.

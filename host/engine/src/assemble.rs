@@ -16,10 +16,10 @@ use crate::checkpoint::{self, Checkpoint, Stored};
 use crate::choose::Choose as _;
 use crate::evaluate::Measure;
 use crate::model::Model;
+use crate::model::views::Blocks;
 use crate::plugins::{Choice, Choices, Registry};
 use crate::precision::Precision;
 use crate::sample::{NamedSampler, stops_at_eos};
-use crate::views::Blocks;
 use crate::{accelerator, component};
 
 /// How many tokens there are where nobody knows yet.
@@ -94,7 +94,7 @@ fn check_blocks(config: &Config, registry: &Registry, choices: &Choices) -> Resu
                 "`block_size` is {size}, and `{}` with `{}` predicts one token after the other",
                 backbone.name, method.name
             ),
-            "leave `block_size` out, or choose a method of diffusion, as in `backbone=dit parameterization=subs`",
+            "leave `block_size` out, or choose a method of diffusion",
         ));
     }
     let mut needs = vec![capability::PAST, capability::POSITIONS];

@@ -27,4 +27,3 @@ pub mod prompt;
 pub mod rows;
 pub mod sample;
 pub mod train;
-pub mod views;

@@ -1,6 +1,7 @@
 //! The model: backbone, process, schedule and parameterization bound together.
 
 mod lent;
+pub mod views;
 
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
@@ -17,7 +18,8 @@ use crate::component;
 use crate::graphs::Graphs;
 use crate::moment::Moment;
 use crate::plugins::{Choice, Choices, Registry};
-use crate::views::{self, Blocks, Interval};
+
+use views::{Blocks, Interval};
 
 /// Called with steps done, steps in all, and the tokens so far; an error stops the walk.
 pub type Progress<'a> = Box<dyn FnMut(i64, i64, &Tensor) -> PluginResult<()> + 'a>;

@@ -159,6 +159,11 @@ impl Given {
         self.whole
     }
 
+    /// The tokens of a text of which it says the end.
+    pub fn whole(&self) -> Option<usize> {
+        self.whole.then_some(self.tokens.len())
+    }
+
     /// Puts what is given into a start `[L] i64` drawn from the prior.
     pub fn put_into(&self, start_l: &Tensor) {
         for (position, token) in self.tokens.iter().enumerate() {

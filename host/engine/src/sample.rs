@@ -1,5 +1,7 @@
 //! Drawing text: a start from the prior with what is given, the sampler's walk, ids to text.
 
+pub mod grow;
+
 use std::cell::RefCell;
 use std::rc::Rc;
 use std::time::Instant;
@@ -21,8 +23,9 @@ use crate::evaluate::diversity;
 use crate::model::{Model, Progress};
 use crate::moment::{Moment, Streams};
 use crate::prompt::Given;
-use crate::views::grow::{self, Start, grow, none_given};
-use crate::views::{Blocks, Growth};
+
+use crate::model::views::{Blocks, Growth};
+use grow::{Start, grow, none_given};
 
 /// How sampled tokens become text: the length, the end, the tokenizer.
 #[derive(Clone, Copy)]
@@ -43,6 +46,8 @@ pub struct Texts<'a> {
     pub context: Context,
     /// In blocks: keep keys and values of finished blocks.
     pub cached: bool,
+    /// In blocks: the least entropy of the end of a text.
+    pub least: Option<f64>,
 }
 
 impl<'a> Texts<'a> {
@@ -58,6 +63,7 @@ impl<'a> Texts<'a> {
             length: length(config),
             context: config.sampling.context,
             cached: config.sampling.kv_cache,
+            least: config.sampling.min_entropy,
         }
     }
 
@@ -169,6 +175,8 @@ pub struct Drawn {
     pub nfe: f64,
     /// Tokens that the network read for each sequence in all its calls, on average.
     pub token_forwards: f64,
+    /// Texts that were rejected and drawn anew.
+    pub rejected: usize,
     /// Wall-clock seconds of the batch.
     pub seconds: f64,
 }
@@ -190,23 +198,24 @@ pub fn draw(
     model.on_progress(recorded(progress, recorder.map(Rc::clone)));
     let walked = match model.blocks() {
         Some(blocks) => grown(model, blocks, sampler, (given, texts), recorder),
-        None => windows(model, sampler, (given, texts), recorder),
+        None => windows(model, sampler, (given, texts), recorder).map(|rows| (rows, 0)),
     };
     model.on_progress(None);
     model.set_moment(Moment::default());
     let lead = lead(model);
-    let rows = walked?.unbind(0).into_iter().zip(given);
+    let (rows, rejected) = walked?;
+    let rows = rows.into_iter().zip(given);
     let tokenizer = texts.tokenizer;
-    let sample = |(row, given): (Tensor, &Given)| -> Result<Sample> {
-        let mut ids = Vec::<i64>::try_from(row).map_err(component::torch)?;
+    let sample = |(mut ids, given): (Vec<i64>, &Given)| {
         texts.end(given, lead, &mut ids);
         let (text, entropy) = (tokenizer.decode(&ids), diversity::entropy(&ids));
-        Ok(Sample { given: given.text.clone(), text, ids, entropy })
+        Sample { given: given.text.clone(), text, ids, entropy }
     };
     Ok(Drawn {
-        samples: rows.map(sample).collect::<Result<_>>()?,
+        samples: rows.map(sample).collect(),
         nfe: (model.calls() - before.0) as f64 / count,
         token_forwards: (model.rows() - before.1) as f64 / count,
+        rejected,
         seconds: start.elapsed().as_secs_f64(),
     })
 }
@@ -216,13 +225,13 @@ fn lead(model: &Model) -> usize {
     usize::from(model.blocks().is_some_and(|blocks| blocks.begins().is_some()))
 }
 
-/// Texts window by window, `[B, N] i64`.
+/// Texts window by window.
 fn windows(
     model: &Model,
     sampler: &mut NamedSampler,
     (given, texts): (&[Given], Texts<'_>),
     recorder: Option<&Rc<RefCell<Recorder>>>,
-) -> Result<Tensor> {
+) -> Result<Vec<Vec<i64>>> {
     let (count, length, windows) = (given.len() as i64, model.facts().length, texts.windows);
     let xt_bl = model.prior(count, length)?;
     let given_bl = none_given(&xt_bl);
@@ -233,7 +242,7 @@ fn windows(
     model.give(Some(given_bl));
     let prior = || model.prior(count, length);
     let mut number = 0;
-    windows.walk(&xt_bl, prior, |xt_bl| {
+    let walked = windows.walk(&xt_bl, prior, |xt_bl| {
         if number > 0 {
             model.give_first(length - windows.stride);
         }
@@ -243,21 +252,65 @@ fn windows(
         let x0_bl = walk(model, sampler, xt_bl)?;
         recorder.borrow_mut().end(id_rows(&x0_bl)?);
         Ok(x0_bl)
-    })
+    });
+    id_rows(&walked?)
 }
 
-/// Texts block by block, `[B, N] i64`.
+/// How often a text is drawn that is rejected each time.
+const TRIES: u64 = 10;
+
+/// Texts block by block, and how many were rejected and drawn anew.
 fn grown(
     model: &Model,
     blocks: &Blocks,
     sampler: &mut NamedSampler,
     (given, texts): (&[Given], Texts<'_>),
     recorder: Option<&Rc<RefCell<Recorder>>>,
-) -> Result<Tensor> {
-    let (length, lead) = (texts.length, lead(model));
-    let x_bn = model.prior(given.len() as i64, grow::whole_blocks(blocks, length))?;
+) -> Result<(Vec<Vec<i64>>, usize)> {
+    if recorder.is_some() && texts.least.is_some() {
+        return Err(Error::config(
+            "`sampling.min_entropy` draws texts anew, and a trace shows one way to each",
+            "leave one of both out",
+        ));
+    }
+    let start = start(model, blocks, given, texts)?;
+    let growth = Growth {
+        size: blocks.size,
+        window: model.facts().length,
+        context: texts.context,
+        cached: texts.cached,
+    };
+    let mut drawn = grow(model, sampler, &start, growth, recorder)?;
+    let mut rejected = 0;
+    for attempt in 1..TRIES {
+        let again: Vec<usize> = (0..given.len()).filter(|row| drawn.rejected[*row]).collect();
+        if again.is_empty() {
+            break;
+        }
+        rejected += again.len();
+        // Numbers of their own: none of the first try comes again.
+        let number = |row: &usize| (attempt << 48) + texts.first + *row as u64;
+        let streams = Streams::new(texts.seed, Purpose::Walks, again.iter().map(number));
+        model.set_moment(Moment::of_walk(streams, None));
+        let anew = grow(model, sampler, &start.of(&again), growth, None)?;
+        for (row, (ids, rejected)) in
+            again.into_iter().zip(anew.rows.into_iter().zip(anew.rejected))
+        {
+            (drawn.rows[row], drawn.rejected[row]) = (ids, rejected);
+        }
+    }
+    drawn.rows.iter_mut().for_each(|ids| ids.truncate(texts.length as usize));
+    Ok((drawn.rows, rejected))
+}
+
+/// What texts in blocks start from. One whose end is given is no longer than that.
+fn start(model: &Model, blocks: &Blocks, given: &[Given], texts: Texts<'_>) -> Result<Start> {
+    let lead = lead(model);
+    let needed = |given: &Given| given.whole().map_or(texts.length, |all| (lead + all) as i64);
+    let length = given.iter().map(needed).max().unwrap_or(texts.length);
+    let all = grow::whole_blocks(blocks, length);
+    let x_bn = model.prior(given.len() as i64, all)?;
     let given_bn = none_given(&x_bn);
-    let all = x_bn.size()[1];
     if let Some(bos) = blocks.begins() {
         let _ = x_bn.narrow(1, 0, 1).fill_(bos);
         let _ = given_bn.narrow(1, 0, 1).fill_(1);
@@ -270,10 +323,7 @@ fn grown(
     let (first, ends) = (blocks.begins(), texts.ends());
     let from = given.iter().map(|given| texts.free_from(given, lead, first) as i64).collect();
     let ends = (texts.stop_at_eos && !ends.is_empty()).then_some((ends, from));
-    let window = model.facts().length;
-    let growth = Growth { size: blocks.size, window, context: texts.context, cached: texts.cached };
-    let x_bn = grow(model, sampler, &Start { x_bn, given_bn, ends }, growth, recorder)?;
-    Ok(x_bn.narrow(1, 0, x_bn.size()[1].min(length)))
+    Ok(Start { x_bn, given_bn, ends, least: texts.least })
 }
 
 /// The rows of `[B, L] i64`.

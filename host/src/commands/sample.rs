@@ -172,7 +172,7 @@ impl Session {
             let mut walks = walks.into_iter();
             for Sample { given, text, ids, entropy } in drawn.samples {
                 let mut line = json!({
-                    "text": text, "ids": ids, "nfe": nfe, "token_forwards": drawn.token_forwards,
+                    "text": text, "ids": ids, "nfe": nfe, "token_forwards": drawn.token_forwards, "rejected": drawn.rejected,
                     "seconds": each, "entropy": entropy, "batch": number,
                 });
                 if !given.is_empty() {
@@ -190,8 +190,12 @@ impl Session {
                     texts.push(Generated { text, ids: Some(ids), batch: Some(number) });
                 }
             }
+            let anew = match drawn.rejected {
+                0 => String::new(),
+                rejected => format!("; {rejected} drawn anew for `sampling.min_entropy`"),
+            };
             report.note(&format!(
-                "{} in {seconds:.2} s, {nfe:.1} network calls for each",
+                "{} in {seconds:.2} s, {nfe:.1} network calls for each{anew}",
                 counted(count, "sequence")
             ));
         }

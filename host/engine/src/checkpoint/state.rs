@@ -11,7 +11,6 @@ use serde_json::{Value, json};
 use sha2::{Digest as _, Sha256};
 
 use super::FORMAT;
-use crate::views::Interval;
 
 /// The numbers of a checkpoint that are not tensors.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
@@ -45,7 +44,7 @@ pub struct State {
     pub threads: i32,
     /// From where a clipped schedule draws times, where it reads in blocks.
     #[serde(default)]
-    pub interval: Option<Interval>,
+    pub interval: Option<(f64, f64)>,
     /// Plugin to SHA-256 of its file.
     pub plugins: BTreeMap<String, String>,
     /// SHA-256 of the blocks that were trained on; empty where they are generated.
@@ -132,11 +131,10 @@ impl State {
             (samples < self.step)
                 .then(|| format!("`samples` is {samples} after {} steps", self.step)),
         ];
-        let inside = |Interval { low, high }: &Interval| {
-            (0.0..=1.0).contains(low) && (*low..=1.0).contains(high)
-        };
-        if let Some(interval) = self.interval.filter(|interval| !inside(interval)) {
-            return Some(format!("`interval` is {} to {}", interval.low, interval.high));
+        let inside =
+            |(low, high): &(f64, f64)| (0.0..=1.0).contains(low) && (*low..=1.0).contains(high);
+        if let Some((low, high)) = self.interval.filter(|interval| !inside(interval)) {
+            return Some(format!("`interval` is {low} to {high}"));
         }
         let skipped = self.skipped.iter().find_map(|step| within("skipped", *step, MOST));
         counts.into_iter().flatten().next().or(skipped)

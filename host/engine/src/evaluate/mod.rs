@@ -1,6 +1,7 @@
 //! Likelihood of the validation blocks: the parameterization's own bound, a strict one, or the exact likelihood of an
 //! order of unmasking.
 
+pub mod blocks;
 pub mod diversity;
 pub mod duel;
 pub mod generated;
@@ -27,7 +28,6 @@ use crate::learner::scored;
 use crate::model::Model;
 use crate::moment::{Moment, Streams};
 use crate::rows::TokenRows;
-use crate::views::likelihood;
 use crate::{component, draws};
 
 /// How likelihood is measured.
@@ -132,8 +132,8 @@ impl Measure {
         let denoiser = Denoiser::new(model);
         let nats = |(x0_bl, draws): (Tensor, Draws)| match (self, model.blocks()) {
             (Self::Duel { order, tokens }, None) => duel::nats(&denoiser, &x0_bl, order, tokens),
-            (Self::Duel { order, tokens }, Some(blocks)) => {
-                likelihood::duel_nats(model, blocks, &x0_bl, order, tokens)
+            (Self::Duel { order, tokens }, Some(read)) => {
+                blocks::duel_nats(model, read, &x0_bl, order, tokens)
             }
             (_, None) if !model.carries_over() => in_time::nats(model, &x0_bl, &draws),
             (_, None) => strict::nats(&denoiser, &x0_bl, &draws),
@@ -142,7 +142,7 @@ impl Measure {
                 "in blocks (`block_size`) `{}` needs noise that is masks alone: measure with `eval.bound=reference`",
                 self.chosen_by()
             ),
-            (_, Some(blocks)) => likelihood::strict_nats(model, blocks, &x0_bl, &draws),
+            (_, Some(read)) => blocks::strict_nats(model, read, &x0_bl, &draws),
         };
         let nats = parts.map(nats).collect::<maskdiff_plugin_api::Result<Vec<Tensor>>>();
         let nats = nats.map_err(|e| model.method_error(e))?;

@@ -10,9 +10,9 @@ use tch::{Kind, Tensor};
 use super::Plan;
 use crate::distributed::World;
 use crate::model::Model;
+use crate::model::views::{BlockView, Interval, training};
 use crate::moment::{Moment, Streams};
 use crate::rows::TokenRows;
-use crate::views::{BlockView, Interval, training};
 use crate::{component, draws};
 
 /// Batches that are looked at, as in the original.

@@ -12,9 +12,9 @@ use super::{Progress, Trainer, Window};
 use crate::assemble;
 use crate::checkpoint::{self, Checkpoint, Content, Named, Saver, State, Stored, room};
 use crate::distributed::World;
+use crate::model::views::Interval;
 use crate::observe::{Split, Usual};
 use crate::precision::LossScale;
-use crate::views::Blocks;
 
 impl Trainer<'_> {
     /// Hands a copy of everything that going on needs to the writer. All ranks take part.
@@ -55,7 +55,10 @@ impl Trainer<'_> {
                 skipped: progress.skipped.iter().copied().collect(),
                 world: self.world.size(),
                 threads,
-                interval: self.model.blocks().map(Blocks::interval),
+                interval: self.model.blocks().map(|blocks| {
+                    let Interval { low, high } = blocks.interval();
+                    (low, high)
+                }),
                 plugins: self.plugins.clone(),
                 data,
                 files: BTreeMap::new(),
@@ -192,8 +195,8 @@ impl Trainer<'_> {
             ema.updates = from.state.ema_updates;
         }
         let state = &from.state;
-        if let (Some(blocks), Some(interval)) = (self.model.blocks(), state.interval) {
-            blocks.set_interval(interval);
+        if let (Some(blocks), Some((low, high))) = (self.model.blocks(), state.interval) {
+            blocks.set_interval(Interval { low, high });
         }
         self.learner.step = state.step;
         let scale = state.loss_scale.map(|(factor, steps)| LossScale { factor, steps });

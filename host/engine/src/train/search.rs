@@ -4,7 +4,7 @@ use maskdiff_base::error::Result;
 
 use super::Trainer;
 use crate::evaluate::{Plan, search};
-use crate::views::Interval;
+use crate::model::views::Interval;
 
 impl Trainer<'_> {
     /// With the averaged weights, takes the interval of `training.clip_search_widths` whose losses vary least. All ranks take the same.

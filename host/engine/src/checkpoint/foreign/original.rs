@@ -84,7 +84,6 @@ fn lifted(config: &Value) -> Value {
         }
         return lifted;
     }
-    lifted["diffusion"] = json!("absorbing_state");
     for key in ["backbone", "parameterization", "time_conditioning", "T"] {
         if lifted[key].is_null() {
             lifted[key] = config["algo"][key].clone();
@@ -95,13 +94,20 @@ fn lifted(config: &Value) -> Value {
 
 /// The group `algo` of a model in blocks.
 fn algo(config: &Config) -> Value {
-    json!({
-        "name": BLOCKS, "backbone": config.top.backbone, "parameterization": config.top.parameterization,
-        "time_conditioning": config.top.time_conditioning, "T": 0, "causal_attention": false, "ignore_bos": true,
-        "cross_attn": true, "var_min": true, "mdlm_loss_scale": false, "sampler": "semi_ar", "fix_clipping": false,
-        "clip_search_delta": config.training.clip_search_delta, "clip_search_widths": config.training.clip_search_widths,
-        "dropout": config.layers.value("model.dropout").unwrap_or_default(),
-    })
+    let text = include_str!("../../../assets/original_blocks.json");
+    let mut theirs: Value = serde_json::from_str(text).unwrap_or_default();
+    let (top, training) = (&config.top, &config.training);
+    for (key, value) in [
+        ("backbone", json!(top.backbone)),
+        ("parameterization", json!(top.parameterization)),
+        ("time_conditioning", json!(top.time_conditioning)),
+        ("clip_search_delta", json!(training.clip_search_delta)),
+        ("clip_search_widths", json!(training.clip_search_widths)),
+        ("dropout", config.layers.value("model.dropout").unwrap_or_default()),
+    ] {
+        theirs[key] = value;
+    }
+    theirs
 }
 
 /// How it was trained, in our words as TOML: groups that [`translated`] does not have.
@@ -225,15 +231,15 @@ mod tests {
     fn the_method_of_a_group_is_lifted() {
         let config = |name: &str| {
             json!({
-                "algo": {"name": name, "backbone": "dit", "parameterization": "subs", "T": 0}, "block_size": 16,
+                "algo": {"name": name, "backbone": "x", "parameterization": "y", "T": 0}, "block_size": 16,
                 "noise": {"type": "loglinear"}, "training": {"sampling_eps_min": 0.3, "sampling_eps_max": 0.8, "resample": true},
             })
         };
         let table: toml::Table = translated(&config("bd3lm")).parse().unwrap();
         assert_eq!(table["block_size"].as_integer(), Some(16));
-        assert_eq!(table["parameterization"].as_str(), Some("subs"));
+        assert_eq!(table["parameterization"].as_str(), Some("y"));
         assert_eq!(table["training"]["sampling_eps_max"].as_float(), Some(0.8));
-        let table: toml::Table = translated(&config("mdlm")).parse().unwrap();
+        let table: toml::Table = translated(&config("other")).parse().unwrap();
         assert!(table.get("block_size").is_none(), "another method reads no blocks");
     }
 

@@ -9,7 +9,7 @@ use super::settings::Blocks;
 use crate::model::Model;
 
 /// The given tokens of all blocks of texts `[B, L]`, `[N, b] bool`.
-pub(super) fn given(blocks: &Blocks, x0_bl: &Tensor, more_bl: Option<&Tensor>) -> Option<Tensor> {
+pub fn given(blocks: &Blocks, x0_bl: &Tensor, more_bl: Option<&Tensor>) -> Option<Tensor> {
     if blocks.begins().is_none() && more_bl.is_none() {
         return None;
     }

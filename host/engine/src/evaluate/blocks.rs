@@ -4,12 +4,9 @@ use maskdiff_plugin_api::ops::Order;
 use maskdiff_plugin_api::{Denoiser, Result};
 use tch::{Kind, Tensor};
 
-use super::blocks::{BlockView, clean};
-use super::settings::Blocks;
-use super::text::Past;
-use super::training::given;
-use crate::evaluate::{Draws, duel, strict};
+use super::{Draws, duel, strict};
 use crate::model::Model;
+use crate::model::views::{BlockView, Blocks, given};
 
 /// As [`strict::nats`] over the blocks of texts `[B, L]`: nats `[B] f64`.
 pub fn strict_nats(
@@ -36,10 +33,10 @@ pub fn duel_nats(
     tokens: i64,
 ) -> Result<Tensor> {
     let (batch, length) = (x0_bl.size()[0], x0_bl.size()[1]);
-    let keys = clean(model, blocks.size, x0_bl)?;
+    let clean = BlockView::of_texts(model, blocks, x0_bl)?;
     let mut total_b = Tensor::zeros([batch], (Kind::Double, x0_bl.device()));
     for at in (0..length).step_by(blocks.size as usize) {
-        let view = BlockView::next(model, blocks.size, Past::of_keys(&keys, at, batch));
+        let view = clean.at(at);
         let first = i64::from(at == 0 && blocks.begins().is_some());
         let block = x0_bl.narrow(1, at, blocks.size);
         total_b += duel::nats_behind(&Denoiser::new(&view), &block, first, order, tokens)?;

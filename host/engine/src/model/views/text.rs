@@ -159,7 +159,7 @@ impl<'a> Text<'a> {
     }
 
     /// The same for one of the texts alone.
-    pub(super) fn next_of(&mut self, row: i64, given_1b: Option<Tensor>) -> Result<BlockView<'a>> {
+    pub fn next_of(&mut self, row: i64, given_1b: Option<Tensor>) -> Result<BlockView<'a>> {
         let (at, from) = (self.x_bp.size()[1], self.from());
         let Growth { size, context, cached, .. } = self.growth;
         let of_row = |x: &Tensor| x.narrow(0, row, 1);

@@ -6,8 +6,6 @@
 
 pub mod blocks;
 pub mod bounds;
-pub mod grow;
-pub mod likelihood;
 pub mod settings;
 pub mod text;
 pub mod training;
@@ -16,3 +14,4 @@ pub use blocks::BlockView;
 pub use bounds::Interval;
 pub use settings::Blocks;
 pub use text::{Growth, Text};
+pub use training::given;

@@ -52,6 +52,16 @@ impl<'a> BlockView<'a> {
         Ok(Self::over(model, blocks.size, Reads::Texts { batch, length, keys }))
     }
 
+    /// Of texts that have been read, the blocks that begin at a position, over what is before them.
+    ///
+    /// # Panics
+    /// A view of other than whole texts.
+    #[must_use]
+    pub fn at(&self, at: i64) -> Self {
+        let Reads::Texts { batch, keys, .. } = &self.reads else { panic!("no whole texts") };
+        Self::next(self.model, self.size, Past::of_keys(keys, at, *batch))
+    }
+
     /// The next block of texts, over what is before it.
     pub(super) fn next(model: &'a Model, size: i64, past: Past) -> Self {
         Self::over(model, size, Reads::Next(past))
@@ -171,7 +181,7 @@ impl<'a> BlockView<'a> {
 }
 
 /// Keys and values of clean texts `[B, L]`, at positions from 0 on.
-pub(super) fn clean(model: &Model, size: i64, x0_bl: &Tensor) -> Result<Vec<Tensor>> {
+fn clean(model: &Model, size: i64, x0_bl: &Tensor) -> Result<Vec<Tensor>> {
     let sigma = Tensor::zeros([x0_bl.size()[0]], (Kind::Double, x0_bl.device()));
     let pass = Pass::new(x0_bl, &sigma).sees(Sees::Blocks(size)).wants(Wants::Keys);
     Ok(Lent::pass(model, &pass)?.keys)
