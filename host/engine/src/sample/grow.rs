@@ -106,10 +106,8 @@ pub fn grow(
     let grown = Grown { rows: vec![Vec::new(); count], rejected: vec![false; count] };
     let mut fates = Fates { start, grown, over: vec![false; count] };
     // What a text that is over is filled with, so that no call is made for it.
-    let filler = match &start.ends {
-        Some((ends, _)) => ends[0],
-        None => i64::from(model.facts().mask_id == Some(0)),
-    };
+    let end = start.ends.as_ref().and_then(|(ends, _)| ends.first().copied());
+    let filler = end.unwrap_or_else(|| i64::from(model.facts().mask_id == Some(0)));
     for at in (0..length).step_by(size as usize) {
         let block = start.x_bn.narrow(1, at, size).copy();
         let given = start.given_bn.narrow(1, at, size).copy();
