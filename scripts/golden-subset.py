@@ -74,10 +74,12 @@ KEPT_UNIFORM = {
         name: {'*.safetensors': ['*']}
         for name in (
             'u_duo_loss u_duo_nll u_duo_posterior u_duo_trajectories u_gidd_loss u_gidd_self_correction u_gidd_trajectories '
-            'u_models_duo u_udlm_loss u_udlm_trajectories u_universal'
+            'u_duo_curriculum u_duo_transform u_models_duo u_udlm_loss u_udlm_trajectories u_universal'
         ).split()
     },
-    'u_ckpt_gidd': {'hf/model.safetensors': ['*'], 'io.safetensors': ['*']},
+    'u_ckpt_duo': {'hf/*': ['*'], '*.safetensors': ['*'], 'last.ckpt': ['*']},
+    'u_ckpt_gidd': {'hf/*': ['*'], 'io.safetensors': ['*']},
+    'u_ckpt_udlm': {'hf_*': ['*'], 'io.safetensors': ['*']},
     'u_models_ddg': {'dit.safetensors': ['*'], 'io.safetensors': ['*']},
 }
 
@@ -117,7 +119,10 @@ def cut_cases(full, small, name, wanted):
             for pattern, tensors in files.items():
                 if fnmatch.fnmatchcase(file, pattern):
                     (folder / file).parent.mkdir(exist_ok=True)
-                    cut(full / case['case'] / file, folder / file, tensors)
+                    if file.endswith('.safetensors'):
+                        cut(full / case['case'] / file, folder / file, tensors)
+                    else:
+                        shutil.copyfile(full / case['case'] / file, folder / file)
                     kept[file] = {}
         drop = ('readme', 'title', 'f32_vs_f64_max_abs', 'f32_vs_f64_max_abs_token_nll', 'files')
         cases.append({**{k: v for k, v in case.items() if k not in drop}, 'files': kept})

@@ -12,6 +12,7 @@ pub mod hub;
 pub mod liar;
 pub mod original;
 pub mod run;
+pub mod scripted;
 pub mod slurm;
 pub mod wandb;
 

@@ -38,18 +38,29 @@ fn logits(run: &Path, x: &Tensor, sigma: f64) -> Tensor {
     })
 }
 
-/// Opens the folder `out` with `class`, gives it `x` and what `call` says besides, and keeps what comes out.
-fn in_python(python: &Path, at: &Path, class: &str, call: &str) -> Tensor {
-    let script = format!(
-        "import torch, transformers\n\
+/// A folder to open: its name, the class that opens it, and what is computed of `x`.
+struct Opened {
+    name: String,
+    class: &'static str,
+    call: &'static str,
+}
+
+/// Opens each folder in one Python, and keeps what comes out.
+fn in_python(python: &Path, at: &Path, all: &[Opened]) -> Vec<Tensor> {
+    let mut script = "import torch, transformers\n\
          from safetensors.torch import load_file, save_file\n\
          x = load_file('x.safetensors')['x']\n\
-         model, info = transformers.{class}.from_pretrained('out', trust_remote_code=True, output_loading_info=True)\n\
-         assert not info['missing_keys'] and not info['unexpected_keys'], info\n\
-         model.eval()\n\
-         with torch.no_grad():\n    y = {call}\n\
-         save_file({{'y': getattr(y, 'logits', y).contiguous()}}, 'y.safetensors')"
-    );
+         noise = torch.full((2,), 0.7)\n\
+         def keep(name, kind, call):\n\
+         \x20   model, info = kind.from_pretrained(name, trust_remote_code=True, output_loading_info=True)\n\
+         \x20   assert not info['missing_keys'] and not info['unexpected_keys'], info\n\
+         \x20   with torch.no_grad():\n\
+         \x20       y = call(model.eval())\n\
+         \x20   save_file({'y': getattr(y, 'logits', y).contiguous()}, name + '.safetensors')\n"
+        .to_string();
+    for Opened { name, class, call } in all {
+        script += &format!("keep('{name}', transformers.{class}, lambda model: {call})\n");
+    }
     let mut command = Command::new(python);
     command
         .args(["-c", &script])
@@ -58,8 +69,11 @@ fn in_python(python: &Path, at: &Path, class: &str, call: &str) -> Tensor {
         .env("HF_HUB_OFFLINE", "1");
     let done = command.output().expect("python");
     assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
-    let read = Tensor::read_safetensors(at.join("y.safetensors")).expect("a file");
-    read.into_iter().next().expect("a tensor").1
+    let read = |opened: &Opened| {
+        let file = at.join(format!("{}.safetensors", opened.name));
+        Tensor::read_safetensors(file).expect("a file").remove(0).1
+    };
+    all.iter().map(read).collect()
 }
 
 #[test]
@@ -72,40 +86,39 @@ fn exported_folders_open_in_transformers() {
         let others = (logits.size()[1] - 1) as f64;
         (logits - (f64::exp_m1(sigma).ln() + others.ln())).scatter_value(1, &x.view([-1, 1]), 0.0)
     };
-    let noise = "torch.full((2,), 0.7)";
-    for (words, class, call, is_score) in [
-        (&[][..], "AutoModelForMaskedLM", "model(x)".to_string(), false),
-        (&["time_conditioning=true"], "AutoModelForMaskedLM", format!("model(x, {noise})"), false),
-        (&["parameterization=sedd"], "AutoModel", format!("model(x, {noise})"), true),
-        (
-            &["parameterization=ar", "backbone=gpt2"],
-            "AutoModelForCausalLM",
-            "model(x)".into(),
-            false,
-        ),
+    let place = tempfile::tempdir().expect("a folder");
+    let at = place.path();
+    tch::manual_seed(5);
+    let x = Tensor::randint(20, [2, 16], (Kind::Int64, Device::Cpu));
+    Tensor::write_safetensors(&[("x", &x)], at.join("x.safetensors")).expect("written");
+    let plain = |word: &&str| !word.starts_with("sampling.steps");
+    let small: Vec<&str> = SMALL[1..].iter().copied().filter(plain).collect();
+    let (mut all, mut wanted) = (Vec::new(), Vec::new());
+    for (words, class, call) in [
+        (&[][..], "AutoModelForMaskedLM", "model(x)"),
+        (&["time_conditioning=true"], "AutoModelForMaskedLM", "model(x, noise)"),
+        (&["parameterization=udlm"], "AutoModelForMaskedLM", "model(x, noise)"),
+        (&["parameterization=duo"], "AutoModelForMaskedLM", "model(x, noise)"),
+        (&["parameterization=gidd"], "AutoModelForMaskedLM", "model(x, noise)"),
+        (&["parameterization=sedd"], "AutoModel", "model(x, noise)"),
+        (&["parameterization=ar", "backbone=gpt2"], "AutoModelForCausalLM", "model(x)"),
     ] {
-        let place = tempfile::tempdir().expect("a folder");
-        let at = place.path();
-        let plain = |word: &&str| !word.starts_with("sampling.steps");
-        let small: Vec<&str> = SMALL[1..].iter().copied().filter(plain).collect();
-        let run = ["train", "data=stories", "run.dir=run", "trainer.max_steps=6"];
-        maskdiff(
-            at,
-            &[&run[..], &small, &["sampling.num_sample_log=0", "optim.lr=0.01"], words].concat(),
-        )
-        .expect(0);
-        let export = ["export", "--checkpoint", "run", "--format", "hf", "--output", "out"];
+        let name = format!("out{}", all.len());
+        let run = format!("run{}", all.len());
+        let place = format!("run.dir={run}");
+        let train = ["train", "data=stories", &place, "trainer.max_steps=6"];
+        let rest = ["sampling.num_sample_log=0", "optim.lr=0.01", "data.valid_blocks=8"];
+        maskdiff(at, &[&train[..], &small, &rest, words].concat()).expect(0);
+        let export = ["export", "--checkpoint", &run, "--format", "hf", "--output", &name];
         maskdiff(at, &export).expect(0);
-        tch::manual_seed(5);
-        let x = Tensor::randint(20, [2, 16], (Kind::Int64, Device::Cpu));
-        let file = at.join("x.safetensors");
-        Tensor::write_safetensors(&[("x", &x)], file).expect("written");
-        let mut want = logits(&at.join("run"), &x, sigma);
-        if is_score {
-            want = scores(&x, &want);
-        }
-        let got = in_python(&python, at, class, &call).view_as(&want);
-        assert_close(class, &got, &want, 1e-4, false);
+        let logits = logits(&at.join(&run), &x, sigma);
+        let is_score = words.contains(&"parameterization=sedd");
+        wanted.push(if is_score { scores(&x, &logits) } else { logits });
+        all.push(Opened { name, class, call });
+    }
+    let found = in_python(&python, at, &all);
+    for ((opened, got), want) in all.iter().zip(found).zip(wanted) {
+        assert_close(&opened.name, &got.view_as(&want), &want, 1e-4, false);
         assert!(want.std(false).double_value(&[]) > 1e-3, "it has learnt something");
     }
 }

@@ -18,6 +18,7 @@ mod home;
 mod interpolation;
 pub mod listed;
 mod load;
+pub mod options;
 pub mod original;
 pub mod place;
 pub mod range;

@@ -213,18 +213,18 @@ impl Layers {
     pub fn read_option(&mut self, group: &str, option: &str, name: &str, shape: Shape) {
         let key = dotted(group, option);
         let Some(word) = self.raw.get(&key) else { return };
-        let values = match group {
-            "" => Some(&mut self.values),
-            group => match self.values.get_mut(group) {
-                Some(Figured::Dict(_, inner)) => Some(inner),
-                _ => None,
-            },
-        };
+        let (tables, last) = key.rsplit_once('.').unwrap_or(("", &key));
+        let mut inside = tables.split('.').filter(|name| !name.is_empty());
+        let values = inside.try_fold(&mut self.values, |values, name| match values.get_mut(name) {
+            Some(Figured::Dict(_, inner)) => Some(inner),
+            _ => None,
+        });
         let Some(values) = values else { return };
-        let Some(old) = values.remove(option) else { return };
+        let Some(old) = values.remove(last) else { return };
         // What keys of its own were set in is no word.
         let new = if matches!(old, Figured::Dict(..)) { old } else { shape.read(word) };
-        values.insert(name.to_string(), new);
+        let new_last = name.rsplit_once('.').map_or(name, |(_, last)| last);
+        values.insert(new_last.to_string(), new);
         if name != option {
             self.renamed.insert(dotted(group, name), key);
         }

@@ -126,7 +126,7 @@ pub fn check_options(
     let time_conditioning = config.top.time_conditioning;
     let facts = Context {
         vocab_size: PRETENDED,
-        mask_id: Some(PRETENDED - 1),
+        mask_id: has_mask(config, registry)?.then_some(PRETENDED - 1),
         length,
         time_conditioning,
         kind,
@@ -179,8 +179,7 @@ pub fn facts(
 ) -> Result<Context> {
     // Checked when the configuration was read.
     let kind = Precision::of(config).weights();
-    let (_, process) = registry.find("process", &config.top.diffusion)?;
-    let masks = process.provides.iter().any(|offer| offer == capability::MASK);
+    let masks = has_mask(config, registry)?;
     let (tokens, all) = (tokenizer.tokens(), tokenizer.vocab_size());
     Ok(Context {
         vocab_size: if masks { all } else { tokens },
@@ -193,6 +192,12 @@ pub fn facts(
             _ => None,
         },
     })
+}
+
+/// Whether the chosen process has a mask.
+fn has_mask(config: &Config, registry: &Registry) -> Result<bool> {
+    let (_, process) = registry.find("process", &config.top.diffusion)?;
+    Ok(process.provides.iter().any(|offer| offer == capability::MASK))
 }
 
 /// Builds the model with fresh weights that depend on the seed alone.

@@ -3,7 +3,7 @@
 use maskdiff_base::error::{Error, Kind, Result};
 use maskdiff_config::range::{Range, plain};
 use maskdiff_config::shape::{Of, Shape, choices, items};
-use maskdiff_config::{Config, Layers, dotted, groups, hints, original, trust};
+use maskdiff_config::{Config, Layers, dotted, groups, hints, options, original, trust};
 use maskdiff_plugin_api::abi::module::ComponentInfo;
 use maskdiff_records::run_dir::toml_of;
 use serde_json::{Map, Value};
@@ -53,7 +53,7 @@ impl Choose for Config {
             for group in groups {
                 let options = self.layers.options(group);
                 let unknown =
-                    options.keys().filter(|o| component.schema["properties"].get(o).is_none());
+                    options.keys().filter(|o| options::schema(&component.schema, o).is_none());
                 let keys = unknown.map(|option| dotted(group, option));
                 let foreign =
                     |key: &String| self.foreign.as_ref() == Some(&self.layers.source(key));
@@ -102,7 +102,7 @@ impl Choose for Config {
         let chosen = chosen(self);
         let (kind, _, name, _) = chosen.iter().find(|chosen| chosen.3.contains(&group))?;
         let schema = &registry.find(kind, name).ok()?.1.schema;
-        Some(Range::of_schema(schema, schema["properties"].get(option)?))
+        Some(Range::of_schema(schema, options::schema(schema, option)?))
     }
 
     fn locate(&self, error: Error) -> Error {
@@ -152,28 +152,34 @@ fn choice(
     name: &str,
     groups: &[&str],
 ) -> Result<Choice> {
+    let (_, component) = registry.find(kind, name).map_err(|e| at_choice(config, kind, e))?;
+    plugins::refuse_fault(component)?;
     let mut owner = Owner { kind, name, keys: Vec::new(), options: Map::new() };
     for group in groups {
-        for (option, value) in config.layers.options(group) {
+        for (option, value) in options::flat(&component.schema, config.layers.options(group)) {
             let key = dotted(group, &option);
             owner.keys.push((option.clone(), key));
             owner.options.insert(option, value);
         }
     }
-    let (_, component) = registry.find(kind, name).map_err(|e| at_choice(config, kind, e))?;
-    plugins::refuse_fault(component)?;
-    let known: Vec<&str> = properties(component).collect();
+    let known = properties(component);
     // One that takes any option checks them itconfig.
     let open = component.takes_any_option();
     settle_argument(config, registry, &mut owner)?;
     for (option, key) in &owner.keys {
-        if known.contains(&option.as_str()) {
+        if known.contains(option) {
             check_choice(config, component, option, &owner.options[option], key)?;
             check_range(config, component, option, key)?;
             continue;
         }
         if open {
             continue;
+        }
+        if options::is_table(&component.schema, option) {
+            let below = known.iter().filter_map(|name| name.strip_prefix(&format!("{option}.")));
+            let hint = format!("`{key}` holds {}", below.collect::<Vec<&str>>().join(", "));
+            let message = format!("`{key}` has no value of its own: set one of its keys");
+            return Err(config.layers.error(key, &message, &hint));
         }
         let others = registry.having(kind, option);
         if others.is_empty() {
@@ -186,12 +192,12 @@ fn choice(
         }
         // What changes nothing elsewhere is no mistake here: published command lines say `T=0` to every method.
         let value = owner.options.remove(option).unwrap_or_default();
-        if others.iter().any(|other| !same(&other.defaults[option], &value)) {
+        if others.iter().any(|other| !same(options::value(&other.defaults, option), &value)) {
             let names: Vec<String> = others.iter().map(|c| format!("`{}`", c.name)).collect();
             return Err(foreign_option(config, &owner, key, &names.join(", ")));
         }
     }
-    Ok(Choice { name: name.to_string(), options: Value::Object(owner.options) })
+    Ok(Choice { name: name.to_string(), options: options::nested(owner.options) })
 }
 
 /// The argument of a component that has one, which may be a file of code: as it stands behind the name, or as an option.
@@ -205,7 +211,7 @@ fn settle_argument(config: &Config, registry: &Registry, owner: &mut Owner<'_>) 
             Some((key.to_string(), argument.to_string()))
         }
         None => {
-            let takes = |c: &ComponentInfo| properties(c).any(|option| option == ARGUMENT);
+            let takes = |c: &ComponentInfo| options::schema(&c.schema, ARGUMENT).is_some();
             let value = owner.options.get(ARGUMENT).and_then(Value::as_str);
             let key = owner.keys.iter().rev().find(|(option, _)| option == ARGUMENT);
             let found = value.zip(key).map(|(value, (_, key))| (key.clone(), value.to_string()));
@@ -225,7 +231,7 @@ fn unknown_option(
     owner: &Owner<'_>,
     option: &str,
     key: &str,
-    known: &[&str],
+    known: &[String],
 ) -> Error {
     // An option in a misspelled table is reported as it was written.
     let inner = match &owner.options[option] {
@@ -258,7 +264,6 @@ fn all_keys(config: &Config, registry: &Registry) -> Vec<String> {
         let found = registry.find(kind, name).ok();
         let names = found.into_iter().flat_map(|(_, component)| properties(component));
         // Of several groups, the last is the one with a name.
-        let names = names.map(ToString::to_string).collect::<Vec<String>>();
         names.into_iter().map(|name| dotted(groups[0], &name))
     });
     options.chain(hints::host_keys()).collect()
@@ -273,7 +278,7 @@ fn check_choice(
     key: &str,
 ) -> Result<()> {
     let schema = &component.schema;
-    let known = choices(schema, &schema["properties"][option]);
+    let known = options::schema(schema, option).map_or_else(Vec::new, |own| choices(schema, own));
     match value.as_str().filter(|_| !known.is_empty()) {
         Some(word) if known.contains(&word) => Ok(()),
         Some(word) => Err(hints::not_listed(&config.layers, key, word, &known)),
@@ -283,7 +288,8 @@ fn check_choice(
 
 /// Checks an option that is a number, or several.
 fn check_range(config: &Config, component: &ComponentInfo, option: &str, key: &str) -> Result<()> {
-    let (root, schema) = (&component.schema, &component.schema["properties"][option]);
+    let root = &component.schema;
+    let Some(schema) = options::schema(root, option) else { return Ok(()) };
     let list = Range::of_schema(root, items(root, schema));
     let alone = config.layers.number(key).map(|number| (number, Range::of_schema(root, schema)));
     let several = config.layers.numbers(key).into_iter().map(|number| (number, list));
@@ -334,8 +340,8 @@ fn same(a: &Value, b: &Value) -> bool {
 }
 
 /// The names of a component's options.
-fn properties(component: &ComponentInfo) -> impl Iterator<Item = &str> {
-    component.schema["properties"].as_object().into_iter().flatten().map(|(name, _)| name.as_str())
+fn properties(component: &ComponentInfo) -> Vec<String> {
+    options::all(&component.schema).into_iter().map(|(name, _)| name).collect()
 }
 
 /// Reads the words of a group as the component that it configures has its options.
@@ -343,20 +349,19 @@ fn read_words(layers: &mut Layers, group: &str, component: &ComponentInfo, regis
     let all = registry.components();
     let others: Vec<&ComponentInfo> =
         all.iter().map(|(_, other)| *other).filter(|other| other.kind == component.kind).collect();
-    for (option, _) in layers.options(group) {
-        let same = |name: &&str| name.eq_ignore_ascii_case(&option);
-        let exact = properties(component).find(|name| *name == option);
-        let name = exact.or_else(|| properties(component).find(same));
-        let Some(name) = name else {
+    let schema = &component.schema;
+    for (option, _) in options::flat(schema, layers.options(group)) {
+        let same = |name: &String| name.eq_ignore_ascii_case(&option);
+        let known = options::all(schema);
+        let exact = known.iter().find(|(name, _)| *name == option);
+        let Some((name, own)) = exact.or_else(|| known.iter().find(|(name, _)| same(name))) else {
             // It may be another component's, for which it is named as that has it.
-            let name = others.iter().find_map(|other| properties(other).find(same));
-            let name = name.unwrap_or(&option).to_string();
+            let name = others.iter().find_map(|other| properties(other).into_iter().find(same));
+            let name = name.unwrap_or_else(|| option.clone());
             layers.read_option(group, &option, &name, Shape::one(Of::Any));
             continue;
         };
-        let schema = &component.schema;
-        let shape = Shape::of_schema(schema, &schema["properties"][name]);
-        layers.read_option(group, &option, name, shape);
+        layers.read_option(group, &option, name, Shape::of_schema(schema, own));
     }
 }
 

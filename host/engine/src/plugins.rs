@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use maskdiff_base::error::{Error, Result};
 use maskdiff_base::files::look;
+use maskdiff_config::options;
 use maskdiff_plugin_api::Context;
 use maskdiff_plugin_api::abi::handles::{Method, Network, Noise, Process, Walker};
 use maskdiff_plugin_api::abi::load::{LoadError, Plugin};
@@ -234,7 +235,7 @@ impl Registry {
     /// The components of a kind that have an option.
     pub fn having(&self, kind: &str, option: &str) -> Vec<&ComponentInfo> {
         let all = self.components().into_iter().map(|(_, component)| component);
-        all.filter(|c| c.kind == kind && !c.schema["properties"][option].is_null()).collect()
+        all.filter(|c| c.kind == kind && options::schema(&c.schema, option).is_some()).collect()
     }
 
     /// Checks that every capability a chosen component needs is offered by another one or by the host.

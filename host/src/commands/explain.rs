@@ -6,8 +6,8 @@ use maskdiff_base::error::{Error, Result};
 use maskdiff_base::output;
 use maskdiff_base::stdout::Format;
 use maskdiff_base::text::nearest;
-use maskdiff_config::Config;
 use maskdiff_config::reference::{self, Entry, Group};
+use maskdiff_config::{Config, options};
 use maskdiff_engine::assemble;
 use maskdiff_engine::plugins::Registry;
 use maskdiff_plugin_api::abi::module::ComponentInfo;
@@ -21,13 +21,14 @@ struct Choice<'a> {
     component: &'a ComponentInfo,
     key: String,
     schema: &'a Value,
-    option: &'a str,
+    option: String,
 }
 
 impl Choice<'_> {
     fn entry(&self) -> Entry {
         let about = self.schema["description"].as_str().unwrap_or_default();
-        let default = self.component.defaults.get(self.option).filter(|value| !value.is_null());
+        let default = Some(options::value(&self.component.defaults, &self.option))
+            .filter(|value| !value.is_null());
         Entry {
             key: self.key.clone(),
             holds: reference::option(&self.component.schema, self.schema),
@@ -45,7 +46,7 @@ type Explained<'a> = (Entry, Option<&'a ComponentInfo>);
 pub fn run(common: &Common, names: &[String]) -> Result<()> {
     let config = common.config()?;
     let registry = assemble::registry(&common.plugins, &config)?;
-    let (groups, options) = (reference::groups(), options(&registry));
+    let (groups, options) = (reference::groups(), component_options(&registry));
     if names.is_empty() {
         output::result(&page(&groups, &options));
         return Ok(());
@@ -89,11 +90,11 @@ fn named<'a>(name: &str, groups: &[Group], options: &[Choice<'a>]) -> Result<Vec
 }
 
 /// The options of all components, with their keys.
-fn options(registry: &Registry) -> Vec<Choice<'_>> {
+fn component_options(registry: &Registry) -> Vec<Choice<'_>> {
     let mut all = Vec::new();
     for (_, component) in registry.components() {
-        for (option, schema) in component.schema["properties"].as_object().into_iter().flatten() {
-            let key = format!("{}{option}", option_group(&component.kind, option));
+        for (option, schema) in options::all(&component.schema) {
+            let key = format!("{}{option}", option_group(&component.kind, &option));
             all.push(Choice { component, key, schema, option });
         }
     }

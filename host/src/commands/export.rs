@@ -51,8 +51,8 @@ pub fn run(common: &Common, format: As, output: &Path) -> Result<()> {
     let average = average.into_iter().flatten().map(|(name, stored)| Ok((name, stored.tensor()?)));
     let average = average.collect::<Result<Named>>()?;
     let export = Export {
-        vocab_size: tokenizer.vocab_size(),
-        mask_id: tokenizer.mask_id(),
+        vocab_size: model.facts().vocab_size,
+        mask_id: model.facts().mask_id,
         weights: model.named(),
         shared: model.shared().to_vec(),
         trained: model.parameters().iter().map(|p| p.trainable).collect(),

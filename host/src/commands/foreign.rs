@@ -12,7 +12,7 @@ use maskdiff_data::{
     Observer, Tokenizer, load_tokenizer, parse_tokenizer, prepare, refuse_stories,
     widened_tokenizer,
 };
-use maskdiff_engine::checkpoint::foreign::{Foreign, Kept};
+use maskdiff_engine::checkpoint::foreign::{Foreign, Kept, MaskRow};
 
 use super::{Common, TOKENIZER};
 
@@ -66,12 +66,17 @@ pub(super) fn tokenizer(
         Some(Kept::Text(text)) => parse_tokenizer(text, &foreign.path)?.into(),
         None => named(foreign, config, common)?,
     };
-    let (has, wants) = (tokenizer.vocab_size(), foreign.vocab_size);
+    let wants = foreign.vocab_size;
+    let has = match foreign.mask {
+        MaskRow::None => tokenizer.tokens(),
+        _ => tokenizer.vocab_size(),
+    };
     fitting(tokenizer, foreign, own.is_some()).ok_or_else(|| {
         Error::config(
             format!(
-                "`{}` has {wants} tokens with the mask, and the tokenizer makes {has}",
-                foreign.path.display()
+                "`{}` has {wants} tokens{}, and the tokenizer makes {has}",
+                foreign.path.display(),
+                if foreign.mask == MaskRow::None { "" } else { " with the mask" }
             ),
             "name its own tokenizer: `data.tokenizer_name_or_path=gpt2`, a file or a folder",
         )
@@ -123,12 +128,22 @@ fn fitting(
     own: bool,
 ) -> Option<Arc<dyn Tokenizer>> {
     let (has, rows, mask) = (tokenizer.vocab_size(), foreign.vocab_size, tokenizer.mask_id());
-    if !foreign.mask_is_added {
-        return if has == rows {
-            Some(tokenizer)
-        } else {
-            is_padded(has, rows).then(|| widened_tokenizer(tokenizer, rows, mask))
-        };
+    match foreign.mask {
+        MaskRow::OfTokenizer if has == rows => return Some(tokenizer),
+        MaskRow::OfTokenizer => {
+            return is_padded(has, rows).then(|| widened_tokenizer(tokenizer, rows, mask));
+        }
+        MaskRow::Last if has == rows && mask == rows - 1 => return Some(tokenizer),
+        MaskRow::Last => {
+            let fits = own || is_near(tokenizer.tokens(), rows - 1);
+            return fits.then(|| widened_tokenizer(tokenizer, rows, rows - 1));
+        }
+        MaskRow::None if tokenizer.tokens() == rows => return Some(tokenizer),
+        MaskRow::None => {
+            let fits = own && tokenizer.tokens() <= rows || is_near(tokenizer.tokens(), rows);
+            return fits.then(|| widened_tokenizer(tokenizer, rows + 1, rows));
+        }
+        MaskRow::Added => {}
     }
     if has == rows && mask == rows - 1 {
         return Some(tokenizer);
@@ -137,6 +152,11 @@ fn fitting(
     let (free, tokens) = (rows - 1, has - i64::from(mask == has - 1));
     let fits = free == has || (tokens <= free && (own || is_padded(tokens, free)));
     fits.then(|| widened_tokenizer(tokenizer, rows, rows - 1))
+}
+
+/// Whether rows are those of tokens and one or two more, for padding or a mask, or a round number of them.
+fn is_near(tokens: i64, rows: i64) -> bool {
+    (0..=2).contains(&(rows - tokens)) || is_padded(tokens, rows)
 }
 
 /// Whether an embedding of `rows` rows is that of `tokens` tokens, made larger to a round number.

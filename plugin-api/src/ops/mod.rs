@@ -2,10 +2,12 @@
 //!
 //! Shape letters: `B` batch, `L` length, `V` vocabulary, `N` rows.
 
+mod gaussian;
 mod interpolation;
 mod order;
 mod restriction;
 
+pub use gaussian::alpha_of_gamma;
 pub use interpolation::{Interpolation, interpolating_nll};
 pub use order::Order;
 pub use restriction::Restriction;

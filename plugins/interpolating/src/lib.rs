@@ -8,6 +8,7 @@ use maskdiff_plugin_api::prelude::*;
 
 mod coins;
 mod correction;
+mod curriculum;
 #[cfg(test)]
 mod laws;
 mod options;

@@ -5,6 +5,7 @@
 use maskdiff_plugin_api::prelude::*;
 use tch::Kind;
 
+use crate::curriculum::{Curriculum, Soft};
 use crate::weights::{LossWeight, Observed, dynamic};
 
 register!(parameterization Interpolating);
@@ -43,6 +44,8 @@ pub(crate) struct Config {
     /// Largest weight for `loss_weight=clip`.
     #[schemars(extend("exclusiveMinimum" = 0.0))]
     pub(crate) loss_weight_max: f64,
+    /// DUO's curriculum.
+    pub(crate) curriculum: Curriculum,
 }
 
 impl Default for Config {
@@ -55,6 +58,7 @@ impl Default for Config {
             loss_weight: LossWeight::None,
             loss_weight_min: 0.05,
             loss_weight_max: 2.0,
+            curriculum: Curriculum::default(),
         }
     }
 }
@@ -64,7 +68,9 @@ impl Default for Config {
 /// # Equation
 /// `loss = r(z)/q(z) { KL(q ‖ p~) + q(z)/p~(z) - ln(q(z)/p~(z)) - 1 }` with `p~ = alpha p + b` and the rate of arrival
 /// `r = σ' rho`. Over `absorbing_state` it is that of `subs`, over `uniform` that of UDLM and DUO, over `gidd` and `xdlm` theirs.
-/// With `loss_weight` another weight takes the place of `r/q` in training.
+/// With `loss_weight` another weight takes the place of `r/q` in training. With `curriculum` the network first reads mixtures of
+/// tokens: `softmax(w / tau)` of Gaussian `w`, whose k largest entries are drawn without the others; the loss is the density above
+/// at the largest entry, with the noise level that it has.
 ///
 /// # Source
 /// Sahoo et al. 2024, arXiv:2406.07524; Schiff et al. 2024, arXiv:2412.10193; Sahoo et al. 2025, arXiv:2506.10892; von Rütte et
@@ -84,7 +90,7 @@ impl Component for Interpolating {
     const NEEDS: &'static [&'static str] = &[capability::MIXING];
     type Config = Config;
 
-    fn new(config: Config, _: &Context) -> Result<Self> {
+    fn new(config: Config, context: &Context) -> Result<Self> {
         let Config { sampling_eps: start, sampling_end: end, loss_weight_min, .. } = config;
         ensure!(
             config.t_steps == 0,
@@ -108,8 +114,24 @@ impl Component for Interpolating {
             "`training.loss_weight_min` must lie above 0 and not above `training.loss_weight_max` ({}), got {loss_weight_min}",
             config.loss_weight_max
         );
+        config.curriculum.check(context)?;
+        ensure!(
+            !config.curriculum.is_on() || config.network_input == Told::Sigma,
+            Config,
+            "`training.curriculum` needs `training.network_input=sigma`"
+        );
         Ok(Self(config))
     }
+}
+
+/// What the network read, at which noise level, and what it made of it.
+struct Noisy {
+    /// Total noise `[B] f64`, and its rate.
+    sigma_b: Tensor,
+    rate_b: Tensor,
+    /// The tokens that the bound is about, `[B, L]`.
+    z_bl: Tensor,
+    hidden_bld: Tensor,
 }
 
 /// Rows of the bound, and what to train them with.
@@ -129,22 +151,43 @@ impl Interpolating {
         }
     }
 
-    /// Noise on the clean tokens, but not where they are given.
-    fn noisy(model: &Denoiser, batch: &Batch, alpha_b: &Tensor) -> Result<Tensor> {
-        let xt_bl = model.corrupt(&batch.x0_bl, alpha_b)?;
-        Ok(match &batch.given_bl {
-            Some(given_bl) => batch.x0_bl.where_self(given_bl, &xt_bl),
-            None => xt_bl,
-        })
+    /// What the network reads of a batch: tokens with noise, but not where they are given.
+    fn noisy(&self, model: &Denoiser, batch: &Batch) -> Result<Noisy> {
+        let sigma_b = model.sigma(&batch.t_b)?;
+        let xt_bl = model.corrupt(&batch.x0_bl, &sigma_b.neg().exp())?;
+        let z_bl = keep(batch, &xt_bl, &batch.x0_bl);
+        let rate_b = model.dsigma(&batch.t_b)?;
+        let hidden_bld = model.hidden(&z_bl, &self.input(model, &batch.t_b)?)?;
+        Ok(Noisy { sigma_b, rate_b, z_bl, hidden_bld })
+    }
+
+    /// The same in DUO's curriculum, where it reads mixtures.
+    fn mixed(&self, model: &Denoiser, batch: &Batch) -> Result<Noisy> {
+        let Soft { sigma_b, rate_b, z_bl, ids_blk, weight_blk } =
+            self.0.curriculum.soften(model, &batch.x0_bl, &batch.t_b)?;
+        let z_bl = keep(batch, &z_bl, &batch.x0_bl);
+        let (ids_blk, weight_blk) = match &batch.given_bl {
+            None => (ids_blk, weight_blk),
+            Some(given_bl) => {
+                let given = given_bl.unsqueeze(-1);
+                let one = weight_blk.zeros_like();
+                let _ = one.select(-1, 0).fill_(1.0);
+                let clean = batch.x0_bl.unsqueeze(-1).where_self(&given, &ids_blk);
+                (clean, one.where_self(&given, &weight_blk))
+            }
+        };
+        let pass = Pass::new(&z_bl, &sigma_b).mixture(&ids_blk, &weight_blk);
+        let hidden_bld = model.pass(&pass)?.hidden;
+        Ok(Noisy { sigma_b, rate_b, z_bl, hidden_bld })
     }
 
     /// The weight r/q of every position, `[B, L] f64`.
-    fn weights(model: &Denoiser, batch: &Batch, z_bl: &Tensor, sigma_b: &Tensor) -> Result<Tensor> {
+    fn weights(model: &Denoiser, batch: &Batch, noisy: &Noisy) -> Result<Tensor> {
+        let Noisy { sigma_b, rate_b, z_bl, .. } = noisy;
         let (alpha_b, mask) = (sigma_b.neg().exp(), model.mask());
         let clean_bl = z_bl.eq_tensor(&batch.x0_bl).to_kind(Kind::Double);
         let q_bl = clean_bl * alpha_b.unsqueeze(1) + model.mixing(&alpha_b)?.at(z_bl, mask);
-        let rate_b1 = model.dsigma(&batch.t_b)?.unsqueeze(1);
-        let weight_bl = model.arrival(&alpha_b)?.at(z_bl, mask) * rate_b1 / q_bl;
+        let weight_bl = model.arrival(&alpha_b)?.at(z_bl, mask) * rate_b.unsqueeze(1) / q_bl;
         Ok(match &batch.given_bl {
             Some(given_bl) => weight_bl.masked_fill(given_bl, 0.0),
             None => weight_bl,
@@ -152,19 +195,23 @@ impl Interpolating {
     }
 
     /// The bound at every row that has a weight, by the weights of training or its own.
-    fn scored(&self, model: &Denoiser, batch: &Batch, training: bool) -> Result<Scored> {
+    fn scored(
+        &self,
+        model: &Denoiser,
+        batch: &Batch,
+        noisy: &Noisy,
+        training: bool,
+    ) -> Result<Scored> {
         let x0_bl = &batch.x0_bl;
         let (_b, l) = check_shape!(x0_bl, [B, L], Int64);
-        let sigma_b = model.sigma(&batch.t_b)?;
-        let alpha_b = sigma_b.neg().exp();
-        let z_bl = Self::noisy(model, batch, &alpha_b)?;
-        let weight_bl = Self::weights(model, batch, &z_bl, &sigma_b)?;
+        let weight_bl = Self::weights(model, batch, noisy)?;
         // sync: which rows count is data. Over masks alone open ones do not.
         let rows_n = ops::rows_of(&weight_bl.not_equal(0.0));
-        let hidden_bld = model.hidden(&z_bl, &self.input(model, &batch.t_b)?)?;
-        let hidden_nd = ops::take_rows(&hidden_bld, &rows_n);
-        let (x_n, z_n) = (ops::take_rows(&batch.x0_bl, &rows_n), ops::take_rows(&z_bl, &rows_n));
+        let hidden_nd = ops::take_rows(&noisy.hidden_bld, &rows_n);
+        let (x_n, z_n) =
+            (ops::take_rows(&batch.x0_bl, &rows_n), ops::take_rows(&noisy.z_bl, &rows_n));
         let of_row = |value_b: &Tensor| ops::of_sequence(value_b, &rows_n, l);
+        let alpha_b = noisy.sigma_b.neg().exp();
         let mix = model.mixing(&alpha_b)?;
         let own_n = ops::take_rows(&weight_bl, &rows_n);
         let alpha_n = of_row(&alpha_b);
@@ -207,6 +254,14 @@ impl Interpolating {
     }
 }
 
+/// `drawn_bl`, but what was given where the batch says so.
+fn keep(batch: &Batch, drawn_bl: &Tensor, x0_bl: &Tensor) -> Tensor {
+    match &batch.given_bl {
+        Some(given_bl) => x0_bl.where_self(given_bl, drawn_bl),
+        None => drawn_bl.shallow_clone(),
+    }
+}
+
 /// Values of rows in a block of zeros.
 fn whole(like_bl: &Tensor, rows_n: &Tensor, value_n: &Tensor) -> Tensor {
     let zero_bl = Tensor::zeros(like_bl.size(), (value_n.kind(), value_n.device()));
@@ -220,12 +275,21 @@ impl Parameterization for Interpolating {
     }
 
     fn loss(&self, model: &Denoiser, x0_bl: &Tensor, t_b: &Tensor) -> Result<Tensor> {
-        let scored = self.scored(model, &Batch::new(x0_bl, t_b), false)?;
+        let batch = Batch::new(x0_bl, t_b);
+        let scored = self.scored(model, &batch, &self.noisy(model, &batch)?, false)?;
         Ok(whole(x0_bl, &scored.rows_n, &scored.nats_n))
     }
 
     fn objective(&self, model: &Denoiser, batch: &Batch) -> Result<Objective> {
-        let Scored { rows_n, nats_n, more_n } = self.scored(model, batch, true)?;
+        if let Some(step) = model.step()?
+            && self.0.curriculum.covers(step, batch.total_steps)
+        {
+            // A loss over mixtures bounds no likelihood of tokens.
+            let scored = self.scored(model, batch, &self.mixed(model, batch)?, false)?;
+            return Ok(Objective::new(whole(&batch.x0_bl, &scored.rows_n, &scored.nats_n)));
+        }
+        let Scored { rows_n, nats_n, more_n } =
+            self.scored(model, batch, &self.noisy(model, batch)?, true)?;
         let loss_bl = whole(&batch.x0_bl, &rows_n, &nats_n);
         let nats_bl = match more_n {
             // A weight that rounds to 0 hides the row.

@@ -49,7 +49,7 @@ impl Tokenizer for Wider {
 
     /// Rows that are no tokens have no text.
     fn decode(&self, ids: &[i64]) -> String {
-        let tokens = 0..self.inner.vocab_size();
+        let tokens = 0..self.inner.tokens();
         let plain = |run: &[i64]| {
             let known: Vec<i64> = run.iter().copied().filter(|id| tokens.contains(id)).collect();
             self.inner.decode(&known)

@@ -6,7 +6,7 @@ use std::path::Path;
 
 use maskdiff_base::error::{Error, Result};
 use maskdiff_base::files;
-use maskdiff_config::reference;
+use maskdiff_config::{options, reference};
 use maskdiff_engine::assemble;
 use maskdiff_plugin_api::abi::load::Plugin;
 use maskdiff_plugin_api::abi::module::ComponentInfo;
@@ -52,18 +52,19 @@ fn describe(plugin: &Plugin, component: &ComponentInfo) -> String {
             let _ = writeln!(text, "\n{label}: {}.", words.join(", "));
         }
     }
-    let Some(options) = component.schema["properties"].as_object().filter(|o| !o.is_empty()) else {
+    let options = options::all(&component.schema);
+    if options.is_empty() {
         return text + "\nNo options.\n";
-    };
+    }
     text += "\n| option | type | default | meaning |\n|---|---|---|---|\n";
     for (option, schema) in options {
         let meaning = schema["description"].as_str().unwrap_or_default();
         let _ = writeln!(
             text,
             "| `{}{option}` | {} | `{}` | {} |",
-            option_group(kind, option),
+            option_group(kind, &option),
             reference::option(&component.schema, schema),
-            component.defaults[option],
+            options::value(&component.defaults, &option),
             meaning.replace('\n', " ").replace('|', "\\|"),
         );
     }

@@ -4,6 +4,7 @@ use maskdiff_base::error::{Error, Result};
 use maskdiff_base::output;
 use maskdiff_base::stdout::Format;
 use maskdiff_base::text::nearest;
+use maskdiff_config::options;
 use maskdiff_config::range::Range;
 use maskdiff_engine::assemble;
 use maskdiff_plugin_api::abi::load::Plugin;
@@ -111,14 +112,14 @@ fn describe(plugin: &Plugin, component: &ComponentInfo) -> String {
             text += &format!("  {label:10} {}\n", words.join(", "));
         }
     }
-    let options = component.schema["properties"].as_object();
-    let Some(options) = options.filter(|options| !options.is_empty()) else {
+    let options = options::all(&component.schema);
+    if options.is_empty() {
         return text + "  no options\n";
-    };
+    }
     text += "  options\n";
     for (option, schema) in options {
-        let default = &component.defaults[option];
-        text += &format!("    {}{option} = {default}\n", option_group(kind, option));
+        let default = options::value(&component.defaults, &option);
+        text += &format!("    {}{option} = {default}\n", option_group(kind, &option));
         if let Some(doc) = schema["description"].as_str() {
             text += &format!("        {}\n", doc.replace('\n', "\n        "));
         }

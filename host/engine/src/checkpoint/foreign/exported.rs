@@ -10,7 +10,7 @@ use maskdiff_config::Config;
 use maskdiff_data::parse_tokenizer;
 
 use super::super::Stored;
-use super::{Foreign, Kept, bare, floats, unusable};
+use super::{Foreign, Kept, MaskRow, bare, floats, unusable};
 
 /// The groups of a configuration that say what a model is and what it was made for. The others say where and how a run went,
 /// and some hold what is nobody else's business.
@@ -86,7 +86,7 @@ pub(super) fn read(path: &Path, file: &Path) -> Result<Foreign> {
         ema_updates: 0,
         optimizer: BTreeMap::new(),
         tokenizer: Some(Kept::Text(tokenizer)),
-        mask_is_added: false,
+        mask: MaskRow::OfTokenizer,
         length_key: None,
         is_told: true,
     })

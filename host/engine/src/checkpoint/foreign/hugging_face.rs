@@ -10,8 +10,8 @@ use serde_json::Value;
 use tch::Tensor;
 
 use super::super::Stored;
-use super::layout::Layout;
-use super::{Foreign, Kept, bare, floats, unusable, vocab_size};
+use super::layout::{Layout, Mask};
+use super::{Foreign, Kept, MaskRow, bare, floats, rotary, unusable, vocab_size};
 
 pub(super) fn read(folder: &Path) -> Result<Foreign> {
     let file = folder.join("config.json");
@@ -35,10 +35,18 @@ pub(super) fn read(folder: &Path) -> Result<Foreign> {
         return Err(Error::checkpoint(message, "a backbone plugin of its own could run it"));
     }
     let mut weights = weights(folder, layout)?;
+    if layout.cached_rotary {
+        rotary::uncache(&mut weights);
+    }
     let embedding = &layout.vocabulary.embedding;
     let mut vocab_size = vocab_size(folder, &weights, &[embedding])?;
-    let mask_is_added = layout.lacks_mask(&config);
-    if mask_is_added {
+    let mut mask = match layout.vocabulary.mask {
+        Mask::Counted | Mask::Apart => MaskRow::OfTokenizer,
+        Mask::Last => MaskRow::Last,
+        Mask::None => MaskRow::None,
+    };
+    if layout.lacks_mask(&config) {
+        mask = MaskRow::Added;
         if let Some(rows) = weights.get_mut(embedding) {
             *rows = with_a_row(&rows.tensor()?).into();
         }
@@ -57,7 +65,7 @@ pub(super) fn read(folder: &Path) -> Result<Foreign> {
         ema_updates: 0,
         optimizer: BTreeMap::new(),
         tokenizer: has_tokenizer(folder)?.then(|| Kept::Folder(folder.to_path_buf())),
-        mask_is_added,
+        mask,
         length_key: layout.length_key(),
         is_told: true,
     })

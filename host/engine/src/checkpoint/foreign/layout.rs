@@ -20,6 +20,9 @@ pub(super) struct Layout {
     /// Files of code that are written beside it, with which its program opens the folder.
     #[serde(default)]
     pub(super) code: Vec<String>,
+    /// It keeps cosine and sine of each position in the place of their frequencies.
+    #[serde(default)]
+    pub(super) cached_rotary: bool,
     /// Their keys with the values by which a folder is known.
     when: Map<String, Value>,
     /// Their keys that may have no other value, where they are there.
@@ -44,12 +47,25 @@ pub(super) struct Layout {
 #[serde(deny_unknown_fields)]
 pub(super) struct Vocabulary {
     key: String,
-    /// Whether the number counts the mask.
-    with_mask: bool,
+    pub(super) mask: Mask,
     /// The matrix with a row for each token.
     pub(super) embedding: String,
     /// It has no row for the mask, unless their file has this key and says yes; without a key it always has one.
     unless: Option<String>,
+}
+
+/// The mask among the tokens that a `config.json` counts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(super) enum Mask {
+    /// One of them; which, the tokenizer says.
+    Counted,
+    /// One more.
+    Apart,
+    /// The last of them.
+    Last,
+    /// There is none.
+    None,
 }
 
 /// The value of a dotted key.
@@ -179,7 +195,7 @@ impl Layout {
             let value = config.layers.value(key).unwrap_or(Value::Null);
             put(&mut theirs, their_key.as_str().unwrap_or_default(), value);
         }
-        let tokens = vocab_size - i64::from(!self.vocabulary.with_mask);
+        let tokens = vocab_size - i64::from(self.vocabulary.mask == Mask::Apart);
         put(&mut theirs, &self.vocabulary.key, json!(tokens));
         theirs
     }

@@ -4,6 +4,7 @@
 //! All name the network's tensors as ours does. What they say of the model becomes a configuration of ours, which a run's
 //! own would be in the same place; what they do not say is left to the user's words.
 
+mod descendants;
 mod exported;
 mod hugging_face;
 mod hydra;
@@ -13,6 +14,7 @@ mod lightning_file;
 mod original;
 pub mod pickle;
 mod python_tokenizer;
+mod rotary;
 pub mod write;
 
 use std::collections::BTreeMap;
@@ -53,12 +55,25 @@ pub struct Foreign {
     pub optimizer: BTreeMap<String, Stored>,
     /// Its tokenizer, where it has one.
     pub tokenizer: Option<Kept>,
-    /// The network knows no mask: its row, the last, is one of zeros that was added.
-    pub mask_is_added: bool,
+    /// The mask's row.
+    pub mask: MaskRow,
     /// The other program's key for the number of positions.
     pub length_key: Option<String>,
     /// Whether it says how it was made; or else the user has to.
     pub is_told: bool,
+}
+
+/// Where a network has the row of its mask.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum MaskRow {
+    /// At the id that the tokenizer says.
+    OfTokenizer,
+    /// It is the last one, whatever tokens there are.
+    Last,
+    /// The network knows none: the last row is one of zeros that was added.
+    Added,
+    /// Nowhere: the process has no mask, and every row is a token.
+    None,
 }
 
 /// Where a checkpoint keeps its tokenizer.
@@ -215,22 +230,27 @@ fn from_lightning(path: &Path) -> Result<Foreign> {
     let lightning::Lightning { weights, ema, ema_updates, optimizer, step, samples, config, own } =
         lightning::read(path)?;
     let config = if config.is_null() && own.is_none() { hydra::beside(path)? } else { config };
-    let run = original::translated_run(&config);
+    let said = descendants::recast(config);
+    let run = original::translated_run(&said);
     // The original counts no samples: a step has read a batch.
-    let batch = config["loader"]["global_batch_size"].as_i64();
+    let batch = said["loader"]["global_batch_size"].as_i64();
     let samples = samples.or(batch.map(|batch| step.saturating_mul(batch)));
     let stored = |tensors: BTreeMap<String, Tensor>| -> BTreeMap<String, Stored> {
         tensors.into_iter().map(|(name, tensor)| (name, tensor.into())).collect()
     };
     let weights = stored(weights);
-    let is_told = own.is_some() || config["noise"]["type"].is_string();
+    let is_told = own.is_some() || said["noise"]["type"].is_string();
     let (config, tokenizer) = match own {
         Some((config, tokenizer)) => (config, Some(tokenizer)),
-        None => (original::translated(&config), None),
+        None => (original::translated(&said), None),
     };
     let vocab_size = match &tokenizer {
         Some(tokenizer) => parse_tokenizer(tokenizer, path)?.vocab_size(),
         None => vocab_size(path, &weights, EMBEDDINGS)?,
+    };
+    let mask = match descendants::is_uniform(&said) {
+        true if tokenizer.is_none() => MaskRow::None,
+        _ => MaskRow::OfTokenizer,
     };
     Ok(Foreign {
         path: path.to_path_buf(),
@@ -245,7 +265,7 @@ fn from_lightning(path: &Path) -> Result<Foreign> {
         ema_updates,
         optimizer: stored(optimizer),
         tokenizer: tokenizer.map(Kept::Text),
-        mask_is_added: false,
+        mask,
         length_key: None,
         is_told,
     })

@@ -47,7 +47,7 @@ const MODEL: &[(&str, &[&str])] = &[
             "resample",
         ],
     ),
-    ("sampling", &["predictor", "steps"]),
+    ("sampling", &["predictor", "steps", "tail"]),
     ("data", &["train", "valid", "tokenizer_name_or_path", "wrap"]),
 ];
 
@@ -67,29 +67,8 @@ const SCHEDULES: [(&str, &str); 2] = [
 /// What the model is, in our words as TOML.
 pub(super) fn translated(config: &Value) -> String {
     let mut lines = vec!["# From a checkpoint of the original program.".to_string()];
-    take(&lifted(config), MODEL, &mut lines);
+    take(config, MODEL, &mut lines);
     lines.join("\n") + "\n"
-}
-
-/// The word by which the program of block diffusion calls its method.
-const BLOCKS: &str = "bd3lm";
-
-/// A configuration whose group `algo` has what others have at the top, as the program of block diffusion writes it. There every method has a
-/// `block_size`, which only one of them reads.
-fn lifted(config: &Value) -> Value {
-    let mut lifted = config.clone();
-    if config["algo"]["name"] != BLOCKS {
-        if !config["algo"].is_null() {
-            lifted["block_size"] = Value::Null;
-        }
-        return lifted;
-    }
-    for key in ["backbone", "parameterization", "time_conditioning", "T"] {
-        if lifted[key].is_null() {
-            lifted[key] = config["algo"][key].clone();
-        }
-    }
-    lifted
 }
 
 /// The group `algo` of a model in blocks.
@@ -225,22 +204,6 @@ mod tests {
     #[test]
     fn its_usual_values_are_there() {
         assert_eq!(usual()["trainer"]["limit_val_batches"], 1.0);
-    }
-
-    #[test]
-    fn the_method_of_a_group_is_lifted() {
-        let config = |name: &str| {
-            json!({
-                "algo": {"name": name, "backbone": "x", "parameterization": "y", "T": 0}, "block_size": 16,
-                "noise": {"type": "loglinear"}, "training": {"sampling_eps_min": 0.3, "sampling_eps_max": 0.8, "resample": true},
-            })
-        };
-        let table: toml::Table = translated(&config("bd3lm")).parse().unwrap();
-        assert_eq!(table["block_size"].as_integer(), Some(16));
-        assert_eq!(table["parameterization"].as_str(), Some("y"));
-        assert_eq!(table["training"]["sampling_eps_max"].as_float(), Some(0.8));
-        let table: toml::Table = translated(&config("other")).parse().unwrap();
-        assert!(table.get("block_size").is_none(), "another method reads no blocks");
     }
 
     #[test]

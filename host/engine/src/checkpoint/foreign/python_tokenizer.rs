@@ -13,6 +13,8 @@ const ROLES: [&str; 4] = ["bos_token", "eos_token", "pad_token", "mask_token"];
 pub(super) fn write(export: &Export<'_>, out: &mut Writer) {
     let stored: Value = serde_json::from_str(&export.tokenizer).unwrap_or_default();
     let mut rows = export.vocab_size;
+    // Without a mask, that of the tokenizer is behind all rows.
+    let mask = export.mask_id.unwrap_or(rows);
     let kind = stored["maskdiff_tokenizer"].as_str();
     if kind == Some("text8") {
         // The original's own class.
@@ -23,14 +25,14 @@ pub(super) fn write(export: &Export<'_>, out: &mut Writer) {
         Some("hugging_face") => stored["tokenizer"].clone(),
         // Rows of the network beyond the tokens are no tokens.
         Some("wider") => {
-            rows = export.mask_id + 1;
+            rows = mask + 1;
             let inner = &stored["tokenizer"];
             if inner["maskdiff_tokenizer"].is_null() { inner } else { &inner["tokenizer"] }.clone()
         }
         Some(_) => return out.none(),
         None => stored,
     };
-    let Some(file) = whole(file, rows, export.mask_id) else { return out.none() };
+    let Some(file) = whole(file, rows, mask) else { return out.none() };
     let texts = export.special.map(|id| id.and_then(|id| text(&file, id)));
     // A call with named arguments: `functools.partial` keeps them, and is called in turn.
     let class = |out: &mut Writer| out.class("transformers", "PreTrainedTokenizerFast");

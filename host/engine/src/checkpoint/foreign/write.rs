@@ -11,8 +11,8 @@ use serde_json::Value;
 use tch::{Kind, Tensor};
 
 use super::super::tensors::{self, Named};
-use super::exported;
 use super::layout::Layout;
+use super::{exported, rotary};
 
 /// Code that opens exported folders in Python.
 static CODE: Dir<'_> = include_dir!("$CARGO_MANIFEST_DIR/assets/export");
@@ -22,10 +22,10 @@ static CODE: Dir<'_> = include_dir!("$CARGO_MANIFEST_DIR/assets/export");
 pub struct Export<'a> {
     /// The configuration that the model was trained with.
     pub config: &'a Config,
-    /// V, with the mask.
+    /// V, with the mask where the process has one.
     pub vocab_size: i64,
-    /// Id of the mask.
-    pub mask_id: i64,
+    /// Id of the mask, where the process has one.
+    pub mask_id: Option<i64>,
     /// The network's parameters and buffers in their order.
     pub weights: Named,
     /// Which of them are trained.
@@ -100,42 +100,41 @@ impl Export<'_> {
                 format!("layouts: {}; `--format safetensors` writes any network", known.join(", ")),
             ));
         };
-        if self.mask_id != self.vocab_size - 1 {
+        let last = self.vocab_size - 1;
+        if let Some(mask) = self.mask_id.filter(|mask| *mask != last) {
             return Err(Error::config(
                 format!(
-                    "the mask is token {} of {}, and that layout has it last",
-                    self.mask_id, self.vocab_size
+                    "the mask is token {mask} of {}, and that layout has it last",
+                    self.vocab_size
                 ),
                 "`--format safetensors` or `lightning` write it",
             ));
         }
         let config = layout.written(self.config, self.vocab_size);
-        self.folder(
-            folder,
-            &layout.prefix,
-            Some((&config, &layout.code, &layout.buffers(self.config))),
-        )
+        self.folder(folder, &layout.prefix, Some((layout, &config)))
     }
 
     /// Writes a folder under another name and gives it its own.
-    fn folder(&self, folder: &Path, prefix: &str, theirs: Option<Theirs<'_>>) -> Result<()> {
+    fn folder(&self, folder: &Path, prefix: &str, theirs: Option<(&Layout, &Value)>) -> Result<()> {
         let parent = parent(folder)?;
         let draft = tempfile::Builder::new().prefix(".export-").tempdir_in(parent);
         let draft = draft.map_err(|e| Error::io("write into", parent, &e))?;
         let at = |name: &str| draft.path().join(name);
-        let named =
-            self.used().into_iter().map(|(name, tensor)| (format!("{prefix}{name}"), tensor));
+        let mut used = self.used();
+        if theirs.is_some_and(|(layout, _)| layout.cached_rotary) {
+            rotary::cache(&mut used, self.config.model.length);
+        }
+        let named = used.into_iter().map(|(name, tensor)| (format!("{prefix}{name}"), tensor));
         let (mut named, weights): (Named, _) = (named.collect(), at("model.safetensors"));
         match theirs {
-            Some((config, code, buffers)) => {
-                let number = |(name, value): &(String, f64)| {
-                    (name.clone(), Tensor::from(*value).to_kind(Kind::Float))
-                };
-                named.extend(buffers.iter().map(number));
+            Some((layout, config)) => {
+                let number =
+                    |(name, value): (String, f64)| (name, Tensor::from(value).to_kind(Kind::Float));
+                named.extend(layout.buffers(self.config).into_iter().map(number));
                 tensors::write(&named, &weights)?;
                 let text = serde_json::to_string_pretty(config).unwrap_or_default();
                 files::write_whole(&at("config.json"), text)?;
-                for name in code {
+                for name in &layout.code {
                     let file = CODE.get_file(name).ok_or_else(|| {
                         let message =
                             format!("a layout writes the code `{name}`, and there is none");
@@ -161,9 +160,6 @@ impl Export<'_> {
         Ok(())
     }
 }
-
-/// A `config.json`, files of code, and numbers that stand among the tensors.
-type Theirs<'a> = (&'a Value, &'a [String], &'a [(String, f64)]);
 
 /// The folder that something is written into, which is made.
 pub(super) fn parent(path: &Path) -> Result<&Path> {

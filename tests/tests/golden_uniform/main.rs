@@ -1,11 +1,14 @@
 //! Golden cases u: uniform and hybrid diffusion as DUO, UDLM and GIDD have it, and the process in general.
 
+mod checkpoints;
+mod curriculum;
+
 use maskdiff_engine::clock;
 use maskdiff_engine::model::Model;
 use maskdiff_engine::plugins::{Choice, Registry};
 use maskdiff_native::{InterpolatingRows, interpolating_nll};
 use maskdiff_plugin_api::abi::handles::Walker;
-use maskdiff_plugin_api::{Batch, Denoiser};
+use maskdiff_plugin_api::{Batch, Denoiser, Pass};
 use maskdiff_tests::golden_uniform::{Network, case, uniforms};
 use maskdiff_tests::{Tensors, assert_close, device, registry};
 use serde_json::{Value, json};
@@ -38,6 +41,15 @@ fn networks() {
             let logits = lent.logits(&hidden.flatten(0, 1)).expect("logits");
             let want = golden.get(&format!("logits{suffix}")).flatten(0, 1);
             assert_close(&format!("{name}{suffix}"), &logits, &want, tolerance(kind, 2e-4), true);
+            if golden.find("bag_ids").is_none() {
+                continue;
+            }
+            let pass = Pass::new(&golden.get("x"), &double(&golden.get("sigma")))
+                .mixture(&golden.get("bag_ids"), &golden.get("bag_weights").to_kind(kind));
+            let hidden = lent.pass(&pass).expect("a pass").hidden;
+            let logits = lent.logits(&hidden.flatten(0, 1)).expect("logits");
+            let want = golden.get(&format!("logits_bag{suffix}")).flatten(0, 1);
+            assert_close(&format!("bag{suffix}"), &logits, &want, tolerance(kind, 2e-4), true);
         }
     }
 }
