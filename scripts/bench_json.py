@@ -76,7 +76,16 @@ ratio('700 MB of weights: time as tensors / as bytes', evaluation, 'read_tensors
 ratio('700 MB of weights: peak memory of reading tensors / size', evaluation, 'read_tensors_peak_mib', 'file_mib')
 ratio('700 MB of weights: peak memory of loading a model / size', evaluation, 'load_peak_mib', 'file_mib')
 tracking = best('tracking')
+blocks = {w[1]: float(w[2]) for w in words if w[:1] == ['blocks']}
+ratio('training step V=1024 L=512 b=16: CPU seconds, blocks / whole', blocks, 'train_1024_blocks_s', 'train_1024_whole_s')
+ratio('training step V=50258 L=128 b=16: CPU seconds, blocks / whole', blocks, 'train_50258_blocks_s',
+      'train_50258_whole_s')
+ratio('512 tokens b=16 first_hitting: CPU seconds, without / with the cache', blocks, 'sample_uncached_s', 'sample_cached_s')
+ratio('512 tokens b=16 first_hitting: tokens read, without / with the cache', blocks, 'sample_uncached_rows',
+      'sample_cached_rows')
+ratio('512 tokens first_hitting: CPU seconds, whole / blocks of 16 with the cache', blocks, 'sample_whole_s',
+      'sample_cached_s')
 ratio('10,000 rows to a bad W&B server: time of the steps, with / without', tracking, 'with_s', 'without_s')
-result = {'seconds': seconds, 'memory_mib': memory, 'head': head, 'training': training, 'evaluation': evaluation, 'tracking': tracking, 'data': data,
+result = {'seconds': seconds, 'memory_mib': memory, 'head': head, 'training': training, 'evaluation': evaluation, 'tracking': tracking, 'blocks': blocks, 'data': data,
           'load_plugins_ms': load_ms, 'ratios': ratios}
 print(json.dumps(result, indent=1, ensure_ascii=False))

@@ -47,7 +47,26 @@ KEPT = {
     'g_t': {'*': ['*']},
     'j_train': {'steps.safetensors': ['*'], 'final.safetensors': ['param/*', 'ema/*']},
     'models': {'*': ['*']},
+    **{
+        f'n_block_{name}': {'*.safetensors': ['*']}
+        for name in 'cache exact mask resample t'.split()
+    },
+    'n_block_losses': {
+        f'{name}.safetensors': ['*']
+        for name in 'b_train b_eval b_clip0 b_clip2 b1_nll bL_train bL_mdlm b_mask_inside'.split()
+    },
+    'n_block_net': {
+        'weights.safetensors': ['*'],
+        'b4.safetensors': ['x0', 'xt', 'sigma', 'grad_out', 'logits*'],
+        'b4.grads.safetensors': ['grad64/*'],
+        'b16.safetensors': ['x0', 'xt', 'sigma', 'grad_out', 'logits*'],
+        'b16.grads.safetensors': ['grad64/*'],
+    },
+    'n_block_steps': {'fhs*.safetensors': ['*'], 'ddpm_nucleus.safetensors': ['*']},
+    'n_block_traj': {f'{name}.safetensors': ['*'] for name in 'fhs fhs_b1 fhs_nucleus fhs_window'.split()},
 }
+
+# Copied by hand: n_block_hf/bd3lm and n_block_search/intervals.json.
 
 # The same of `u_manifest.json`, the cases of uniform and hybrid diffusion.
 KEPT_UNIFORM = {

@@ -358,6 +358,19 @@ impl<'a> Denoiser<'a> {
         self.0.normals(&shape.to_vec())
     }
 
+    /// Says which sequences of the walk the next call is about: their numbers `[N] i64`, one for each row of that call. A call over
+    /// all of them in order needs no word.
+    ///
+    /// A host that keeps something for each sequence has to know (keys and values of the blocks before, see `block_size`). A sampler
+    /// that calls about some of the sequences and does not say which is made to walk one at a time.
+    #[track_caller]
+    pub fn turn_to(&self, sequences_n: &Tensor) -> Result<()> {
+        match self.0.turn_to(sequences_n) {
+            Err(error) if error.kind == ErrorKind::Unsupported => Ok(()),
+            answer => answer,
+        }
+    }
+
     /// One time for every sequence of a batch: `[B] f64`.
     pub fn times(&self, batch: i64, t: f64) -> Tensor {
         Tensor::full([batch], t, (Kind::Double, self.device()))

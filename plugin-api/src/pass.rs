@@ -49,6 +49,14 @@ pub enum Sees {
 }
 
 impl Sees {
+    /// The tokens of a block, where it speaks of blocks.
+    pub fn block(&self) -> Option<i64> {
+        match self {
+            Self::Blocks(block) | Self::Earlier(block) => Some(*block),
+            _ => None,
+        }
+    }
+
     /// As it is written in messages.
     pub fn name(&self) -> &'static str {
         match self {

@@ -1,6 +1,7 @@
 //! What the benches share: models of the sizes that the README quotes, and the slow ways they are compared with.
 
 use maskdiff_engine::model::Model;
+use maskdiff_engine::model::views::Blocks;
 use maskdiff_engine::plugins::Registry;
 use maskdiff_engine::plugins::{Choice, Choices};
 use maskdiff_plugin_api::abi::handles::Walker;
@@ -60,8 +61,22 @@ impl Size {
         self.model_of(registry, "dit", "subs")
     }
 
+    /// The same in blocks.
+    pub fn model_in(&self, registry: &Registry, blocks: Option<Blocks>) -> Model {
+        self.made(registry, ["dit", "subs"], blocks)
+    }
+
     /// Another network of the same size, and what its output means.
     pub fn model_of(&self, registry: &Registry, backbone: &str, parameterization: &str) -> Model {
+        self.made(registry, [backbone, parameterization], None)
+    }
+
+    fn made(
+        &self,
+        registry: &Registry,
+        [backbone, parameterization]: [&str; 2],
+        blocks: Option<Blocks>,
+    ) -> Model {
         tch::set_num_threads(THREADS);
         tch::manual_seed(1);
         let choice = |name: &str| Choice { name: name.into(), options: json!({}) };
@@ -81,7 +96,8 @@ impl Size {
             noise: choice("loglinear"),
             parameterization: choice(parameterization),
         };
-        let model = Model::build(registry, choices, self.facts()).expect("the model builds");
+        let model = Model::in_blocks(registry, choices, self.facts(), blocks);
+        let model = model.expect("the model builds");
         tch::no_grad(|| {
             for mut tensor in model.trainable() {
                 let _ = tensor.normal_(0.0, 0.02);
@@ -170,10 +186,12 @@ pub enum Loss {
 /// The mean loss of one batch `x0_bl`.
 pub fn loss(model: &Model, how: Loss, x0_bl: &Tensor) -> Tensor {
     model.set_train(true);
+    let clocks = model.clocks();
     let u_b = maskdiff_engine::clock::stratify(&Tensor::rand(
-        [x0_bl.size()[0]],
+        [x0_bl.size()[0] * clocks],
         (Kind::Double, x0_bl.device()),
     ));
+    let u_b = if clocks > 1 { u_b.view([-1, clocks]) } else { u_b };
     let t_b = model.draw_t(&u_b).expect("times");
     if let Loss::Fused = how {
         return model.loss(x0_bl, &t_b).expect("a loss").mean(Kind::Float);

@@ -24,6 +24,7 @@ use std::sync::OnceLock;
 
 use maskdiff_engine::checkpoint::Stored;
 use maskdiff_engine::model::Model;
+use maskdiff_engine::model::views::Blocks;
 use maskdiff_engine::plugins::{Choice, Choices};
 use maskdiff_engine::plugins::{Places, Registry};
 use maskdiff_plugin_api::Context;
@@ -271,7 +272,13 @@ impl Setup {
 
     /// The model with the weights of a golden file; every parameter must be there.
     pub fn build(self, registry: &Registry, weights: &str) -> Model {
-        let model = Model::build(registry, self.choices, self.facts).expect("the model builds");
+        self.build_in(registry, weights, None)
+    }
+
+    /// The same, whose sequences are read in blocks.
+    pub fn build_in(self, registry: &Registry, weights: &str, blocks: Option<Blocks>) -> Model {
+        let model = Model::in_blocks(registry, self.choices, self.facts, blocks);
+        let model = model.expect("the model builds");
         let golden = Tensors::golden(weights);
         tch::no_grad(|| {
             for parameter in model.parameters() {

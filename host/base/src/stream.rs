@@ -34,6 +34,8 @@ pub enum Purpose {
     EvaluationDraws = 11,
     /// The same in a walk; one stream for each text.
     Walks = 12,
+    /// What the times of all blocks of a global batch are moved on by; one stream for each step.
+    BlockTimes = 13,
 }
 
 /// The stream of a purpose and a place, as in the step; the place is below 2^56.

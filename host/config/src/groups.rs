@@ -70,6 +70,8 @@ const TOKENS: Range = Range::of(1.0, 16_777_216.0);
 const DECAY: Range = Range::of(0.0, 1.0).below();
 /// A learning rate.
 const RATE: Range = Range::of(0.0, 1e38);
+/// A share of all.
+const SHARE: Range = Range::of(0.0, 1.0);
 /// Seconds.
 const SECONDS: Range = Range::of(0.0, 1e7);
 
@@ -85,6 +87,9 @@ group! {
         /// The component that `parameterization` means, where a file of `configs/parameterization` is of another name; it comes
         /// with that file.
         component: Option<String> = None,
+        /// b: sequences are blocks of b tokens, each of which the network reads over the clean blocks before it (block diffusion,
+        /// BD3-LM). It divides `model.length`; without it a sequence is read as a whole.
+        block_size: Option<i64> where (TOKENS) = None,
         /// Whether the network sees the noise level.
         time_conditioning: bool = false,
         /// Every random number of the run comes from it.
@@ -179,6 +184,17 @@ group! {
         ema: f64 where (DECAY) = 0.9999,
         /// Spread the times of a batch evenly over [0, 1].
         antithetic_sampling: bool = true,
+        /// `block_size`: the least masked share from which training draws times; 1e-3 is the whole range.
+        sampling_eps_min: f64 where (SHARE) = 1e-3,
+        /// `block_size`: the largest masked share from which training draws times. Evaluation always takes the whole range.
+        sampling_eps_max: f64 where (SHARE) = 1.0,
+        /// `block_size`: in training, mask a block anew until its share of masks lies between both.
+        resample: bool = false,
+        /// `block_size`: at each evaluation, choose the interval of these widths whose losses vary least, as in
+        /// `[0.5, 0.6, 0.7, 0.8, 0.9]`; without any, the interval stays.
+        clip_search_widths: Vec<f64> where (SHARE) = Vec::new(),
+        /// `clip_search_widths`: how far apart the intervals of a width begin.
+        clip_search_delta: f64 where (Range::of(0.0, 1.0).above()) = 0.05,
         /// The checkpoint whose weights a run begins with at step 0, and nothing else of it: whatever `maskdiff eval` reads.
         from: Option<String> = None,
     }
@@ -200,6 +216,17 @@ group! {
         /// Cut a text at its first EOS or padding after the given tokens. By default on if each block held one document
         /// (`data.wrap=false`), since the model was not trained on what follows.
         stop_at_eos: Option<bool> = None,
+        /// `block_size`: tokens of a text at most, `model.length` by default; more than that too, see `context`.
+        length: Option<i64> where (TOKENS) = None,
+        /// `block_size`: what a block sees of a text longer than `model.length`: `slide` drops the keys and values of tokens that
+        /// leave the window, `reread` reads the rest anew, `all` keeps everything.
+        context: listed::Context = listed::Context::Slide,
+        /// `block_size`: a text whose last 256 tokens have a lower entropy, in nats, is rejected and drawn anew, at most ten times; one
+        /// that ends at EOS (`stop_at_eos`) ends in front of them instead. The original has 4 here, always; by default nothing
+        /// is rejected, since that makes generated text look better than the model is.
+        min_entropy: Option<f64> where (Range::of(0.0, 100.0)) = None,
+        /// `block_size`: keep keys and values of finished blocks. Off: what is before a block is read in every call.
+        kv_cache: bool = true,
         /// On a GPU: each shape of the network's passes is recorded once and started as one.
         cuda_graph: bool = false,
         /// `semi_ar`: tokens by which the window moves, 1 to `model.length`.

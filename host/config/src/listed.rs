@@ -122,6 +122,15 @@ listed! {
         /// `scientific_papers`: Wikitext's rules, then those of One Billion Words.
         ScientificPapers = "scientific_papers",
     }
+    /// What a block sees of a text that is longer than the window.
+    Context {
+        /// The last tokens, whose keys and values stay as they are.
+        Slide = "slide",
+        /// The last tokens, read anew without those that left.
+        Reread = "reread",
+        /// All tokens.
+        All = "all",
+    }
     /// The optimizer.
     Optimizer {
         /// AdamW.

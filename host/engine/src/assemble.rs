@@ -16,6 +16,7 @@ use crate::checkpoint::{self, Checkpoint, Stored};
 use crate::choose::Choose as _;
 use crate::evaluate::Measure;
 use crate::model::Model;
+use crate::model::views::Blocks;
 use crate::plugins::{Choice, Choices, Registry};
 use crate::precision::Precision;
 use crate::sample::{NamedSampler, stops_at_eos};
@@ -60,7 +61,56 @@ pub fn choices(config: &mut Config, registry: &Registry, sampled: bool) -> Resul
     }
     // Its options are checked whether it is used or not.
     let _ = config.sampler(registry)?;
+    check_blocks(config, registry, &choices)?;
     Ok(choices)
+}
+
+/// Checks that the chosen components work in blocks, where `block_size` is set, and that nothing else asks for them.
+fn check_blocks(config: &Config, registry: &Registry, choices: &Choices) -> Result<()> {
+    let Some(size) = config.top.block_size else {
+        let Some(length) = config.sampling.length else { return Ok(()) };
+        return Err(config.layers.error(
+            "sampling.length",
+            &format!("`sampling.length` is {length}, and only texts of blocks have a length of their own"),
+            "set `block_size`, or let a window slide: `sampling.semi_ar=true` with `sampling.num_strides`",
+        ));
+    };
+    if config.sampling.semi_ar {
+        return Err(config.layers.error(
+            "sampling.semi_ar",
+            "`sampling.semi_ar` moves a window, and texts of blocks (`block_size`) grow by themselves",
+            "leave it out, and set `sampling.length` to the number of tokens",
+        ));
+    }
+    let (_, backbone) = registry.find("backbone", &choices.backbone.name)?;
+    let (_, method) = registry.find("parameterization", &choices.parameterization.name)?;
+    let offers = |all: &[String], word: &str| all.iter().any(|offer| offer == word);
+    if offers(&backbone.provides, capability::CAUSAL)
+        || offers(&method.provides, capability::NEXT_TOKEN)
+    {
+        return Err(config.layers.error(
+            "block_size",
+            &format!(
+                "`block_size` is {size}, and `{}` with `{}` predicts one token after the other",
+                backbone.name, method.name
+            ),
+            "leave `block_size` out, or choose a method of diffusion",
+        ));
+    }
+    let mut needs = vec![capability::PAST, capability::POSITIONS];
+    if config.top.time_conditioning {
+        needs.push(capability::TOKEN_SIGMA);
+    }
+    let chosen = [("backbone", choices.backbone.name.as_str())];
+    registry.check_offered(&format!("`block_size={size}`"), &needs, &chosen)?;
+    Blocks::new(config).map(drop)
+}
+
+/// Tells a model in blocks of the BOS that its texts begin with, where they do.
+pub fn begin_texts(model: &Model, config: &Config, tokenizer: &dyn Tokenizer) {
+    if let Some(blocks) = model.blocks() {
+        blocks.set_begins(maskdiff_data::block_start(config, tokenizer).map(i64::from));
+    }
 }
 
 /// Makes the chosen components without the network, where that is cheap: each says what it thinks of its options. How many tokens there
@@ -72,7 +122,8 @@ pub fn check_options(
     sampled: bool,
 ) -> Result<()> {
     let kind = Precision::of(config).weights();
-    let (length, time_conditioning) = (config.model.length, config.top.time_conditioning);
+    let length = config.top.block_size.unwrap_or(config.model.length);
+    let time_conditioning = config.top.time_conditioning;
     let facts = Context {
         vocab_size: PRETENDED,
         mask_id: has_mask(config, registry)?.then_some(PRETENDED - 1),
@@ -157,7 +208,8 @@ pub fn model(
     facts: Context,
 ) -> Result<Model> {
     tch::manual_seed(config.top.seed.cast_signed());
-    let model = Model::build(registry, choices, facts).map_err(|e| config.locate(e))?;
+    let blocks = Blocks::new(config)?;
+    let model = Model::in_blocks(registry, choices, facts, blocks).map_err(|e| config.locate(e))?;
     model.set_reduced(Precision::of(config).reduced());
     if config.sampling.cuda_graph && model.facts().cuda.is_some() {
         accelerator::open_cuda()?;
@@ -241,7 +293,9 @@ pub fn sampler(
     facts: &Context,
 ) -> Result<NamedSampler> {
     let process = config.choices(registry)?.process;
-    let made = crate::model::told(registry, &process, *facts)
+    // In blocks, a walk is over one of them.
+    let length = config.top.block_size.unwrap_or(facts.length);
+    let made = crate::model::told(registry, &process, Context { length, ..*facts })
         .and_then(|(_, facts)| registry.sampler(choice, &facts));
     let walker = made.map_err(|e| config.locate(e))?;
     Ok((choice.name.clone(), walker))

@@ -43,6 +43,19 @@ pub fn time_uniforms(seed: u64, step: u64, n: i64, antithetic: bool) -> Result<T
     Ok(crate::clock::stratify(&u).index_select(0, &place))
 }
 
+/// The uniform numbers behind the times of a global batch of `n` sequences of K blocks, `[n, K] f64`; evenly spread when `antithetic`.
+///
+/// All are moved on by one common number, modulo 1. Without it a block would always have a time of the same stratum, and the sum over the
+/// blocks of a small batch a bias.
+pub fn block_times(seed: u64, step: u64, n: i64, blocks: i64, antithetic: bool) -> Result<Tensor> {
+    let u = time_uniforms(seed, step, n * blocks, antithetic)?.view([n, blocks]);
+    if !antithetic {
+        return Ok(u);
+    }
+    let common: f64 = generator(seed, Purpose::BlockTimes, step).random();
+    Ok((u + common).fmod(1.0))
+}
+
 /// The uniform numbers behind the times of `rows` blocks from `first` on in a pass of an evaluation, `[rows] f64` in [0, 1).
 ///
 /// Each is uniform for its block, whatever else is measured. Together they are a Sobol' sequence in one dimension with Owen's

@@ -22,7 +22,7 @@ use crate::precision::{LossScale, Precision};
 pub struct Batch {
     /// Tokens `[B, L] i64`.
     pub x0_bl: Tensor,
-    /// Times `[B] f64`.
+    /// Times `[B] f64`; `[B, K]` of sequences of K blocks.
     pub t_b: Tensor,
     /// 1 where a token counts in the loss, `[B, L]`; `None` counts all.
     pub counted_bl: Option<Tensor>,

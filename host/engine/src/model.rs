@@ -1,6 +1,7 @@
 //! The model: backbone, process, schedule and parameterization bound together.
 
 mod lent;
+pub mod views;
 
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, BTreeSet};
@@ -17,6 +18,8 @@ use crate::component;
 use crate::graphs::Graphs;
 use crate::moment::Moment;
 use crate::plugins::{Choice, Choices, Registry};
+
+use views::{Blocks, Interval};
 
 /// Called with steps done, steps in all, and the tokens so far; an error stops the walk.
 pub type Progress<'a> = Box<dyn FnMut(i64, i64, &Tensor) -> PluginResult<()> + 'a>;
@@ -36,6 +39,7 @@ pub struct Model {
     offered: BTreeSet<String>,
     reports_loss: bool,
     facts: Context,
+    blocks: Option<Blocks>,
     parameters: Vec<Parameter>,
     shared: Vec<(String, String)>,
     asked: RefCell<Asked>,
@@ -100,10 +104,23 @@ fn told_apart(all: Vec<Parameter>) -> (Vec<Parameter>, Vec<(String, String)>) {
 impl Model {
     /// Makes all components. Fresh parameters come from libtorch's generator: seed it before.
     pub fn build(registry: &Registry, names: Choices, vocabulary: Context) -> Result<Self> {
+        Self::in_blocks(registry, names, vocabulary, None)
+    }
+
+    /// The same, whose sequences are read in blocks.
+    pub fn in_blocks(
+        registry: &Registry,
+        names: Choices,
+        vocabulary: Context,
+        blocks: Option<Blocks>,
+    ) -> Result<Self> {
         let (process, facts) = told(registry, &names.process, vocabulary)?;
+        // A block is the sequence of all but the network.
+        let length = blocks.as_ref().map_or(facts.length, |blocks| blocks.size);
+        let shown = Context { length, ..facts };
         let noise = registry.noise(&names.noise, &facts)?;
         let network = registry.backbone(&names.backbone, &facts)?;
-        let method = registry.parameterization(&names.parameterization, &facts)?;
+        let method = registry.parameterization(&names.parameterization, &shown)?;
         let backbone = |e| component::error("backbone", &names.backbone.name, e);
         let (parameters, shared) = told_apart(network.parameters().map_err(backbone)?);
         let head = network.head().map_err(backbone)?;
@@ -127,6 +144,7 @@ impl Model {
             offered,
             reports_loss,
             facts,
+            blocks,
             parameters,
             shared,
             asked: RefCell::default(),
@@ -249,6 +267,33 @@ impl Model {
         *self.moment.borrow_mut() = moment;
     }
 
+    /// Which positions of the walk that comes next are given, `[B, L] bool`.
+    pub fn give(&self, given_bl: Option<Tensor>) {
+        self.moment.borrow_mut().given_bl = given_bl;
+    }
+
+    /// How the model reads its sequences, where it does so in blocks.
+    pub fn blocks(&self) -> Option<&Blocks> {
+        self.blocks.as_ref()
+    }
+
+    /// How many times a sequence has: one for each block.
+    pub fn clocks(&self) -> i64 {
+        self.blocks.as_ref().map_or(1, |blocks| self.facts.length / blocks.size)
+    }
+
+    /// Which tokens of clean sequences count in a loss; `None` counts all.
+    pub fn counted(&self, counted_bl: Option<Tensor>, x0_bl: &Tensor) -> Option<Tensor> {
+        match &self.blocks {
+            Some(blocks) => blocks.counted(counted_bl, x0_bl),
+            None => counted_bl,
+        }
+    }
+
+    pub(crate) fn method(&self) -> &Method {
+        &self.method
+    }
+
     /// In the window that is walked next, the first `seen` positions are given.
     pub fn give_first(&self, seen: i64) {
         if let Some(given_bl) = &mut self.moment.borrow_mut().given_bl {
@@ -278,13 +323,32 @@ impl Model {
         self.process.prior(batch, length).map_err(named)
     }
 
-    /// Training times from uniform numbers, `[B] f64` → `[B] f64`.
-    pub fn draw_t(&self, u_b: &Tensor) -> Result<Tensor> {
-        self.method.draw_t(self, u_b).map_err(|e| self.method_error(e))
+    /// Times from uniform numbers of any shape, f64; of an evaluation, which takes the whole range.
+    pub fn draw_t(&self, u: &Tensor) -> Result<Tensor> {
+        let t = self.method.draw_t(self, &u.reshape([-1])).map_err(|e| self.method_error(e))?;
+        Ok(t.view_as(u))
+    }
+
+    /// The same for training, which may take a part of the range.
+    pub fn draw_training_t(&self, u: &Tensor) -> Result<Tensor> {
+        match self.blocks.as_ref().map(Blocks::interval).filter(|interval| interval.binds()) {
+            Some(interval) => self.draw_t_in(interval, u),
+            None => self.draw_t(u),
+        }
+    }
+
+    /// Times in an interval.
+    pub fn draw_t_in(&self, interval: Interval, u: &Tensor) -> Result<Tensor> {
+        let ends = self.draw_t(&Tensor::from_slice(&[0.0, 1.0]).to_device(u.device()))?;
+        let (first, last) = (ends.double_value(&[0]), ends.double_value(&[1]));
+        self.draw_t(&interval.narrowed(u, first, last))
     }
 
     /// The parameterization's loss alone, nats per token: `[B, L] i64`, `[B] f64` → `[B, L]` (or the last positions of it).
     pub fn loss(&self, x0_bl: &Tensor, t_b: &Tensor) -> Result<Tensor> {
+        if self.blocks.is_some() {
+            return Ok(self.objective_in(&Batch::new(x0_bl, t_b), None)?.loss_bl);
+        }
         // Blocks come by again, whatever a method writes into them.
         let (x0_bl, t_b) = (x0_bl.copy(), t_b.copy());
         self.method.loss(self, &x0_bl, &t_b).map_err(|e| self.method_error(e))
@@ -292,18 +356,37 @@ impl Model {
 
     /// What training minimizes and what is reported of a batch. Of what the parameterization reports, nothing has a gradient.
     pub fn objective(&self, batch: &Batch) -> Result<Objective> {
+        if let Some(blocks) = &self.blocks {
+            let trains = self.moment.borrow().step.is_some() && blocks.resample;
+            return self.objective_in(batch, trains.then(|| blocks.interval()));
+        }
         // Blocks come by again, whatever a method writes into them.
         let own = Batch::new(&batch.x0_bl.copy(), &batch.t_b.copy())
             .counted(batch.counted_bl.as_ref())
             .given(batch.given_bl.as_ref())
             .label(batch.label_b.as_ref())
             .at(batch.step, batch.total_steps);
-        let mut objective = self.method.objective(self, &own).map_err(|e| self.method_error(e))?;
+        let objective = self.method.objective(self, &own).map_err(|e| self.method_error(e))?;
+        Ok(self.reported(objective))
+    }
+
+    /// The objective over blocks, `t_b` a time for each `[B, K]`; with masks drawn anew until their share lies in an interval.
+    ///
+    /// # Panics
+    /// A model that does not read in blocks.
+    pub fn objective_in(&self, batch: &Batch, redraws: Option<Interval>) -> Result<Objective> {
+        let blocks = self.blocks.as_ref().expect("a model that reads in blocks");
+        let objective = views::training::objective(self, blocks, batch, redraws);
+        Ok(self.reported(objective.map_err(|e| self.method_error(e))?))
+    }
+
+    /// What is reported beside what is minimized has no gradient.
+    fn reported(&self, mut objective: Objective) -> Objective {
         if self.reports_loss && self.bound {
             objective.nats_bl = Some(objective.loss_bl.shallow_clone());
         }
         objective.nats_bl = objective.nats_bl.map(|nats_bl| nats_bl.detach());
-        Ok(objective)
+        objective
     }
 
     /// As [`maskdiff_plugin_api::Denoiser::log_x0`], with the host's error.
@@ -342,9 +425,14 @@ impl Model {
         })
     }
 
-    fn note_law(&self, score: bool, xt_bl: &Tensor, t_b: &Tensor, rows_n: &Tensor) {
+    pub(crate) fn note_law(&self, score: bool, xt_bl: &Tensor, t_b: &Tensor, rows_n: &Tensor) {
         let [xt_bl, t_b, rows_n] = [xt_bl, t_b, rows_n].map(Tensor::shallow_clone);
         self.asked.borrow_mut().law = Some(Law { score, xt_bl, t_b, rows_n });
+    }
+
+    pub(crate) fn note_hidden(&self, xt_bl: &Tensor, sigma_b: &Tensor) {
+        let noted = (xt_bl.shallow_clone(), sigma_b.shallow_clone());
+        self.asked.borrow_mut().hidden = Some(noted);
     }
 
     /// An error of the parameterization, with its name.

@@ -62,8 +62,8 @@ impl Moment {
     }
 
     /// Of a walk in which positions `[B, L] bool` are given.
-    pub fn of_walk(streams: Streams, given_bl: Tensor) -> Self {
-        Self { streams: Some(streams), given_bl: Some(given_bl), ..Self::default() }
+    pub fn of_walk(streams: Streams, given_bl: Option<Tensor>) -> Self {
+        Self { streams: Some(streams), given_bl, ..Self::default() }
     }
 
     /// Uniform numbers strictly inside (0, 1), f64, on a device.

@@ -159,6 +159,11 @@ impl Given {
         self.whole
     }
 
+    /// The tokens of a text of which it says the end.
+    pub fn whole(&self) -> Option<usize> {
+        self.whole.then_some(self.tokens.len())
+    }
+
     /// Puts what is given into a start `[L] i64` drawn from the prior.
     pub fn put_into(&self, start_l: &Tensor) {
         for (position, token) in self.tokens.iter().enumerate() {
@@ -177,10 +182,10 @@ impl Given {
         }
     }
 
-    /// Cuts off what was drawn after a template.
-    pub fn cut(&self, ids: &mut Vec<i64>) {
+    /// Cuts off what was drawn after a template, which begins at `lead`.
+    pub fn cut(&self, lead: usize, ids: &mut Vec<i64>) {
         if self.whole {
-            ids.truncate(self.tokens.len());
+            ids.truncate(lead + self.tokens.len());
         }
     }
 
@@ -254,7 +259,7 @@ mod tests {
         given.put_into(&start);
         let mut ids = Vec::<i64>::try_from(&start).unwrap();
         assert_eq!(ids.iter().filter(|id| **id == 99).count(), 3 + 1 + 4);
-        given.cut(&mut ids);
+        given.cut(0, &mut ids);
         assert_eq!(ids.len(), 12);
     }
 

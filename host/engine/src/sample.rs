@@ -1,5 +1,7 @@
 //! Drawing text: a start from the prior with what is given, the sampler's walk, ids to text.
 
+pub mod grow;
+
 use std::cell::RefCell;
 use std::rc::Rc;
 use std::time::Instant;
@@ -7,10 +9,11 @@ use std::time::Instant;
 use maskdiff_base::error::{Error, Result};
 use maskdiff_base::stream::Purpose;
 use maskdiff_base::text::counted;
+use maskdiff_config::listed::Context;
 use maskdiff_config::{Config, groups};
 use maskdiff_data::Tokenizer;
 use maskdiff_plugin_api::abi::handles::Walker;
-use maskdiff_plugin_api::{Kind as ErrorKind, PluginError};
+use maskdiff_plugin_api::{Kind as ErrorKind, Model as Lent, PluginError};
 use maskdiff_records::trace::Recorder;
 use serde::Serialize;
 use tch::Tensor;
@@ -20,6 +23,9 @@ use crate::evaluate::diversity;
 use crate::model::{Model, Progress};
 use crate::moment::{Moment, Streams};
 use crate::prompt::Given;
+
+use crate::model::views::{Blocks, Growth};
+use grow::{Start, grow, none_given};
 
 /// How sampled tokens become text: the length, the end, the tokenizer.
 #[derive(Clone, Copy)]
@@ -34,30 +40,68 @@ pub struct Texts<'a> {
     pub seed: u64,
     /// and from the number of the first text.
     pub first: u64,
+    /// In blocks: tokens of a text at most.
+    pub length: i64,
+    /// In blocks: what is done with tokens beyond the trained window.
+    pub context: Context,
+    /// In blocks: keep keys and values of finished blocks.
+    pub cached: bool,
+    /// In blocks: the least entropy of the end of a text.
+    pub least: Option<f64>,
 }
 
 impl<'a> Texts<'a> {
     /// What the configuration asks for, for the model's length.
     pub fn new(config: &Config, tokenizer: &'a dyn Tokenizer) -> Self {
         let (windows, stop_at_eos) = (Windows::ONE, stops_at_eos(config));
-        Self { tokenizer, windows, stop_at_eos, seed: config.top.seed, first: 0 }
+        Self {
+            tokenizer,
+            windows,
+            stop_at_eos,
+            seed: config.top.seed,
+            first: 0,
+            length: length(config),
+            context: config.sampling.context,
+            cached: config.sampling.kv_cache,
+            least: config.sampling.min_entropy,
+        }
     }
 
-    fn end(&self, given: &Given, ids: &mut Vec<i64>) {
-        given.cut(ids);
+    /// The tokens that end a text.
+    fn ends(&self) -> Vec<i64> {
+        let ends = [self.tokenizer.eos(), self.tokenizer.pad()];
+        ends.into_iter().flatten().map(i64::from).collect()
+    }
+
+    /// Cuts a text, in which what is given begins at `lead`.
+    fn end(&self, given: &Given, lead: usize, ids: &mut Vec<i64>) {
+        given.cut(lead, ids);
         if !self.stop_at_eos {
             return;
         }
-        let id = |token: Option<u32>| token.map(i64::from);
-        let (bos, ends) = (self.tokenizer.bos(), [self.tokenizer.eos(), self.tokenizer.pad()]);
-        // The first token may be a BOS that is the EOS too.
-        let begins = usize::from(bos.is_some() && ids.first().copied() == id(bos));
-        let from = given.reach().max(begins).min(ids.len());
-        let ends = ends.map(id);
-        if let Some(end) = ids[from..].iter().position(|token| ends.contains(&Some(*token))) {
+        let from = self.free_from(given, lead, ids.first().copied()).min(ids.len());
+        let ends = self.ends();
+        if let Some(end) = ids[from..].iter().position(|token| ends.contains(token)) {
             ids.truncate(from + end);
         }
     }
+
+    /// The first position at which a token may end a text that begins with `first`.
+    fn free_from(&self, given: &Given, lead: usize, first: Option<i64>) -> usize {
+        let bos = self.tokenizer.bos().map(i64::from);
+        // The first token may be a BOS that is the EOS too.
+        let begins = usize::from(bos.is_some() && first == bos);
+        let reach = match given.reach() {
+            0 => 0,
+            reach => lead + reach,
+        };
+        reach.max(begins)
+    }
+}
+
+/// Tokens of a text at most: `sampling.length`, or else the model's.
+pub fn length(config: &Config) -> i64 {
+    config.sampling.length.unwrap_or(config.model.length)
 }
 
 /// Whether texts are cut at EOS: `sampling.stop_at_eos`, or else if each training block held one document.
@@ -129,6 +173,10 @@ pub struct Drawn {
     pub samples: Vec<Sample>,
     /// Network calls for each sequence, on average.
     pub nfe: f64,
+    /// Tokens that the network read for each sequence in all its calls, on average.
+    pub token_forwards: f64,
+    /// Texts that were rejected and drawn anew.
+    pub rejected: usize,
     /// Wall-clock seconds of the batch.
     pub seconds: f64,
 }
@@ -142,19 +190,57 @@ pub fn draw(
     progress: Option<Progress<'static>>,
     recorder: Option<&Rc<RefCell<Recorder>>>,
 ) -> Result<Drawn> {
-    let (start, calls) = (Instant::now(), model.calls());
-    let Texts { tokenizer, windows, seed, first, .. } = texts;
-    let (count, length) = (given.len() as i64, model.facts().length);
+    let (start, before) = (Instant::now(), (model.calls(), model.rows()));
+    let count = given.len() as f64;
+    let streams =
+        Streams::new(texts.seed, Purpose::Walks, texts.first..texts.first + given.len() as u64);
+    model.set_moment(Moment::of_walk(streams, None));
+    model.on_progress(recorded(progress, recorder.map(Rc::clone)));
+    let walked = match model.blocks() {
+        Some(blocks) => grown(model, blocks, sampler, (given, texts), recorder),
+        None => windows(model, sampler, (given, texts), recorder).map(|rows| (rows, 0)),
+    };
+    model.on_progress(None);
+    model.set_moment(Moment::default());
+    let lead = lead(model);
+    let (rows, rejected) = walked?;
+    let rows = rows.into_iter().zip(given);
+    let tokenizer = texts.tokenizer;
+    let sample = |(mut ids, given): (Vec<i64>, &Given)| {
+        texts.end(given, lead, &mut ids);
+        let (text, entropy) = (tokenizer.decode(&ids), diversity::entropy(&ids));
+        Sample { given: given.text.clone(), text, ids, entropy }
+    };
+    Ok(Drawn {
+        samples: rows.map(sample).collect(),
+        nfe: (model.calls() - before.0) as f64 / count,
+        token_forwards: (model.rows() - before.1) as f64 / count,
+        rejected,
+        seconds: start.elapsed().as_secs_f64(),
+    })
+}
+
+/// Tokens in front of what is given: the BOS of a model in blocks.
+fn lead(model: &Model) -> usize {
+    usize::from(model.blocks().is_some_and(|blocks| blocks.begins().is_some()))
+}
+
+/// Texts window by window.
+fn windows(
+    model: &Model,
+    sampler: &mut NamedSampler,
+    (given, texts): (&[Given], Texts<'_>),
+    recorder: Option<&Rc<RefCell<Recorder>>>,
+) -> Result<Vec<Vec<i64>>> {
+    let (count, length, windows) = (given.len() as i64, model.facts().length, texts.windows);
     let xt_bl = model.prior(count, length)?;
-    let given_bl = xt_bl.zeros_like().to_kind(tch::Kind::Bool);
+    let given_bl = none_given(&xt_bl);
     for (row, given) in (0..).zip(given) {
         given.put_into(&xt_bl.get(row));
         given.mark(&given_bl.get(row));
     }
-    let streams = Streams::new(seed, Purpose::Walks, first..first + given.len() as u64);
-    model.set_moment(Moment::of_walk(streams, given_bl));
-    model.on_progress(recorded(progress, recorder.map(Rc::clone)));
-    let prior = || model.prior(count, model.facts().length);
+    model.give(Some(given_bl));
+    let prior = || model.prior(count, length);
     let mut number = 0;
     let walked = windows.walk(&xt_bl, prior, |xt_bl| {
         if number > 0 {
@@ -167,24 +253,81 @@ pub fn draw(
         recorder.borrow_mut().end(id_rows(&x0_bl)?);
         Ok(x0_bl)
     });
-    model.on_progress(None);
-    model.set_moment(Moment::default());
-    let rows = walked?.unbind(0).into_iter().zip(given);
-    let sample = |(row, given): (Tensor, &Given)| -> Result<Sample> {
-        let mut ids = Vec::<i64>::try_from(row).map_err(component::torch)?;
-        texts.end(given, &mut ids);
-        let (text, entropy) = (tokenizer.decode(&ids), diversity::entropy(&ids));
-        Ok(Sample { given: given.text.clone(), text, ids, entropy })
+    id_rows(&walked?)
+}
+
+/// How often a text is drawn that is rejected each time.
+const TRIES: u64 = 10;
+
+/// Texts block by block, and how many were rejected and drawn anew.
+fn grown(
+    model: &Model,
+    blocks: &Blocks,
+    sampler: &mut NamedSampler,
+    (given, texts): (&[Given], Texts<'_>),
+    recorder: Option<&Rc<RefCell<Recorder>>>,
+) -> Result<(Vec<Vec<i64>>, usize)> {
+    if recorder.is_some() && texts.least.is_some() {
+        return Err(Error::config(
+            "`sampling.min_entropy` draws texts anew, and a trace shows one way to each",
+            "leave one of both out",
+        ));
+    }
+    let start = start(model, blocks, given, texts)?;
+    let growth = Growth {
+        size: blocks.size,
+        window: model.facts().length,
+        context: texts.context,
+        cached: texts.cached,
     };
-    Ok(Drawn {
-        samples: rows.map(sample).collect::<Result<_>>()?,
-        nfe: (model.calls() - calls) as f64 / count as f64,
-        seconds: start.elapsed().as_secs_f64(),
-    })
+    let mut drawn = grow(model, sampler, &start, growth, recorder)?;
+    let mut rejected = 0;
+    for attempt in 1..TRIES {
+        let again: Vec<usize> = (0..given.len()).filter(|row| drawn.rejected[*row]).collect();
+        if again.is_empty() {
+            break;
+        }
+        rejected += again.len();
+        // Numbers of their own: none of the first try comes again.
+        let number = |row: &usize| (attempt << 48) + texts.first + *row as u64;
+        let streams = Streams::new(texts.seed, Purpose::Walks, again.iter().map(number));
+        model.set_moment(Moment::of_walk(streams, None));
+        let anew = grow(model, sampler, &start.of(&again), growth, None)?;
+        for (row, (ids, rejected)) in
+            again.into_iter().zip(anew.rows.into_iter().zip(anew.rejected))
+        {
+            (drawn.rows[row], drawn.rejected[row]) = (ids, rejected);
+        }
+    }
+    drawn.rows.iter_mut().for_each(|ids| ids.truncate(texts.length as usize));
+    Ok((drawn.rows, rejected))
+}
+
+/// What texts in blocks start from. One whose end is given is no longer than that.
+fn start(model: &Model, blocks: &Blocks, given: &[Given], texts: Texts<'_>) -> Result<Start> {
+    let lead = lead(model);
+    let needed = |given: &Given| given.whole().map_or(texts.length, |all| (lead + all) as i64);
+    let length = given.iter().map(needed).max().unwrap_or(texts.length);
+    let all = grow::whole_blocks(blocks, length);
+    let x_bn = model.prior(given.len() as i64, all)?;
+    let given_bn = none_given(&x_bn);
+    if let Some(bos) = blocks.begins() {
+        let _ = x_bn.narrow(1, 0, 1).fill_(bos);
+        let _ = given_bn.narrow(1, 0, 1).fill_(1);
+    }
+    for (row, given) in (0..).zip(given) {
+        let behind = |x: &Tensor| x.get(row).narrow(0, lead as i64, all - lead as i64);
+        given.put_into(&behind(&x_bn));
+        given.mark(&behind(&given_bn));
+    }
+    let (first, ends) = (blocks.begins(), texts.ends());
+    let from = given.iter().map(|given| texts.free_from(given, lead, first) as i64).collect();
+    let ends = texts.stop_at_eos.then_some((ends, from));
+    Ok(Start { x_bn, given_bn, ends, least: texts.least })
 }
 
 /// The rows of `[B, L] i64`.
-fn id_rows(x_bl: &Tensor) -> Result<Vec<Vec<i64>>> {
+pub(crate) fn id_rows(x_bl: &Tensor) -> Result<Vec<Vec<i64>>> {
     let x_bl = x_bl.to_device(tch::Device::Cpu).to_kind(tch::Kind::Int64);
     x_bl.unbind(0).into_iter().map(|row| Vec::try_from(row).map_err(component::torch)).collect()
 }
@@ -204,10 +347,20 @@ fn recorded(
 }
 
 /// One walk of a sampler from `xt_bl [B, L] i64`, checked.
-pub fn walk(model: &Model, (name, walker): &mut NamedSampler, xt_bl: &Tensor) -> Result<Tensor> {
+pub fn walk(model: &Model, sampler: &mut NamedSampler, xt_bl: &Tensor) -> Result<Tensor> {
+    walk_over(model, model, sampler, xt_bl)
+}
+
+/// The same over a view of the model.
+pub(crate) fn walk_over(
+    model: &Model,
+    lent: &dyn Lent,
+    (name, walker): &mut NamedSampler,
+    xt_bl: &Tensor,
+) -> Result<Tensor> {
     model.set_drawing(true);
     // It is lent a copy: what it writes there must not pass for what was given.
-    let walked = tch::no_grad(|| walker.sample(model, &xt_bl.copy()));
+    let walked = tch::no_grad(|| walker.sample(lent, &xt_bl.copy()));
     model.set_drawing(false);
     let walked = walked.map_err(|e| component::error("sampler", name, e));
     walked.and_then(|x0_bl| check(x0_bl, xt_bl, model, name)).map_err(|e| at_fault(model, name, e))

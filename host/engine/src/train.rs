@@ -3,6 +3,7 @@
 mod checkpoints;
 mod evaluations;
 mod judged;
+mod search;
 
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
@@ -312,8 +313,13 @@ impl Trainer<'_> {
         let stride = config.loader.global_batch_size.cast_unsigned();
         let blocks = self.corpus.train.rows(samples, stride)?;
         let TokenRows { x0_bl, counted_bl } = TokenRows::new(&blocks, device)?;
+        let counted_bl = self.model.counted(counted_bl, &x0_bl);
         let antithetic = config.training.antithetic_sampling;
-        let u = draws::time_uniforms(seed, step, config.loader.global_batch_size, antithetic)?;
+        let (all, clocks) = (config.loader.global_batch_size, self.model.clocks());
+        let u = match clocks {
+            1 => draws::time_uniforms(seed, step, all, antithetic)?,
+            _ => draws::block_times(seed, step, all, clocks, antithetic)?,
+        };
         let u_b = u.narrow(0, first, rows).to_device(device);
         let u_bl = draws::mask_uniforms(seed, step, first as u64, rows as usize, length as usize)?;
         draws::seed_torch(seed, Purpose::Torch, step, self.world.rank());
@@ -324,7 +330,7 @@ impl Trainer<'_> {
             let numbers = number + start.cast_unsigned()..number + (start + batch).cast_unsigned();
             Ok(Batch {
                 x0_bl: x0_bl.narrow(0, start, batch),
-                t_b: self.model.draw_t(&u_b.narrow(0, start, batch))?,
+                t_b: self.model.draw_training_t(&u_b.narrow(0, start, batch))?,
                 counted_bl: counted_bl.as_ref().map(|counted| counted.narrow(0, start, batch)),
                 u_bl: Some(u_bl.narrow(0, start, batch)),
                 streams: Some(Streams::new(seed, Purpose::Draws, numbers)),

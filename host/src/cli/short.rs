@@ -35,6 +35,9 @@ pub(super) struct Sampling {
     /// Steps of a sampler that has them; the same as sampling.steps=N
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     steps: Option<u32>,
+    /// Tokens of a text that is drawn in blocks; the same as sampling.length=N
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    length: Option<u32>,
     /// Of a sampler that has it; the same as sampling.temperature=T
     #[arg(long, value_name = "T")]
     temperature: Option<f64>,
@@ -61,6 +64,7 @@ impl Sampling {
         add(words, "num-samples", "sampling.num_samples", self.num_samples)?;
         add(words, "seed", "seed", self.seed)?;
         add(words, "steps", "sampling.steps", self.steps)?;
+        add(words, "length", "sampling.length", self.length)?;
         // With its point: an option that is a number may not take a whole one.
         let temperature = self.temperature.map(|t| format!("{t:?}"));
         add(words, "temperature", "sampling.temperature", temperature)
@@ -178,6 +182,7 @@ mod tests {
             num_samples: Some(5),
             seed: Some(3),
             steps: Some(8),
+            length: Some(90),
             temperature: Some(1.0),
         };
         flags.add_to(&mut words).unwrap();
@@ -186,6 +191,7 @@ mod tests {
             "sampling.num_samples=5",
             "seed=3",
             "sampling.steps=8",
+            "sampling.length=90",
             "sampling.temperature=1.0",
         ];
         assert_eq!(words, expected);

@@ -42,6 +42,7 @@ pub fn run(common: &Common) -> Result<()> {
     let next_token = method.provides.iter().any(|offer| *offer == capability::NEXT_TOKEN);
     let facts = assemble::facts(&config, &registry, tokenizer.as_ref(), device)?;
     let model = assemble::model(&config, &registry, choices, facts)?;
+    assemble::begin_texts(&model, &config, tokenizer.as_ref());
     assemble::load_weights(&model, &checkpoint, &config)?;
     let origin = results::used(&checkpoint, &config, &used)?;
     let mut rows = Vec::new();

@@ -138,6 +138,7 @@ impl Common {
         let request = of_checkpoint(&checkpoint, overrides, file)?;
         let request = Request { form: self.form, ..request };
         let config = load(&request)?;
+        check_blocks(&config, request.stored.as_ref())?;
         let Some(foreign) = &checkpoint.foreign else {
             tell_of_paths(&checkpoint, &config)?;
             let tokenizer = checkpoint.tokenizer()?;
@@ -156,6 +157,29 @@ impl Common {
 
 /// The key of the tokenizer.
 pub(crate) const TOKENIZER: &str = "data.tokenizer_name_or_path";
+
+/// Refuses another `block_size` than the checkpoint was trained with: its tensors would fit, and mean nothing.
+fn check_blocks(config: &Config, stored: Option<&(String, String)>) -> Result<()> {
+    let Some((name, text)) = stored else { return Ok(()) };
+    let Ok(table) = text.parse::<toml::Table>() else { return Ok(()) };
+    let trained = table.get("block_size").and_then(toml::Value::as_integer);
+    if config.top.block_size == trained {
+        return Ok(());
+    }
+    let words = |size: Option<i64>| match size {
+        Some(size) => format!("in blocks of {size} tokens"),
+        None => "without blocks".to_string(),
+    };
+    Err(config.layers.error(
+        "block_size",
+        &format!(
+            "`{name}` was trained {}, and is to be read {}",
+            words(trained),
+            words(config.top.block_size)
+        ),
+        "leave `block_size` out; a run with `training.from` trains its weights into other blocks",
+    ))
+}
 
 /// Warns of text whose path a checkpoint has from a place that it does not tell.
 fn tell_of_paths(checkpoint: &Checkpoint, config: &Config) -> Result<()> {

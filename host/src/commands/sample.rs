@@ -146,6 +146,7 @@ impl Session {
             }
         };
         let model = self.model.insert(model);
+        assemble::begin_texts(model, &config, tokenizer.as_ref());
         tch::manual_seed(config.top.seed.cast_signed());
         let windows = Windows::new(&config.sampling);
         let all_texts = Texts { windows, ..Texts::new(&config, tokenizer.as_ref()) };
@@ -171,7 +172,8 @@ impl Session {
             let mut walks = walks.into_iter();
             for Sample { given, text, ids, entropy } in drawn.samples {
                 let mut line = json!({
-                    "text": text, "ids": ids, "nfe": nfe, "seconds": each, "entropy": entropy, "batch": number,
+                    "text": text, "ids": ids, "nfe": nfe, "token_forwards": drawn.token_forwards, "rejected": drawn.rejected,
+                    "seconds": each, "entropy": entropy, "batch": number,
                 });
                 if !given.is_empty() {
                     line["given"] = json!(given);
@@ -188,8 +190,12 @@ impl Session {
                     texts.push(Generated { text, ids: Some(ids), batch: Some(number) });
                 }
             }
+            let anew = match drawn.rejected {
+                0 => String::new(),
+                rejected => format!("; {rejected} drawn anew for `sampling.min_entropy`"),
+            };
             report.note(&format!(
-                "{} in {seconds:.2} s, {nfe:.1} network calls for each",
+                "{} in {seconds:.2} s, {nfe:.1} network calls for each{anew}",
                 counted(count, "sequence")
             ));
         }
@@ -229,7 +235,11 @@ fn given(config: &Config, asked: &[Ask], tokenizer: &dyn Tokenizer) -> Result<(V
         let each = if wanted.is_some() { 1 } else { config.loader.eval_batch_size };
         return Ok((vec![Given::default(); each as usize], rounds));
     }
-    let given = asked.iter().map(|ask| Given::new(ask, tokenizer, config.model.length));
+    // In blocks, a BOS may stand in front of it.
+    let begins =
+        config.top.block_size.is_some() && maskdiff_data::block_start(config, tokenizer).is_some();
+    let room = sample::length(config) - i64::from(begins);
+    let given = asked.iter().map(|ask| Given::new(ask, tokenizer, room));
     let given: Vec<Given> = given.collect::<Result<_>>()?;
     match given.iter().find(|given| given.is_whole()) {
         Some(template) if config.sampling.semi_ar => Err(config.layers.error(

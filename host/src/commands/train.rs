@@ -222,6 +222,7 @@ fn work(
     world.agree("data", &hashes.collect::<Vec<String>>())?;
     world.agree("plugin", &used.iter().map(hash_line).collect::<Vec<String>>())?;
     let model = assemble::model(config, &registry, choices, facts)?;
+    assemble::begin_texts(&model, config, corpus.tokenizer.as_ref());
     let _ = train::monitored(config, measure.is_bound(&model))?;
     let learner = Learner::new(&model, config, Rc::clone(&world))?;
     let keep = config.checkpointing.keep_last as usize;

@@ -139,6 +139,7 @@ macro_rules! denoiser_methods {
             step() -> Option<i64>;
             uniforms(shape: Vec<i64>) -> Tensor;
             normals(shape: Vec<i64>) -> Tensor;
+            turn_to(sequences_n: Tensor) -> ();
         }
     };
 }

@@ -43,9 +43,20 @@ pub struct Reading {
     rotation: Rotation,
     /// True where row `i` of the call sees column `j` of past and call; `None` sees all.
     seen: Option<Tensor>,
+    /// Parts of the call that see little of past and call; empty where it is attended to as a whole.
+    tiles: Vec<Tile>,
 }
 
 impl Reading {
+    /// Whether a call is of so few tokens over its past that copying what it reads would cost more than reading it; on a CPU, without
+    /// gradients.
+    fn is_short(&self, q: &Tensor) -> bool {
+        q.device() == Device::Cpu
+            && !q.requires_grad()
+            && q.size()[2] <= SHORT
+            && matches!(q.kind(), Kind::Float | Kind::Double)
+    }
+
     /// Of a pass over a network with that rotation and so many layers, whose keys and values are checked against it.
     pub fn new(pass: &Pass, rotary: &Rotary, layers: usize) -> Result<Self> {
         let (ids, held) = (pass.tokens.ids(), pass.past.len());
@@ -62,8 +73,20 @@ impl Reading {
             Some(positions) => positions.shallow_clone(),
             None => own,
         };
-        let seen = seen(&pass.sees, &positions, past)?;
-        Ok(Self { rotation: rotary.of(&positions), seen })
+        let tiles = tiles(&pass.sees, &positions, past);
+        // What tiles do not see needs no mask but their own.
+        let size = pass.sees.block().unwrap_or(0);
+        let seen = if tiles.len() == 1 && tiles[0].sees_all(past, new, size) {
+            None
+        } else {
+            seen(&pass.sees, &positions, past)?
+        };
+        let rotation = rotary.of(&positions);
+        let tiles = match &seen {
+            Some(seen) => tiles.into_iter().map(|tile| tile.masked(seen, past)).collect(),
+            None => Vec::new(),
+        };
+        Ok(Self { rotation, seen, tiles })
     }
 }
 
@@ -107,6 +130,95 @@ fn seen(sees: &Sees, positions: &Tensor, past: i64) -> Result<Option<Tensor>> {
         }
     };
     Ok(Some(if pairs.dim() == 3 { pairs.unsqueeze(1) } else { pairs }))
+}
+
+/// Attention over keys and values of past and call without putting them into one tensor: scores are joined, not what is read.
+fn joined_attention(
+    q: &Tensor,
+    [past_k, past_v]: [&Tensor; 2],
+    [k, v]: [&Tensor; 2],
+    seen: Option<&Tensor>,
+) -> Tensor {
+    let (before, size) = (past_k.size()[2], q.size()[3] as f64);
+    let q: Tensor = q / size.sqrt();
+    let scores = |k: &Tensor| q.matmul(&k.transpose(2, 3));
+    let mut scores = Tensor::cat(&[scores(past_k), scores(k)], -1);
+    if let Some(seen) = seen {
+        scores = scores.masked_fill(&seen.logical_not(), f64::NEG_INFINITY);
+    }
+    let p = scores.softmax(-1, scores.kind());
+    let after = p.size()[3] - before;
+    p.narrow(3, 0, before).matmul(past_v) + p.narrow(3, before, after).matmul(v)
+}
+
+/// Rows of a call, and the columns of past and call among which all are that they see.
+#[derive(Debug)]
+struct Tile {
+    /// First row and how many.
+    rows: (i64, i64),
+    /// Columns of the past, from its start.
+    past: i64,
+    /// First column of the call and how many.
+    own: (i64, i64),
+    /// Which of them each row sees; `None` sees all of them.
+    seen: Option<Tensor>,
+}
+
+/// Tokens of a call that is short.
+const SHORT: i64 = 64;
+
+/// Rows of a tile: few enough to leave out most of what is not seen, and enough for a product to be fast.
+const TILE: i64 = 64;
+
+/// Tiles of a call in blocks at consecutive positions that fill whole blocks; none for another call, or where the positions are not
+/// at hand.
+fn tiles(sees: &Sees, positions: &Tensor, past: i64) -> Vec<Tile> {
+    let (size, own_is_earlier) = match sees {
+        Sees::Blocks(size) => (*size, true),
+        Sees::Earlier(size) => (*size, false),
+        _ => return Vec::new(),
+    };
+    if positions.dim() != 1 || positions.device() != Device::Cpu || size < 1 {
+        return Vec::new();
+    }
+    let Ok(at) = Vec::<i64>::try_from(positions) else { return Vec::new() };
+    let consecutive = at.windows(2).all(|pair| pair[1] == pair[0] + 1);
+    let new = at.len() as i64;
+    if new == 0 || !consecutive || at[0] % size != 0 {
+        return Vec::new();
+    }
+    let rows = (TILE / size).max(1) * size;
+    let tile = |first: i64| {
+        let count = rows.min(new - first);
+        let end = (at[0] + first + count + size - 1) / size * size;
+        // The last block that a row of the tile may see begins before `end`; of the past of the noisy read it is the one before.
+        let (past_end, own_first) = if own_is_earlier { (end, 0) } else { (end - size, first) };
+        Tile {
+            rows: (first, count),
+            past: past_end.clamp(0, past),
+            own: (own_first, first + count - own_first),
+            seen: None,
+        }
+    };
+    (0..new).step_by(rows as usize).map(tile).collect()
+}
+
+impl Tile {
+    /// Whether it is the whole call, over all of its own columns and no past, and a single block.
+    fn sees_all(&self, past: i64, new: i64, size: i64) -> bool {
+        new <= size && self.rows == (0, new) && self.own == (0, new) && past == 0
+    }
+
+    /// With what its rows see of its columns.
+    fn masked(self, seen: &Tensor, past: i64) -> Self {
+        let rows = seen.narrow(0, self.rows.0, self.rows.1);
+        let part = Tensor::cat(
+            &[rows.narrow(1, 0, self.past), rows.narrow(1, past + self.own.0, self.own.1)],
+            1,
+        );
+        let all = part.all().int64_value(&[]) == 1;
+        Self { seen: (!all).then_some(part), ..self }
+    }
 }
 
 /// `x [B, L, .., H, K]`.
@@ -168,6 +280,29 @@ impl SelfAttention {
         past: Option<(&Tensor, &Tensor)>,
     ) -> (Tensor, [Tensor; 2]) {
         let [q, k, v] = self.project(h_bld, &reading.rotation);
+        if !reading.tiles.is_empty() {
+            let tiles = reading.tiles.iter().map(|tile| {
+                let of = |own: &Tensor, past: Option<&Tensor>| {
+                    let own = own.narrow(2, tile.own.0, tile.own.1);
+                    match past.filter(|_| tile.past > 0) {
+                        Some(past) => Tensor::cat(&[past.narrow(2, 0, tile.past), own], 2),
+                        None => own,
+                    }
+                };
+                let (k, v) = (of(&k, past.map(|past| past.0)), of(&v, past.map(|past| past.1)));
+                let q = q.narrow(2, tile.rows.0, tile.rows.1);
+                let seen = tile.seen.as_ref();
+                Tensor::scaled_dot_product_attention(&q, &k, &v, seen, 0.0, false, None, false)
+            });
+            let out = Tensor::cat(&tiles.collect::<Vec<Tensor>>(), 2);
+            let out = linear(&out.transpose(1, 2).flatten(2, 3), &self.out, None);
+            return (out, [k, v]);
+        }
+        if let Some((past_k, past_v)) = past.filter(|_| reading.is_short(&q)) {
+            let out = joined_attention(&q, [past_k, past_v], [&k, &v], reading.seen.as_ref());
+            let out = linear(&out.transpose(1, 2).flatten(2, 3), &self.out, None);
+            return (out, [k, v]);
+        }
         let joined = |past: &Tensor, own: &Tensor| Tensor::cat(&[past, own], 2);
         let (all_k, all_v) = match past {
             Some((past_k, past_v)) => (joined(past_k, &k), joined(past_v, &v)),

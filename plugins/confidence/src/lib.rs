@@ -132,6 +132,7 @@ impl Sampler for Confidence {
             // Sequences that are whole need no call.
             let open_b = ops::rows_of(&x_bl.eq(mask).any_dim(1, false));
             let part_bl = x_bl.index_select(0, &open_b);
+            model.turn_to(&open_b)?;
             let (rows_n, law_nv) = self.opening(model, &part_bl)?;
             let part_bl = ops::put_rows(&part_bl, &rows_n, &ops::categorical(&law_nv));
             x_bl = x_bl.index_copy(0, &open_b, &part_bl);

@@ -95,6 +95,7 @@ impl Sampler for FirstHitting {
             }
             noise_b = noise_b.index_copy(0, &open_b, &after_b);
             let rows_n = some_masked(&part_bl, mask, opening);
+            model.turn_to(&open_b)?;
             let log_x0_nv = model.log_x0(&part_bl, &t_b, &rows_n)?;
             let token_n = ops::categorical(&self.restriction.apply(&log_x0_nv));
             let part_bl = ops::put_rows(&part_bl, &rows_n, &token_n);

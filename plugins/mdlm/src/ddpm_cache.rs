@@ -77,6 +77,7 @@ impl StepSampler for DdpmCache {
         }
         let x_bl = xt_bl.index_select(0, &changed_b);
         let rows_n = ops::rows_of(&opens_bl.index_select(0, &changed_b));
+        model.turn_to(&changed_b)?;
         let log_x0_nv = model.log_x0(&x_bl, &model.times(x_bl.size()[0], t), &rows_n)?;
         let token_n =
             if s > 0.0 { ops::categorical(&log_x0_nv) } else { log_x0_nv.argmax(-1, false) };

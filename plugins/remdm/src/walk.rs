@@ -53,6 +53,7 @@ impl Remdm {
         let x_bl = state.x_bl.index_select(0, &changed_b);
         let rows_n = ops::rows_of(&opens_bl.index_select(0, &changed_b));
         let t_b = Self::times(model, x_bl.size()[0], alpha_t)?;
+        model.turn_to(&changed_b)?;
         let log_x0_nv = model.log_x0(&x_bl, &t_b, &rows_n)?;
         let token_n = if likeliest {
             log_x0_nv.argmax(-1, false)

@@ -42,6 +42,9 @@ pub struct State {
     /// Threads of libtorch that computed, where a CPU did; 0 where that is not known.
     #[serde(default)]
     pub threads: i32,
+    /// From where a clipped schedule draws times, where it reads in blocks.
+    #[serde(default)]
+    pub interval: Option<(f64, f64)>,
     /// Plugin to SHA-256 of its file.
     pub plugins: BTreeMap<String, String>,
     /// SHA-256 of the blocks that were trained on; empty where they are generated.
@@ -128,6 +131,11 @@ impl State {
             (samples < self.step)
                 .then(|| format!("`samples` is {samples} after {} steps", self.step)),
         ];
+        let inside =
+            |(low, high): &(f64, f64)| (0.0..=1.0).contains(low) && (*low..=1.0).contains(high);
+        if let Some((low, high)) = self.interval.filter(|interval| !inside(interval)) {
+            return Some(format!("`interval` is {low} to {high}"));
+        }
         let skipped = self.skipped.iter().find_map(|step| within("skipped", *step, MOST));
         counts.into_iter().flatten().next().or(skipped)
     }

@@ -23,11 +23,23 @@ use super::strict::time_of_share;
 /// `L / tokens` network calls a sequence, each with the law `[B M, V]` at all tokens that are masked (with
 /// [`Order::LeftToRight`] only at those that open).
 pub fn nats(model: &Denoiser, x0_bl: &Tensor, order: Order, tokens: i64) -> Result<Tensor> {
+    nats_behind(model, x0_bl, 0, order, tokens)
+}
+
+/// The same, of whose sequences the first `given` tokens are conditions: revealed from the start, and not scored.
+pub fn nats_behind(
+    model: &Denoiser,
+    x0_bl: &Tensor,
+    given: i64,
+    order: Order,
+    tokens: i64,
+) -> Result<Tensor> {
     let (batch, length) = (x0_bl.size()[0], x0_bl.size()[1]);
     let mask = model.mask_id()?;
     let mut xt_bl = x0_bl.full_like(mask);
+    xt_bl.narrow(1, 0, given).copy_(&x0_bl.narrow(1, 0, given));
     let mut total_b = Tensor::zeros([batch], (Kind::Double, x0_bl.device()));
-    let mut masked = length;
+    let mut masked = length - given;
     while masked > 0 {
         let opening = tokens.min(masked);
         let rows_bm = ops::rows_of(&xt_bl.eq(mask)).view([batch, masked]);

@@ -1,6 +1,7 @@
 //! Likelihood of the validation blocks: the parameterization's own bound, a strict one, or the exact likelihood of an
 //! order of unmasking.
 
+pub mod blocks;
 pub mod diversity;
 pub mod duel;
 pub mod generated;
@@ -8,6 +9,7 @@ pub mod in_time;
 pub mod judge;
 pub mod mauve;
 pub mod protocol;
+pub mod search;
 pub mod strict;
 
 use maskdiff_base::error::{self, Error, Result};
@@ -16,7 +18,7 @@ use maskdiff_config::{Config, listed};
 use maskdiff_data::Blocks;
 use maskdiff_native::{generator_state, set_generator_state};
 use maskdiff_plugin_api::ops::Order;
-use maskdiff_plugin_api::{Batch, Denoiser, Objective, capability};
+use maskdiff_plugin_api::{Batch, Denoiser, Objective, bail, capability};
 use serde::Serialize;
 use serde_json::{Map, Value, json};
 use tch::{Kind, Tensor};
@@ -103,7 +105,8 @@ impl Measure {
         let Draws { u_b, u_bl, .. } = &draws;
         let TokenRows { x0_bl, counted_bl } = rows;
         let sum = |t: &Tensor| t.sum_dim_intlist([1i64].as_slice(), false, Kind::Double);
-        if self == Self::Reference {
+        let counted_bl = &model.counted(counted_bl.as_ref().map(Tensor::shallow_clone), x0_bl);
+        if self == Self::Reference && !is_exact(model) {
             let t_b = model.draw_t(u_b)?;
             model.inject_uniforms(Some(u_bl.shallow_clone()));
             model.set_moment(Moment::of_loss(None, draws.streams));
@@ -127,16 +130,32 @@ impl Measure {
         let fitting = (LAW_NUMBERS / (facts.length * facts.vocab_size)).max(1);
         let parts = x0_bl.split(fitting, 0).into_iter().zip(draws.split(fitting));
         let denoiser = Denoiser::new(model);
-        let nats = |(x0_bl, draws): (Tensor, Draws)| match self {
-            Self::Duel { order, tokens } => duel::nats(&denoiser, &x0_bl, order, tokens),
-            _ if !model.carries_over() => in_time::nats(model, &x0_bl, &draws),
-            _ => strict::nats(&denoiser, &x0_bl, &draws),
+        let nats = |(x0_bl, draws): (Tensor, Draws)| match (self, model.blocks()) {
+            (Self::Duel { order, tokens }, None) => duel::nats(&denoiser, &x0_bl, order, tokens),
+            (Self::Duel { order, tokens }, Some(read)) => {
+                blocks::duel_nats(model, read, &x0_bl, order, tokens)
+            }
+            (_, None) if !model.carries_over() => in_time::nats(model, &x0_bl, &draws),
+            (_, None) => strict::nats(&denoiser, &x0_bl, &draws),
+            (_, Some(_)) if !model.carries_over() => bail!(
+                Unsupported,
+                "in blocks (`block_size`) `{}` needs noise that is masks alone: measure with `eval.bound=reference`",
+                self.chosen_by()
+            ),
+            (_, Some(read)) => blocks::strict_nats(model, read, &x0_bl, &draws),
         };
         let nats = parts.map(nats).collect::<maskdiff_plugin_api::Result<Vec<Tensor>>>();
         let nats = nats.map_err(|e| model.method_error(e))?;
-        let (nats_b, scored_b) = (Tensor::cat(&nats, 0), sum(&x0_bl.ones_like()));
+        let all = || x0_bl.ones_like();
+        let scored_b = sum(&counted_bl.as_ref().map_or_else(all, Tensor::shallow_clone));
+        let nats_b = Tensor::cat(&nats, 0);
         Ok(Measured { nats_b, scored_b, is_bound: true })
     }
+}
+
+/// Whether the bound of the model is the likelihood itself: one token is masked at a time, whatever the time is.
+fn is_exact(model: &Model) -> bool {
+    model.carries_over() && model.blocks().is_some_and(|blocks| blocks.size == 1)
 }
 
 /// Total nats of some sequences, `[B] f64`, the number of tokens scored in each, `[B] f64`, and whether it is a bound.
@@ -150,10 +169,12 @@ struct Measured {
 /// the batch size and the number of ranks do not change a result.
 #[derive(Debug)]
 pub struct Draws {
-    /// Behind the times, `[B] f64`.
+    /// Behind the times, `[B] f64`; `[B, K]` of sequences of K blocks.
     pub u_b: Tensor,
     /// Behind the masks, `[B, L] f64`.
     pub u_bl: Tensor,
+    /// Tokens that are conditions, `[B, L] bool`.
+    pub given_bl: Option<Tensor>,
     /// What else a component draws for the sequences.
     pub streams: Option<Streams>,
     /// The steps of the run, which are all done for an evaluation.
@@ -163,7 +184,7 @@ pub struct Draws {
 impl Draws {
     /// Without streams.
     pub fn new(u_b: Tensor, u_bl: Tensor) -> Self {
-        Self { u_b, u_bl, streams: None, step: 0 }
+        Self { u_b, u_bl, given_bl: None, streams: None, step: 0 }
     }
 
     fn split(&self, size: i64) -> impl Iterator<Item = Self> {
@@ -308,11 +329,14 @@ pub fn likelihood(
             draws::seed_torch(seed, Purpose::Evaluate, number as u64, 0);
             let rows = TokenRows::new(&blocks.rows(start, size)?, device)?;
             let length = rows.x0_bl.size()[1];
-            let u_b = draws::evaluation_times(seed, pass, passes, start, size).to_device(device);
+            // Each block of a sequence has a time of its own.
+            let (clocks, shape) = (model.clocks(), [size, model.clocks()]);
+            let u_b = draws::evaluation_times(seed, pass, passes, start * clocks, size * clocks);
+            let u_b = if clocks > 1 { u_b.view(shape) } else { u_b }.to_device(device);
             let u_bl = draws::evaluation_masks(seed, pass, start, size, length).to_device(device);
             let numbers = (start..start + size).map(|block| draws::place_of_block(pass, block));
             let streams = Some(Streams::new(seed, Purpose::EvaluationDraws, numbers));
-            let draws = Draws { u_b, u_bl, streams, step: steps };
+            let draws = Draws { u_b, u_bl, given_bl: None, streams, step: steps };
             let Measured { nats_b, scored_b, is_bound } = measure.nats(model, &rows, draws)?;
             lacking += f64::from(u8::from(!is_bound));
             let from = (pass * n + start) as usize;

@@ -11,7 +11,7 @@ use super::Draws;
 ///
 /// # Equation
 /// `k = 1 + floor(u L)` positions are masked, every set of them equally likely, and
-/// `nats = L / k * sum over them of -log p(x_i | the others)`.
+/// `nats = L / k * sum over them of -log p(x_i | the others)`. Of a sequence with given tokens `[B, L] bool`, L counts the others.
 ///
 /// # Source
 /// Ou et al. 2024, arXiv:2406.03736 (k-DCE). Its mean is the bound of all orders of unmasking, which a network that does not see the
@@ -20,17 +20,26 @@ use super::Draws;
 /// that sees the noise level is told the one at which the schedule masks k of L tokens on average.
 pub fn nats(model: &Denoiser, x0_bl: &Tensor, draws: &Draws) -> Result<Tensor> {
     let (Draws { u_b, u_bl, .. }, length) = (draws, x0_bl.size()[1]);
-    let count_b = (u_b * length as f64).floor() + 1.0;
+    // Given tokens come last of all, behind as many masks as there can be.
+    let (free_b, u_bl) = match &draws.given_bl {
+        Some(given_bl) => {
+            let given_b = given_bl.sum_dim_intlist([1i64].as_slice(), false, Kind::Double);
+            let last_bl = u_bl.masked_fill(given_bl, 2.0).argsort(-1, false);
+            (given_b.ones_like() * length as f64 - given_b, last_bl)
+        }
+        None => (u_b.full_like(length as f64), u_bl.shallow_clone()),
+    };
+    let count_b = ((u_b * &free_b).floor() + 1.0).minimum(&free_b);
     // The places of the numbers in their order: a random permutation.
     let place_bl = u_bl.argsort(-1, false);
     let masked_bl = place_bl.lt_tensor(&count_b.unsqueeze(1));
     let xt_bl = x0_bl.masked_fill(&masked_bl, model.mask_id()?);
     let rows_n = ops::rows_of(&masked_bl);
-    let t_b = time_of_share(model, &(&count_b / length as f64))?;
+    let t_b = time_of_share(model, &(&count_b / free_b.clamp_min(1.0)))?;
     let log_p_nv = model.log_x0(&xt_bl, &t_b, &rows_n)?;
     let target_n1 = ops::take_rows(x0_bl, &rows_n).unsqueeze(1);
     let nats_n = -log_p_nv.gather(1, &target_n1, false).squeeze_dim(1).to_kind(Kind::Double);
-    let weight_n = ops::of_sequence(&(count_b.reciprocal() * length as f64), &rows_n, length);
+    let weight_n = ops::of_sequence(&(free_b / count_b), &rows_n, length);
     let sequence_n = rows_n.floor_divide_scalar(length);
     Ok(u_b.zeros_like().index_add(0, &sequence_n, &(nats_n * weight_n)))
 }

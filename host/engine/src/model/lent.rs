@@ -28,6 +28,21 @@ fn plain_nll(
     -log_p.gather(1, &target_n.unsqueeze(1), false).squeeze_dim(1) * weight_n
 }
 
+impl Model {
+    /// A draw of the process, of texts or of all their blocks.
+    pub(crate) fn corrupt_shown(&self, x0_bl: &Tensor, alpha_b: &Tensor) -> PluginResult<Tensor> {
+        use maskdiff_plugin_api::Model as _;
+        let injected = self.uniforms.borrow_mut().take();
+        let u_bl = match injected {
+            Some(u_bl) => u_bl.reshape(x0_bl.size()),
+            // A second corruption in one loss is as reproducible as the first one.
+            None if self.moment.borrow().draws_noise => self.uniforms(&x0_bl.size())?,
+            None => Tensor::rand(x0_bl.size(), (Kind::Double, x0_bl.device())),
+        };
+        self.process.corrupt(x0_bl, alpha_b, &u_bl)
+    }
+}
+
 impl maskdiff_plugin_api::Model for Model {
     fn vocab_size(&self) -> i64 {
         self.facts.vocab_size
@@ -66,14 +81,7 @@ impl maskdiff_plugin_api::Model for Model {
     }
 
     fn corrupt(&self, x0_bl: &Tensor, alpha_b: &Tensor) -> PluginResult<Tensor> {
-        let injected = self.uniforms.borrow_mut().take();
-        let u_bl = match injected {
-            Some(u_bl) => u_bl,
-            // A second corruption in one loss is as reproducible as the first one.
-            None if self.moment.borrow().draws_noise => self.uniforms(&x0_bl.size())?,
-            None => Tensor::rand(x0_bl.size(), (Kind::Double, x0_bl.device())),
-        };
-        self.process.corrupt(x0_bl, alpha_b, &u_bl)
+        self.corrupt_shown(x0_bl, alpha_b)
     }
 
     fn offers(&self, capability: &String) -> PluginResult<Option<bool>> {
@@ -95,8 +103,7 @@ impl maskdiff_plugin_api::Model for Model {
         let train = self.train.get();
         let none = || sigma_b.zeros_like();
         let sigma_b = &if self.facts.time_conditioning { sigma_b.shallow_clone() } else { none() };
-        let noted = (xt_bl.shallow_clone(), sigma_b.shallow_clone());
-        self.asked.borrow_mut().hidden = Some(noted);
+        self.note_hidden(xt_bl, sigma_b);
         let pass = |xt_bl: &Tensor, sigma_b: &Tensor| {
             self.reduced(|| self.network.hidden(xt_bl, sigma_b, train))
         };
@@ -199,6 +206,11 @@ impl maskdiff_plugin_api::Model for Model {
 
     fn uniforms(&self, shape: &Vec<i64>) -> PluginResult<Tensor> {
         self.moment.borrow_mut().uniforms(shape, self.facts.device())
+    }
+
+    /// All sequences are alike to the model itself.
+    fn turn_to(&self, _: &Tensor) -> PluginResult<()> {
+        Ok(())
     }
 
     fn normals(&self, shape: &Vec<i64>) -> PluginResult<Tensor> {

@@ -12,6 +12,7 @@ use super::{Progress, Trainer, Window};
 use crate::assemble;
 use crate::checkpoint::{self, Checkpoint, Content, Named, Saver, State, Stored, room};
 use crate::distributed::World;
+use crate::model::views::Interval;
 use crate::observe::{Split, Usual};
 use crate::precision::LossScale;
 
@@ -54,6 +55,10 @@ impl Trainer<'_> {
                 skipped: progress.skipped.iter().copied().collect(),
                 world: self.world.size(),
                 threads,
+                interval: self.model.blocks().map(|blocks| {
+                    let Interval { low, high } = blocks.interval();
+                    (low, high)
+                }),
                 plugins: self.plugins.clone(),
                 data,
                 files: BTreeMap::new(),
@@ -190,6 +195,9 @@ impl Trainer<'_> {
             ema.updates = from.state.ema_updates;
         }
         let state = &from.state;
+        if let (Some(blocks), Some((low, high))) = (self.model.blocks(), state.interval) {
+            blocks.set_interval(Interval { low, high });
+        }
         self.learner.step = state.step;
         let scale = state.loss_scale.map(|(factor, steps)| LossScale { factor, steps });
         self.learner.scale = self.learner.scale.map(|fresh| scale.unwrap_or(fresh));

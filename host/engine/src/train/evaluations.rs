@@ -128,6 +128,7 @@ impl Trainer<'_> {
         if better {
             (self.progress.best, self.progress.best_step) = (Some(value), Some(step));
         }
+        self.search(n)?;
         self.save(better)?;
         // The checkpoint is saved: a failure of the sampler loses only samples.
         if let Some(drawn) = self.samples()? {

@@ -2,12 +2,16 @@
 
 use serde_json::{Value, json};
 
+/// The one method that reads the `block_size` that its program has for all.
+const BLOCKS: &str = "bd3lm";
+
 /// Their name of a method: the process, and what we call the method.
 const METHODS: &[(&str, &str, &str)] = &[
     ("mdlm", "absorbing_state", "subs"),
     ("sedd", "absorbing_state", "sedd"),
     ("d3pm", "absorbing_state", "d3pm"),
     ("ar", "absorbing_state", "ar"),
+    (BLOCKS, "absorbing_state", "subs"),
     ("duo", "uniform", "duo"),
     ("duo_base", "uniform", "duo"),
     ("distillation", "uniform", "duo"),
@@ -25,6 +29,9 @@ pub(super) fn recast(mut config: Value) -> Value {
         (config["diffusion"], config["parameterization"]) = (json!(process), json!(method));
         for key in AT_THE_TOP {
             config[*key] = config["algo"][*key].take();
+        }
+        if name != BLOCKS {
+            config["block_size"] = Value::Null;
         }
         if config["noise"]["type"] == "log-linear" {
             config["noise"]["type"] = json!("loglinear");
@@ -68,6 +75,13 @@ mod tests {
         assert_eq!((&duo["backbone"], &duo["T"]), (&json!("dit"), &json!(0)));
         assert_eq!(duo["noise"]["type"], "loglinear");
         assert_eq!(duo["sampling"], json!({"tail": "greedy", "steps": 9}));
+        let blocks = |name: &str| {
+            let training = json!({"sampling_eps_min": 0.3, "resample": true});
+            recast(json!({"algo": {"name": name}, "block_size": 16, "training": training}))
+        };
+        assert_eq!(blocks(BLOCKS)["block_size"], 16);
+        assert_eq!(blocks(BLOCKS)["parameterization"], "subs");
+        assert_eq!(blocks("mdlm")["block_size"], Value::Null);
         let udlm = recast(json!({"diffusion": "uniform", "parameterization": "d3pm"}));
         assert_eq!(udlm["parameterization"], "udlm");
         let own = json!({"diffusion": "absorbing_state", "parameterization": "d3pm"});

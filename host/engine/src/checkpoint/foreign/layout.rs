@@ -32,6 +32,12 @@ pub(super) struct Layout {
     model: Map<String, Value>,
     /// Our keys with theirs.
     keys: Map<String, Value>,
+    /// The same for keys that their file may lack.
+    #[serde(default)]
+    optional: Map<String, Value>,
+    /// Numbers that stand among the tensors too: name to our key.
+    #[serde(default)]
+    buffers: Map<String, Value>,
     pub(super) vocabulary: Vocabulary,
     /// What else stands in their file.
     written: Map<String, Value>,
@@ -149,7 +155,19 @@ impl Layout {
                 value => put(&mut ours, key, value.clone()),
             }
         }
+        for (key, their_key) in &self.optional {
+            let value = get(theirs, their_key.as_str().unwrap_or_default());
+            if !value.is_null() {
+                put(&mut ours, key, value.clone());
+            }
+        }
         toml::to_string(&ours).map_err(|e| e.to_string())
+    }
+
+    /// Numbers that are written among the tensors.
+    pub(super) fn buffers(&self, config: &Config) -> Vec<(String, f64)> {
+        let number = |key: &Value| config.layers.value(key.as_str()?)?.as_f64();
+        self.buffers.iter().filter_map(|(name, key)| Some((name.clone(), number(key)?))).collect()
     }
 
     /// Whether a model of ours is of this layout.
@@ -158,10 +176,13 @@ impl Layout {
             ["backbone", "diffusion", "parameterization", "time_conditioning", "noise.type"]
                 .contains(&key)
         };
-        self.model.iter().filter(|(key, _)| chooses(key)).all(|(key, value)| {
-            let has = config.layers.value(key).unwrap_or(Value::Null);
-            value.as_array().map_or(*value == has, |words| words.contains(&has))
-        })
+        // A model in blocks has the same tensors as one without: the key alone tells them apart.
+        let blocks = config.top.block_size.is_some();
+        blocks == self.keys.contains_key("block_size")
+            && self.model.iter().filter(|(key, _)| chooses(key)).all(|(key, value)| {
+                let has = config.layers.value(key).unwrap_or(Value::Null);
+                value.as_array().map_or(*value == has, |words| words.contains(&has))
+            })
     }
 
     /// The `config.json` of a model of ours.
@@ -170,7 +191,7 @@ impl Layout {
         for (key, value) in &self.when {
             put(&mut theirs, key, value.clone());
         }
-        for (key, their_key) in &self.keys {
+        for (key, their_key) in self.keys.iter().chain(&self.optional) {
             let value = config.layers.value(key).unwrap_or(Value::Null);
             put(&mut theirs, their_key.as_str().unwrap_or_default(), value);
         }

@@ -30,7 +30,8 @@ impl Export<'_> {
         let draft = tempfile::Builder::new().prefix(".export-").tempfile_in(folder);
         let draft = draft.map_err(|e| Error::io("write into", folder, &e))?;
         let said = |e: std::io::Error| Error::io("write", path, &e);
-        let (pickle, storages) = self.pickle();
+        let bounds = self.bounds();
+        let (pickle, storages) = self.pickle(&bounds);
         let file = draft.reopen().map_err(said)?;
         let mut archive = ZipWriter::new(BufWriter::with_capacity(1 << 20, file));
         let stored =
@@ -55,13 +56,14 @@ impl Export<'_> {
     }
 
     /// The pickle of a `.ckpt`, and the numbers that it names.
-    fn pickle(&self) -> (Vec<u8>, Vec<Tensor>) {
+    fn pickle(&self, bounds: &[(&str, Tensor)]) -> (Vec<u8>, Vec<Tensor>) {
         let mut out = Writer::default();
         out.dict(|out| {
             out.entry("epoch", |out| out.int(0));
             out.entry("global_step", |out| out.int(self.step));
             out.entry("pytorch-lightning_version", |out| out.text(VERSION));
-            out.entry("state_dict", |out| self.state_dict(out));
+            out.entry("state_dict", |out| self.state_dict(bounds, out));
+            bounds.iter().for_each(|(name, bound)| out.entry(name, |out| out.tensor(bound)));
             out.entry("loops", |out| out.json(&loops(self.step)));
             out.entry("callbacks", |out| out.json(&json!({})));
             let moments = self.moments();
@@ -99,7 +101,7 @@ impl Export<'_> {
     }
 
     /// All tensors by name; a shared one under each of its names.
-    fn state_dict(&self, out: &mut Writer) {
+    fn state_dict(&self, bounds: &[(&str, Tensor)], out: &mut Writer) {
         out.ordered(|out| {
             for (name, tensor) in &self.weights {
                 out.entry(&format!("backbone.{name}"), |out| out.tensor(tensor));
@@ -107,7 +109,22 @@ impl Export<'_> {
                     out.entry(&format!("backbone.{second}"), |out| out.tensor(tensor));
                 }
             }
+            bounds.iter().for_each(|(name, bound)| out.entry(name, |out| out.tensor(bound)));
         });
+    }
+
+    /// From where a model in blocks draws its times, as that program keeps it among the tensors.
+    fn bounds(&self) -> Vec<(&'static str, Tensor)> {
+        let training = &self.config.training;
+        let all = [
+            ("sampling_eps_min", training.sampling_eps_min),
+            ("sampling_eps_max", training.sampling_eps_max),
+        ];
+        let bound = |(name, bound): (&'static str, f64)| {
+            (name, Tensor::from(bound).to_kind(tch::Kind::Float))
+        };
+        let some = self.config.top.block_size.map(|_| Vec::from(all.map(bound)));
+        some.unwrap_or_default()
     }
 
     /// The averages in the order of the parameters, each shared one once.

@@ -15,6 +15,7 @@ const MODEL: &[(&str, &[&str])] = &[
             "time_conditioning",
             "T",
             "subs_masking",
+            "block_size",
             "seed",
         ],
     ),
@@ -41,6 +42,9 @@ const MODEL: &[(&str, &[&str])] = &[
             "sampling_eps",
             "importance_sampling",
             "change_of_variables",
+            "sampling_eps_min",
+            "sampling_eps_max",
+            "resample",
         ],
     ),
     ("sampling", &["predictor", "steps", "tail"]),
@@ -65,6 +69,24 @@ pub(super) fn translated(config: &Value) -> String {
     let mut lines = vec!["# From a checkpoint of the original program.".to_string()];
     take(config, MODEL, &mut lines);
     lines.join("\n") + "\n"
+}
+
+/// The group `algo` of a model in blocks.
+fn algo(config: &Config) -> Value {
+    let text = include_str!("../../../assets/original_blocks.json");
+    let mut theirs: Value = serde_json::from_str(text).unwrap_or_default();
+    let (top, training) = (&config.top, &config.training);
+    for (key, value) in [
+        ("backbone", json!(top.backbone)),
+        ("parameterization", json!(top.parameterization)),
+        ("time_conditioning", json!(top.time_conditioning)),
+        ("clip_search_delta", json!(training.clip_search_delta)),
+        ("clip_search_widths", json!(training.clip_search_widths)),
+        ("dropout", config.layers.value("model.dropout").unwrap_or_default()),
+    ] {
+        theirs[key] = value;
+    }
+    theirs
 }
 
 /// How it was trained, in our words as TOML: groups that [`translated`] does not have.
@@ -120,6 +142,9 @@ fn take(config: &Value, groups: &[(&str, &[&str])], lines: &mut Vec<String>) {
 /// The configuration as the original keeps it, every key that it reads.
 pub(super) fn written(config: &Config) -> Value {
     let mut theirs = usual();
+    if config.top.block_size.is_some() {
+        theirs["algo"] = algo(config);
+    }
     for (group, keys) in MODEL.iter().chain(RUN) {
         for key in *keys {
             let dotted =

@@ -125,9 +125,12 @@ impl Export<'_> {
             rotary::cache(&mut used, self.config.model.length);
         }
         let named = used.into_iter().map(|(name, tensor)| (format!("{prefix}{name}"), tensor));
-        let (named, weights) = (named.collect(), at("model.safetensors"));
+        let (mut named, weights): (Named, _) = (named.collect(), at("model.safetensors"));
         match theirs {
             Some((layout, config)) => {
+                let number =
+                    |(name, value): (String, f64)| (name, Tensor::from(value).to_kind(Kind::Float));
+                named.extend(layout.buffers(self.config).into_iter().map(number));
                 tensors::write(&named, &weights)?;
                 let text = serde_json::to_string_pretty(config).unwrap_or_default();
                 files::write_whole(&at("config.json"), text)?;
