@@ -1,91 +1,144 @@
-//! Configurations of programs that grew out of the original (`duo`, `discrete-diffusion-guidance`), as the original would say them.
+//! Configurations of programs that grew out of the original, as the original would say them. `configs/compat/descendants.toml` has their
+//! words.
 
+use std::collections::BTreeMap;
+
+use maskdiff_base::error::{Error, Result};
+use maskdiff_config::shelf_file;
+use serde::Deserialize;
 use serde_json::{Value, json};
 
-/// The one method that reads the `block_size` that its program has for all.
-const BLOCKS: &str = "bd3lm";
+/// Their words and ours.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Words {
+    schedules: BTreeMap<String, String>,
+    methods: BTreeMap<String, Method>,
+    /// Methods by another name over a process that has no mask.
+    maskless: BTreeMap<String, BTreeMap<String, String>>,
+}
 
-/// Their name of a method: the process, and what we call the method.
-const METHODS: &[(&str, &str, &str)] = &[
-    ("mdlm", "absorbing_state", "subs"),
-    ("sedd", "absorbing_state", "sedd"),
-    ("d3pm", "absorbing_state", "d3pm"),
-    ("ar", "absorbing_state", "ar"),
-    (BLOCKS, "absorbing_state", "subs"),
-    ("duo", "uniform", "duo"),
-    ("duo_base", "uniform", "duo"),
-    ("distillation", "uniform", "duo"),
-];
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Method {
+    diffusion: String,
+    parameterization: String,
+    /// Whether it reads the size of blocks that stands in every configuration.
+    #[serde(default)]
+    blocks: bool,
+}
 
 /// Keys of `algo` that the original has at the top.
 const AT_THE_TOP: &[&str] = &["backbone", "time_conditioning", "T", "subs_masking"];
 
-/// The configuration in the original's words; one of the original itself as it is.
-pub(super) fn recast(mut config: Value) -> Value {
-    if let Some(name) = config["algo"]["name"].as_str().map(ToString::to_string) {
-        let known = METHODS.iter().find(|(theirs, ..)| *theirs == name);
-        // Another is refused by its own name later.
-        let (process, method) = known.map_or(("absorbing_state", &*name), |(_, p, m)| (*p, *m));
-        (config["diffusion"], config["parameterization"]) = (json!(process), json!(method));
-        for key in AT_THE_TOP {
-            config[*key] = config["algo"][*key].take();
+/// The configuration in the original's words, and whether its process has a mask; one of the original itself stays as it is.
+pub(super) fn recast(config: Value) -> Result<(Value, bool)> {
+    let (file, text) = shelf_file("compat", "descendants")?.unwrap_or_default();
+    let words: Words = toml::from_str(&text).map_err(|e| {
+        Error::config(format!("`{file}`: {}", e.message()), "see the shipped configs/compat/")
+    })?;
+    Ok(words.recast(config))
+}
+
+impl Words {
+    fn recast(&self, mut config: Value) -> (Value, bool) {
+        if let Some(name) = config["algo"]["name"].as_str().map(ToString::to_string) {
+            match self.methods.get(&name) {
+                Some(method) => {
+                    config["diffusion"] = json!(method.diffusion);
+                    config["parameterization"] = json!(method.parameterization);
+                }
+                // It is refused by its own name later.
+                None => config["parameterization"] = json!(name),
+            }
+            for key in AT_THE_TOP {
+                config[*key] = config["algo"][*key].take();
+            }
+            if !self.methods.get(&name).is_some_and(|method| method.blocks) {
+                config["block_size"] = Value::Null;
+            }
+            let schedule = config["noise"]["type"].as_str();
+            if let Some(ours) = schedule.and_then(|theirs| self.schedules.get(theirs)) {
+                config["noise"]["type"] = json!(ours);
+            }
         }
-        if name != BLOCKS {
-            config["block_size"] = Value::Null;
+        let Some(methods) = config["diffusion"].as_str().and_then(|p| self.maskless.get(p)) else {
+            return (config, true);
+        };
+        let method = config["parameterization"].as_str();
+        if let Some(ours) = method.and_then(|theirs| methods.get(theirs)) {
+            config["parameterization"] = json!(ours);
         }
-        if config["noise"]["type"] == "log-linear" {
-            config["noise"]["type"] = json!("loglinear");
-        }
-    } else if is_uniform(&config) && config["parameterization"] == "d3pm" {
-        config["parameterization"] = json!("udlm");
-    }
-    if is_uniform(&config) {
         // Their one sampler, whose ends have names.
-        let sampling = config["sampling"].as_object_mut();
-        if let Some(sampling) = sampling {
+        if let Some(sampling) = config["sampling"].as_object_mut() {
             sampling.remove("predictor");
             if let Some(tail) = sampling.remove("noise_removal").filter(Value::is_string) {
                 sampling.insert("tail".into(), tail);
             }
         }
+        (config, false)
     }
-    config
-}
-
-/// Whether its process turns tokens into any token alike, so that none is a mask.
-pub(super) fn is_uniform(config: &Value) -> bool {
-    config["diffusion"] == "uniform"
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    fn words() -> Words {
+        toml::from_str(
+            r#"
+            [schedules]
+            theirs = "ours"
+            [methods]
+            plain = { diffusion = "masks", parameterization = "method" }
+            parts = { diffusion = "masks", parameterization = "method", blocks = true }
+            free = { diffusion = "no_masks", parameterization = "other" }
+            [maskless.no_masks]
+            old = "other"
+            "#,
+        )
+        .unwrap()
+    }
+
     #[test]
-    fn configurations_of_descendants_are_recast() {
-        let duo = recast(json!({
-            "algo": {"name": "duo_base", "backbone": "dit", "T": 0, "time_conditioning": true},
-            "noise": {"type": "log-linear"},
-            "sampling": {"predictor": "ancestral", "noise_removal": "greedy", "steps": 9},
+    fn a_method_by_its_name_becomes_process_and_parameterization() {
+        let (free, has_mask) = words().recast(json!({
+            "algo": {"name": "free", "backbone": "net", "T": 0, "time_conditioning": true},
+            "noise": {"type": "theirs"},
+            "sampling": {"predictor": "one", "noise_removal": "greedy", "steps": 9},
         }));
+        assert!(!has_mask);
         assert_eq!(
-            (&duo["parameterization"], &duo["diffusion"]),
-            (&json!("duo"), &json!("uniform"))
+            (&free["parameterization"], &free["diffusion"]),
+            (&json!("other"), &json!("no_masks"))
         );
-        assert_eq!((&duo["backbone"], &duo["T"]), (&json!("dit"), &json!(0)));
-        assert_eq!(duo["noise"]["type"], "loglinear");
-        assert_eq!(duo["sampling"], json!({"tail": "greedy", "steps": 9}));
+        assert_eq!((&free["backbone"], &free["T"]), (&json!("net"), &json!(0)));
+        assert_eq!(free["noise"]["type"], "ours");
+        assert_eq!(free["sampling"], json!({"tail": "greedy", "steps": 9}));
         let blocks = |name: &str| {
-            let training = json!({"sampling_eps_min": 0.3, "resample": true});
-            recast(json!({"algo": {"name": name}, "block_size": 16, "training": training}))
+            let (config, has_mask) =
+                words().recast(json!({"algo": {"name": name}, "block_size": 16}));
+            assert!(has_mask, "{name}");
+            config["block_size"].clone()
         };
-        assert_eq!(blocks(BLOCKS)["block_size"], 16);
-        assert_eq!(blocks(BLOCKS)["parameterization"], "subs");
-        assert_eq!(blocks("mdlm")["block_size"], Value::Null);
-        let udlm = recast(json!({"diffusion": "uniform", "parameterization": "d3pm"}));
-        assert_eq!(udlm["parameterization"], "udlm");
-        let own = json!({"diffusion": "absorbing_state", "parameterization": "d3pm"});
-        assert_eq!(recast(own.clone()), own);
-        assert_eq!(recast(json!({"algo": {"name": "other"}}))["parameterization"], "other");
+        assert_eq!(
+            [blocks("parts"), blocks("plain"), blocks("new")],
+            [json!(16), json!(null), json!(null)]
+        );
+        assert_eq!(words().recast(json!({"algo": {"name": "new"}})).0["parameterization"], "new");
+    }
+
+    #[test]
+    fn without_a_name_the_process_decides() {
+        let old = |process: &str| json!({"diffusion": process, "parameterization": "old"});
+        let (free, has_mask) = words().recast(old("no_masks"));
+        assert_eq!((&free["parameterization"], has_mask), (&json!("other"), false));
+        assert_eq!(words().recast(old("masks")), (old("masks"), true));
+    }
+
+    #[test]
+    fn the_shipped_words_are_read() {
+        let (config, has_mask) = recast(json!({"diffusion": "uniform"})).unwrap();
+        assert_eq!((config, has_mask), (json!({"diffusion": "uniform"}), false));
     }
 }

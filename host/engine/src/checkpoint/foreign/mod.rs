@@ -230,7 +230,7 @@ fn from_lightning(path: &Path) -> Result<Foreign> {
     let lightning::Lightning { weights, ema, ema_updates, optimizer, step, samples, config, own } =
         lightning::read(path)?;
     let config = if config.is_null() && own.is_none() { hydra::beside(path)? } else { config };
-    let said = descendants::recast(config);
+    let (said, has_mask) = descendants::recast(config)?;
     let run = original::translated_run(&said);
     // The original counts no samples: a step has read a batch.
     let batch = said["loader"]["global_batch_size"].as_i64();
@@ -248,8 +248,8 @@ fn from_lightning(path: &Path) -> Result<Foreign> {
         Some(tokenizer) => parse_tokenizer(tokenizer, path)?.vocab_size(),
         None => vocab_size(path, &weights, EMBEDDINGS)?,
     };
-    let mask = match descendants::is_uniform(&said) {
-        true if tokenizer.is_none() => MaskRow::None,
+    let mask = match has_mask {
+        false if tokenizer.is_none() => MaskRow::None,
         _ => MaskRow::OfTokenizer,
     };
     Ok(Foreign {
