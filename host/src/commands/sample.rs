@@ -11,6 +11,7 @@ use maskdiff_base::text::counted;
 use maskdiff_config::{Config, Form};
 use maskdiff_data::tokenizer::piece;
 use maskdiff_data::{Observer, Tokenizer};
+use maskdiff_engine::checkpoint::Checkpoint;
 use maskdiff_engine::choose::Choose as _;
 use maskdiff_engine::distributed::World;
 use maskdiff_engine::evaluate::generated::Generated;
@@ -117,22 +118,16 @@ impl Session {
         stop: &Stop,
     ) -> Result<()> {
         let (checkpoint, mut config, tokenizer) = common.trained()?;
+        let tokenizer = tokenizer.as_ref();
         let registry = assemble::registry(&common.plugins, &config)?;
         let choices = assemble::choices(&mut config, &registry, true)?;
-        let (given, rounds) = given(&config, asked, tokenizer.as_ref())?;
-        // A judge that is not there should not be missed after hours of drawing.
-        let judge = if config.eval.compute_generative_perplexity {
-            let scorer = Scorer::open(common, &config);
-            let scorer = scorer.map_err(|e| without_judge(common.form, &config, e))?;
-            Some((Ledger::new(&config, Some(&checkpoint.path), TORCH_VERSION)?, scorer))
-        } else {
-            None
-        };
+        let (given, rounds) = given(&config, asked, tokenizer)?;
+        let judge = judge(common, &config, &checkpoint)?;
         let used = plugins::used(&registry, &choices, Some(&config.sampling.predictor))?;
         let device = accelerator::device(&config, &World::alone())?;
-        let facts = assemble::facts(&config, &registry, tokenizer.as_ref(), device)?;
-        let choice = assemble::sampler_choice(&config, &registry, tokenizer.as_ref())?;
-        let first = assemble::first_token(&config, &registry, tokenizer.as_ref())?;
+        let facts = assemble::facts(&config, &registry, tokenizer, device)?;
+        let choice = assemble::sampler_choice(&config, &registry, tokenizer)?;
+        let first = assemble::first_token(&config, &registry, tokenizer)?;
         if let Some(said) = first.in_words().filter(|_| asked.is_empty()) {
             Report::new(common.format, common.quiet).note(&said);
         }
@@ -148,63 +143,97 @@ impl Session {
         let model = self.model.insert(model);
         tch::manual_seed(config.top.seed.cast_signed());
         let windows = Windows::new(&config.sampling);
-        let all_texts = Texts { windows, ..Texts::new(&config, tokenizer.as_ref()) };
+        let all_texts = Texts { windows, ..Texts::new(&config, tokenizer) };
         let all = rounds as usize * given.len();
         let at_once = config.loader.eval_batch_size as usize;
-        let recorder = shown.recorder();
-        let mut trace = Trace::new(&sampler.0, model.facts().mask_id);
-        let mut texts = Vec::new();
-        let mut rule = "";
+        let mut drawn = Drawn {
+            report: Report::new(common.format, common.quiet),
+            tokenizer,
+            recorder: shown.recorder(),
+            trace: Trace::new(&sampler.0, model.facts().mask_id),
+            texts: judge.is_some().then(Vec::new),
+            printed: 0,
+        };
         for (number, from) in (0..).zip((0..all).step_by(at_once)) {
             let of_batch = from..all.min(from + at_once);
             let given: Vec<Given> = of_batch.map(|n| given[n % given.len()].clone()).collect();
             let bar = progress(Report::new(common.format, common.quiet), stop.clone());
-            let tokenizer = tokenizer.as_ref();
-            let record = recorder.as_ref();
             let these = Texts { first: from as u64, ..all_texts };
-            let drawn = sample::draw(model, &mut sampler, &given, these, Some(bar), record);
-            let drawn = drawn.map_err(|e| config.locate(e))?;
-            let report = Report::new(common.format, common.quiet);
-            let (count, nfe, seconds) = (drawn.samples.len(), drawn.nfe, drawn.seconds);
-            let each = seconds / count as f64;
-            let (steps, walks) = record.map(|r| r.borrow_mut().take()).unwrap_or_default();
-            let mut walks = walks.into_iter();
-            for Sample { given, text, ids, entropy } in drawn.samples {
-                let mut line = json!({
-                    "text": text, "ids": ids, "nfe": nfe, "seconds": each, "entropy": entropy, "batch": number,
-                });
-                if !given.is_empty() {
-                    line["given"] = json!(given);
-                }
-                report.result(&line, &format!("{rule}{text}"));
-                rule = "\n---\n";
-                if let Some(walk) = walks.next() {
-                    let Walk { start, events } = walk.cut(ids.len());
-                    let sample =
-                        trace::Sample { given, nfe, seconds: each, entropy, start, events };
-                    trace.add(sample, steps, |id| piece(id, tokenizer));
-                }
-                if judge.is_some() {
-                    texts.push(Generated { text, ids: Some(ids), batch: Some(number) });
-                }
-            }
-            report.note(&format!(
-                "{} in {seconds:.2} s, {nfe:.1} network calls for each",
-                counted(count, "sequence")
-            ));
+            let record = drawn.recorder.as_ref();
+            let batch = sample::draw(model, &mut sampler, &given, these, Some(bar), record);
+            drawn.print(batch.map_err(|e| config.locate(e))?, number);
         }
-        shown.write(&trace)?;
-        let Some((ledger, mut scorer)) = judge else { return Ok(()) };
+        shown.write(&drawn.trace)?;
+        let (Some((ledger, mut scorer)), Some(texts)) = (judge, drawn.texts) else { return Ok(()) };
         if config.eval.gen_ppl.mauve && scorer.plan.references.is_none() {
             let mut report = Report::new(common.format, common.quiet);
             let observer = Observer::new(&mut report, stop);
-            scorer.compare_with_validation(&config, tokenizer.as_ref(), texts.len(), &observer)?;
+            scorer.compare_with_validation(&config, tokenizer, texts.len(), &observer)?;
         }
         let mut origin = results::used(&checkpoint, &config, &used)?;
         origin["sampler"] = json!(sampler.0);
         origin["sampling"] = config.layers.value("sampling").unwrap_or_default();
         scorer.score(common, &config, &texts, &ledger, &origin)
     }
+}
+
+/// The texts that have been drawn, and what is kept of them.
+struct Drawn<'a> {
+    report: Report,
+    tokenizer: &'a dyn Tokenizer,
+    recorder: Option<Rc<RefCell<Recorder>>>,
+    trace: Trace,
+    /// Those to be scored, where they are.
+    texts: Option<Vec<Generated>>,
+    printed: usize,
+}
+
+impl Drawn<'_> {
+    /// Prints a batch.
+    fn print(&mut self, batch: sample::Drawn, number: u64) {
+        let (count, nfe, seconds) = (batch.samples.len(), batch.nfe, batch.seconds);
+        let each = seconds / count as f64;
+        let record = self.recorder.as_ref();
+        let (steps, walks) = record.map(|r| r.borrow_mut().take()).unwrap_or_default();
+        let mut walks = walks.into_iter();
+        for Sample { given, text, ids, entropy } in batch.samples {
+            let mut line = json!({
+                "text": text, "ids": ids, "nfe": nfe, "seconds": each, "entropy": entropy, "batch": number,
+            });
+            if !given.is_empty() {
+                line["given"] = json!(given);
+            }
+            let rule = if self.printed == 0 { "" } else { "\n---\n" };
+            self.report.result(&line, &format!("{rule}{text}"));
+            self.printed += 1;
+            if let Some(walk) = walks.next() {
+                let Walk { start, events } = walk.cut(ids.len());
+                let sample = trace::Sample { given, nfe, seconds: each, entropy, start, events };
+                let tokenizer = self.tokenizer;
+                self.trace.add(sample, steps, |id| piece(id, tokenizer));
+            }
+            if let Some(texts) = &mut self.texts {
+                texts.push(Generated { text, ids: Some(ids), batch: Some(number) });
+            }
+        }
+        self.report.note(&format!(
+            "{} in {seconds:.2} s, {nfe:.1} network calls for each",
+            counted(count, "sequence")
+        ));
+    }
+}
+
+/// The evaluator LM and the results log, where texts are scored. A missing evaluator LM should be noticed before hours of sampling.
+fn judge(
+    common: &Common,
+    config: &Config,
+    checkpoint: &Checkpoint,
+) -> Result<Option<(Ledger, Scorer)>> {
+    if !config.eval.compute_generative_perplexity {
+        return Ok(None);
+    }
+    let scorer = Scorer::open(common, config).map_err(|e| without_judge(common.form, config, e))?;
+    Ok(Some((Ledger::new(config, Some(&checkpoint.path), TORCH_VERSION)?, scorer)))
 }
 
 /// The error of a judge that cannot be had, with the word that does without one where nobody has asked for it.
