@@ -12,7 +12,6 @@ use std::time::Duration;
 
 use clap::{Args, CommandFactory as _, FromArgMatches as _, Parser, Subcommand, ValueHint};
 use maskdiff_base::error::{Error, Result};
-use maskdiff_base::report::Report;
 use maskdiff_base::stdout::{self, Format};
 use maskdiff_base::{logging, memory, output, signals};
 use maskdiff_config::{Form, trust};
@@ -310,7 +309,7 @@ fn quiet_libtorch() {
     }
 }
 
-/// Runs the command line; gives the exit code where no error decides it.
+/// Runs the command line; returns the exit code where no error decides it.
 fn run(words: Vec<OsString>) -> Result<i32> {
     let words = with_subcommand(words)?;
     let matches = words::command().get_matches_from(&words);
@@ -331,8 +330,8 @@ fn run(words: Vec<OsString>) -> Result<i32> {
     ) {
         stdout::keep_apart(global.format);
     }
-    let common = |overrides| Common {
-        overrides,
+    let common = Common {
+        overrides: Vec::new(),
         file: global.config,
         plugins: global.plugin,
         format: global.format,
@@ -343,87 +342,95 @@ fn run(words: Vec<OsString>) -> Result<i32> {
     };
     // A run also writes what it prints into its folder, so it continues when nobody reads its output.
     let trains = matches!(command, Command::Train { .. });
-    let done = match command {
-        Command::Train { nproc, profile, tui, flags, mut overrides } => {
-            flags.add_to(&mut overrides)?;
-            let common = common(overrides);
-            match nproc.filter(|n| *n > 1) {
-                Some(n) => return commands::train::launch(&common, n.into(), &words),
-                None => commands::train::run(&common, profile, tui),
-            }
-        }
-        Command::Eval { trained, flags, text } => {
-            let mut overrides = trained.into_overrides()?;
-            flags.add_to(&mut overrides)?;
-            if let Some(file) = text {
-                let other = overrides
-                    .iter()
-                    .find(|w| w.starts_with("data=") || w.starts_with("data.sets="));
-                if let Some(other) = other {
-                    let message = format!("`--text` names one text, and `{other}` another");
-                    return Err(Error::config(message, "leave one of both out"));
-                }
-                overrides.extend([
-                    "data=text".to_string(),
-                    maskdiff_config::word("data.valid_path", &file),
-                ]);
-            }
-            commands::eval::run(&common(overrides))
-        }
-        Command::Score { words } => commands::score::run(common(Vec::new()), words),
-        Command::Sample { trained, flags, given, shown, watch, follow } => {
-            let mut overrides = trained.into_overrides()?;
-            flags.add_to(&mut overrides)?;
-            let (common, asked) = (common(overrides), given.into_asks()?);
-            match watch {
-                Some(folder) => commands::watch::run(&common, &folder),
-                None if follow => commands::watch::follow(common, &asked),
-                None => commands::sample::run(&common, &asked, &shown),
-            }
-        }
-        Command::Export { trained, kind, output } => {
-            commands::export::run(&common(trained.into_overrides()?), kind, &output)
-        }
-        Command::Report { folders, output, force } => {
-            let common = common(Vec::new());
-            let report = Report::new(common.format, common.quiet);
-            commands::report::run(&report, &folders, &output, force)
-        }
-        Command::Config { command: None, overrides } => commands::config::run(&common(overrides)),
-        Command::Config { command: Some(nested::Config::Explain { words }), .. } => {
-            let (overrides, names): (Vec<String>, Vec<String>) =
-                words.into_iter().partition(|word| word.contains('='));
-            commands::explain::run(&common(overrides), &names)
-        }
-        Command::Runs { command } => {
-            let common = common(Vec::new());
-            nested::runs(command, &Report::new(common.format, common.quiet))
-        }
-        Command::Launch { command } => nested::launch(command, &common(Vec::new())),
-        Command::Sweep { new, command } => nested::sweep(&new, command, &common(Vec::new())),
-        Command::Sync { folders, again, anew, timeout } => {
-            let common = common(Vec::new());
-            let mut report = Report::new(common.format, common.quiet);
-            if !(0.0..=1e7).contains(&timeout) {
-                let message =
-                    format!("`--timeout` is a number of seconds up to 1e7, got {timeout}");
-                return Err(Error::config(message, ""));
-            }
-            let timeout = Duration::from_secs_f64(timeout);
-            commands::sync::run(&mut report, &folders, again, &anew, timeout)
-        }
-        Command::Plugins { command } => nested::plugins(command, common),
-        Command::Data { command } => nested::data(command, common),
-        Command::Completions { shell } => {
-            let mut script = Vec::new();
-            clap_complete::generate(shell, &mut Cli::command(), "maskdiff", &mut script);
-            output::result(&String::from_utf8_lossy(&script));
-            Ok(())
-        }
-    };
-    if !trains {
-        // The fault of the command comes first.
-        return done.and_then(|()| output::check()).map(|()| 0);
+    let done = command.run(common, &words);
+    if trains {
+        return done;
     }
-    done.map(|()| 0)
+    // The fault of the command comes first.
+    done.and_then(|code| output::check().map(|()| code))
+}
+
+impl Command {
+    /// Runs the command; returns the exit code where no error decides it.
+    fn run(self, common: Common, words: &[OsString]) -> Result<i32> {
+        match self {
+            Self::Train { nproc, profile, tui, flags, mut overrides } => {
+                flags.add_to(&mut overrides)?;
+                let common = common.overriding(overrides);
+                return match nproc.filter(|n| *n > 1) {
+                    Some(n) => commands::train::launch(&common, n.into(), words),
+                    None => commands::train::run(&common, profile, tui).map(|()| 0),
+                };
+            }
+            Self::Eval { trained, flags, text } => {
+                let mut overrides = trained.into_overrides()?;
+                flags.add_to(&mut overrides)?;
+                if let Some(file) = text {
+                    add_text(&mut overrides, &file)?;
+                }
+                commands::eval::run(&common.overriding(overrides))
+            }
+            Self::Score { words } => commands::score::run(common, words),
+            Self::Sample { trained, flags, given, shown, watch, follow } => {
+                let mut overrides = trained.into_overrides()?;
+                flags.add_to(&mut overrides)?;
+                let (common, asked) = (common.overriding(overrides), given.into_asks()?);
+                match watch {
+                    Some(folder) => commands::watch::run(&common, &folder),
+                    None if follow => commands::watch::follow(common, &asked),
+                    None => commands::sample::run(&common, &asked, &shown),
+                }
+            }
+            Self::Export { trained, kind, output } => {
+                commands::export::run(&common.overriding(trained.into_overrides()?), kind, &output)
+            }
+            Self::Report { folders, output, force } => {
+                commands::report::run(&common.report(), &folders, &output, force)
+            }
+            Self::Config { command: None, overrides } => {
+                commands::config::run(&common.overriding(overrides))
+            }
+            Self::Config { command: Some(nested::Config::Explain { words }), .. } => {
+                let (overrides, names): (Vec<String>, Vec<String>) =
+                    words.into_iter().partition(|word| word.contains('='));
+                commands::explain::run(&common.overriding(overrides), &names)
+            }
+            Self::Runs { command } => nested::runs(command, &common.report()),
+            Self::Launch { command } => nested::launch(command, &common),
+            Self::Sweep { new, command } => nested::sweep(&new, command, &common),
+            Self::Sync { folders, again, anew, timeout } => {
+                let timeout = seconds(timeout)?;
+                commands::sync::run(&mut common.report(), &folders, again, &anew, timeout)
+            }
+            Self::Plugins { command } => nested::plugins(command, common),
+            Self::Data { command } => nested::data(command, common),
+            Self::Completions { shell } => {
+                let mut script = Vec::new();
+                clap_complete::generate(shell, &mut Cli::command(), "maskdiff", &mut script);
+                output::result(&String::from_utf8_lossy(&script));
+                Ok(())
+            }
+        }
+        .map(|()| 0)
+    }
+}
+
+/// `eval --text FILE` as overrides.
+fn add_text(overrides: &mut Vec<String>, file: &str) -> Result<()> {
+    let other = overrides.iter().find(|w| w.starts_with("data=") || w.starts_with("data.sets="));
+    if let Some(other) = other {
+        let message = format!("`--text` names one text, and `{other}` another");
+        return Err(Error::config(message, "leave one of both out"));
+    }
+    overrides.extend(["data=text".to_string(), maskdiff_config::word("data.valid_path", file)]);
+    Ok(())
+}
+
+/// `--timeout SECONDS`.
+fn seconds(timeout: f64) -> Result<Duration> {
+    if !(0.0..=1e7).contains(&timeout) {
+        let message = format!("`--timeout` is a number of seconds up to 1e7, got {timeout}");
+        return Err(Error::config(message, ""));
+    }
+    Ok(Duration::from_secs_f64(timeout))
 }

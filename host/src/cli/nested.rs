@@ -229,23 +229,21 @@ pub(super) fn runs(command: Runs, report: &Report) -> Result<()> {
     }
 }
 
-pub(super) fn plugins(command: Plugins, common: impl FnOnce(Vec<String>) -> Common) -> Result<()> {
+pub(super) fn plugins(command: Plugins, common: Common) -> Result<()> {
     use commands::plugins::{build, check, docs, list, new, remove};
     match command {
-        Plugins::List { overrides } => list::list(&common(overrides)),
-        Plugins::Show { name, overrides } => list::show(&common(overrides), &name),
+        Plugins::List { overrides } => list::list(&common.overriding(overrides)),
+        Plugins::Show { name, overrides } => list::show(&common.overriding(overrides), &name),
         Plugins::New { kind, name, path, api } => {
-            new::new(&common(Vec::new()), &kind, &name, &path, api.as_deref())
+            new::new(&common, &kind, &name, &path, api.as_deref())
         }
-        Plugins::Build { folder, release, force } => {
-            build::build(&common(Vec::new()), &folder, release, force)
-        }
+        Plugins::Build { folder, release, force } => build::build(&common, &folder, release, force),
         Plugins::Check { file, timeout, kind, options } => {
             let patience = Duration::from_secs(timeout);
-            check::check(&common(options), &file, kind.as_deref(), patience).map(drop)
+            check::check(&common.overriding(options), &file, kind.as_deref(), patience).map(drop)
         }
-        Plugins::Docs { folder } => docs::write(&common(Vec::new()), &folder),
-        Plugins::Rm { name } => remove::remove(&common(Vec::new()), &name),
+        Plugins::Docs { folder } => docs::write(&common, &folder),
+        Plugins::Rm { name } => remove::remove(&common, &name),
         Plugins::CheckOne { file, answer, kind, name, options } => {
             let component = kind.as_deref().zip(name.as_deref());
             check::check_one(&file, &answer, component, &options)
@@ -253,14 +251,14 @@ pub(super) fn plugins(command: Plugins, common: impl FnOnce(Vec<String>) -> Comm
     }
 }
 
-pub(super) fn data(command: Data, common: impl FnOnce(Vec<String>) -> Common) -> Result<()> {
+pub(super) fn data(command: Data, common: Common) -> Result<()> {
     use commands::data;
     match command {
-        Data::List => data::list(&common(Vec::new())),
-        Data::Build { overrides } => data::build(&common(overrides)),
-        Data::Info { words } => data::info(common(Vec::new()), words),
-        Data::Verify { words } => data::verify(common(Vec::new()), words),
-        Data::Show { words, first, blocks } => data::show(common(Vec::new()), words, first, blocks),
+        Data::List => data::list(&common),
+        Data::Build { overrides } => data::build(&common.overriding(overrides)),
+        Data::Info { words } => data::info(common, words),
+        Data::Verify { words } => data::verify(common, words),
+        Data::Show { words, first, blocks } => data::show(common, words, first, blocks),
     }
 }
 

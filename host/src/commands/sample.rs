@@ -129,7 +129,7 @@ impl Session {
         let choice = assemble::sampler_choice(&config, &registry, tokenizer)?;
         let first = assemble::first_token(&config, &registry, tokenizer)?;
         if let Some(said) = first.in_words().filter(|_| asked.is_empty()) {
-            Report::new(common.format, common.quiet).note(&said);
+            common.report().note(&said);
         }
         let mut sampler = assemble::sampler(&config, &registry, &choice, &facts)?;
         let model = match self.model.take() {
@@ -147,7 +147,7 @@ impl Session {
         let all = rounds as usize * given.len();
         let at_once = config.loader.eval_batch_size as usize;
         let mut drawn = Drawn {
-            report: Report::new(common.format, common.quiet),
+            report: common.report(),
             tokenizer,
             recorder: shown.recorder(),
             trace: Trace::new(&sampler.0, model.facts().mask_id),
@@ -157,7 +157,7 @@ impl Session {
         for (number, from) in (0..).zip((0..all).step_by(at_once)) {
             let of_batch = from..all.min(from + at_once);
             let given: Vec<Given> = of_batch.map(|n| given[n % given.len()].clone()).collect();
-            let bar = progress(Report::new(common.format, common.quiet), stop.clone());
+            let bar = progress(common.report(), stop.clone());
             let these = Texts { first: from as u64, ..all_texts };
             let record = drawn.recorder.as_ref();
             let batch = sample::draw(model, &mut sampler, &given, these, Some(bar), record);
@@ -166,7 +166,7 @@ impl Session {
         shown.write(&drawn.trace)?;
         let (Some((ledger, mut scorer)), Some(texts)) = (judge, drawn.texts) else { return Ok(()) };
         if config.eval.gen_ppl.mauve && scorer.plan.references.is_none() {
-            let mut report = Report::new(common.format, common.quiet);
+            let mut report = common.report();
             let observer = Observer::new(&mut report, stop);
             scorer.compare_with_validation(&config, tokenizer, texts.len(), &observer)?;
         }

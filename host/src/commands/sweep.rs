@@ -6,7 +6,6 @@ use std::time::{Duration, Instant};
 
 use maskdiff_base::error::{Error, Kind, Result};
 use maskdiff_base::files::lock::Lock;
-use maskdiff_base::report::Report;
 use maskdiff_base::stop::Stop;
 use maskdiff_base::text::{counted, quoted_path};
 use maskdiff_base::{files, output};
@@ -116,7 +115,7 @@ pub fn new(common: &Common, new: &New) -> Result<()> {
     };
     let mut sweep = Sweep::new(&folder, plan, &globals(common))?;
     sweep.job = new.run.job.said(launcher)?;
-    let report = Report::new(common.format, common.quiet);
+    let report = common.report();
     let settings = sweep.job.settings(&Said::default())?;
     let tasks = tasks(&new.run, &settings)?;
     let all: Vec<usize> = (0..sweep.points.len()).collect();
@@ -169,7 +168,7 @@ pub fn resume(common: &Common, folder: &Path, words: &[String], run_as: &Running
     let held = Some(sweep.hold()?);
     launch::check_idle([sweep.folder.as_path()])?;
     let package = run_as.package.folder(&sweep.folder)?;
-    let report = Report::new(common.format, common.quiet);
+    let report = common.report();
     let left = sweep.left()?;
     if left.is_empty() {
         report.note(&format!(
@@ -218,7 +217,7 @@ fn run(
     points: &[usize],
 ) -> Result<()> {
     let Ready { settings, package, registry, held } = ready;
-    let mut report = Report::new(common.format, common.quiet);
+    let mut report = common.report();
     // Where the points have a file of `--config`, it is the sweep's.
     let file = (common.preview)(&sweep.command(points[0]))?.common.file;
     run_as.package.make(package.as_deref(), &registry, file.as_deref(), &report)?;
@@ -333,7 +332,7 @@ fn check(
     }
     if checked < total {
         let all = counted(total, "point");
-        let report = Report::new(common.format, common.quiet);
+        let report = common.report();
         report.note(&format!("checked the configurations of {checked} of {all}"));
     }
     let registry =
@@ -376,7 +375,7 @@ fn check_point(common: &Common, tasks: usize, registry: &mut Option<Registry>) -
 
 /// Makes the blocks of tokens that points share, once, before several of them want to.
 fn prepare(sweep: &Sweep, apart: &[usize], common: &Common) -> Result<()> {
-    let (stop, mut report) = (Stop::default(), Report::new(common.format, common.quiet));
+    let (stop, mut report) = (Stop::default(), common.report());
     for point in apart {
         let config = (common.preview)(&sweep.command(*point))?.common.config()?;
         // Made as they are read.
@@ -390,7 +389,7 @@ fn prepare(sweep: &Sweep, apart: &[usize], common: &Common) -> Result<()> {
 /// Tells how far the points are.
 pub fn status(common: &Common, folder: &Path) -> Result<()> {
     let sweep = Sweep::open(folder)?;
-    let report = Report::new(common.format, common.quiet);
+    let report = common.report();
     let states = (0..sweep.points.len()).map(|point| sweep.state(point));
     let states = states.collect::<Result<Vec<State>>>()?;
     let count = |wanted: fn(&State) -> bool| states.iter().filter(|state| wanted(state)).count();
@@ -441,7 +440,7 @@ pub fn status(common: &Common, folder: &Path) -> Result<()> {
 /// Makes the table.
 pub fn collect(common: &Common, folder: &Path, table: &Table) -> Result<()> {
     let sweep = Sweep::open(folder)?;
-    let report = Report::new(common.format, common.quiet);
+    let report = common.report();
     let metrics: Vec<String> = match &table.metric[..] {
         [] => collect::usual(&sweep)?,
         named => named.to_vec(),
