@@ -28,37 +28,37 @@ pub struct Job {
     /// A table [profiles.NAME] of configs/launcher/slurm.toml
     #[arg(long, value_name = "NAME")]
     profile: Option<String>,
-    /// Machines
+    /// Number of nodes
     #[arg(long, value_name = "N")]
     nodes: Option<String>,
-    /// GPUs of each machine: a number, or KIND:NUMBER
+    /// GPUs per node: a number, or KIND:NUMBER
     #[arg(long, value_name = "G")]
     gpus_per_node: Option<String>,
-    /// Processes on each machine; by default one for each GPU
+    /// Processes per node; by default one per GPU
     #[arg(long, value_name = "T")]
     tasks_per_node: Option<String>,
-    /// Cores of each process
+    /// CPU cores per process
     #[arg(long, value_name = "C")]
     cpus_per_task: Option<String>,
-    /// The time limit, as Slurm reads it
+    /// Time limit, in the format of Slurm
     #[arg(long, value_name = "TIME")]
     time: Option<String>,
     /// The partition
     #[arg(long, value_name = "NAME")]
     partition: Option<String>,
-    /// Who pays
+    /// The account to charge
     #[arg(long, value_name = "NAME")]
     account: Option<String>,
     /// The quality of service
     #[arg(long, value_name = "NAME")]
     qos: Option<String>,
-    /// What the machines must have
+    /// Features that the nodes must have
     #[arg(long, value_name = "FEATURES")]
     constraint: Option<String>,
-    /// Memory of each machine
+    /// Memory per node
     #[arg(long, value_name = "SIZE")]
     mem: Option<String>,
-    /// How often the job may be started again
+    /// How often the job may be restarted
     #[arg(long, value_name = "N")]
     max_restarts: Option<String>,
     /// Any other option of sbatch (may be repeated)
@@ -98,10 +98,10 @@ impl Job {
 /// How a command is started elsewhere.
 #[derive(Debug, clap::Args)]
 pub struct Ways {
-    /// Several tasks of the same command, `{task}` in its words is their number: as in 0-3, 1,5, or 1-20%4
+    /// Tasks of a job array, as in 0-3, 1,5, or 1-20%4; `{task}` in the command stands for the number
     #[arg(long, value_name = "TASKS")]
     array: Option<String>,
-    /// Show the script and do nothing
+    /// Print the script and do nothing
     #[arg(long)]
     dry_run: bool,
     #[command(flatten)]
@@ -117,10 +117,10 @@ pub struct Ways {
 /// The folder from which jobs run.
 #[derive(Debug, clap::Args)]
 pub struct Packaged {
-    /// Run from a folder of its own, with the program and its plugins as they are now; by default `package` beside the script
+    /// Run from a copy of the program and its plugins as they are now; by default `package` beside the script
     #[arg(long, value_name = "FOLDER", num_args = 0..=1, require_equals = true, default_missing_value = "")]
     package: Option<String>,
-    /// Copy libtorch into that folder too
+    /// Copy libtorch into that folder, too
     #[arg(long, requires = "package")]
     with_torch: bool,
 }

@@ -30,19 +30,19 @@ use serde_json::json;
 use super::score::Scorer;
 use super::{Common, results};
 
-/// Files that show how texts came to be.
+/// Files that show the denoising of texts.
 #[derive(Debug, Clone, Default, clap::Args)]
 pub struct Shown {
-    /// Write what each step wrote where
+    /// Write the denoising trajectory: which step changed which token
     #[arg(long, conflicts_with = "watch", value_name = "FILE.json", value_hint = clap::ValueHint::FilePath)]
     pub trace: Option<PathBuf>,
-    /// Write a page that plays it
+    /// Write an HTML page that plays the trajectory
     #[arg(long, conflicts_with = "watch", value_name = "FILE.html", value_hint = clap::ValueHint::FilePath)]
     pub html: Option<PathBuf>,
-    /// Write a picture of the first text that plays it, for a README or a talk
+    /// Write an animated picture of the first text, for a README or a talk
     #[arg(long, conflicts_with = "watch", value_name = "FILE.svg", value_hint = clap::ValueHint::FilePath)]
     pub svg: Option<PathBuf>,
-    /// Replace files that this command has not written as the same kind, too
+    /// Replace these files even if this command did not write them
     #[arg(long, conflicts_with = "watch")]
     pub force: bool,
 }
@@ -56,7 +56,7 @@ impl Shown {
         trace.into_iter().chain(html).chain(svg)
     }
 
-    /// Looks before hours of drawing whether the files can be written, and are nothing of the user's.
+    /// Checks before hours of sampling that the files can be written, and are no files of the user's.
     fn check(&self) -> Result<()> {
         let files: Vec<_> = self.files().collect();
         for (i, (path, _, said)) in files.iter().enumerate() {
@@ -72,7 +72,7 @@ impl Shown {
             .try_for_each(|(path, kind, said)| ownership::check(path, kind, said, self.force))
     }
 
-    /// Who writes down how texts come to be, where that is shown.
+    /// The recorder of the trajectory, where one is shown.
     fn recorder(&self) -> Option<Rc<RefCell<Recorder>>> {
         self.files().next().map(|_| Rc::default())
     }
@@ -94,21 +94,21 @@ impl Shown {
     }
 }
 
-/// Draws text from a checkpoint: freely, or one text for everything that is asked for.
+/// Samples text from a checkpoint: freely, or for each prompt and template.
 pub fn run(common: &Common, asked: &[Ask], shown: &Shown) -> Result<()> {
     shown.check()?;
     let mut session = Session::default();
     session.draw(common, asked, shown, &Stop::listen("the step that is under way is ended")?)
 }
 
-/// A model in memory, which draws as often as it is asked to.
+/// A model in memory, for any number of samplings.
 #[derive(Debug, Default)]
 pub(super) struct Session {
     model: Option<Model>,
 }
 
 impl Session {
-    /// Draws with the sampler that the configuration picks among the plugins as they are now, and prints the texts. The
+    /// Samples with the sampler that the configuration chooses among the plugins as they are now, and prints the texts. The
     /// model is loaded the first time.
     pub(super) fn draw(
         &mut self,
@@ -177,7 +177,7 @@ impl Session {
     }
 }
 
-/// The texts that have been drawn, and what is kept of them.
+/// The sampled texts, and what is kept of them.
 struct Drawn<'a> {
     report: Report,
     tokenizer: &'a dyn Tokenizer,
@@ -236,7 +236,7 @@ fn judge(
     Ok(Some((Ledger::new(config, Some(&checkpoint.path), TORCH_VERSION)?, scorer)))
 }
 
-/// The error of a judge that cannot be had, with the word that does without one where nobody has asked for it.
+/// The error of a missing evaluator LM, with the override that does without one where nobody has asked for it.
 fn without_judge(form: Form, config: &Config, error: Error) -> Error {
     let key = "eval.compute_generative_perplexity";
     if form != Form::Sample || config.layers.is_by_hand(key) {
@@ -250,7 +250,7 @@ fn without_judge(form: Form, config: &Config, error: Error) -> Error {
     }
 }
 
-/// What is asked for in tokens, and how often each of it is drawn. Where nothing is asked for, a batch of nothing, or one.
+/// The given tokens, and how often each of them is sampled. Without prompts: a batch of empty ones, or one.
 fn given(config: &Config, asked: &[Ask], tokenizer: &dyn Tokenizer) -> Result<(Vec<Given>, i64)> {
     let wanted = config.sampling.num_samples;
     let rounds = wanted.unwrap_or(config.sampling.num_sample_batches);
@@ -270,7 +270,7 @@ fn given(config: &Config, asked: &[Ask], tokenizer: &dyn Tokenizer) -> Result<(V
     }
 }
 
-/// Shows how far a walk is, and ends it when asked to.
+/// Shows the progress of a trajectory, and ends it when asked to.
 fn progress(mut report: Report, stop: Stop) -> Progress<'static> {
     // Each window of a text is a walk of its own.
     let mut last = i64::MAX;

@@ -31,19 +31,19 @@ pub struct New {
     /// KEY=VALUE for all points, KEY=A,B,C and KEY=1..5 for axes
     #[arg(value_name = "KEY=VALUES")]
     words: Vec<String>,
-    /// Draw N settings instead of taking every combination
+    /// Draw N random settings instead of every combination
     #[arg(long, value_name = "N")]
     random: Option<usize>,
-    /// The seed of these draws
+    /// Seed of the random settings
     #[arg(long, value_name = "SEED", default_value_t = 1)]
     draw_seed: u64,
-    /// A TOML file with `words`, `random`, [axes] and [[cases]]; words of the command line are added
+    /// A TOML file with `words`, `random`, [axes] and [[cases]]; the command line adds to it
     #[arg(long, value_name = "FILE", value_hint = clap::ValueHint::FilePath)]
     file: Option<PathBuf>,
-    /// Where it goes; by default outputs/sweeps/DATE/TIME
+    /// The folder of the sweep; by default outputs/sweeps/DATE/TIME
     #[arg(long, value_name = "FOLDER", value_hint = clap::ValueHint::DirPath)]
     dir: Option<PathBuf>,
-    /// List the points, or with --slurm show the script, and do nothing
+    /// List the points (with --slurm, print the script) and do nothing
     #[arg(long)]
     dry_run: bool,
     #[command(flatten)]
@@ -53,16 +53,16 @@ pub struct New {
 /// How points are run.
 #[derive(Debug, clap::Args)]
 pub struct Running {
-    /// Points at a time on this machine
+    /// Number of points at a time on this machine
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..))]
     jobs: u16,
-    /// Run them as an array of Slurm
+    /// Run the points as a Slurm job array
     #[arg(long, conflicts_with = "jobs")]
     slurm: bool,
-    /// Of the array, at most N at a time
+    /// Run at most N tasks of the array at a time
     #[arg(long, value_name = "N", requires = "slurm", value_parser = clap::value_parser!(u32).range(1..))]
     at_once: Option<u32>,
-    /// Tasks of the array; a longer sweep gives each several points
+    /// Largest number of tasks of the array; in a longer sweep each task runs several points
     #[arg(long, value_name = "N", requires = "slurm", default_value_t = 1000, value_parser = clap::value_parser!(u32).range(1..))]
     array_tasks: u32,
     #[command(flatten)]
@@ -74,13 +74,13 @@ pub struct Running {
 /// What a table shows.
 #[derive(Debug, clap::Args)]
 pub struct Table {
-    /// A metric (may be repeated); by default val/nelbo and val/ppl, or val/loss
+    /// A metric of the table (may be repeated); by default val/nelbo and val/ppl, or val/loss
     #[arg(long, value_name = "NAME")]
     metric: Vec<String>,
-    /// The best evaluation of each point, not the last
+    /// Take the best evaluation of each point instead of the last
     #[arg(long)]
     best: bool,
-    /// Larger is better
+    /// Larger values of the metric are better
     #[arg(long)]
     larger: bool,
 }

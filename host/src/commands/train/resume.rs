@@ -121,7 +121,7 @@ pub(super) fn resume(trainer: &mut Trainer<'_>, checkpoint: &Checkpoint) -> Resu
             checkpoint::keep::link(&trainer.checkpoints, "best", &name)?;
         }
     }
-    let mut words = format!("going on after step {}", state.step);
+    let mut words = format!("resuming after step {}", state.step);
     // The best of another run is not here; and another measure is no better or worse.
     let place = |path: &Path| match path.canonicalize() {
         Err(e) if !look::is_absence(&e) => Err(Error::io("look at", path, &e)),
