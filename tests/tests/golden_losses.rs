@@ -33,7 +33,7 @@ fn golden_metrics() {
 
 #[test]
 fn golden_losses() {
-    // Long: one pass over the cases that stops nowhere early; its asserts share what was loaded.
+    // Long: every number of a case is compared, and all comparisons share what was loaded.
     let Some(case) = golden_case("e_losses") else { return };
     let registry = registry();
     let mut checked = 0;
