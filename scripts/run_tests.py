@@ -1,8 +1,9 @@
-"""Builds the tests and runs them, two test programs at a time, and says which tests took longest.
+"""Builds the tests and runs them, two test programs at a time, and prints which tests took longest.
 
 libtorch has one random generator per process, so the tests of one program run one at a time; most of them wait for a
-started binary or use one thread, which leaves the second core to another program. Programs that need both cores run
-alone. Called by scripts/test.sh; with names it runs those programs only.
+started binary or use one thread, which leaves the second core to another program. Programs that start several processes
+run last, beside each other: they wait for timeouts and for the scheduler most of the time. Called by scripts/test.sh;
+with names it runs those programs only.
 """
 
 import concurrent.futures
@@ -15,8 +16,8 @@ import sys
 import threading
 import time
 
-# Several ranks, and a scheduler whose jobs ask for both cores.
-ALONE = {"ranks", "slurm"}
+# Several ranks, and a scheduler whose jobs ask for both cores. Each computes less than half of the time.
+LAST = {"ranks", "slurm"}
 # The longest begin first. `compatibility` finds in the target folder that it shares with `authors` what that one has built.
 FIRST = ["authors", "survival", "tracking", "servers", "house", "compatibility", "strangers", "disk", "methods", "python",
          "guards", "maskdiff_sedd", "sweep", "hub", "corpora", "configuration", "maskdiff_remdm"]
@@ -58,7 +59,10 @@ def toolchain():
 
 
 def run(program):
-    """Runs one program; returns its name, whether it passed, the seconds of each test, and (passed, failed)."""
+    """Runs one program; returns its name, whether it passed, the seconds of each test, and (passed, failed).
+
+    It prints the processor time of the program and of what it started: far below the wall time, the program waits.
+    """
     name, executable, folder = program
     environment = {**os.environ, **TOOLCHAIN, "RUST_TEST_THREADS": "1", "CARGO_MANIFEST_DIR": str(folder)}
     begun = last = time.monotonic()
@@ -71,10 +75,11 @@ def run(program):
             now = time.monotonic()
             tests.append((now - last, f"{name}: {done['name']}"))
             last = now
-    code = child.wait()
-    seconds = time.monotonic() - begun
+    _, status, used = os.wait4(child.pid, 0)
+    code = child.returncode = os.waitstatus_to_exitcode(status)
+    seconds, processor = time.monotonic() - begun, used.ru_utime + used.ru_stime
     with printing:
-        print(f"\n     Running {name} ({seconds:.0f} s)\n{''.join(lines)}", end="", flush=True)
+        print(f"\n     Running {name} ({seconds:.0f} s, {processor:.0f} s of a processor)\n{''.join(lines)}", end="", flush=True)
         if code:
             print(f"{name} failed with code {code}", flush=True)
     counts = [tuple(map(int, found.groups())) for line in lines if (found := RESULT.match(line))]
@@ -88,10 +93,10 @@ def main():
     found = programs(set(sys.argv[1:]))
     if not found:
         sys.exit("no test program was found")
-    together = [program for program in found if program[0] not in ALONE]
-    with concurrent.futures.ThreadPoolExecutor(2) as pool:
-        ended = list(pool.map(run, together))
-    ended += [run(program) for program in found if program[0] in ALONE]
+    ended = []
+    for last in (False, True):
+        with concurrent.futures.ThreadPoolExecutor(2) as pool:
+            ended += pool.map(run, [program for program in found if (program[0] in LAST) == last])
     tests = sorted((test for _, _, of_program, _ in ended for test in of_program), reverse=True)
     print("\n== the ten slowest tests")
     for seconds, name in tests[:10]:

@@ -12,7 +12,6 @@ use std::time::Duration;
 
 use clap::{Args, CommandFactory as _, FromArgMatches as _, Parser, Subcommand, ValueHint};
 use maskdiff_base::error::{Error, Result};
-use maskdiff_base::report::Report;
 use maskdiff_base::stdout::{self, Format};
 use maskdiff_base::{logging, memory, output, signals};
 use maskdiff_config::{Form, trust};
@@ -27,7 +26,7 @@ use crate::commands::{self, Common};
 
 const LONG_ABOUT: &str = "\
 Trains, evaluates and samples discrete-diffusion language models whose parts (network, noise, \
-parameterization, sampler) are plugins, chosen by words in the configuration.
+parameterization, sampler) are plugins, chosen by name in the configuration.
 
 Try: maskdiff train experiment=demo";
 
@@ -37,19 +36,19 @@ Overrides:
   model=small              choose a file of configs/model/, configs/data/, configs/noise/, ...
   experiment=demo          choose a file of configs/experiment/
   sampling.predictor=NAME  choose a component (`maskdiff plugins list` prints all)
-  run.dir=null, ~run.dir   unset a key, as if nothing had been said
+  run.dir=null, ~run.dir   unset a key: it has its default again
 
 Environment:
-  MASKDIFF_OPTIM__LR=1e-3  set a value; the command line wins
+  MASKDIFF_OPTIM__LR=1e-3  set a value; an override on the command line wins
   MASKDIFF_SEED=9          the same for a key without a group, and MASKDIFF_MODEL=small for a file
   MASKDIFF_PLUGIN_PATH     more folders with plugins, separated by colons
   MASKDIFF_LOG             log filter, as in `debug`
 
-The original's form `maskdiff mode=train KEY=VALUE...` (train, ppl_eval, sample_eval) has the original's
-defaults; `maskdiff config mode=train KEY=VALUE...` prints what it runs with.
+Commands of the original program work as they are: `maskdiff mode=train KEY=VALUE...` (train, ppl_eval,
+sample_eval) uses its defaults. `maskdiff config mode=train KEY=VALUE...` prints the configuration.
 
-Exit codes: 0 done, 2 usage, configuration or data, 3 plugin, 4 not a number, 5 other, 75 stopped by a
-scheduler's signal and to be started again, 130 interrupted";
+Exit codes: 0 done, 2 wrong usage, configuration or data, 3 plugin, 4 loss is not a number, 5 other,
+75 stopped by the scheduler's signal with a checkpoint (start it again), 130 interrupted";
 
 /// The three versions that matter to a plugin.
 static VERSION: LazyLock<String> = LazyLock::new(|| {
@@ -70,19 +69,19 @@ struct Cli {
 
 #[derive(Debug, Args)]
 struct Global {
-    /// A configuration file, read after the experiment
+    /// A configuration file; its values win over those of the experiment
     #[arg(long, value_name = "FILE", global = true, value_hint = ValueHint::FilePath)]
     config: Option<PathBuf>,
     /// A plugin file to load before all others (may be repeated)
     #[arg(long, value_name = "FILE", global = true, value_hint = ValueHint::FilePath)]
     plugin: Vec<PathBuf>,
-    /// Use the code that a stored configuration names (plugins, classes in Python), whoever wrote it
+    /// Load the plugins and Python classes that the stored configuration of a checkpoint names
     #[arg(long, global = true)]
     trust: bool,
-    /// How results are printed to stdout
+    /// The format of results on stdout
     #[arg(long, value_enum, default_value_t, global = true)]
     format: Format,
-    /// No progress; errors and results only
+    /// Print errors and results only, no progress
     #[arg(short, long, global = true, conflicts_with = "verbose")]
     quiet: bool,
     /// What the original's form of the command line becomes: what nobody says is as there
@@ -91,7 +90,7 @@ struct Global {
     /// Which command `config` shows the configuration of
     #[arg(long, hide = true, global = true)]
     of: Option<String>,
-    /// More log: -v information, -vv debugging, -vvv everything
+    /// Log more: -v information, -vv debugging, -vvv everything
     #[arg(short, long, action = clap::ArgAction::Count, global = true)]
     verbose: u8,
 }
@@ -113,16 +112,16 @@ enum Command {
     /// Train a model; results go to a run folder
     ///
     /// The run folder is `run.dir`, or else `outputs/<data>/<date>/<time>`. Ctrl-C, SIGTERM, SIGHUP, SIGUSR1 and SIGUSR2
-    /// finish the step and write a checkpoint (a second one ends at once); `run.dir=FOLDER checkpointing.resume_from_ckpt=true` goes
-    /// on. Several processes train together when started by --nproc, torchrun or srun.
+    /// finish the step and write a checkpoint; a second signal ends the run at once. `run.dir=FOLDER
+    /// checkpointing.resume_from_ckpt=true` resumes a run. Several processes train together when --nproc, torchrun or srun starts them.
     Train {
         /// Train with N processes on this machine
         #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
         nproc: Option<u16>,
-        /// Record a few steps into trace.json in the run folder, for Perfetto or chrome://tracing
+        /// Profile a few steps into trace.json in the run folder, for Perfetto or chrome://tracing
         #[arg(long)]
         profile: bool,
-        /// Show the run on the whole terminal: curves, speed, memory, the last sample
+        /// Show the run in a full-screen panel: curves, speed, memory, the latest sample
         #[arg(long, conflicts_with = "nproc")]
         tui: bool,
         #[command(flatten)]
@@ -130,28 +129,28 @@ enum Command {
         /// KEY=VALUE
         overrides: Vec<String>,
     },
-    /// Bound the likelihood of text: of the validation text, of a file, or of several sets (`data=zeroshot`)
+    /// Evaluate the likelihood bound (perplexity) on validation text, on a file, or on several sets (`data=zeroshot`)
     Eval {
         #[command(flatten)]
         trained: Trained,
         #[command(flatten)]
         flags: Evaluating,
-        /// A text file to measure on; the same as data=text data.valid_path=FILE
+        /// A text file to evaluate on; the same as data=text data.valid_path=FILE
         #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
         text: Option<String>,
     },
-    /// Score generated text by a judge: generative perplexity, entropy, distinct n-grams, MAUVE
+    /// Score generated text with an evaluator LM: generative perplexity, entropy, distinct n-grams, MAUVE
     ///
-    /// `eval.gen_ppl_eval_model_name_or_path` names the judge, `eval.gen_ppl.protocol` says what counts.
+    /// `eval.gen_ppl_eval_model_name_or_path` names the evaluator LM, `eval.gen_ppl.protocol` the protocol.
     Score {
-        /// What `maskdiff sample --format json` printed (FILE.jsonl), or texts between lines `---`; and KEY=VALUE
+        /// Output of `maskdiff sample --format json` (FILE.jsonl), or a text file with lines `---` between texts; and KEY=VALUE
         #[arg(required = true, value_name = "FILE", value_hint = ValueHint::FilePath)]
         words: Vec<String>,
     },
-    /// Draw text
+    /// Generate text from a checkpoint
     ///
-    /// `maskdiff sample RUN -n 5`. Without a number, `sampling.num_sample_batches` batches of `loader.eval_batch_size` texts; with
-    /// prompts and templates, as many texts for each as there are batches. What is given never changes.
+    /// `maskdiff sample RUN -n 5`. Without -n it generates `sampling.num_sample_batches` batches of `loader.eval_batch_size` texts;
+    /// with prompts or templates, one text of each per batch. Given tokens never change.
     Sample {
         #[command(flatten)]
         trained: Trained,
@@ -161,50 +160,50 @@ enum Command {
         given: Given,
         #[command(flatten)]
         shown: commands::sample::Shown,
-        /// Build the plugin in this folder at each save, and draw again with its sampler
+        /// Rebuild the plugin in this folder whenever a file is saved, and sample again with it
         #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath)]
         watch: Option<PathBuf>,
         /// What `--watch` runs: draws with each plugin file that is named on stdin
         #[arg(long, hide = true, conflicts_with = "watch")]
         follow: bool,
     },
-    /// Make one page of runs: curves, results beside published figures, samples, and how they came to be
+    /// Write an HTML page about runs: curves, results beside published figures, samples and their denoising
     ///
-    /// The page holds all it shows and needs no network.
+    /// The page is one file and needs no network.
     Report {
         /// Run folders, or folders that hold some
         #[arg(required = true, value_name = "FOLDER", value_hint = ValueHint::DirPath)]
         folders: Vec<PathBuf>,
-        /// Where the page goes
+        /// The file of the page
         #[arg(long, value_name = "FILE", default_value = "report.html", value_hint = ValueHint::FilePath)]
         output: PathBuf,
-        /// Replace a file that is no page of this command, too
+        /// Replace the file even if this command did not write it
         #[arg(long)]
         force: bool,
     },
     /// Write a checkpoint for another program
     ///
-    /// The averaged weights where there are such; `eval.disable_ema=true` takes the others.
+    /// Exports the EMA weights if the checkpoint has them; `eval.disable_ema=true` exports the others.
     Export {
         #[command(flatten)]
         trained: Trained,
-        /// What is written; `--format KIND` is the same
+        /// The format to write; `--format KIND` is the same
         #[arg(long = "as", value_enum, value_name = "KIND")]
         kind: commands::export::As,
-        /// The folder or the file, which must not be there yet
+        /// The folder or file to write; it must not exist yet
         #[arg(long, value_name = "PATH", value_hint = ValueHint::AnyPath)]
         output: PathBuf,
     },
-    /// Start a command elsewhere: as a job of Slurm that goes on after every stop, or here by the same script
+    /// Run a command as a Slurm job that resumes after every stop, or here with the same script
     Launch {
         #[command(subcommand)]
         command: Launch,
     },
-    /// Train every combination of settings, and make one table of them
+    /// Train every combination of settings, and collect the results in a table
     ///
-    /// `optim.lr=1e-4,3e-4 seed=1..5` are two axes, ten points; a word with one value holds for all of them. `--random N` draws N
-    /// settings, where `optim.lr=log(1e-5,1e-3)`, `uniform(0,0.2)` and `int(2,8)` are axes too, and trains each with every seed.
-    /// Points that are done are never done again.
+    /// `optim.lr=1e-4,3e-4 seed=1..5` are two axes, ten points; an override with one value holds for all of them. `--random N`
+    /// draws N settings, where `optim.lr=log(1e-5,1e-3)`, `uniform(0,0.2)` and `int(2,8)` are axes too, and trains each with every
+    /// seed. A finished point never runs again.
     #[command(args_conflicts_with_subcommands = true)]
     Sweep {
         #[command(flatten)]
@@ -219,17 +218,17 @@ enum Command {
     },
     /// Send runs that were logged offline to Weights & Biases
     ///
-    /// What the server has already is not sent again; a run that does not say how it ended ends as failed.
+    /// Sends only what the server does not have yet. A run without a recorded end counts as failed.
     Sync {
         /// Run folders
         #[arg(required = true, value_name = "RUN", value_hint = ValueHint::DirPath)]
         folders: Vec<PathBuf>,
-        /// Those that were sent before, too
+        /// Also send runs that were sent before
         #[arg(long)]
         again: bool,
         #[command(flatten)]
         anew: Anew,
-        /// How long each folder may take, a server that is away included
+        /// Time limit for each folder, including the time the server does not answer
         #[arg(long, value_name = "SECONDS", default_value_t = 600.0)]
         timeout: f64,
     },
@@ -238,7 +237,7 @@ enum Command {
         #[command(subcommand)]
         command: Plugins,
     },
-    /// Prepare, check and look at blocks of tokens
+    /// Build, verify and show tokenized data
     Data {
         #[command(subcommand)]
         command: Data,
@@ -263,10 +262,10 @@ struct Given {
     /// A text to continue (may be repeated)
     #[arg(long, value_name = "TEXT")]
     prompt: Vec<String>,
-    /// A file with a prompt a line; in FILE.jsonl each line is {"prompt": "..."} or {"template": "..."}
+    /// A file with one prompt per line; in FILE.jsonl each line is {"prompt": "..."} or {"template": "..."}
     #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
     prompt_file: Option<PathBuf>,
-    /// A text with holes to fill, [MASK] for one token and [MASK:12] for twelve (may be repeated)
+    /// A text with gaps to fill, [MASK] for one token and [MASK:12] for twelve (may be repeated)
     #[arg(long, value_name = "TEXT")]
     template: Vec<String>,
 }
@@ -310,7 +309,7 @@ fn quiet_libtorch() {
     }
 }
 
-/// Runs the command line; gives the exit code where no error decides it.
+/// Runs the command line; returns the exit code where no error decides it.
 fn run(words: Vec<OsString>) -> Result<i32> {
     let words = with_subcommand(words)?;
     let matches = words::command().get_matches_from(&words);
@@ -331,8 +330,8 @@ fn run(words: Vec<OsString>) -> Result<i32> {
     ) {
         stdout::keep_apart(global.format);
     }
-    let common = |overrides| Common {
-        overrides,
+    let common = Common {
+        overrides: Vec::new(),
         file: global.config,
         plugins: global.plugin,
         format: global.format,
@@ -343,87 +342,95 @@ fn run(words: Vec<OsString>) -> Result<i32> {
     };
     // A run also writes what it prints into its folder, so it continues when nobody reads its output.
     let trains = matches!(command, Command::Train { .. });
-    let done = match command {
-        Command::Train { nproc, profile, tui, flags, mut overrides } => {
-            flags.add_to(&mut overrides)?;
-            let common = common(overrides);
-            match nproc.filter(|n| *n > 1) {
-                Some(n) => return commands::train::launch(&common, n.into(), &words),
-                None => commands::train::run(&common, profile, tui),
-            }
-        }
-        Command::Eval { trained, flags, text } => {
-            let mut overrides = trained.into_overrides()?;
-            flags.add_to(&mut overrides)?;
-            if let Some(file) = text {
-                let other = overrides
-                    .iter()
-                    .find(|w| w.starts_with("data=") || w.starts_with("data.sets="));
-                if let Some(other) = other {
-                    let message = format!("`--text` names one text, and `{other}` another");
-                    return Err(Error::config(message, "leave one of both out"));
-                }
-                overrides.extend([
-                    "data=text".to_string(),
-                    maskdiff_config::word("data.valid_path", &file),
-                ]);
-            }
-            commands::eval::run(&common(overrides))
-        }
-        Command::Score { words } => commands::score::run(common(Vec::new()), words),
-        Command::Sample { trained, flags, given, shown, watch, follow } => {
-            let mut overrides = trained.into_overrides()?;
-            flags.add_to(&mut overrides)?;
-            let (common, asked) = (common(overrides), given.into_asks()?);
-            match watch {
-                Some(folder) => commands::watch::run(&common, &folder),
-                None if follow => commands::watch::follow(common, &asked),
-                None => commands::sample::run(&common, &asked, &shown),
-            }
-        }
-        Command::Export { trained, kind, output } => {
-            commands::export::run(&common(trained.into_overrides()?), kind, &output)
-        }
-        Command::Report { folders, output, force } => {
-            let common = common(Vec::new());
-            let report = Report::new(common.format, common.quiet);
-            commands::report::run(&report, &folders, &output, force)
-        }
-        Command::Config { command: None, overrides } => commands::config::run(&common(overrides)),
-        Command::Config { command: Some(nested::Config::Explain { words }), .. } => {
-            let (overrides, names): (Vec<String>, Vec<String>) =
-                words.into_iter().partition(|word| word.contains('='));
-            commands::explain::run(&common(overrides), &names)
-        }
-        Command::Runs { command } => {
-            let common = common(Vec::new());
-            nested::runs(command, &Report::new(common.format, common.quiet))
-        }
-        Command::Launch { command } => nested::launch(command, &common(Vec::new())),
-        Command::Sweep { new, command } => nested::sweep(&new, command, &common(Vec::new())),
-        Command::Sync { folders, again, anew, timeout } => {
-            let common = common(Vec::new());
-            let mut report = Report::new(common.format, common.quiet);
-            if !(0.0..=1e7).contains(&timeout) {
-                let message =
-                    format!("`--timeout` is a number of seconds up to 1e7, got {timeout}");
-                return Err(Error::config(message, ""));
-            }
-            let timeout = Duration::from_secs_f64(timeout);
-            commands::sync::run(&mut report, &folders, again, &anew, timeout)
-        }
-        Command::Plugins { command } => nested::plugins(command, common),
-        Command::Data { command } => nested::data(command, common),
-        Command::Completions { shell } => {
-            let mut script = Vec::new();
-            clap_complete::generate(shell, &mut Cli::command(), "maskdiff", &mut script);
-            output::result(&String::from_utf8_lossy(&script));
-            Ok(())
-        }
-    };
-    if !trains {
-        // The fault of the command comes first.
-        return done.and_then(|()| output::check()).map(|()| 0);
+    let done = command.run(common, &words);
+    if trains {
+        return done;
     }
-    done.map(|()| 0)
+    // The fault of the command comes first.
+    done.and_then(|code| output::check().map(|()| code))
+}
+
+impl Command {
+    /// Runs the command; returns the exit code where no error decides it.
+    fn run(self, common: Common, words: &[OsString]) -> Result<i32> {
+        match self {
+            Self::Train { nproc, profile, tui, flags, mut overrides } => {
+                flags.add_to(&mut overrides)?;
+                let common = common.overriding(overrides);
+                return match nproc.filter(|n| *n > 1) {
+                    Some(n) => commands::train::launch(&common, n.into(), words),
+                    None => commands::train::run(&common, profile, tui).map(|()| 0),
+                };
+            }
+            Self::Eval { trained, flags, text } => {
+                let mut overrides = trained.into_overrides()?;
+                flags.add_to(&mut overrides)?;
+                if let Some(file) = text {
+                    add_text(&mut overrides, &file)?;
+                }
+                commands::eval::run(&common.overriding(overrides))
+            }
+            Self::Score { words } => commands::score::run(common, words),
+            Self::Sample { trained, flags, given, shown, watch, follow } => {
+                let mut overrides = trained.into_overrides()?;
+                flags.add_to(&mut overrides)?;
+                let (common, asked) = (common.overriding(overrides), given.into_asks()?);
+                match watch {
+                    Some(folder) => commands::watch::run(&common, &folder),
+                    None if follow => commands::watch::follow(common, &asked),
+                    None => commands::sample::run(&common, &asked, &shown),
+                }
+            }
+            Self::Export { trained, kind, output } => {
+                commands::export::run(&common.overriding(trained.into_overrides()?), kind, &output)
+            }
+            Self::Report { folders, output, force } => {
+                commands::report::run(&common.report(), &folders, &output, force)
+            }
+            Self::Config { command: None, overrides } => {
+                commands::config::run(&common.overriding(overrides))
+            }
+            Self::Config { command: Some(nested::Config::Explain { words }), .. } => {
+                let (overrides, names): (Vec<String>, Vec<String>) =
+                    words.into_iter().partition(|word| word.contains('='));
+                commands::explain::run(&common.overriding(overrides), &names)
+            }
+            Self::Runs { command } => nested::runs(command, &common.report()),
+            Self::Launch { command } => nested::launch(command, &common),
+            Self::Sweep { new, command } => nested::sweep(&new, command, &common),
+            Self::Sync { folders, again, anew, timeout } => {
+                let timeout = seconds(timeout)?;
+                commands::sync::run(&mut common.report(), &folders, again, &anew, timeout)
+            }
+            Self::Plugins { command } => nested::plugins(command, common),
+            Self::Data { command } => nested::data(command, common),
+            Self::Completions { shell } => {
+                let mut script = Vec::new();
+                clap_complete::generate(shell, &mut Cli::command(), "maskdiff", &mut script);
+                output::result(&String::from_utf8_lossy(&script));
+                Ok(())
+            }
+        }
+        .map(|()| 0)
+    }
+}
+
+/// `eval --text FILE` as overrides.
+fn add_text(overrides: &mut Vec<String>, file: &str) -> Result<()> {
+    let other = overrides.iter().find(|w| w.starts_with("data=") || w.starts_with("data.sets="));
+    if let Some(other) = other {
+        let message = format!("`--text` names one text, and `{other}` another");
+        return Err(Error::config(message, "leave one of both out"));
+    }
+    overrides.extend(["data=text".to_string(), maskdiff_config::word("data.valid_path", file)]);
+    Ok(())
+}
+
+/// `--timeout SECONDS`.
+fn seconds(timeout: f64) -> Result<Duration> {
+    if !(0.0..=1e7).contains(&timeout) {
+        let message = format!("`--timeout` is a number of seconds up to 1e7, got {timeout}");
+        return Err(Error::config(message, ""));
+    }
+    Ok(Duration::from_secs_f64(timeout))
 }

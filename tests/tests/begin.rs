@@ -59,7 +59,7 @@ fn a_run_begins_with_the_weights_of_another_and_nothing_else_of_it() {
     fs::rename(at.join("first"), at.join("away")).expect("moved");
     let on = ["run.dir=tuned", "trainer.max_steps=3", "checkpointing.resume_from_ckpt=true"];
     let out = begin(at, &on);
-    out.expect(0).says(&["going on after step 0"]);
+    out.expect(0).says(&["resuming after step 0"]);
     assert!(!out.stderr.contains("begins with"), "{}", out.stderr);
     let steps: Vec<i64> = losses(&tuned).iter().map(|(step, _)| *step).collect();
     assert_eq!(steps, [1, 2, 3]);

@@ -268,6 +268,7 @@ fn worst(of: Of) -> Vec<String> {
 /// user's, or it works as far as no run is begun; never a panic, a hang or a number that is none.
 #[test]
 fn no_key_has_a_value_that_breaks_the_program() {
+    // Long: most of it is the table of the worst values.
     let registry = registry();
     let (mut tried, mut refused) = (0, 0);
     let mut attempt = |words: &[String]| {

@@ -94,7 +94,7 @@ fn checkpoints_that_cannot_be_read_are_not_taken_for_none() {
         assert!(now[&metrics] == before[&metrics], "{call} {part} {errno}: metrics were changed");
     }
     // Going on gives the bits of the undisturbed run.
-    train(at, &longer[1..]).expect(0).says(&["going on after step 4"]);
+    train(at, &longer[1..]).expect(0).says(&["resuming after step 4"]);
     let whole = [BRIEF, &["run.dir=whole", "trainer.max_steps=4"]].concat();
     train(at, &whole).expect(0);
     train(at, &[BRIEF, &["run.dir=whole", "trainer.max_steps=8"]].concat()).expect(0);
@@ -267,7 +267,7 @@ fn a_complete_run_that_is_given_again_stays_as_it_is() {
     // More steps go on; and what was cut off before its last evaluation is evaluated once.
     let run = at.join("run1");
     let more = [BRIEF, &views[..], &["run.dir=run1", "trainer.max_steps=6"]].concat();
-    train(at, &more).expect(0).says(&["going on after step 4"]);
+    train(at, &more).expect(0).says(&["resuming after step 4"]);
     let lines = metrics(&run);
     let kept: String = lines[..lines.len() - 1].iter().map(|line| format!("{line}\n")).collect();
     fs::write(run.join("metrics.jsonl"), kept).expect("written");

@@ -87,7 +87,7 @@ fn a_run_goes_on_from_another_folder_as_it_was() {
         "trainer.max_steps=3",
     ];
     let out = maskdiff(&b, &words);
-    out.expect(0).says(&["going on after step 2"]);
+    out.expect(0).says(&["resuming after step 2"]);
     assert!(!out.stderr.contains("changed since then"), "{}", out.stderr);
     assert!(!b.join("run").exists(), "it is the same run");
     let config = fs::read_to_string(folder.path().join("a/run/config.toml")).expect("a file");

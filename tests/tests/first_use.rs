@@ -83,7 +83,7 @@ fn the_warm_up_fits_the_run() {
     assert_eq!(warmup("runs/a"), "2.0", "a tenth of 20");
     // Longer than it was asked for at first.
     let on = ["run.dir=runs/a", "checkpointing.resume_from_ckpt=true", "--steps", "40"];
-    train(at, &on).expect(0).says(&["going on after step 20"]);
+    train(at, &on).expect(0).says(&["resuming after step 20"]);
     assert_eq!(warmup("runs/a"), "2.0", "what it began with");
     let long =
         ["run.dir=runs/b", "lr_scheduler.num_warmup_steps=50", "--steps", "1", "--seed", "2"];

@@ -178,7 +178,7 @@ fn a_run_of_the_original_goes_on() {
     ];
     let run = |steps: &str| maskdiff(folder.path(), &[&words[..], &[steps]].concat());
     // Nothing is left to train: what is saved is what was read.
-    run("trainer.max_steps=6").expect(0).says(&["going on after step 6"]);
+    run("trainer.max_steps=6").expect(0).says(&["resuming after step 6"]);
     let read = Checkpoint::open(&path).expect("a checkpoint");
     let saved = Checkpoint::open(&folder.path().join("run")).expect("a checkpoint");
     assert_eq!((saved.state.step, saved.state.samples, saved.state.ema_updates), (6, 24, 6));
@@ -190,7 +190,7 @@ fn a_run_of_the_original_goes_on() {
         assert!(a.iter().all(|(name, tensor)| b[name] == *tensor), "{file}");
     }
     // The run's own checkpoint comes before the other's from then on.
-    run("trainer.max_steps=9").expect(0).says(&["going on after step 6"]);
+    run("trainer.max_steps=9").expect(0).says(&["resuming after step 6"]);
     let losses = maskdiff_tests::run::losses(&folder.path().join("run"));
     let steps: Vec<i64> = losses.iter().map(|(step, _)| *step).collect();
     assert_eq!(steps, [7, 8, 9]);
@@ -255,6 +255,7 @@ fn an_exported_folder_is_what_the_originals_code_made() {
 /// What is exported reads back bit for bit, here and in Python; and back again.
 #[test]
 fn exports_read_back() {
+    // Long: one story, and half of it is a script in Python.
     if golden_case("k_lightning_ckpt").is_none() {
         return;
     }

@@ -33,6 +33,7 @@ fn golden_metrics() {
 
 #[test]
 fn golden_losses() {
+    // Long: every number of a case is compared, and all comparisons share what was loaded.
     let Some(case) = golden_case("e_losses") else { return };
     let registry = registry();
     let mut checked = 0;

@@ -208,7 +208,7 @@ fn a_copy_without_links_goes_on() {
     for name in ["followed", "without", "texts", "alone"] {
         let drawn = ["sample", "--checkpoint", name, "-n", "1", "sampling.steps=2"];
         maskdiff(at, &drawn).expect(0);
-        on(name, "8").expect(0).says(&["going on after step 4"]);
+        on(name, "8").expect(0).says(&["resuming after step 4"]);
         let run = at.join(name);
         same_end(&at.join("whole"), &run);
         let last = fs::read_link(run.join("checkpoints/last")).expect("a link again");
@@ -221,7 +221,7 @@ fn a_copy_without_links_goes_on() {
     copied(at, &["-rL", "run/checkpoints/last", "taken"]);
     let from = ["run.dir=on", "trainer.max_steps=5", "checkpointing.resume_from_ckpt=true"];
     let from = [&from[..], &["checkpointing.resume_ckpt_path=taken"]].concat();
-    train(at, &from).expect(0).says(&["going on after step 4"]);
+    train(at, &from).expect(0).says(&["resuming after step 4"]);
 }
 
 /// The newest checkpoint's file, after a change of its text; `older` takes its checksum away.
@@ -269,7 +269,7 @@ fn spoilt_numbers_of_a_checkpoint_are_damage() {
     // One of an older version has no checksum.
     spoil(&at.join("whole"), "\"step\": 2,", "\"step\": 2,", true);
     let on = ["run.dir=whole", "trainer.max_steps=3", "checkpointing.resume_from_ckpt=true"];
-    train(at, &on).expect(0).says(&["going on after step 2"]);
+    train(at, &on).expect(0).says(&["resuming after step 2"]);
 }
 
 /// Lines of words for a tokenizer of words.

@@ -149,6 +149,58 @@ fn unsafe_code_stands_where_it_is_listed() {
     assert_eq!(found, UNSAFE.map(String::from).into());
 }
 
+/// The functions of a source file: line, name and length. rustfmt ends each at its own indentation.
+fn functions(text: &str) -> Vec<(usize, String, usize)> {
+    let lines: Vec<&str> = text.lines().collect();
+    let mut found = Vec::new();
+    for (i, line) in lines.iter().enumerate() {
+        let indent = &line[..line.len() - line.trim_start().len()];
+        let Some((before, rest)) = line.trim_start().split_once("fn ") else { continue };
+        let words = ["pub", "const", "async", "unsafe", "extern"];
+        let is_word = |word: &str| {
+            words.iter().any(|known| word.starts_with(known))
+                || word.starts_with('"')
+                || word == "in"
+        };
+        if !before.split_whitespace().all(is_word) {
+            continue;
+        }
+        let name =
+            rest.split(|c: char| !c.is_alphanumeric() && c != '_').next().unwrap_or_default();
+        // A declaration ends with a semicolon, at its own indentation too.
+        let last = lines[i..].iter().position(|line| {
+            let own = line.strip_prefix(indent).is_some_and(|rest| !rest.starts_with(' '));
+            own && (line.ends_with('}') || line.ends_with(';'))
+        });
+        found.push((i + 1, name.to_string(), last.map_or(lines.len() - i, |last| last + 1)));
+    }
+    found
+}
+
+/// A longer function says why: a line `// Long: REASON` stands in front of it or at its top.
+#[test]
+fn no_function_is_long_without_a_reason() {
+    const MOST: usize = 80;
+    let folders = ["host", "plugin-api", "plugins", "tests"].map(|name| root().join(name));
+    let (mut long, mut seen) = (Vec::new(), 0);
+    for path in folders.iter().flat_map(|folder| files(folder)) {
+        if path.extension().is_none_or(|ending| ending != "rs") {
+            continue;
+        }
+        let text = fs::read_to_string(&path).expect("source");
+        let lines: Vec<&str> = text.lines().collect();
+        for (line, name, length) in functions(&text) {
+            seen += 1;
+            let near = &lines[line.saturating_sub(4)..lines.len().min(line + 3)];
+            if length > MOST && !near.iter().any(|line| line.trim().starts_with("// Long: ")) {
+                long.push(format!("{}:{line}: {name} has {length} lines", path.display()));
+            }
+        }
+    }
+    assert!(seen > 3000, "only {seen} functions were found");
+    assert!(long.is_empty(), "give its phases names of their own:\n{}", long.join("\n"));
+}
+
 #[test]
 fn the_host_names_no_method() {
     for word in

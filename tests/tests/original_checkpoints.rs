@@ -144,7 +144,7 @@ fn a_run_that_goes_on_keeps_the_settings_of_the_file() {
     ];
     let out = go_on(&more);
     out.expect(0).says(&[
-        "going on after step 6 of `theirs`",
+        "resuming after step 6 of `theirs`",
         "it was trained with other settings",
         "loader.global_batch_size: 4 → 8",
         "optim.lr: 0.0003 → 0.001",
@@ -171,7 +171,7 @@ fn a_run_that_goes_on_keeps_the_settings_of_the_file() {
     // From its own checkpoint the same holds.
     go_on(&[&more[..], &["trainer.max_steps=9"]].concat())
         .expect(0)
-        .says(&["going on after step 8"]);
+        .says(&["resuming after step 8"]);
     let steps: Vec<i64> = losses(&at.join("run")).iter().map(|(step, _)| *step).collect();
     assert_eq!(steps, [7, 8, 9]);
     // A script that looks for the original's file finds ours of that name.
@@ -206,7 +206,7 @@ fn a_whole_file_comes_back_by_its_path_alone() {
         "sampling.num_sample_log=0",
         "data.valid_blocks=32",
     ];
-    maskdiff(at, &words).expect(0).says(&["going on after step 2"]);
+    maskdiff(at, &words).expect(0).says(&["resuming after step 2"]);
     // The steps that a run without a break would have taken.
     let longer = ["train", "data=stories", "run.dir=run", "trainer.max_steps=4"];
     let longer = [&longer[..], &SMALL[1..], &["checkpointing.resume_from_ckpt=true"]].concat();
@@ -297,7 +297,7 @@ fn a_file_of_its_trainer_for_next_tokens_needs_no_further_word() {
             "sampling.num_sample_log=0",
         ];
         let words = [&on[..], &data, &[cpu, &run, &from, "trainer.log_every_n_steps=1"]].concat();
-        maskdiff(at, &words).expect(0).says(&["going on after step 3"]);
+        maskdiff(at, &words).expect(0).says(&["resuming after step 3"]);
         assert_eq!(losses(&at.join(&run[8..])).len(), 2);
         let config = fs::read_to_string(at.join(&run[8..]).join("config.toml")).expect("settings");
         for line in

@@ -33,6 +33,7 @@ fn check(config: &Value, key: &str, expected: &Value, of: &str) {
 
 /// Words of every key of its configurations that changes something, none with its default; which key of ours they set, and to what.
 fn taken() -> Vec<(&'static str, &'static str, Value)> {
+    // Long: one table.
     vec![
         ("diffusion=absorbing_state", "diffusion", json!("absorbing_state")),
         ("backbone=dimamba", "backbone", json!("dimamba")),
@@ -287,6 +288,7 @@ fn leaves(value: &Value, key: &str, found: &mut Vec<(String, Value)>) {
 
 /// The commands of its README and of its scripts, each with what differs from the defaults.
 fn commands() -> Vec<(&'static str, Value)> {
+    // Long: one table.
     let split = json!({"train": "openwebtext-train", "valid": "openwebtext-valid"});
     let tags = json!(["loglinear", "openwebtext-train", "openwebtext-valid"]);
     let lm1b = json!({"train": "lm1b", "valid": "lm1b", "tokenizer_name_or_path": "bert-base-uncased", "wrap": false});
@@ -453,6 +455,7 @@ const TINY: &[&str] = &[
 /// its generative perplexity and goes on when it is started again.
 #[test]
 fn runs_in_its_form_are_trained_scored_measured_and_sampled() {
+    // Long: one story, each step works on what the one before left.
     let here = folder();
     let at = here.path();
     // A judge's texts end, so its tokenizer has a token for that.

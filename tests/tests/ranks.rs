@@ -147,7 +147,7 @@ fn the_number_of_ranks_may_change() {
     go("1", "whole", "trainer.max_steps=9").expect(0);
     go("2", "changing", "trainer.max_steps=4").expect(0);
     let out = go("4", "changing", "trainer.max_steps=7");
-    out.expect(0).says(&["going on after step 4", "ranks: 2 → 4"]);
+    out.expect(0).says(&["resuming after step 4", "ranks: 2 → 4"]);
     go("1", "changing", "trainer.max_steps=9").expect(0);
     let off =
         apart(&folder.path().join("whole"), &folder.path().join("changing"), "model.safetensors");

@@ -72,7 +72,7 @@ fn a_job_that_is_stopped_three_times_ends_as_one_that_was_not() {
         .collect();
     assert_eq!(ids.len(), 1, "{ids:?}");
     let said = fs::read_to_string(run.join(format!("logs/{job}.txt"))).expect("its output");
-    assert!(said.contains("0: going on after step"), "{said}");
+    assert!(said.contains("0: resuming after step"), "{said}");
     assert!(said.contains("restart 3"), "{said}");
     for rank in 1..4 {
         let log = fs::read_to_string(run.join(format!("log-rank{rank}.txt"))).expect("its log");

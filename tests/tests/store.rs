@@ -109,7 +109,7 @@ fn a_run_goes_on_from_the_store_when_its_machine_is_gone() {
     // Another machine: nothing of the run is there.
     fs::remove_dir_all(folder.path().join("run")).expect("the run is gone");
     let out = go("trainer.max_steps=9");
-    out.expect(0).says(&["fetched `s3://runs/some/run/step-00000007`", "going on after step 7"]);
+    out.expect(0).says(&["fetched `s3://runs/some/run/step-00000007`", "resuming after step 7"]);
     // One that arrives damaged is passed over, one that was cut off does not count.
     server.ask(
         "s3.put_object(Bucket='runs', Key='some/run/step-00000009/model.safetensors', Body=b'x')",
@@ -158,7 +158,7 @@ fn large_files_go_in_parts() {
     fs::remove_dir_all(folder.path().join("run")).expect("the run is gone");
     let again =
         [&words[..], &["checkpointing.resume_from_ckpt=true", "trainer.max_steps=3"]].concat();
-    server.train(folder.path(), &again).expect(0).says(&["going on after step 2"]);
+    server.train(folder.path(), &again).expect(0).says(&["resuming after step 2"]);
 }
 
 #[test]

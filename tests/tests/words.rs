@@ -53,6 +53,7 @@ fn on_real_text() {
 /// Runs of all kinds of characters: letters, digits, marks, spaces of every sort, contractions, names of special tokens.
 #[test]
 fn on_any_text() {
+    // Long: most of it is the list of pieces.
     let mut state = 1u64;
     let mut draw = move |n: usize| {
         // Knuth's constants; the upper bits are good enough to choose by.

@@ -91,6 +91,11 @@ pub fn sleep(pause: Duration, over: impl Fn() -> bool) {
     }
 }
 
+/// What runs requests on the thread that waits for them.
+pub fn runtime() -> std::io::Result<Runtime> {
+    tokio::runtime::Builder::new_current_thread().enable_all().build()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

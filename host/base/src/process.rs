@@ -48,10 +48,23 @@ pub fn package() -> Option<PathBuf> {
     std::env::var_os(PACKAGE).filter(|folder| !folder.is_empty()).map(PathBuf::from)
 }
 
+/// The folder that a variable names. A relative path would be another folder everywhere, so it counts as none.
+fn named(variable: &str) -> Option<PathBuf> {
+    std::env::var_os(variable).map(PathBuf::from).filter(|path| path.is_absolute())
+}
+
+/// The home folder of this user, if there is one.
+pub fn home_folder() -> Option<PathBuf> {
+    named("HOME")
+}
+
 /// The folder of what this program keeps for this user, if there is a home.
 pub fn data_folder() -> Option<PathBuf> {
-    // A relative path would be another folder everywhere.
-    let named = |name| std::env::var_os(name).map(PathBuf::from).filter(|p| p.is_absolute());
-    let home = || named("HOME").map(|home| home.join(".local/share"));
+    let home = || home_folder().map(|home| home.join(".local/share"));
     Some(named("XDG_DATA_HOME").or_else(home)?.join("maskdiff"))
+}
+
+/// The folder of the caches of all programs of this user, if there is a home.
+pub fn cache_folder() -> Option<PathBuf> {
+    named("XDG_CACHE_HOME").or_else(|| Some(home_folder()?.join(".cache")))
 }

@@ -10,6 +10,14 @@ pub fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
+/// A cell of a CSV file, in quotes where it needs them.
+pub fn csv_cell(text: &str) -> String {
+    match text.contains([',', '"', '\n', '\r']) {
+        true => format!("\"{}\"", text.replace('"', "\"\"")),
+        false => text.to_string(),
+    }
+}
+
 /// The known word closest to a misspelt one, if any is close.
 pub fn nearest<'a>(word: &str, known: &[&'a str]) -> Option<&'a str> {
     let scored = known.iter().map(|k| (strsim::damerau_levenshtein(word, k), *k));
@@ -77,6 +85,14 @@ pub fn check(what: &str, value: &str) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_cell_has_quotes_where_it_needs_them() {
+        assert_eq!(csv_cell("a b"), "a b");
+        assert_eq!(csv_cell("a,b"), "\"a,b\"");
+        assert_eq!(csv_cell("say \"a\""), "\"say \"\"a\"\"\"");
+        assert_eq!(csv_cell("a\r"), "\"a\r\"");
+    }
 
     #[test]
     fn one_is_no_plural() {

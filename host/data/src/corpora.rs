@@ -107,86 +107,38 @@ impl Part {
             Role::Valid => asked.unwrap_or(&spec.valid).as_str(),
         };
         let Some(part) = spec.split.get(split) else {
-            if role == Role::Valid && asked.is_none() && config.data.train == name {
-                // The last blocks of what is trained on are held out.
-                return Ok(None);
-            }
-            let parts: Vec<&str> = spec.split.keys().map(String::as_str).collect();
-            let (key, hint) = match role {
-                Role::Train => ("data.train", "choose another corpus to train on".to_string()),
-                Role::Valid => ("data.valid_split", format!("parts: {}", parts.join(", "))),
-            };
-            let message = format!("corpus `{name}` has no part `{split}`");
-            return Err(config.layers.error(key, &message, &hint));
+            return spec.without(config, name, role).map(|()| None);
         };
         let slice = part.slice.as_deref().map(Slice::parse);
         let slice = slice.map_or(Some(Slice::default()), |slice| slice).ok_or_else(|| {
             Error::config(format!("corpus `{name}`: its slice is not FROM:TO"), "")
         })?;
-        let detokenizer = spec.detokenizer;
-        let base = |files, origin, identity, format, slice| Self {
+        // Of text8 the slice is one of characters.
+        let (format, rows, found) = if spec.format == "text8" {
+            let format = Format::Text8 { chunk: 0, slice };
+            (format, Slice::default(), text8(config, name, &spec, role)?)
+        } else {
+            let format = Format::Parquet { column: spec.column.clone() };
+            (format, slice, parquet(config, name, &spec, &part.files, hub)?)
+        };
+        let (files, origin, identity) = found;
+        let identity = match &format {
+            Format::Text8 { .. } => format!("{identity} {slice:?}"),
+            format => format!("{identity} {format:?} {slice:?}"),
+        };
+        Ok(Some(Self {
             corpus: name.to_string(),
             split: split.to_string(),
             origin,
             identity,
             format,
-            slice,
-            detokenizer,
+            slice: rows,
+            detokenizer: spec.detokenizer,
             rows: part.rows,
             crop: spec.crop,
             notes: Vec::new(),
             files,
-        };
-        if spec.format == "text8" {
-            let format = Format::Text8 { chunk: 0, slice };
-            // The path is the corpus' own, or else that of other text.
-            let own = |name: &str| Spec::named(name).is_ok_and(|spec| spec.format == "text8");
-            let (key, path) = match role {
-                Role::Valid if !own(&config.data.train) => {
-                    ("data.valid_path", &config.data.valid_path)
-                }
-                _ => ("data.path", &config.data.path),
-            };
-            let (files, origin, identity) =
-                match (path.as_ref().map(|paths| &paths.0[..]), &spec.url) {
-                    (Some([path]), _) => {
-                        local(&[PathBuf::from(path)]).map_err(|e| at_key(config, key, e))?
-                    }
-                    (Some(_), _) => {
-                        let message = format!("`{key}` of `{name}` is one file");
-                        return Err(config.layers.error(key, &message, "name your copy of it"));
-                    }
-                    (None, Some(url)) => {
-                        (Files::Address(url.clone()), vec![url.clone()], url.clone())
-                    }
-                    (None, None) => {
-                        let message = format!("corpus `{name}` has no `url`");
-                        return Err(Error::config(message, "set `data.path` to your copy of it"));
-                    }
-                };
-            let identity = format!("{identity} {slice:?}");
-            return Ok(Some(base(files, origin, identity, format, Slice::default())));
-        }
-        let Some(repo) = &spec.repo else {
-            return Err(Error::config(format!("corpus `{name}` has no `repo`"), ""));
-        };
-        let revision = config.data.revision.as_ref().or(spec.revision.as_ref());
-        let revision = revision.map_or("main", String::as_str);
-        let snapshot = hub.get()?.snapshot(Kind::Dataset, repo, revision)?;
-        let entries = snapshot.matching(&part.files);
-        if entries.is_empty() {
-            let patterns = part.files.join(", ");
-            return Err(Error::data(
-                format!("`{repo}` at `{revision}` has no file {patterns}"),
-                format!(
-                    "the corpus may have moved: a file `configs/corpus/{name}.toml` in the current folder is used first"
-                ),
-            ));
-        }
-        let (files, origin, identity) = on_hub(snapshot, entries)?;
-        let format = Format::Parquet { column: spec.column.clone() };
-        let identity = format!("{identity} {format:?} {slice:?}");
-        Ok(Some(base(files, origin, identity, format, slice)))
+        }))
     }
 
     /// `text`, `jsonl`, `parquet`: the user's files.
@@ -373,6 +325,75 @@ impl Part {
             None => Fetched::apart(cache, |folder| hub.fetch_apart(snapshot, entry, folder, tick)),
         }
     }
+}
+
+impl Spec {
+    /// A corpus without the part that is asked for: an error, but where the last blocks of what is trained on are held out.
+    fn without(&self, config: &Config, name: &str, role: Role) -> Result<()> {
+        let asked = config.data.valid_split.as_deref();
+        if role == Role::Valid && asked.is_none() && config.data.train == name {
+            return Ok(());
+        }
+        let split = match role {
+            Role::Train => "train",
+            Role::Valid => asked.unwrap_or(&self.valid),
+        };
+        let parts: Vec<&str> = self.split.keys().map(String::as_str).collect();
+        let (key, hint) = match role {
+            Role::Train => ("data.train", "choose another corpus to train on".to_string()),
+            Role::Valid => ("data.valid_split", format!("parts: {}", parts.join(", "))),
+        };
+        let message = format!("corpus `{name}` has no part `{split}`");
+        Err(config.layers.error(key, &message, &hint))
+    }
+}
+
+/// The one file of text8. Its path is the corpus' own, or else that of other text.
+fn text8(config: &Config, name: &str, spec: &Spec, role: Role) -> Result<Found> {
+    let own = |name: &str| Spec::named(name).is_ok_and(|spec| spec.format == "text8");
+    let (key, path) = match role {
+        Role::Valid if !own(&config.data.train) => ("data.valid_path", &config.data.valid_path),
+        _ => ("data.path", &config.data.path),
+    };
+    match (path.as_ref().map(|paths| &paths.0[..]), &spec.url) {
+        (Some([path]), _) => local(&[PathBuf::from(path)]).map_err(|e| at_key(config, key, e)),
+        (Some(_), _) => {
+            let message = format!("`{key}` of `{name}` is one file");
+            Err(config.layers.error(key, &message, "name your copy of it"))
+        }
+        (None, Some(url)) => Ok((Files::Address(url.clone()), vec![url.clone()], url.clone())),
+        (None, None) => {
+            let message = format!("corpus `{name}` has no `url`");
+            Err(Error::config(message, "set `data.path` to your copy of it"))
+        }
+    }
+}
+
+/// The files of a corpus on the hub that match `patterns`.
+fn parquet(
+    config: &Config,
+    name: &str,
+    spec: &Spec,
+    patterns: &[String],
+    hub: &LazyHub,
+) -> Result<Found> {
+    let Some(repo) = &spec.repo else {
+        return Err(Error::config(format!("corpus `{name}` has no `repo`"), ""));
+    };
+    let revision = config.data.revision.as_ref().or(spec.revision.as_ref());
+    let revision = revision.map_or("main", String::as_str);
+    let snapshot = hub.get()?.snapshot(Kind::Dataset, repo, revision)?;
+    let entries = snapshot.matching(patterns);
+    if entries.is_empty() {
+        let patterns = patterns.join(", ");
+        return Err(Error::data(
+            format!("`{repo}` at `{revision}` has no file {patterns}"),
+            format!(
+                "the corpus may have moved: a file `configs/corpus/{name}.toml` in the current folder is used first"
+            ),
+        ));
+    }
+    on_hub(snapshot, entries)
 }
 
 /// Bytes of small files that are read together.

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use maskdiff_base::error::{Error, Result};
 use maskdiff_base::files::lock::{self, Lock};
 use maskdiff_base::files::{self, look};
+use maskdiff_base::process;
 use maskdiff_base::text::{counted, hex};
 use maskdiff_config::Config;
 use maskdiff_config::listed::{self, Detokenizer, Parts};
@@ -42,9 +43,7 @@ pub fn cache_dir(config: &Config) -> Result<PathBuf> {
         }
         return Ok(folder);
     }
-    let said = |name: &str| std::env::var_os(name).filter(|v| !v.is_empty()).map(PathBuf::from);
-    let cache = said("XDG_CACHE_HOME").or_else(|| Some(said("HOME")?.join(".cache")));
-    let cache = cache.ok_or_else(|| {
+    let cache = process::cache_folder().ok_or_else(|| {
         Error::config("there is no home folder to keep blocks in", "set `data.cache_dir`")
     })?;
     Ok(cache.join("maskdiff/data"))

@@ -5,6 +5,7 @@ use std::process::{Command, Stdio};
 
 use maskdiff_base::error::{Error, Result};
 use maskdiff_base::files::look;
+use maskdiff_base::process;
 use serde_json::Value;
 
 use crate::accelerator::torch_folder;
@@ -52,9 +53,7 @@ fn libtorch() -> Result<PathBuf> {
 }
 
 fn target_folder() -> Result<PathBuf> {
-    let cache = std::env::var_os("XDG_CACHE_HOME").map(PathBuf::from);
-    let home = || std::env::var_os("HOME").map(|home| PathBuf::from(home).join(".cache"));
-    let Some(cache) = cache.or_else(home) else {
+    let Some(cache) = process::cache_folder() else {
         return Err(Error::plugin("there is no cache folder: HOME is not set", "set HOME"));
     };
     Ok(cache.join("maskdiff/plugins-target"))

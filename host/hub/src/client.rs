@@ -115,7 +115,7 @@ impl Client {
             // Where a redirection leads decides whether the token may go there.
             .redirect(reqwest::redirect::Policy::none())
             .build();
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+        let runtime = net::runtime();
         Ok(Self {
             http: http.map_err(|e| wrong(&e))?,
             runtime: runtime.map_err(|e| wrong(&e))?,

@@ -16,7 +16,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use client::{Client, Fault};
 use maskdiff_base::error::{Error, Result};
 use maskdiff_base::files::{self, SHARED, look};
-use maskdiff_base::plain;
+use maskdiff_base::{plain, process};
 use serde::{Deserialize, Serialize};
 use store::Store;
 
@@ -122,9 +122,8 @@ impl Hub {
         let offline = said("HF_HUB_OFFLINE")
             .is_some_and(|v| ["1", "true", "yes", "on"].contains(&v.to_lowercase().as_str()));
         let home = said("HF_HOME").map(PathBuf::from).or_else(|| {
-            let cache = said("XDG_CACHE_HOME").map(PathBuf::from);
-            let cache = cache.or_else(|| Some(PathBuf::from(said("HOME")?).join(".cache")));
-            Some(cache?.join("huggingface"))
+            let cache = process::cache_folder();
+            cache.map(|cache| cache.join("huggingface"))
         });
         let home = home.ok_or_else(|| {
             Error::config("there is no home folder for the hub's cache", "set `HF_HOME`")

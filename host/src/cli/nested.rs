@@ -11,7 +11,7 @@ use crate::commands::{self, Common};
 
 #[derive(Debug, Subcommand)]
 pub(super) enum Config {
-    /// What a key means: its type, default, value and source; of a group, all its keys; without a name, a page of all keys
+    /// Explain a key: type, default, value, source and meaning; for a group all its keys; without a name a page of all keys
     Explain {
         /// Keys or groups; and KEY=VALUE
         words: Vec<String>,
@@ -20,30 +20,30 @@ pub(super) enum Config {
 
 #[derive(Debug, Subcommand)]
 pub(super) enum Plugins {
-    /// All components, by kind
+    /// List all components by kind
     List {
         /// KEY=VALUE
         overrides: Vec<String>,
     },
-    /// One component with its options, or all of a plugin
+    /// Show a component with its options, or all components of a plugin
     Show {
         /// The component's or the plugin's name
         name: String,
         /// KEY=VALUE
         overrides: Vec<String>,
     },
-    /// Write a new plugin: a crate that builds, passes its contract and runs
+    /// Create a plugin crate from a template that builds, passes its contract and runs
     ///
     /// KIND is backbone, noise, parameterization, process or sampler.
     New {
         /// The kind of its component
         kind: String,
-        /// The component's name, and the folder's
+        /// The name of the component and of the folder
         name: String,
-        /// Where the folder is made
+        /// The parent folder
         #[arg(long, value_name = "DIR", default_value = ".", value_hint = ValueHint::DirPath)]
         path: PathBuf,
-        /// Where maskdiff-plugin-api comes from: a folder, a git address or a version
+        /// The source of maskdiff-plugin-api: a folder, a git address or a version
         #[arg(long, value_name = "SOURCE")]
         api: Option<String>,
     },
@@ -52,30 +52,30 @@ pub(super) enum Plugins {
         /// The folder of its crate
         #[arg(value_name = "DIR", value_hint = ValueHint::DirPath)]
         folder: PathBuf,
-        /// With optimizations
+        /// Build with optimizations
         #[arg(long)]
         release: bool,
-        /// Also with the name of a component that another plugin has: both are then chosen by `crate:name`
+        /// Install it even if another plugin has a component of this name; `crate:name` then chooses between them
         #[arg(long)]
         force: bool,
     },
-    /// Load a plugin file in processes of its own and run the contract of each component
+    /// Run the contract tests of each component of a plugin file, in child processes
     Check {
         /// The plugin file
         #[arg(value_hint = ValueHint::FilePath)]
         file: PathBuf,
-        /// How long a component may take
+        /// Time limit per component, in seconds
         #[arg(long, value_name = "SECONDS", default_value_t = commands::plugins::check::PATIENCE.as_secs(), value_parser = clap::value_parser!(u64).range(1..=10_000_000))]
         timeout: u64,
-        /// Only the components of this kind
+        /// Check only components of this kind
         #[arg(long)]
         kind: Option<String>,
-        /// OPTION=VALUE for every component that has the option, as in T=1000
+        /// OPTION=VALUE, for every component that has the option, as in T=1000
         options: Vec<String>,
     },
-    /// Take away a plugin that was installed
+    /// Remove an installed plugin
     Rm {
-        /// The plugin's name, or its component's
+        /// The name of the plugin or of its component
         name: String,
     },
     /// Write a page for each loaded component
@@ -97,10 +97,10 @@ pub(super) enum Plugins {
 
 #[derive(Debug, Subcommand)]
 pub(super) enum Launch {
-    /// Submit it to Slurm: one process for each task, started by srun
+    /// Submit a command to Slurm: one process per task, started by srun
     ///
     /// The script goes into the run folder (`--dry-run` shows it). Before its time limit, and when it is pre-empted, the job writes
-    /// a checkpoint, is started again and goes on in the same folder. Settings: flags, `launcher.KEY=VALUE`, the environment
+    /// a checkpoint, is requeued and resumes in the same folder. Settings: flags, `launcher.KEY=VALUE`, the environment
     /// (MASKDIFF_LAUNCHER__KEY), a profile of configs/launcher/slurm.toml, that file.
     Slurm {
         #[command(flatten)]
@@ -108,7 +108,7 @@ pub(super) enum Launch {
         #[command(flatten)]
         ways: commands::launch::Ways,
     },
-    /// Run it here, by a script in the run folder
+    /// Run a command on this machine, with a script in the run folder
     Local {
         /// Train with N processes
         #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
@@ -120,24 +120,24 @@ pub(super) enum Launch {
 
 #[derive(Debug, Subcommand)]
 pub(super) enum Sweep {
-    /// How far the points of a sweep are
+    /// Show the progress of a sweep
     Status {
         /// The sweep's folder
         #[arg(value_name = "FOLDER", value_hint = ValueHint::DirPath)]
         folder: PathBuf,
     },
-    /// Run the points that are not done
+    /// Run the points that are not finished
     Resume {
         /// The sweep's folder
         #[arg(value_name = "FOLDER", value_hint = ValueHint::DirPath)]
         folder: PathBuf,
-        /// launcher.KEY=VALUE, where it is not as the sweep was begun
+        /// launcher.KEY=VALUE that differs from the first start of the sweep
         #[arg(value_name = "launcher.KEY=VALUE")]
         words: Vec<String>,
         #[command(flatten)]
         run: Box<commands::sweep::Running>,
     },
-    /// One table of the points that are done: mean and standard error over seeds
+    /// Print a table of the finished points: mean and standard error over seeds
     Collect {
         /// The sweep's folder
         #[arg(value_name = "FOLDER", value_hint = ValueHint::DirPath)]
@@ -149,25 +149,25 @@ pub(super) enum Sweep {
 
 #[derive(Debug, Subcommand)]
 pub(super) enum Runs {
-    /// A table of the runs at and below some folders
+    /// List the runs in some folders and below
     List {
-        /// The folders; `outputs` when none is named
+        /// The folders [default: outputs]
         #[arg(value_name = "FOLDER", value_hint = ValueHint::DirPath)]
         folders: Vec<PathBuf>,
     },
-    /// One run: how far it came, and all settings
+    /// Show the progress and all settings of a run
     Show {
         /// The run folder
         #[arg(value_name = "RUN", value_hint = ValueHint::DirPath)]
         folder: PathBuf,
     },
-    /// The settings in which runs differ, and how good they became
+    /// Compare runs: the settings that differ, and their results
     Compare {
-        /// Run folders, or folders that hold some, as a sweep's
+        /// Run folders, or folders that contain some, such as a sweep's
         #[arg(required = true, value_name = "RUN", value_hint = ValueHint::DirPath)]
         folders: Vec<PathBuf>,
     },
-    /// A picture of learning curves, SVG
+    /// Plot learning curves as SVG
     Plot {
         /// Run folders, or folders that hold some
         #[arg(required = true, value_name = "RUN", value_hint = ValueHint::DirPath)]
@@ -180,7 +180,7 @@ pub(super) enum Runs {
         /// The run folders
         #[arg(required = true, value_name = "RUN", value_hint = ValueHint::DirPath)]
         folders: Vec<PathBuf>,
-        /// Do it
+        /// Confirm; without this flag nothing is removed
         #[arg(long)]
         yes: bool,
     },
@@ -188,31 +188,31 @@ pub(super) enum Runs {
 
 #[derive(Debug, Subcommand)]
 pub(super) enum Data {
-    /// All corpora that have a name, with where they come from and their licences
+    /// List the named corpora with their sources and licences
     List,
-    /// Fetch and tokenize what a configuration trains and validates on
+    /// Download and tokenize the training and validation data of a configuration
     Build {
         /// KEY=VALUE
         overrides: Vec<String>,
     },
-    /// What blocks hold and how they were made
+    /// Show what tokenized files contain and how they were made
     Info {
-        /// Files of blocks, or the KEY=VALUE of a configuration that they were made for
+        /// Tokenized files (.blocks), or KEY=VALUE of the configuration that they belong to
         words: Vec<String>,
     },
-    /// Read every byte of blocks and compare it with their hash
+    /// Verify tokenized files: read every byte and compare the hash
     Verify {
-        /// Files of blocks, or KEY=VALUE
+        /// Tokenized files (.blocks), or KEY=VALUE
         words: Vec<String>,
     },
-    /// Print blocks as text
+    /// Print sequences as text
     Show {
-        /// Files of blocks, or KEY=VALUE
+        /// Tokenized files (.blocks), or KEY=VALUE
         words: Vec<String>,
-        /// The first block
+        /// The first sequence
         #[arg(long, default_value_t = 0)]
         first: u64,
-        /// How many blocks
+        /// The number of sequences
         #[arg(long, default_value_t = 3)]
         blocks: u64,
     },
@@ -229,23 +229,21 @@ pub(super) fn runs(command: Runs, report: &Report) -> Result<()> {
     }
 }
 
-pub(super) fn plugins(command: Plugins, common: impl FnOnce(Vec<String>) -> Common) -> Result<()> {
+pub(super) fn plugins(command: Plugins, common: Common) -> Result<()> {
     use commands::plugins::{build, check, docs, list, new, remove};
     match command {
-        Plugins::List { overrides } => list::list(&common(overrides)),
-        Plugins::Show { name, overrides } => list::show(&common(overrides), &name),
+        Plugins::List { overrides } => list::list(&common.overriding(overrides)),
+        Plugins::Show { name, overrides } => list::show(&common.overriding(overrides), &name),
         Plugins::New { kind, name, path, api } => {
-            new::new(&common(Vec::new()), &kind, &name, &path, api.as_deref())
+            new::new(&common, &kind, &name, &path, api.as_deref())
         }
-        Plugins::Build { folder, release, force } => {
-            build::build(&common(Vec::new()), &folder, release, force)
-        }
+        Plugins::Build { folder, release, force } => build::build(&common, &folder, release, force),
         Plugins::Check { file, timeout, kind, options } => {
             let patience = Duration::from_secs(timeout);
-            check::check(&common(options), &file, kind.as_deref(), patience).map(drop)
+            check::check(&common.overriding(options), &file, kind.as_deref(), patience).map(drop)
         }
-        Plugins::Docs { folder } => docs::write(&common(Vec::new()), &folder),
-        Plugins::Rm { name } => remove::remove(&common(Vec::new()), &name),
+        Plugins::Docs { folder } => docs::write(&common, &folder),
+        Plugins::Rm { name } => remove::remove(&common, &name),
         Plugins::CheckOne { file, answer, kind, name, options } => {
             let component = kind.as_deref().zip(name.as_deref());
             check::check_one(&file, &answer, component, &options)
@@ -253,14 +251,14 @@ pub(super) fn plugins(command: Plugins, common: impl FnOnce(Vec<String>) -> Comm
     }
 }
 
-pub(super) fn data(command: Data, common: impl FnOnce(Vec<String>) -> Common) -> Result<()> {
+pub(super) fn data(command: Data, common: Common) -> Result<()> {
     use commands::data;
     match command {
-        Data::List => data::list(&common(Vec::new())),
-        Data::Build { overrides } => data::build(&common(overrides)),
-        Data::Info { words } => data::info(common(Vec::new()), words),
-        Data::Verify { words } => data::verify(common(Vec::new()), words),
-        Data::Show { words, first, blocks } => data::show(common(Vec::new()), words, first, blocks),
+        Data::List => data::list(&common),
+        Data::Build { overrides } => data::build(&common.overriding(overrides)),
+        Data::Info { words } => data::info(common, words),
+        Data::Verify { words } => data::verify(common, words),
+        Data::Show { words, first, blocks } => data::show(common, words, first, blocks),
     }
 }
 

@@ -7,7 +7,7 @@ use maskdiff_base::files::look;
 /// Of `train`.
 #[derive(Debug, Default, Args)]
 pub(super) struct Training {
-    /// Where every random number comes from; the same as seed=N
+    /// Seed of all random numbers; the same as seed=N
     #[arg(long, value_name = "N")]
     seed: Option<u64>,
     /// Optimizer steps; the same as trainer.max_steps=N
@@ -18,7 +18,7 @@ pub(super) struct Training {
 /// Of `eval`.
 #[derive(Debug, Default, Args)]
 pub(super) struct Evaluating {
-    /// Where every random number comes from; the same as seed=N
+    /// Seed of all random numbers; the same as seed=N
     #[arg(long, value_name = "N")]
     seed: Option<u64>,
 }
@@ -26,19 +26,19 @@ pub(super) struct Evaluating {
 /// Of `sample`.
 #[derive(Debug, Default, Args)]
 pub(super) struct Sampling {
-    /// Texts, for each prompt where there are prompts; the same as sampling.num_samples=N
+    /// Number of texts, per prompt if there are prompts; the same as sampling.num_samples=N
     #[arg(short, long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     num_samples: Option<u32>,
-    /// Where every random number comes from; the same as seed=N
+    /// Seed of all random numbers; the same as seed=N
     #[arg(long, value_name = "N")]
     seed: Option<u64>,
-    /// Steps of a sampler that has them; the same as sampling.steps=N
+    /// Number of sampler steps; the same as sampling.steps=N
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     steps: Option<u32>,
     /// Tokens of a text that is drawn in blocks; the same as sampling.length=N
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     length: Option<u32>,
-    /// Of a sampler that has it; the same as sampling.temperature=T
+    /// Sampling temperature; the same as sampling.temperature=T
     #[arg(long, value_name = "T")]
     temperature: Option<f64>,
 }
@@ -90,10 +90,10 @@ fn add<T: ToString>(
 /// A checkpoint, and overrides of its configuration.
 #[derive(Debug, Args)]
 pub(super) struct Trained {
-    /// A run folder, or one of its checkpoints; the same as eval.checkpoint_path=PATH, or as PATH among the words
+    /// A run folder or one of its checkpoints; the same as eval.checkpoint_path=PATH, or as PATH without a flag
     #[arg(long, value_name = "PATH", value_hint = ValueHint::DirPath)]
     checkpoint: Option<String>,
-    /// KEY=VALUE; what is not given comes from the checkpoint's configuration. A word that is none is the checkpoint
+    /// Overrides KEY=VALUE of the checkpoint's configuration; an argument without `=` is the checkpoint
     #[arg(value_name = "CHECKPOINT or KEY=VALUE", value_hint = ValueHint::DirPath)]
     overrides: Vec<String>,
 }

@@ -16,7 +16,7 @@ use super::Common;
 
 /// Prints the corpora that have a name.
 pub fn list(common: &Common) -> Result<()> {
-    let report = Report::new(common.format, common.quiet);
+    let report = common.report();
     for name in shelf_names("corpus") {
         let spec = Spec::named(&name)?;
         let place = spec.repo.as_ref().or(spec.url.as_ref());
@@ -63,7 +63,7 @@ pub fn build(common: &Common) -> Result<()> {
 fn build_one(common: &Common, config: &Config) -> Result<()> {
     check_made(config)?;
     let stop = Stop::listen("what is under way is ended")?;
-    let mut report = Report::new(common.format, common.quiet);
+    let mut report = common.report();
     maskdiff_data::open(config, None, &Observer::new(&mut report, &stop))?;
     let made = files_of(config, &mut report, &stop)?;
     made.iter().try_for_each(|path| Cache::open(path).map(|cache| tell(&report, &cache)))
@@ -171,7 +171,7 @@ fn tell(report: &Report, cache: &Cache) {
 /// The blocks that words name: files, or those of a configuration, which must be there.
 fn named(mut common: Common, words: Vec<String>) -> Result<(Report, Vec<Cache>)> {
     let (overrides, mut files) = look::settings_and_files(words)?;
-    let mut report = Report::new(common.format, common.quiet);
+    let mut report = common.report();
     if files.is_empty() {
         common.overrides = overrides;
         let made = files_of(&common.config()?, &mut report, &Stop::default())?;

@@ -31,7 +31,7 @@ pub fn run(common: &Common) -> Result<()> {
     let plan = Plan::new(&config, Measure::new(&config));
     assemble::check_measure(plan.measure, &config, &registry)?;
     let stop = Stop::listen("the batch that is under way is ended")?;
-    let mut report = Report::new(common.format, common.quiet);
+    let mut report = common.report();
     // All of them before anything is measured: what is missing or does not fit shows at once.
     let sets = open(common, &checkpoint, &config, &tokenizer, &Observer::new(&mut report, &stop))?;
     sets.iter().try_for_each(|(_, _, valid)| plan.measure.check(&valid.blocks))?;

@@ -4,7 +4,6 @@ use std::path::Path;
 
 use maskdiff_base::error::{Error, Result};
 use maskdiff_base::files::lock::Fresh;
-use maskdiff_base::report::Report;
 use maskdiff_config::Config;
 use maskdiff_engine::assemble;
 use maskdiff_engine::checkpoint::foreign::write::Export;
@@ -79,7 +78,7 @@ pub fn run(common: &Common, format: As, output: &Path) -> Result<()> {
     }
     let path = output.display().to_string();
     let which = if averaged { "averaged weights" } else { "weights as they are" };
-    let report = Report::new(common.format, common.quiet);
+    let report = common.report();
     let line = json!({"output": path, "step": checkpoint.state.step, "averaged": averaged});
     report.result(&line, &format!("{path}: {which} of step {}", checkpoint.state.step));
     Ok(())

@@ -4,7 +4,6 @@ use std::path::Path;
 use std::sync::Arc;
 
 use maskdiff_base::error::{Error, Result};
-use maskdiff_base::report::Report;
 use maskdiff_base::stop::Stop;
 use maskdiff_config::Config;
 use maskdiff_data::corpora::LazyHub;
@@ -96,7 +95,7 @@ fn is_asked(foreign: &Foreign, config: &Config, common: &Common) -> bool {
 /// The tokenizer that the user names, or else the checkpoint's own configuration.
 fn named(foreign: &Foreign, config: &Config, common: &Common) -> Result<Arc<dyn Tokenizer>> {
     let path = foreign.path.display();
-    let mut report = Report::new(common.format, common.quiet);
+    let mut report = common.report();
     let (hub, stop) = (LazyHub::default(), Stop::default());
     let observer = Observer::new(&mut report, &stop);
     let hint = format!("name its tokenizer: `{TOKENIZER}=gpt2`, a file or a folder");

@@ -1,5 +1,7 @@
 //! `maskdiff launch slurm|local`
 
+mod plan;
+
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -7,18 +9,18 @@ use std::process::Command;
 use maskdiff_base::error::{Error, Result};
 use maskdiff_base::files::look;
 use maskdiff_base::report::Report;
-use maskdiff_base::text::{self, quoted};
+use maskdiff_base::text::quoted;
 use maskdiff_base::{output, process};
-use maskdiff_cluster::launch::script::{Body, Script, TASK, array_numbers};
 use maskdiff_cluster::launch::settings::{self, Layer, Said, Settings};
 use maskdiff_cluster::launch::{self, package, slurm};
 use maskdiff_config::secrets::Vault;
 use maskdiff_config::{expand_home, trust};
-use maskdiff_engine::{accelerator, assemble, plugins};
-use maskdiff_records::run_dir::{self, Claim, RunDir};
+use maskdiff_engine::{accelerator, plugins};
+use maskdiff_records::run_dir::Claim;
+use plan::Plan;
 use serde_json::json;
 
-use super::{Common, train};
+use super::Common;
 
 /// What a job asks of the cluster; `configs/launcher/slurm.toml` has the same keys.
 #[derive(Debug, clap::Args)]
@@ -26,37 +28,37 @@ pub struct Job {
     /// A table [profiles.NAME] of configs/launcher/slurm.toml
     #[arg(long, value_name = "NAME")]
     profile: Option<String>,
-    /// Machines
+    /// Number of nodes
     #[arg(long, value_name = "N")]
     nodes: Option<String>,
-    /// GPUs of each machine: a number, or KIND:NUMBER
+    /// GPUs per node: a number, or KIND:NUMBER
     #[arg(long, value_name = "G")]
     gpus_per_node: Option<String>,
-    /// Processes on each machine; by default one for each GPU
+    /// Processes per node; by default one per GPU
     #[arg(long, value_name = "T")]
     tasks_per_node: Option<String>,
-    /// Cores of each process
+    /// CPU cores per process
     #[arg(long, value_name = "C")]
     cpus_per_task: Option<String>,
-    /// The time limit, as Slurm reads it
+    /// Time limit, in the format of Slurm
     #[arg(long, value_name = "TIME")]
     time: Option<String>,
     /// The partition
     #[arg(long, value_name = "NAME")]
     partition: Option<String>,
-    /// Who pays
+    /// The account to charge
     #[arg(long, value_name = "NAME")]
     account: Option<String>,
     /// The quality of service
     #[arg(long, value_name = "NAME")]
     qos: Option<String>,
-    /// What the machines must have
+    /// Features that the nodes must have
     #[arg(long, value_name = "FEATURES")]
     constraint: Option<String>,
-    /// Memory of each machine
+    /// Memory per node
     #[arg(long, value_name = "SIZE")]
     mem: Option<String>,
-    /// How often the job may be started again
+    /// How often the job may be restarted
     #[arg(long, value_name = "N")]
     max_restarts: Option<String>,
     /// Any other option of sbatch (may be repeated)
@@ -96,10 +98,10 @@ impl Job {
 /// How a command is started elsewhere.
 #[derive(Debug, clap::Args)]
 pub struct Ways {
-    /// Several tasks of the same command, `{task}` in its words is their number: as in 0-3, 1,5, or 1-20%4
+    /// Tasks of a job array, as in 0-3, 1,5, or 1-20%4; `{task}` in the command stands for the number
     #[arg(long, value_name = "TASKS")]
     array: Option<String>,
-    /// Show the script and do nothing
+    /// Print the script and do nothing
     #[arg(long)]
     dry_run: bool,
     #[command(flatten)]
@@ -115,10 +117,10 @@ pub struct Ways {
 /// The folder from which jobs run.
 #[derive(Debug, clap::Args)]
 pub struct Packaged {
-    /// Run from a folder of its own, with the program and its plugins as they are now; by default `package` beside the script
+    /// Run from a copy of the program and its plugins as they are now; by default `package` beside the script
     #[arg(long, value_name = "FOLDER", num_args = 0..=1, require_equals = true, default_missing_value = "")]
     package: Option<String>,
-    /// Copy libtorch into that folder too
+    /// Copy libtorch into that folder, too
     #[arg(long, requires = "package")]
     with_torch: bool,
 }
@@ -170,29 +172,6 @@ pub fn program(package: Option<&Path>) -> Result<PathBuf> {
     }
 }
 
-/// A command that is to run elsewhere, checked as far as that can be done here.
-struct Plan {
-    /// Where the script goes.
-    folder: PathBuf,
-    /// What runs.
-    words: Vec<String>,
-    trains: bool,
-    registry: plugins::Registry,
-    /// The tasks of an array.
-    numbers: Vec<u64>,
-    /// Of an array that trains, each task's run folder.
-    runs: Vec<(u64, PathBuf)>,
-    /// What `--config` names.
-    config: Option<PathBuf>,
-    /// Where the package goes.
-    package: Option<PathBuf>,
-    /// The folders that this launch alone writes into until it is done; none where nothing is written.
-    claims: Vec<Claim>,
-}
-
-/// The most named run folders of an array that are locked one by one: each lock needs an open file.
-const CLAIMED: usize = 400;
-
 /// Submits a command as a job of Slurm.
 pub fn slurm(common: &Common, job: &Job, mut ways: Ways) -> Result<()> {
     let mut said = settings_only(&ways.settings)?;
@@ -204,7 +183,7 @@ pub fn slurm(common: &Common, job: &Job, mut ways: Ways) -> Result<()> {
     }
     let mut vault = Vault::new(&plan.folder);
     let text = plan.script(&ways, settings, &mut vault)?.slurm()?;
-    let report = Report::new(common.format, common.quiet);
+    let report = common.report();
     if ways.dry_run {
         output::result(&text);
         report.note(&format!("nothing was written; it would go to {}", plan.folder.display()));
@@ -250,7 +229,7 @@ pub fn local(common: &Common, nproc: Option<u16>, mut ways: Ways) -> Result<()> 
     let mut plan = Plan::new(common, &ways, nproc.unwrap_or(1).into(), true)?;
     let mut vault = Vault::new(&plan.folder);
     let text = plan.script(&ways, Settings::default(), &mut vault)?.local(&plan.numbers)?;
-    let report = Report::new(common.format, common.quiet);
+    let report = common.report();
     if ways.dry_run {
         output::result(&text);
         report.note(&format!("nothing was written; it would go to {}", plan.folder.display()));
@@ -266,191 +245,9 @@ pub fn local(common: &Common, nproc: Option<u16>, mut ways: Ways) -> Result<()> 
     Err(Error::io("start", &script, &error))
 }
 
-impl Plan {
-    fn new(common: &Common, ways: &Ways, world: usize, local: bool) -> Result<Self> {
-        let numbers = match &ways.array {
-            None => Vec::new(),
-            Some(spec) => array_numbers(spec).ok_or_else(|| {
-                Error::config(
-                    format!("`--array {spec}` is no list of tasks"),
-                    "as in `0-3`, `1,5,9` or `1-20%4`, four of twenty at a time",
-                )
-            })?,
-        };
-        let first = numbers.first().map(ToString::to_string);
-        let at_first = |words: &[String]| -> Vec<String> {
-            let replaced = |word: &String| match &first {
-                Some(first) => word.replace(TASK, first),
-                None => word.clone(),
-            };
-            words.iter().map(replaced).collect()
-        };
-        let mut words = globals(common);
-        words.extend(ways.words.iter().cloned());
-        let preview = (common.preview)(&at_first(&words))?;
-        let mut words =
-            if first.is_some() { (common.preview)(&words)?.words } else { preview.words };
-        if preview.terminal {
-            let message = "`--tui` needs a terminal, and a job has none";
-            return Err(Error::config(message, "leave it out"));
-        }
-        if preview.nproc.is_some() && !local {
-            let message = "`--nproc` starts processes by hand, and srun starts those of a job";
-            return Err(Error::config(message, "say `--tasks-per-node N` before the `--`"));
-        }
-        if world > 1 && preview.name != "train" {
-            return Err(Error::config(
-                format!(
-                    "`maskdiff {}` runs as one process, and this asks for {world} processes",
-                    preview.name
-                ),
-                "ask for one node and one task",
-            ));
-        }
-        let now = jiff::ZonedDateTime::now();
-        let own = format!("outputs/launch/{}/{}", now.strftime("%Y.%m.%d"), now.strftime("%H%M%S"));
-        let trains = preview.name == "train";
-        if !trains {
-            // What it needs beside its words may come from a checkpoint: only the plugins are looked at.
-            let config = preview.common.config()?;
-            let registry = assemble::registry(&preview.common.plugins, &config)?;
-            let (folder, claim) = own_folder(Path::new(&own), ways)?;
-            let package = ways.package.folder(&folder)?;
-            let config = preview.common.file;
-            let (runs, claims) = (Vec::new(), claim.into_iter().collect());
-            return Ok(Self {
-                folder,
-                words,
-                trains,
-                registry,
-                numbers,
-                runs,
-                config,
-                package,
-                claims,
-            });
-        }
-        let mut config = preview.common.config()?;
-        train::check_words(&config)?;
-        config.shares(world)?;
-        let registry = assemble::registry(&preview.common.plugins, &config)?;
-        let logs = config.sampling.num_sample_log > 0;
-        let choices = assemble::choices(&mut config, &registry, logs)?;
-        assemble::check_options(&config, &registry, &choices, logs)?;
-        let named = words.iter().find_map(|word| word.strip_prefix("run.dir=")).map(String::from);
-        let (folder, run, claim) = match (&first, named) {
-            (None, _) => {
-                let (run, claim) = match &config.run.dir {
-                    Some(dir) => (absolute(Path::new(dir))?, None),
-                    None => own_folder(&run_dir::proposed(&config), ways)?,
-                };
-                (run.clone(), run.display().to_string(), claim)
-            }
-            (Some(_), None) => {
-                let (folder, claim) = own_folder(Path::new(&own), ways)?;
-                let run = folder.join(TASK).display().to_string();
-                (folder, run, claim)
-            }
-            (Some(_), Some(run)) if run.contains(TASK) => {
-                let run = absolute(Path::new(&expand_home(&run)?))?.display().to_string();
-                let (folder, claim) = own_folder(Path::new(&own), ways)?;
-                (folder, run, claim)
-            }
-            (Some(_), Some(run)) => {
-                return Err(Error::config(
-                    format!("all tasks of the array would write into `{run}`"),
-                    format!("put `{TASK}` into it, as in `run.dir=runs/{TASK}`"),
-                ));
-            }
-        };
-        let of = |n: &u64| (*n, PathBuf::from(run.replace(TASK, &n.to_string())));
-        let runs: Vec<(u64, PathBuf)> = numbers.iter().map(of).collect();
-        let mut claims: Vec<Claim> = claim.into_iter().collect();
-        if !ways.dry_run {
-            if !local {
-                // Slurm knows the job that is at work in a folder; a lock does not.
-                check_idle(&folder, &runs)?;
-            }
-            claims.extend(claimed(&run, &runs, &claims)?);
-        }
-        if !config.checkpointing.resume_from_ckpt {
-            let alone = first.is_none().then(|| Path::new(&run));
-            let mut all = runs.iter().map(|(_, run)| run.as_path()).chain(alone);
-            all.try_for_each(RunDir::check_fresh)?;
-        }
-        // A job that is started again goes on, in the same folder.
-        words.retain(|word| {
-            !word.starts_with("run.dir=") && !word.starts_with("checkpointing.resume_from_ckpt=")
-        });
-        words.extend([format!("run.dir={run}"), "checkpointing.resume_from_ckpt=true".into()]);
-        let package = ways.package.folder(&folder)?;
-        let config = preview.common.file;
-        Ok(Self { folder, words, trains, registry, numbers, runs, config, package, claims })
-    }
-
-    fn pack(&self, ways: &Ways, report: &Report) -> Result<()> {
-        let (package, config) = (self.package.as_deref(), self.config.as_deref());
-        ways.package.make(package, &self.registry, config, report)
-    }
-
-    /// The script to be, and its command; what its words must not show goes into the vault.
-    fn script(&self, ways: &Ways, mut settings: Settings, vault: &mut Vault) -> Result<Script> {
-        for (_, run) in &self.runs {
-            text::check("the run folder", &run.display().to_string())?;
-        }
-        // Before its lines go into a file of their own.
-        settings.check_lines()?;
-        settings.setup = vault.lines(settings.setup);
-        let words = self.words.iter().map(|word| vault.word_for(word, TASK, &self.numbers));
-        let words = words.collect();
-        Ok(Script {
-            made_by: said(),
-            settings,
-            folder: self.folder.clone(),
-            from: std::env::current_dir().map_err(|e| Error::io("read", Path::new("."), &e))?,
-            program: program(self.package.as_deref())?,
-            package: self.package.clone(),
-            array: ways.array.clone(),
-            body: Body::Command { words, trains: self.trains },
-        })
-    }
-}
-
 /// Refuses folders in which a job of Slurm waits or runs.
 fn check_idle(folder: &Path, runs: &[(u64, PathBuf)]) -> Result<()> {
     launch::check_idle(runs.iter().map(|(_, run)| run.as_path()).chain([folder]))
-}
-
-/// A folder that no other launch has: made now, or only named where nothing is written.
-fn own_folder(base: &Path, ways: &Ways) -> Result<(PathBuf, Option<Claim>)> {
-    let base = absolute(base)?;
-    if ways.dry_run {
-        return Ok((base, None));
-    }
-    let claim = Claim::fresh_to_launch(&base)?;
-    Ok((claim.path().to_path_buf(), Some(claim)))
-}
-
-/// Claims the run folders that the user has named, and of an array the folder that all of them lie in: two launches that name the
-/// same would go on from each other's checkpoints. `run` is the name of one, or of all with their number left open; what lies in a folder
-/// of `held` is claimed already.
-fn claimed(run: &str, runs: &[(u64, PathBuf)], held: &[Claim]) -> Result<Vec<Claim>> {
-    if held.iter().any(|claim| Path::new(run).starts_with(claim.path())) {
-        return Ok(Vec::new());
-    }
-    if runs.is_empty() {
-        return Ok(vec![Claim::to_launch(Path::new(run))?]);
-    }
-    let open = |part: &std::path::Component<'_>| part.as_os_str().to_string_lossy().contains(TASK);
-    let all: PathBuf = Path::new(run).components().take_while(|part| !open(part)).collect();
-    let mut folders = vec![all.as_path()];
-    if runs.len() <= CLAIMED {
-        folders.extend(runs.iter().map(|(_, run)| run.as_path()));
-    }
-    // Two tasks may have one folder, as where a number is named twice.
-    folders.sort_unstable();
-    folders.dedup();
-    folders.into_iter().map(Claim::to_launch).collect()
 }
 
 /// The command line of this process, as a shell takes it.

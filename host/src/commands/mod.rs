@@ -25,6 +25,7 @@ use std::sync::Arc;
 use maskdiff_base::error::{self, Error, Result};
 use maskdiff_base::files::look;
 use maskdiff_base::logging::LogFile;
+use maskdiff_base::report::Report;
 use maskdiff_base::stdout::Format;
 use maskdiff_config::{Config, Form, Request, begun, load};
 use maskdiff_data::Tokenizer;
@@ -68,6 +69,17 @@ pub struct Preview {
 }
 
 impl Common {
+    /// The same with overrides.
+    #[must_use]
+    pub fn overriding(self, overrides: Vec<String>) -> Self {
+        Self { overrides, ..self }
+    }
+
+    /// Where progress, notes and results go.
+    pub fn report(&self) -> Report {
+        Report::new(self.format, self.quiet)
+    }
+
     /// The same program and streams with nothing that the command line says.
     fn bare(&self) -> Self {
         Self {

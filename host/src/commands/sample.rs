@@ -11,6 +11,7 @@ use maskdiff_base::text::counted;
 use maskdiff_config::{Config, Form};
 use maskdiff_data::tokenizer::piece;
 use maskdiff_data::{Observer, Tokenizer};
+use maskdiff_engine::checkpoint::Checkpoint;
 use maskdiff_engine::choose::Choose as _;
 use maskdiff_engine::distributed::World;
 use maskdiff_engine::evaluate::generated::Generated;
@@ -29,19 +30,19 @@ use serde_json::json;
 use super::score::Scorer;
 use super::{Common, results};
 
-/// Files that show how texts came to be.
+/// Files that show the denoising of texts.
 #[derive(Debug, Clone, Default, clap::Args)]
 pub struct Shown {
-    /// Write what each step wrote where
+    /// Write the denoising trajectory: which step changed which token
     #[arg(long, conflicts_with = "watch", value_name = "FILE.json", value_hint = clap::ValueHint::FilePath)]
     pub trace: Option<PathBuf>,
-    /// Write a page that plays it
+    /// Write an HTML page that plays the trajectory
     #[arg(long, conflicts_with = "watch", value_name = "FILE.html", value_hint = clap::ValueHint::FilePath)]
     pub html: Option<PathBuf>,
-    /// Write a picture of the first text that plays it, for a README or a talk
+    /// Write an animated picture of the first text, for a README or a talk
     #[arg(long, conflicts_with = "watch", value_name = "FILE.svg", value_hint = clap::ValueHint::FilePath)]
     pub svg: Option<PathBuf>,
-    /// Replace files that this command has not written as the same kind, too
+    /// Replace these files even if this command did not write them
     #[arg(long, conflicts_with = "watch")]
     pub force: bool,
 }
@@ -55,7 +56,7 @@ impl Shown {
         trace.into_iter().chain(html).chain(svg)
     }
 
-    /// Looks before hours of drawing whether the files can be written, and are nothing of the user's.
+    /// Checks before hours of sampling that the files can be written, and are no files of the user's.
     fn check(&self) -> Result<()> {
         let files: Vec<_> = self.files().collect();
         for (i, (path, _, said)) in files.iter().enumerate() {
@@ -71,7 +72,7 @@ impl Shown {
             .try_for_each(|(path, kind, said)| ownership::check(path, kind, said, self.force))
     }
 
-    /// Who writes down how texts come to be, where that is shown.
+    /// The recorder of the trajectory, where one is shown.
     fn recorder(&self) -> Option<Rc<RefCell<Recorder>>> {
         self.files().next().map(|_| Rc::default())
     }
@@ -93,21 +94,21 @@ impl Shown {
     }
 }
 
-/// Draws text from a checkpoint: freely, or one text for everything that is asked for.
+/// Samples text from a checkpoint: freely, or for each prompt and template.
 pub fn run(common: &Common, asked: &[Ask], shown: &Shown) -> Result<()> {
     shown.check()?;
     let mut session = Session::default();
     session.draw(common, asked, shown, &Stop::listen("the step that is under way is ended")?)
 }
 
-/// A model in memory, which draws as often as it is asked to.
+/// A model in memory, for any number of samplings.
 #[derive(Debug, Default)]
 pub(super) struct Session {
     model: Option<Model>,
 }
 
 impl Session {
-    /// Draws with the sampler that the configuration picks among the plugins as they are now, and prints the texts. The
+    /// Samples with the sampler that the configuration chooses among the plugins as they are now, and prints the texts. The
     /// model is loaded the first time.
     pub(super) fn draw(
         &mut self,
@@ -117,24 +118,18 @@ impl Session {
         stop: &Stop,
     ) -> Result<()> {
         let (checkpoint, mut config, tokenizer) = common.trained()?;
+        let tokenizer = tokenizer.as_ref();
         let registry = assemble::registry(&common.plugins, &config)?;
         let choices = assemble::choices(&mut config, &registry, true)?;
-        let (given, rounds) = given(&config, asked, tokenizer.as_ref())?;
-        // A judge that is not there should not be missed after hours of drawing.
-        let judge = if config.eval.compute_generative_perplexity {
-            let scorer = Scorer::open(common, &config);
-            let scorer = scorer.map_err(|e| without_judge(common.form, &config, e))?;
-            Some((Ledger::new(&config, Some(&checkpoint.path), TORCH_VERSION)?, scorer))
-        } else {
-            None
-        };
+        let (given, rounds) = given(&config, asked, tokenizer)?;
+        let judge = judge(common, &config, &checkpoint)?;
         let used = plugins::used(&registry, &choices, Some(&config.sampling.predictor))?;
         let device = accelerator::device(&config, &World::alone())?;
-        let facts = assemble::facts(&config, &registry, tokenizer.as_ref(), device)?;
-        let choice = assemble::sampler_choice(&config, &registry, tokenizer.as_ref())?;
-        let first = assemble::first_token(&config, &registry, tokenizer.as_ref())?;
+        let facts = assemble::facts(&config, &registry, tokenizer, device)?;
+        let choice = assemble::sampler_choice(&config, &registry, tokenizer)?;
+        let first = assemble::first_token(&config, &registry, tokenizer)?;
         if let Some(said) = first.in_words().filter(|_| asked.is_empty()) {
-            Report::new(common.format, common.quiet).note(&said);
+            common.report().note(&said);
         }
         let mut sampler = assemble::sampler(&config, &registry, &choice, &facts)?;
         let model = match self.model.take() {
@@ -149,62 +144,32 @@ impl Session {
         assemble::begin_texts(model, &config, tokenizer.as_ref());
         tch::manual_seed(config.top.seed.cast_signed());
         let windows = Windows::new(&config.sampling);
-        let all_texts = Texts { windows, ..Texts::new(&config, tokenizer.as_ref()) };
+        let all_texts = Texts { windows, ..Texts::new(&config, tokenizer) };
         let all = rounds as usize * given.len();
         let at_once = config.loader.eval_batch_size as usize;
-        let recorder = shown.recorder();
-        let mut trace = Trace::new(&sampler.0, model.facts().mask_id);
-        let mut texts = Vec::new();
-        let mut rule = "";
+        let mut drawn = Drawn {
+            report: common.report(),
+            tokenizer,
+            recorder: shown.recorder(),
+            trace: Trace::new(&sampler.0, model.facts().mask_id),
+            texts: judge.is_some().then(Vec::new),
+            printed: 0,
+        };
         for (number, from) in (0..).zip((0..all).step_by(at_once)) {
             let of_batch = from..all.min(from + at_once);
             let given: Vec<Given> = of_batch.map(|n| given[n % given.len()].clone()).collect();
-            let bar = progress(Report::new(common.format, common.quiet), stop.clone());
-            let tokenizer = tokenizer.as_ref();
-            let record = recorder.as_ref();
+            let bar = progress(common.report(), stop.clone());
             let these = Texts { first: from as u64, ..all_texts };
-            let drawn = sample::draw(model, &mut sampler, &given, these, Some(bar), record);
-            let drawn = drawn.map_err(|e| config.locate(e))?;
-            let report = Report::new(common.format, common.quiet);
-            let (count, nfe, seconds) = (drawn.samples.len(), drawn.nfe, drawn.seconds);
-            let each = seconds / count as f64;
-            let (steps, walks) = record.map(|r| r.borrow_mut().take()).unwrap_or_default();
-            let mut walks = walks.into_iter();
-            for Sample { given, text, ids, entropy } in drawn.samples {
-                let mut line = json!({
-                    "text": text, "ids": ids, "nfe": nfe, "token_forwards": drawn.token_forwards, "rejected": drawn.rejected,
-                    "seconds": each, "entropy": entropy, "batch": number,
-                });
-                if !given.is_empty() {
-                    line["given"] = json!(given);
-                }
-                report.result(&line, &format!("{rule}{text}"));
-                rule = "\n---\n";
-                if let Some(walk) = walks.next() {
-                    let Walk { start, events } = walk.cut(ids.len());
-                    let sample =
-                        trace::Sample { given, nfe, seconds: each, entropy, start, events };
-                    trace.add(sample, steps, |id| piece(id, tokenizer));
-                }
-                if judge.is_some() {
-                    texts.push(Generated { text, ids: Some(ids), batch: Some(number) });
-                }
-            }
-            let anew = match drawn.rejected {
-                0 => String::new(),
-                rejected => format!("; {rejected} drawn anew for `sampling.min_entropy`"),
-            };
-            report.note(&format!(
-                "{} in {seconds:.2} s, {nfe:.1} network calls for each{anew}",
-                counted(count, "sequence")
-            ));
+            let record = drawn.recorder.as_ref();
+            let batch = sample::draw(model, &mut sampler, &given, these, Some(bar), record);
+            drawn.print(batch.map_err(|e| config.locate(e))?, number);
         }
-        shown.write(&trace)?;
-        let Some((ledger, mut scorer)) = judge else { return Ok(()) };
+        shown.write(&drawn.trace)?;
+        let (Some((ledger, mut scorer)), Some(texts)) = (judge, drawn.texts) else { return Ok(()) };
         if config.eval.gen_ppl.mauve && scorer.plan.references.is_none() {
-            let mut report = Report::new(common.format, common.quiet);
+            let mut report = common.report();
             let observer = Observer::new(&mut report, stop);
-            scorer.compare_with_validation(&config, tokenizer.as_ref(), texts.len(), &observer)?;
+            scorer.compare_with_validation(&config, tokenizer, texts.len(), &observer)?;
         }
         let mut origin = results::used(&checkpoint, &config, &used)?;
         origin["sampler"] = json!(sampler.0);
@@ -213,7 +178,71 @@ impl Session {
     }
 }
 
-/// The error of a judge that cannot be had, with the word that does without one where nobody has asked for it.
+/// The sampled texts, and what is kept of them.
+struct Drawn<'a> {
+    report: Report,
+    tokenizer: &'a dyn Tokenizer,
+    recorder: Option<Rc<RefCell<Recorder>>>,
+    trace: Trace,
+    /// Those to be scored, where they are.
+    texts: Option<Vec<Generated>>,
+    printed: usize,
+}
+
+impl Drawn<'_> {
+    /// Prints a batch.
+    fn print(&mut self, batch: sample::Drawn, number: u64) {
+        let (count, nfe, seconds) = (batch.samples.len(), batch.nfe, batch.seconds);
+        let each = seconds / count as f64;
+        let record = self.recorder.as_ref();
+        let (steps, walks) = record.map(|r| r.borrow_mut().take()).unwrap_or_default();
+        let mut walks = walks.into_iter();
+        for Sample { given, text, ids, entropy } in batch.samples {
+            let mut line = json!({
+                "text": text, "ids": ids, "nfe": nfe, "token_forwards": batch.token_forwards, "rejected": batch.rejected,
+                "seconds": each, "entropy": entropy, "batch": number,
+            });
+            if !given.is_empty() {
+                line["given"] = json!(given);
+            }
+            let rule = if self.printed == 0 { "" } else { "\n---\n" };
+            self.report.result(&line, &format!("{rule}{text}"));
+            self.printed += 1;
+            if let Some(walk) = walks.next() {
+                let Walk { start, events } = walk.cut(ids.len());
+                let sample = trace::Sample { given, nfe, seconds: each, entropy, start, events };
+                let tokenizer = self.tokenizer;
+                self.trace.add(sample, steps, |id| piece(id, tokenizer));
+            }
+            if let Some(texts) = &mut self.texts {
+                texts.push(Generated { text, ids: Some(ids), batch: Some(number) });
+            }
+        }
+        let anew = match batch.rejected {
+            0 => String::new(),
+            rejected => format!("; {rejected} drawn anew for `sampling.min_entropy`"),
+        };
+        self.report.note(&format!(
+            "{} in {seconds:.2} s, {nfe:.1} network calls for each{anew}",
+            counted(count, "sequence")
+        ));
+    }
+}
+
+/// The evaluator LM and the results log, where texts are scored. A missing evaluator LM should be noticed before hours of sampling.
+fn judge(
+    common: &Common,
+    config: &Config,
+    checkpoint: &Checkpoint,
+) -> Result<Option<(Ledger, Scorer)>> {
+    if !config.eval.compute_generative_perplexity {
+        return Ok(None);
+    }
+    let scorer = Scorer::open(common, config).map_err(|e| without_judge(common.form, config, e))?;
+    Ok(Some((Ledger::new(config, Some(&checkpoint.path), TORCH_VERSION)?, scorer)))
+}
+
+/// The error of a missing evaluator LM, with the override that does without one where nobody has asked for it.
 fn without_judge(form: Form, config: &Config, error: Error) -> Error {
     let key = "eval.compute_generative_perplexity";
     if form != Form::Sample || config.layers.is_by_hand(key) {
@@ -227,7 +256,7 @@ fn without_judge(form: Form, config: &Config, error: Error) -> Error {
     }
 }
 
-/// What is asked for in tokens, and how often each of it is drawn. Where nothing is asked for, a batch of nothing, or one.
+/// The given tokens, and how often each of them is sampled. Without prompts: a batch of empty ones, or one.
 fn given(config: &Config, asked: &[Ask], tokenizer: &dyn Tokenizer) -> Result<(Vec<Given>, i64)> {
     let wanted = config.sampling.num_samples;
     let rounds = wanted.unwrap_or(config.sampling.num_sample_batches);
@@ -251,7 +280,7 @@ fn given(config: &Config, asked: &[Ask], tokenizer: &dyn Tokenizer) -> Result<(V
     }
 }
 
-/// Shows how far a walk is, and ends it when asked to.
+/// Shows the progress of a trajectory, and ends it when asked to.
 fn progress(mut report: Report, stop: Stop) -> Progress<'static> {
     // Each window of a text is a walk of its own.
     let mut last = i64::MAX;

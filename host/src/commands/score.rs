@@ -4,7 +4,6 @@ use std::path::Path;
 
 use maskdiff_base::error::{Error, Result};
 use maskdiff_base::files::look;
-use maskdiff_base::report::Report;
 use maskdiff_base::stop::Stop;
 use maskdiff_base::text::hex;
 use maskdiff_config::Config;
@@ -127,7 +126,7 @@ impl Scorer {
         cut(&mut self.plan, config, texts)?;
         let Self { judge, plan } = &self;
         let stop = Stop::listen("the windows that are under way are ended")?;
-        let mut report = Report::new(common.format, common.quiet);
+        let mut report = common.report();
         let mut started = false;
         let scores = score(texts, judge, plan, |done, total| {
             if !std::mem::replace(&mut started, true) {

@@ -6,7 +6,6 @@ use std::time::{Duration, Instant};
 
 use maskdiff_base::error::{Error, Kind, Result};
 use maskdiff_base::files::lock::Lock;
-use maskdiff_base::report::Report;
 use maskdiff_base::stop::Stop;
 use maskdiff_base::text::{counted, quoted_path};
 use maskdiff_base::{files, output};
@@ -32,19 +31,19 @@ pub struct New {
     /// KEY=VALUE for all points, KEY=A,B,C and KEY=1..5 for axes
     #[arg(value_name = "KEY=VALUES")]
     words: Vec<String>,
-    /// Draw N settings instead of taking every combination
+    /// Draw N random settings instead of every combination
     #[arg(long, value_name = "N")]
     random: Option<usize>,
-    /// The seed of these draws
+    /// Seed of the random settings
     #[arg(long, value_name = "SEED", default_value_t = 1)]
     draw_seed: u64,
-    /// A TOML file with `words`, `random`, [axes] and [[cases]]; words of the command line are added
+    /// A TOML file with `words`, `random`, [axes] and [[cases]]; the command line adds to it
     #[arg(long, value_name = "FILE", value_hint = clap::ValueHint::FilePath)]
     file: Option<PathBuf>,
-    /// Where it goes; by default outputs/sweeps/DATE/TIME
+    /// The folder of the sweep; by default outputs/sweeps/DATE/TIME
     #[arg(long, value_name = "FOLDER", value_hint = clap::ValueHint::DirPath)]
     dir: Option<PathBuf>,
-    /// List the points, or with --slurm show the script, and do nothing
+    /// List the points (with --slurm, print the script) and do nothing
     #[arg(long)]
     dry_run: bool,
     #[command(flatten)]
@@ -54,16 +53,16 @@ pub struct New {
 /// How points are run.
 #[derive(Debug, clap::Args)]
 pub struct Running {
-    /// Points at a time on this machine
+    /// Number of points at a time on this machine
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..))]
     jobs: u16,
-    /// Run them as an array of Slurm
+    /// Run the points as a Slurm job array
     #[arg(long, conflicts_with = "jobs")]
     slurm: bool,
-    /// Of the array, at most N at a time
+    /// Run at most N tasks of the array at a time
     #[arg(long, value_name = "N", requires = "slurm", value_parser = clap::value_parser!(u32).range(1..))]
     at_once: Option<u32>,
-    /// Tasks of the array; a longer sweep gives each several points
+    /// Largest number of tasks of the array; in a longer sweep each task runs several points
     #[arg(long, value_name = "N", requires = "slurm", default_value_t = 1000, value_parser = clap::value_parser!(u32).range(1..))]
     array_tasks: u32,
     #[command(flatten)]
@@ -75,13 +74,13 @@ pub struct Running {
 /// What a table shows.
 #[derive(Debug, clap::Args)]
 pub struct Table {
-    /// A metric (may be repeated); by default val/nelbo and val/ppl, or val/loss
+    /// A metric of the table (may be repeated); by default val/nelbo and val/ppl, or val/loss
     #[arg(long, value_name = "NAME")]
     metric: Vec<String>,
-    /// The best evaluation of each point, not the last
+    /// Take the best evaluation of each point instead of the last
     #[arg(long)]
     best: bool,
-    /// Larger is better
+    /// Larger values of the metric are better
     #[arg(long)]
     larger: bool,
 }
@@ -116,7 +115,7 @@ pub fn new(common: &Common, new: &New) -> Result<()> {
     };
     let mut sweep = Sweep::new(&folder, plan, &globals(common))?;
     sweep.job = new.run.job.said(launcher)?;
-    let report = Report::new(common.format, common.quiet);
+    let report = common.report();
     let settings = sweep.job.settings(&Said::default())?;
     let tasks = tasks(&new.run, &settings)?;
     let all: Vec<usize> = (0..sweep.points.len()).collect();
@@ -169,7 +168,7 @@ pub fn resume(common: &Common, folder: &Path, words: &[String], run_as: &Running
     let held = Some(sweep.hold()?);
     launch::check_idle([sweep.folder.as_path()])?;
     let package = run_as.package.folder(&sweep.folder)?;
-    let report = Report::new(common.format, common.quiet);
+    let report = common.report();
     let left = sweep.left()?;
     if left.is_empty() {
         report.note(&format!(
@@ -218,7 +217,7 @@ fn run(
     points: &[usize],
 ) -> Result<()> {
     let Ready { settings, package, registry, held } = ready;
-    let mut report = Report::new(common.format, common.quiet);
+    let mut report = common.report();
     // Where the points have a file of `--config`, it is the sweep's.
     let file = (common.preview)(&sweep.command(points[0]))?.common.file;
     run_as.package.make(package.as_deref(), &registry, file.as_deref(), &report)?;
@@ -333,7 +332,7 @@ fn check(
     }
     if checked < total {
         let all = counted(total, "point");
-        let report = Report::new(common.format, common.quiet);
+        let report = common.report();
         report.note(&format!("checked the configurations of {checked} of {all}"));
     }
     let registry =
@@ -376,7 +375,7 @@ fn check_point(common: &Common, tasks: usize, registry: &mut Option<Registry>) -
 
 /// Makes the blocks of tokens that points share, once, before several of them want to.
 fn prepare(sweep: &Sweep, apart: &[usize], common: &Common) -> Result<()> {
-    let (stop, mut report) = (Stop::default(), Report::new(common.format, common.quiet));
+    let (stop, mut report) = (Stop::default(), common.report());
     for point in apart {
         let config = (common.preview)(&sweep.command(*point))?.common.config()?;
         // Made as they are read.
@@ -390,7 +389,7 @@ fn prepare(sweep: &Sweep, apart: &[usize], common: &Common) -> Result<()> {
 /// Tells how far the points are.
 pub fn status(common: &Common, folder: &Path) -> Result<()> {
     let sweep = Sweep::open(folder)?;
-    let report = Report::new(common.format, common.quiet);
+    let report = common.report();
     let states = (0..sweep.points.len()).map(|point| sweep.state(point));
     let states = states.collect::<Result<Vec<State>>>()?;
     let count = |wanted: fn(&State) -> bool| states.iter().filter(|state| wanted(state)).count();
@@ -441,7 +440,7 @@ pub fn status(common: &Common, folder: &Path) -> Result<()> {
 /// Makes the table.
 pub fn collect(common: &Common, folder: &Path, table: &Table) -> Result<()> {
     let sweep = Sweep::open(folder)?;
-    let report = Report::new(common.format, common.quiet);
+    let report = common.report();
     let metrics: Vec<String> = match &table.metric[..] {
         [] => collect::usual(&sweep)?,
         named => named.to_vec(),

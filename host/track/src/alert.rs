@@ -105,7 +105,7 @@ fn command(line: &str, facts: &[(&str, &str)], mut limit: Limit) -> Result<(), S
 /// Posts to an address. It may hold a secret: errors do not show it, and no redirection takes it or the message elsewhere.
 fn post(address: &str, body: &Value, mut limit: Limit) -> Result<(), String> {
     let _ = rustls::crypto::ring::default_provider().install_default();
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    let runtime = net::runtime();
     let runtime = runtime.map_err(|e| e.to_string())?;
     let client = reqwest::Client::builder().redirect(reqwest::redirect::Policy::none()).build();
     let client = client.map_err(|e| e.to_string())?;

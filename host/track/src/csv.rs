@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 
 use maskdiff_base::error::{Error, Result};
 use maskdiff_base::files;
+use maskdiff_base::text::csv_cell;
 use maskdiff_records::runs;
 use serde_json::{Map, Value};
 
@@ -60,7 +61,7 @@ impl Csv {
         let cell = |column: &String| match row.get(column) {
             _ if column == "step" => step.to_string(),
             None | Some(Value::Null) => String::new(),
-            Some(Value::String(text)) => quoted(text),
+            Some(Value::String(text)) => csv_cell(text),
             Some(value) => value.to_string(),
         };
         self.columns.iter().map(cell).collect::<Vec<String>>().join(",") + "\n"
@@ -68,17 +69,10 @@ impl Csv {
 
     /// Writes the file anew.
     fn write(&self) -> Result<()> {
-        let head = self.columns.iter().map(|c| quoted(c)).collect::<Vec<String>>().join(",") + "\n";
+        let head: Vec<String> = self.columns.iter().map(|column| csv_cell(column)).collect();
+        let head = head.join(",") + "\n";
         let rows = self.rows.iter().map(|(step, row)| self.cells(*step, row));
         files::write_whole(&self.path, std::iter::once(head).chain(rows).collect::<String>())
-    }
-}
-
-fn quoted(text: &str) -> String {
-    if text.contains([',', '"', '\n', '\r']) {
-        format!("\"{}\"", text.replace('"', "\"\""))
-    } else {
-        text.into()
     }
 }
 

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use maskdiff_base::error::{Error, Result};
+use maskdiff_base::text::csv_cell;
 use maskdiff_records::runs::Run;
 use serde_json::{Value, json};
 
@@ -139,12 +140,8 @@ impl Collected {
 
     /// Every point as a line of CSV. `keys` are those of its values.
     pub fn csv(&self, keys: &[String]) -> String {
-        let cell = |text: &str| match text.contains([',', '"', '\n']) {
-            true => format!("\"{}\"", text.replace('"', "\"\"")),
-            false => text.to_string(),
-        };
         let line = |cells: Vec<String>| {
-            cells.iter().map(|text| cell(text)).collect::<Vec<String>>().join(",") + "\n"
+            cells.iter().map(|text| csv_cell(text)).collect::<Vec<String>>().join(",") + "\n"
         };
         let head = std::iter::once("point".to_string()).chain(keys.iter().cloned());
         let head = head.chain(self.metrics.iter().cloned());

@@ -80,7 +80,7 @@ impl Mirror {
             other => return Err(wrong(format!("there is no store for `{other}://`"))),
         };
         let prefix = Key::from(address.path());
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+        let runtime = net::runtime();
         let runtime = Arc::new(runtime.map_err(|e| wrong(e.to_string()))?);
         let this = Self { store, prefix, runtime, url: scrub::scrubbed(url) };
         let probe = this.key("probe");

@@ -197,7 +197,7 @@ impl Client {
             // The key goes to no other host.
             .redirect(reqwest::redirect::Policy::none())
             .build();
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+        let runtime = net::runtime();
         let (http, runtime) = (http.map_err(|e| wrong(&e))?, runtime.map_err(|e| wrong(&e))?);
         Ok(Self { http, runtime, login, pause })
     }

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use maskdiff_base::error::{Error, Result};
 use maskdiff_base::files::look;
+use maskdiff_base::process;
 use reqwest::Url;
 
 /// A server and who we are there. The key shows nowhere, not even in debugging.
@@ -54,7 +55,7 @@ impl Login {
 
 /// The password of a machine in the user's netrc file.
 fn from_netrc(host: &str) -> Option<String> {
-    let home = || std::env::var_os("HOME").map(|home| PathBuf::from(home).join(".netrc"));
+    let home = || process::home_folder().map(|home| home.join(".netrc"));
     let file = std::env::var_os("NETRC").map(PathBuf::from).or_else(home)?;
     password(&look::optional(&file)?, host)
 }

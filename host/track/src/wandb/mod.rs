@@ -153,64 +153,21 @@ impl Wandb {
             None => create(run, mode, &id)?,
         };
         let folder = path.parent().unwrap_or(run).to_path_buf();
-        let settings = settings(config);
-        if own.is_none() {
-            writer.append(Kind::Header(Header {
-                version_info: Some(Version {
-                    producer: concat!("maskdiff-", env!("CARGO_PKG_VERSION")).into(),
-                    min_consumer: "0.40.0".into(),
-                }),
-            }))?;
-            let config = Some(Update { update: settings });
-            writer.append(Kind::Run(Box::new(Run { config, ..record })))?;
-            for metric in metrics() {
-                writer.append(Kind::Metric(metric))?;
-            }
-        } else {
-            writer.append(Kind::Config(Update { update: settings }))?;
-        }
+        begin(&mut writer, config, own.is_none().then_some(record))?;
         describe(&mut writer, &folder, config, setup)?;
         let sender = match mode {
             Mode::Offline => None,
-            Mode::Online => match connect(config, &path, own.is_some(), &mut before) {
-                Ok((sender, said)) => {
-                    notes.push(said);
-                    Some(sender)
-                }
-                Err(Hindrance::Server(error)) if !keys.required => {
-                    notes.push(format!(
-                        "warning: W&B: {}; the run is logged into {}, for `maskdiff sync {}` later",
-                        error.in_one_line(),
-                        folder.display(),
-                        quoted_path(run)
-                    ));
-                    None
-                }
-                Err(Hindrance::Wish(error) | Hindrance::Server(error)) => {
+            Mode::Online => {
+                let connected = connect(config, &path, own.is_some(), &mut before);
+                let sender = sent(connected, config, (run, &folder), notes);
+                if sender.is_err() && own.is_none() {
                     // Nothing is left of a run that did not begin.
-                    if own.is_none() {
-                        let _ = fs::remove_dir_all(&folder);
-                    }
-                    return Err(error);
+                    let _ = fs::remove_dir_all(&folder);
                 }
-            },
+                sender?
+            }
         };
-        let until = sender.as_ref().map(|sender| sender.until.clone()).unwrap_or_default();
-        let shared = Arc::new(Shared {
-            writer: Mutex::new(writer),
-            until,
-            ended: AtomicBool::new(false),
-            complete: AtomicBool::new(false),
-            fault: Mutex::new(None),
-            missing: Mutex::new(None),
-        });
-        let spawn = |name: &str, work: Box<dyn FnOnce() + Send>| memory::thread(name, work);
-        let theirs = Arc::clone(&shared);
-        let mut threads = vec![spawn("machine", Box::new(move || sample(&theirs)))?];
-        if let Some(sender) = sender {
-            let (theirs, stop) = (Arc::clone(&shared), stop.clone());
-            threads.push(spawn("wandb", Box::new(move || send(&theirs, sender, &stop)))?);
-        }
+        let (shared, threads) = start(writer, sender, stop)?;
         Ok(Some(Self {
             shared,
             threads,
@@ -253,6 +210,70 @@ impl From<Error> for Hindrance {
     fn from(error: Error) -> Self {
         Self::Server(error)
     }
+}
+
+/// The first records: of a new file those that describe the run, of one that is continued the settings alone.
+fn begin(writer: &mut Writer, config: &Config, new: Option<Run>) -> Result<()> {
+    let config = Update { update: settings(config) };
+    let Some(run) = new else { return writer.append(Kind::Config(config)) };
+    writer.append(Kind::Header(Header {
+        version_info: Some(Version {
+            producer: concat!("maskdiff-", env!("CARGO_PKG_VERSION")).into(),
+            min_consumer: "0.40.0".into(),
+        }),
+    }))?;
+    writer.append(Kind::Run(Box::new(Run { config: Some(config), ..run })))?;
+    metrics().into_iter().try_for_each(|metric| writer.append(Kind::Metric(metric)))
+}
+
+/// The sender, if there is one: without `wandb.required=true`, a server that is away is a warning.
+fn sent(
+    connected: std::result::Result<(Sender, String), Hindrance>,
+    config: &Config,
+    (run, folder): (&Path, &Path),
+    notes: &mut Vec<String>,
+) -> Result<Option<Sender>> {
+    match connected {
+        Ok((sender, said)) => {
+            notes.push(said);
+            Ok(Some(sender))
+        }
+        Err(Hindrance::Server(error)) if !config.wandb.required => {
+            notes.push(format!(
+                "warning: W&B: {}; the run is logged into {}, for `maskdiff sync {}` later",
+                error.in_one_line(),
+                folder.display(),
+                quoted_path(run)
+            ));
+            Ok(None)
+        }
+        Err(Hindrance::Wish(error) | Hindrance::Server(error)) => Err(error),
+    }
+}
+
+/// Starts the thread that measures the machine, and the one that sends.
+fn start(
+    writer: Writer,
+    sender: Option<Sender>,
+    stop: &Stop,
+) -> Result<(Arc<Shared>, Vec<JoinHandle<()>>)> {
+    let until = sender.as_ref().map(|sender| sender.until.clone()).unwrap_or_default();
+    let shared = Arc::new(Shared {
+        writer: Mutex::new(writer),
+        until,
+        ended: AtomicBool::new(false),
+        complete: AtomicBool::new(false),
+        fault: Mutex::new(None),
+        missing: Mutex::new(None),
+    });
+    let spawn = |name: &str, work: Box<dyn FnOnce() + Send>| memory::thread(name, work);
+    let theirs = Arc::clone(&shared);
+    let mut threads = vec![spawn("machine", Box::new(move || sample(&theirs)))?];
+    if let Some(sender) = sender {
+        let (theirs, stop) = (Arc::clone(&shared), stop.clone());
+        threads.push(spawn("wandb", Box::new(move || send(&theirs, sender, &stop)))?);
+    }
+    Ok((shared, threads))
 }
 
 /// What `WANDB_RESUME` says; `allow` where it says nothing.

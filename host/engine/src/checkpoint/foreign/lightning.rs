@@ -107,27 +107,8 @@ pub(super) fn read(path: &Path) -> Result<Lightning> {
     let optimizer =
         archive.optimizer(&averaged).map_err(|why| wrong(format!("its optimizer: {why}")))?;
     let ema = shadow.map(|list| {
-        let list = pickle.elements(list);
-        if list.len() != averaged.len() {
-            let (got, want) = (list.len(), averaged.len());
-            return Err(wrong(format!(
-                "its average has {got} tensors, and the network {want} parameters"
-            )));
-        }
-        let mut ema = BTreeMap::new();
-        for (name, place) in averaged.iter().copied().zip(list) {
-            let tensor = archive
-                .tensor(*place)
-                .map_err(|why| wrong(format!("the average of `{name}`: {why}")))?;
-            let (got, want) = (tensor.size(), weights[name].size());
-            if got != want {
-                return Err(wrong(format!(
-                    "the average of `{name}` is {got:?}, the parameter {want:?}"
-                )));
-            }
-            ema.insert(name.clone(), tensor);
-        }
-        Ok(ema)
+        let places = pickle.elements(list);
+        archive.average(&averaged, places, &weights).map_err(wrong)
     });
     let number = |keys: &[&str]| pickle.path(keys).and_then(|place| pickle.int(place)).unwrap_or(0);
     let mut left = archive.bytes.len();
@@ -148,6 +129,34 @@ pub(super) fn read(path: &Path) -> Result<Lightning> {
         own: text(&["maskdiff", "config"]).zip(text(&["maskdiff", "tokenizer"])),
         weights,
     })
+}
+
+impl Archive {
+    /// The averaged weights: a tensor for each of `names`, of the shape of its weight.
+    fn average(
+        &self,
+        names: &[&String],
+        places: &[Ref],
+        weights: &BTreeMap<String, Tensor>,
+    ) -> std::result::Result<BTreeMap<String, Tensor>, String> {
+        if places.len() != names.len() {
+            let (got, want) = (places.len(), names.len());
+            return Err(format!(
+                "its average has {got} tensors, and the network {want} parameters"
+            ));
+        }
+        let mut average = BTreeMap::new();
+        for (name, place) in names.iter().copied().zip(places) {
+            let tensor =
+                self.tensor(*place).map_err(|why| format!("the average of `{name}`: {why}"))?;
+            let (got, want) = (tensor.size(), weights[name].size());
+            if got != want {
+                return Err(format!("the average of `{name}` is {got:?}, the parameter {want:?}"));
+            }
+            average.insert(name.clone(), tensor);
+        }
+        Ok(average)
+    }
 }
 
 /// Where the numbers of a tensor are: its storage, offset, shape and strides.
