@@ -52,6 +52,7 @@ impl Size {
             time_conditioning: false,
             kind: Kind::Float,
             cuda: crate::cuda(),
+            fresh: true,
         }
     }
 

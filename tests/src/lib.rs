@@ -236,6 +236,7 @@ impl Setup {
                 time_conditioning: false,
                 kind,
                 cuda: cuda(),
+                fresh: true,
             },
         };
         for text in overrides.as_array().into_iter().flatten().filter_map(Value::as_str) {

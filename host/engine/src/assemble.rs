@@ -80,6 +80,7 @@ pub fn check_options(
         time_conditioning,
         kind,
         cuda: None,
+        fresh: true,
     };
     let cheap = |kind: &str, name: &str| {
         registry.find(kind, name).is_ok_and(|(_, component)| !component.takes_any_option())
@@ -141,6 +142,7 @@ pub fn facts(
             Device::Cuda(index) => Some(index),
             _ => None,
         },
+        fresh: true,
     })
 }
 

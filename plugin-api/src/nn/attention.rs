@@ -3,6 +3,7 @@
 use tch::{Device, Kind, Tensor};
 
 use super::linear;
+use crate::backbone::wide;
 use crate::{Parameters, Pass, Result, Sees, ensure};
 
 /// Rotary positions (arXiv:2104.09864); halves are rotated, not neighbours.
@@ -21,6 +22,15 @@ impl Rotary {
         let even = Tensor::arange_start_step(0, head_size, 2, (Kind::Float, Device::Cpu));
         let inv_freq = (even / head_size as f64 * -(10_000f64.ln())).exp();
         Self { inv_freq: p.buffer("rotary_emb.inv_freq", inv_freq), kind: p.kind() }
+    }
+
+    /// Frequencies `theta^(-2i/K)`, which no checkpoint holds. They are computed in float32, as published programs do whatever the
+    /// type of their weights.
+    pub fn of_theta(p: &Parameters, head_size: i64, theta: f64) -> Self {
+        let even = Tensor::arange_start_step(0, head_size, 2, (Kind::Float, Device::Cpu));
+        let powers = Tensor::pow_scalar(theta, &(even / head_size as f64));
+        let inv_freq = powers.reciprocal().to_kind(wide(p.kind())).to_device(p.device());
+        Self { inv_freq, kind: p.kind() }
     }
 
     /// The rotation of positions `first .. first + length`.
@@ -64,6 +74,22 @@ impl Reading {
         };
         let seen = seen(&pass.sees, &positions, past)?;
         Ok(Self { rotation: rotary.of(&positions), seen })
+    }
+
+    /// The tokens of a whole text, which see one another.
+    pub fn whole(length: i64, rotary: &Rotary) -> Self {
+        Self { rotation: rotary.at(0, length), seen: None }
+    }
+
+    /// Queries or keys `[B, S, H, K]`, rotated.
+    pub fn rotate(&self, x_bshk: &Tensor) -> Tensor {
+        rotate(&x_bshk.unsqueeze(2), &self.rotation).squeeze_dim(2)
+    }
+
+    /// Attention of rotated queries over past and call, `[B, H, S, K]`.
+    pub fn attend(&self, q: &Tensor, k: &Tensor, v: &Tensor) -> Tensor {
+        let bias = self.seen.as_ref();
+        Tensor::scaled_dot_product_attention(q, k, v, bias, 0.0, false, None, false)
     }
 }
 
