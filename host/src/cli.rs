@@ -194,6 +194,9 @@ enum Command {
         /// The folder or the file, which must not be there yet
         #[arg(long, value_name = "PATH", value_hint = ValueHint::AnyPath)]
         output: PathBuf,
+        /// Weights of a folder for other programs that are larger stand in several files of at most so many gigabytes
+        #[arg(long, value_name = "N", default_value_t = 5.0)]
+        shard_gb: f64,
     },
     /// Start a command elsewhere: as a job of Slurm that goes on after every stop, or here by the same script
     Launch {
@@ -381,8 +384,9 @@ fn run(words: Vec<OsString>) -> Result<i32> {
                 None => commands::sample::run(&common, &asked, &shown),
             }
         }
-        Command::Export { trained, kind, output } => {
-            commands::export::run(&common(trained.into_overrides()?), kind, &output)
+        Command::Export { trained, kind, output, shard_gb } => {
+            let common = common(trained.into_overrides()?);
+            commands::export::run(&common, kind, &output, shard_gb)
         }
         Command::Report { folders, output, force } => {
             let common = common(Vec::new());

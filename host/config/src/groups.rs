@@ -161,6 +161,8 @@ group! {
         name: String = "custom".into(),
         /// L, tokens in a block.
         length: i64 where (TOKENS) = 64,
+        /// Id of the mask among the tokens of another program's checkpoint. By default what its `config.json` says, else its tokenizer.
+        mask_id: Option<i64> where (Range::of(0.0, 2_147_483_647.0)) = None,
     }
 }
 
@@ -193,6 +195,8 @@ group! {
         num_sample_batches: i64 where (Range::of(1.0, 1e6)) = 1,
         /// N: `maskdiff sample` draws N sequences, or N for each prompt. It wins over `num_sample_batches`.
         num_samples: Option<i64> where (Range::of(1.0, 1e7)) = None,
+        /// `maskdiff sample` draws so many tokens behind a prompt, or in all without one; by default up to `model.length`.
+        new_tokens: Option<i64> where (TOKENS) = None,
         /// Sequences drawn at every evaluation while training.
         num_sample_log: i64 where (Range::of(0.0, 1e6)) = 2,
         /// `maskdiff sample` draws longer sequences window by window: each sees the end of the one before.

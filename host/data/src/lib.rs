@@ -37,8 +37,8 @@ pub use read::{json, read_text};
 pub use rows::{Rows, Samples};
 pub use source::{Blocks, Cached, Source};
 pub use tokenizer::{
-    Tokenizer, has_tokenizer, load as load_tokenizer, parse as parse_tokenizer,
-    widened as widened_tokenizer,
+    REPOSITORY_FILES as TOKENIZER_FILES, Tokenizer, bare as bare_tokenizer, has_tokenizer,
+    load as load_tokenizer, parse as parse_tokenizer, widened as widened_tokenizer,
 };
 pub use words::check_words;
 

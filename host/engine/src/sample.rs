@@ -10,7 +10,7 @@ use maskdiff_base::text::counted;
 use maskdiff_config::{Config, groups};
 use maskdiff_data::Tokenizer;
 use maskdiff_plugin_api::abi::handles::Walker;
-use maskdiff_plugin_api::{Kind as ErrorKind, PluginError};
+use maskdiff_plugin_api::{Context, Kind as ErrorKind, PluginError};
 use maskdiff_records::trace::Recorder;
 use serde::Serialize;
 use tch::Tensor;
@@ -28,6 +28,8 @@ pub struct Texts<'a> {
     pub tokenizer: &'a dyn Tokenizer,
     /// How long.
     pub windows: Windows,
+    /// Tokens behind what is given, where the length of a text goes by that.
+    pub new_tokens: Option<i64>,
     /// Cut a text at its first EOS or padding after the given tokens. The network was not trained on what follows.
     pub stop_at_eos: bool,
     /// What samplers draw by [`maskdiff_plugin_api::Denoiser::uniforms`] comes from it,
@@ -40,7 +42,35 @@ impl<'a> Texts<'a> {
     /// What the configuration asks for, for the model's length.
     pub fn new(config: &Config, tokenizer: &'a dyn Tokenizer) -> Self {
         let (windows, stop_at_eos) = (Windows::ONE, stops_at_eos(config));
-        Self { tokenizer, windows, stop_at_eos, seed: config.top.seed, first: 0 }
+        Self {
+            tokenizer,
+            windows,
+            new_tokens: config.sampling.new_tokens,
+            stop_at_eos,
+            seed: config.top.seed,
+            first: 0,
+        }
+    }
+
+    /// Tokens of a walk over what is given: those of the model, or what is given and so many behind.
+    fn length(&self, given: &[Given], most: i64) -> Result<i64> {
+        let Some(new) = self.new_tokens.filter(|_| !given.iter().any(Given::is_whole)) else {
+            return Ok(most);
+        };
+        let reach = given.iter().map(|given| given.reach() as i64).max().unwrap_or(0);
+        if reach + new > most {
+            return Err(Error::config(
+                format!(
+                    "the prompt has {}, and with `sampling.new_tokens = {new}` there are more than the {most} that the model knows",
+                    counted(reach, "token")
+                ),
+                format!(
+                    "at most `sampling.new_tokens={}`, or another `model.length`",
+                    most - reach
+                ),
+            ));
+        }
+        Ok(reach + new)
     }
 
     fn end(&self, given: &Given, ids: &mut Vec<i64>) {
@@ -144,7 +174,8 @@ pub fn draw(
 ) -> Result<Drawn> {
     let (start, calls) = (Instant::now(), model.calls());
     let Texts { tokenizer, windows, seed, first, .. } = texts;
-    let (count, length) = (given.len() as i64, model.facts().length);
+    let (count, length) = (given.len() as i64, texts.length(given, model.facts().length)?);
+    model.set_unused(&unused(tokenizer, model.facts()));
     let xt_bl = model.prior(count, length)?;
     let given_bl = xt_bl.zeros_like().to_kind(tch::Kind::Bool);
     for (row, given) in (0..).zip(given) {
@@ -154,7 +185,7 @@ pub fn draw(
     let streams = Streams::new(seed, Purpose::Walks, first..first + given.len() as u64);
     model.set_moment(Moment::of_walk(streams, given_bl));
     model.on_progress(recorded(progress, recorder.map(Rc::clone)));
-    let prior = || model.prior(count, model.facts().length);
+    let prior = || model.prior(count, length);
     let mut number = 0;
     let walked = windows.walk(&xt_bl, prior, |xt_bl| {
         if number > 0 {
@@ -181,6 +212,11 @@ pub fn draw(
         nfe: (model.calls() - calls) as f64 / count as f64,
         seconds: start.elapsed().as_secs_f64(),
     })
+}
+
+/// Rows of the network that are no tokens of the vocabulary.
+fn unused(tokenizer: &dyn Tokenizer, facts: &Context) -> Vec<i64> {
+    (0..facts.vocab_size).filter(|id| !tokenizer.has(*id)).collect()
 }
 
 /// The rows of `[B, L] i64`.

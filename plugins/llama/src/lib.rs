@@ -76,7 +76,10 @@ impl Component for Llama {
         }
         let norm = RmsNorm::new(&mut p, "norm", d, eps);
         let head = match config.tie_word_embeddings {
-            true => Linear::of(&embedding),
+            true => {
+                p.shared("lm_head.weight", &embedding);
+                Linear::of(&embedding)
+            }
             false => Linear::new(&mut p, "lm_head", v, d, false),
         };
         Ok(Self { shift: config.shift, parameters: p, embedding, rotary, blocks, norm, head })

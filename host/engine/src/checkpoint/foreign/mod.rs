@@ -13,6 +13,7 @@ mod lightning_file;
 mod original;
 pub mod pickle;
 mod python_tokenizer;
+mod shards;
 pub mod write;
 
 use std::collections::BTreeMap;

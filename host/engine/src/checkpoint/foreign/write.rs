@@ -1,11 +1,11 @@
 //! Checkpoints for other programs: Hugging Face folders and plain safetensors; a `.ckpt` is written by `lightning_file`.
 
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use include_dir::{Dir, include_dir};
 use maskdiff_base::error::{Error, Result};
-use maskdiff_base::files;
+use maskdiff_base::files::{self, look};
 use maskdiff_config::Config;
 use serde_json::Value;
 use tch::{Kind, Tensor};
@@ -13,6 +13,7 @@ use tch::{Kind, Tensor};
 use super::super::tensors::{self, Named};
 use super::exported;
 use super::layout::Layout;
+use super::shards;
 
 /// Code that opens exported folders in Python.
 static CODE: Dir<'_> = include_dir!("$CARGO_MANIFEST_DIR/assets/export");
@@ -46,6 +47,12 @@ pub struct Export<'a> {
     pub samples: u64,
     /// The tokenizer's file.
     pub tokenizer: String,
+    /// Whether there is one that turns text into tokens.
+    pub has_tokenizer: bool,
+    /// The folder of the model that it comes from, where that has the tokenizer's files.
+    pub tokenizer_folder: Option<PathBuf>,
+    /// Weights of a Hugging Face folder that are larger stand in several files of at most this size.
+    pub shard_bytes: u64,
     /// Its BOS, EOS, padding and mask.
     pub special: [Option<i64>; 4],
 }
@@ -56,7 +63,10 @@ impl Export<'_> {
         let average = |name: &String| self.ema.as_ref()?.iter().find(|(known, _)| known == name);
         let used = |(name, tensor): &(String, Tensor)| {
             let tensor = average(name).map_or(tensor, |(_, average)| average);
-            (name.clone(), tensor.to_kind(Kind::Float))
+            // Weights that are held in 16 bits are written so.
+            let narrow = matches!(tensor.kind(), Kind::BFloat16 | Kind::Half);
+            let tensor = if narrow { tensor.shallow_clone() } else { tensor.to_kind(Kind::Float) };
+            (name.clone(), tensor)
         };
         self.weights.iter().map(used).collect()
     }
@@ -65,7 +75,7 @@ impl Export<'_> {
     /// configuration and tokenizer are files of their own as well.
     pub fn safetensors(&self, path: &Path) -> Result<()> {
         if path.extension().is_none_or(|ending| ending != "safetensors") {
-            return self.folder(path, "", None);
+            return self.folder(path, None);
         }
         let folder = parent(path)?;
         let draft = tempfile::Builder::new().prefix(".export-").tempfile_in(folder);
@@ -100,7 +110,7 @@ impl Export<'_> {
                 format!("layouts: {}; `--format safetensors` writes any network", known.join(", ")),
             ));
         };
-        if self.mask_id != self.vocab_size - 1 {
+        if layout.vocabulary.mask.is_none() && self.mask_id != self.vocab_size - 1 {
             return Err(Error::config(
                 format!(
                     "the mask is token {} of {}, and that layout has it last",
@@ -109,30 +119,34 @@ impl Export<'_> {
                 "`--format safetensors` or `lightning` write it",
             ));
         }
-        let config = layout.written(self.config, self.vocab_size);
-        self.folder(folder, &layout.prefix, Some((&config, &layout.code)))
+        let mut config = layout.written(self.config, self.vocab_size, self.mask_id);
+        let narrow = self
+            .weights
+            .iter()
+            .find(|(_, tensor)| matches!(tensor.kind(), Kind::BFloat16 | Kind::Half));
+        let kind = match narrow.map(|(_, tensor)| tensor.kind()) {
+            Some(Kind::BFloat16) => "bfloat16",
+            Some(_) => "float16",
+            None => "float32",
+        };
+        config["torch_dtype"] = kind.into();
+        self.folder(folder, Some((layout, &config)))
     }
 
     /// Writes a folder under another name and gives it its own.
-    fn folder(
-        &self,
-        folder: &Path,
-        prefix: &str,
-        theirs: Option<(&Value, &[String])>,
-    ) -> Result<()> {
+    fn folder(&self, folder: &Path, theirs: Option<(&Layout, &Value)>) -> Result<()> {
         let parent = parent(folder)?;
         let draft = tempfile::Builder::new().prefix(".export-").tempdir_in(parent);
         let draft = draft.map_err(|e| Error::io("write into", parent, &e))?;
         let at = |name: &str| draft.path().join(name);
-        let named =
-            self.used().into_iter().map(|(name, tensor)| (format!("{prefix}{name}"), tensor));
-        let (named, weights) = (named.collect(), at("model.safetensors"));
         match theirs {
-            Some((config, code)) => {
-                tensors::write(&named, &weights)?;
+            Some((layout, config)) => {
+                let named = self.used().into_iter();
+                let named = named.map(|(name, tensor)| (layout.theirs(&name), tensor)).collect();
+                shards::write(named, draft.path(), self.shard_bytes)?;
                 let text = serde_json::to_string_pretty(config).unwrap_or_default();
                 files::write_whole(&at("config.json"), text)?;
-                for name in code {
+                for name in &layout.code {
                     let file = CODE.get_file(name).ok_or_else(|| {
                         let message =
                             format!("a layout writes the code `{name}`, and there is none");
@@ -145,16 +159,34 @@ impl Export<'_> {
                 }
             }
             None => {
-                tensors::write_with(&named, &self.words(), &weights)?;
+                tensors::write_with(&self.used(), &self.words(), &at("model.safetensors"))?;
                 files::write_whole(&at("config.toml"), exported::words(self.config))?;
             }
         }
-        files::write_whole(&at("tokenizer.json"), &self.tokenizer)?;
+        self.put_tokenizer(draft.path(), theirs.is_some())?;
         let mode = std::os::unix::fs::PermissionsExt::from_mode(0o755);
         fs::set_permissions(draft.path(), mode).map_err(|e| Error::io("write", folder, &e))?;
         files::sync_folder(draft.path())?;
         files::rename_whole(draft.path(), folder)?;
         let _ = draft.keep();
+        Ok(())
+    }
+}
+
+impl Export<'_> {
+    /// The tokenizer: for other programs the files that they have written, where these are there.
+    fn put_tokenizer(&self, folder: &Path, for_others: bool) -> Result<()> {
+        if for_others && let Some(own) = &self.tokenizer_folder {
+            for name in maskdiff_data::TOKENIZER_FILES {
+                if let Some(text) = look::text(&own.join(name))? {
+                    files::write_whole(&folder.join(name), text)?;
+                }
+            }
+            return Ok(());
+        }
+        if self.has_tokenizer || !for_others {
+            files::write_whole(&folder.join("tokenizer.json"), &self.tokenizer)?;
+        }
         Ok(())
     }
 }
