@@ -168,6 +168,16 @@ enum Command {
         #[arg(long, hide = true, conflicts_with = "watch")]
         follow: bool,
     },
+    /// Talk to a model that was fine-tuned on conversations: a line of yours, an answer of its own
+    ///
+    /// `maskdiff chat --checkpoint MODEL`. Lines come from the keyboard or another program; `/new` begins anew. The chat template is the
+    /// model's own, or `data.chat_template`.
+    Chat {
+        #[command(flatten)]
+        trained: Trained,
+        #[command(flatten)]
+        flags: Sampling,
+    },
     /// Make one page of runs: curves, results beside published figures, samples, and how they came to be
     ///
     /// The page holds all it shows and needs no network.
@@ -383,6 +393,11 @@ fn run(words: Vec<OsString>) -> Result<i32> {
                 None if follow => commands::watch::follow(common, &asked),
                 None => commands::sample::run(&common, &asked, &shown),
             }
+        }
+        Command::Chat { trained, flags } => {
+            let mut overrides = trained.into_overrides()?;
+            flags.add_to(&mut overrides)?;
+            commands::chat::run(&common(overrides))
         }
         Command::Export { trained, kind, output, shard_gb } => {
             let common = common(trained.into_overrides()?);

@@ -251,3 +251,79 @@ fn every_tensor_of_a_folder_has_a_name_of_ours() {
         }
     }
 }
+
+/// Adapters of PEFT: what a model computes with one, and what is left when it is merged.
+#[test]
+fn golden_adapters() {
+    let Some(about) = golden_case("l_lora") else { return };
+    let registry = registry();
+    for run in about["runs"].as_array().expect("runs") {
+        let (name, of) =
+            (run["name"].as_str().expect("a name"), run["model"].as_str().expect("one"));
+        let io = Tensors::golden(&format!("l_lora/{name}/io.safetensors"));
+        let adapter = format!("model.adapter={}", folder("l_lora", name).display());
+        for (kind, tag, tolerance) in [(Kind::Float, "", 2e-4), (Kind::Double, ".f64", 1e-9)] {
+            let mut words = vec!["model.shift=false", adapter.as_str()];
+            if of == "l_gpt2" {
+                words.push("model.mask_id=95");
+            }
+            let model = model(&registry, &folder(of, "hf"), &words, kind);
+            let x = io.get("x");
+            let sigma = Tensor::zeros([x.size()[0]], (Kind::Double, x.device()));
+            let denoiser = Denoiser::new(&model);
+            let hidden = denoiser.hidden(&x, &sigma).expect("hidden").flatten(0, 1);
+            let want = io.get(&format!("logits{tag}"));
+            let logits = denoiser.logits(&hidden).expect("logits").view_as(&want);
+            assert_close(&format!("{name}: logits{tag}"), &logits, &want, tolerance, false);
+            let mut merged = 0;
+            for (key, want) in io.iter().filter(|(key, _)| key.starts_with("merged/")) {
+                let own = ours(key.strip_prefix("merged/").expect("merged/"));
+                let found = model.parameters().iter().find(|p| p.name == own).expect(&own);
+                assert_close(key, &found.tensor.detach().to_kind(Kind::Float), want, 1e-6, false);
+                merged += 1;
+            }
+            assert!(merged > 0, "{name}");
+        }
+    }
+}
+
+/// LLaDA's loss of fine-tuning: the prompt stays, each answer's tokens are averaged, then the answers.
+#[test]
+fn golden_loss_of_answers() {
+    if golden_case("l_loss").is_none() {
+        return;
+    }
+    let registry = registry();
+    let golden = Tensors::golden("l_loss/loss.safetensors");
+    for (kind, tag, tolerance) in [(Kind::Float, "", 1e-4), (Kind::Double, ".f64", 1e-9)] {
+        let words = ["noise.eps=1e-14", "training.sampling_eps=1e-3"];
+        let model = model(&registry, &folder("l_llada", "hf"), &words, kind);
+        let x = golden.get("x");
+        let (b, l) = (x.size()[0], x.size()[1]);
+        let u_t = golden.get("u_t").to_kind(Kind::Double);
+        let t_b = model.draw_t(&u_t).expect("times");
+        let u_bl = golden.get("u_mask").to_kind(Kind::Double);
+        let loss = |u_bl: &Tensor| {
+            model.inject_uniforms(Some(u_bl.shallow_clone()));
+            let loss = tch::no_grad(|| model.loss(&x, &t_b)).expect("a loss");
+            loss.to_kind(Kind::Double)
+        };
+        let all = loss(&u_bl).mean(Kind::Double);
+        let want = golden.get(&format!("pretrain.loss{tag}"));
+        assert_close(
+            &format!("pretrain{tag}"),
+            &all,
+            &want.to_kind(Kind::Double),
+            tolerance,
+            false,
+        );
+        let lengths = golden.get("prompt_lengths").unsqueeze(1);
+        let places = Tensor::arange(l, (Kind::Int64, x.device()));
+        let given_bl = places.lt_tensor(&lengths);
+        let of_answers = loss(&u_bl.masked_fill(&given_bl, 1.0));
+        let each = of_answers.sum_dim_intlist([1i64].as_slice(), true, Kind::Double);
+        let sft = (each / (lengths.neg() + l)).sum(Kind::Double) / b;
+        let want = golden.get(&format!("sft.loss{tag}"));
+        assert_close(&format!("sft{tag}"), &sft, &want.to_kind(Kind::Double), tolerance, false);
+    }
+}

@@ -145,6 +145,11 @@ group! {
         config: Option<String> = None,
         /// `hf`: which part is trained on.
         split: String = "train".into(),
+        /// `sft`: the template of a conversation, a file of Jinja or a folder that has one; by default that of the tokenizer's folder, or of
+        /// the weights'.
+        chat_template: Option<String> as path = None,
+        /// `sft`: the EOS that fill a row behind its answer count as part of the answer, so that the model learns to end.
+        answer_filling: bool = true,
         /// `maskdiff eval` measures on each of these, files of `configs/data/`, instead of on `valid`.
         sets: Vec<String> = Vec::new(),
         /// Training blocks start anywhere instead of at multiples of the length.
@@ -159,6 +164,8 @@ group! {
     Model {
         /// Name of the size, for people.
         name: String = "custom".into(),
+        /// A folder of PEFT whose LoRA matrices are added to the weights of the checkpoint that `eval`, `sample` and `export` read.
+        adapter: Option<String> as path = None,
         /// L, tokens in a block.
         length: i64 where (TOKENS) = 64,
         /// Id of the mask among the tokens of another program's checkpoint. By default what its `config.json` says, else its tokenizer.

@@ -7,6 +7,7 @@ use maskdiff_base::files::lock::Fresh;
 use maskdiff_base::report::Report;
 use maskdiff_config::Config;
 use maskdiff_engine::assemble;
+use maskdiff_engine::checkpoint::adapter::adapted;
 use maskdiff_engine::checkpoint::foreign::write::Export;
 use maskdiff_engine::checkpoint::{self, Checkpoint, EMA, MODEL, Named, OPTIMIZER};
 use maskdiff_plugin_api::{Context, capability};
@@ -46,10 +47,12 @@ pub fn run(common: &Common, format: As, output: &Path, shard_gb: f64) -> Result<
         model.once(&mut stored);
         assemble::fitted(&model.named(), stored, &checkpoint, &config)
     };
-    let weights = fitted(checkpoint.tensors(MODEL)?.ok_or_else(missing)?)?;
+    let adapter = config.model.adapter.as_deref();
+    let adapted = |stored| adapted(stored, &checkpoint, adapter).and_then(fitted);
+    let weights = adapted(checkpoint.tensors(MODEL)?.ok_or_else(missing)?)?;
     checkpoint::load_into(&model.named(), weights, &checkpoint.path)?;
     let average = if config.eval.disable_ema { None } else { checkpoint.tensors(EMA)? };
-    let average = average.map(fitted).transpose()?;
+    let average = average.map(adapted).transpose()?;
     let average = average.into_iter().flatten().map(|(name, stored)| Ok((name, stored.tensor()?)));
     let average = average.collect::<Result<Named>>()?;
     let theirs = checkpoint.foreign.as_ref();

@@ -64,7 +64,7 @@ impl Special {
 }
 
 /// The file's value; null where there is no such file.
-pub(super) fn json_file(path: &Path) -> Result<Value> {
+pub(crate) fn json_file(path: &Path) -> Result<Value> {
     let text = match read_text(path) {
         Err(Error { kind: Kind::Missing, .. }) => return Ok(Value::Null),
         text => text?,

@@ -21,7 +21,7 @@ use serde::{Deserialize, Serialize};
 
 pub(crate) use characters::Characters;
 use hugging_face::HuggingFace;
-pub(crate) use hugging_face::Special;
+pub(crate) use hugging_face::{Special, json_file};
 pub(crate) use library::LONGEST;
 
 use super::{read_text, stories};

@@ -63,6 +63,7 @@ pub(super) fn read(folder: &Path) -> Result<Foreign> {
         mask_is_added,
         length_key: layout.length_key(),
         is_told: true,
+        layout: Some(layout.clone()),
     })
 }
 
