@@ -107,7 +107,7 @@ fn a_prompt_of_ids_is_answered_as_published() {
         "sample",
         "--checkpoint",
         &path,
-        "--prompts",
+        "--prompt-file",
         "prompts.txt",
         "trainer.accelerator=cpu",
         "trainer.precision=64",

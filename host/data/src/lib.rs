@@ -173,7 +173,7 @@ pub fn open(
         return open_stories(config);
     }
     if config.data.train == sft::NAME {
-        return open_sft(config, tokenizer, observer);
+        return sft::corpus(config, tokenizer, observer);
     }
     let hub = LazyHub::default();
     let train = Part::find(config, Role::Train, &hub)?;
@@ -482,23 +482,6 @@ fn open_stories(config: &Config) -> Result<Corpus> {
     let valid = Blocks::Given(Rows { ids, length: stories::LENGTH, used: None, given: None });
     let train = Loader::new(Source::Stories);
     Ok(Corpus { tokenizer: tokenizer::stories().into(), train, valid, reads: Vec::new() })
-}
-
-fn open_sft(
-    config: &Config,
-    tokenizer: Option<Arc<dyn Tokenizer>>,
-    observer: &Observer<'_>,
-) -> Result<Corpus> {
-    let tokenizer = match tokenizer {
-        Some(given) => given,
-        None => {
-            let name = &config.data.tokenizer_name_or_path;
-            prepare::named_tokenizer(name, &LazyHub::default(), observer)?
-        }
-    };
-    let ([train, valid], reads) = sft::open(config, tokenizer.as_ref())?;
-    let train = Loader::new(Source::Given(train));
-    Ok(Corpus { tokenizer, train, valid: Blocks::Given(valid), reads })
 }
 
 /// The exact entropy of the data in bits per token, where it is known.

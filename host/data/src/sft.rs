@@ -1,6 +1,7 @@
 //! Conversations and pairs to fine-tune on: JSON lines, of which the last answer of each is what a model learns to write.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use maskdiff_base::error::{Error, Result};
 use maskdiff_base::files::look;
@@ -15,7 +16,10 @@ use super::chat::{ASSISTANT, Message, Template};
 use super::listing::{self, Endings};
 use super::rows::Rows;
 use super::tokenizer::Tokenizer;
-use super::{Reads, read_text};
+use super::corpora::LazyHub;
+use super::loader::Loader;
+use super::source::{Blocks, Source};
+use super::{Corpus, Observer, Reads, prepare, read_text};
 
 /// The name of such data.
 pub(crate) const NAME: &str = "sft";
@@ -273,4 +277,22 @@ pub(super) fn open(config: &Config, tokenizer: &dyn Tokenizer) -> Result<([Rows;
     let kept = ((n as f64 * (1.0 - data.valid_fraction)) as usize).clamp(1, n - 1);
     let parts = [train.part(0, kept), train.part(kept, n - kept)];
     Ok((parts, vec![reads]))
+}
+
+/// What a run on conversations reads. A tokenizer that comes with a checkpoint is used as it is.
+pub(super) fn corpus(
+    config: &Config,
+    tokenizer: Option<Arc<dyn Tokenizer>>,
+    observer: &Observer<'_>,
+) -> Result<Corpus> {
+    let tokenizer = match tokenizer {
+        Some(given) => given,
+        None => {
+            let name = &config.data.tokenizer_name_or_path;
+            prepare::named_tokenizer(name, &LazyHub::default(), observer)?
+        }
+    };
+    let ([train, valid], reads) = open(config, tokenizer.as_ref())?;
+    let train = Loader::new(Source::Given(train));
+    Ok(Corpus { tokenizer, train, valid: Blocks::Given(valid), reads })
 }

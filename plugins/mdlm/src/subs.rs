@@ -25,8 +25,8 @@ pub(crate) struct Config {
     pub(crate) importance_sampling: bool,
     /// Integrate over log(1 - alpha) instead of t; the network is conditioned on t, as in the original.
     pub(crate) change_of_variables: bool,
-    /// Leave the law the probability that the network gives to the mask, as the programs of LLaDA and Dream do when they draw: a
-    /// position where the mask is likeliest may then stay a hole.
+    /// Leave the law the probability that the network gives to the mask, in training and in drawing, as the programs of LLaDA and Dream
+    /// do: a position where the mask is likeliest may then stay a hole.
     pub(crate) mask_in_law: bool,
 }
 
@@ -145,7 +145,8 @@ impl Parameterization for Subs {
         let hidden_nd = ops::take_rows(&model.hidden(&xt_bl, &level.sigma_b)?, &rows_n);
         let weight_n = ops::of_sequence(&level.weight_b, &rows_n, l).to_kind(hidden_nd.kind());
         let target_n = ops::take_rows(x0_bl, &rows_n);
-        let nats_n = model.weighted_nll(&hidden_nd, &target_n, &weight_n, Some(self.mask))?;
+        let banned = (!self.config.mask_in_law).then_some(self.mask);
+        let nats_n = model.weighted_nll(&hidden_nd, &target_n, &weight_n, banned)?;
         let zero_bl = Tensor::zeros(x0_bl.size(), (nats_n.kind(), nats_n.device()));
         Ok(ops::put_rows(&zero_bl, &rows_n, &nats_n))
     }
