@@ -13,12 +13,12 @@ use serde_json::Value;
 use sha2::{Digest, Sha256};
 
 use super::chat::{ASSISTANT, Message, Template};
-use super::listing::{self, Endings};
-use super::rows::Rows;
-use super::tokenizer::Tokenizer;
 use super::corpora::LazyHub;
+use super::listing::{self, Endings};
 use super::loader::Loader;
+use super::rows::Rows;
 use super::source::{Blocks, Source};
+use super::tokenizer::Tokenizer;
 use super::{Corpus, Observer, Reads, prepare, read_text};
 
 /// The name of such data.
@@ -119,8 +119,7 @@ fn example(
         (Some(""), Some(answer)) => {
             let content = last.content.trim();
             let end = answer.find(content).map_or(0, |at| at + content.len());
-            let next =
-                answer[end..].find(|c: char| c == '>').map_or(answer.len(), |at| end + at + 1);
+            let next = answer[end..].find('>').map_or(answer.len(), |at| end + at + 1);
             format!("{prompt_text}{}", &answer[..next])
         }
         _ => text,
