@@ -185,7 +185,7 @@ fn golden_llada_generation() {
     ];
     walks("l_llada_gen", "l_llada", "gen.safetensors", &runs, |run| {
         json!({
-            "steps": run["steps"], "block_length": run["block_length"], "banned": run["banned"],
+            "total_steps": run["steps"], "block_length": run["block_length"], "banned": run["banned"],
             "doubted": run["doubted"], "rank": "drawn", "temperature": 0.0,
         })
     });
@@ -208,7 +208,7 @@ fn golden_dream_generation() {
             _ => "confidence",
         };
         json!({
-            "steps": run["steps"], "plan": "times", "order": order, "rank": "restricted",
+            "total_steps": run["steps"], "plan": "times", "order": order, "rank": "restricted",
             "banned": run["banned"], "temperature": 0.0,
         })
     });
@@ -226,7 +226,7 @@ fn golden_thresholds() {
             let plan = if run["threshold"].is_null() { &run["steps"] } else { &json!(0) };
             let threshold = run["threshold"].as_f64().unwrap_or(2.0);
             json!({
-                "steps": plan, "block_length": run["block_length"], "threshold": threshold,
+                "total_steps": plan, "block_length": run["block_length"], "threshold": threshold,
                 "rank": "drawn", "temperature": 0.0,
             })
         },

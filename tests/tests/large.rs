@@ -75,6 +75,9 @@ fn folders_are_read_and_written() {
         }
         assert!(ours["mask_token_id"].is_i64() && ours["torch_dtype"] == "float32", "{ours}");
         assert!(!whole.join("tokenizer.json").is_file(), "there is none");
+        if case != "l_llada" {
+            continue;
+        }
         // What was written in parts is read, and says which token the mask is.
         let again = ["export", "--checkpoint", "shards", "--as", "hf", "--output", "again"];
         maskdiff(at.path(), &[&again[..], &["trainer.accelerator=cpu"]].concat()).expect(0);
@@ -113,7 +116,7 @@ fn a_prompt_of_ids_is_answered_as_published() {
         "trainer.precision=64",
         "sampling=llada-gsm8k",
         "sampling.new_tokens=16",
-        "sampling.steps=16",
+        "sampling.total_steps=16",
         "sampling.block_length=4",
     ];
     let lines = maskdiff(at.path(), &words).expect(0).lines();

@@ -24,7 +24,7 @@ register!(sampler Confidence);
 /// opens nothing makes no call; top-k comes before top-p.
 ///
 /// # Cost
-/// `L / tokens_per_step` network calls a sequence, or `steps`, or fewer with a threshold, each with the law `[M, V]`.
+/// `L / tokens_per_step` network calls a sequence, or `total_steps`, or fewer with a threshold, each with the law `[M, V]`.
 struct Confidence {
     config: Config,
     /// None takes the likeliest token.
@@ -212,7 +212,7 @@ impl Sampler for Confidence {
             let part_bl = ops::put_rows(&part_bl, &opening.rows_n, &opening.drawn());
             let next_bl = self.ended(&x_bl.index_copy(0, &open_b, &part_bl), xt_bl, mask);
             // A law that has the mask may draw it for ever.
-            if self.config.steps == 0 && next_bl == x_bl {
+            if self.config.total_steps == 0 && next_bl == x_bl {
                 break;
             }
             (x_bl, done) = (next_bl, done + 1);
@@ -321,7 +321,7 @@ mod tests {
         let toy = Toy::new(3, 3);
         for config in [
             Config { block_length: 2, ..Config::default() },
-            Config { steps: 3, ..Config::default() },
+            Config { total_steps: 3, ..Config::default() },
             Config { alg_temp: 0.5, ..Config::default() },
         ] {
             tch::manual_seed(11);

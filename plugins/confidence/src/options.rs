@@ -33,13 +33,13 @@ pub(crate) struct Config {
     pub(crate) order: Order,
     /// By which law tokens are ranked: `law`, `drawn`, `restricted`.
     pub(crate) rank: Rank,
-    /// Tokens of a sequence that open at once, ≥ 1, where `steps` does not say it.
+    /// Tokens of a sequence that open at once, ≥ 1, where `total_steps` does not say it.
     #[schemars(range(min = 1, max = 16_777_216))]
     pub(crate) tokens_per_step: i64,
     /// Steps of a whole walk, shared out over its blocks; 0: as many as `tokens_per_step` takes.
     #[schemars(range(min = 0, max = 16_777_216))]
-    pub(crate) steps: i64,
-    /// How `steps` share out the tokens: `even`, `times`.
+    pub(crate) total_steps: i64,
+    /// How `total_steps` share out the tokens: `even`, `times`.
     pub(crate) plan: Plan,
     /// Tokens of a block. A block opens when those before it are whole; the first begins at the first masked token. 0: one block.
     #[schemars(range(min = 0, max = 16_777_216))]
@@ -64,11 +64,14 @@ pub(crate) struct Config {
     #[schemars(range(min = 0.0, max = 1e6))]
     pub(crate) alg_temp: f64,
     /// Ids that are never drawn.
+    #[schemars(inner(range(min = 0, max = 2_147_483_647)))]
     pub(crate) banned: Vec<i64>,
     /// Ids that open last: a position where one is proposed is ranked behind all others.
+    #[schemars(inner(range(min = 0, max = 2_147_483_647)))]
     pub(crate) doubted: Vec<i64>,
     /// A walk ends once everything in front of this token is open; what is behind it becomes this token. The host sets it where
     /// texts are cut at EOS.
+    #[schemars(range(min = 0, max = 2_147_483_647))]
     pub(crate) eos_id: Option<i64>,
 }
 
@@ -78,7 +81,7 @@ impl Default for Config {
             order: Order::Confidence,
             rank: Rank::Law,
             tokens_per_step: 1,
-            steps: 0,
+            total_steps: 0,
             plan: Plan::Even,
             block_length: 0,
             threshold: 2.0,
@@ -104,7 +107,9 @@ impl Config {
             "`sampling.tokens_per_step` must be at least 1, got {tokens_per_step}"
         );
         ensure!(threshold > 0.0, Config, "`sampling.threshold` must be above 0, got {threshold}");
-        for (name, value) in [("steps", self.steps), ("block_length", self.block_length)] {
+        for (name, value) in
+            [("total_steps", self.total_steps), ("block_length", self.block_length)]
+        {
             ensure!(value >= 0, Config, "`sampling.{name}` must not be negative, got {value}");
         }
         for (name, value) in [("factor", self.factor), ("alg_temp", self.alg_temp)] {
@@ -115,9 +120,9 @@ impl Config {
             );
         }
         ensure!(
-            self.steps == 0 || tokens_per_step == 1,
+            self.total_steps == 0 || tokens_per_step == 1,
             Config,
-            "`sampling.steps` and `sampling.tokens_per_step` both say how many tokens open at once: leave one out"
+            "`sampling.total_steps` and `sampling.tokens_per_step` both say how many tokens open at once: leave one out"
         );
         ensure!(
             self.rank != Rank::Drawn || self.order == Order::Confidence,

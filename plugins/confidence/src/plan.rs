@@ -41,7 +41,7 @@ impl Places {
         // sync: how many blocks there are is data.
         let last = (masked_bl.to_kind(Kind::Int64) * &block_bl).max().int64_value(&[]);
         let blocks = last.max(0) + 1;
-        let steps = if config.steps == 0 { 0 } else { (config.steps / blocks).max(1) };
+        let steps = if config.total_steps == 0 { 0 } else { (config.total_steps / blocks).max(1) };
         let shares = (config.plan == Plan::Times && steps > 0).then(|| shares(steps));
         let at = vec![At { block: usize::MAX, ..At::default() }; b as usize];
         Self { block_bl, blocks, at, steps, each: config.tokens_per_step, shares }
@@ -154,8 +154,12 @@ mod tests {
 
     #[test]
     fn plans_share_out_all_tokens() {
-        let config =
-            |steps, plan, block_length| Config { steps, plan, block_length, ..Config::default() };
+        let config = |total_steps, plan, block_length| Config {
+            total_steps,
+            plan,
+            block_length,
+            ..Config::default()
+        };
         assert_eq!(opened(&config(6, Plan::Even, 0), 3, 19), [3, 3, 3, 3, 2, 2]);
         assert_eq!(opened(&config(4, Plan::Even, 5), 0, 10), [3, 2, 3, 2]);
         assert_eq!(
