@@ -64,6 +64,16 @@ KEPT = {
     },
     'n_block_steps': {'fhs*.safetensors': ['*'], 'ddpm_nucleus.safetensors': ['*']},
     'n_block_traj': {f'{name}.safetensors': ['*'] for name in 'fhs fhs_b1 fhs_nucleus fhs_window'.split()},
+    'l_llada': {'hf/*': ['*'], 'shards/*': ['*'], 'io.safetensors': ['*']},
+    'l_dream': {'hf/*': ['*'], 'io.safetensors': ['*']},
+    'l_qwen3': {'hf/*': ['*'], 'io.safetensors': ['*']},
+    'l_gpt2': {'hf/*': ['*'], 'io.safetensors': ['*']},
+    'l_llada_gen': {'*': ['*']},
+    'l_dream_gen': {'*': ['*']},
+    'l_likelihood': {'*': ['*']},
+    'l_loss': {'loss.safetensors': ['*']},
+    'l_lora': {'llada_all_linear/*': ['*'], 'gpt2_attention/*': ['*'], 'dream_attention/*': ['*']},
+    'l_chat': {'*': ['*']},
 }
 
 # Copied by hand: n_block_hf/bd3lm and n_block_search/intervals.json.
@@ -101,6 +111,11 @@ def cut(source, target, patterns):
     target.write_bytes(struct.pack('<Q', len(text)) + text + data)
 
 
+def copy(source, target, patterns):
+    """Copies a file that is no tensors."""
+    shutil.copyfile(source, target)
+
+
 def cut_cases(full, small, name, wanted):
     """Cuts the cases of one manifest; those that are copied by hand (files other than tensors) stay."""
     manifest = json.loads((full / name).read_text())
@@ -119,10 +134,8 @@ def cut_cases(full, small, name, wanted):
             for pattern, tensors in files.items():
                 if fnmatch.fnmatchcase(file, pattern):
                     (folder / file).parent.mkdir(exist_ok=True)
-                    if file.endswith('.safetensors'):
-                        cut(full / case['case'] / file, folder / file, tensors)
-                    else:
-                        shutil.copyfile(full / case['case'] / file, folder / file)
+                    copied = cut if file.endswith('.safetensors') else copy
+                    copied(full / case['case'] / file, folder / file, tensors)
                     kept[file] = {}
         drop = ('readme', 'title', 'f32_vs_f64_max_abs', 'f32_vs_f64_max_abs_token_nll', 'files')
         cases.append({**{k: v for k, v in case.items() if k not in drop}, 'files': kept})

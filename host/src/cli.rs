@@ -167,6 +167,16 @@ enum Command {
         #[arg(long, hide = true, conflicts_with = "watch")]
         follow: bool,
     },
+    /// Talk to a model that was fine-tuned on conversations: a line of yours, an answer of its own
+    ///
+    /// `maskdiff chat --checkpoint MODEL`. Lines come from the keyboard or another program; `/new` begins anew. The chat template is the
+    /// model's own, or `data.chat_template`.
+    Chat {
+        #[command(flatten)]
+        trained: Trained,
+        #[command(flatten)]
+        flags: Sampling,
+    },
     /// Write an HTML page about runs: curves, results beside published figures, samples and their denoising
     ///
     /// The page is one file and needs no network.
@@ -193,6 +203,9 @@ enum Command {
         /// The folder or file to write; it must not exist yet
         #[arg(long, value_name = "PATH", value_hint = ValueHint::AnyPath)]
         output: PathBuf,
+        /// Weights of a folder for other programs that are larger stand in several files of at most so many gigabytes
+        #[arg(long, value_name = "N", default_value_t = 5.0)]
+        shard_gb: f64,
     },
     /// Run a command as a Slurm job that resumes after every stop, or here with the same script
     Launch {
@@ -381,8 +394,14 @@ impl Command {
                     None => commands::sample::run(&common, &asked, &shown),
                 }
             }
-            Self::Export { trained, kind, output } => {
-                commands::export::run(&common.overriding(trained.into_overrides()?), kind, &output)
+            Self::Chat { trained, flags } => {
+                let mut overrides = trained.into_overrides()?;
+                flags.add_to(&mut overrides)?;
+                commands::chat::run(&common.overriding(overrides))
+            }
+            Self::Export { trained, kind, output, shard_gb } => {
+                let common = common.overriding(trained.into_overrides()?);
+                commands::export::run(&common, kind, &output, shard_gb)
             }
             Self::Report { folders, output, force } => {
                 commands::report::run(&common.report(), &folders, &output, force)

@@ -23,6 +23,7 @@ pub struct Parameters {
     entries: Vec<Parameter>,
     kind: Kind,
     device: Device,
+    fresh: bool,
 }
 
 /// The type in which constants and angles are computed beside weights of `kind`.
@@ -33,7 +34,19 @@ pub(crate) fn wide(kind: Kind) -> Kind {
 impl Parameters {
     /// An empty store for parameters of the context's kind, on its device.
     pub fn new(context: &Context) -> Self {
-        Self { entries: Vec::new(), kind: context.kind, device: context.device() }
+        Self {
+            entries: Vec::new(),
+            kind: context.kind,
+            device: context.device(),
+            fresh: context.fresh,
+        }
+    }
+
+    /// Memory for a parameter that a checkpoint fills at once.
+    #[track_caller]
+    fn empty(&mut self, name: &str, shape: &[i64]) -> Tensor {
+        let options = (self.kind, self.device);
+        self.push(name, Tensor::empty(shape, options), self.kind, true)
     }
 
     #[track_caller]
@@ -82,11 +95,28 @@ impl Parameters {
         self.kind
     }
 
+    /// Where they live.
+    pub fn device(&self) -> Device {
+        self.device
+    }
+
     /// A matrix `[out, in]` drawn as torch's `nn.Linear` does: uniform in ±1/√in.
     #[track_caller]
     pub fn linear(&mut self, name: &str, outputs: i64, inputs: i64) -> Tensor {
+        if !self.fresh {
+            return self.empty(name, &[outputs, inputs]);
+        }
         let bound = 1.0 / (inputs as f64).sqrt();
         self.add(name, uniform(&[outputs, inputs], bound))
+    }
+
+    /// A tensor drawn from a normal law of mean zero and this deviation.
+    #[track_caller]
+    pub fn normal(&mut self, name: &str, shape: &[i64], std: f64) -> Tensor {
+        if !self.fresh {
+            return self.empty(name, shape);
+        }
+        self.add(name, Tensor::randn(shape, (Kind::Float, Device::Cpu)) * std)
     }
 
     /// The bias `[out]` that goes with [`Parameters::linear`].

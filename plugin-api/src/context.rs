@@ -19,6 +19,14 @@ pub struct Context {
     pub kind: Kind,
     /// CUDA device index, or none for the CPU.
     pub cuda: Option<usize>,
+    /// Whether parameters get their first values. Off: a checkpoint fills them at once, so that [`crate::Parameters`] leaves the
+    /// memory of matrices as it is and draws nothing.
+    #[serde(default = "yes")]
+    pub fresh: bool,
+}
+
+fn yes() -> bool {
+    true
 }
 
 impl Context {
@@ -65,8 +73,12 @@ mod tests {
             time_conditioning: false,
             kind: Kind::Double,
             cuda: None,
+            fresh: false,
         };
         let text = serde_json::to_string(&context).unwrap();
         assert_eq!(serde_json::from_str::<Context>(&text).unwrap(), context);
+        // A host of contract 1.0 does not say it.
+        let older = text.replace(r#","fresh":false"#, "");
+        assert!(serde_json::from_str::<Context>(&older).unwrap().fresh);
     }
 }

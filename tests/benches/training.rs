@@ -35,6 +35,7 @@ fn batch(size: &Size, model: &Model, step: u64) -> Batch {
         x0_bl: tokens(size, BATCH),
         t_b: model.draw_t(&u_b).expect("times"),
         counted_bl: None,
+        given_bl: None,
         u_bl: Some(
             mask_uniforms(1, step, 0, BATCH as usize, size.length as usize).expect("memory"),
         ),
@@ -118,6 +119,7 @@ fn checkpointing() {
                 x0_bl: batch.x0_bl.narrow(0, 0, 2),
                 t_b: batch.t_b.narrow(0, 0, 2),
                 counted_bl: None,
+                given_bl: None,
                 u_bl: batch.u_bl.map(|u| u.narrow(0, 0, 2)),
                 streams: None,
             };

@@ -53,6 +53,7 @@ impl Size {
             time_conditioning: false,
             kind: Kind::Float,
             cuda: crate::cuda(),
+            fresh: true,
         }
     }
 

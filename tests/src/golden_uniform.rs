@@ -83,7 +83,15 @@ impl Network {
     pub fn facts(&self, kind: Kind) -> Context {
         let [.., length, vocab_size] = self.sizes;
         let mask_id = self.mask;
-        Context { vocab_size, mask_id, length, time_conditioning: true, kind, cuda: cuda() }
+        Context {
+            vocab_size,
+            mask_id,
+            length,
+            time_conditioning: true,
+            kind,
+            cuda: cuda(),
+            fresh: true,
+        }
     }
 
     /// The model with its weights.

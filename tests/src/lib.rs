@@ -11,6 +11,7 @@ pub mod golden_uniform;
 pub mod hub;
 pub mod liar;
 pub mod original;
+pub mod published;
 pub mod run;
 pub mod scripted;
 pub mod slurm;
@@ -238,6 +239,7 @@ impl Setup {
                 time_conditioning: false,
                 kind,
                 cuda: cuda(),
+                fresh: true,
             },
         };
         for text in overrides.as_array().into_iter().flatten().filter_map(Value::as_str) {

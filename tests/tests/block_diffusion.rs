@@ -377,6 +377,7 @@ fn golden_folder() {
         time_conditioning: false,
         kind: Kind::Float,
         cuda: None,
+        fresh: true,
     };
     let model = assemble::model(&config, &registry, choices, facts).expect("a model");
     assemble::load_weights(&model, &checkpoint, &config).expect("its weights");

@@ -37,6 +37,7 @@ fn model(checkpoint: &Checkpoint, config: &mut Config, kind: Kind) -> Model {
         time_conditioning: config.top.time_conditioning,
         kind,
         cuda: None,
+        fresh: true,
     };
     let model = assemble::model(config, &registry, choices, facts).expect("a model");
     assemble::load_weights(&model, checkpoint, config).expect("its weights");

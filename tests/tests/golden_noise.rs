@@ -18,6 +18,7 @@ fn golden_schedules() {
         time_conditioning: false,
         kind: Kind::Double,
         cuda: maskdiff_tests::cuda(),
+        fresh: true,
     };
     for name in ["loglinear", "cosine", "cosinesqr", "linear", "geometric"] {
         let range = &case["sigma"][name];

@@ -37,6 +37,7 @@ fn check(folder: &str) {
                 time_conditioning: true,
                 kind,
                 cuda: maskdiff_tests::cuda(),
+                fresh: true,
             };
             let choice = Choice { name: name.into(), options };
             let method = registry.parameterization(&choice, &facts).expect(name);

@@ -56,6 +56,7 @@ impl Case {
             time_conditioning: true,
             kind: Kind::Double,
             cuda: None,
+            fresh: true,
         }
     }
 
@@ -225,6 +226,7 @@ fn every_sequence_of(registry: &Registry, noise: &str, time_conditioning: bool) 
         time_conditioning,
         kind: Kind::Double,
         cuda: None,
+        fresh: true,
     };
     let model = Model::build(registry, choices, facts).expect("the model");
     tch::manual_seed(7);
@@ -321,6 +323,7 @@ fn the_strict_bound_over_any_noise_is_the_entropy_of_data_without_structure() {
             time_conditioning: true,
             kind: Kind::Double,
             cuda: None,
+            fresh: true,
         };
         let model = Model::build(&registry, choices, facts).expect("the model");
         tch::manual_seed(9);

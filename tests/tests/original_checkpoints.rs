@@ -53,6 +53,7 @@ fn shared_parameters_are_read_once_and_written_under_both_names() {
         time_conditioning: config.top.time_conditioning,
         kind: Kind::Float,
         cuda: None,
+        fresh: true,
     };
     let model = assemble::model(&config, &registry, choices, facts).expect("a model");
     assemble::load_weights(&model, &checkpoint, &config).expect("its weights");

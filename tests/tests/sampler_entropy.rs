@@ -29,6 +29,7 @@ fn zipf(length: i64) -> (Model, Context, Tensor) {
         time_conditioning: false,
         kind: Kind::Float,
         cuda: None,
+        fresh: true,
     };
     let model = Model::build(&registry(), choices, facts).expect("the model");
     let weight = Tensor::arange_start(1, VOCAB, (Kind::Double, Device::Cpu)).reciprocal();

@@ -150,6 +150,11 @@ group! {
         config: Option<String> = None,
         /// `hf`: which part is trained on.
         split: String = "train".into(),
+        /// `sft`: the template of a conversation, a file of Jinja or a folder that has one; by default that of the tokenizer's folder, or of
+        /// the weights'.
+        chat_template: Option<String> as path = None,
+        /// `sft`: the EOS that fill a row behind its answer count as part of the answer, so that the model learns to end.
+        answer_filling: bool = true,
         /// `maskdiff eval` measures on each of these, files of `configs/data/`, instead of on `valid`.
         sets: Vec<String> = Vec::new(),
         /// Training blocks start anywhere instead of at multiples of the length.
@@ -164,8 +169,12 @@ group! {
     Model {
         /// Name of the size, for people.
         name: String = "custom".into(),
+        /// A folder of PEFT whose LoRA matrices are added to the weights of the checkpoint that `eval`, `sample` and `export` read.
+        adapter: Option<String> as path = None,
         /// L, tokens in a block.
         length: i64 where (TOKENS) = 64,
+        /// Id of the mask among the tokens of another program's checkpoint. By default what its `config.json` says, else its tokenizer.
+        mask_id: Option<i64> where (Range::of(0.0, 2_147_483_647.0)) = None,
     }
 }
 
@@ -209,6 +218,8 @@ group! {
         num_sample_batches: i64 where (Range::of(1.0, 1e6)) = 1,
         /// N: `maskdiff sample` draws N sequences, or N for each prompt. It wins over `num_sample_batches`.
         num_samples: Option<i64> where (Range::of(1.0, 1e7)) = None,
+        /// `maskdiff sample` draws so many tokens behind a prompt, or in all without one; by default up to `model.length`.
+        new_tokens: Option<i64> where (TOKENS) = None,
         /// Sequences drawn at every evaluation while training.
         num_sample_log: i64 where (Range::of(0.0, 1e6)) = 2,
         /// `maskdiff sample` draws longer sequences window by window: each sees the end of the one before.

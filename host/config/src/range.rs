@@ -54,6 +54,10 @@ impl Range {
         if range != Self::ALL {
             return range;
         }
+        // Of a list, that of what it holds.
+        if schema["items"].is_object() {
+            return Self::of_schema(root, &schema["items"]);
+        }
         // Of what may be unset, the part that is a number.
         let parts =
             ["anyOf", "oneOf", "allOf"].into_iter().filter_map(|key| schema[key].as_array());

@@ -10,7 +10,7 @@ use super::hints;
 use super::shape::{Of, Shape};
 
 /// Folders under `configs/` whose files are chosen by `GROUP=NAME`.
-pub(super) const CHOSEN: &[&str] = &["data", "model", "noise", "lr_scheduler"];
+pub(super) const CHOSEN: &[&str] = &["data", "model", "noise", "lr_scheduler", "sampling"];
 
 /// What follows `MASKDIFF_` in variables that this program, its plugins, its scripts, its tests and a job read or set: no keys.
 const OTHERS: &[&str] = &[

@@ -10,6 +10,7 @@
 
 mod build;
 mod cache;
+pub mod chat;
 pub mod corpora;
 pub mod detokenize;
 mod listing;
@@ -20,6 +21,7 @@ mod places;
 pub mod prepare;
 mod read;
 mod rows;
+pub mod sft;
 mod source;
 mod spec;
 pub mod stories;
@@ -37,8 +39,8 @@ pub use read::{json, read_text};
 pub use rows::{Rows, Samples};
 pub use source::{Blocks, Cached, Source};
 pub use tokenizer::{
-    Tokenizer, has_tokenizer, load as load_tokenizer, parse as parse_tokenizer,
-    widened as widened_tokenizer,
+    REPOSITORY_FILES as TOKENIZER_FILES, Tokenizer, bare as bare_tokenizer, has_tokenizer,
+    load as load_tokenizer, parse as parse_tokenizer, widened as widened_tokenizer,
 };
 pub use words::check_words;
 
@@ -170,6 +172,9 @@ pub fn open(
         tokenizer.map_or(Ok(()), |given| check_stories(config, given.as_ref()))?;
         return open_stories(config);
     }
+    if config.data.train == sft::NAME {
+        return sft::corpus(config, tokenizer, observer);
+    }
     let hub = LazyHub::default();
     let train = Part::find(config, Role::Train, &hub)?;
     let train =
@@ -246,7 +251,10 @@ impl Valid {
         tokenizer: &dyn Tokenizer,
         skipped: usize,
     ) -> Result<Option<u64>> {
-        if !tokenizer::is_faithful(tokenizer) {
+        // A prompt is text that is not scored.
+        if !tokenizer::is_faithful(tokenizer)
+            || matches!(&self.blocks, Blocks::Given(rows) if rows.given.is_some())
+        {
             return Ok(None);
         }
         let special = [tokenizer.bos(), tokenizer.eos(), tokenizer.pad()];
@@ -289,6 +297,10 @@ pub fn open_valid(
             sha256: blocks.hash()?,
         });
         return Ok(Valid { blocks, reads });
+    }
+    if config.data.train == sft::NAME {
+        let ([_, valid], reads) = sft::open(config, tokenizer)?;
+        return Ok(Valid { blocks: Blocks::Given(valid), reads: reads.into_iter().last() });
     }
     let hub = LazyHub::default();
     if let Some(part) = Part::find(config, Role::Valid, &hub)? {
@@ -467,7 +479,7 @@ fn open_stories(config: &Config) -> Result<Corpus> {
     let mut rng = generator(config.top.seed, Purpose::Valid, 0);
     let blocks = config.data.valid_blocks;
     let ids: Vec<i64> = (0..blocks).flat_map(|_| stories::story(&mut rng)).collect();
-    let valid = Blocks::Given(Rows { ids, length: stories::LENGTH, used: None });
+    let valid = Blocks::Given(Rows { ids, length: stories::LENGTH, used: None, given: None });
     let train = Loader::new(Source::Stories);
     Ok(Corpus { tokenizer: tokenizer::stories().into(), train, valid, reads: Vec::new() })
 }

@@ -9,6 +9,8 @@ pub struct Rows {
     pub length: usize,
     /// How many tokens of each block are text; the rest is filling. None where all are.
     pub used: Option<Vec<usize>>,
+    /// How many tokens at the start of each block are given: never masked, and none of the loss. None where none are.
+    pub given: Option<Vec<usize>>,
 }
 
 impl Rows {
@@ -29,11 +31,32 @@ impl Rows {
         &self.ids[start..start + used]
     }
 
+    /// The blocks of these numbers.
+    pub fn picked(&self, numbers: impl Iterator<Item = u64>) -> Self {
+        let empty = |of: &Option<Vec<usize>>| of.as_ref().map(|_| Vec::new());
+        let mut picked = Self {
+            ids: Vec::new(),
+            length: self.length,
+            used: empty(&self.used),
+            given: empty(&self.given),
+        };
+        for n in numbers.map(|n| n as usize) {
+            picked.ids.extend(&self.ids[n * self.length..(n + 1) * self.length]);
+            for (to, from) in [(&mut picked.used, &self.used), (&mut picked.given, &self.given)] {
+                if let (Some(to), Some(from)) = (to, from) {
+                    to.push(from[n]);
+                }
+            }
+        }
+        picked
+    }
+
     /// `n` of them from `start` on.
     pub fn part(&self, start: usize, n: usize) -> Self {
         let ids = self.ids[start * self.length..(start + n) * self.length].to_vec();
         let used = self.used.as_ref().map(|used| used[start..start + n].to_vec());
-        Self { ids, length: self.length, used }
+        let given = self.given.as_ref().map(|given| given[start..start + n].to_vec());
+        Self { ids, length: self.length, used, given }
     }
 }
 

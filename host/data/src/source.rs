@@ -46,7 +46,7 @@ impl Cached {
             self.cache.read(row * length as u64, &mut ids[start..])?;
             used.push(self.cache.used(row)?);
         }
-        Ok(Rows { ids, length, used: self.padded().then_some(used) })
+        Ok(Rows { ids, length, used: self.padded().then_some(used), given: None })
     }
 
     /// Reads `length` tokens from each of these places in the stream of tokens.
@@ -58,7 +58,7 @@ impl Cached {
             ids.resize(start + length, 0);
             self.cache.read(from + place, &mut ids[start..])?;
         }
-        Ok(Rows { ids, length, used: None })
+        Ok(Rows { ids, length, used: None, given: None })
     }
 }
 
@@ -94,7 +94,10 @@ impl Blocks {
 
     /// Whether some tokens are filling and do not count.
     pub fn padded(&self) -> bool {
-        matches!(self, Self::Cached(cached) if cached.padded())
+        match self {
+            Self::Given(rows) => rows.used.is_some() || rows.given.is_some(),
+            Self::Cached(cached) => cached.padded(),
+        }
     }
 
     /// `n` blocks from `start` on.
@@ -111,6 +114,8 @@ impl Blocks {
 pub enum Source {
     /// The grammar of [`stories`].
     Stories,
+    /// Rows in memory, in a new order each epoch.
+    Given(Rows),
     /// Blocks of a file, in a new order each epoch.
     Blocks(Cached),
     /// The tokens of a file, cut anywhere.
@@ -126,6 +131,7 @@ impl Source {
     pub fn epoch(&self) -> Option<u64> {
         match self {
             Self::Blocks(cached) | Self::Cropped(cached) => Some(cached.rows),
+            Self::Given(rows) => Some(rows.len() as u64),
             _ => None,
         }
     }
@@ -138,7 +144,7 @@ impl Source {
             Self::Stories => {
                 let story = |i| stories::story(&mut generator(seed, Purpose::Sample, i));
                 let ids: Vec<i64> = numbers.flat_map(story).collect();
-                Rows { ids, length: stories::LENGTH, used: None }
+                Rows { ids, length: stories::LENGTH, used: None, given: None }
             }
             Self::Anywhere(cached) => {
                 let length = cached.length();
@@ -146,6 +152,7 @@ impl Source {
                 let place = |i| generator(seed, Purpose::Sample, i).random_range(0..=last);
                 cached.read_at(numbers.map(place), length)?
             }
+            Self::Given(rows) => rows.picked(in_epochs(rows.len() as u64, samples)),
             Self::Blocks(cached) => cached.read(in_epochs(cached.rows, samples))?,
             Self::Cropped(cached) => {
                 let length = cached.length() / 2;

@@ -70,7 +70,7 @@ impl Spec {
     pub fn named(name: &str) -> Result<Self> {
         let Some((file, text)) = shelf_file("corpus", name)? else {
             let known = shelf_names("corpus");
-            let own = ["stories", "text", "jsonl", "parquet", "hf"].map(String::from);
+            let own = ["stories", "text", "jsonl", "parquet", "hf", "sft"].map(String::from);
             let all: Vec<&str> = known.iter().chain(&own).map(String::as_str).collect();
             let hint = match nearest(name, &all) {
                 Some(near) => format!("did you mean `{near}`?"),

@@ -165,7 +165,7 @@ impl Streamer {
                 used.push(*counted);
             }
         }
-        Ok(Rows { ids, length, used: (!self.plan.packing.wrap).then_some(used) })
+        Ok(Rows { ids, length, used: (!self.plan.packing.wrap).then_some(used), given: None })
     }
 
     fn read_window(&self, state: &mut State, number: u64) -> Result<Vec<Block>> {

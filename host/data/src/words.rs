@@ -5,6 +5,28 @@ use maskdiff_config::listed::Packing;
 use maskdiff_config::{Config, groups};
 
 use super::corpora::{FILES, OWN, Spec};
+use super::sft;
+
+/// Keys that mean nothing to conversations: a row is a conversation, and the files are yours.
+const WITHOUT_ROWS: [&str; 17] = [
+    "valid",
+    "valid_split",
+    "wrap",
+    "insert_eos",
+    "insert_special",
+    "packing",
+    "reference_num_proc",
+    "streaming",
+    "stream_window",
+    "random_offsets",
+    "documents",
+    "column",
+    "detokenizer",
+    "repo",
+    "revision",
+    "config",
+    "split",
+];
 
 /// What is trained and validated on.
 struct Sources<'a> {
@@ -47,6 +69,9 @@ impl Sources<'_> {
 
     /// Whether a key of `data` says something of these.
     fn use_key(&self, key: &str) -> bool {
+        if self.train == sft::NAME {
+            return !WITHOUT_ROWS.contains(&key);
+        }
         let stories = self.train == "stories";
         let files = |name: &str| FILES.contains(&name);
         let text8 = |name: &str| {
@@ -61,6 +86,7 @@ impl Sources<'_> {
                     || files(self.valid) && data.valid_path.is_none()
             }
             "valid_path" => files(self.valid) || text8(self.valid) && !text8(self.train),
+            "chat_template" | "answer_filling" => false,
             "documents" => self.either(&["text"]),
             "column" => self.either(&["jsonl", "parquet", "hf"]),
             "detokenizer" => self.either(&OWN),
@@ -88,6 +114,7 @@ impl Sources<'_> {
     fn remedy(&self, key: &str) -> String {
         let needed = match key {
             "path" | "valid_path" => "`data=text` (or jsonl, parquet) reads files of yours",
+            "chat_template" | "answer_filling" => "`data=sft` has conversations",
             "documents" => "`data=text` has documents that are files or lines",
             "column" => "`data=jsonl`, `data=parquet` and `data=hf` have columns",
             "repo" | "config" | "split" => "`data=hf` reads a repository of the hub",
@@ -132,6 +159,9 @@ mod tests {
             &["data=wikitext2", "data.path=x"],
             &["data=wikitext2", "data.column=x"],
             &["data=text8", "data.valid_path=x"],
+            &["data=sft", "data.path=x", "data.column=x"],
+            &["data=sft", "data.path=x", "data.wrap=true"],
+            &["data=text", "data.path=x", "data.chat_template=x"],
         ] {
             let said = said(words);
             let key = words.last().and_then(|word| word.split('=').next()).unwrap();
@@ -155,6 +185,7 @@ mod tests {
             &["data=wikitext2", "data.valid=text", "data.valid_path=x"],
             &["data=wikitext2", "data.valid=text", "data.path=x"],
             &["data=zeroshot", "data.cache_dir=x"],
+            &["data=sft", "data.path=x", "data.valid_path=y", "data.answer_filling=false"],
         ] {
             assert_eq!(said(words), "", "{words:?}");
         }

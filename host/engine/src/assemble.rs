@@ -12,6 +12,7 @@ use maskdiff_plugin_api::{Context, capability};
 use serde_json::Value;
 use tch::{Device, Kind, Tensor};
 
+use crate::checkpoint::adapter::adapted;
 use crate::checkpoint::{self, Checkpoint, Stored};
 use crate::choose::Choose as _;
 use crate::evaluate::Measure;
@@ -131,6 +132,7 @@ pub fn check_options(
         time_conditioning,
         kind,
         cuda: None,
+        fresh: true,
     };
     let cheap = |kind: &str, name: &str| {
         registry.find(kind, name).is_ok_and(|(_, component)| !component.takes_any_option())
@@ -191,6 +193,7 @@ pub fn facts(
             Device::Cuda(index) => Some(index),
             _ => None,
         },
+        fresh: true,
     })
 }
 
@@ -320,7 +323,8 @@ pub fn trial_sampler(
 
 /// Loads a checkpoint's weights, averaged where it has them and `eval.disable_ema` does not say otherwise.
 pub fn load_weights(model: &Model, from: &Checkpoint, config: &Config) -> Result<()> {
-    let mut weights = from.weights(!config.eval.disable_ema)?;
+    let weights = from.weights(!config.eval.disable_ema)?;
+    let mut weights = adapted(weights, from, config.model.adapter.as_deref())?;
     model.once(&mut weights);
     let weights = fitted(&model.named(), weights, from, config)?;
     checkpoint::load_into(&model.named(), weights, &from.path)

@@ -51,6 +51,8 @@ pub struct Model {
     graphs: RefCell<Option<Graphs>>,
     uniforms: RefCell<Option<Tensor>>,
     moment: RefCell<Moment>,
+    /// Rows of the head that are no tokens: no walk draws them.
+    unused: RefCell<Option<Tensor>>,
     progress: RefCell<Option<Progress<'static>>>,
 }
 
@@ -156,6 +158,7 @@ impl Model {
             graphs: RefCell::new(None),
             uniforms: RefCell::new(None),
             moment: RefCell::default(),
+            unused: RefCell::new(None),
             progress: RefCell::new(None),
         })
     }
@@ -230,6 +233,12 @@ impl Model {
     /// How many passes are recorded.
     pub fn recorded(&self) -> usize {
         self.graphs.borrow().as_ref().map_or(0, Graphs::recorded)
+    }
+
+    /// Ids that walks never draw from now on.
+    pub fn set_unused(&self, ids: &[i64]) {
+        let columns = || Tensor::from_slice(ids).to_device(self.facts.device());
+        *self.unused.borrow_mut() = (!ids.is_empty()).then(columns);
     }
 
     /// Says whether a sampler draws, without gradients.

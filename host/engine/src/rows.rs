@@ -13,6 +13,8 @@ pub struct TokenRows {
     pub x0_bl: Tensor,
     /// Which tokens count `[B, L] bool`; none when all do.
     pub counted_bl: Option<Tensor>,
+    /// Which tokens are given `[B, L] bool`; none when none are. They do not count.
+    pub given_bl: Option<Tensor>,
 }
 
 impl TokenRows {
@@ -20,19 +22,32 @@ impl TokenRows {
     pub fn new(rows: &Rows, device: Device) -> Result<Self> {
         let shape = [rows.len() as i64, rows.length as i64];
         let x0_bl = Tensor::f_from_slice(&rows.ids).map_err(component::torch)?.view(shape);
-        let counted_bl = match &rows.used {
-            None => None,
-            Some(used) => {
-                let counts = |used: &usize| {
-                    let used = *used;
-                    (0..rows.length).map(move |i| i < used)
-                };
-                let counted: Vec<bool> = used.iter().flat_map(counts).collect();
-                let counted = Tensor::f_from_slice(&counted).map_err(component::torch)?;
-                Some(counted.view(shape).to_device(device))
-            }
+        // The first tokens of each block.
+        let first = |of: &Option<Vec<usize>>| -> Result<Option<Tensor>> {
+            let Some(of) = of else { return Ok(None) };
+            let each = |n: &usize| {
+                let n = *n;
+                (0..rows.length).map(move |i| i < n)
+            };
+            let all: Vec<bool> = of.iter().flat_map(each).collect();
+            let all = Tensor::f_from_slice(&all).map_err(component::torch)?;
+            Ok(Some(all.view(shape).to_device(device)))
         };
-        Ok(Self { x0_bl: x0_bl.to_device(device), counted_bl })
+        let (used_bl, given_bl) = (first(&rows.used)?, first(&rows.given)?);
+        let counted_bl = match (used_bl, &given_bl) {
+            (Some(used), Some(given)) => Some(used.logical_and(&given.logical_not())),
+            (None, Some(given)) => Some(given.logical_not()),
+            (used, None) => used,
+        };
+        Ok(Self { x0_bl: x0_bl.to_device(device), counted_bl, given_bl })
+    }
+
+    /// The uniform numbers of a corruption, made such that it keeps what is given.
+    pub fn keeping(&self, u_bl: &Tensor) -> Tensor {
+        match &self.given_bl {
+            Some(given_bl) => u_bl.masked_fill(given_bl, 1.0),
+            None => u_bl.shallow_clone(),
+        }
     }
 }
 
@@ -42,10 +57,16 @@ mod tests {
 
     #[test]
     fn filling_does_not_count() {
-        let rows = Rows { ids: (0..6).collect(), length: 3, used: Some(vec![2, 3]) };
-        let TokenRows { x0_bl, counted_bl } = TokenRows::new(&rows, Device::Cpu).unwrap();
+        let rows = Rows { ids: (0..6).collect(), length: 3, used: Some(vec![2, 3]), given: None };
+        let TokenRows { x0_bl, counted_bl, .. } = TokenRows::new(&rows, Device::Cpu).unwrap();
         assert_eq!(x0_bl, Tensor::arange(6, (tch::Kind::Int64, Device::Cpu)).view([2, 3]));
         let counted = Vec::<Vec<bool>>::try_from(counted_bl.unwrap()).unwrap();
         assert_eq!(counted, [[true, true, false], [true; 3]]);
+        let rows = Rows { given: Some(vec![1, 0]), ..rows };
+        let rows = TokenRows::new(&rows, Device::Cpu).unwrap();
+        let counted = Vec::<Vec<bool>>::try_from(rows.counted_bl.as_ref().unwrap()).unwrap();
+        assert_eq!(counted, [[false, true, false], [true; 3]]);
+        let u = rows.keeping(&Tensor::zeros([2, 3], (tch::Kind::Double, Device::Cpu)));
+        assert_eq!(Vec::<Vec<f64>>::try_from(u).unwrap(), [[1.0, 0.0, 0.0], [0.0; 3]]);
     }
 }

@@ -13,7 +13,7 @@ use maskdiff_config::listed::Context;
 use maskdiff_config::{Config, groups};
 use maskdiff_data::Tokenizer;
 use maskdiff_plugin_api::abi::handles::Walker;
-use maskdiff_plugin_api::{Kind as ErrorKind, Model as Lent, PluginError};
+use maskdiff_plugin_api::{Context as Facts, Kind as ErrorKind, Model as Lent, PluginError};
 use maskdiff_records::trace::Recorder;
 use serde::Serialize;
 use tch::Tensor;
@@ -34,6 +34,8 @@ pub struct Texts<'a> {
     pub tokenizer: &'a dyn Tokenizer,
     /// How long.
     pub windows: Windows,
+    /// Tokens behind what is given, where the length of a text goes by that.
+    pub new_tokens: Option<i64>,
     /// Cut a text at its first EOS or padding after the given tokens. The network was not trained on what follows.
     pub stop_at_eos: bool,
     /// What samplers draw by [`maskdiff_plugin_api::Denoiser::uniforms`] comes from it,
@@ -57,6 +59,7 @@ impl<'a> Texts<'a> {
         Self {
             tokenizer,
             windows,
+            new_tokens: config.sampling.new_tokens,
             stop_at_eos,
             seed: config.top.seed,
             first: 0,
@@ -65,6 +68,27 @@ impl<'a> Texts<'a> {
             cached: config.sampling.kv_cache,
             least: config.sampling.min_entropy,
         }
+    }
+
+    /// Tokens of a walk over what is given: those of the model, or what is given and so many behind.
+    fn walk_length(&self, given: &[Given], most: i64) -> Result<i64> {
+        let Some(new) = self.new_tokens.filter(|_| !given.iter().any(Given::is_whole)) else {
+            return Ok(most);
+        };
+        let reach = given.iter().map(|given| given.reach() as i64).max().unwrap_or(0);
+        if reach + new > most {
+            return Err(Error::config(
+                format!(
+                    "the prompt has {}, and with `sampling.new_tokens = {new}` there are more than the {most} that the model knows",
+                    counted(reach, "token")
+                ),
+                format!(
+                    "at most `sampling.new_tokens={}`, or another `model.length`",
+                    most - reach
+                ),
+            ));
+        }
+        Ok(reach + new)
     }
 
     /// The tokens that end a text.
@@ -195,6 +219,7 @@ pub fn draw(
     let streams =
         Streams::new(texts.seed, Purpose::Walks, texts.first..texts.first + given.len() as u64);
     model.set_moment(Moment::of_walk(streams, None));
+    model.set_unused(&unused(texts.tokenizer, model.facts()));
     model.on_progress(recorded(progress, recorder.map(Rc::clone)));
     let walked = match model.blocks() {
         Some(blocks) => grown(model, blocks, sampler, (given, texts), recorder),
@@ -232,7 +257,8 @@ fn windows(
     (given, texts): (&[Given], Texts<'_>),
     recorder: Option<&Rc<RefCell<Recorder>>>,
 ) -> Result<Vec<Vec<i64>>> {
-    let (count, length, windows) = (given.len() as i64, model.facts().length, texts.windows);
+    let (count, windows) = (given.len() as i64, texts.windows);
+    let length = texts.walk_length(given, model.facts().length)?;
     let xt_bl = model.prior(count, length)?;
     let given_bl = none_given(&xt_bl);
     for (row, given) in (0..).zip(given) {
@@ -271,6 +297,12 @@ fn grown(
         return Err(Error::config(
             "`sampling.min_entropy` draws texts anew, and a trace shows one way to each",
             "leave one of both out",
+        ));
+    }
+    if texts.new_tokens.is_some() {
+        return Err(Error::config(
+            "`sampling.new_tokens` is of models without blocks",
+            "`sampling.length` says how long a text in blocks becomes at most",
         ));
     }
     let start = start(model, blocks, given, texts)?;
@@ -324,6 +356,11 @@ fn start(model: &Model, blocks: &Blocks, given: &[Given], texts: Texts<'_>) -> R
     let from = given.iter().map(|given| texts.free_from(given, lead, first) as i64).collect();
     let ends = texts.stop_at_eos.then_some((ends, from));
     Ok(Start { x_bn, given_bn, ends, least: texts.least })
+}
+
+/// Rows of the network that are no tokens of the vocabulary.
+fn unused(tokenizer: &dyn Tokenizer, facts: &Facts) -> Vec<i64> {
+    (0..facts.vocab_size).filter(|id| !tokenizer.has(*id)).collect()
 }
 
 /// The rows of `[B, L] i64`.

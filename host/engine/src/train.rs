@@ -312,8 +312,9 @@ impl Trainer<'_> {
         let samples = Samples { seed, first: first_sample, n: rows as usize, per_epoch };
         let stride = config.loader.global_batch_size.cast_unsigned();
         let blocks = self.corpus.train.rows(samples, stride)?;
-        let TokenRows { x0_bl, counted_bl } = TokenRows::new(&blocks, device)?;
-        let counted_bl = self.model.counted(counted_bl, &x0_bl);
+        let mut tokens = TokenRows::new(&blocks, device)?;
+        tokens.counted_bl = self.model.counted(tokens.counted_bl, &tokens.x0_bl);
+        let TokenRows { x0_bl, counted_bl, given_bl } = &tokens;
         let antithetic = config.training.antithetic_sampling;
         let (all, clocks) = (config.loader.global_batch_size, self.model.clocks());
         let u = match clocks {
@@ -323,7 +324,7 @@ impl Trainer<'_> {
         let u_b = u.narrow(0, first, rows).to_device(device);
         let u_bl = draws::mask_uniforms(seed, step, first as u64, rows as usize, length as usize)?;
         draws::seed_torch(seed, Purpose::Torch, step, self.world.rank());
-        let u_bl = u_bl.to_device(device);
+        let u_bl = tokens.keeping(&u_bl.to_device(device));
         // A sequence's number in the run does not depend on who trains on it.
         let number = step * config.loader.global_batch_size.cast_unsigned() + first.cast_unsigned();
         let part = |start: i64| {
@@ -332,6 +333,7 @@ impl Trainer<'_> {
                 x0_bl: x0_bl.narrow(0, start, batch),
                 t_b: self.model.draw_training_t(&u_b.narrow(0, start, batch))?,
                 counted_bl: counted_bl.as_ref().map(|counted| counted.narrow(0, start, batch)),
+                given_bl: given_bl.as_ref().map(|given| given.narrow(0, start, batch)),
                 u_bl: Some(u_bl.narrow(0, start, batch)),
                 streams: Some(Streams::new(seed, Purpose::Draws, numbers)),
             })

@@ -6,13 +6,14 @@ use maskdiff_base::error::{Error, Result};
 use maskdiff_base::files::lock::Fresh;
 use maskdiff_config::Config;
 use maskdiff_engine::assemble;
+use maskdiff_engine::checkpoint::adapter::adapted;
 use maskdiff_engine::checkpoint::foreign::write::Export;
 use maskdiff_engine::checkpoint::{self, Checkpoint, EMA, MODEL, Named, OPTIMIZER};
-use maskdiff_plugin_api::capability;
+use maskdiff_plugin_api::{Context, capability};
 use serde_json::json;
 use tch::Device;
 
-use super::Common;
+use super::{Common, foreign};
 
 /// What a checkpoint is written as.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
@@ -26,7 +27,8 @@ pub enum As {
 }
 
 /// Writes a checkpoint for another program.
-pub fn run(common: &Common, format: As, output: &Path) -> Result<()> {
+pub fn run(common: &Common, format: As, output: &Path, shard_gb: f64) -> Result<()> {
+    let shard_bytes = bytes_of(shard_gb)?;
     // Held until it is written: of two that export to one place, the second is refused.
     let _fresh = Fresh::claim(output)?;
     let (checkpoint, mut config, tokenizer) = common.trained()?;
@@ -36,6 +38,7 @@ pub fn run(common: &Common, format: As, output: &Path) -> Result<()> {
     let is_causal = method.provides.iter().any(|offer| *offer == capability::NEXT_TOKEN);
     // The model knows the order of its tensors, and that the stored ones are all of them.
     let facts = assemble::facts(&config, &registry, tokenizer.as_ref(), Device::Cpu)?;
+    let facts = Context { fresh: false, ..facts };
     let model = assemble::model(&config, &registry, choices, facts)?;
     let missing =
         || Error::checkpoint(format!("`{}` has no weights", checkpoint.path.display()), "");
@@ -43,12 +46,16 @@ pub fn run(common: &Common, format: As, output: &Path) -> Result<()> {
         model.once(&mut stored);
         assemble::fitted(&model.named(), stored, &checkpoint, &config)
     };
-    let weights = fitted(checkpoint.tensors(MODEL)?.ok_or_else(missing)?)?;
+    let adapter = config.model.adapter.as_deref();
+    let adapted = |stored| adapted(stored, &checkpoint, adapter).and_then(fitted);
+    let weights = adapted(checkpoint.tensors(MODEL)?.ok_or_else(missing)?)?;
     checkpoint::load_into(&model.named(), weights, &checkpoint.path)?;
     let average = if config.eval.disable_ema { None } else { checkpoint.tensors(EMA)? };
-    let average = average.map(fitted).transpose()?;
+    let average = average.map(adapted).transpose()?;
     let average = average.into_iter().flatten().map(|(name, stored)| Ok((name, stored.tensor()?)));
     let average = average.collect::<Result<Named>>()?;
+    let theirs = checkpoint.foreign.as_ref();
+    let folder = theirs.and_then(|theirs| foreign::tokenizer_folder(theirs, &config, common));
     let export = Export {
         vocab_size: model.facts().vocab_size,
         mask_id: model.facts().mask_id,
@@ -62,6 +69,9 @@ pub fn run(common: &Common, format: As, output: &Path) -> Result<()> {
         step: checkpoint.state.step,
         samples: samples(&checkpoint, &config),
         tokenizer: tokenizer.to_json(),
+        has_tokenizer: !tokenizer.is_bare(),
+        tokenizer_folder: folder,
+        shard_bytes,
         special: [
             tokenizer.bos().map(i64::from),
             tokenizer.eos().map(i64::from),
@@ -82,6 +92,19 @@ pub fn run(common: &Common, format: As, output: &Path) -> Result<()> {
     let line = json!({"output": path, "step": checkpoint.state.step, "averaged": averaged});
     report.result(&line, &format!("{path}: {which} of step {}", checkpoint.state.step));
     Ok(())
+}
+
+/// Bytes of the largest file of weights.
+fn bytes_of(gigabytes: f64) -> Result<u64> {
+    let bytes = gigabytes * 1e9;
+    if !(1.0..1e18).contains(&bytes) {
+        let message = format!("`--shard-gb {gigabytes}` is no size of a file");
+        return Err(Error::config(
+            message,
+            "the largest file of weights in GB, as in `--shard-gb 5`",
+        ));
+    }
+    Ok(bytes as u64)
 }
 
 /// The optimizer's state, where the form has a place for it.

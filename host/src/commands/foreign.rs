@@ -1,6 +1,6 @@
 //! What a command needs of another program's checkpoint beside its weights: how it was made, and its tokenizer.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use maskdiff_base::error::{Error, Result};
@@ -8,7 +8,7 @@ use maskdiff_base::stop::Stop;
 use maskdiff_config::Config;
 use maskdiff_data::corpora::LazyHub;
 use maskdiff_data::{
-    Observer, Tokenizer, load_tokenizer, parse_tokenizer, prepare, refuse_stories,
+    Observer, Tokenizer, bare_tokenizer, load_tokenizer, parse_tokenizer, prepare, refuse_stories,
     widened_tokenizer,
 };
 use maskdiff_engine::checkpoint::foreign::{Foreign, Kept, MaskRow};
@@ -70,7 +70,14 @@ pub(super) fn tokenizer(
         MaskRow::None => tokenizer.tokens(),
         _ => tokenizer.vocab_size(),
     };
-    fitting(tokenizer, foreign, own.is_some()).ok_or_else(|| {
+    let said = match foreign.mask {
+        MaskRow::OfTokenizer | MaskRow::Last => config.model.mask_id,
+        MaskRow::Added | MaskRow::None => None,
+    };
+    if let Some(mask) = said {
+        check_mask(foreign, config, mask)?;
+    }
+    fitting(tokenizer, foreign, said, own.is_some()).ok_or_else(|| {
         Error::config(
             format!(
                 "`{}` has {wants} tokens{}, and the tokenizer makes {has}",
@@ -80,6 +87,18 @@ pub(super) fn tokenizer(
             "name its own tokenizer: `data.tokenizer_name_or_path=gpt2`, a file or a folder",
         )
     })
+}
+
+/// The folder of a checkpoint that has the tokenizer's own files, where they are used.
+pub(super) fn tokenizer_folder(
+    foreign: &Foreign,
+    config: &Config,
+    common: &Common,
+) -> Option<PathBuf> {
+    match foreign.tokenizer.as_ref().filter(|_| !is_asked(foreign, config, common)) {
+        Some(Kept::Folder(folder)) => Some(folder.clone()),
+        _ => None,
+    }
 }
 
 /// Whether the user names a tokenizer. A group of `data` names that of its own text, not that of the model.
@@ -111,12 +130,44 @@ fn named(foreign: &Foreign, config: &Config, common: &Common) -> Result<Arc<dyn 
     let own: toml::Table = foreign.config.parse().unwrap_or_default();
     let own = own.get("data").and_then(|data| data.get("tokenizer_name_or_path")?.as_str());
     let Some(own) = own.filter(|name| *name != prepare::CHARACTERS) else {
-        let message = format!("`{path}` has no tokenizer beside it and names none");
-        return Err(Error::config(message, hint));
+        return without(foreign, config, &hint);
     };
     prepare::named_tokenizer(own, &hub, &observer).map_err(|error| {
         Error::config(format!("`{own}`, the tokenizer that `{path}` names: {error}"), hint)
     })
+}
+
+/// The tokens of a network that has no tokenizer: what needs no text does without one.
+fn without(foreign: &Foreign, config: &Config, hint: &str) -> Result<Arc<dyn Tokenizer>> {
+    let rows = foreign.vocab_size;
+    let mask = match foreign.mask {
+        MaskRow::Added | MaskRow::Last => Some(rows - 1),
+        MaskRow::OfTokenizer => config.model.mask_id,
+        // Every row is a token, and the tokenizer's mask is behind them.
+        MaskRow::None => return Ok(bare_tokenizer(rows + 1, rows)),
+    };
+    let Some(mask) = mask else {
+        let path = foreign.path.display();
+        let message =
+            format!("`{path}` has no tokenizer, and nothing says which token is its mask");
+        return Err(Error::config(message, format!("`model.mask_id=ID` says it; or {hint}")));
+    };
+    check_mask(foreign, config, mask)?;
+    Ok(bare_tokenizer(rows, mask))
+}
+
+/// Checks that the mask is one of the network's tokens.
+fn check_mask(foreign: &Foreign, config: &Config, mask: i64) -> Result<()> {
+    let rows = foreign.vocab_size;
+    if (0..rows).contains(&mask) {
+        return Ok(());
+    }
+    let path = foreign.path.display();
+    Err(config.layers.error(
+        "model.mask_id",
+        &format!("`model.mask_id` is {mask}, and `{path}` has {rows} tokens"),
+        &format!("an id from 0 to {}", rows - 1),
+    ))
 }
 
 /// A tokenizer for the rows that a network has, where it can be its tokenizer. Rows beyond the last token stay rows of the
@@ -124,13 +175,22 @@ fn named(foreign: &Foreign, config: &Config, common: &Common) -> Result<Arc<dyn 
 fn fitting(
     tokenizer: Arc<dyn Tokenizer>,
     foreign: &Foreign,
+    said: Option<i64>,
     own: bool,
 ) -> Option<Arc<dyn Tokenizer>> {
     let (has, rows, mask) = (tokenizer.vocab_size(), foreign.vocab_size, tokenizer.mask_id());
+    if let Some(said) = said {
+        if (has, mask) == (rows, said) {
+            return Some(tokenizer);
+        }
+        return (tokenizer.tokens() <= rows).then(|| widened_tokenizer(tokenizer, rows, said));
+    }
     match foreign.mask {
         MaskRow::OfTokenizer if has == rows => return Some(tokenizer),
         MaskRow::OfTokenizer => {
-            return is_padded(has, rows).then(|| widened_tokenizer(tokenizer, rows, mask));
+            // The folder's own may have any number of rows behind its tokens.
+            let fits = is_padded(has, rows) || own && has < rows;
+            return fits.then(|| widened_tokenizer(tokenizer, rows, mask));
         }
         MaskRow::Last if has == rows && mask == rows - 1 => return Some(tokenizer),
         MaskRow::Last => {

@@ -1,6 +1,7 @@
 //! `maskdiff sample`
 
 use std::cell::RefCell;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
@@ -20,7 +21,7 @@ use maskdiff_engine::prompt::{Ask, Given};
 use maskdiff_engine::sample::{self, Sample, Texts, Windows};
 use maskdiff_engine::{accelerator, assemble, plugins};
 use maskdiff_plugin_api::abi::TORCH_VERSION;
-use maskdiff_plugin_api::{Kind, PluginError};
+use maskdiff_plugin_api::{Context, Kind, PluginError};
 use maskdiff_records::ledger::Ledger;
 use maskdiff_records::picture::denoising;
 use maskdiff_records::trace::{self, Recorder, Trace, Walk};
@@ -126,6 +127,7 @@ impl Session {
         let used = plugins::used(&registry, &choices, Some(&config.sampling.predictor))?;
         let device = accelerator::device(&config, &World::alone())?;
         let facts = assemble::facts(&config, &registry, tokenizer, device)?;
+        let facts = Context { fresh: false, ..facts };
         let choice = assemble::sampler_choice(&config, &registry, tokenizer)?;
         let first = assemble::first_token(&config, &registry, tokenizer)?;
         if let Some(said) = first.in_words().filter(|_| asked.is_empty()) {
@@ -141,7 +143,7 @@ impl Session {
             }
         };
         let model = self.model.insert(model);
-        assemble::begin_texts(model, &config, tokenizer.as_ref());
+        assemble::begin_texts(model, &config, tokenizer);
         tch::manual_seed(config.top.seed.cast_signed());
         let windows = Windows::new(&config.sampling);
         let all_texts = Texts { windows, ..Texts::new(&config, tokenizer) };
@@ -155,8 +157,8 @@ impl Session {
             texts: judge.is_some().then(Vec::new),
             printed: 0,
         };
-        for (number, from) in (0..).zip((0..all).step_by(at_once)) {
-            let of_batch = from..all.min(from + at_once);
+        for (number, of_batch) in (0..).zip(batches(&config, &given, all, at_once)) {
+            let from = of_batch.start;
             let given: Vec<Given> = of_batch.map(|n| given[n % given.len()].clone()).collect();
             let bar = progress(common.report(), stop.clone());
             let these = Texts { first: from as u64, ..all_texts };
@@ -242,6 +244,23 @@ fn judge(
     Ok(Some((Ledger::new(config, Some(&checkpoint.path), TORCH_VERSION)?, scorer)))
 }
 
+/// Sequences that are drawn together. Where their length goes by their prompt, those of one prompt's length alone: the network would
+/// see what stands between a shorter prompt and its answer.
+fn batches(config: &Config, given: &[Given], all: usize, at_once: usize) -> Vec<Range<usize>> {
+    let alike = |a: usize, b: usize| {
+        let reach = |n: usize| given[n % given.len()].reach();
+        config.sampling.new_tokens.is_none() || reach(a) == reach(b)
+    };
+    let mut batches: Vec<Range<usize>> = Vec::new();
+    for n in 0..all {
+        match batches.last_mut() {
+            Some(batch) if batch.len() < at_once && alike(batch.start, n) => batch.end = n + 1,
+            _ => batches.push(n..n + 1),
+        }
+    }
+    batches
+}
+
 /// The error of a missing evaluator LM, with the override that does without one where nobody has asked for it.
 fn without_judge(form: Form, config: &Config, error: Error) -> Error {
     let key = "eval.compute_generative_perplexity";
@@ -270,6 +289,13 @@ fn given(config: &Config, asked: &[Ask], tokenizer: &dyn Tokenizer) -> Result<(V
     let room = sample::length(config) - i64::from(begins);
     let given = asked.iter().map(|ask| Given::new(ask, tokenizer, room));
     let given: Vec<Given> = given.collect::<Result<_>>()?;
+    if config.sampling.new_tokens.is_some() && config.sampling.semi_ar {
+        return Err(config.layers.error(
+            "sampling.new_tokens",
+            "`sampling.new_tokens` and `sampling.semi_ar` both say how long a text becomes",
+            "leave one of both out",
+        ));
+    }
     match given.iter().find(|given| given.is_whole()) {
         Some(template) if config.sampling.semi_ar => Err(config.layers.error(
             "sampling.semi_ar",

@@ -3,6 +3,7 @@
 use tch::{Device, Kind, Tensor};
 
 use super::linear;
+use crate::backbone::wide;
 use crate::{Parameters, Pass, Result, Sees, ensure};
 
 /// Rotary positions (arXiv:2104.09864); halves are rotated, not neighbours.
@@ -21,6 +22,15 @@ impl Rotary {
         let even = Tensor::arange_start_step(0, head_size, 2, (Kind::Float, Device::Cpu));
         let inv_freq = (even / head_size as f64 * -(10_000f64.ln())).exp();
         Self { inv_freq: p.buffer("rotary_emb.inv_freq", inv_freq), kind: p.kind() }
+    }
+
+    /// Frequencies `theta^(-2i/K)`, which no checkpoint holds. They are computed in float32, as published programs do whatever the
+    /// type of their weights.
+    pub fn of_theta(p: &Parameters, head_size: i64, theta: f64) -> Self {
+        let even = Tensor::arange_start_step(0, head_size, 2, (Kind::Float, Device::Cpu));
+        let powers = Tensor::pow_scalar(theta, &(even / head_size as f64));
+        let inv_freq = powers.reciprocal().to_kind(wide(p.kind())).to_device(p.device());
+        Self { inv_freq, kind: p.kind() }
     }
 
     /// The rotation of positions `first .. first + length`.
@@ -87,6 +97,48 @@ impl Reading {
             None => Vec::new(),
         };
         Ok(Self { rotation, seen, tiles })
+    }
+
+    /// The tokens of a whole text, which see one another.
+    pub fn whole(length: i64, rotary: &Rotary) -> Self {
+        Self { rotation: rotary.at(0, length), seen: None, tiles: Vec::new() }
+    }
+
+    /// Queries or keys `[B, S, H, K]`, rotated.
+    pub fn rotate(&self, x_bshk: &Tensor) -> Tensor {
+        rotate(&x_bshk.unsqueeze(2), &self.rotation).squeeze_dim(2)
+    }
+
+    /// Attention of rotated queries over the keys and values of past and call, `[B, H, S, K]`.
+    pub fn attend(
+        &self,
+        q: &Tensor,
+        [k, v]: [&Tensor; 2],
+        past: Option<(&Tensor, &Tensor)>,
+    ) -> Tensor {
+        let over = |q: &Tensor, k: &Tensor, v: &Tensor, seen: Option<&Tensor>| {
+            Tensor::scaled_dot_product_attention(q, k, v, seen, 0.0, false, None, false)
+        };
+        if !self.tiles.is_empty() {
+            let tiles = self.tiles.iter().map(|tile| {
+                let of = |own: &Tensor, past: Option<&Tensor>| {
+                    let own = own.narrow(2, tile.own.0, tile.own.1);
+                    match past.filter(|_| tile.past > 0) {
+                        Some(past) => Tensor::cat(&[past.narrow(2, 0, tile.past), own], 2),
+                        None => own,
+                    }
+                };
+                let (k, v) = (of(k, past.map(|past| past.0)), of(v, past.map(|past| past.1)));
+                over(&q.narrow(2, tile.rows.0, tile.rows.1), &k, &v, tile.seen.as_ref())
+            });
+            return Tensor::cat(&tiles.collect::<Vec<Tensor>>(), 2);
+        }
+        let Some((past_k, past_v)) = past else { return over(q, k, v, self.seen.as_ref()) };
+        if self.is_short(q) {
+            return joined_attention(q, [past_k, past_v], [k, v], self.seen.as_ref());
+        }
+        let joined = |past: &Tensor, own: &Tensor| Tensor::cat(&[past, own], 2);
+        over(q, &joined(past_k, k), &joined(past_v, v), self.seen.as_ref())
     }
 }
 
@@ -280,35 +332,8 @@ impl SelfAttention {
         past: Option<(&Tensor, &Tensor)>,
     ) -> (Tensor, [Tensor; 2]) {
         let [q, k, v] = self.project(h_bld, &reading.rotation);
-        if !reading.tiles.is_empty() {
-            let tiles = reading.tiles.iter().map(|tile| {
-                let of = |own: &Tensor, past: Option<&Tensor>| {
-                    let own = own.narrow(2, tile.own.0, tile.own.1);
-                    match past.filter(|_| tile.past > 0) {
-                        Some(past) => Tensor::cat(&[past.narrow(2, 0, tile.past), own], 2),
-                        None => own,
-                    }
-                };
-                let (k, v) = (of(&k, past.map(|past| past.0)), of(&v, past.map(|past| past.1)));
-                let q = q.narrow(2, tile.rows.0, tile.rows.1);
-                let seen = tile.seen.as_ref();
-                Tensor::scaled_dot_product_attention(&q, &k, &v, seen, 0.0, false, None, false)
-            });
-            let out = Tensor::cat(&tiles.collect::<Vec<Tensor>>(), 2);
-            let out = linear(&out.transpose(1, 2).flatten(2, 3), &self.out, None);
-            return (out, [k, v]);
-        }
-        if let Some((past_k, past_v)) = past.filter(|_| reading.is_short(&q)) {
-            let out = joined_attention(&q, [past_k, past_v], [&k, &v], reading.seen.as_ref());
-            let out = linear(&out.transpose(1, 2).flatten(2, 3), &self.out, None);
-            return (out, [k, v]);
-        }
-        let joined = |past: &Tensor, own: &Tensor| Tensor::cat(&[past, own], 2);
-        let (all_k, all_v) = match past {
-            Some((past_k, past_v)) => (joined(past_k, &k), joined(past_v, &v)),
-            None => (k.shallow_clone(), v.shallow_clone()),
-        };
-        (self.attend(&q, &all_k, &all_v, reading.seen.as_ref(), false), [k, v])
+        let out = reading.attend(&q, [&k, &v], past);
+        (linear(&out.transpose(1, 2).flatten(2, 3), &self.out, None), [k, v])
     }
 
     /// The keys and values of [`SelfAttention::read`] alone.

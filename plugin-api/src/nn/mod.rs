@@ -8,9 +8,13 @@ use tch::Tensor;
 use crate::{Parameters, Tokens};
 
 mod attention;
+mod grouped;
+mod linear;
 mod timestep;
 
 pub use attention::{Reading, Rotary, Rotation, SelfAttention};
+pub use grouped::{GroupedAttention, Heads, SwiGlu};
+pub use linear::{Linear, RmsNorm};
 pub use timestep::{Modulation, TimestepEmbedder};
 
 /// Layer norm with a weight and no bias: `[.., D]`.

@@ -199,6 +199,7 @@ pub fn backbone(make: Make<'_, Network>, provides: &[&str]) -> Result<LeftOut> {
             time_conditioning: true,
             kind: Kind::Double,
             cuda: None,
+            fresh: true,
         };
         let network = make(&facts)?;
         let entries = network.parameters()?;

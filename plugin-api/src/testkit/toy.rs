@@ -139,6 +139,7 @@ impl Toy {
             time_conditioning: self.time_conditioning,
             kind: TensorKind::Double,
             cuda: None,
+            fresh: true,
         }
     }
 

@@ -235,6 +235,7 @@ mod tests {
             time_conditioning: false,
             kind: Kind::Double,
             cuda: None,
+            fresh: true,
         };
         tch::manual_seed(4);
         let net = Ar::new(small(), &context).unwrap();
@@ -266,6 +267,7 @@ mod tests {
             time_conditioning: false,
             kind: Kind::Double,
             cuda: None,
+            fresh: true,
         };
         let net = Ar::new(small(), &context).unwrap();
         tch::manual_seed(3);

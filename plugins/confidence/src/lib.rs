@@ -1,58 +1,30 @@
 //! `confidence`: the tokens that the model is surest of open first.
 //!
-//! Shape letters: `B` batch, `L` length, `V` vocabulary including the mask, `N` rows, `M` masked tokens of a batch.
+//! Shape letters: `B` batch, `L` length, `V` vocabulary including the mask, `M` masked tokens that may open, `N` those that do.
+
+mod options;
+mod plan;
 
 use maskdiff_plugin_api::ops::{Order, Restriction};
 use maskdiff_plugin_api::prelude::*;
 use tch::Kind;
 
+use options::{Config, Rank};
+use plan::Places;
+
 export_plugin!();
 register!(sampler Confidence);
 
-/// Options under `sampling` for `confidence`.
-#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
-#[serde(default, deny_unknown_fields)]
-struct Config {
-    /// Which token opens next: `confidence`, `margin`, `entropy`, `left_to_right`.
-    order: Order,
-    /// Tokens of a sequence that open at once, ≥ 1.
-    #[schemars(range(min = 1, max = 16_777_216))]
-    tokens_per_step: i64,
-    /// Besides them, every token whose likeliest value has at least this probability opens; above 1 none does.
-    #[schemars(range(max = 1e6), extend("exclusiveMinimum" = 0.0))]
-    threshold: f64,
-    /// Log-probabilities are divided by this before the draw; 0 takes the likeliest token.
-    #[schemars(range(min = 0.0, max = 1e6))]
-    temperature: f64,
-    /// Draw among the k likeliest tokens; 0 is all.
-    #[schemars(range(min = 0, max = 2_147_483_647))]
-    top_k: i64,
-    /// Draw among the likeliest tokens whose mass first reaches p, in (0, 1].
-    #[schemars(range(max = 1.0), extend("exclusiveMinimum" = 0.0))]
-    top_p: f64,
-}
-
-impl Default for Config {
-    fn default() -> Self {
-        Self {
-            order: Order::Confidence,
-            tokens_per_step: 1,
-            threshold: 2.0,
-            temperature: 1.0,
-            top_k: 0,
-            top_p: 1.0,
-        }
-    }
-}
-
 /// # Source
-/// Nie et al. 2025, arXiv:2502.09992 (low-confidence remasking); Kim et al. 2025, arXiv:2502.06768 (top-k margin); Wu et al.
-/// 2025, arXiv:2505.22618 (threshold). Differences: the order looks at the law, not at the token drawn from it, so it is
-/// the order of `eval.likelihood=duel`, which with equal `order` and `tokens_per_step` gives the exact likelihood of what is
-/// drawn without threshold, temperature, top-k and top-p; ties go to the earlier position.
+/// Nie et al. 2025, arXiv:2502.09992 (low-confidence remasking, blocks); Ye et al. 2025, arXiv:2508.15487 (`plan=times`,
+/// `rank=restricted`, `alg_temp`); Kim et al. 2025, arXiv:2502.06768 (top-k margin); Wu et al. 2025, arXiv:2505.22618 (threshold,
+/// factor). Differences: by default the order looks at the law, not at the token drawn from it, so it is the order of
+/// `eval.likelihood=duel`, which with equal `order` and `tokens_per_step` gives the exact likelihood of what is drawn where no other
+/// option is set; ties go to the earlier position; the parameterization bans the mask, which published programs do not; a step that
+/// opens nothing makes no call; top-k comes before top-p.
 ///
 /// # Cost
-/// `L / tokens_per_step` network calls a sequence, or fewer with a threshold, each with the law `[M, V]`.
+/// `L / tokens_per_step` network calls a sequence, or `total_steps`, or fewer with a threshold, each with the law `[M, V]`.
 struct Confidence {
     config: Config,
     /// None takes the likeliest token.
@@ -61,57 +33,145 @@ struct Confidence {
 
 impl Component for Confidence {
     const NAME: &'static str = "confidence";
-    const ABOUT: &'static str = "surest tokens first: confidence, margin or entropy; threshold";
+    const ABOUT: &'static str =
+        "surest tokens first: confidence, margin or entropy; blocks, steps, threshold";
     const NEEDS: &'static [&'static str] =
         &[capability::MASK, capability::LOG_X0, capability::CARRY_OVER];
     type Config = Config;
 
-    fn new(config: Config, _: &Context) -> Result<Self> {
-        let Config { tokens_per_step, threshold, temperature, top_k, top_p, .. } = config;
-        ensure!(
-            tokens_per_step > 0,
-            Config,
-            "`sampling.tokens_per_step` must be at least 1, got {tokens_per_step}"
-        );
-        ensure!(threshold > 0.0, Config, "`sampling.threshold` must be above 0, got {threshold}");
-        let greedy = temperature == 0.0;
-        let restriction = Restriction::new(if greedy { 1.0 } else { temperature }, top_k, top_p)?;
-        Ok(Self { config, restriction: (!greedy).then_some(restriction) })
+    fn new(config: Config, context: &Context) -> Result<Self> {
+        let restriction = config.checked(context.vocab_size)?;
+        Ok(Self { config, restriction })
     }
 }
 
+/// What opens at a step.
+struct Opening {
+    /// Flat positions, `[N] i64`.
+    rows_n: Tensor,
+    /// What is drawn there, where the rank has needed it.
+    drawn_n: Option<Tensor>,
+    /// The law to draw from, not normalised, `[N, V] f64`.
+    law_nv: Tensor,
+}
+
+impl Opening {
+    fn drawn(&self) -> Tensor {
+        match &self.drawn_n {
+            Some(drawn_n) => drawn_n.shallow_clone(),
+            None => ops::categorical(&self.law_nv),
+        }
+    }
+}
+
+/// Log-probabilities without some tokens, normalised.
+fn without(log_p_nv: &Tensor, ids: &[i64]) -> Tensor {
+    if ids.is_empty() {
+        return log_p_nv.shallow_clone();
+    }
+    let columns = Tensor::from_slice(ids).to_device(log_p_nv.device());
+    let left = log_p_nv.index_fill(-1, &columns, f64::NEG_INFINITY);
+    left.log_softmax(-1, log_p_nv.kind())
+}
+
 impl Confidence {
-    /// Which of the masked tokens `rows_m` open, and the law at those, not normalised: `[N] i64`, `[N, V] f64`.
-    fn opening(&self, model: &Denoiser, xt_bl: &Tensor) -> Result<(Tensor, Tensor)> {
-        let (b, l) = check_shape!(xt_bl, [B, L], Int64);
-        let masked_bl = xt_bl.eq(model.mask_id()?);
-        let rows_m = ops::rows_of(&masked_bl);
-        let log_p_mv = model.log_x0(xt_bl, &self.times(model, &masked_bl)?, &rows_m)?;
-        let score_m = self.config.order.score(&log_p_mv).to_kind(Kind::Double);
-        let never = Tensor::full([b * l], f64::NEG_INFINITY, (Kind::Double, xt_bl.device()));
-        let score_bl = never.index_copy(0, &rows_m, &score_m).view([b, l]);
-        let (_, best) = score_bl.sort_stable(true, -1, true);
-        let best = best.narrow(1, 0, self.config.tokens_per_step.min(l));
-        let first_bl = masked_bl.zeros_like().scatter_value(1, &best, 1);
-        let first_m = ops::take_rows(&first_bl, &rows_m);
-        let sure_m = log_p_mv.max_dim(-1, false).0.exp().ge(self.config.threshold);
-        // sync: how many open is data.
-        let opens_n = first_m.logical_or(&sure_m).nonzero().squeeze_dim(-1);
-        let log_p_nv = log_p_mv.index_select(0, &opens_n);
-        let law_nv = match &self.restriction {
-            Some(restriction) => restriction.apply(&log_p_nv),
-            None => {
-                log_p_nv.argmax(-1, false).one_hot(model.vocab_size()).to_kind(Kind::Double).log()
-            }
-        };
-        Ok((rows_m.index_select(0, &opens_n), law_nv))
+    /// The law to draw from, not normalised.
+    fn law_of(&self, log_p_nv: &Tensor, vocab_size: i64) -> Tensor {
+        match &self.restriction {
+            Some(restriction) => restriction.apply(log_p_nv),
+            None => log_p_nv.argmax(-1, false).one_hot(vocab_size).to_kind(Kind::Double).log(),
+        }
     }
 
-    /// The steps that are left when each opens no more than it must.
-    fn steps_left(&self, x_bl: &Tensor, mask: i64) -> i64 {
-        // sync: when the walk ends is data.
-        let most = x_bl.eq(mask).sum_dim_intlist(1, false, Kind::Int64).max().int64_value(&[]);
-        (most + self.config.tokens_per_step - 1) / self.config.tokens_per_step
+    /// How much each position is preferred, `[M] f64`, and what is drawn there, where that counts.
+    fn scores(&self, log_p_mv: &Tensor, vocab_size: i64) -> (Tensor, Option<Tensor>) {
+        let Config { order, rank, doubted, .. } = &self.config;
+        let drawn_m =
+            (*rank != Rank::Law).then(|| ops::categorical(&self.law_of(log_p_mv, vocab_size)));
+        let sure_mv = without(log_p_mv, doubted);
+        let ranked_mv = match (rank, &self.restriction) {
+            (Rank::Restricted, Some(restriction)) => {
+                restriction.apply(&sure_mv).log_softmax(-1, Kind::Double)
+            }
+            _ => sure_mv,
+        };
+        let mut score_m = match &drawn_m {
+            Some(drawn_m) if *order == Order::Confidence => {
+                ranked_mv.gather(-1, &drawn_m.unsqueeze(-1), false).squeeze_dim(-1).exp()
+            }
+            _ => order.score(&ranked_mv),
+        }
+        .to_kind(Kind::Double);
+        if !doubted.is_empty() {
+            let proposed_m = match &drawn_m {
+                Some(drawn_m) => drawn_m.shallow_clone(),
+                None => log_p_mv.argmax(-1, false),
+            };
+            let ids = Tensor::from_slice(doubted).to_device(proposed_m.device());
+            // Still in front of what must not open.
+            score_m = score_m.masked_fill(&Tensor::isin(&proposed_m, &ids, false, false), f64::MIN);
+        }
+        (score_m, drawn_m)
+    }
+
+    /// What opens of `eligible_bl [B, L]`: the surest `opens` of each sequence, and what threshold and factor add.
+    fn opening(
+        &self,
+        model: &Denoiser,
+        xt_bl: &Tensor,
+        eligible_bl: &Tensor,
+        opens: &[i64],
+    ) -> Result<Opening> {
+        let (b, l) = check_shape!(xt_bl, [B, L], Int64);
+        let v = model.vocab_size();
+        let masked_bl = xt_bl.eq(model.mask_id()?);
+        let rows_m = ops::rows_of(eligible_bl);
+        let log_p_mv = model.log_x0(xt_bl, &self.times(model, &masked_bl)?, &rows_m)?;
+        let log_p_mv = without(&log_p_mv, &self.config.banned);
+        let (score_m, drawn_m) = self.scores(&log_p_mv, v);
+        let score_m = self.shuffled(score_m);
+        let spread = |value_m: &Tensor| {
+            let never = Tensor::full([b * l], f64::NEG_INFINITY, (Kind::Double, xt_bl.device()));
+            never.index_copy(0, &rows_m, value_m).view([b, l])
+        };
+        let n_b = Tensor::from_slice(opens).to_device(xt_bl.device()).unsqueeze(1);
+        let places = Tensor::arange(l, (Kind::Int64, xt_bl.device())).unsqueeze(0);
+        let picked = |value_bl: &Tensor, in_order_bl: &Tensor| {
+            let (_, order_bl) = value_bl.sort_stable(true, -1, true);
+            masked_bl.zeros_like().scatter(1, &order_bl, in_order_bl)
+        };
+        let mut opens_bl = picked(&spread(&score_m), &places.lt_tensor(&n_b));
+        let best_m = log_p_mv.max_dim(-1, false).0.exp().to_kind(Kind::Double);
+        if self.config.factor > 0.0 {
+            let best_bl = spread(&best_m);
+            let (sorted_bl, _) = best_bl.sort_stable(true, -1, true);
+            // The n-th, counted from one.
+            let least =
+                ((&places + 2).to_kind(Kind::Double).reciprocal() * -self.config.factor) + 1.0;
+            let goes_on = sorted_bl.ge_tensor(&least).to_kind(Kind::Int64).cumprod(1, Kind::Int64);
+            opens_bl = opens_bl.logical_or(&picked(&best_bl, &goes_on.to_kind(Kind::Bool)));
+        }
+        let first_m = ops::take_rows(&opens_bl, &rows_m);
+        // sync: how many open is data.
+        let opens_n =
+            first_m.logical_or(&best_m.ge(self.config.threshold)).nonzero().squeeze_dim(-1);
+        Ok(Opening {
+            law_nv: self.law_of(&log_p_mv.index_select(0, &opens_n), v),
+            drawn_n: drawn_m.map(|drawn_m| drawn_m.index_select(0, &opens_n)),
+            rows_n: rows_m.index_select(0, &opens_n),
+        })
+    }
+
+    /// Scores whose order is that of a draw without replacement at `alg_temp`.
+    fn shuffled(&self, score_m: Tensor) -> Tensor {
+        let temperature = self.config.alg_temp;
+        if temperature == 0.0 {
+            return score_m;
+        }
+        // What opens last keeps its place behind the others.
+        let gumbel_m = score_m.empty_like().exponential(1.0).log().neg();
+        let shuffled_m = &score_m / temperature + gumbel_m;
+        shuffled_m.where_self(&score_m.gt(f64::MIN), &score_m)
     }
 
     /// The times at which the schedule masks as many tokens as are masked, `[B] f64`.
@@ -120,6 +180,19 @@ impl Confidence {
         let alpha_b = open_bl.mean_dim(1, false, Kind::Double);
         model.time_of_alpha(&alpha_b)
     }
+
+    /// Sequences in which everything in front of an EOS behind what was given is open: EOS is put into the rest.
+    fn ended(&self, x_bl: &Tensor, start_bl: &Tensor, mask: i64) -> Tensor {
+        let Some(eos) = self.config.eos_id else { return x_bl.shallow_clone() };
+        let masked_bl = x_bl.eq(mask);
+        let places = Tensor::arange(x_bl.size()[1], (Kind::Int64, x_bl.device()));
+        let given_bl = start_bl.not_equal(mask).to_kind(Kind::Int64);
+        let (last_given_b, _) = (given_bl * (&places + 1)).max_dim(1, true);
+        let behind_bl = places.ge_tensor(&last_given_b);
+        let whole_bl = masked_bl.cumsum(1, Kind::Int64).eq(0);
+        let ends_b = x_bl.eq(eos).logical_and(&behind_bl).logical_and(&whole_bl).any_dim(1, true);
+        x_bl.masked_fill(&masked_bl.logical_and(&ends_b), eos)
+    }
 }
 
 impl Sampler for Confidence {
@@ -127,28 +200,42 @@ impl Sampler for Confidence {
         check_shape!(xt_bl, [B, L], Int64);
         let mask = model.mask_id()?;
         let mut x_bl = xt_bl.shallow_clone();
-        let (mut done, mut left) = (0, self.steps_left(&x_bl, mask));
-        while left > 0 {
+        let mut places = Places::new(&self.config, &x_bl.eq(mask));
+        let mut done = 0;
+        while let Some((eligible_bl, opens)) = places.next(&x_bl.eq(mask)) {
             // Sequences that are whole need no call.
-            let open_b = ops::rows_of(&x_bl.eq(mask).any_dim(1, false));
-            let part_bl = x_bl.index_select(0, &open_b);
+            let open_b = ops::rows_of(&eligible_bl.any_dim(1, false));
+            let part = |x: &Tensor| x.index_select(0, &open_b);
+            let opens: Vec<i64> = opens.into_iter().filter(|n| *n > 0).collect();
+            let part_bl = part(&x_bl);
             model.turn_to(&open_b)?;
-            let (rows_n, law_nv) = self.opening(model, &part_bl)?;
-            let part_bl = ops::put_rows(&part_bl, &rows_n, &ops::categorical(&law_nv));
-            x_bl = x_bl.index_copy(0, &open_b, &part_bl);
-            (done, left) = (done + 1, self.steps_left(&x_bl, mask));
+            let opening = self.opening(model, &part_bl, &part(&eligible_bl), &opens)?;
+            let part_bl = ops::put_rows(&part_bl, &opening.rows_n, &opening.drawn());
+            let next_bl = self.ended(&x_bl.index_copy(0, &open_b, &part_bl), xt_bl, mask);
+            // A law that has the mask may draw it for ever.
+            if self.config.total_steps == 0 && next_bl == x_bl {
+                break;
+            }
+            (x_bl, done) = (next_bl, done + 1);
             // With a threshold there may be fewer to come than there were.
-            model.progress(done, done + left, &x_bl)?;
+            model.progress(done, done + places.steps_left(&x_bl.eq(mask)), &x_bl)?;
         }
         Ok(x_bl)
     }
 
-    /// The law of the next step; times have no meaning here.
+    /// The law of the first step from here; times have no meaning here.
     fn law(&self, model: &Denoiser, xt_bl: &Tensor, _t: f64, _s: f64) -> Result<Tensor> {
         let (b, l) = check_shape!(xt_bl, [B, L], Int64);
         let stays = xt_bl.reshape([-1]).one_hot(model.vocab_size()).to_kind(Kind::Double);
-        let (rows_n, law_nv) = self.opening(model, xt_bl)?;
-        let law = stays.index_copy(0, &rows_n, &law_nv.softmax(-1, Kind::Double));
+        let masked_bl = xt_bl.eq(model.mask_id()?);
+        let mut places = Places::new(&self.config, &masked_bl);
+        let law = match places.next(&masked_bl) {
+            None => stays,
+            Some((eligible_bl, opens)) => {
+                let opening = self.opening(model, xt_bl, &eligible_bl, &opens)?;
+                stays.index_copy(0, &opening.rows_n, &opening.law_nv.softmax(-1, Kind::Double))
+            }
+        };
         Ok(law.view([b, l, model.vocab_size()]))
     }
 }
@@ -209,5 +296,86 @@ mod tests {
         assert_eq!(calls(2.0, 1), 4);
         assert_eq!(calls(2.0, 3), 2);
         assert_eq!(calls(0.01, 1), 1, "every likeliest token has a third or more");
+    }
+
+    #[test]
+    fn blocks_open_one_after_the_other() {
+        let toy = Toy::new(4, 3);
+        let mut sampler =
+            sampler(Config { block_length: 2, temperature: 0.0, ..Config::default() });
+        let seen = std::cell::RefCell::new(Vec::new());
+        let model = Denoiser::new(&toy);
+        let start = toy.masked(1);
+        let mut places = Places::new(&sampler.config, &start.eq(3));
+        while let Some((eligible, opens)) = places.next(&start.eq(3)) {
+            seen.borrow_mut().push((eligible.sum(Kind::Int64).int64_value(&[]), opens[0]));
+            break;
+        }
+        assert_eq!(*seen.borrow(), [(2, 1)], "two of four may open, one does");
+        let whole = sampler.sample(&model, &start).unwrap();
+        assert!(whole.not_equal(3).all().int64_value(&[]) == 1);
+    }
+
+    /// Where one token opens at a time, and where is no matter of what is drawn, samples keep the joint law.
+    #[test]
+    fn blocks_plans_and_drawn_orders_of_one_token_have_the_joint_law() {
+        let toy = Toy::new(3, 3);
+        for config in [
+            Config { block_length: 2, ..Config::default() },
+            Config { total_steps: 3, ..Config::default() },
+            Config { alg_temp: 0.5, ..Config::default() },
+        ] {
+            tch::manual_seed(11);
+            let mut counts = vec![0.0; 27];
+            for _ in 0..400 {
+                let mut sampler = sampler(config.clone());
+                let x0 = sampler.sample(&Denoiser::new(&toy), &toy.masked(8)).unwrap();
+                counts.iter_mut().zip(toy.counts(&x0)).for_each(|(sum, count)| *sum += count);
+            }
+            let p = chi_square(&counts, toy.joint());
+            assert!(p > 1e-4, "{config:?}: p = {p:e}");
+        }
+    }
+
+    #[test]
+    fn banned_tokens_are_never_drawn_and_doubted_ones_last() {
+        let toy = Toy::new(4, 3);
+        tch::manual_seed(5);
+        let draw = |config: Config| {
+            let mut sampler = sampler(config);
+            sampler.sample(&Denoiser::new(&toy), &toy.masked(64)).unwrap()
+        };
+        let without = draw(Config { banned: vec![1], ..Config::default() });
+        assert_eq!(without.eq(1).any().int64_value(&[]), 0);
+        let doubted = draw(Config { doubted: vec![1], rank: Rank::Drawn, ..Config::default() });
+        assert_eq!(doubted.eq(3).any().int64_value(&[]), 0);
+        let error = Config { banned: vec![9], ..Config::default() }.checked(4).unwrap_err();
+        assert!(error.to_string().contains("has token 9"), "{error}");
+    }
+
+    #[test]
+    fn a_walk_ends_at_the_end_of_the_text() {
+        let toy = Toy::new(4, 3);
+        let sampler = sampler(Config { eos_id: Some(0), ..Config::default() });
+        let x = |ids: [i64; 4]| Tensor::from_slice(&ids).unsqueeze(0);
+        let ended = |now, start| sampler.ended(&x(now), &x(start), 3);
+        let _ = toy;
+        assert_eq!(ended([1, 0, 3, 3], [3, 3, 3, 3]), x([1, 0, 0, 0]));
+        assert_eq!(ended([3, 0, 3, 3], [3, 3, 3, 3]), x([3, 0, 3, 3]), "a hole is in front");
+        assert_eq!(ended([0, 3, 3, 1], [0, 3, 3, 1]), x([0, 3, 3, 1]), "it was given");
+        assert_eq!(ended([1, 0, 3, 1], [3, 3, 3, 1]), x([1, 0, 3, 1]), "more was given behind it");
+    }
+
+    #[test]
+    fn a_factor_opens_while_tokens_are_sure() {
+        let toy = Toy::new(4, 3);
+        let calls = |factor| {
+            let before = toy.calls();
+            let mut sampler = sampler(Config { factor, ..Config::default() });
+            let _ = sampler.sample(&Denoiser::new(&toy), &toy.masked(1)).unwrap();
+            toy.calls() - before
+        };
+        assert_eq!(calls(0.0), 4);
+        assert_eq!(calls(5.0), 1, "1 - 5/(n + 1) is no bar for four tokens");
     }
 }

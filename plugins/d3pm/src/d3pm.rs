@@ -42,7 +42,6 @@ const T_MAX: f64 = 1.0 - 1e-4;
 struct D3pm {
     config: Config,
     mask: i64,
-    length: i64,
 }
 
 impl Component for D3pm {
@@ -66,7 +65,7 @@ impl Component for D3pm {
             config.t_steps
         );
         let Some(mask) = context.mask_id else { bail!(Config, "`d3pm` needs a mask token") };
-        Ok(Self { config, mask, length: context.length })
+        Ok(Self { config, mask })
     }
 }
 
@@ -110,7 +109,7 @@ impl Parameterization for D3pm {
         let mask_n = log_p_nv.select(1, self.mask).exp();
 
         let steps = self.config.t_steps as f64;
-        let t_n = ops::of_sequence(&t_b.clamp(0.0, T_MAX), &rows_n, self.length);
+        let t_n = ops::of_sequence(&t_b.clamp(0.0, T_MAX), &rows_n, x0_bl.size()[1]);
         let share_n = (&t_n * steps).reciprocal();
         let before_n = &t_n - 1.0 / steps;
         // In the first interval nothing lies before t: the term vanishes.

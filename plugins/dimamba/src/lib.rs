@@ -286,6 +286,7 @@ mod tests {
             time_conditioning: true,
             kind: Kind::Float,
             cuda: None,
+            fresh: true,
         };
         let refused = |config: Config, reason: &str| {
             let error = config.checked(&context).unwrap_err().to_string();

@@ -20,6 +20,7 @@ fn network(time_conditioning: bool) -> Dit {
         time_conditioning,
         kind: Kind::Double,
         cuda: None,
+        fresh: true,
     };
     let config = Config {
         hidden_size: 16,

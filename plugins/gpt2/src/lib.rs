@@ -1,13 +1,14 @@
-//! `gpt2`: the transformer of GPT-2 with the parameter names of its published weights, which judges generated text.
+//! `gpt2`: the transformer of GPT-2 with the parameter names of its published weights, which judges generated text; and
+//! `diffugpt`, the same network where each token sees those on both sides.
 //!
 //! Shape letters: `B` batch, `L` length, `D` hidden size, `V` vocabulary, `P` earlier positions.
 
 use maskdiff_plugin_api::nn::{dropout, linear};
 use maskdiff_plugin_api::prelude::*;
-use tch::Device;
 
 maskdiff_plugin_api::export_plugin!();
 register!(backbone Gpt2);
+register!(backbone DiffuGpt);
 
 /// Options of the `model` group for `gpt2`.
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
@@ -25,6 +26,9 @@ struct Config {
     /// Attention heads.
     #[schemars(range(min = 1, max = 4096))]
     n_heads: i64,
+    /// A token's law comes from the state of the token before it, as an autoregressive network has learnt it. Of use to a network that
+    /// sees both sides; a causal one is read so by its method.
+    shift: bool,
     /// Dropout of embeddings, attention weights and what joins the residual stream, while training, in [0, 1).
     #[schemars(range(min = 0.0), extend("exclusiveMaximum" = 1.0))]
     dropout: f64,
@@ -32,7 +36,14 @@ struct Config {
 
 impl Default for Config {
     fn default() -> Self {
-        Self { hidden_size: 768, cond_dim: 128, n_blocks: 12, n_heads: 12, dropout: 0.1 }
+        Self {
+            hidden_size: 768,
+            cond_dim: 128,
+            n_blocks: 12,
+            n_heads: 12,
+            shift: false,
+            dropout: 0.1,
+        }
     }
 }
 
@@ -62,7 +73,7 @@ struct Map {
 impl Map {
     /// Drawn from a normal law of deviation `std`.
     fn new(p: &mut Parameters, name: &str, inputs: i64, outputs: i64, std: f64) -> Self {
-        let weight = p.add(&format!("{name}.weight"), normal(&[inputs, outputs], std));
+        let weight = p.normal(&format!("{name}.weight"), &[inputs, outputs], std);
         Self { weight, bias: p.constant(&format!("{name}.bias"), &[outputs], 0.0) }
     }
 
@@ -74,10 +85,6 @@ impl Map {
     }
 }
 
-fn normal(shape: &[i64], std: f64) -> Tensor {
-    Tensor::randn(shape, (tch::Kind::Float, Device::Cpu)) * std
-}
-
 struct Block {
     ln_1: Norm,
     c_attn: Map,
@@ -87,11 +94,10 @@ struct Block {
     mlp_c_proj: Map,
 }
 
-/// # Source
-/// Radford et al. 2019, "Language Models are Unsupervised Multitask Learners"; parameter names and the tanh GELU as in the
-/// weights published as `gpt2`, `gpt2-medium`, `gpt2-large` and `gpt2-xl`. Differences: none known.
-struct Gpt2 {
+/// The network, causal or not.
+struct Net {
     config: Config,
+    causal: bool,
     parameters: Parameters,
     wte: Tensor,
     wpe: Tensor,
@@ -102,13 +108,8 @@ struct Gpt2 {
 /// Deviation of the first weights.
 const INIT_STD: f64 = 0.02;
 
-impl Component for Gpt2 {
-    const NAME: &'static str = "gpt2";
-    const ABOUT: &'static str = "GPT-2, by default its small size; reads published weights";
-    const PROVIDES: &'static [&'static str] = &[capability::CAUSAL, capability::KV_CACHE];
-    type Config = Config;
-
-    fn new(config: Config, context: &Context) -> Result<Self> {
+impl Net {
+    fn new(config: Config, causal: bool, context: &Context) -> Result<Self> {
         let Config { hidden_size: d, n_blocks, n_heads, dropout, .. } = config;
         for (name, value) in [("hidden_size", d), ("n_blocks", n_blocks), ("n_heads", n_heads)] {
             ensure!(value > 0, Config, "`{name}` must be at least 1, got {value}");
@@ -124,8 +125,8 @@ impl Component for Gpt2 {
             "`dropout` must lie in [0, 1), got {dropout}"
         );
         let mut p = Parameters::new(context);
-        let wte = p.add("wte.weight", normal(&[context.vocab_size, d], INIT_STD));
-        let wpe = p.add("wpe.weight", normal(&[context.length, d], INIT_STD));
+        let wte = p.normal("wte.weight", &[context.vocab_size, d], INIT_STD);
+        let wpe = p.normal("wpe.weight", &[context.length, d], INIT_STD);
         // What joins the residual stream is the smaller, the more joins it.
         let joining = INIT_STD / (2.0 * n_blocks as f64).sqrt();
         let mut blocks = Vec::new();
@@ -141,11 +142,9 @@ impl Component for Gpt2 {
             });
         }
         let ln_f = Norm::new(&mut p, "ln_f", d);
-        Ok(Self { config, parameters: p, wte, wpe, blocks, ln_f })
+        Ok(Self { config, causal, parameters: p, wte, wpe, blocks, ln_f })
     }
-}
 
-impl Gpt2 {
     /// Tokens at positions `first ..`: `[B, L]` → `[B, L, D]`.
     fn embed(&self, x_bl: &Tensor, first: i64, train: bool) -> Result<Tensor> {
         let (_b, l) = check_shape!(x_bl, [B, L], Int64);
@@ -174,7 +173,7 @@ impl Gpt2 {
             block.attn_c_proj.forward(&out.transpose(1, 2).flatten(2, 3))
         };
         let Some((past_k, past_v)) = past else {
-            return (attention(&k, &v, None, true), [k, v]);
+            return (attention(&k, &v, None, self.causal), [k, v]);
         };
         let (new, earlier) = (q.size()[2], past_k.size()[2]);
         let (k, v) = (Tensor::cat(&[past_k, &k], 2), Tensor::cat(&[past_v, &v], 2));
@@ -198,25 +197,26 @@ impl Gpt2 {
     }
 }
 
-impl Backbone for Gpt2 {
-    fn parameters(&self) -> &Parameters {
-        &self.parameters
+impl Net {
+    fn hidden(&self, xt_bl: &Tensor, train: bool) -> Result<Tensor> {
+        let hidden = self.blocks(self.embed(xt_bl, 0, train)?, &[], train).0;
+        if !self.config.shift {
+            return Ok(hidden);
+        }
+        let before = hidden.narrow(1, 0, hidden.size()[1] - 1);
+        Ok(Tensor::cat(&[hidden.narrow(1, 0, 1), before], 1))
     }
 
-    fn hidden(&self, xt_bl: &Tensor, _sigma_b: &Tensor, train: bool) -> Result<Tensor> {
-        Ok(self.blocks(self.embed(xt_bl, 0, train)?, &[], train).0)
+    fn logits(&self, hidden_nd: &Tensor) -> Tensor {
+        linear(hidden_nd, &self.wte, None)
     }
 
-    fn logits(&self, hidden_nd: &Tensor) -> Result<Tensor> {
-        Ok(linear(hidden_nd, &self.wte, None))
-    }
-
-    fn head(&self) -> Option<Head> {
-        Some(Head { weight: self.wte.shallow_clone(), bias: None })
+    fn head(&self) -> Head {
+        Head { weight: self.wte.shallow_clone(), bias: None }
     }
 
     /// The cache holds keys and values of every block, `[B, H, P, K]` each.
-    fn extend(&self, x_bl: &Tensor, cache: Vec<Tensor>) -> Result<(Tensor, Vec<Tensor>)> {
+    fn extend(&self, x_bl: &Tensor, cache: &[Tensor]) -> Result<(Tensor, Vec<Tensor>)> {
         let wanted = 2 * self.blocks.len();
         ensure!(
             cache.is_empty() || cache.len() == wanted,
@@ -225,14 +225,89 @@ impl Backbone for Gpt2 {
             cache.len()
         );
         let first = cache.first().map_or(0, |k| k.size()[2]);
-        Ok(self.blocks(self.embed(x_bl, first, false)?, &cache, false))
+        Ok(self.blocks(self.embed(x_bl, first, false)?, cache, false))
+    }
+}
+
+/// # Source
+/// Radford et al. 2019, "Language Models are Unsupervised Multitask Learners"; parameter names and the tanh GELU as in the
+/// weights published as `gpt2`, `gpt2-medium`, `gpt2-large` and `gpt2-xl`. Differences: none known.
+struct Gpt2(Net);
+
+impl Component for Gpt2 {
+    const NAME: &'static str = "gpt2";
+    const ABOUT: &'static str = "GPT-2, by default its small size; reads published weights";
+    const PROVIDES: &'static [&'static str] = &[capability::CAUSAL, capability::KV_CACHE];
+    type Config = Config;
+
+    fn new(config: Config, context: &Context) -> Result<Self> {
+        ensure!(
+            !config.shift,
+            Config,
+            "`shift` is for a network that sees both sides: backbone `diffugpt`"
+        );
+        Net::new(config, true, context).map(Self)
+    }
+}
+
+impl Backbone for Gpt2 {
+    fn parameters(&self) -> &Parameters {
+        &self.0.parameters
+    }
+
+    fn hidden(&self, xt_bl: &Tensor, _sigma_b: &Tensor, train: bool) -> Result<Tensor> {
+        self.0.hidden(xt_bl, train)
+    }
+
+    fn logits(&self, hidden_nd: &Tensor) -> Result<Tensor> {
+        Ok(self.0.logits(hidden_nd))
+    }
+
+    fn head(&self) -> Option<Head> {
+        Some(self.0.head())
+    }
+
+    fn extend(&self, x_bl: &Tensor, cache: Vec<Tensor>) -> Result<(Tensor, Vec<Tensor>)> {
+        self.0.extend(x_bl, &cache)
+    }
+}
+
+/// # Source
+/// Gong et al. 2024, arXiv:2410.17891 (DiffuGPT, DiffuLLaMA): GPT-2 without its causal mask. Differences: none known.
+struct DiffuGpt(Net);
+
+impl Component for DiffuGpt {
+    const NAME: &'static str = "diffugpt";
+    const ABOUT: &'static str = "GPT-2 that sees both sides, by default its small size";
+    type Config = Config;
+
+    fn new(config: Config, context: &Context) -> Result<Self> {
+        Net::new(config, false, context).map(Self)
+    }
+}
+
+impl Backbone for DiffuGpt {
+    fn parameters(&self) -> &Parameters {
+        &self.0.parameters
+    }
+
+    fn hidden(&self, xt_bl: &Tensor, _sigma_b: &Tensor, train: bool) -> Result<Tensor> {
+        self.0.hidden(xt_bl, train)
+    }
+
+    fn logits(&self, hidden_nd: &Tensor) -> Result<Tensor> {
+        Ok(self.0.logits(hidden_nd))
+    }
+
+    fn head(&self) -> Option<Head> {
+        Some(self.0.head())
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use tch::Kind;
+    use tch::{Device, Kind};
 
     fn small() -> Config {
         Config { hidden_size: 16, n_blocks: 2, n_heads: 2, dropout: 0.0, ..Config::default() }
@@ -241,6 +316,9 @@ mod tests {
     #[test]
     fn contract() {
         maskdiff_plugin_api::testkit::backbone_contract::<Gpt2>(small());
+        maskdiff_plugin_api::testkit::backbone_contract::<DiffuGpt>(small());
+        let shifted = Config { shift: true, ..small() };
+        maskdiff_plugin_api::testkit::backbone_contract::<DiffuGpt>(shifted);
     }
 
     #[test]
@@ -252,6 +330,7 @@ mod tests {
             time_conditioning: false,
             kind: Kind::Double,
             cuda: None,
+            fresh: true,
         };
         tch::manual_seed(3);
         let net = Gpt2::new(small(), &context).unwrap();

@@ -25,6 +25,9 @@ pub(crate) struct Config {
     pub(crate) importance_sampling: bool,
     /// Integrate over log(1 - alpha) instead of t; the network is conditioned on t, as in the original.
     pub(crate) change_of_variables: bool,
+    /// Leave the law the probability that the network gives to the mask, in training and in drawing, as the programs of LLaDA and Dream
+    /// do: a position where the mask is likeliest may then stay a hole.
+    pub(crate) mask_in_law: bool,
 }
 
 impl Default for Config {
@@ -34,6 +37,7 @@ impl Default for Config {
             sampling_eps: 1e-3,
             importance_sampling: false,
             change_of_variables: false,
+            mask_in_law: false,
         }
     }
 }
@@ -55,7 +59,6 @@ const T_MAX: f64 = 1.0 - 1e-4;
 struct Subs {
     config: Config,
     mask: i64,
-    length: i64,
 }
 
 impl Component for Subs {
@@ -86,7 +89,7 @@ impl Component for Subs {
             "`training.change_of_variables` and `training.importance_sampling` exclude each other"
         );
         let Some(mask) = context.mask_id else { bail!(Config, "`subs` needs a mask token") };
-        Ok(Self { config, mask, length: context.length })
+        Ok(Self { config, mask })
     }
 }
 
@@ -142,7 +145,8 @@ impl Parameterization for Subs {
         let hidden_nd = ops::take_rows(&model.hidden(&xt_bl, &level.sigma_b)?, &rows_n);
         let weight_n = ops::of_sequence(&level.weight_b, &rows_n, l).to_kind(hidden_nd.kind());
         let target_n = ops::take_rows(x0_bl, &rows_n);
-        let nats_n = model.weighted_nll(&hidden_nd, &target_n, &weight_n, Some(self.mask))?;
+        let banned = (!self.config.mask_in_law).then_some(self.mask);
+        let nats_n = model.weighted_nll(&hidden_nd, &target_n, &weight_n, banned)?;
         let zero_bl = Tensor::zeros(x0_bl.size(), (nats_n.kind(), nats_n.device()));
         Ok(ops::put_rows(&zero_bl, &rows_n, &nats_n))
     }
@@ -157,7 +161,8 @@ impl Parameterization for Subs {
         check_shape!(xt_bl, [B, L], Int64);
         let hidden_nd = ops::take_rows(&model.hidden(xt_bl, &model.sigma(t_b)?)?, rows_n);
         let logits_nv = model.logits(&hidden_nd)?;
-        Ok(substitute(&logits_nv, &ops::take_rows(xt_bl, rows_n), self.mask))
+        let banned = !self.config.mask_in_law;
+        Ok(substitute(&logits_nv, &ops::take_rows(xt_bl, rows_n), self.mask, banned))
     }
 
     /// Masked: `s_y = p(y) / (e^σ - 1)`, `s_mask = 1`. Open: `s_xt = 1`, `s_mask = e^σ - 1`.
@@ -169,7 +174,7 @@ impl Parameterization for Subs {
         rows_n: &Tensor,
     ) -> Result<Tensor> {
         let p_nv = self.log_x0(model, xt_bl, t_b, rows_n)?.exp();
-        let sigma_n = ops::of_sequence(&model.sigma(t_b)?, rows_n, self.length);
+        let sigma_n = ops::of_sequence(&model.sigma(t_b)?, rows_n, xt_bl.size()[1]);
         let odds_n1 = sigma_n.expm1().to_kind(p_nv.kind()).unsqueeze(1);
         let masked = &p_nv / &odds_n1;
         let _ = masked.select(1, self.mask).fill_(1.0);
@@ -179,12 +184,14 @@ impl Parameterization for Subs {
     }
 }
 
-/// Raw logits `[N, V]` to `log p(x0 | xt)`: the mask is impossible, a token of `xt_n [N]` that is open is certain.
-fn substitute(logits_nv: &Tensor, xt_n: &Tensor, mask: i64) -> Tensor {
+/// Raw logits `[N, V]` to `log p(x0 | xt)`: the mask is impossible where it is `banned`, a token of `xt_n [N]` that is open is certain.
+fn substitute(logits_nv: &Tensor, xt_n: &Tensor, mask: i64, banned: bool) -> Tensor {
     // Half precision would lose 0.1 nat in the normaliser.
     let kind = if logits_nv.kind() == Kind::Double { Kind::Double } else { Kind::Float };
     let logits = logits_nv.to_kind(kind).copy();
-    let _ = logits.select(1, mask).fill_(f64::NEG_INFINITY);
+    if banned {
+        let _ = logits.select(1, mask).fill_(f64::NEG_INFINITY);
+    }
     let log_p = logits.log_softmax(-1, kind);
     let certain = log_p.full_like(f64::NEG_INFINITY);
     let certain = certain.scatter_value(1, &xt_n.unsqueeze(1), 0.0);

@@ -35,7 +35,6 @@ impl Default for Config {
 struct Sedd {
     config: Config,
     mask: i64,
-    length: i64,
 }
 
 impl Component for Sedd {
@@ -58,7 +57,7 @@ impl Component for Sedd {
             "`sedd` divides its output by e^σ - 1, so the network must see σ: set `time_conditioning=true`"
         );
         let Some(mask) = context.mask_id else { bail!(Config, "`sedd` needs a mask token") };
-        Ok(Self { config, mask, length: context.length })
+        Ok(Self { config, mask })
     }
 }
 
@@ -103,7 +102,7 @@ impl Parameterization for Sedd {
         let constant_n = (&ratio_n * (ratio_n.log() - 1.0)).to_kind(kind);
         let negative_n =
             log_s_nv.gather(1, &target_n1, false).squeeze_dim(1) * ratio_n.to_kind(kind);
-        let rate_n = ops::of_sequence(&model.dsigma(t_b)?, &rows_n, self.length).to_kind(kind);
+        let rate_n = ops::of_sequence(&model.dsigma(t_b)?, &rows_n, x0_bl.size()[1]).to_kind(kind);
         let nats_n = rate_n * (positive_n - negative_n + constant_n);
         let zero_bl = Tensor::zeros(x0_bl.size(), (kind, x0_bl.device()));
         Ok(ops::put_rows(&zero_bl, &rows_n, &nats_n))

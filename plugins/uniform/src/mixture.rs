@@ -178,6 +178,7 @@ pub(crate) mod tests {
             time_conditioning: true,
             kind: Kind::Double,
             cuda: None,
+            fresh: true,
         }
     }
 

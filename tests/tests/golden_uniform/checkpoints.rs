@@ -48,6 +48,7 @@ fn opened(path: &Path, words: &[&str]) -> (Config, Model) {
         time_conditioning: config.top.time_conditioning,
         kind: Kind::Float,
         cuda: None,
+        fresh: true,
     };
     let model = assemble::model(&config, &registry, choices, facts).expect("a model");
     assemble::load_weights(&model, &checkpoint, &config).expect("its weights");

@@ -210,14 +210,16 @@ mod tests {
     }
 
     #[test]
-    fn rows_beyond_the_tokens_have_no_text() {
+    fn rows_beyond_the_tokens_are_numbers() {
         let folder = tempfile::tempdir().unwrap();
         write(folder.path(), "vocab.json", BYTES);
         write(folder.path(), "merges.txt", "a b\n");
         let wide = widened(load(folder.path()).unwrap().into(), 17, 16);
         for tokenizer in [parse(&wide.to_json(), folder.path()).unwrap().into(), wide] {
             assert_eq!((tokenizer.vocab_size(), tokenizer.mask_id()), (17, 16));
-            assert_eq!(tokenizer.decode(&[3, 12, 16, 1]), "ab[MASK]a");
+            assert_eq!(tokenizer.decode(&[3, 12, 16, 1]), "ab<12>[MASK]a");
+            let known = [0, 7, 8, 15, 16].map(|id| tokenizer.has(id));
+            assert_eq!(known, [true, true, false, false, true]);
             assert_eq!(tokenizer.encode("aba").unwrap(), [3, 1]);
         }
     }

@@ -34,7 +34,7 @@ const BOS: &[&str] =
     &["[BOS]", "<s>", "<|begin_of_text|>", "<|startoftext|>", "<|endoftext|>", "[CLS]"];
 const EOS: &[&str] = &["[EOS]", "</s>", "<|end_of_text|>", "<|endoftext|>", "[SEP]"];
 const PAD: &[&str] = &["[PAD]", "<pad>"];
-const MASK: &[&str] = &["[MASK]", "<mask>"];
+const MASK: &[&str] = &["[MASK]", "<mask>", "<|mask|>", "<|mdm_mask|>"];
 
 impl Special {
     /// What the files in a tokenizer's folder say.
@@ -64,7 +64,7 @@ impl Special {
 }
 
 /// The file's value; null where there is no such file.
-pub(super) fn json_file(path: &Path) -> Result<Value> {
+pub(crate) fn json_file(path: &Path) -> Result<Value> {
     let text = match read_text(path) {
         Err(Error { kind: Kind::Missing, .. }) => return Ok(Value::Null),
         text => text?,
@@ -234,6 +234,11 @@ impl Tokenizer for HuggingFace {
 
     fn mask_id(&self) -> i64 {
         self.mask.map_or(self.tokens, i64::from)
+    }
+
+    fn has(&self, id: i64) -> bool {
+        let token = u32::try_from(id).ok().and_then(|id| self.library.id_to_token(id));
+        token.is_some() || id == self.mask_id()
     }
 
     /// Its own mask is one of its tokens.

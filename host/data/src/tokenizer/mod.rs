@@ -4,6 +4,7 @@
 //! other gets the mask appended behind its last token, as the original does.
 
 mod added;
+mod bare;
 pub mod characters;
 mod hugging_face;
 mod library;
@@ -15,11 +16,12 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use added::Added;
+use bare::Bare;
 use serde::{Deserialize, Serialize};
 
 pub(crate) use characters::Characters;
 use hugging_face::HuggingFace;
-pub(crate) use hugging_face::Special;
+pub(crate) use hugging_face::{Special, json_file};
 pub(crate) use library::LONGEST;
 
 use super::{read_text, stories};
@@ -36,6 +38,14 @@ pub trait Tokenizer: Send + Sync {
     /// Tokens without a mask that was appended to them: the vocabulary of a process that has no mask.
     fn tokens(&self) -> i64 {
         self.vocab_size() - i64::from(self.mask_id() == self.vocab_size() - 1)
+    }
+    /// Whether an id is a token of the vocabulary's; a network may have rows beyond them, and a vocabulary holes.
+    fn has(&self, id: i64) -> bool {
+        (0..self.vocab_size()).contains(&id)
+    }
+    /// Whether there are tokens and no text.
+    fn is_bare(&self) -> bool {
+        false
     }
     /// Id in front of a block: the tokenizer's BOS, or else its CLS.
     fn bos(&self) -> Option<u32> {
@@ -115,6 +125,11 @@ enum Stored {
         special: Special,
         tokenizer: serde_json::Value,
     },
+    /// Tokens without text.
+    Bare {
+        vocab_size: i64,
+        mask: i64,
+    },
     /// One of a network that has more rows than it has tokens.
     Wider {
         vocab_size: i64,
@@ -188,16 +203,29 @@ fn restored(stored: Stored, file: &Path) -> Result<Box<dyn Tokenizer>> {
         Stored::HuggingFace { special, tokenizer } => {
             Box::new(HuggingFace::parse(&tokenizer.to_string(), &special, file)?)
         }
+        Stored::Bare { vocab_size, mask } => {
+            check_mask(vocab_size, mask, file)?;
+            Box::new(Bare { vocab_size, mask })
+        }
         Stored::Wider { vocab_size, mask, tokenizer } => {
-            if !(0..vocab_size.min(1 << 31)).contains(&mask) {
-                let message =
-                    format!("`{}` has {vocab_size} rows and the mask {mask}", file.display());
-                return Err(Error::data(message, "the file is damaged: take it from another copy"));
-            }
+            check_mask(vocab_size, mask, file)?;
             let inner: Arc<dyn Tokenizer> = parse(&tokenizer.to_string(), file)?.into();
             Box::new(Wider { inner, vocab_size, mask })
         }
     })
+}
+
+fn check_mask(vocab_size: i64, mask: i64, file: &Path) -> Result<()> {
+    if (0..vocab_size.min(1 << 31)).contains(&mask) {
+        return Ok(());
+    }
+    let message = format!("`{}` has {vocab_size} rows and the mask {mask}", file.display());
+    Err(Error::data(message, "the file is damaged: take it from another copy"))
+}
+
+/// The tokens of a network of `vocab_size` rows that has no tokenizer.
+pub fn bare(vocab_size: i64, mask: i64) -> Arc<dyn Tokenizer> {
+    Arc::new(Bare { vocab_size, mask })
 }
 
 /// The same tokens for a network of `vocab_size` rows, of which `mask` is the mask's.
@@ -209,7 +237,7 @@ pub fn widened(inner: Arc<dyn Tokenizer>, vocab_size: i64, mask: i64) -> Arc<dyn
 const FILES: [&str; 3] = ["tokenizer.json", "vocab.json", "vocab.txt"];
 
 /// Those and what may lie beside them.
-pub(crate) const REPOSITORY_FILES: [&str; 7] = [
+pub const REPOSITORY_FILES: [&str; 8] = [
     "tokenizer.json",
     "vocab.json",
     "merges.txt",
@@ -217,6 +245,7 @@ pub(crate) const REPOSITORY_FILES: [&str; 7] = [
     "added_tokens.json",
     "special_tokens_map.json",
     "tokenizer_config.json",
+    "chat_template.jinja",
 ];
 
 /// Whether a folder holds a tokenizer.

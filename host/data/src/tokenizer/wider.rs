@@ -8,6 +8,7 @@ use std::sync::Arc;
 use maskdiff_base::error::Result;
 use serde_json::Value;
 
+use super::bare::unknown;
 use super::{Encoder, Stored, Tokenizer};
 
 /// See the file.
@@ -25,6 +26,10 @@ impl Tokenizer for Wider {
 
     fn mask_id(&self) -> i64 {
         self.mask
+    }
+
+    fn has(&self, id: i64) -> bool {
+        id == self.mask || (0..self.inner.tokens()).contains(&id) && self.inner.has(id)
     }
 
     fn bos(&self) -> Option<u32> {
@@ -47,14 +52,19 @@ impl Tokenizer for Wider {
         self.inner.encode(text)
     }
 
-    /// Rows that are no tokens have no text.
+    /// Rows that are no tokens have no text but their number.
     fn decode(&self, ids: &[i64]) -> String {
         let tokens = 0..self.inner.tokens();
-        let plain = |run: &[i64]| {
-            let known: Vec<i64> = run.iter().copied().filter(|id| tokens.contains(id)).collect();
-            self.inner.decode(&known)
+        let alike = |a: &i64, b: &i64| {
+            let is_plain = |id: &i64| *id != self.mask && tokens.contains(id);
+            is_plain(a) && is_plain(b)
         };
-        ids.split(|id| *id == self.mask).map(plain).collect::<Vec<String>>().join("[MASK]")
+        let piece = |run: &[i64]| match run {
+            [id] if *id == self.mask => "[MASK]".to_string(),
+            [id] if !tokens.contains(id) => unknown(*id),
+            run => self.inner.decode(run),
+        };
+        ids.chunk_by(alike).map(piece).collect()
     }
 
     fn unknown(&self) -> Option<u32> {

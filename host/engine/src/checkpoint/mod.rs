@@ -14,6 +14,7 @@
 //! number of ranks nor the strategy shows in it. There is no state of random generators: every draw is a function of the
 //! seed and of the position (see [`maskdiff_base::stream`]).
 
+pub mod adapter;
 #[cfg(feature = "remote")]
 mod bounded;
 mod copier;

@@ -122,6 +122,31 @@ enum Place {
     Memory(Tensor),
     /// From this byte on.
     File(Arc<File>, u64),
+    /// With a matrix added to it.
+    Sum(Box<Stored>, Arc<Added>),
+}
+
+/// A matrix in two factors: `scale b a`, turned round where it is `transposed`.
+#[derive(Debug)]
+pub(super) struct Added {
+    pub(super) a: Tensor,
+    pub(super) b: Tensor,
+    pub(super) scale: f64,
+    pub(super) transposed: bool,
+}
+
+impl Added {
+    /// Its shape; an error where the factors do not go together.
+    pub(super) fn size(&self) -> Option<[i64; 2]> {
+        let (a, b) = (self.a.size(), self.b.size());
+        let fits = a.len() == 2 && b.len() == 2 && a[0] == b[1];
+        fits.then(|| if self.transposed { [a[1], b[0]] } else { [b[0], a[1]] })
+    }
+
+    fn tensor(&self) -> Tensor {
+        let product = self.b.to_kind(Kind::Double).matmul(&self.a.to_kind(Kind::Double));
+        if self.transposed { product.tr() * self.scale } else { product * self.scale }
+    }
 }
 
 impl From<Tensor> for Stored {
@@ -136,6 +161,7 @@ impl Clone for Stored {
         let place = match &self.place {
             Place::Memory(tensor) => Place::Memory(tensor.shallow_clone()),
             Place::File(file, at) => Place::File(Arc::clone(file), *at),
+            Place::Sum(base, added) => Place::Sum(base.clone(), Arc::clone(added)),
         };
         Self { shape: self.shape.clone(), kind: self.kind, place }
     }
@@ -160,19 +186,38 @@ impl Stored {
         })
     }
 
+    /// The same with a matrix of its shape added, computed when somebody asks for the numbers.
+    pub(super) fn plus(self, added: Added) -> Self {
+        let (shape, kind) = (self.shape.clone(), self.kind);
+        Self { shape, kind, place: Place::Sum(Box::new(self), Arc::new(added)) }
+    }
+
     /// Its first rows.
     pub fn first_rows(mut self, rows: i64) -> Self {
-        if let Place::Memory(tensor) = &mut self.place {
-            *tensor = tensor.narrow(0, 0, rows);
+        match &mut self.place {
+            Place::Memory(tensor) => *tensor = tensor.narrow(0, 0, rows),
+            Place::File(..) => {}
+            Place::Sum(base, added) => {
+                let (a, b) = (added.a.shallow_clone(), added.b.shallow_clone());
+                let Added { scale, transposed, .. } = **added;
+                let (a, b) =
+                    if transposed { (a.narrow(1, 0, rows), b) } else { (a, b.narrow(0, 0, rows)) };
+                **base = base.clone().first_rows(rows);
+                *added = Arc::new(Added { a, b, scale, transposed });
+            }
         }
         self.shape[0] = rows;
         self
     }
 
-    /// Its numbers, on the CPU.
+    /// Its numbers, on the CPU; of a sum in float64.
     pub fn tensor(&self) -> Result<Tensor> {
-        if let Place::Memory(tensor) = &self.place {
-            return Ok(tensor.shallow_clone());
+        match &self.place {
+            Place::Memory(tensor) => return Ok(tensor.shallow_clone()),
+            Place::Sum(base, added) => {
+                return Ok(base.tensor()?.to_kind(Kind::Double) + added.tensor());
+            }
+            Place::File(..) => {}
         }
         let tensor =
             Tensor::f_empty(&self.shape, (self.kind, Device::Cpu)).map_err(component::torch)?;
@@ -195,7 +240,9 @@ impl Stored {
                     )
                 })?;
             }
-            Place::File(..) => to.f_copy_(&self.tensor()?).map_err(component::torch)?,
+            Place::File(..) | Place::Sum(..) => {
+                to.f_copy_(&self.tensor()?).map_err(component::torch)?;
+            }
         }
         Ok(())
     }

@@ -103,15 +103,16 @@ impl Measure {
     /// What is measured of some sequences.
     fn nats(self, model: &Model, rows: &TokenRows, draws: Draws) -> Result<Measured> {
         let Draws { u_b, u_bl, .. } = &draws;
-        let TokenRows { x0_bl, counted_bl } = rows;
+        let TokenRows { x0_bl, counted_bl, given_bl } = rows;
         let sum = |t: &Tensor| t.sum_dim_intlist([1i64].as_slice(), false, Kind::Double);
         let counted_bl = &model.counted(counted_bl.as_ref().map(Tensor::shallow_clone), x0_bl);
         if self == Self::Reference && !is_exact(model) {
             let t_b = model.draw_t(u_b)?;
-            model.inject_uniforms(Some(u_bl.shallow_clone()));
+            model.inject_uniforms(Some(rows.keeping(u_bl)));
             model.set_moment(Moment::of_loss(None, draws.streams));
             let batch =
-                Batch::new(x0_bl, &t_b).counted(counted_bl.as_ref()).at(draws.step, draws.step);
+                Batch::new(x0_bl, &t_b).counted(counted_bl.as_ref()).given(given_bl.as_ref());
+            let batch = batch.at(draws.step, draws.step);
             let objective = model.objective(&batch);
             model.inject_uniforms(None);
             model.set_moment(Moment::default());

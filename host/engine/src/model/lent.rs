@@ -119,7 +119,11 @@ impl maskdiff_plugin_api::Model for Model {
     }
 
     fn logits(&self, hidden_nd: &Tensor) -> PluginResult<Tensor> {
-        self.reduced(|| self.network.logits(hidden_nd))
+        let logits_nv = self.reduced(|| self.network.logits(hidden_nd))?;
+        Ok(match self.unused.borrow().as_ref().filter(|_| self.drawing.get()) {
+            Some(unused) => logits_nv.index_fill(-1, unused, f64::NEG_INFINITY),
+            None => logits_nv,
+        })
     }
 
     fn weighted_nll(

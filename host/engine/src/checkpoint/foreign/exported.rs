@@ -89,5 +89,6 @@ pub(super) fn read(path: &Path, file: &Path) -> Result<Foreign> {
         mask: MaskRow::OfTokenizer,
         length_key: None,
         is_told: true,
+        layout: None,
     })
 }

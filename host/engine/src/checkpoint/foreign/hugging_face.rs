@@ -9,16 +9,18 @@ use maskdiff_data::{has_tokenizer, read_text};
 use serde_json::Value;
 use tch::Tensor;
 
-use super::super::Stored;
+use super::super::{Stored, tensors};
 use super::layout::{Layout, Mask};
-use super::{Foreign, Kept, MaskRow, bare, floats, rotary, unusable, vocab_size};
+use super::{Foreign, Kept, MaskRow, floats, rotary, unusable, vocab_size};
 
 pub(super) fn read(folder: &Path) -> Result<Foreign> {
     let file = folder.join("config.json");
     let text = read_text(&file)?;
     let config: Value = serde_json::from_str(&text).map_err(|e| unusable(&file, &e.to_string()))?;
     let layouts = Layout::all()?;
-    let Some(layout) = layouts.iter().find(|layout| layout.fits(&config)) else {
+    let files = files(folder);
+    let tensors = names(files.as_deref().unwrap_or_default());
+    let Some(layout) = layouts.iter().find(|layout| layout.fits(&config, &tensors)) else {
         let kind = config["model_type"].as_str().unwrap_or("no model type");
         let known: Vec<&str> = layouts.iter().map(|layout| layout.about.as_str()).collect();
         return Err(Error::checkpoint(
@@ -34,7 +36,8 @@ pub(super) fn read(folder: &Path) -> Result<Foreign> {
             format!("`{}` is of another network than {}: {why}", file.display(), layout.about);
         return Err(Error::checkpoint(message, "a backbone plugin of its own could run it"));
     }
-    let mut weights = weights(folder, layout)?;
+    let files = files?;
+    let mut weights = weights(&files, layout)?;
     if layout.cached_rotary {
         rotary::uncache(&mut weights);
     }
@@ -54,7 +57,7 @@ pub(super) fn read(folder: &Path) -> Result<Foreign> {
     }
     Ok(Foreign {
         path: folder.to_path_buf(),
-        files: files(folder)?,
+        files,
         config: layout.translated(&config).map_err(|why| unusable(&file, &why))?,
         run: String::new(),
         samples: None,
@@ -68,18 +71,24 @@ pub(super) fn read(folder: &Path) -> Result<Foreign> {
         mask,
         length_key: layout.length_key(),
         is_told: true,
+        layout: Some(layout.clone()),
     })
 }
 
+/// The names of all tensors; what cannot be read is told of when it is wanted.
+fn names(files: &[PathBuf]) -> Vec<String> {
+    let of_file = |file: &PathBuf| tensors::open(file, |_| true).unwrap_or_default().tensors;
+    files.iter().flat_map(|file| of_file(file).into_keys()).collect()
+}
+
 /// The network's tensors, without the prefix of the wrapper around it. What is left out may be of any type.
-fn weights(folder: &Path, layout: &Layout) -> Result<BTreeMap<String, Stored>> {
-    let named = |name: &str| bare(name, &layout.prefix).unwrap_or_else(|name| name);
+fn weights(files: &[PathBuf], layout: &Layout) -> Result<BTreeMap<String, Stored>> {
     let mut all = BTreeMap::new();
-    for file in files(folder)? {
-        for (name, tensor) in floats(&file, |name| !layout.ignores(&named(name)))?.tensors {
-            let name = named(&name);
+    for file in files {
+        for (name, tensor) in floats(file, |name| !layout.ignores(&layout.ours(name)))?.tensors {
+            let name = layout.ours(&name);
             if all.contains_key(&name) {
-                return Err(unusable(&file, &format!("`{name}` is there twice")));
+                return Err(unusable(file, &format!("`{name}` is there twice")));
             }
             all.insert(name, tensor);
         }

@@ -1,10 +1,14 @@
 //! Which Hugging Face folders are understood: `configs/layout/NAME.toml` says how a folder is recognised and what its
 //! `config.json` means in our words, for reading and for writing.
 
+use std::collections::BTreeMap;
+
 use maskdiff_base::error::{Error, Result};
 use maskdiff_config::{Config, shelf_file, shelf_names};
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
+
+use super::bare;
 
 /// A layout.
 #[derive(Debug, Clone, Deserialize)]
@@ -13,7 +17,15 @@ pub(super) struct Layout {
     /// What it is, in a few words.
     pub(super) about: String,
     /// In front of the tensors' names.
-    pub(super) prefix: String,
+    prefix: String,
+    /// Other words that stand there in some folders.
+    #[serde(default)]
+    also: Vec<String>,
+    /// A folder is known by tensors whose names begin so, or by the key of its mask.
+    tensor: Option<String>,
+    /// Our names of tensors with theirs, where these are not the prefix and ours; `*` for any part.
+    #[serde(default)]
+    names: BTreeMap<String, String>,
     /// Tensors that are none of the network's, `*` for a number.
     #[serde(default)]
     ignored: Vec<String>,
@@ -28,6 +40,9 @@ pub(super) struct Layout {
     /// Their keys that may have no other value, where they are there.
     #[serde(default)]
     only: Map<String, Value>,
+    /// Their keys that must say nothing: absent, null or false.
+    #[serde(default)]
+    absent: Vec<String>,
     /// Our keys with what they always are; of several words any is written.
     model: Map<String, Value>,
     /// Our keys with theirs.
@@ -52,6 +67,21 @@ pub(super) struct Vocabulary {
     pub(super) embedding: String,
     /// It has no row for the mask, unless their file has this key and says yes; without a key it always has one.
     unless: Option<String>,
+    /// Their key for the id of the mask, which may then be any token; without one it is the last.
+    pub(super) mask_key: Option<String>,
+}
+
+/// `name` in the words of `to`, where it is of the pattern `from`: what stands for each `*` is taken over.
+fn renamed(name: &str, from: &str, to: &str) -> Option<String> {
+    let (parts, pattern): (Vec<&str>, Vec<&str>) =
+        (name.split('.').collect(), from.split('.').collect());
+    let alike = parts.len() == pattern.len()
+        && parts.iter().zip(&pattern).all(|(part, pattern)| *pattern == "*" || part == pattern);
+    let mut any =
+        parts.iter().zip(&pattern).filter(|(_, pattern)| **pattern == "*").map(|(part, _)| *part);
+    let parts =
+        to.split('.').map(|part| if part == "*" { any.next().unwrap_or(part) } else { part });
+    alike.then(|| parts.collect::<Vec<&str>>().join("."))
 }
 
 /// The mask among the tokens that a `config.json` counts.
@@ -71,6 +101,18 @@ pub(super) enum Mask {
 /// The value of a dotted key.
 fn get<'a>(config: &'a Value, key: &str) -> &'a Value {
     key.split('.').fold(config, |value, part| &value[part])
+}
+
+/// A size that is 0 in our words and follows from others: their programs have other ideas of a key that is absent.
+fn derived(config: &Config, key: &str) -> Value {
+    let size = |key: &str| config.layers.value(key).and_then(|value| value.as_i64());
+    let (width, heads) = (size("model.hidden_size"), size("model.n_heads"));
+    match (key, width, heads) {
+        ("model.n_kv_heads", _, Some(heads)) => json!(heads),
+        ("model.head_size", Some(width), Some(heads)) if heads > 0 => json!(width / heads),
+        ("model.mlp_size", Some(width), _) => json!(4 * width),
+        _ => json!(0),
+    }
 }
 
 /// Sets a dotted key.
@@ -99,9 +141,36 @@ impl Layout {
         shelf_names("layout").into_iter().map(read).collect()
     }
 
-    /// Whether a folder with this `config.json` is of this layout.
-    pub(super) fn fits(&self, theirs: &Value) -> bool {
-        self.when.iter().all(|(key, value)| get(theirs, key) == value)
+    /// Whether a folder with this `config.json` and these tensors is of this layout.
+    pub(super) fn fits(&self, theirs: &Value, tensors: &[String]) -> bool {
+        let known = |(key, value): (&String, &Value)| {
+            let has = get(theirs, key);
+            value.as_array().map_or(has == value, |words| words.contains(has))
+        };
+        let told = |tensor: &String| {
+            let mask =
+                self.vocabulary.mask_key.as_ref().map_or(&Value::Null, |key| get(theirs, key));
+            !mask.is_null() || tensors.iter().any(|name| name.starts_with(tensor))
+        };
+        self.when.iter().all(known) && self.tensor.as_ref().is_none_or(told)
+    }
+
+    /// Our name of a tensor of theirs.
+    pub(super) fn ours(&self, theirs: &str) -> String {
+        let whole = bare(theirs, "").unwrap_or_else(|name| name);
+        let mut renamed = self.names.iter().filter_map(|(ours, own)| renamed(&whole, own, ours));
+        if let Some(name) = renamed.next() {
+            return name;
+        }
+        let prefixes = std::iter::once(&self.prefix).chain(&self.also);
+        let mut without = prefixes.map(|prefix| bare(theirs, prefix));
+        without.find_map(std::result::Result::ok).unwrap_or(whole)
+    }
+
+    /// Their name of a tensor of ours.
+    pub(super) fn theirs(&self, ours: &str) -> String {
+        let mut renamed = self.names.iter().filter_map(|(own, theirs)| renamed(ours, own, theirs));
+        renamed.next().unwrap_or_else(|| format!("{}{ours}", self.prefix))
     }
 
     /// A key by which a folder is of another network, with what it says and what it should.
@@ -112,7 +181,12 @@ impl Layout {
             (!has.is_null() && !same(has, wanted))
                 .then(|| format!("`{key}` is {has}, and only {wanted} is known"))
         });
-        others.next()
+        let mut said = self.absent.iter().filter_map(|key| {
+            let has = get(theirs, key);
+            (!has.is_null() && *has != Value::Bool(false))
+                .then(|| format!("`{key}` is {has}, and a network with it is not known"))
+        });
+        others.next().or_else(|| said.next())
     }
 
     /// Whether a tensor is none of the network's.
@@ -155,8 +229,12 @@ impl Layout {
                 value => put(&mut ours, key, value.clone()),
             }
         }
-        for (key, their_key) in &self.optional {
-            let value = get(theirs, their_key.as_str().unwrap_or_default());
+        let mask = self.vocabulary.mask_key.as_ref().map(|key| ("model.mask_id", key.as_str()));
+        let optional = self.optional.iter();
+        let optional =
+            optional.map(|(key, theirs)| (key.as_str(), theirs.as_str().unwrap_or_default()));
+        for (key, their_key) in optional.chain(mask) {
+            let value = get(theirs, their_key);
             if !value.is_null() {
                 put(&mut ours, key, value.clone());
             }
@@ -175,24 +253,39 @@ impl Layout {
         let chooses = |key: &str| {
             ["backbone", "diffusion", "parameterization", "time_conditioning", "noise.type"]
                 .contains(&key)
+                || key.starts_with("model.")
         };
         // A model in blocks has the same tensors as one without: the key alone tells them apart.
         let blocks = config.top.block_size.is_some();
         blocks == self.keys.contains_key("block_size")
             && self.model.iter().filter(|(key, _)| chooses(key)).all(|(key, value)| {
                 let has = config.layers.value(key).unwrap_or(Value::Null);
-                value.as_array().map_or(*value == has, |words| words.contains(&has))
+                // A switch that nobody has set is off.
+                let off = has.is_null() && *value == Value::Bool(false);
+                off || value.as_array().map_or(*value == has, |words| words.contains(&has))
             })
     }
 
     /// The `config.json` of a model of ours.
-    pub(super) fn written(&self, config: &Config, vocab_size: i64) -> Value {
+    pub(super) fn written(&self, config: &Config, vocab_size: i64, mask_id: Option<i64>) -> Value {
         let mut theirs = Value::Object(self.written.clone());
         for (key, value) in &self.when {
-            put(&mut theirs, key, value.clone());
+            let first = value.as_array().and_then(|words| words.first()).unwrap_or(value);
+            put(&mut theirs, key, first.clone());
         }
-        for (key, their_key) in self.keys.iter().chain(&self.optional) {
+        for (key, their_key) in &self.optional {
             let value = config.layers.value(key).unwrap_or(Value::Null);
+            let value = if value == json!(0) { derived(config, key) } else { value };
+            if !value.is_null() {
+                put(&mut theirs, their_key.as_str().unwrap_or_default(), value);
+            }
+        }
+        if let (Some(key), Some(mask_id)) = (&self.vocabulary.mask_key, mask_id) {
+            put(&mut theirs, key, json!(mask_id));
+        }
+        for (key, their_key) in &self.keys {
+            let value = config.layers.value(key).unwrap_or(Value::Null);
+            let value = if value == json!(0) { derived(config, key) } else { value };
             put(&mut theirs, their_key.as_str().unwrap_or_default(), value);
         }
         let tokens = vocab_size - i64::from(self.vocabulary.mask == Mask::Apart);

@@ -15,6 +15,7 @@ mod original;
 pub mod pickle;
 mod python_tokenizer;
 mod rotary;
+mod shards;
 pub mod write;
 
 use std::collections::BTreeMap;
@@ -61,6 +62,8 @@ pub struct Foreign {
     pub length_key: Option<String>,
     /// Whether it says how it was made; or else the user has to.
     pub is_told: bool,
+    /// How its program names tensors, where that is not as we do.
+    layout: Option<layout::Layout>,
 }
 
 /// Where a network has the row of its mask.
@@ -167,6 +170,11 @@ fn vocab_size(path: &Path, weights: &BTreeMap<String, Stored>, known: &[&str]) -
 }
 
 impl Foreign {
+    /// Our name of a tensor of its program.
+    pub fn ours(&self, theirs: &str) -> String {
+        self.layout.as_ref().map_or(theirs.to_string(), |layout| layout.ours(theirs))
+    }
+
     /// What it tells of the model and of its training, as TOML.
     pub fn whole(&self) -> String {
         format!("{}{}", self.config, self.run)
@@ -268,6 +276,7 @@ fn from_lightning(path: &Path) -> Result<Foreign> {
         mask,
         length_key: None,
         is_told,
+        layout: None,
     })
 }
 

@@ -1,18 +1,18 @@
 //! Checkpoints for other programs: Hugging Face folders and plain safetensors; a `.ckpt` is written by `lightning_file`.
 
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use include_dir::{Dir, include_dir};
 use maskdiff_base::error::{Error, Result};
-use maskdiff_base::files;
+use maskdiff_base::files::{self, look};
 use maskdiff_config::Config;
 use serde_json::Value;
 use tch::{Kind, Tensor};
 
 use super::super::tensors::{self, Named};
 use super::layout::Layout;
-use super::{exported, rotary};
+use super::{exported, rotary, shards};
 
 /// Code that opens exported folders in Python.
 static CODE: Dir<'_> = include_dir!("$CARGO_MANIFEST_DIR/assets/export");
@@ -46,6 +46,12 @@ pub struct Export<'a> {
     pub samples: u64,
     /// The tokenizer's file.
     pub tokenizer: String,
+    /// Whether there is one that turns text into tokens.
+    pub has_tokenizer: bool,
+    /// The folder of the model that it comes from, where that has the tokenizer's files.
+    pub tokenizer_folder: Option<PathBuf>,
+    /// Weights of a Hugging Face folder that are larger stand in several files of at most this size.
+    pub shard_bytes: u64,
     /// Its BOS, EOS, padding and mask.
     pub special: [Option<i64>; 4],
 }
@@ -56,7 +62,10 @@ impl Export<'_> {
         let average = |name: &String| self.ema.as_ref()?.iter().find(|(known, _)| known == name);
         let used = |(name, tensor): &(String, Tensor)| {
             let tensor = average(name).map_or(tensor, |(_, average)| average);
-            (name.clone(), tensor.to_kind(Kind::Float))
+            // Weights that are held in 16 bits are written so.
+            let narrow = matches!(tensor.kind(), Kind::BFloat16 | Kind::Half);
+            let tensor = if narrow { tensor.shallow_clone() } else { tensor.to_kind(Kind::Float) };
+            (name.clone(), tensor)
         };
         self.weights.iter().map(used).collect()
     }
@@ -65,7 +74,7 @@ impl Export<'_> {
     /// configuration and tokenizer are files of their own as well.
     pub fn safetensors(&self, path: &Path) -> Result<()> {
         if path.extension().is_none_or(|ending| ending != "safetensors") {
-            return self.folder(path, "", None);
+            return self.folder(path, None);
         }
         let folder = parent(path)?;
         let draft = tempfile::Builder::new().prefix(".export-").tempfile_in(folder);
@@ -101,7 +110,8 @@ impl Export<'_> {
             ));
         };
         let last = self.vocab_size - 1;
-        if let Some(mask) = self.mask_id.filter(|mask| *mask != last) {
+        let other = self.mask_id.filter(|mask| *mask != last);
+        if let (None, Some(mask)) = (&layout.vocabulary.mask_key, other) {
             return Err(Error::config(
                 format!(
                     "the mask is token {mask} of {}, and that layout has it last",
@@ -110,28 +120,38 @@ impl Export<'_> {
                 "`--format safetensors` or `lightning` write it",
             ));
         }
-        let config = layout.written(self.config, self.vocab_size);
-        self.folder(folder, &layout.prefix, Some((layout, &config)))
+        let mut config = layout.written(self.config, self.vocab_size, self.mask_id);
+        let narrow = self
+            .weights
+            .iter()
+            .find(|(_, tensor)| matches!(tensor.kind(), Kind::BFloat16 | Kind::Half));
+        let kind = match narrow.map(|(_, tensor)| tensor.kind()) {
+            Some(Kind::BFloat16) => "bfloat16",
+            Some(_) => "float16",
+            None => "float32",
+        };
+        config["torch_dtype"] = kind.into();
+        self.folder(folder, Some((layout, &config)))
     }
 
     /// Writes a folder under another name and gives it its own.
-    fn folder(&self, folder: &Path, prefix: &str, theirs: Option<(&Layout, &Value)>) -> Result<()> {
+    fn folder(&self, folder: &Path, theirs: Option<(&Layout, &Value)>) -> Result<()> {
         let parent = parent(folder)?;
         let draft = tempfile::Builder::new().prefix(".export-").tempdir_in(parent);
         let draft = draft.map_err(|e| Error::io("write into", parent, &e))?;
         let at = |name: &str| draft.path().join(name);
-        let mut used = self.used();
-        if theirs.is_some_and(|(layout, _)| layout.cached_rotary) {
-            rotary::cache(&mut used, self.config.model.length);
-        }
-        let named = used.into_iter().map(|(name, tensor)| (format!("{prefix}{name}"), tensor));
-        let (mut named, weights): (Named, _) = (named.collect(), at("model.safetensors"));
         match theirs {
             Some((layout, config)) => {
+                let mut used = self.used();
+                if layout.cached_rotary {
+                    rotary::cache(&mut used, self.config.model.length);
+                }
+                let named = used.into_iter().map(|(name, tensor)| (layout.theirs(&name), tensor));
+                let mut named: Named = named.collect();
                 let number =
                     |(name, value): (String, f64)| (name, Tensor::from(value).to_kind(Kind::Float));
                 named.extend(layout.buffers(self.config).into_iter().map(number));
-                tensors::write(&named, &weights)?;
+                shards::write(named, draft.path(), self.shard_bytes)?;
                 let text = serde_json::to_string_pretty(config).unwrap_or_default();
                 files::write_whole(&at("config.json"), text)?;
                 for name in &layout.code {
@@ -147,16 +167,34 @@ impl Export<'_> {
                 }
             }
             None => {
-                tensors::write_with(&named, &self.words(), &weights)?;
+                tensors::write_with(&self.used(), &self.words(), &at("model.safetensors"))?;
                 files::write_whole(&at("config.toml"), exported::words(self.config))?;
             }
         }
-        files::write_whole(&at("tokenizer.json"), &self.tokenizer)?;
+        self.put_tokenizer(draft.path(), theirs.is_some())?;
         let mode = std::os::unix::fs::PermissionsExt::from_mode(0o755);
         fs::set_permissions(draft.path(), mode).map_err(|e| Error::io("write", folder, &e))?;
         files::sync_folder(draft.path())?;
         files::rename_whole(draft.path(), folder)?;
         let _ = draft.keep();
+        Ok(())
+    }
+}
+
+impl Export<'_> {
+    /// The tokenizer: for other programs the files that they have written, where these are there.
+    fn put_tokenizer(&self, folder: &Path, for_others: bool) -> Result<()> {
+        if for_others && let Some(own) = &self.tokenizer_folder {
+            for name in maskdiff_data::TOKENIZER_FILES {
+                if let Some(text) = look::text(&own.join(name))? {
+                    files::write_whole(&folder.join(name), text)?;
+                }
+            }
+            return Ok(());
+        }
+        if self.has_tokenizer || !for_others {
+            files::write_whole(&folder.join("tokenizer.json"), &self.tokenizer)?;
+        }
         Ok(())
     }
 }

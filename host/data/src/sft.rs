@@ -1,0 +1,297 @@
+//! Conversations and pairs to fine-tune on: JSON lines, of which the last answer of each is what a model learns to write.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use maskdiff_base::error::{Error, Result};
+use maskdiff_base::files::look;
+use maskdiff_base::text::{counted, hex};
+use maskdiff_config::Config;
+use maskdiff_config::listed::OnInvalid;
+use maskdiff_config::values::Paths;
+use serde_json::Value;
+use sha2::{Digest, Sha256};
+
+use super::chat::{ASSISTANT, Message, Template};
+use super::corpora::LazyHub;
+use super::listing::{self, Endings};
+use super::loader::Loader;
+use super::rows::Rows;
+use super::source::{Blocks, Source};
+use super::tokenizer::Tokenizer;
+use super::{Corpus, Observer, Reads, prepare, read_text};
+
+/// The name of such data.
+pub(crate) const NAME: &str = "sft";
+
+/// Its files.
+const ENDINGS: Endings = Endings { of: &["jsonl", "json"], packed: false };
+
+/// A conversation as tokens: the prompt, and the answer behind it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Example {
+    /// All tokens.
+    pub ids: Vec<u32>,
+    /// How many of them are the prompt.
+    pub prompt: usize,
+}
+
+/// What a line holds.
+enum Line {
+    Messages(Vec<Message>),
+    Pair { prompt: String, answer: String },
+}
+
+impl Line {
+    /// Of a line's JSON; an error says what is wrong with it.
+    fn new(line: &str) -> std::result::Result<Self, String> {
+        let value: Value = serde_json::from_str(line).map_err(|e| format!("it is no JSON: {e}"))?;
+        let text = |key: &str| value[key].as_str().map(ToString::to_string);
+        let this = if let Some(messages) = value["messages"].as_array() {
+            let messages: Vec<Message> = messages
+                .iter()
+                .map(|m| serde_json::from_value(m.clone()))
+                .collect::<std::result::Result<_, _>>()
+                .map_err(|_| "each of its `messages` needs a `role` and a `content`".to_string())?;
+            match messages.last() {
+                Some(last) if last.role == ASSISTANT && messages.len() > 1 => {
+                    Self::Messages(messages)
+                }
+                _ => {
+                    return Err(format!(
+                        "its `messages` do not end with an answer of `{ASSISTANT}`"
+                    ));
+                }
+            }
+        } else if let (Some(asked), Some(answer)) = (text("instruction"), text("output")) {
+            let more = text("input").filter(|more| !more.is_empty());
+            let asked = more.map_or(asked.clone(), |more| format!("{asked}\n\n{more}"));
+            Self::Messages(vec![Message::new("user", &asked), Message::new(ASSISTANT, &answer)])
+        } else if let (Some(prompt), Some(answer)) =
+            (text("prompt"), text("response").or_else(|| text("completion")))
+        {
+            Self::Pair { prompt, answer }
+        } else {
+            let keys: Vec<&str> =
+                value.as_object().into_iter().flatten().map(|(k, _)| &k[..]).collect();
+            return Err(format!(
+                "it has neither `messages`, nor `instruction` and `output`, nor `prompt` and `response`; keys there: {}",
+                keys.join(", ")
+            ));
+        };
+        // Of a conversation an empty answer still says where a turn ends.
+        match &this {
+            Self::Pair { answer, .. } if answer.is_empty() => Err("its answer is empty".into()),
+            _ => Ok(this),
+        }
+    }
+}
+
+/// The tokens of a line, by a template where there is one. Pairs without a template are one text behind the other, with an EOS.
+fn example(
+    line: Line,
+    template: Option<&Template>,
+    tokenizer: &dyn Tokenizer,
+) -> std::result::Result<Example, String> {
+    let said = |e: Error| e.to_string();
+    let messages = match (line, template) {
+        (Line::Pair { prompt, answer }, None) => {
+            let mut ids = tokenizer.encode(&prompt).map_err(said)?;
+            let prompt = ids.len();
+            ids.extend(tokenizer.encode_behind(&answer).map_err(said)?);
+            ids.extend(tokenizer.eos());
+            return Ok(Example { ids, prompt });
+        }
+        (Line::Pair { prompt, answer }, Some(_)) => {
+            vec![Message::new("user", &prompt), Message::new(ASSISTANT, &answer)]
+        }
+        (Line::Messages(messages), _) => messages,
+    };
+    let Some(template) = template else {
+        return Err("a conversation needs a chat template: `data.chat_template=FILE`".into());
+    };
+    let (last, before) = messages.split_last().ok_or("it has no messages")?;
+    let prompt_text = template.render(before, true).map_err(said)?;
+    let text = template.render(&messages, false).map_err(said)?;
+    // Some templates write the header of the next answer whether it is asked for or not.
+    let header = prompt_text.strip_prefix(&template.render(before, false).map_err(said)?[..]);
+    let text = match (header, text.strip_prefix(&prompt_text[..])) {
+        (Some(""), Some(answer)) => {
+            let content = last.content.trim();
+            let end = answer.find(content).map_or(0, |at| at + content.len());
+            let next = answer[end..].find('>').map_or(answer.len(), |at| end + at + 1);
+            format!("{prompt_text}{}", &answer[..next])
+        }
+        _ => text,
+    };
+    let ids = tokenizer.encode(&text).map_err(said)?;
+    let prompt = tokenizer.encode(&prompt_text).map_err(said)?.len();
+    Ok(Example { ids, prompt })
+}
+
+/// What is done with lines that cannot be used.
+struct Left {
+    on_invalid: OnInvalid,
+    count: usize,
+}
+
+impl Left {
+    fn out(&mut self, file: &Path, number: usize, why: &str) -> Result<()> {
+        self.count += 1;
+        let message = format!("`{}`, line {number}: {why}", file.display());
+        match self.on_invalid {
+            OnInvalid::Skip => {
+                if self.count <= 3 {
+                    tracing::warn!("{message}; the line is left out");
+                }
+                Ok(())
+            }
+            _ => Err(Error::data(
+                message,
+                "mend the line, or leave such lines out: `data.on_invalid=skip`",
+            )),
+        }
+    }
+}
+
+/// The template that the configuration names, or that lies beside the tokenizer or the weights.
+pub fn template(config: &Config) -> Result<Option<Template>> {
+    if let Some(path) = &config.data.chat_template {
+        let found = Template::find(Path::new(path))?;
+        return match found {
+            Some(found) => Ok(Some(found)),
+            None => Err(config.layers.error(
+                "data.chat_template",
+                &format!("`{path}` has no chat template"),
+                "a file of Jinja, or a folder with `chat_template.jinja` or a `chat_template` in `tokenizer_config.json`",
+            )),
+        };
+    }
+    let places = [
+        Some(&config.data.tokenizer_name_or_path),
+        config.training.from.as_ref(),
+        config.eval.checkpoint_path.as_ref(),
+    ];
+    for place in places.into_iter().flatten().map(Path::new) {
+        if look::is_folder(place)?
+            && let Some(found) = Template::find(place)?
+        {
+            return Ok(Some(found));
+        }
+    }
+    Ok(None)
+}
+
+/// The rows of some files, and where they come from. `length` is that of a row.
+pub(super) fn rows(
+    config: &Config,
+    paths: &[PathBuf],
+    tokenizer: &dyn Tokenizer,
+    split: &str,
+) -> Result<(Rows, Reads)> {
+    let length = config.model.length as usize;
+    let template = template(config)?;
+    let fill = tokenizer.eos().or_else(|| tokenizer.pad()).map_or(0, i64::from);
+    let mut left = Left { on_invalid: config.data.on_invalid, count: 0 };
+    let (mut ids, mut used, mut given) = (Vec::new(), Vec::new(), Vec::new());
+    let (mut origin, mut hash) = (Vec::new(), Sha256::new());
+    for file in paths {
+        let text = read_text(file)?;
+        origin.push(format!("{} ({} bytes)", file.display(), text.len()));
+        let lines = text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty());
+        for (number, line) in lines.map(|(i, line)| (i + 1, line)) {
+            let made = Line::new(line).and_then(|line| example(line, template.as_ref(), tokenizer));
+            let Example { ids: row, prompt } = match made {
+                Ok(made) => made,
+                Err(why) => {
+                    left.out(file, number, &why)?;
+                    continue;
+                }
+            };
+            if prompt >= length {
+                let why = format!(
+                    "its prompt has {}, and a row {length}: no token of the answer is left",
+                    counted(prompt, "token")
+                );
+                left.out(file, number, &why)?;
+                continue;
+            }
+            let n = row.len().min(length);
+            ids.extend(row[..n].iter().copied().map(i64::from));
+            ids.extend(std::iter::repeat_n(fill, length - n));
+            used.push(if config.data.answer_filling { length } else { n });
+            given.push(prompt);
+        }
+    }
+    if left.count > 0 {
+        tracing::warn!("{} of {} left out", counted(left.count, "line"), left.count + used.len());
+    }
+    for id in &ids {
+        hash.update(id.to_le_bytes());
+    }
+    let reads = Reads {
+        corpus: NAME.into(),
+        split: split.into(),
+        origin,
+        blocks: None,
+        sha256: hex(&hash.finalize()),
+    };
+    Ok((Rows { ids, length, used: Some(used), given: Some(given) }, reads))
+}
+
+/// Rows to train on and rows to validate on.
+pub(super) fn open(config: &Config, tokenizer: &dyn Tokenizer) -> Result<([Rows; 2], Vec<Reads>)> {
+    let data = &config.data;
+    let files = |key: &str, paths: &Option<Paths>| -> Result<Vec<PathBuf>> {
+        let Some(paths) = paths else {
+            let message = format!("`{key}` names no conversations to read");
+            return Err(config.layers.error(
+                key,
+                &message,
+                "a file of JSON lines, a folder, or a pattern",
+            ));
+        };
+        Ok(listing::list(paths, ENDINGS)?.files)
+    };
+    let (train, reads) = rows(config, &files("data.path", &data.path)?, tokenizer, "train")?;
+    let empty = |key: &str| {
+        Err(config.layers.error(
+            key,
+            "there is no row to use",
+            "a line is {\"messages\": [..]}, or {\"prompt\": .., \"response\": ..}",
+        ))
+    };
+    if data.valid_path.is_some() {
+        let paths = files("data.valid_path", &data.valid_path)?;
+        let (valid, valid_reads) = rows(config, &paths, tokenizer, "validation")?;
+        if train.is_empty() || valid.is_empty() {
+            return empty(if train.is_empty() { "data.path" } else { "data.valid_path" });
+        }
+        return Ok(([train, valid], vec![reads, valid_reads]));
+    }
+    let n = train.len();
+    if n < 2 {
+        return empty("data.path");
+    }
+    let kept = ((n as f64 * (1.0 - data.valid_fraction)) as usize).clamp(1, n - 1);
+    let parts = [train.part(0, kept), train.part(kept, n - kept)];
+    Ok((parts, vec![reads]))
+}
+
+/// What a run on conversations reads. A tokenizer that comes with a checkpoint is used as it is.
+pub(super) fn corpus(
+    config: &Config,
+    tokenizer: Option<Arc<dyn Tokenizer>>,
+    observer: &Observer<'_>,
+) -> Result<Corpus> {
+    let tokenizer = match tokenizer {
+        Some(given) => given,
+        None => {
+            let name = &config.data.tokenizer_name_or_path;
+            prepare::named_tokenizer(name, &LazyHub::default(), observer)?
+        }
+    };
+    let ([train, valid], reads) = open(config, tokenizer.as_ref())?;
+    let train = Loader::new(Source::Given(train));
+    Ok(Corpus { tokenizer, train, valid: Blocks::Given(valid), reads })
+}
