@@ -141,7 +141,7 @@ impl Session {
             }
         };
         let model = self.model.insert(model);
-        assemble::begin_texts(model, &config, tokenizer.as_ref());
+        assemble::begin_texts(model, &config, tokenizer);
         tch::manual_seed(config.top.seed.cast_signed());
         let windows = Windows::new(&config.sampling);
         let all_texts = Texts { windows, ..Texts::new(&config, tokenizer) };
