@@ -158,9 +158,8 @@ fn functions(text: &str) -> Vec<(usize, String, usize)> {
         let Some((before, rest)) = line.trim_start().split_once("fn ") else { continue };
         let words = ["pub", "const", "async", "unsafe", "extern"];
         let is_word = |word: &str| {
-            words.iter().any(|known| word.starts_with(known))
-                || word.starts_with('"')
-                || word == "in"
+            let known = words.iter().any(|known| word.starts_with(known));
+            known || ["\"C\"", "in"].contains(&word) || word.ends_with(')')
         };
         if !before.split_whitespace().all(is_word) {
             continue;
