@@ -455,7 +455,7 @@ fn what_is_damaged_or_strange_is_told_and_nothing_is_loaded() {
     change("\"model_type\": \"mdlm\"", "\"model_type\": \"udlm\"");
     words(&[]).expect(3).says(&["there is no process `uniform_state`"]);
     change("\"model_type\": \"mdlm\"", "\"model_type\": \"llama\"");
-    words(&[]).expect(5).says(&["is of `llama`", "MDLM's folder, SEDD's folder"]);
+    words(&[]).expect(5).says(&["is of `llama`", "MDLM's folder", "SEDD's folder"]);
     change("\"n_heads\": 4,", "");
     words(&[]).expect(5).says(&["config.json` is damaged", "it has no `n_heads`"]);
     change("{", "[");
