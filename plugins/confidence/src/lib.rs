@@ -351,7 +351,6 @@ mod tests {
 
     #[test]
     fn a_walk_ends_at_the_end_of_the_text() {
-        let toy = Toy::new(4, 3);
         let sampler = sampler(Config { eos_id: Some(0), ..Config::default() });
         let x = |ids: [i64; 4]| Tensor::from_slice(&ids).unsqueeze(0);
         let ended = |now, start| sampler.ended(&x(now), &x(start), 3);
