@@ -450,7 +450,7 @@ fn what_is_damaged_or_strange_is_told_and_nothing_is_loaded() {
     change("\"model_type\": \"mdlm\"", "\"model_type\": \"bd3lm\"");
     words(&[]).expect(5).says(&["config.json` is damaged", "it has no `block_size`"]);
     change("\"model_type\": \"mdlm\"", "\"model_type\": \"llama\"");
-    words(&[]).expect(5).says(&["is of `llama`", "MDLM's folder, SEDD's folder"]);
+    words(&[]).expect(5).says(&["is of `llama`", "MDLM's folder", "SEDD's folder"]);
     change("\"n_heads\": 4,", "");
     words(&[]).expect(5).says(&["config.json` is damaged", "it has no `n_heads`"]);
     change("{", "[");

@@ -160,7 +160,7 @@ mod tests {
             &["data=wikitext2", "data.column=x"],
             &["data=text8", "data.valid_path=x"],
             &["data=sft", "data.path=x", "data.column=x"],
-            &["data=sft", "data.path=x", "data.wrap=true"],
+            &["data=sft", "data.path=x", "data.streaming=true"],
             &["data=text", "data.path=x", "data.chat_template=x"],
         ] {
             let said = said(words);

@@ -123,7 +123,7 @@ enum Place {
     /// From this byte on.
     File(Arc<File>, u64),
     /// With a matrix added to it.
-    Sum(Box<Stored>, Arc<Added>),
+    Sum(Box<Stored>, Box<Added>),
 }
 
 /// A matrix in two factors: `scale b a`, turned round where it is `transposed`.
@@ -136,6 +136,12 @@ pub(super) struct Added {
 }
 
 impl Added {
+    /// The same numbers.
+    fn shared(&self) -> Self {
+        let (a, b) = (self.a.shallow_clone(), self.b.shallow_clone());
+        Self { a, b, scale: self.scale, transposed: self.transposed }
+    }
+
     /// Its shape; an error where the factors do not go together.
     pub(super) fn size(&self) -> Option<[i64; 2]> {
         let (a, b) = (self.a.size(), self.b.size());
@@ -161,7 +167,7 @@ impl Clone for Stored {
         let place = match &self.place {
             Place::Memory(tensor) => Place::Memory(tensor.shallow_clone()),
             Place::File(file, at) => Place::File(Arc::clone(file), *at),
-            Place::Sum(base, added) => Place::Sum(base.clone(), Arc::clone(added)),
+            Place::Sum(base, added) => Place::Sum(base.clone(), Box::new(added.shared())),
         };
         Self { shape: self.shape.clone(), kind: self.kind, place }
     }
@@ -189,7 +195,7 @@ impl Stored {
     /// The same with a matrix of its shape added, computed when somebody asks for the numbers.
     pub(super) fn plus(self, added: Added) -> Self {
         let (shape, kind) = (self.shape.clone(), self.kind);
-        Self { shape, kind, place: Place::Sum(Box::new(self), Arc::new(added)) }
+        Self { shape, kind, place: Place::Sum(Box::new(self), Box::new(added)) }
     }
 
     /// Its first rows.
@@ -203,7 +209,7 @@ impl Stored {
                 let (a, b) =
                     if transposed { (a.narrow(1, 0, rows), b) } else { (a, b.narrow(0, 0, rows)) };
                 **base = base.clone().first_rows(rows);
-                *added = Arc::new(Added { a, b, scale, transposed });
+                **added = Added { a, b, scale, transposed };
             }
         }
         self.shape[0] = rows;
