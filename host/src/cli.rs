@@ -281,12 +281,19 @@ struct Given {
     /// A text with gaps to fill, [MASK] for one token and [MASK:12] for twelve (may be repeated)
     #[arg(long, value_name = "TEXT")]
     template: Vec<String>,
+    /// A file with one text per line to revise, for a sampler that starts from a text; in FILE.jsonl each line is {"text": "..."}
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath,
+        conflicts_with_all = ["prompt", "prompt_file", "template"])]
+    revise: Option<PathBuf>,
 }
 
 impl Given {
     fn into_asks(self) -> Result<Vec<Ask>> {
         let prompts = self.prompt.into_iter().map(Ask::Prompt);
         let templates = self.template.into_iter().map(Ask::Template);
+        if let Some(file) = &self.revise {
+            return Ask::drafts(file);
+        }
         let lines = self.prompt_file.as_deref().map(Ask::read).transpose()?;
         Ok(prompts.chain(templates).chain(lines.into_iter().flatten()).collect())
     }
@@ -387,6 +394,9 @@ impl Command {
             Self::Sample { trained, flags, given, shown, watch, follow } => {
                 let mut overrides = trained.into_overrides()?;
                 flags.add_to(&mut overrides)?;
+                if given.revise.is_some() {
+                    overrides.push(commands::sample::FROM_A_TEXT.to_string());
+                }
                 let (common, asked) = (common.overriding(overrides), given.into_asks()?);
                 match watch {
                     Some(folder) => commands::watch::run(&common, &folder),

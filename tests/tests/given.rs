@@ -49,6 +49,45 @@ const SAMPLERS: &[&[&str]] = &[
     &["backbone=ar", "parameterization=ar", "sampling.predictor=ar"],
 ];
 
+/// Drafts are changed by the sampler that starts from them, keep their length, and are refused by any other.
+#[test]
+fn texts_are_revised() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let at = folder.path();
+    trained(at, &["parameterization=gidd", "trainer.max_steps=20"]);
+    fs::write(at.join("drafts.txt"), "The cat sat by.\n\nA dog ran on the mat\n").expect("a file");
+    fs::write(at.join("drafts.jsonl"), "{\"text\": \"The cat sat by.\", \"nfe\": 3}\n")
+        .expect("a file");
+    let corrector = ["sampling.predictor=self_correction", "sampling.corrections=6"];
+    let revise = |file: &str, more: &[&str]| {
+        maskdiff(
+            at,
+            &[&["sample", "--checkpoint", "run", "--revise", file], &corrector[..], more].concat(),
+        )
+    };
+    let lines = revise("drafts.txt", &[]).expect(0).lines();
+    let drafts = ["The cat sat by.", "A dog ran on the mat"];
+    assert_eq!(lines.len(), drafts.len());
+    for (line, draft) in lines.iter().zip(drafts) {
+        assert_eq!(line["given"], draft);
+        let text = line["text"].as_str().expect("a text");
+        assert_eq!(text.chars().count(), draft.chars().count(), "{text}");
+        let changed = text.chars().zip(draft.chars()).filter(|(a, b)| a != b).count();
+        assert!((1..=6).contains(&changed), "{changed} of six corrections: {text}");
+    }
+    assert_eq!(revise("drafts.jsonl", &[]).expect(0).lines().len(), 1);
+    revise("drafts.txt", &["sampling.predictor=interpolating"])
+        .expect(2)
+        .says(&["`interpolating` starts from noise", "sampling.predictor=self_correction"]);
+    revise("drafts.txt", &["--prompt", "The"]).expect(2);
+    fs::write(at.join("long.txt"), "a".repeat(33)).expect("a file");
+    revise("long.txt", &[]).expect(2).says(&["has 33 tokens", "sequences of 32"]);
+    fs::write(at.join("other.jsonl"), "{\"prompt\": \"x\"}\n").expect("a file");
+    revise("other.jsonl", &[]).expect(2).says(&["line 1: there is no `text`; keys there: prompt"]);
+    fs::write(at.join("empty.txt"), "\n").expect("a file");
+    revise("empty.txt", &[]).expect(2).says(&["holds no text"]);
+}
+
 #[test]
 fn what_is_given_stays_with_every_sampler() {
     for sampler in SAMPLERS {

@@ -14,34 +14,30 @@ pub enum Ask {
     Prompt(String),
     /// A text with holes: `[MASK]` for one token, `[MASK:n]` for n of them.
     Template(String),
+    /// A text that a sampler starts from and may change everywhere.
+    Draft(String),
 }
 
 impl Ask {
     /// The lines of a file: prompts as they stand, or in a `.jsonl` file objects `{"prompt": …}` and `{"template": …}`, whose
     /// other keys are let be.
     pub fn read(path: &Path) -> Result<Vec<Self>> {
-        let text = read_text(path)?;
-        let json = path.extension().is_some_and(|extension| extension == "jsonl");
-        let lines = text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty());
-        let parse = |(i, line): (usize, &str)| {
-            if !json {
-                return Ok(Self::Prompt(line.to_string()));
-            }
-            Self::of_json(line).map_err(|why| {
-                Error::config(
-                    format!("`{}`, line {}: {why}", path.display(), i + 1),
-                    r#"each line is {"prompt": "…"} or {"template": "…"}"#,
-                )
-            })
+        let wanted = r#"each line is {"prompt": "…"} or {"template": "…"}"#;
+        lines(path, "prompt", wanted, Self::Prompt, Self::of_json)
+    }
+
+    /// The lines of a file as drafts: texts as they stand, or in a `.jsonl` file objects `{"text": …}`, as `sample` prints them.
+    pub fn drafts(path: &Path) -> Result<Vec<Self>> {
+        let of_json = |line: &str| {
+            let members =
+                json::members(line.as_bytes()).map_err(|why| format!("no JSON object: {why}"))?;
+            let Some(place) = json::get(&members, "text").cloned() else {
+                return Err(format!("there is no `text`; keys there: {}", json::keys(&members)));
+            };
+            let text = json::text(&line.as_bytes()[place]);
+            text.map(Self::Draft).map_err(|why| format!("`text` {why}"))
         };
-        let all: Vec<Self> = lines.map(parse).collect::<Result<_>>()?;
-        if all.is_empty() {
-            return Err(Error::config(
-                format!("`{}` holds no prompt", path.display()),
-                "write one prompt a line; in a `.jsonl` file one JSON object a line",
-            ));
-        }
-        Ok(all)
+        lines(path, "text", r#"each line is {"text": "…"}"#, Self::Draft, of_json)
     }
 
     fn of_json(line: &str) -> std::result::Result<Self, String> {
@@ -63,6 +59,35 @@ impl Ask {
     }
 }
 
+/// The lines of a file that are not empty: as they stand, or in a `.jsonl` file as objects. `what` is what one is.
+fn lines(
+    path: &Path,
+    what: &str,
+    wanted: &str,
+    plain: impl Fn(String) -> Ask,
+    of_json: impl Fn(&str) -> std::result::Result<Ask, String>,
+) -> Result<Vec<Ask>> {
+    let text = read_text(path)?;
+    let json = path.extension().is_some_and(|extension| extension == "jsonl");
+    let lines = text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty());
+    let parse = |(i, line): (usize, &str)| {
+        if !json {
+            return Ok(plain(line.to_string()));
+        }
+        of_json(line).map_err(|why| {
+            Error::config(format!("`{}`, line {}: {why}", path.display(), i + 1), wanted)
+        })
+    };
+    let all: Vec<Ask> = lines.map(parse).collect::<Result<_>>()?;
+    if all.is_empty() {
+        return Err(Error::config(
+            format!("`{}` holds no {what}", path.display()),
+            format!("write one {what} a line; in a `.jsonl` file one JSON object a line"),
+        ));
+    }
+    Ok(all)
+}
+
 /// What is given of one sequence, in tokens.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Given {
@@ -72,6 +97,8 @@ pub struct Given {
     tokens: Vec<Option<i64>>,
     /// A template is the whole text: what is drawn after it is cut off.
     whole: bool,
+    /// A draft: its tokens may change.
+    free: bool,
 }
 
 impl Given {
@@ -80,6 +107,7 @@ impl Given {
         match ask {
             Ask::Prompt(text) => Self::prompt(text, tokenizer, length),
             Ask::Template(text) => Self::template(text, tokenizer, length),
+            Ask::Draft(text) => Self::draft(text, tokenizer, length),
         }
     }
 
@@ -107,7 +135,22 @@ impl Given {
                 format!("shorten it to at most {}", counted(length - 1, "token")),
             ));
         }
-        Ok(Self { text: text.to_string(), tokens, whole: false })
+        Ok(Self { text: text.to_string(), tokens, ..Self::default() })
+    }
+
+    fn draft(text: &str, tokenizer: &dyn Tokenizer, length: i64) -> Result<Self> {
+        let tokens = known(text, text, false, tokenizer)?;
+        if tokens.len() as i64 > length {
+            return Err(Error::config(
+                format!(
+                    "the text `{}` has {}, and the model draws sequences of {length}",
+                    shortened(text),
+                    counted(tokens.len(), "token")
+                ),
+                format!("revise it in parts of at most {}", counted(length, "token")),
+            ));
+        }
+        Ok(Self { text: text.to_string(), tokens, whole: true, free: true })
     }
 
     fn template(text: &str, tokenizer: &dyn Tokenizer, length: i64) -> Result<Self> {
@@ -151,12 +194,17 @@ impl Given {
                 "shorten it, or make its holes smaller",
             ));
         }
-        Ok(Self { text: text.to_string(), tokens, whole: true })
+        Ok(Self { text: text.to_string(), tokens, whole: true, free: false })
     }
 
     /// Whether it says where the text ends.
     pub fn is_whole(&self) -> bool {
         self.whole
+    }
+
+    /// The tokens of a draft.
+    pub fn draft_length(&self) -> Option<usize> {
+        self.free.then_some(self.tokens.len())
     }
 
     /// The tokens of a text of which it says the end.
@@ -175,6 +223,9 @@ impl Given {
 
     /// Sets the given positions of `given_l [L] bool`.
     pub fn mark(&self, given_l: &Tensor) {
+        if self.free {
+            return;
+        }
         for (position, token) in self.tokens.iter().enumerate() {
             if token.is_some() {
                 let _ = given_l.get(position as i64).fill_(1);
@@ -182,7 +233,7 @@ impl Given {
         }
     }
 
-    /// Cuts off what was drawn after a template, which begins at `lead`.
+    /// Cuts off what was drawn after a template or a draft, which begins at `lead`.
     pub fn cut(&self, lead: usize, ids: &mut Vec<i64>) {
         if self.whole {
             ids.truncate(lead + self.tokens.len());
@@ -191,6 +242,9 @@ impl Given {
 
     /// How many tokens of a text are what was given and what lies between.
     pub fn reach(&self) -> usize {
+        if self.free {
+            return 0;
+        }
         self.tokens.iter().rposition(Option::is_some).map_or(0, |last| last + 1)
     }
 }

@@ -72,6 +72,10 @@ impl<'a> Texts<'a> {
 
     /// Tokens of a walk over what is given: those of the model, or what is given and so many behind.
     fn walk_length(&self, given: &[Given], most: i64) -> Result<i64> {
+        // Nothing stands behind a draft.
+        if let Some(longest) = given.iter().filter_map(Given::draft_length).max() {
+            return Ok(longest as i64);
+        }
         let Some(new) = self.new_tokens.filter(|_| !given.iter().any(Given::is_whole)) else {
             return Ok(most);
         };
@@ -297,6 +301,12 @@ fn grown(
         return Err(Error::config(
             "`sampling.min_entropy` draws texts anew, and a trace shows one way to each",
             "leave one of both out",
+        ));
+    }
+    if given.iter().any(|given| given.draft_length().is_some()) {
+        return Err(Error::config(
+            "a text is revised as a whole, and this model draws block after block",
+            "use a model without `block_size`",
         ));
     }
     if texts.new_tokens.is_some() {

@@ -17,6 +17,7 @@ use maskdiff_engine::choose::Choose as _;
 use maskdiff_engine::distributed::World;
 use maskdiff_engine::evaluate::generated::Generated;
 use maskdiff_engine::model::{Model, Progress};
+use maskdiff_engine::plugins::Registry;
 use maskdiff_engine::prompt::{Ask, Given};
 use maskdiff_engine::sample::{self, Sample, Texts, Windows};
 use maskdiff_engine::{accelerator, assemble, plugins};
@@ -102,6 +103,26 @@ pub fn run(common: &Common, asked: &[Ask], shown: &Shown) -> Result<()> {
     session.draw(common, asked, shown, &Stop::listen("the step that is under way is ended")?)
 }
 
+/// The option by which a sampler starts from the text that it finds, and not from noise.
+pub(crate) const FROM_A_TEXT: &str = "sampling.from=text";
+
+/// Checks that the chosen sampler can start from a text.
+fn starts_from_a_text(config: &Config, registry: &Registry) -> Result<()> {
+    let able = registry.having("sampler", "from");
+    let chosen = &config.sampling.predictor;
+    if able.iter().any(|sampler| sampler.name == *chosen) {
+        return Ok(());
+    }
+    let able: Vec<String> = able.iter().map(|s| format!("sampling.predictor={}", s.name)).collect();
+    Err(config.layers.error(
+        "sampling.predictor",
+        &format!(
+            "`--revise` needs a sampler that starts from a text, and `{chosen}` starts from noise"
+        ),
+        &format!("choose {}", able.join(" or ")),
+    ))
+}
+
 /// A model in memory, for any number of samplings.
 #[derive(Debug, Default)]
 pub(super) struct Session {
@@ -121,6 +142,9 @@ impl Session {
         let (checkpoint, mut config, tokenizer) = common.trained()?;
         let tokenizer = tokenizer.as_ref();
         let registry = assemble::registry(&common.plugins, &config)?;
+        if asked.iter().any(|ask| matches!(ask, Ask::Draft(_))) {
+            starts_from_a_text(&config, &registry)?;
+        }
         let choices = assemble::choices(&mut config, &registry, true)?;
         let (given, rounds) = given(&config, asked, tokenizer)?;
         let judge = judge(common, &config, &checkpoint)?;
@@ -244,12 +268,13 @@ fn judge(
     Ok(Some((Ledger::new(config, Some(&checkpoint.path), TORCH_VERSION)?, scorer)))
 }
 
-/// Sequences that are drawn together. Where their length goes by their prompt, those of one prompt's length alone: the network would
-/// see what stands between a shorter prompt and its answer.
+/// Sequences that are drawn together. Where their length goes by their prompt or draft, those of one length alone: the network would see
+/// what stands between a shorter prompt and its answer, or behind a shorter draft.
 fn batches(config: &Config, given: &[Given], all: usize, at_once: usize) -> Vec<Range<usize>> {
     let alike = |a: usize, b: usize| {
-        let reach = |n: usize| given[n % given.len()].reach();
-        config.sampling.new_tokens.is_none() || reach(a) == reach(b)
+        let of = |n: usize| &given[n % given.len()];
+        of(a).draft_length() == of(b).draft_length()
+            && (config.sampling.new_tokens.is_none() || of(a).reach() == of(b).reach())
     };
     let mut batches: Vec<Range<usize>> = Vec::new();
     for n in 0..all {
