@@ -2,6 +2,7 @@
 
 mod checkpoints;
 mod curriculum;
+mod psi;
 
 use maskdiff_engine::clock;
 use maskdiff_engine::model::Model;
