@@ -201,3 +201,42 @@ fn a_run_on_conversations_and_a_talk_with_its_model() {
         .expect(2)
         .says(&["needs a chat template", "data.chat_template"]);
 }
+
+/// A model in blocks talks as any other, a question for which there is no room is dropped, and a template whose prompt is not the beginning
+/// of the conversation is refused.
+#[test]
+fn a_talk_in_blocks_goes_on_after_a_question_that_is_too_long() {
+    if golden_case("l_chat").is_none() {
+        return;
+    }
+    let at = tempfile::tempdir().expect("a folder");
+    let folder = golden().join("l_chat/llada").display().to_string();
+    let row = json!({"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Paris."}]});
+    let file = lines(at.path(), "a.jsonl", &[row.clone(), row.clone(), row.clone(), row]);
+    let words = tiny(&folder, &file);
+    let words: Vec<&str> = words.iter().map(String::as_str).collect();
+    let run = |more: &[&str]| maskdiff(at.path(), &[&["train"], &words[..], more].concat());
+    run(&["block_size=16", "trainer.max_steps=1"]).expect(0);
+    let mut child = command(at.path(), &["chat", "--checkpoint", "run", "--format", "json"])
+        .stdin(std::process::Stdio::piped())
+        .stdout(std::process::Stdio::piped())
+        .stderr(std::process::Stdio::piped())
+        .spawn()
+        .expect("the binary");
+    let questions = format!("Hi\n{}\nWho?\n", "word ".repeat(80));
+    child.stdin.take().expect("stdin").write_all(questions.as_bytes()).expect("written");
+    let out = child.wait_with_output().expect("its end");
+    let said = String::from_utf8_lossy(&out.stderr).into_owned();
+    assert!(out.status.success(), "{said}");
+    let answers = String::from_utf8_lossy(&out.stdout).lines().count();
+    // An untrained model may fill the window with its first answer.
+    assert!((1..=2).contains(&answers) && said.contains("`/new` begins anew"), "{answers}: {said}");
+    let odd = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}\
+               {% if add_generation_prompt %}think{% endif %}";
+    std::fs::write(at.path().join("odd.jinja"), odd).expect("written");
+    run(&["data.chat_template=odd.jinja", "run.dir=other"]).expect(2).says(&[
+        "a.jsonl`, line 1",
+        "the whole conversation does not begin",
+        "data.chat_template",
+    ]);
+}

@@ -166,3 +166,106 @@ fn switches_that_the_network_lacks_are_refused_by_name() {
         out.says(&[said]);
     }
 }
+
+/// A copy of a folder in which `change` has edited a file of JSON.
+fn changed(from: &Path, to: &Path, file: &str, change: impl Fn(&mut Value)) {
+    fs::create_dir(to).expect("a folder");
+    for entry in fs::read_dir(from).expect("a folder") {
+        let path = entry.expect("a file").path();
+        let bytes = fs::read(&path).expect("bytes");
+        fs::write(to.join(path.file_name().expect("a name")), bytes).expect("written");
+    }
+    let text = fs::read_to_string(to.join(file)).expect("a text");
+    let mut value: Value = serde_json::from_str(&text).expect("JSON");
+    change(&mut value);
+    fs::write(to.join(file), value.to_string()).expect("written");
+}
+
+/// Dream's network without its shift is that of an adapted Qwen2: it is written as such a folder again. As it was published, without a
+/// mask, it predicts next tokens, and is told so.
+#[test]
+fn an_adapted_qwen_keeps_its_layout_and_a_plain_one_needs_a_mask() {
+    if golden_case("l_dream").is_none() {
+        return;
+    }
+    let place = tempfile::tempdir().expect("a folder");
+    let at = place.path();
+    let from = folder("l_dream", "hf");
+    changed(&from, &at.join("a2d"), "config.json", |config| {
+        config["model_type"] = json!("a2d-qwen2")
+    });
+    let words = ["export", "--checkpoint", "a2d", "--as", "hf", "--output", "out"];
+    maskdiff(at, &words).expect(0);
+    assert_eq!(config(&at.join("out"))["model_type"], "a2d-qwen2");
+    assert_eq!(tensors(&at.join("out")), tensors(&from));
+    changed(&from, &at.join("plain"), "config.json", |config| {
+        config["model_type"] = json!("qwen2");
+        config.as_object_mut().expect("keys").remove("mask_token_id");
+    });
+    let plain = ["sample", "--checkpoint", "plain", "-n", "1"];
+    maskdiff(at, &plain).expect(2).says(&["which token is its mask", "model.mask_id=ID"]);
+    let told = ["model.mask_id=5", "sampling.total_steps=2"];
+    maskdiff(at, &[&plain[..], &told].concat()).expect(0);
+}
+
+/// An adapter is added once: an export of the sum is opened without it. What PEFT means by another formula is refused by its key.
+#[test]
+fn adapters_are_added_once_and_other_formulas_refused() {
+    if golden_case("l_lora").is_none() || golden_case("l_llada").is_none() {
+        return;
+    }
+    let place = tempfile::tempdir().expect("a folder");
+    let at = place.path();
+    let base = folder("l_llada", "hf").display().to_string();
+    let adapter = folder("l_lora", "llada_all_linear");
+    let with = |adapter: &Path, more: &[&str]| {
+        let adapter = format!("model.adapter={}", adapter.display());
+        maskdiff(at, &[&["export", "--checkpoint", &base, &adapter], more].concat())
+    };
+    for (kind, output) in [("hf", "sum"), ("safetensors", "sum.safetensors")] {
+        with(&adapter, &["--as", kind, "--output", output]).expect(0);
+        let again = ["export", "--checkpoint", output, "--as", "hf", "--output"];
+        let name = format!("{kind}-again");
+        maskdiff(at, &[&again[..], &[&name]].concat()).expect(0);
+        assert_eq!(tensors(&at.join(&name)), tensors(&at.join("sum")), "{kind}");
+    }
+    for (i, (key, value)) in [
+        ("init_lora_weights", json!("pissa_niter_4")),
+        ("rank_pattern", json!({"nothing_of_it": 4})),
+        ("alpha_pattern", json!({"q_proj": "many"})),
+        ("use_bdlora", json!(true)),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let other = at.join(format!("other{i}"));
+        changed(&adapter, &other, "adapter_config.json", |config| config[key] = value.clone());
+        with(&other, &["--as", "hf", "--output", "refused"]).expect(5).says(&[&format!("`{key}`")]);
+        assert!(!at.join("refused").exists(), "{key}");
+    }
+    let train = format!("model.adapter={}", adapter.display());
+    let from = format!("training.from={base}");
+    maskdiff(at, &["train", &from, &train, "run.dir=run"])
+        .expect(2)
+        .says(&["`model.adapter=", "not used by `maskdiff train`"]);
+    assert!(!at.join("run").exists());
+}
+
+#[test]
+fn lengths_and_plans_that_contradict_each_other_are_refused() {
+    if golden_case("l_llada").is_none() {
+        return;
+    }
+    let place = tempfile::tempdir().expect("a folder");
+    let base = folder("l_llada", "hf").display().to_string();
+    for (words, said) in [
+        (
+            &["sampling.new_tokens=8", "sampling.semi_ar=true", "sampling.stride_length=32"][..],
+            "both say how long a text becomes",
+        ),
+        (&["sampling.plan=times"], "`sampling.total_steps`, which is not set"),
+    ] {
+        let sample = ["sample", "--checkpoint", &base, "-n", "1"];
+        maskdiff(place.path(), &[&sample[..], words].concat()).expect(2).says(&[said]);
+    }
+}

@@ -122,10 +122,18 @@ fn example(
             let next = answer[end..].find('>').map_or(answer.len(), |at| end + at + 1);
             format!("{prompt_text}{}", &answer[..next])
         }
-        _ => text,
+        (_, Some(_)) => text,
+        (_, None) => {
+            return Err("the chat template writes a prompt with which the whole conversation does not begin, so it is not \
+                        known where the answer starts: `data.chat_template=FILE` names another"
+                .into());
+        }
     };
     let ids = tokenizer.encode(&text).map_err(said)?;
     let prompt = tokenizer.encode(&prompt_text).map_err(said)?.len();
+    if prompt >= ids.len() {
+        return Err("its answer is empty".into());
+    }
     Ok(Example { ids, prompt })
 }
 
@@ -191,7 +199,14 @@ pub(super) fn rows(
 ) -> Result<(Rows, Reads)> {
     let length = config.model.length as usize;
     let template = template(config)?;
-    let fill = tokenizer.eos().or_else(|| tokenizer.pad()).map_or(0, i64::from);
+    let fill = tokenizer.eos().or_else(|| tokenizer.pad()).map(i64::from);
+    if fill.is_none() && config.data.answer_filling {
+        return Err(config.layers.error(
+            "data.answer_filling",
+            "the tokenizer has neither an EOS nor padding, with which rows would be filled as a part of their answer",
+            "`data.answer_filling=false` leaves the filling out of the loss; or name a tokenizer with an EOS",
+        ));
+    }
     let mut left = Left { on_invalid: config.data.on_invalid, count: 0 };
     let (mut ids, mut used, mut given) = (Vec::new(), Vec::new(), Vec::new());
     let (mut origin, mut hash) = (Vec::new(), Sha256::new());
@@ -218,7 +233,7 @@ pub(super) fn rows(
             }
             let n = row.len().min(length);
             ids.extend(row[..n].iter().copied().map(i64::from));
-            ids.extend(std::iter::repeat_n(fill, length - n));
+            ids.extend(std::iter::repeat_n(fill.unwrap_or(0), length - n));
             used.push(if config.data.answer_filling { length } else { n });
             given.push(prompt);
         }

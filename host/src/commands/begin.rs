@@ -79,12 +79,19 @@ pub(super) fn configuration(common: &Common) -> Result<(Config, Option<Start>)> 
         (None, false) => Some(checkpoint.tokenizer()?.into()),
         (Some(theirs), true) => Some(foreign::tokenizer(theirs, &config, common)?),
         (Some(theirs), false) => {
-            let made = load(&of_checkpoint(&checkpoint, Vec::new(), None)?)?;
+            let mut said = Vec::new();
+            if let Some(mask) = config.model.mask_id.filter(|_| is_by_hand(&config, MASK, common)) {
+                said.push(format!("{MASK}={mask}"));
+            }
+            let made = load(&of_checkpoint(&checkpoint, said, None)?)?;
             Some(foreign::tokenizer(theirs, &made, &common.bare())?)
         }
     };
     Ok((config, Some(Start { checkpoint, tokenizer, goes_on: false })))
 }
+
+/// The key of the mask's id.
+const MASK: &str = "model.mask_id";
 
 /// The same for a run that resumes from a checkpoint of the original. The settings stored there are the defaults, also once the
 /// run has checkpoints of its own.

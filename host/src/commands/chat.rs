@@ -53,6 +53,7 @@ pub fn run(common: &Common) -> Result<()> {
     let choice = assemble::sampler_choice(&config, &registry, tokenizer.as_ref())?;
     let sampler = assemble::sampler(&config, &registry, &choice, &facts)?;
     let model = assemble::model(&config, &registry, choices, facts)?;
+    assemble::begin_texts(&model, &config, tokenizer.as_ref());
     assemble::load_weights(&model, &checkpoint, &config)?;
     tch::manual_seed(config.top.seed.cast_signed());
     let stop = Stop::listen("the step that is under way is ended")?;
@@ -70,7 +71,13 @@ pub fn run(common: &Common) -> Result<()> {
             "" => {}
             ANEW => talk.turns.clear(),
             question => {
-                let (answer, nfe) = talk.answer(question, lives)?;
+                let Some((answer, nfe)) = talk.answer(question, lives)? else {
+                    report.note(&format!(
+                        "the conversation is longer than the model's {} tokens: `{ANEW}` begins anew",
+                        sample::length(&talk.config)
+                    ));
+                    continue;
+                };
                 report.result(&json!({"role": ASSISTANT, "content": answer, "nfe": nfe}), &answer);
             }
         }
@@ -92,21 +99,27 @@ struct Talk {
 }
 
 impl Talk {
-    /// The model's answer, and the calls that it took.
-    fn answer(&mut self, question: &str, lives: bool) -> Result<(String, f64)> {
+    /// The model's answer, and the calls that it took; nothing, and the question is dropped, where there is no room for it.
+    fn answer(&mut self, question: &str, lives: bool) -> Result<Option<(String, f64)>> {
         self.turns.push(Message::new("user", question));
         let text = self.template.render(&self.turns, true)?;
-        let most = self.config.model.length;
+        let lead = self.model.blocks().map_or(0, |blocks| i64::from(blocks.begins().is_some()));
+        let most = sample::length(&self.config) - lead;
+        let count = self.tokenizer.encode(&text)?.len() as i64;
+        if count >= most {
+            self.turns.pop();
+            return Ok(None);
+        }
         let given = Given::new(&Ask::Prompt(text), self.tokenizer.as_ref(), most)?;
         let reach = given.reach();
-        let room = most - reach as i64;
-        let wanted = self.config.sampling.new_tokens.unwrap_or(ANSWER.min(room));
-        let texts = Texts {
-            new_tokens: Some(wanted),
-            stop_at_eos: true,
-            first: self.said,
-            ..Texts::new(&self.config, self.tokenizer.as_ref())
+        let wanted = self.config.sampling.new_tokens.unwrap_or(ANSWER.min(most - reach as i64));
+        let own = Texts::new(&self.config, self.tokenizer.as_ref());
+        let (new_tokens, length) = match self.model.blocks() {
+            Some(_) => (None, lead + reach as i64 + wanted),
+            None => (Some(wanted), own.length),
         };
+        let texts = Texts { new_tokens, length, stop_at_eos: true, first: self.said, ..own };
+        let reach = reach + lead as usize;
         let shown = shown(Arc::clone(&self.tokenizer), reach, lives, self.stop.clone());
         let drawn =
             sample::draw(&self.model, &mut self.sampler, &[given], texts, Some(shown), None);
@@ -118,7 +131,7 @@ impl Talk {
         let answer = self.cut(&ids[reach.min(ids.len())..]);
         self.turns.push(Message::new(ASSISTANT, &answer));
         self.said += 1;
-        Ok((answer, drawn.nfe))
+        Ok(Some((answer, drawn.nfe)))
     }
 
     /// The text up to the end of the turn.

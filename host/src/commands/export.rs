@@ -68,6 +68,7 @@ pub fn run(common: &Common, format: As, output: &Path, shard_gb: f64) -> Result<
         optimizer: optimizer(&checkpoint, format)?,
         step: checkpoint.state.step,
         samples: samples(&checkpoint, &config),
+        origin: theirs,
         tokenizer: tokenizer.to_json(),
         has_tokenizer: !tokenizer.is_bare(),
         tokenizer_folder: folder,

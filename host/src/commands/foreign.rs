@@ -71,11 +71,21 @@ pub(super) fn tokenizer(
         _ => tokenizer.vocab_size(),
     };
     let said = match foreign.mask {
-        MaskRow::OfTokenizer | MaskRow::Last => config.model.mask_id,
+        MaskRow::OfTokenizer | MaskRow::Told | MaskRow::Last => config.model.mask_id,
         MaskRow::Added | MaskRow::None => None,
     };
-    if let Some(mask) = said {
-        check_mask(foreign, config, mask)?;
+    match said {
+        Some(mask) => check_mask(foreign, config, mask)?,
+        None if foreign.mask == MaskRow::Told && tokenizer.mask_id() >= tokenizer.tokens() => {
+            return Err(Error::config(
+                format!(
+                    "`{}` does not say which of its tokens is a mask: as it is, it predicts next tokens",
+                    foreign.path.display()
+                ),
+                "`model.mask_id=ID` says which token is one: to begin a training with it, `training.from=FOLDER model.mask_id=ID`",
+            ));
+        }
+        None => {}
     }
     fitting(tokenizer, foreign, said, own.is_some()).ok_or_else(|| {
         Error::config(
@@ -142,7 +152,7 @@ fn without(foreign: &Foreign, config: &Config, hint: &str) -> Result<Arc<dyn Tok
     let rows = foreign.vocab_size;
     let mask = match foreign.mask {
         MaskRow::Added | MaskRow::Last => Some(rows - 1),
-        MaskRow::OfTokenizer => config.model.mask_id,
+        MaskRow::OfTokenizer | MaskRow::Told => config.model.mask_id,
         // Every row is a token, and the tokenizer's mask is behind them.
         MaskRow::None => return Ok(bare_tokenizer(rows + 1, rows)),
     };
@@ -186,8 +196,8 @@ fn fitting(
         return (tokenizer.tokens() <= rows).then(|| widened_tokenizer(tokenizer, rows, said));
     }
     match foreign.mask {
-        MaskRow::OfTokenizer if has == rows => return Some(tokenizer),
-        MaskRow::OfTokenizer => {
+        MaskRow::OfTokenizer | MaskRow::Told if has == rows => return Some(tokenizer),
+        MaskRow::OfTokenizer | MaskRow::Told => {
             // The folder's own may have any number of rows behind its tokens.
             let fits = is_padded(has, rows) || own && has < rows;
             return fits.then(|| widened_tokenizer(tokenizer, rows, mask));

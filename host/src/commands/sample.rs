@@ -273,8 +273,10 @@ fn judge(
 fn batches(config: &Config, given: &[Given], all: usize, at_once: usize) -> Vec<Range<usize>> {
     let alike = |a: usize, b: usize| {
         let of = |n: usize| &given[n % given.len()];
-        of(a).draft_length() == of(b).draft_length()
-            && (config.sampling.new_tokens.is_none() || of(a).reach() == of(b).reach())
+        let kind = |n: usize| (of(n).draft_length(), of(n).is_whole());
+        let by_prompt = config.sampling.new_tokens.is_some();
+        !by_prompt && of(a).draft_length() == of(b).draft_length()
+            || kind(a) == kind(b) && of(a).reach() == of(b).reach()
     };
     let mut batches: Vec<Range<usize>> = Vec::new();
     for n in 0..all {
@@ -302,6 +304,13 @@ fn without_judge(form: Form, config: &Config, error: Error) -> Error {
 
 /// The given tokens, and how often each of them is sampled. Without prompts: a batch of empty ones, or one.
 fn given(config: &Config, asked: &[Ask], tokenizer: &dyn Tokenizer) -> Result<(Vec<Given>, i64)> {
+    if config.sampling.new_tokens.is_some() && config.sampling.semi_ar {
+        return Err(config.layers.error(
+            "sampling.new_tokens",
+            "`sampling.new_tokens` and `sampling.semi_ar` both say how long a text becomes",
+            "leave one of both out",
+        ));
+    }
     let wanted = config.sampling.num_samples;
     let rounds = wanted.unwrap_or(config.sampling.num_sample_batches);
     if asked.is_empty() {
@@ -314,13 +323,6 @@ fn given(config: &Config, asked: &[Ask], tokenizer: &dyn Tokenizer) -> Result<(V
     let room = sample::length(config) - i64::from(begins);
     let given = asked.iter().map(|ask| Given::new(ask, tokenizer, room));
     let given: Vec<Given> = given.collect::<Result<_>>()?;
-    if config.sampling.new_tokens.is_some() && config.sampling.semi_ar {
-        return Err(config.layers.error(
-            "sampling.new_tokens",
-            "`sampling.new_tokens` and `sampling.semi_ar` both say how long a text becomes",
-            "leave one of both out",
-        ));
-    }
     match given.iter().find(|given| given.is_whole()) {
         Some(template) if config.sampling.semi_ar => Err(config.layers.error(
             "sampling.semi_ar",

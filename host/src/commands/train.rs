@@ -301,6 +301,14 @@ pub fn check_words(config: &Config) -> Result<()> {
              from its weights",
         ));
     }
+    if let Some(adapter) = &config.model.adapter {
+        return Err(config.layers.error(
+            "model.adapter",
+            &format!("`model.adapter={adapter}` is not used by `maskdiff train`, which trains whole weights"),
+            "add it to them first: `maskdiff export --checkpoint MODEL --as hf --output MERGED model.adapter=FOLDER`, then \
+             `training.from=MERGED`",
+        ));
+    }
     maskdiff_track::wandb::check(config)?;
     maskdiff_data::check_words(config)
 }

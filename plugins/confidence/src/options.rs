@@ -125,6 +125,11 @@ impl Config {
             "`sampling.total_steps` and `sampling.tokens_per_step` both say how many tokens open at once: leave one out"
         );
         ensure!(
+            self.total_steps > 0 || self.plan == Plan::Even,
+            Config,
+            "`sampling.plan` shares out the steps of `sampling.total_steps`, which is not set"
+        );
+        ensure!(
             self.rank != Rank::Drawn || self.order == Order::Confidence,
             Config,
             "`sampling.rank = drawn` is a probability: it goes with `sampling.order = confidence`"

@@ -23,11 +23,11 @@ pub(crate) struct Places {
     block_bl: Tensor,
     blocks: i64,
     at: Vec<At>,
-    /// Steps of a block; 0 without a plan.
-    steps: i64,
+    /// Of each sequence the steps of a block; 0 without a plan.
+    steps: Vec<i64>,
     each: i64,
-    /// Of each step of a block, the share of its masked tokens that opens.
-    shares: Option<Vec<f32>>,
+    /// Of each sequence and each step of a block, the share of the masked tokens that opens.
+    shares: Option<Vec<Vec<f32>>>,
 }
 
 impl Places {
@@ -39,10 +39,14 @@ impl Places {
         let positions = Tensor::arange(l, (Kind::Int64, masked_bl.device()));
         let block_bl = (positions - first_b).floor_divide_scalar(size);
         // sync: how many blocks there are is data.
-        let last = (masked_bl.to_kind(Kind::Int64) * &block_bl).max().int64_value(&[]);
-        let blocks = last.max(0) + 1;
-        let steps = if config.total_steps == 0 { 0 } else { (config.total_steps / blocks).max(1) };
-        let shares = (config.plan == Plan::Times && steps > 0).then(|| shares(steps));
+        let last_b = (masked_bl.to_kind(Kind::Int64) * &block_bl).amax([1], false);
+        let blocks_b: Vec<i64> = Vec::try_from(last_b.clamp_min(0) + 1).unwrap_or_default();
+        let blocks = blocks_b.iter().copied().max().unwrap_or(1);
+        let of_block =
+            |n: &i64| if config.total_steps == 0 { 0 } else { (config.total_steps / n).max(1) };
+        let steps: Vec<i64> = blocks_b.iter().map(of_block).collect();
+        let by_time = config.plan == Plan::Times && config.total_steps > 0;
+        let shares = by_time.then(|| steps.iter().map(|steps| shares(*steps)).collect());
         let at = vec![At { block: usize::MAX, ..At::default() }; b as usize];
         Self { block_bl, blocks, at, steps, each: config.tokens_per_step, shares }
     }
@@ -77,7 +81,8 @@ impl Places {
     fn of_row(&mut self, row: usize, masked: &[i64]) -> i64 {
         loop {
             let at = self.at[row];
-            let ended = at.block == usize::MAX || (self.steps > 0 && at.step >= self.steps);
+            let ended =
+                at.block == usize::MAX || (self.steps[row] > 0 && at.step >= self.steps[row]);
             if ended || masked.get(at.block).is_none_or(|left| *left == 0) {
                 let from = if at.block == usize::MAX { 0 } else { at.block + 1 };
                 let Some(next) = (from..masked.len()).find(|block| masked[*block] > 0) else {
@@ -88,22 +93,23 @@ impl Places {
                 continue;
             }
             self.at[row].step += 1;
-            let n = self.count(at, masked[at.block]);
+            let n = self.count(row, at, masked[at.block]);
             if n > 0 {
                 return n;
             }
         }
     }
 
-    /// Tokens that open at a step of a block in which `left` are masked.
-    fn count(&self, at: At, left: i64) -> i64 {
-        if self.steps == 0 {
+    /// Tokens of a sequence that open at a step of a block in which `left` are masked.
+    fn count(&self, row: usize, at: At, left: i64) -> i64 {
+        let steps = self.steps[row];
+        if steps == 0 {
             return self.each.min(left);
         }
         match &self.shares {
-            None => at.masked / self.steps + i64::from(at.step < at.masked % self.steps),
-            Some(_) if at.step + 1 == self.steps => left,
-            Some(shares) => (left as f32 * shares[at.step as usize]) as i64,
+            None => at.masked / steps + i64::from(at.step < at.masked % steps),
+            Some(_) if at.step + 1 == steps => left,
+            Some(shares) => (left as f32 * shares[row][at.step as usize]) as i64,
         }
         .min(left)
     }
@@ -111,8 +117,8 @@ impl Places {
     /// Steps that are left when each opens no more than it must.
     pub(crate) fn steps_left(&self, masked_bl: &Tensor) -> i64 {
         let counts = self.counts(masked_bl);
-        let of_row = |(at, masked): (&At, &Vec<i64>)| -> i64 {
-            let of_block = |(block, left): (usize, &i64)| match self.steps {
+        let of_row = |((at, masked), steps): ((&At, &Vec<i64>), &i64)| -> i64 {
+            let of_block = |(block, left): (usize, &i64)| match *steps {
                 0 => (left + self.each - 1) / self.each,
                 _ if *left == 0 => 0,
                 steps if block == at.block => (steps - at.step).max(0),
@@ -120,7 +126,7 @@ impl Places {
             };
             masked.iter().enumerate().map(of_block).sum()
         };
-        self.at.iter().zip(&counts).map(of_row).max().unwrap_or(0)
+        self.at.iter().zip(&counts).zip(&self.steps).map(of_row).max().unwrap_or(0)
     }
 }
 

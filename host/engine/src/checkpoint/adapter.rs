@@ -21,7 +21,15 @@ const ONLY: &[(&str, &[&str])] = &[
     ("layer_replication", &[]),
     ("megatron_config", &[]),
     ("use_qalora", &["false"]),
+    ("use_bdlora", &["false"]),
+    ("kasa_config", &[]),
+    ("target_parameters", &[]),
+    // The others change the base too.
+    ("init_lora_weights", &["true", "false", "gaussian", "orthogonal"]),
 ];
+
+/// Numbers of single modules.
+const PATTERNS: [&str; 2] = ["alpha_pattern", "rank_pattern"];
 
 const CONFIG: &str = "adapter_config.json";
 const WEIGHTS: &str = "adapter_model.safetensors";
@@ -69,18 +77,14 @@ impl Adapter {
         let of_pattern = |key: &str| -> Result<Option<f64>> {
             let patterns = self.config[key].as_object();
             for (pattern, value) in patterns.into_iter().flatten() {
-                let whole = Regex::new(&format!(r"^(.*\.)?({pattern})$"));
-                let whole = whole
-                    .map_err(|e| wrong(&self.folder.join(CONFIG), &format!("`{key}`: {e}")))?;
-                if whole.is_match(module) {
+                if self.pattern(key, pattern)?.is_match(module) {
                     return Ok(value.as_f64());
                 }
             }
             Ok(None)
         };
-        let alpha =
-            of_pattern("alpha_pattern")?.or(self.config["lora_alpha"].as_f64()).unwrap_or(8.0);
-        let said = of_pattern("rank_pattern")?.or(self.config["r"].as_f64());
+        let alpha = of_pattern(PATTERNS[0])?.or(self.config["lora_alpha"].as_f64()).unwrap_or(8.0);
+        let said = of_pattern(PATTERNS[1])?.or(self.config["r"].as_f64());
         if let Some(said) = said.filter(|said| *said != r as f64) {
             let why = format!("`{module}` has rank {r}, and its configuration says {said}");
             return Err(wrong(&self.folder.join(WEIGHTS), &why));
@@ -101,7 +105,10 @@ impl Adapter {
             let Some(bare) = name.strip_prefix(PREFIX) else {
                 return Err(wrong(&file, &format!("`{name}` does not begin with `{PREFIX}`")));
             };
-            if bare.ends_with(".lora_B.weight") {
+            if let Some(module) = bare.strip_suffix(".lora_B.weight") {
+                if !self.tensors.contains_key(&format!("{PREFIX}{module}.lora_A.weight")) {
+                    return Err(wrong(&file, &format!("`{module}` has no `lora_A`")));
+                }
                 continue;
             }
             let Some(module) = bare.strip_suffix(".lora_A.weight") else {
@@ -135,7 +142,33 @@ impl Adapter {
         if added == 0 {
             return Err(wrong(&file, "it holds no matrices"));
         }
+        self.check_patterns()
+    }
+
+    /// Checks that what is said of some modules is a number and is of modules that there are.
+    fn check_patterns(&self) -> Result<()> {
+        let modules: Vec<&str> =
+            self.tensors.keys().filter_map(|name| name.strip_suffix(".lora_A.weight")).collect();
+        for key in PATTERNS {
+            for (pattern, value) in self.config[key].as_object().into_iter().flatten() {
+                let whole = self.pattern(key, pattern)?;
+                let why = if !value.is_number() {
+                    format!("`{key}`: `{pattern}` is {value}, and no number")
+                } else if !modules.iter().any(|module| whole.is_match(module)) {
+                    format!("`{key}`: there is no module `{pattern}`")
+                } else {
+                    continue;
+                };
+                return Err(wrong(&self.folder.join(CONFIG), &why));
+            }
+        }
         Ok(())
+    }
+
+    /// A pattern of modules: the end of their name.
+    fn pattern(&self, key: &str, pattern: &str) -> Result<Regex> {
+        Regex::new(&format!(r"^(.*\.)?({pattern})$"))
+            .map_err(|e| wrong(&self.folder.join(CONFIG), &format!("`{key}`: {e}")))
     }
 
     fn base<'a>(

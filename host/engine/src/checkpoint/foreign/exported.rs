@@ -16,8 +16,8 @@ use super::{Foreign, Kept, MaskRow, bare, floats, unusable};
 /// and some hold what is nobody else's business.
 const GROUPS: &[&str] = &["data", "model", "noise", "process", "training", "sampling"];
 
-/// Their keys that name places of the machine that it was trained on.
-const LEFT_OUT: &[&str] = &["data.cache_dir", "training.from"];
+/// Their keys that name places of the machine that it was trained on, and an adapter, which the weights hold by then.
+const LEFT_OUT: &[&str] = &["data.cache_dir", "training.from", "model.adapter"];
 
 /// What the model is, as TOML.
 pub(super) fn words(config: &Config) -> String {

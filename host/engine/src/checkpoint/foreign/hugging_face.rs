@@ -45,6 +45,7 @@ pub(super) fn read(folder: &Path) -> Result<Foreign> {
     let mut vocab_size = vocab_size(folder, &weights, &[embedding])?;
     let mut mask = match layout.vocabulary.mask {
         Mask::Counted | Mask::Apart => MaskRow::OfTokenizer,
+        Mask::Told => MaskRow::Told,
         Mask::Last => MaskRow::Last,
         Mask::None => MaskRow::None,
     };

@@ -90,6 +90,8 @@ fn renamed(name: &str, from: &str, to: &str) -> Option<String> {
 pub(super) enum Mask {
     /// One of them; which, the tokenizer says.
     Counted,
+    /// One of them, which their file or the user says: such a network may know none.
+    Told,
     /// One more.
     Apart,
     /// The last of them.
@@ -97,6 +99,8 @@ pub(super) enum Mask {
     /// There is none.
     None,
 }
+
+const HEAD_SIZE: &str = "model.head_size";
 
 /// The value of a dotted key.
 fn get<'a>(config: &'a Value, key: &str) -> &'a Value {
@@ -255,6 +259,16 @@ impl Layout {
                 .contains(&key)
                 || key.starts_with("model.")
         };
+        // The size of a head that a layout has no key for is the usual one there.
+        let number = |key: &str| config.layers.value(key).and_then(|value| value.as_i64());
+        if let (Some(head @ 1..), Some(width), Some(heads @ 1..)) =
+            (number(HEAD_SIZE), number("model.hidden_size"), number("model.n_heads"))
+            && head * heads != width
+            && !self.keys.contains_key(HEAD_SIZE)
+            && !self.optional.contains_key(HEAD_SIZE)
+        {
+            return false;
+        }
         // A model in blocks has the same tensors as one without: the key alone tells them apart.
         let blocks = config.top.block_size.is_some();
         blocks == self.keys.contains_key("block_size")

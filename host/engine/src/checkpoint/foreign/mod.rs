@@ -71,6 +71,8 @@ pub struct Foreign {
 pub enum MaskRow {
     /// At the id that the tokenizer says.
     OfTokenizer,
+    /// At the id that the checkpoint, the tokenizer or the user says; nowhere where nobody does.
+    Told,
     /// It is the last one, whatever tokens there are.
     Last,
     /// The network knows none: the last row is one of zeros that was added.

@@ -11,6 +11,7 @@ use serde_json::Value;
 use tch::{Kind, Tensor};
 
 use super::super::tensors::{self, Named};
+use super::Foreign;
 use super::layout::Layout;
 use super::{exported, rotary, shards};
 
@@ -44,6 +45,8 @@ pub struct Export<'a> {
     pub step: i64,
     /// Samples that they have read.
     pub samples: u64,
+    /// The checkpoint of another program that it was, whose layout it keeps.
+    pub origin: Option<&'a Foreign>,
     /// The tokenizer's file.
     pub tokenizer: String,
     /// Whether there is one that turns text into tokens.
@@ -99,7 +102,9 @@ impl Export<'_> {
     pub fn hugging_face(&self, folder: &Path) -> Result<()> {
         let top = &self.config.top;
         let layouts = Layout::all()?;
-        let Some(layout) = layouts.iter().find(|layout| layout.suits(self.config)) else {
+        let own = self.origin.and_then(|origin| origin.layout.as_ref());
+        let mut likely = own.into_iter().chain(&layouts);
+        let Some(layout) = likely.find(|layout| layout.suits(self.config)) else {
             let known: Vec<&str> = layouts.iter().map(|layout| layout.about.as_str()).collect();
             return Err(Error::config(
                 format!(
