@@ -62,6 +62,8 @@ pub(super) struct Layout {
 #[serde(deny_unknown_fields)]
 pub(super) struct Vocabulary {
     key: String,
+    /// A second key of theirs that says the same when it is written.
+    also: Option<String>,
     pub(super) mask: Mask,
     /// The matrix with a row for each token.
     pub(super) embedding: String,
@@ -303,7 +305,10 @@ impl Layout {
             put(&mut theirs, their_key.as_str().unwrap_or_default(), value);
         }
         let tokens = vocab_size - i64::from(self.vocabulary.mask == Mask::Apart);
-        put(&mut theirs, &self.vocabulary.key, json!(tokens));
+        for key in [Some(&self.vocabulary.key), self.vocabulary.also.as_ref()].into_iter().flatten()
+        {
+            put(&mut theirs, key, json!(tokens));
+        }
         theirs
     }
 }

@@ -7,6 +7,7 @@ use include_dir::{Dir, include_dir};
 use maskdiff_base::error::{Error, Result};
 use maskdiff_base::files::{self, look};
 use maskdiff_config::Config;
+use maskdiff_data::has_tokenizer;
 use serde_json::Value;
 use tch::{Kind, Tensor};
 
@@ -176,7 +177,7 @@ impl Export<'_> {
                 files::write_whole(&at("config.toml"), exported::words(self.config))?;
             }
         }
-        self.put_tokenizer(draft.path(), theirs.is_some())?;
+        self.put_tokenizer(draft.path(), theirs.map(|(layout, _)| layout))?;
         let mode = std::os::unix::fs::PermissionsExt::from_mode(0o755);
         fs::set_permissions(draft.path(), mode).map_err(|e| Error::io("write", folder, &e))?;
         files::sync_folder(draft.path())?;
@@ -188,8 +189,16 @@ impl Export<'_> {
 
 impl Export<'_> {
     /// The tokenizer: for other programs the files that they have written, where these are there.
-    fn put_tokenizer(&self, folder: &Path, for_others: bool) -> Result<()> {
-        if for_others && let Some(own) = &self.tokenizer_folder {
+    fn put_tokenizer(&self, folder: &Path, theirs: Option<&Layout>) -> Result<()> {
+        // A configuration that says which token is the mask needs no tokenizer that does.
+        let says_mask = theirs.is_some_and(|layout| layout.vocabulary.mask_key.is_some());
+        let began = self.config.training.from.as_ref().map(PathBuf::from).filter(|_| says_mask);
+        let began = match began {
+            Some(began) if look::is_folder(&began)? && has_tokenizer(&began)? => Some(began),
+            _ => None,
+        };
+        let own = self.tokenizer_folder.as_ref().or(began.as_ref());
+        if let Some(own) = own.filter(|_| theirs.is_some()) {
             for name in maskdiff_data::TOKENIZER_FILES {
                 if let Some(text) = look::text(&own.join(name))? {
                     files::write_whole(&folder.join(name), text)?;
@@ -197,11 +206,22 @@ impl Export<'_> {
             }
             return Ok(());
         }
-        if self.has_tokenizer || !for_others {
-            files::write_whole(&folder.join("tokenizer.json"), &self.tokenizer)?;
+        if self.has_tokenizer || theirs.is_none() {
+            let inner = says_mask.then(|| plain(&self.tokenizer)).flatten();
+            let text = inner.as_ref().unwrap_or(&self.tokenizer);
+            files::write_whole(&folder.join("tokenizer.json"), text)?;
         }
         Ok(())
     }
+}
+
+/// Of our file of a tokenizer for more rows than it has tokens, the tokenizer's own file.
+fn plain(stored: &str) -> Option<String> {
+    let stored: Value = serde_json::from_str(stored).ok()?;
+    let inner = stored["tokenizer"].as_object()?;
+    let is_ours =
+        stored["maskdiff_tokenizer"].is_string() && inner.contains_key("maskdiff_tokenizer");
+    (stored["maskdiff_tokenizer"] == "wider" && !is_ours).then(|| stored["tokenizer"].to_string())
 }
 
 /// The folder that something is written into, which is made.
