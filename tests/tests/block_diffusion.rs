@@ -449,3 +449,82 @@ fn checkpoints_go_to_other_programs_and_come_back() {
     let whole = ["sample", "eval.checkpoint_path=whole", "block_size=16"];
     maskdiff(at, &whole).expect(2).says(&["was trained without blocks"]);
 }
+
+/// What only blocks have is refused without them, what makes no sense in them as well, and a start that fails leaves no folder.
+#[test]
+fn keys_of_blocks_are_refused_where_they_would_be_ignored() {
+    let folder = tempfile::tempdir().expect("a folder");
+    for (words, said) in [
+        (&["training.sampling_eps_min=0.3"][..], "`block_size` is not set"),
+        (&["training.resample=true"], "`block_size` is not set"),
+        (&["training.clip_search_widths=[0.5]"], "`block_size` is not set"),
+        (&["sampling.kv_cache=false"], "`block_size` is not set"),
+        (&["sampling.min_entropy=4"], "`block_size` is not set"),
+        (&["block_size=16", "parameterization=udlm", "training.resample=true"], "has none"),
+        (&["block_size=16", "training.clip_search_widths=[0.5,5]"], "has 5"),
+        (&["block_size=16", "training.clip_search_widths=[0.0]"], "has 0"),
+        (&["block_size=16", "training.clip_search_delta=1e-9"], "so many intervals"),
+        (&["block_size=16", "sampling.min_entropy=4"], "the last 256 tokens"),
+        (
+            &["block_size=16", "sampling.length=128", "sampling.kv_cache=false"],
+            "`sampling.context=reread`",
+        ),
+    ] {
+        let out =
+            maskdiff(folder.path(), &[&["train"], &small()[..], &["run.dir=run"], words].concat());
+        out.expect(2).says(&[said]);
+        assert!(!folder.path().join("run").exists(), "{words:?}");
+    }
+}
+
+/// The interval is one of masked shares, whatever the schedule is; a run that goes on takes the one that is asked for, and an export the one
+/// that it was trained in.
+#[test]
+fn an_interval_is_of_shares_and_of_the_run_as_it_is() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let at = folder.path();
+    let plain = |more: &[&str]| maskdiff(at, &[&["train"], &small()[..], more].concat());
+    let words = ["block_size=16", "run.dir=run", "noise=geometric", "sampling.num_sample_log=0"];
+    let go = |more: &[&str]| plain(&[&words[..], more].concat());
+    let narrow = ["training.sampling_eps_min=0.3", "training.sampling_eps_max=0.8"];
+    // Times of 0.3 to 0.8 would have masked nearly nothing: it would draw for ever.
+    go(&[&narrow[..], &["training.resample=true", "trainer.max_steps=2"]].concat()).expect(0);
+    let other = ["training.sampling_eps_min=0.45", "training.sampling_eps_max=0.95"];
+    let resume = ["checkpointing.resume_from_ckpt=true", "trainer.max_steps=4"];
+    go(&[&other[..], &resume].concat()).expect(0);
+    let interval = |run: &str| {
+        let file = at.join(run).join("checkpoints/last/state.json");
+        let text = std::fs::read_to_string(file).expect("state.json");
+        serde_json::from_str::<serde_json::Value>(&text).expect("JSON")["interval"].clone()
+    };
+    assert_eq!(interval("run"), serde_json::json!([0.45, 0.95]));
+    plain(&[
+        "block_size=16",
+        "run.dir=found",
+        "training.clip_search_widths=[0.5]",
+        "trainer.max_steps=4",
+        "trainer.val_check_interval=2",
+        "sampling.num_sample_log=0",
+    ])
+    .expect(0);
+    let found = interval("found");
+    let export = ["export", "--checkpoint", "found", "--as", "hf", "--output", "out"];
+    maskdiff(at, &export).expect(0);
+    let text = std::fs::read_to_string(at.join("out/config.json")).expect("config.json");
+    let config: serde_json::Value = serde_json::from_str(&text).expect("JSON");
+    assert_eq!([&config["sampling_eps_min"], &config["sampling_eps_max"]], [&found[0], &found[1]]);
+}
+
+/// A whole block that is given is a part of the trace as any other.
+#[test]
+fn a_trace_begins_with_blocks_that_are_given() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let at = folder.path();
+    train(at, &["block_size=4", "run.dir=run", "trainer.max_steps=1", "sampling.num_sample_log=0"])
+        .expect(0);
+    let prompt = "Ben has a green boat and a red hat .";
+    for shown in [["--trace", "t.json"], ["--svg", "t.svg"]] {
+        let sample = ["sample", "--checkpoint", "run", "-n", "1", "--prompt", prompt];
+        maskdiff(at, &[&sample[..], &shown].concat()).expect(0);
+    }
+}

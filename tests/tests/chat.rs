@@ -239,4 +239,5 @@ fn a_talk_in_blocks_goes_on_after_a_question_that_is_too_long() {
         "the whole conversation does not begin",
         "data.chat_template",
     ]);
+    assert!(!at.path().join("other").exists(), "a start that failed leaves no folder");
 }

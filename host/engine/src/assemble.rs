@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use maskdiff_base::error::{Error, Result};
 use maskdiff_base::places::Places;
 use maskdiff_base::process;
-use maskdiff_config::{Config, trust};
+use maskdiff_config::{Config, groups, listed, trust};
 use maskdiff_data::Tokenizer;
 use maskdiff_plugin_api::{Context, capability};
 use serde_json::Value;
@@ -20,7 +20,7 @@ use crate::model::Model;
 use crate::model::views::Blocks;
 use crate::plugins::{Choice, Choices, Registry};
 use crate::precision::Precision;
-use crate::sample::{NamedSampler, stops_at_eos};
+use crate::sample::{self, NamedSampler, stops_at_eos};
 use crate::{accelerator, component};
 
 /// How many tokens there are where nobody knows yet.
@@ -68,14 +68,7 @@ pub fn choices(config: &mut Config, registry: &Registry, sampled: bool) -> Resul
 
 /// Checks that the chosen components work in blocks, where `block_size` is set, and that nothing else asks for them.
 fn check_blocks(config: &Config, registry: &Registry, choices: &Choices) -> Result<()> {
-    let Some(size) = config.top.block_size else {
-        let Some(length) = config.sampling.length else { return Ok(()) };
-        return Err(config.layers.error(
-            "sampling.length",
-            &format!("`sampling.length` is {length}, and only texts of blocks have a length of their own"),
-            "set `block_size`, or let a window slide: `sampling.semi_ar=true` with `sampling.num_strides`",
-        ));
-    };
+    let Some(size) = config.top.block_size else { return check_no_blocks(config) };
     if config.sampling.semi_ar {
         return Err(config.layers.error(
             "sampling.semi_ar",
@@ -104,7 +97,69 @@ fn check_blocks(config: &Config, registry: &Registry, choices: &Choices) -> Resu
     }
     let chosen = [("backbone", choices.backbone.name.as_str())];
     registry.check_offered(&format!("`block_size={size}`"), &needs, &chosen)?;
+    if config.training.resample && !has_mask(config, registry)? {
+        return Err(config.layers.error(
+            "training.resample",
+            "`training.resample` looks at the share of masks, and the process has none",
+            "leave it out",
+        ));
+    }
+    check_texts(config)?;
     Blocks::new(config).map(drop)
+}
+
+/// Checks how texts of blocks are drawn.
+fn check_texts(config: &Config) -> Result<()> {
+    let (sampling, length) = (&config.sampling, sample::length(config));
+    let slides = sampling.context == listed::Context::Slide && length > config.model.length;
+    if slides && !sampling.kv_cache {
+        return Err(config.layers.error(
+            "sampling.kv_cache",
+            "beyond the window a sliding context is what the kept keys and values are, and `sampling.kv_cache=false` keeps none",
+            "`sampling.context=reread` reads the window anew, `sampling.context=all` the whole text",
+        ));
+    }
+    match sampling.min_entropy {
+        Some(_) if length < sample::grow::TAIL as i64 => Err(config.layers.error(
+            "sampling.min_entropy",
+            &format!(
+                "`sampling.min_entropy` looks at the last {} tokens of a text, and texts have {length}",
+                sample::grow::TAIL
+            ),
+            "draw longer texts (`sampling.length`), or leave it out",
+        )),
+        _ => Ok(()),
+    }
+}
+
+/// Checks that without `block_size` nothing is set that only blocks have.
+fn check_no_blocks(config: &Config) -> Result<()> {
+    if let Some(length) = config.sampling.length {
+        return Err(config.layers.error(
+            "sampling.length",
+            &format!("`sampling.length` is {length}, and only texts of blocks have a length of their own"),
+            "set `block_size`, or let a window slide: `sampling.semi_ar=true` with `sampling.num_strides`",
+        ));
+    }
+    let (training, sampling) = (&config.training, &config.sampling);
+    let (usual, usually) = (groups::Training::default(), groups::Sampling::default());
+    let set = [
+        ("training.sampling_eps_min", training.sampling_eps_min != usual.sampling_eps_min),
+        ("training.sampling_eps_max", training.sampling_eps_max != usual.sampling_eps_max),
+        ("training.resample", training.resample),
+        ("training.clip_search_widths", !training.clip_search_widths.is_empty()),
+        ("sampling.context", sampling.context != usually.context),
+        ("sampling.kv_cache", !sampling.kv_cache),
+        ("sampling.min_entropy", sampling.min_entropy.is_some()),
+    ];
+    match set.into_iter().find(|(_, is_set)| *is_set) {
+        Some((key, _)) => Err(config.layers.error(
+            key,
+            &format!("`{key}` is of models in blocks, and `block_size` is not set"),
+            "set `block_size`, or leave it out",
+        )),
+        None => Ok(()),
+    }
 }
 
 /// Tells a model in blocks of the BOS that its texts begin with, where they do.

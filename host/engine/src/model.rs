@@ -281,6 +281,14 @@ impl Model {
         self.moment.borrow_mut().given_bl = given_bl;
     }
 
+    /// Runs `body` for one sequence of a batch alone: what it draws comes from that sequence's stream.
+    pub fn alone<T>(&self, row: usize, body: impl FnOnce() -> T) -> T {
+        let all = self.moment.borrow_mut().alone(row);
+        let done = body();
+        self.moment.borrow_mut().together(row, all);
+        done
+    }
+
     /// How the model reads its sequences, where it does so in blocks.
     pub fn blocks(&self) -> Option<&Blocks> {
         self.blocks.as_ref()
@@ -349,8 +357,13 @@ impl Model {
     /// Times in an interval.
     pub fn draw_t_in(&self, interval: Interval, u: &Tensor) -> Result<Tensor> {
         let ends = self.draw_t(&Tensor::from_slice(&[0.0, 1.0]).to_device(u.device()))?;
-        let (first, last) = (ends.double_value(&[0]), ends.double_value(&[1]));
-        self.draw_t(&interval.narrowed(u, first, last))
+        let two = |t: &Tensor| [0, 1].map(|i| t.double_value(&[i]));
+        // A share of masks s is alpha = 1 - s.
+        let alpha = Tensor::from_slice(&[1.0 - interval.low, 1.0 - interval.high]);
+        let times =
+            maskdiff_plugin_api::Denoiser::new(self).time_of_alpha(&alpha.to_device(u.device()));
+        let times = times.map_err(|e| component::error("noise", &self.names.noise.name, e))?;
+        self.draw_t(&interval.narrowed(u, two(&ends), two(&times)))
     }
 
     /// The parameterization's loss alone, nats per token: `[B, L] i64`, `[B] f64` → `[B, L]` (or the last positions of it).

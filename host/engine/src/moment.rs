@@ -17,6 +17,11 @@ impl Streams {
         Self(numbers.map(|number| stream::generator(seed, purpose, number)).collect())
     }
 
+    /// The streams of one sequence alone, and those of all.
+    fn only(self, row: usize) -> (Self, Self) {
+        (Self(vec![self.0[row].clone()]), self)
+    }
+
     /// Uniform numbers strictly inside (0, 1), f64. The rows of the first dimension are those of the sequences, in order.
     fn uniforms(&mut self, shape: &[i64]) -> PluginResult<Tensor> {
         let (rows, sequences) = (shape.first().copied().unwrap_or(0), self.0.len() as i64);
@@ -64,6 +69,22 @@ impl Moment {
     /// Of a walk in which positions `[B, L] bool` are given.
     pub fn of_walk(streams: Streams, given_bl: Option<Tensor>) -> Self {
         Self { streams: Some(streams), given_bl, ..Self::default() }
+    }
+
+    /// Goes on with the stream of one sequence alone; returns those of all, for [`Moment::together`].
+    pub fn alone(&mut self, row: usize) -> Option<Streams> {
+        let (own, all) = self.streams.take()?.only(row);
+        self.streams = Some(own);
+        Some(all)
+    }
+
+    /// Goes on with the streams of all sequences, of which one has gone on alone.
+    pub fn together(&mut self, row: usize, all: Option<Streams>) {
+        let own = self.streams.take();
+        self.streams = all;
+        if let (Some(Streams(all)), Some(Streams(mut own))) = (&mut self.streams, own) {
+            all[row] = own.remove(0);
+        }
     }
 
     /// Uniform numbers strictly inside (0, 1), f64, on a device.

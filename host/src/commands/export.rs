@@ -32,6 +32,15 @@ pub fn run(common: &Common, format: As, output: &Path, shard_gb: f64) -> Result<
     // Held until it is written: of two that export to one place, the second is refused.
     let _fresh = Fresh::claim(output)?;
     let (checkpoint, mut config, tokenizer) = common.trained()?;
+    // What a search found last is what the model is trained in.
+    if let Some((low, high)) = checkpoint.state.interval {
+        let found = [
+            format!("training.sampling_eps_min={low:?}"),
+            format!("training.sampling_eps_max={high:?}"),
+        ];
+        let words = found.into_iter().chain(common.overrides.iter().cloned()).collect();
+        config = common.clone().overriding(words).trained()?.1;
+    }
     let registry = assemble::registry(&common.plugins, &config)?;
     let choices = assemble::choices(&mut config, &registry, false)?;
     let (_, method) = registry.find("parameterization", config.method())?;

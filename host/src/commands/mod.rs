@@ -34,7 +34,7 @@ use maskdiff_engine::checkpoint::Checkpoint;
 use maskdiff_hub::{Hub, Kind};
 
 /// What every subcommand is given.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Common {
     /// `KEY=VALUE` in order.
     pub overrides: Vec<String>,

@@ -44,21 +44,24 @@ pub fn variances(
                 continue;
             }
             let size = plan.batch.min(n - start);
-            let TokenRows { x0_bl, .. } = TokenRows::new(&sequences.rows(start, size)?, device)?;
+            let rows = TokenRows::new(&sequences.rows(start, size)?, device)?;
+            let TokenRows { x0_bl, counted_bl, given_bl } = &rows;
             let clocks = model.clocks();
             let u = draws::evaluation_times(seed, 0, 1, start * clocks, size * clocks);
             let u = u.view([size, clocks]).to_device(device);
             let u_bl = draws::evaluation_masks(seed, 0, start, size, model.facts().length);
-            let mut view = BlockView::of_texts(model, blocks, &x0_bl)
+            let mut view = BlockView::of_texts(model, blocks, x0_bl)
                 .map_err(|error| model.method_error(error))?;
             for (sum, candidate) in sums.iter_mut().zip(candidates) {
                 draws::seed_torch(seed, Purpose::Evaluate, number as u64, 0);
                 let numbers = (start..start + size).map(|row| draws::place_of_block(0, row));
                 let streams = Streams::new(seed, Purpose::EvaluationDraws, numbers);
-                model.inject_uniforms(Some(u_bl.to_device(device)));
+                model.inject_uniforms(Some(rows.keeping(&u_bl.to_device(device))));
                 model.set_moment(Moment::of_loss(None, Some(streams)));
                 view = view.redraws(blocks.resample.then_some(*candidate));
-                let batch = Batch::new(&x0_bl, &model.draw_t_in(*candidate, &u)?);
+                let batch = Batch::new(x0_bl, &model.draw_t_in(*candidate, &u)?)
+                    .counted(counted_bl.as_ref())
+                    .given(given_bl.as_ref());
                 let objective = training::objective_over(model, blocks, &view, &batch);
                 model.inject_uniforms(None);
                 model.set_moment(Moment::default());

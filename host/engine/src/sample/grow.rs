@@ -116,8 +116,13 @@ pub fn grow(
             let _ = given.get(row).fill_(1);
         }
         if given.all().int64_value(&[]) == 1 {
+            let rows = id_rows(&block)?;
+            if let Some(recorder) = recorder {
+                recorder.borrow_mut().begin(rows.clone(), at);
+                recorder.borrow_mut().end(rows.clone());
+            }
             text.push(&block);
-            fates.push(id_rows(&block)?);
+            fates.push(rows);
         } else {
             if let Some(recorder) = recorder {
                 recorder.borrow_mut().begin(id_rows(&block)?, at);
@@ -159,7 +164,7 @@ fn one_by_one(
         let given = given.narrow(0, row, 1);
         let view = text.next_of(row, Some(given.shallow_clone())).map_err(named)?;
         model.give(Some(given));
-        walk_over(model, &view, sampler, &block.narrow(0, row, 1))
+        model.alone(row as usize, || walk_over(model, &view, sampler, &block.narrow(0, row, 1)))
     });
     Ok(Tensor::cat(&rows.collect::<Result<Vec<Tensor>>>()?, 0))
 }

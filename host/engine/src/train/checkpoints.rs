@@ -195,7 +195,11 @@ impl Trainer<'_> {
             ema.updates = from.state.ema_updates;
         }
         let state = &from.state;
-        if let (Some(blocks), Some((low, high))) = (self.model.blocks(), state.interval) {
+        // Where nothing searches, the interval is what the configuration says.
+        let searches = !self.config.training.clip_search_widths.is_empty();
+        if let (Some(blocks), Some((low, high))) = (self.model.blocks(), state.interval)
+            && searches
+        {
             blocks.set_interval(Interval { low, high });
         }
         self.learner.step = state.step;

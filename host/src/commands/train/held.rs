@@ -17,8 +17,6 @@ use super::Job;
 pub(super) struct Held {
     /// The run folder.
     pub(super) run: PathBuf,
-    /// The lock of the run folder, on rank 0, until the folder is written.
-    pub(super) claim: Option<Claim>,
     /// The folder of checkpoints.
     pub(super) checkpoints: PathBuf,
     /// Where rank 0 copies them to.
@@ -26,6 +24,8 @@ pub(super) struct Held {
     /// Two runs with one folder of checkpoints would remove each other's.
     _checkpoints: Option<Claim>,
     _at_work: Option<AtWork>,
+    /// The lock of the run folder, on rank 0, until the folder is written. Dropped last: it takes a folder away in which nothing is left.
+    pub(super) claim: Option<Claim>,
 }
 
 impl Held {
@@ -55,11 +55,12 @@ impl Held {
         let checkpoints = world.is_main().then(|| Claim::checkpoints(&folder, &run)).transpose();
         let checkpoints = checkpoints.map_err(|e| unusable(config, "checkpointing.save_dir", e))?;
         let mirror = config.checkpointing.mirror.as_deref().filter(|_| world.is_main());
+        let mirror = mirror.map(Mirror::open).transpose()?;
         let held = Self {
             run,
             claim,
             checkpoints: folder,
-            mirror: mirror.map(Mirror::open).transpose()?,
+            mirror,
             _checkpoints: checkpoints.flatten(),
             _at_work: at_work,
         };

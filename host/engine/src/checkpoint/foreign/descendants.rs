@@ -31,6 +31,15 @@ struct Method {
 /// Keys of `algo` that the original has at the top.
 const AT_THE_TOP: &[&str] = &["backbone", "time_conditioning", "T", "subs_masking"];
 
+/// Keys of `training` that only a method in blocks reads, and that stand in every configuration.
+const OF_BLOCKS: &[&str] = &[
+    "sampling_eps_min",
+    "sampling_eps_max",
+    "resample",
+    "clip_search_widths",
+    "clip_search_delta",
+];
+
 /// The configuration in the original's words, and whether its process has a mask; one of the original itself stays as it is.
 pub(super) fn recast(config: Value) -> Result<(Value, bool)> {
     let (file, text) = shelf_file("compat", "descendants")?.unwrap_or_default();
@@ -56,6 +65,9 @@ impl Words {
             }
             if !self.methods.get(&name).is_some_and(|method| method.blocks) {
                 config["block_size"] = Value::Null;
+                for key in OF_BLOCKS {
+                    config["training"][*key].take();
+                }
             }
             let schedule = config["noise"]["type"].as_str();
             if let Some(ours) = schedule.and_then(|theirs| self.schedules.get(theirs)) {

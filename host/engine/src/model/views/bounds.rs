@@ -2,12 +2,15 @@
 //!
 //! Shape letters: `N` blocks, `b` tokens of a block. Source: Arriola et al. 2025, arXiv:2503.09573, section 5 and appendix B.
 
-use maskdiff_plugin_api::Result;
+use maskdiff_plugin_api::{Result, bail};
 use serde::{Deserialize, Serialize};
 use tch::{Kind, Tensor};
 
 /// The least share of masks that the whole range of times reaches.
 const LEAST: f64 = 1e-3;
+
+/// How often masks are drawn anew before it is given up.
+const DRAWS: usize = 20_000;
 
 /// What separates an end of the range from a bound.
 const CLOSE: f64 = 1e-6;
@@ -50,11 +53,11 @@ impl Interval {
         (0..=tokens).any(|masks| self.holds(masks as f64 / tokens as f64))
     }
 
-    /// Uniform numbers `u` in [0, 1) as those that give times in the interval, where the times of 0 and 1 are `first` and `last`.
-    /// Exact for times that are linear in u.
-    pub fn narrowed(self, u: &Tensor, first: f64, last: f64) -> Tensor {
-        let low = if self.binds_below() { self.low } else { first };
-        let high = if self.binds_above() { self.high } else { last };
+    /// Uniform numbers `u` in [0, 1) as those that give times in the interval, where the times of 0 and 1 are `first` and `last`, and
+    /// those of the interval's shares `times`. Exact for times that are linear in u.
+    pub fn narrowed(self, u: &Tensor, [first, last]: [f64; 2], times: [f64; 2]) -> Tensor {
+        let low = if self.binds_below() { times[0].max(first) } else { first };
+        let high = if self.binds_above() { times[1].min(last) } else { last };
         let t: Tensor = u * (high - low) + low;
         ((t - first) / (last - first)).clamp(0.0, 1.0)
     }
@@ -99,7 +102,7 @@ impl Interval {
         if !self.binds() {
             return Ok(x_nb);
         }
-        loop {
+        for _ in 0..DRAWS {
             let mut masked_nb = x_nb.eq(mask);
             if let Some(free_nb) = free_nb {
                 masked_nb = masked_nb.logical_and(free_nb);
@@ -111,6 +114,13 @@ impl Interval {
             }
             x_nb = draw()?.where_self(&outside_n.unsqueeze(1), &x_nb);
         }
+        bail!(
+            Config,
+            "`training.resample`: after {DRAWS} draws there are blocks whose share of masks is not between {} and {}; widen the interval, or \
+             leave it out",
+            self.low,
+            self.high
+        )
     }
 
     /// The candidates of a search: the whole range, then for each width the intervals that start at multiples of `step`. With blocks of
@@ -180,11 +190,11 @@ mod tests {
         let u = Tensor::from_slice(&[0.0, 0.5, 1.0]);
         let eps = 1e-3;
         let t = |u: &Tensor| u * (1.0 - eps) + eps;
-        let clipped = t(&Interval { low: 0.3, high: 0.8 }.narrowed(&u, eps, 1.0));
+        let clipped = t(&Interval { low: 0.3, high: 0.8 }.narrowed(&u, [eps, 1.0], [0.3, 0.8]));
         assert!(
             (clipped - Tensor::from_slice(&[0.3, 0.55, 0.8])).abs().max().double_value(&[]) < 1e-12
         );
-        let whole = Interval::WHOLE.narrowed(&u, eps, 1.0);
+        let whole = Interval::WHOLE.narrowed(&u, [eps, 1.0], [eps, 1.0]);
         assert!((whole - &u).abs().max().double_value(&[]) < 1e-12);
     }
 }

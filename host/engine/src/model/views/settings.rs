@@ -8,6 +8,32 @@ use tch::{Kind, Tensor};
 
 use super::bounds::Interval;
 
+/// Checks what a search is told.
+fn check_search(config: &Config) -> Result<()> {
+    let training = &config.training;
+    if let Some(width) = training.clip_search_widths.iter().find(|w| !(**w > 0.0 && **w <= 1.0)) {
+        return Err(config.layers.error(
+            "training.clip_search_widths",
+            &format!("`training.clip_search_widths` has {width}, and a width lies above 0 and is at most 1"),
+            "as in [0.5, 0.6, 0.7, 0.8, 0.9]",
+        ));
+    }
+    if training.clip_search_delta < LEAST_STEP {
+        return Err(config.layers.error(
+            "training.clip_search_delta",
+            &format!(
+                "`training.clip_search_delta` is {}, and so many intervals cannot be measured",
+                training.clip_search_delta
+            ),
+            &format!("at least {LEAST_STEP}; 0.05 is usual"),
+        ));
+    }
+    Ok(())
+}
+
+/// Steps between intervals that a search can go through.
+const LEAST_STEP: f64 = 1e-3;
+
 /// Blocks of a model. Shape letters: `B` batch, `L` length, `K` blocks of a sequence, `N` = B K, `b` tokens of a block.
 #[derive(Debug)]
 pub struct Blocks {
@@ -51,6 +77,7 @@ impl Blocks {
                 "an interval of the masked share, as in 0.3 and 0.8",
             ));
         }
+        check_search(config)?;
         let unmet =
             Interval::candidates(size, &training.clip_search_widths, training.clip_search_delta);
         let unmet = unmet.into_iter().chain([interval]).find(|all| !all.is_met(size));
