@@ -95,7 +95,8 @@ mod tests {
         assert!(schema(&root, "walk.ta").is_none() && schema(&root, "k.tau").is_none());
         let given = json!({"k": 3, "walk": {"tau": 0.5, "ta": 1}});
         let taken = flat(&root, given.as_object().unwrap().clone());
-        let names: Vec<&str> = taken.iter().map(|(name, _)| name.as_str()).collect();
+        let mut names: Vec<&str> = taken.iter().map(|(name, _)| name.as_str()).collect();
+        names.sort_unstable();
         assert_eq!(names, ["k", "walk.ta", "walk.tau"]);
         assert_eq!(nested(taken.into_iter().collect()), given);
         assert_eq!(value(&given, "walk.tau"), 0.5);

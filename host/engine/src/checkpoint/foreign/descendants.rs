@@ -65,8 +65,9 @@ impl Words {
             }
             if !self.methods.get(&name).is_some_and(|method| method.blocks) {
                 config["block_size"] = Value::Null;
-                for key in OF_BLOCKS {
-                    config["training"][*key].take();
+                let training = config.get_mut("training").and_then(Value::as_object_mut);
+                if let Some(training) = training {
+                    training.retain(|key, _| !OF_BLOCKS.contains(&key.as_str()));
                 }
             }
             let schedule = config["noise"]["type"].as_str();
@@ -82,7 +83,7 @@ impl Words {
             config["parameterization"] = json!(ours);
         }
         // Their one sampler, whose ends have names.
-        if let Some(sampling) = config["sampling"].as_object_mut() {
+        if let Some(sampling) = config.get_mut("sampling").and_then(Value::as_object_mut) {
             sampling.remove("predictor");
             if let Some(tail) = sampling.remove("noise_removal").filter(Value::is_string) {
                 sampling.insert("tail".into(), tail);
