@@ -250,27 +250,36 @@ impl Component for Gpt2 {
     }
 }
 
-impl Backbone for Gpt2 {
-    fn parameters(&self) -> &Parameters {
-        &self.0.parameters
-    }
+/// What both backbones do alike, and what one has more.
+macro_rules! over_net {
+    ($backbone:ident { $($more:tt)* }) => {
+        impl Backbone for $backbone {
+            fn parameters(&self) -> &Parameters {
+                &self.0.parameters
+            }
 
-    fn hidden(&self, xt_bl: &Tensor, _sigma_b: &Tensor, train: bool) -> Result<Tensor> {
-        self.0.hidden(xt_bl, train)
-    }
+            fn hidden(&self, xt_bl: &Tensor, _sigma_b: &Tensor, train: bool) -> Result<Tensor> {
+                self.0.hidden(xt_bl, train)
+            }
 
-    fn logits(&self, hidden_nd: &Tensor) -> Result<Tensor> {
-        Ok(self.0.logits(hidden_nd))
-    }
+            fn logits(&self, hidden_nd: &Tensor) -> Result<Tensor> {
+                Ok(self.0.logits(hidden_nd))
+            }
 
-    fn head(&self) -> Option<Head> {
-        Some(self.0.head())
-    }
+            fn head(&self) -> Option<Head> {
+                Some(self.0.head())
+            }
 
+            $($more)*
+        }
+    };
+}
+
+over_net!(Gpt2 {
     fn extend(&self, x_bl: &Tensor, cache: Vec<Tensor>) -> Result<(Tensor, Vec<Tensor>)> {
         self.0.extend(x_bl, &cache)
     }
-}
+});
 
 /// # Source
 /// Gong et al. 2024, arXiv:2410.17891 (DiffuGPT, DiffuLLaMA): GPT-2 without its causal mask. Differences: none known.
@@ -286,23 +295,7 @@ impl Component for DiffuGpt {
     }
 }
 
-impl Backbone for DiffuGpt {
-    fn parameters(&self) -> &Parameters {
-        &self.0.parameters
-    }
-
-    fn hidden(&self, xt_bl: &Tensor, _sigma_b: &Tensor, train: bool) -> Result<Tensor> {
-        self.0.hidden(xt_bl, train)
-    }
-
-    fn logits(&self, hidden_nd: &Tensor) -> Result<Tensor> {
-        Ok(self.0.logits(hidden_nd))
-    }
-
-    fn head(&self) -> Option<Head> {
-        Some(self.0.head())
-    }
-}
+over_net!(DiffuGpt {});
 
 #[cfg(test)]
 mod tests {
