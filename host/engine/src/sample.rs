@@ -341,6 +341,13 @@ fn grown(
             (drawn.rows[row], drawn.rejected[row]) = (ids, rejected);
         }
     }
+    let left = drawn.rejected.iter().filter(|rejected| **rejected).count();
+    if left > 0 {
+        let which = counted(left, "text");
+        tracing::warn!(
+            "after {TRIES} draws {which} still have a lower entropy than `sampling.min_entropy`, and end there"
+        );
+    }
     drawn.rows.iter_mut().for_each(|ids| ids.truncate(texts.length as usize));
     Ok((drawn.rows, rejected))
 }
