@@ -169,7 +169,7 @@ enum Command {
     },
     /// Talk to a model that was fine-tuned on conversations: a line of yours, an answer of its own
     ///
-    /// `maskdiff chat --checkpoint MODEL`. Lines come from the keyboard or another program; `/new` begins anew. The chat template is the
+    /// `maskdiff chat --checkpoint MODEL`. Lines come from the keyboard or another program; `/new` starts a new conversation. The chat template is the
     /// model's own, or `data.chat_template`.
     Chat {
         #[command(flatten)]
@@ -203,7 +203,7 @@ enum Command {
         /// The folder or file to write; it must not exist yet
         #[arg(long, value_name = "PATH", value_hint = ValueHint::AnyPath)]
         output: PathBuf,
-        /// Weights of a folder for other programs that are larger stand in several files of at most so many gigabytes
+        /// Largest size of one weight file, in gigabytes; larger weights are split into several files
         #[arg(long, value_name = "N", default_value_t = 5.0)]
         shard_gb: f64,
     },

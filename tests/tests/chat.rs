@@ -230,7 +230,10 @@ fn a_talk_in_blocks_goes_on_after_a_question_that_is_too_long() {
     assert!(out.status.success(), "{said}");
     let answers = String::from_utf8_lossy(&out.stdout).lines().count();
     // An untrained model may fill the window with its first answer.
-    assert!((1..=2).contains(&answers) && said.contains("`/new` begins anew"), "{answers}: {said}");
+    assert!(
+        (1..=2).contains(&answers) && said.contains("`/new` starts a new one"),
+        "{answers}: {said}"
+    );
     let odd = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}\
                {% if add_generation_prompt %}think{% endif %}";
     std::fs::write(at.path().join("odd.jinja"), odd).expect("written");

@@ -218,7 +218,7 @@ group! {
         num_sample_batches: i64 where (Range::of(1.0, 1e6)) = 1,
         /// N: `maskdiff sample` draws N sequences, or N for each prompt. It wins over `num_sample_batches`.
         num_samples: Option<i64> where (Range::of(1.0, 1e7)) = None,
-        /// `maskdiff sample` draws so many tokens behind a prompt, or in all without one; by default up to `model.length`.
+        /// Number of tokens that `maskdiff sample` draws after a prompt, or in total without one; by default up to `model.length`.
         new_tokens: Option<i64> where (TOKENS) = None,
         /// Sequences drawn at every evaluation while training.
         num_sample_log: i64 where (Range::of(0.0, 1e6)) = 2,
@@ -227,14 +227,14 @@ group! {
         /// Cut a text at its first EOS or padding after the given tokens. By default on if each block held one document
         /// (`data.wrap=false`), since the model was not trained on what follows.
         stop_at_eos: Option<bool> = None,
-        /// `block_size`: tokens of a text at most, `model.length` by default; more than that too, see `context`.
+        /// `block_size`: largest number of tokens of a text; by default `model.length`. It may be larger, see `context`.
         length: Option<i64> where (TOKENS) = None,
         /// `block_size`: what a block sees of a text longer than `model.length`: `slide` drops the keys and values of tokens that
-        /// leave the window, `reread` reads the rest anew, `all` keeps everything.
+        /// leave the window, `reread` computes those of the window again, `all` keeps everything.
         context: listed::Context = listed::Context::Slide,
-        /// `block_size`: a text whose last 256 tokens have a lower entropy, in nats, is rejected and drawn anew, at most ten times; one
-        /// that ends at EOS (`stop_at_eos`) ends in front of them instead. The original has 4 here, always; by default nothing
-        /// is rejected, since that makes generated text look better than the model is.
+        /// `block_size`: a text whose last 256 tokens have a lower entropy, in nats, is rejected and drawn again. After ten draws it is
+        /// kept as it is, with a warning. With `stop_at_eos` the text ends before these tokens instead. The original always uses 4. By
+        /// default nothing is rejected, because rejection makes generated text look better than the model is.
         min_entropy: Option<f64> where (Range::of(0.0, 100.0)) = None,
         /// `block_size`: keep keys and values of finished blocks. Off: what is before a block is read in every call.
         kv_cache: bool = true,

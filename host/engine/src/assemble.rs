@@ -115,8 +115,8 @@ fn check_texts(config: &Config) -> Result<()> {
     if slides && !sampling.kv_cache {
         return Err(config.layers.error(
             "sampling.kv_cache",
-            "beyond the window a sliding context is what the kept keys and values are, and `sampling.kv_cache=false` keeps none",
-            "`sampling.context=reread` reads the window anew, `sampling.context=all` the whole text",
+            "`sampling.context=slide` needs the KV cache for texts longer than `model.length`, and `sampling.kv_cache=false` turns it off",
+            "set `sampling.context=reread` (the window) or `sampling.context=all` (the whole text)",
         ));
     }
     match sampling.min_entropy {

@@ -62,7 +62,9 @@ pub fn run(common: &Common) -> Result<()> {
     let report = Report::new(common.format, common.quiet);
     let lives = std::io::stderr().is_terminal() && !common.quiet;
     if std::io::stdin().is_terminal() {
-        report.note(&format!("a line is a question; `{ANEW}` begins anew, Ctrl-D ends"));
+        report.note(&format!(
+            "each line is a question; `{ANEW}` starts a new conversation, Ctrl-D ends"
+        ));
     }
     for line in std::io::stdin().lock().lines() {
         let line =
@@ -73,7 +75,7 @@ pub fn run(common: &Common) -> Result<()> {
             question => {
                 let Some((answer, nfe)) = talk.answer(question, lives)? else {
                     report.note(&format!(
-                        "the conversation is longer than the model's {} tokens: `{ANEW}` begins anew",
+                        "the conversation is longer than the model's {} tokens: `{ANEW}` starts a new one",
                         sample::length(&talk.config)
                     ));
                     continue;

@@ -22,7 +22,7 @@ fn check_search(config: &Config) -> Result<()> {
         return Err(config.layers.error(
             "training.clip_search_delta",
             &format!(
-                "`training.clip_search_delta` is {}, and so many intervals cannot be measured",
+                "`training.clip_search_delta` is {}, which makes too many intervals to measure",
                 training.clip_search_delta
             ),
             &format!("at least {LEAST_STEP}; 0.05 is usual"),
