@@ -48,6 +48,12 @@ struct Config {
     /// Log-probabilities are divided by this before a correction is drawn, > 0.
     #[schemars(range(max = 1e6), extend("exclusiveMinimum" = 0.0))]
     temperature: f64,
+    /// A correction is drawn among the k likeliest tokens; 0 is all.
+    #[schemars(range(min = 0, max = 2_147_483_647))]
+    top_k: i64,
+    /// A correction is drawn among the likeliest tokens whose mass first reaches p, in (0, 1].
+    #[schemars(range(max = 1.0), extend("exclusiveMinimum" = 0.0))]
+    top_p: f64,
 }
 
 impl Default for Config {
@@ -61,6 +67,8 @@ impl Default for Config {
             tokens_per_step: 1,
             patience: 32,
             temperature: 0.1,
+            top_k: 0,
+            top_p: 1.0,
         }
     }
 }
@@ -105,7 +113,7 @@ impl Component for SelfCorrection {
             Config,
             "`sampling.t_correct` must lie in (0, 1), got {t_correct}"
         );
-        let restriction = Restriction::new(config.temperature, 0, 1.0)?;
+        let restriction = Restriction::new(config.temperature, config.top_k, config.top_p)?;
         Ok(Self { config, restriction })
     }
 }
@@ -246,6 +254,23 @@ mod tests {
             toy.give(Some(given_bl));
             let done = sampler.sample(&Denoiser::new(&toy), &start).unwrap();
             assert_eq!(done.select(1, 0), kept);
+        }
+    }
+
+    /// Where only the likeliest token may be drawn, seeds do not matter.
+    #[test]
+    fn a_correction_is_drawn_from_the_restricted_law() {
+        let toy = Toy::uniform(3, 3);
+        for (top_k, top_p) in [(1, 1.0), (0, 1e-6)] {
+            let config =
+                Config { from: From::Text, temperature: 10.0, top_k, top_p, ..Config::default() };
+            let mut sampler = SelfCorrection::new(config, &toy.context()).unwrap();
+            let start = Tensor::randint(3, [50, 3], (Kind::Int64, tch::Device::Cpu));
+            let mut drawn = |seed| {
+                tch::manual_seed(seed);
+                sampler.sample(&Denoiser::new(&toy), &start).unwrap()
+            };
+            assert_eq!(drawn(1), drawn(2));
         }
     }
 
