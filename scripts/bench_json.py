@@ -61,6 +61,12 @@ for v in ('50258', '1024'):
 ratio('bound of uniform diffusion V=50258 D=128 256 rows: time, fused / dense', head, 'fused_s', 'dense_s')
 ratio('bound of uniform diffusion V=50258 D=128 256 rows: peak memory, fused / dense', head,
       'fused_peak_mib', 'dense_peak_mib')
+uniform = {w[1]: float(w[2]) for w in words if w[:1] == ['uniform']}
+ratio('uniform diffusion, whole step V=50258 L=128 B=8: time, over all logits / ours', uniform, 'dense_step_s', 'product_step_s')
+ratio('uniform diffusion, whole step V=50258 L=128 B=8: peak memory, ours / over all logits', uniform,
+      'product_peak_mib', 'dense_peak_mib')
+ratio('uniform diffusion, whole step V=50258 L=128 B=8: its matrix products alone / ours', uniform,
+      'products_step_s', 'product_step_s')
 ratio('two ranks of one thread / one process of two: tokens/s', training,
       'ranks_2_tokens_per_s', 'ranks_1_tokens_per_s')
 ratio('170M parameters, a checkpoint a minute: steps/s with / without', training,
@@ -86,6 +92,6 @@ ratio('512 tokens b=16 first_hitting: tokens read, without / with the cache', bl
 ratio('512 tokens first_hitting: CPU seconds, whole / blocks of 16 with the cache', blocks, 'sample_whole_s',
       'sample_cached_s')
 ratio('10,000 rows to a bad W&B server: time of the steps, with / without', tracking, 'with_s', 'without_s')
-result = {'seconds': seconds, 'memory_mib': memory, 'head': head, 'training': training, 'evaluation': evaluation, 'tracking': tracking, 'blocks': blocks, 'data': data,
+result = {'seconds': seconds, 'memory_mib': memory, 'head': head, 'uniform': uniform, 'training': training, 'evaluation': evaluation, 'tracking': tracking, 'blocks': blocks, 'data': data,
           'load_plugins_ms': load_ms, 'ratios': ratios}
 print(json.dumps(result, indent=1, ensure_ascii=False))

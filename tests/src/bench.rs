@@ -64,18 +64,23 @@ impl Size {
 
     /// The same in blocks.
     pub fn model_in(&self, registry: &Registry, blocks: Option<Blocks>) -> Model {
-        self.made(registry, ["dit", "subs"], blocks)
+        self.made(registry, ["dit", "absorbing_state", "subs"], blocks)
+    }
+
+    /// The DiT with `interpolating` over uniform noise: no token is a mask.
+    pub fn over_uniform(&self, registry: &Registry) -> Model {
+        self.made(registry, ["dit", "uniform", "interpolating"], None)
     }
 
     /// Another network of the same size, and what its output means.
     pub fn model_of(&self, registry: &Registry, backbone: &str, parameterization: &str) -> Model {
-        self.made(registry, [backbone, parameterization], None)
+        self.made(registry, [backbone, "absorbing_state", parameterization], None)
     }
 
     fn made(
         &self,
         registry: &Registry,
-        [backbone, parameterization]: [&str; 2],
+        [backbone, process, parameterization]: [&str; 3],
         blocks: Option<Blocks>,
     ) -> Model {
         tch::set_num_threads(THREADS);
@@ -93,11 +98,15 @@ impl Size {
         }
         let choices = Choices {
             backbone: Choice { name: backbone.into(), options },
-            process: choice("absorbing_state"),
+            process: choice(process),
             noise: choice("loglinear"),
             parameterization: choice(parameterization),
         };
-        let model = Model::in_blocks(registry, choices, self.facts(), blocks);
+        let mut facts = self.facts();
+        if process == "uniform" {
+            facts.mask_id = None;
+        }
+        let model = Model::in_blocks(registry, choices, facts, blocks);
         let model = model.expect("the model builds");
         tch::no_grad(|| {
             for mut tensor in model.trainable() {

@@ -146,6 +146,50 @@ impl Original {
         (nll_bl * weight_b.to_kind(Kind::Float).unsqueeze(1)).mean(Kind::Float)
     }
 
+    /// The mean bound of uniform diffusion (UDLM, arXiv 2412.10193, equation 18) over all tokens of every position.
+    pub fn uniform_loss(
+        &self,
+        model: &Model,
+        x0_bl: &Tensor,
+        t_b: &Tensor,
+        u_bl: &Tensor,
+        train: bool,
+    ) -> Tensor {
+        let denoiser = Denoiser::new(model);
+        let sigma_b = denoiser.sigma(t_b).expect("sigma");
+        let alpha_b = (-&sigma_b).exp();
+        model.inject_uniforms(Some(u_bl.shallow_clone()));
+        let xt_bl = denoiser.corrupt(x0_bl, &alpha_b).expect("xt");
+        let logits = self.logits(&xt_bl, &sigma_b.zeros_like(), train);
+        let n = logits.size()[2] as f64;
+        let column = |t: &Tensor| t.to_kind(Kind::Float).view([-1, 1, 1]);
+        let (signal, noise) = (column(&(&alpha_b * n)), column(&(1.0 - &alpha_b)));
+        let p = logits.log_softmax(-1, Kind::Float).exp();
+        let clean = Tensor::zeros_like(&p).scatter_value(2, &x0_bl.unsqueeze(2), 1.0);
+        let (clean, mixed) = (&signal * clean + &noise, &signal * p + &noise);
+        let at_z = |t: &Tensor| t.gather(2, &xt_bl.unsqueeze(2), false);
+        let (clean_z, mixed_z) = (at_z(&clean), at_z(&mixed));
+        let ratios = (&clean / &clean_z) * ((&mixed_z / &mixed).log() - (&clean_z / &clean).log());
+        let sum = ratios.sum_dim_intlist(-1, true, Kind::Float);
+        let nats =
+            (sum - n / &clean_z + n / &mixed_z) * column(&denoiser.dsigma(t_b).expect("rate"));
+        (nats / n).mean(Kind::Float)
+    }
+
+    /// How far the product's bound of uniform diffusion is from the one here, without dropout.
+    pub fn difference_of_uniform(
+        &self,
+        model: &Model,
+        x0_bl: &Tensor,
+        t_b: &Tensor,
+        u_bl: &Tensor,
+    ) -> f64 {
+        tch::no_grad(|| {
+            let theirs = self.uniform_loss(model, x0_bl, t_b, u_bl, false).double_value(&[]);
+            relative(theirs, model, x0_bl, t_b, u_bl)
+        })
+    }
+
     /// A whole step: gradient, clipping to 1, AdamW at `lr`, the average.
     pub fn step(
         &mut self,
@@ -155,8 +199,13 @@ impl Original {
         u_bl: &Tensor,
         lr: f64,
     ) -> f64 {
+        self.step_by(lr, |peer| peer.loss(model, x0_bl, t_b, u_bl, true))
+    }
+
+    /// The same with another loss.
+    pub fn step_by(&mut self, lr: f64, loss: impl Fn(&Self) -> Tensor) -> f64 {
         maskdiff_native::clear_grads(&self.trained).expect("gradients");
-        let loss = self.loss(model, x0_bl, t_b, u_bl, true);
+        let loss = loss(self);
         loss.backward();
         self.steps += 1;
         tch::no_grad(|| self.update(lr));
@@ -201,9 +250,14 @@ pub fn loss_difference(
 ) -> f64 {
     tch::no_grad(|| {
         let theirs = original.loss(model, x0_bl, t_b, u_bl, false).double_value(&[]);
-        model.set_train(false);
-        model.inject_uniforms(Some(u_bl.shallow_clone()));
-        let ours = model.loss(x0_bl, t_b).expect("a loss").mean(Kind::Float).double_value(&[]);
-        (theirs - ours).abs() / ours.abs()
+        relative(theirs, model, x0_bl, t_b, u_bl)
     })
+}
+
+/// How far `theirs` is from the product's loss.
+fn relative(theirs: f64, model: &Model, x0_bl: &Tensor, t_b: &Tensor, u_bl: &Tensor) -> f64 {
+    model.set_train(false);
+    model.inject_uniforms(Some(u_bl.shallow_clone()));
+    let ours = model.loss(x0_bl, t_b).expect("a loss").mean(Kind::Float).double_value(&[]);
+    (theirs - ours).abs() / ours.abs()
 }
