@@ -16,6 +16,7 @@ pub mod groups;
 pub mod hints;
 mod home;
 mod interpolation;
+pub mod kind;
 pub mod listed;
 mod load;
 pub mod options;

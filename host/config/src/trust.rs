@@ -12,6 +12,7 @@ mod rights;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use crate::kind::ComponentKind;
 use maskdiff_base::error::{Error, Result};
 use maskdiff_base::files::look;
 use maskdiff_base::places::{Places, looks_like_plugin};
@@ -90,9 +91,7 @@ pub fn is_acting(word: &str) -> bool {
     let word = word.trim_start_matches('+');
     let (key, value) = word.split_once('=').unwrap_or((word, ""));
     let names_file =
-        ["backbone", "diffusion", "noise.type", "parameterization", "sampling.predictor"]
-            .contains(&key)
-            && value.contains([':', '/']);
+        ComponentKind::ALL.iter().any(|kind| kind.key() == key) && value.contains([':', '/']);
     let sends = KEYS.iter().any(|begin| key.starts_with(begin)) && key != "wandb.group";
     word.starts_with("--") || names_file || sends || key.ends_with("argument")
 }

@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use maskdiff_base::error::{Error, Result};
 use maskdiff_base::places::Places;
 use maskdiff_base::process;
+use maskdiff_config::kind::ComponentKind;
 use maskdiff_config::{Config, groups, listed, trust};
 use maskdiff_data::Tokenizer;
 use maskdiff_plugin_api::{Context, capability};
@@ -46,18 +47,13 @@ pub fn choices(config: &mut Config, registry: &Registry, sampled: bool) -> Resul
     config.settle(registry)?;
     let choices = config.choices(registry)?;
     let sampler = config.sampling.predictor.as_str();
-    let model = [
-        ("backbone", choices.backbone.name.as_str()),
-        ("process", &choices.process.name),
-        ("noise", &choices.noise.name),
-        ("parameterization", &choices.parameterization.name),
-    ];
+    let model = choices.names();
     let time = [capability::TIME_CONDITIONING];
     let host = if config.top.time_conditioning { &time[..] } else { &[] };
     registry.check_needs(&model, host)?;
     if sampled {
-        let with_sampler: Vec<(&str, &str)> =
-            model.into_iter().chain([("sampler", sampler)]).collect();
+        let with_sampler: Vec<(ComponentKind, &str)> =
+            model.into_iter().chain([(ComponentKind::Sampler, sampler)]).collect();
         registry.check_needs(&with_sampler, host)?;
     }
     // Its options are checked whether it is used or not.
@@ -76,8 +72,9 @@ fn check_blocks(config: &Config, registry: &Registry, choices: &Choices) -> Resu
             "leave it out, and set `sampling.length` to the number of tokens",
         ));
     }
-    let (_, backbone) = registry.find("backbone", &choices.backbone.name)?;
-    let (_, method) = registry.find("parameterization", &choices.parameterization.name)?;
+    let (_, backbone) = registry.find(ComponentKind::Backbone, &choices.backbone.name)?;
+    let (_, method) =
+        registry.find(ComponentKind::Parameterization, &choices.parameterization.name)?;
     let offers = |all: &[String], word: &str| all.iter().any(|offer| offer == word);
     if offers(&backbone.provides, capability::CAUSAL)
         || offers(&method.provides, capability::NEXT_TOKEN)
@@ -95,7 +92,7 @@ fn check_blocks(config: &Config, registry: &Registry, choices: &Choices) -> Resu
     if config.top.time_conditioning {
         needs.push(capability::TOKEN_SIGMA);
     }
-    let chosen = [("backbone", choices.backbone.name.as_str())];
+    let chosen = [(ComponentKind::Backbone, choices.backbone.name.as_str())];
     registry.check_offered(&format!("`block_size={size}`"), &needs, &chosen)?;
     if config.training.resample && !has_mask(config, registry)? {
         return Err(config.layers.error(
@@ -189,21 +186,21 @@ pub fn check_options(
         cuda: None,
         fresh: true,
     };
-    let cheap = |kind: &str, name: &str| {
+    let cheap = |kind, name: &str| {
         registry.find(kind, name).is_ok_and(|(_, component)| !component.takes_any_option())
     };
     let mut said = Vec::new();
-    if cheap("noise", &choices.noise.name) {
+    if cheap(ComponentKind::Noise, &choices.noise.name) {
         said.push(registry.noise(&choices.noise, &facts).err());
     }
-    if cheap("process", &choices.process.name) {
+    if cheap(ComponentKind::Process, &choices.process.name) {
         said.push(registry.process(&choices.process, &facts).err());
     }
-    if cheap("parameterization", &choices.parameterization.name) {
+    if cheap(ComponentKind::Parameterization, &choices.parameterization.name) {
         said.push(registry.parameterization(&choices.parameterization, &facts).err());
     }
     let sampler = config.sampler(registry)?;
-    if sampled && cheap("sampler", &sampler.name) {
+    if sampled && cheap(ComponentKind::Sampler, &sampler.name) {
         said.push(registry.sampler(&sampler, &facts).err());
     }
     let wrong = |error: &Error| {
@@ -218,8 +215,8 @@ pub fn check_options(
 
 /// Checks that the chosen components offer what a way of measuring needs.
 pub fn check_measure(measure: Measure, config: &Config, registry: &Registry) -> Result<()> {
-    let chosen =
-        [("process", config.top.diffusion.as_str()), ("parameterization", config.method())];
+    let chosen = [ComponentKind::Process, ComponentKind::Parameterization]
+        .map(|kind| (kind, kind.chosen(config)));
     let who = format!("`{}`", measure.chosen_by());
     let mut sets = measure.needs().iter().map(|needs| registry.check_offered(&who, needs, &chosen));
     let first = sets.next().unwrap_or(Ok(()));
@@ -254,7 +251,7 @@ pub fn facts(
 
 /// Whether the chosen process has a mask.
 fn has_mask(config: &Config, registry: &Registry) -> Result<bool> {
-    let (_, process) = registry.find("process", &config.top.diffusion)?;
+    let (_, process) = registry.find(ComponentKind::Process, &config.top.diffusion)?;
     Ok(process.provides.iter().any(|offer| offer == capability::MASK))
 }
 
@@ -307,7 +304,7 @@ pub fn first_token(
     tokenizer: &dyn Tokenizer,
 ) -> Result<FirstToken> {
     let choice = config.sampler(registry)?;
-    let (_, component) = registry.find("sampler", &choice.name)?;
+    let (_, component) = registry.find(ComponentKind::Sampler, &choice.name)?;
     let takes = component.schema["properties"].get("bos_id").is_some();
     let said = choice.options.get("bos_id").is_some_and(|id| !id.is_null())
         || config.layers.is_by_hand("sampling.bos_id");
@@ -330,7 +327,7 @@ pub fn sampler_choice(
     tokenizer: &dyn Tokenizer,
 ) -> Result<Choice> {
     let mut choice = config.sampler(registry)?;
-    let (_, component) = registry.find("sampler", &choice.name)?;
+    let (_, component) = registry.find(ComponentKind::Sampler, &choice.name)?;
     let takes = component.schema["properties"].get("eos_id").is_some();
     if let Some(eos) = tokenizer.eos().filter(|_| takes && stops_at_eos(config))
         && choice.options.get("eos_id").is_none_or(Value::is_null)
@@ -367,7 +364,7 @@ pub fn trial_sampler(
     facts: &Context,
 ) -> Result<NamedSampler> {
     const STEPS: i64 = 2;
-    let (_, component) = registry.find("sampler", &choice.name)?;
+    let (_, component) = registry.find(ComponentKind::Sampler, &choice.name)?;
     let counts = component.schema["properties"]["steps"]["type"] == "integer";
     let asked = choice.options.get("steps").and_then(Value::as_i64);
     if counts && asked.is_none_or(|asked| asked > STEPS) {

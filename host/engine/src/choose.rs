@@ -1,6 +1,7 @@
 //! Which options each component gets: the keys of its group that the host does not own, read and checked by the component's schema.
 
 use maskdiff_base::error::{Error, Kind, Result};
+use maskdiff_config::kind::ComponentKind;
 use maskdiff_config::range::{Range, plain};
 use maskdiff_config::shape::{Of, Shape, choices, items};
 use maskdiff_config::{Config, Layers, dotted, groups, hints, options, original, trust};
@@ -11,9 +12,11 @@ use serde_json::{Map, Value};
 use crate::component::{self, ComponentError};
 use crate::plugins::{self, Choice, Choices, Registry};
 
+use ComponentKind::{Backbone, Noise, Parameterization, Process, Sampler};
+
 /// Options of one kind of component: which keys of the configuration they are.
 struct Owner<'a> {
-    kind: &'static str,
+    kind: ComponentKind,
     name: &'a str,
     /// Option to dotted key, for messages.
     keys: Vec<(String, String)>,
@@ -42,14 +45,15 @@ pub trait Choose {
 impl Choose for Config {
     fn settle(&mut self, registry: &Registry) -> Result<()> {
         let mut strangers = Vec::new();
-        for (kind, choice, name, groups) in chosen(self) {
+        for kind in [Backbone, Process, Noise, Parameterization, Sampler] {
             let (_, component) =
-                registry.find(kind, &name).map_err(|e| at_choice(self, kind, e))?;
+                registry.find(kind, kind.chosen(self)).map_err(|e| at_choice(self, kind, e))?;
+            let groups = kind.groups();
             for group in groups {
                 read_words(&mut self.layers, group, component, registry);
             }
             self.layers.show();
-            let since = self.layers.rank(choice);
+            let since = self.layers.rank(kind.key());
             for group in groups {
                 let options = self.layers.options(group);
                 let unknown =
@@ -80,18 +84,17 @@ impl Choose for Config {
     }
 
     fn choices(&self, registry: &Registry) -> Result<Choices> {
-        let top = &self.top;
-        let choice = |kind, name: &str, groups: &[&str]| choice(self, registry, kind, name, groups);
+        let choice = |kind| choice(self, registry, kind);
         Ok(Choices {
-            backbone: choice("backbone", &top.backbone, &["model"])?,
-            process: choice("process", &top.diffusion, &["process"])?,
-            noise: choice("noise", &self.noise.kind, &["noise"])?,
-            parameterization: choice("parameterization", self.method(), &["", "training"])?,
+            backbone: choice(Backbone)?,
+            process: choice(Process)?,
+            noise: choice(Noise)?,
+            parameterization: choice(Parameterization)?,
         })
     }
 
     fn sampler(&self, registry: &Registry) -> Result<Choice> {
-        choice(self, registry, "sampler", &self.sampling.predictor, &["sampling"])
+        choice(self, registry, Sampler)
     }
 
     fn range(&self, key: &str, registry: &Registry) -> Option<Range> {
@@ -99,9 +102,8 @@ impl Choose for Config {
             return Some(field.range);
         }
         let (group, option) = key.split_once('.').unwrap_or(("", key));
-        let chosen = chosen(self);
-        let (kind, _, name, _) = chosen.iter().find(|chosen| chosen.3.contains(&group))?;
-        let schema = &registry.find(kind, name).ok()?.1.schema;
+        let kind = ComponentKind::ALL.into_iter().find(|kind| kind.groups().contains(&group))?;
+        let schema = &registry.find(kind, kind.chosen(self)).ok()?.1.schema;
         Some(Range::of_schema(schema, options::schema(schema, option)?))
     }
 
@@ -109,13 +111,8 @@ impl Choose for Config {
         let Some(ComponentError { component, error: said }) = component::said(&error) else {
             return error;
         };
-        let groups: &[&str] = match component.split(' ').next().unwrap_or_default() {
-            "backbone" => &["model"],
-            "process" => &["process"],
-            "noise" => &["noise"],
-            "sampler" => &["sampling"],
-            _ => &["", "training"],
-        };
+        let kind = component.split(' ').next().and_then(ComponentKind::named);
+        let groups = kind.unwrap_or(Parameterization).groups();
         let words = named_options(said);
         let set = words.iter().find_map(|option| {
             let group = groups.iter().find(|g| self.layers.options(g).contains_key(*option))?;
@@ -133,29 +130,12 @@ impl Choose for Config {
     }
 }
 
-/// The kinds of components: the key that chooses one, the chosen name, and the groups whose free keys are its options.
-fn chosen(config: &Config) -> [(&'static str, &'static str, String, &'static [&'static str]); 5] {
-    let top = &config.top;
-    [
-        ("backbone", "backbone", top.backbone.clone(), &["model"]),
-        ("process", "diffusion", top.diffusion.clone(), &["process"]),
-        ("noise", "noise.type", config.noise.kind.clone(), &["noise"]),
-        ("parameterization", "parameterization", config.method().to_string(), &["", "training"]),
-        ("sampler", "sampling.predictor", config.sampling.predictor.clone(), &["sampling"]),
-    ]
-}
-
-fn choice(
-    config: &Config,
-    registry: &Registry,
-    kind: &'static str,
-    name: &str,
-    groups: &[&str],
-) -> Result<Choice> {
+fn choice(config: &Config, registry: &Registry, kind: ComponentKind) -> Result<Choice> {
+    let name = kind.chosen(config);
     let (_, component) = registry.find(kind, name).map_err(|e| at_choice(config, kind, e))?;
     plugins::refuse_fault(component)?;
     let mut owner = Owner { kind, name, keys: Vec::new(), options: Map::new() };
-    for group in groups {
+    for group in kind.groups() {
         for (option, value) in options::flat(&component.schema, config.layers.options(group)) {
             let key = dotted(group, &option);
             owner.keys.push((option.clone(), key));
@@ -163,7 +143,7 @@ fn choice(
         }
     }
     let known = properties(component);
-    // One that takes any option checks them itconfig.
+    // One that takes any option checks them itself.
     let open = component.takes_any_option();
     settle_argument(config, registry, &mut owner)?;
     for (option, key) in &owner.keys {
@@ -205,11 +185,7 @@ fn settle_argument(config: &Config, registry: &Registry, owner: &mut Owner<'_>) 
     const ARGUMENT: &str = "argument";
     let (kind, name) = (owner.kind, owner.name);
     let said = match registry.argument(kind, name) {
-        Some(argument) => {
-            let key = chosen(config).into_iter().find(|chosen| chosen.0 == kind);
-            let key = key.map_or(kind, |chosen| chosen.1);
-            Some((key.to_string(), argument.to_string()))
-        }
+        Some(argument) => Some((kind.key().to_string(), argument.to_string())),
         None => {
             let takes = |c: &ComponentInfo| options::schema(&c.schema, ARGUMENT).is_some();
             let value = owner.options.get(ARGUMENT).and_then(Value::as_str);
@@ -259,12 +235,11 @@ fn unknown_option(
 
 /// Every key of the host and of the chosen components, dotted; those of a component before those of the host.
 fn all_keys(config: &Config, registry: &Registry) -> Vec<String> {
-    let chosen = chosen(config);
-    let options = chosen.iter().flat_map(|(kind, _, name, groups)| {
-        let found = registry.find(kind, name).ok();
+    let options = ComponentKind::ALL.into_iter().flat_map(|kind| {
+        let found = registry.find(kind, kind.chosen(config)).ok();
         let names = found.into_iter().flat_map(|(_, component)| properties(component));
         // Of several groups, the last is the one with a name.
-        names.into_iter().map(|name| dotted(groups[0], &name))
+        names.into_iter().map(move |name| dotted(kind.groups()[0], &name))
     });
     options.chain(hints::host_keys()).collect()
 }
@@ -310,13 +285,8 @@ fn foreign_option(config: &Config, owner: &Owner<'_>, key: &str, others: &str) -
 }
 
 /// Points an unknown component's error at the key that named it.
-fn at_choice(config: &Config, kind: &str, error: Error) -> Error {
-    let key = match kind {
-        "process" => "diffusion",
-        "noise" => "noise.type",
-        "sampler" => "sampling.predictor",
-        other => other,
-    };
+fn at_choice(config: &Config, kind: ComponentKind, error: Error) -> Error {
+    let key = kind.key();
     match error.kind {
         Kind::Plugin => error.and(&format!(" (`{key}` from {})", config.layers.source(key))),
         _ => error,

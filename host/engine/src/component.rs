@@ -4,6 +4,7 @@ use std::fmt;
 
 use maskdiff_base::error::{Error, Kind};
 use maskdiff_base::memory;
+use maskdiff_config::kind::ComponentKind;
 use maskdiff_plugin_api::{Kind as Said, PluginError};
 
 /// An error that a component returned.
@@ -26,7 +27,7 @@ impl fmt::Display for ComponentError {
 impl std::error::Error for ComponentError {}
 
 /// An error that the component of a kind and a name returned: its own, or that of another one that it called.
-pub fn error(kind: &str, name: &str, mut error: PluginError) -> Error {
+pub fn error(kind: ComponentKind, name: &str, mut error: PluginError) -> Error {
     let component = error.take_culprit().unwrap_or_else(|| format!("{kind} `{name}`"));
     if error.kind == Said::Memory {
         return memory::error(&component, &error.to_string());

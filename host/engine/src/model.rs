@@ -7,6 +7,7 @@ use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, BTreeSet};
 
 use maskdiff_base::error::{Error, Result};
+use maskdiff_config::kind::ComponentKind;
 use maskdiff_plugin_api::abi::handles::{Method, Network, Noise, Process};
 use maskdiff_plugin_api::{
     Batch, Context, Head, Kind as ErrorKind, Objective, Parameter, PluginError,
@@ -85,7 +86,8 @@ pub fn told(
     vocabulary: Context,
 ) -> Result<(Process, Context)> {
     let made = registry.process(process, &vocabulary)?;
-    let mask_id = made.mask_id().map_err(|e| component::error("process", &process.name, e))?;
+    let mask_id =
+        made.mask_id().map_err(|e| component::error(ComponentKind::Process, &process.name, e))?;
     Ok((made, Context { mask_id, ..vocabulary }))
 }
 
@@ -123,14 +125,17 @@ impl Model {
         let noise = registry.noise(&names.noise, &facts)?;
         let network = registry.backbone(&names.backbone, &facts)?;
         let method = registry.parameterization(&names.parameterization, &shown)?;
-        let backbone = |e| component::error("backbone", &names.backbone.name, e);
+        let backbone = |e| component::error(ComponentKind::Backbone, &names.backbone.name, e);
         let (parameters, shared) = told_apart(network.parameters().map_err(backbone)?);
         let head = network.head().map_err(backbone)?;
-        let (plugin, said) = registry.find("parameterization", &names.parameterization.name)?;
+        let (plugin, said) =
+            registry.find(ComponentKind::Parameterization, &names.parameterization.name)?;
         let offers = |capability: &str| said.provides.iter().any(|offer| offer == capability);
         let (bound, carries_over) = (offers(capability::BOUND), offers(capability::CARRY_OVER));
         let mut offered: BTreeSet<String> = said.provides.iter().cloned().collect();
-        for (kind, choice) in [("backbone", &names.backbone), ("process", &names.process)] {
+        for (kind, choice) in
+            [(ComponentKind::Backbone, &names.backbone), (ComponentKind::Process, &names.process)]
+        {
             offered.extend(registry.find(kind, &choice.name)?.1.provides.iter().cloned());
         }
         let reports_loss = plugin.info.api_version.starts_with("1.0.");
@@ -180,7 +185,7 @@ impl Model {
 
     /// What the process leaves of the clean tokens at `alpha_1`, against its prior: nats, `[B, L] i64` → `[B, L] f64`.
     pub fn prior_kl(&self, x0_bl: &Tensor, alpha_1: f64) -> Result<Tensor> {
-        let named = |e| component::error("process", &self.names.process.name, e);
+        let named = |e| component::error(ComponentKind::Process, &self.names.process.name, e);
         self.process.prior_kl(x0_bl, alpha_1).map_err(named)
     }
 
@@ -336,7 +341,7 @@ impl Model {
 
     /// A start for samplers: a draw of the prior, `[B, L] i64`.
     pub fn prior(&self, batch: i64, length: i64) -> Result<Tensor> {
-        let named = |e| component::error("process", &self.names.process.name, e);
+        let named = |e| component::error(ComponentKind::Process, &self.names.process.name, e);
         self.process.prior(batch, length).map_err(named)
     }
 
@@ -362,7 +367,8 @@ impl Model {
         let alpha = Tensor::from_slice(&[1.0 - interval.low, 1.0 - interval.high]);
         let times =
             maskdiff_plugin_api::Denoiser::new(self).time_of_alpha(&alpha.to_device(u.device()));
-        let times = times.map_err(|e| component::error("noise", &self.names.noise.name, e))?;
+        let times =
+            times.map_err(|e| component::error(ComponentKind::Noise, &self.names.noise.name, e))?;
         self.draw_t(&interval.narrowed(u, two(&ends), two(&times)))
     }
 
@@ -459,6 +465,6 @@ impl Model {
 
     /// An error of the parameterization, with its name.
     pub(crate) fn method_error(&self, error: PluginError) -> Error {
-        component::error("parameterization", &self.names.parameterization.name, error)
+        component::error(ComponentKind::Parameterization, &self.names.parameterization.name, error)
     }
 }

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use maskdiff_base::error::{Error, Result};
 use maskdiff_base::files::look;
+use maskdiff_config::kind::ComponentKind;
 use maskdiff_config::options;
 use maskdiff_plugin_api::Context;
 use maskdiff_plugin_api::abi::handles::{Method, Network, Noise, Process, Walker};
@@ -26,9 +27,6 @@ mod writable;
 use refuse::another_crate;
 pub use refuse::{refuse_fault, refuse_hidden_options};
 
-/// The kinds of components, as they are printed.
-pub const KINDS: [&str; 5] = ["backbone", "noise", "parameterization", "process", "sampler"];
-
 /// A component as the configuration asks for it: its name and its options.
 #[derive(Debug, Clone)]
 pub struct Choice {
@@ -49,6 +47,19 @@ pub struct Choices {
     pub noise: Choice,
     /// `parameterization` and what is left at the top and in `training`.
     pub parameterization: Choice,
+}
+
+impl Choices {
+    /// The components of the model by kind.
+    pub fn names(&self) -> [(ComponentKind, &str); 4] {
+        use ComponentKind::{Backbone, Noise, Parameterization, Process};
+        [
+            (Backbone, &self.backbone.name),
+            (Process, &self.process.name),
+            (Noise, &self.noise.name),
+            (Parameterization, &self.parameterization.name),
+        ]
+    }
 }
 
 /// The open plugins.
@@ -170,7 +181,7 @@ impl Registry {
     /// The component that `name` or `crate:name` means for a kind.
     ///
     /// A component with an option `argument` is also meant by `name:ARGUMENT`, see [`Registry::argument`].
-    pub fn find(&self, kind: &str, name: &str) -> Result<(&Plugin, &ComponentInfo)> {
+    pub fn find(&self, kind: ComponentKind, name: &str) -> Result<(&Plugin, &ComponentInfo)> {
         let name = match self.argument(kind, name) {
             Some(argument) => &name[..name.len() - argument.len() - 1],
             None => name,
@@ -208,7 +219,7 @@ impl Registry {
     }
 
     /// Of `name:ARGUMENT` where components of other kinds take one: what kinds, and what to do for this one.
-    fn written_in_rust(&self, kind: &str, name: &str) -> Option<String> {
+    fn written_in_rust(&self, kind: ComponentKind, name: &str) -> Option<String> {
         let name = name.split(':').next().unwrap_or(name);
         let all = self.components();
         let kinds: Vec<&str> = all
@@ -216,7 +227,11 @@ impl Registry {
             .filter(|(_, c)| c.name == name && !c.schema["properties"]["argument"].is_null())
             .map(|(_, c)| c.kind.as_str())
             .collect();
-        let what = if kind == "backbone" { "networks are".into() } else { format!("a {kind} is") };
+        let what = if kind == ComponentKind::Backbone {
+            "networks are".into()
+        } else {
+            format!("a {kind} is")
+        };
         (!kinds.is_empty()).then(|| {
             format!(
                 "`{name}` has {} so far; {what} written in Rust until `{name}` has them too: `maskdiff plugins new {kind} NAME`",
@@ -226,23 +241,23 @@ impl Registry {
     }
 
     /// What stands behind the colon in `name:ARGUMENT`, where the named component has an option `argument`.
-    pub fn argument<'n>(&self, kind: &str, name: &'n str) -> Option<&'n str> {
+    pub fn argument<'n>(&self, kind: ComponentKind, name: &'n str) -> Option<&'n str> {
         let (component, argument) = name.split_once(':')?;
         let taking = self.having(kind, "argument");
         taking.iter().any(|c| c.name == component).then_some(argument)
     }
 
     /// The components of a kind that have an option.
-    pub fn having(&self, kind: &str, option: &str) -> Vec<&ComponentInfo> {
+    pub fn having(&self, kind: ComponentKind, option: &str) -> Vec<&ComponentInfo> {
         let all = self.components().into_iter().map(|(_, component)| component);
         all.filter(|c| c.kind == kind && options::schema(&c.schema, option).is_some()).collect()
     }
 
     /// Checks that every capability a chosen component needs is offered by another one or by the host.
-    pub fn check_needs(&self, chosen: &[(&str, &str)], host: &[&str]) -> Result<()> {
+    pub fn check_needs(&self, chosen: &[(ComponentKind, &str)], host: &[&str]) -> Result<()> {
         let found: Vec<&ComponentInfo> = chosen
             .iter()
-            .map(|(kind, name)| Ok(self.find(kind, name)?.1))
+            .map(|&(kind, name)| Ok(self.find(kind, name)?.1))
             .collect::<Result<_>>()?;
         let offered = |need: &String| {
             host.contains(&need.as_str()) || found.iter().any(|c| c.provides.contains(need))
@@ -256,10 +271,15 @@ impl Registry {
     }
 
     /// Checks that the chosen components offer all of `needs`; `who` needs them.
-    pub fn check_offered(&self, who: &str, needs: &[&str], chosen: &[(&str, &str)]) -> Result<()> {
+    pub fn check_offered(
+        &self,
+        who: &str,
+        needs: &[&str],
+        chosen: &[(ComponentKind, &str)],
+    ) -> Result<()> {
         let found: Vec<&ComponentInfo> = chosen
             .iter()
-            .map(|(kind, name)| Ok(self.find(kind, name)?.1))
+            .map(|&(kind, name)| Ok(self.find(kind, name)?.1))
             .collect::<Result<_>>()?;
         let offered = |need: &str| found.iter().any(|c| c.provides.iter().any(|p| p == need));
         let Some(need) = needs.iter().find(|need| !offered(need)) else { return Ok(()) };
@@ -313,15 +333,15 @@ impl Registry {
 }
 
 macro_rules! make {
-    ($($(#[$doc:meta])* $method:ident, $kind:literal, $handle:ident;)+) => {
+    ($($(#[$doc:meta])* $method:ident, $kind:ident, $handle:ident;)+) => {
         impl Registry {$(
             $(#[$doc])*
             pub fn $method(&self, choice: &Choice, facts: &Context) -> Result<$handle> {
-                let (plugin, component) = self.find($kind, &choice.name)?;
+                let (plugin, component) = self.find(ComponentKind::$kind, &choice.name)?;
                 plugin
                     .$method(&component.name, &choice.options.to_string(), facts)
                     .map(|made| made.called(&choice.name))
-                    .map_err(|e| component::error($kind, &choice.name, e))
+                    .map_err(|e| component::error(ComponentKind::$kind, &choice.name, e))
             }
         )+}
     };
@@ -329,15 +349,15 @@ macro_rules! make {
 
 make! {
     /// Makes a noise schedule.
-    noise, "noise", Noise;
+    noise, Noise, Noise;
     /// Makes a forward process.
-    process, "process", Process;
+    process, Process, Process;
     /// Makes a backbone with fresh parameters.
-    backbone, "backbone", Network;
+    backbone, Backbone, Network;
     /// Makes a parameterization.
-    parameterization, "parameterization", Method;
+    parameterization, Parameterization, Method;
     /// Makes a sampler.
-    sampler, "sampler", Walker;
+    sampler, Sampler, Walker;
 }
 
 /// The plugins that a model uses: name, version, file, SHA-256, for the run's manifest.
@@ -346,15 +366,9 @@ pub fn used(
     choices: &Choices,
     sampler: Option<&str>,
 ) -> Result<Vec<UsedPlugin>> {
-    let mut names = vec![
-        ("backbone", choices.backbone.name.as_str()),
-        ("process", &choices.process.name),
-        ("noise", &choices.noise.name),
-        ("parameterization", &choices.parameterization.name),
-    ];
-    names.extend(sampler.map(|name| ("sampler", name)));
+    let sampler = sampler.map(|name| (ComponentKind::Sampler, name));
     let mut used: Vec<UsedPlugin> = Vec::new();
-    for (kind, name) in names {
+    for (kind, name) in choices.names().into_iter().chain(sampler) {
         let (plugin, _) = registry.find(kind, name)?;
         if used.iter().all(|u| u.name != plugin.info.name) {
             used.push(used_plugin(plugin)?);
@@ -400,7 +414,7 @@ fn unusable(error: &LoadError) -> Error {
     Error::plugin(error.to_string(), error.hint())
 }
 
-fn unknown_hint(kind: &str, name: &str, known: &[&str]) -> String {
+fn unknown_hint(kind: ComponentKind, name: &str, known: &[&str]) -> String {
     if known.is_empty() {
         return "no plugin is loaded that has one: build the shipped ones with `cargo build`, or \
                 point `--plugin` or MASKDIFF_PLUGIN_PATH at yours"
@@ -408,6 +422,6 @@ fn unknown_hint(kind: &str, name: &str, known: &[&str]) -> String {
     }
     match nearest(name, known) {
         Some(near) => format!("did you mean `{near}`? (`maskdiff plugins list` shows all)"),
-        None => format!("{} here: {}", plural(kind), known.join(", ")),
+        None => format!("{} here: {}", plural(kind.name()), known.join(", ")),
     }
 }

@@ -9,6 +9,7 @@ use std::time::Instant;
 use maskdiff_base::error::{Error, Result};
 use maskdiff_base::stream::Purpose;
 use maskdiff_base::text::counted;
+use maskdiff_config::kind::ComponentKind;
 use maskdiff_config::listed::Context;
 use maskdiff_config::{Config, groups};
 use maskdiff_data::Tokenizer;
@@ -416,7 +417,7 @@ pub(crate) fn walk_over(
     // It is lent a copy: what it writes there must not pass for what was given.
     let walked = tch::no_grad(|| walker.sample(lent, &xt_bl.copy()));
     model.set_drawing(false);
-    let walked = walked.map_err(|e| component::error("sampler", name, e));
+    let walked = walked.map_err(|e| component::error(ComponentKind::Sampler, name, e));
     walked.and_then(|x0_bl| check(x0_bl, xt_bl, model, name)).map_err(|e| at_fault(model, name, e))
 }
 

@@ -6,6 +6,7 @@ use maskdiff_base::error::{Error, Result};
 use maskdiff_base::report::Report;
 use maskdiff_base::stop::Stop;
 use maskdiff_config::Config;
+use maskdiff_config::kind::ComponentKind;
 use maskdiff_data::{Observer, Tokenizer, Valid, entropy_per_token};
 use maskdiff_engine::checkpoint::Checkpoint;
 use maskdiff_engine::choose::Choose as _;
@@ -38,7 +39,7 @@ pub fn run(common: &Common) -> Result<()> {
     let device = accelerator::device(&config, &World::alone())?;
     let used = plugins::used(&registry, &choices, None)?;
     // It scores no first token, and draws nothing.
-    let (_, method) = registry.find("parameterization", config.method())?;
+    let (_, method) = registry.find(ComponentKind::Parameterization, config.method())?;
     let next_token = method.provides.iter().any(|offer| *offer == capability::NEXT_TOKEN);
     let facts = assemble::facts(&config, &registry, tokenizer.as_ref(), device)?;
     let facts = Context { fresh: false, ..facts };

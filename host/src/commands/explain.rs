@@ -14,7 +14,7 @@ use maskdiff_plugin_api::abi::module::ComponentInfo;
 use serde_json::{Value, json};
 
 use super::Common;
-use super::plugins::{key, option_group};
+use super::plugins::{key, option_key};
 
 /// An option of a component.
 struct Choice<'a> {
@@ -94,7 +94,7 @@ fn component_options(registry: &Registry) -> Vec<Choice<'_>> {
     let mut all = Vec::new();
     for (_, component) in registry.components() {
         for (option, schema) in options::all(&component.schema) {
-            let key = format!("{}{option}", option_group(&component.kind, &option));
+            let key = option_key(&component.kind, &option);
             all.push(Choice { component, key, schema, option });
         }
     }

@@ -5,6 +5,7 @@ use std::path::Path;
 use maskdiff_base::error::{Error, Result};
 use maskdiff_base::files::lock::Fresh;
 use maskdiff_config::Config;
+use maskdiff_config::kind::ComponentKind;
 use maskdiff_engine::assemble;
 use maskdiff_engine::checkpoint::adapter::adapted;
 use maskdiff_engine::checkpoint::foreign::write::Export;
@@ -43,7 +44,7 @@ pub fn run(common: &Common, format: As, output: &Path, shard_gb: f64) -> Result<
     }
     let registry = assemble::registry(&common.plugins, &config)?;
     let choices = assemble::choices(&mut config, &registry, false)?;
-    let (_, method) = registry.find("parameterization", config.method())?;
+    let (_, method) = registry.find(ComponentKind::Parameterization, config.method())?;
     let is_causal = method.provides.iter().any(|offer| *offer == capability::NEXT_TOKEN);
     // The model knows the order of its tensors, and that the stored ones are all of them.
     let facts = assemble::facts(&config, &registry, tokenizer.as_ref(), Device::Cpu)?;

@@ -9,6 +9,7 @@ use maskdiff_base::error::{self, Error, Result};
 use maskdiff_base::report::Report;
 use maskdiff_base::stop::Stop;
 use maskdiff_base::text::counted;
+use maskdiff_config::kind::ComponentKind;
 use maskdiff_config::{Config, Form};
 use maskdiff_data::tokenizer::piece;
 use maskdiff_data::{Observer, Tokenizer};
@@ -108,7 +109,7 @@ pub(crate) const FROM_A_TEXT: &str = "sampling.from=text";
 
 /// Checks that the chosen sampler can start from a text.
 fn starts_from_a_text(config: &Config, registry: &Registry) -> Result<()> {
-    let able = registry.having("sampler", "from");
+    let able = registry.having(ComponentKind::Sampler, "from");
     let chosen = &config.sampling.predictor;
     if able.iter().any(|sampler| sampler.name == *chosen) {
         return Ok(());

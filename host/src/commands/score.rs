@@ -7,6 +7,7 @@ use maskdiff_base::files::look;
 use maskdiff_base::stop::Stop;
 use maskdiff_base::text::hex;
 use maskdiff_config::Config;
+use maskdiff_config::kind::ComponentKind;
 use maskdiff_data::{Observer, Tokenizer};
 use maskdiff_engine::distributed::World;
 use maskdiff_engine::evaluate::generated::{Generated, Plan, score};
@@ -177,7 +178,7 @@ fn judge(common: &Common, config: &Config) -> Result<Judge> {
     let registry = assemble::registry(&common.plugins, config)?;
     let choices = assemble::choices(&mut own, &registry, false)?;
     let needs = [maskdiff_plugin_api::capability::NEXT_TOKEN];
-    let chosen = [("parameterization", own.method())];
+    let chosen = [(ComponentKind::Parameterization, own.method())];
     registry.check_offered(&format!("a judge (`{name}`)"), &needs, &chosen)?;
     let device = accelerator::device(&own, &World::alone())?;
     let facts = assemble::facts(&own, &registry, tokenizer.as_ref(), device)?;

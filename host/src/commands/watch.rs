@@ -16,6 +16,7 @@ use maskdiff_base::files::look;
 use maskdiff_base::stdout::Format;
 use maskdiff_base::stop::Stop;
 use maskdiff_base::{memory, output};
+use maskdiff_config::kind::ComponentKind;
 use maskdiff_engine::cargo::{self, Telling};
 use maskdiff_engine::prompt::Ask;
 use maskdiff_plugin_api::abi::load::Plugin;
@@ -226,7 +227,7 @@ fn its_sampler(file: &Path, overrides: &[String]) -> Result<Option<String>> {
     let plugin = Plugin::open(file).map_err(|e| Error::plugin(e.to_string(), e.hint()))?;
     let components = plugin.info.components.iter();
     let samplers: Vec<&str> =
-        components.filter(|c| c.kind == "sampler").map(|c| c.name.as_str()).collect();
+        components.filter(|c| c.kind == ComponentKind::Sampler).map(|c| c.name.as_str()).collect();
     match samplers[..] {
         [name] => Ok(Some(format!("sampling.predictor={}:{name}", plugin.info.name))),
         _ => Err(Error::plugin(

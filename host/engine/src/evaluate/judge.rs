@@ -5,6 +5,7 @@
 use std::sync::Arc;
 
 use maskdiff_base::error::{Error, Result};
+use maskdiff_config::kind::ComponentKind;
 use maskdiff_data::Tokenizer;
 use maskdiff_plugin_api::Denoiser;
 use tch::{Device, Kind, Tensor};
@@ -95,7 +96,8 @@ impl Judge {
             let sigma_b = Tensor::zeros([x_bl.size()[0]], (Kind::Double, x_bl.device()));
             Denoiser::new(&self.model).hidden(&x_bl, &sigma_b)
         });
-        let hidden_bld = hidden_bld.map_err(|e| component::error("backbone", &self.name, e))?;
+        let hidden_bld =
+            hidden_bld.map_err(|e| component::error(ComponentKind::Backbone, &self.name, e))?;
         let last = |(row, text): (Tensor, &&[i64])| row.get(text.len() as i64 - 1);
         let rows: Vec<Tensor> = hidden_bld.unbind(0).into_iter().zip(texts).map(last).collect();
         Ok(Tensor::stack(&rows, 0).to_device(Device::Cpu).to_kind(Kind::Float))

@@ -2,6 +2,7 @@
 
 use maskdiff_base::error::{Error, Result};
 use maskdiff_config::groups;
+use maskdiff_config::kind::ComponentKind;
 use maskdiff_plugin_api::abi::load::Plugin;
 use maskdiff_plugin_api::abi::module::ComponentInfo;
 
@@ -20,13 +21,7 @@ pub fn refuse_hidden_options(plugin: &Plugin) -> Result<()> {
 }
 
 fn hidden_options(component: &ComponentInfo) -> Option<String> {
-    let groups: &[&str] = match component.kind.as_str() {
-        "backbone" => &["model"],
-        "process" => &["process"],
-        "noise" => &["noise"],
-        "sampler" => &["sampling"],
-        _ => &["", "training"],
-    };
+    let groups = ComponentKind::named(&component.kind)?.groups();
     let hosts = |option: &&String| {
         let option = option.as_str();
         let of_group = groups.iter().any(|group| groups::keys(group).contains(&option));
@@ -84,8 +79,8 @@ mod tests {
         assert!(of("sampler", json!({"num_sample_batches": {}})).unwrap().contains("an option"));
         assert!(of("parameterization", json!({"ema": {}, "trainer": {}, "seed": {}})).is_some());
         assert!(of("noise", json!({"type": {}})).is_some());
-        for kind in ["backbone", "noise", "process", "sampler", "parameterization"] {
-            assert_eq!(of(kind, json!({"eps": {}, "steps": {}})), None, "{kind}");
+        for kind in ComponentKind::ALL {
+            assert_eq!(of(kind.name(), json!({"eps": {}, "steps": {}})), None, "{kind}");
         }
     }
 }

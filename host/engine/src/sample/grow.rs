@@ -4,6 +4,7 @@ use std::cell::RefCell;
 use std::rc::Rc;
 
 use maskdiff_base::error::Result;
+use maskdiff_config::kind::ComponentKind;
 use maskdiff_records::trace::Recorder;
 use tch::{Kind, Tensor};
 
@@ -100,7 +101,7 @@ pub fn grow(
 ) -> Result<Grown> {
     let (batch, length) = (start.x_bn.size()[0], start.x_bn.size()[1]);
     let size = growth.size;
-    let named = |e| component::error("backbone", "past", e);
+    let named = |e| component::error(ComponentKind::Backbone, "past", e);
     let mut text = Text::new(model, batch, growth);
     let count = batch as usize;
     let grown = Grown { rows: vec![Vec::new(); count], rejected: vec![false; count] };
@@ -159,7 +160,7 @@ fn one_by_one(
     (block, given): (&Tensor, &Tensor),
     model: &Model,
 ) -> Result<Tensor> {
-    let named = |e| component::error("backbone", "past", e);
+    let named = |e| component::error(ComponentKind::Backbone, "past", e);
     let rows = (0..block.size()[0]).map(|row| {
         let given = given.narrow(0, row, 1);
         let view = text.next_of(row, Some(given.shallow_clone())).map_err(named)?;

@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use maskdiff_base::error::{Error, Result};
 use maskdiff_base::output;
 use maskdiff_base::stdout::Format;
+use maskdiff_config::kind::ComponentKind;
 use maskdiff_config::shape::Shape;
 use maskdiff_engine::plugins::refuse_hidden_options;
 use maskdiff_plugin_api::abi::load::Plugin;
@@ -234,13 +235,16 @@ fn contract(
     let options = options.to_string();
     // One that is a class of another language claims what such a class may have.
     let claimed = if component.takes_any_option() { Vec::new() } else { words_of(provides) };
-    match kind.as_str() {
-        "noise" => contracts::noise(&|facts| plugin.noise(name, &options, facts)),
-        "process" => contracts::process(&|facts| plugin.process(name, &options, facts), &claimed),
-        "backbone" => {
+    use ComponentKind::{Backbone, Noise, Parameterization, Process};
+    match ComponentKind::named(kind) {
+        Some(Noise) => contracts::noise(&|facts| plugin.noise(name, &options, facts)),
+        Some(Process) => {
+            contracts::process(&|facts| plugin.process(name, &options, facts), &claimed)
+        }
+        Some(Backbone) => {
             contracts::backbone(&|facts| plugin.backbone(name, &options, facts), &claimed)
         }
-        "parameterization" => {
+        Some(Parameterization) => {
             let make = |facts: &_| plugin.parameterization(name, &options, facts);
             contracts::parameterization(&make, &claimed, &words_of(needs))
         }

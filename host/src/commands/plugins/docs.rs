@@ -12,7 +12,7 @@ use maskdiff_plugin_api::abi::load::Plugin;
 use maskdiff_plugin_api::abi::module::ComponentInfo;
 use maskdiff_records::ownership;
 
-use super::{Common, key, option_group};
+use super::{Common, key, option_key};
 
 /// Writes `DIR/KIND-NAME.md` for every component that is loaded, and `DIR/README.md` with a list of them.
 pub fn write(common: &Common, folder: &Path) -> Result<()> {
@@ -61,8 +61,8 @@ fn describe(plugin: &Plugin, component: &ComponentInfo) -> String {
         let meaning = schema["description"].as_str().unwrap_or_default();
         let _ = writeln!(
             text,
-            "| `{}{option}` | {} | `{}` | {} |",
-            option_group(kind, &option),
+            "| `{}` | {} | `{}` | {} |",
+            option_key(kind, &option),
             reference::option(&component.schema, schema),
             options::value(&component.defaults, &option),
             meaning.replace('\n', " ").replace('|', "\\|"),

@@ -11,7 +11,7 @@ use maskdiff_plugin_api::abi::load::Plugin;
 use maskdiff_plugin_api::abi::module::ComponentInfo;
 use serde_json::{Value, json};
 
-use super::{Common, key, option_group};
+use super::{Common, key, option_key};
 
 /// Lists all components.
 pub fn list(common: &Common) -> Result<()> {
@@ -119,7 +119,7 @@ fn describe(plugin: &Plugin, component: &ComponentInfo) -> String {
     text += "  options\n";
     for (option, schema) in options {
         let default = options::value(&component.defaults, &option);
-        text += &format!("    {}{option} = {default}\n", option_group(kind, &option));
+        text += &format!("    {} = {default}\n", option_key(kind, &option));
         if let Some(doc) = schema["description"].as_str() {
             text += &format!("        {}\n", doc.replace('\n', "\n        "));
         }

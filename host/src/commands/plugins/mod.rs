@@ -7,33 +7,19 @@ pub mod list;
 pub mod new;
 pub mod remove;
 
+use maskdiff_config::kind::ComponentKind;
+
 use super::Common;
 
-/// The key of the configuration that picks a component of a kind.
+/// The key that chooses a component, by what a plugin says of its kind: one of a later contract has none here.
 pub(in crate::commands) fn key(kind: &str) -> &str {
-    match kind {
-        "noise" => "noise.type",
-        "process" => "diffusion",
-        "sampler" => "sampling.predictor",
-        other => other,
+    match ComponentKind::named(kind) {
+        Some(kind) => kind.key(),
+        None => kind,
     }
 }
 
-/// The group whose keys are a component's options.
-fn group(kind: &str) -> &str {
-    match kind {
-        "backbone" => "model.",
-        "noise" => "noise.",
-        "process" => "process.",
-        "sampler" => "sampling.",
-        _ => "",
-    }
-}
-
-/// A parameterization's options stand at the top or in `training`; the original has only `T` and `subs_masking` at the top.
-pub(in crate::commands) fn option_group<'a>(kind: &'a str, option: &str) -> &'a str {
-    if kind == "parameterization" && option.chars().next().is_some_and(char::is_lowercase) {
-        return "training.";
-    }
-    group(kind)
+/// The key of a component's option.
+pub(in crate::commands) fn option_key(kind: &str, option: &str) -> String {
+    ComponentKind::named(kind).map_or_else(|| option.into(), |kind| kind.option_key(option))
 }

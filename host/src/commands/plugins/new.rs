@@ -6,12 +6,12 @@ use include_dir::{Dir, include_dir};
 use maskdiff_base::error::{Error, Result};
 use maskdiff_base::files::look;
 use maskdiff_base::output;
-use maskdiff_base::text::{nearest, quoted_path};
+use maskdiff_base::text::quoted_path;
+use maskdiff_config::kind::ComponentKind;
 use maskdiff_engine::cargo;
-use maskdiff_engine::plugins::KINDS;
 
+use super::Common;
 use super::build::refuse_shadowed;
-use super::{Common, key};
 
 static TEMPLATES: Dir<'_> = include_dir!("$CARGO_MANIFEST_DIR/templates/plugin");
 /// The versions this host was built with: a plugin starts from the same ones.
@@ -26,13 +26,7 @@ pub fn new(
     folder: &Path,
     api: Option<&str>,
 ) -> Result<()> {
-    if !KINDS.contains(&kind) {
-        let near = nearest(kind, &KINDS).map(|near| format!("did you mean `{near}`? "));
-        return Err(Error::config(
-            format!("`{kind}` is no kind of component"),
-            format!("{}kinds: {}", near.unwrap_or_default(), KINDS.join(", ")),
-        ));
-    }
+    let kind = ComponentKind::read(kind)?;
     let named =
         name.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_' || c == '-')
             && name.starts_with(|c: char| c.is_ascii_lowercase());
@@ -87,7 +81,7 @@ struct Words<'a> {
     component: &'a str,
     crate_name: &'a str,
     type_name: &'a str,
-    kind: &'a str,
+    kind: ComponentKind,
     api: &'a str,
 }
 
@@ -95,14 +89,16 @@ fn write(folder: &Path, words: &Words<'_>) -> Result<()> {
     let filled = |template: &str| {
         let text = TEMPLATES.get_file(template).and_then(|file| file.contents_utf8());
         let watch = match words.kind {
-            "sampler" => "; `maskdiff sample --watch . --checkpoint RUN` draws again at each save",
+            ComponentKind::Sampler => {
+                "; `maskdiff sample --watch . --checkpoint RUN` draws again at each save"
+            }
             _ => "",
         };
         text.unwrap_or_default()
             .replace("{{component}}", words.component)
             .replace("{{crate}}", words.crate_name)
             .replace("{{Type}}", words.type_name)
-            .replace("{{kind}}", words.kind)
+            .replace("{{kind}}", words.kind.name())
             .replace("{{api}}", words.api)
             .replace("{{watch}}", watch)
             .replace("{{try}}", &try_it(words.kind, words.component))
@@ -155,16 +151,16 @@ fn source(api: Option<&str>) -> Result<String> {
 }
 
 /// A command that uses a new component at once.
-fn try_it(kind: &str, component: &str) -> String {
-    let choice = format!("{}={component}", key(kind));
+fn try_it(kind: ComponentKind, component: &str) -> String {
+    let choice = format!("{}={component}", kind.key());
     match kind {
-        "sampler" => format!("sample --checkpoint RUN {choice}"),
+        ComponentKind::Sampler => format!("sample --checkpoint RUN {choice}"),
         _ => format!("train experiment=demo {choice}"),
     }
 }
 
 /// A name for the type; one that the template uses already gets the kind behind it.
-fn type_name(kind: &str, component: &str) -> String {
+fn type_name(kind: ComponentKind, component: &str) -> String {
     const TAKEN: [&str; 25] = [
         "Backbone",
         "Block",
@@ -193,7 +189,7 @@ fn type_name(kind: &str, component: &str) -> String {
         "Walk",
     ];
     let name = camel_case(component);
-    if TAKEN.contains(&name.as_str()) { format!("{name}{}", camel_case(kind)) } else { name }
+    if TAKEN.contains(&name.as_str()) { format!("{name}{}", camel_case(kind.name())) } else { name }
 }
 
 /// `my_sampler` as `MySampler`.

@@ -2,6 +2,7 @@
 
 use maskdiff_base::error::Result;
 use maskdiff_config::Config;
+use maskdiff_config::kind::ComponentKind;
 use maskdiff_engine::plugins::Registry;
 use maskdiff_engine::train::Judged;
 use maskdiff_plugin_api::capability;
@@ -14,7 +15,7 @@ pub(super) fn is_judged(config: &Config, registry: &Registry) -> Result<bool> {
     if !config.eval.compute_generative_perplexity {
         return Ok(false);
     }
-    let (_, method) = registry.find("parameterization", config.method())?;
+    let (_, method) = registry.find(ComponentKind::Parameterization, config.method())?;
     let next_token = method.provides.iter().any(|offer| *offer == capability::NEXT_TOKEN);
     if next_token {
         let (key, method) = ("eval.compute_generative_perplexity", &config.top.parameterization);
