@@ -167,6 +167,14 @@ enum Command {
         #[arg(long, hide = true, conflicts_with = "watch")]
         follow: bool,
     },
+    /// Measure speed and memory of a configuration on this machine, without a run folder
+    ///
+    /// `maskdiff bench train model=small`, `maskdiff bench sample RUN`: the words are those of the command that is measured. It prints tokens per
+    /// second, where the time goes, what the matrix products alone would take, and what other settings would change.
+    Bench {
+        #[command(subcommand)]
+        work: nested::Bench,
+    },
     /// Talk to a model that was fine-tuned on conversations: a line of yours, an answer of its own
     ///
     /// `maskdiff chat --checkpoint MODEL`. Lines come from the keyboard or another program; `/new` starts a new conversation. The chat template is the
@@ -345,6 +353,7 @@ fn run(words: Vec<OsString>) -> Result<i32> {
         command,
         Command::Train { nproc: None | Some(1), .. }
             | Command::Eval { .. }
+            | Command::Bench { .. }
             | Command::Score { .. }
             | Command::Sample { watch: None, .. }
     ) {
@@ -404,6 +413,7 @@ impl Command {
                     None => commands::sample::run(&common, &asked, &shown),
                 }
             }
+            Self::Bench { work } => nested::bench(work, common, words),
             Self::Chat { trained, flags } => {
                 let mut overrides = trained.into_overrides()?;
                 flags.add_to(&mut overrides)?;

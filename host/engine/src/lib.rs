@@ -6,6 +6,7 @@
 
 pub mod accelerator;
 pub mod assemble;
+pub mod bench;
 pub mod cargo;
 pub mod checkpoint;
 pub mod choose;

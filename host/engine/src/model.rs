@@ -1,6 +1,7 @@
 //! The model: backbone, process, schedule and parameterization bound together.
 
 mod lent;
+mod spent;
 pub mod views;
 
 use std::cell::{Cell, RefCell};
@@ -20,6 +21,8 @@ use crate::graphs::Graphs;
 use crate::moment::Moment;
 use crate::plugins::{Choice, Choices, Registry};
 
+use spent::Clocks;
+pub use spent::Spent;
 use views::{Blocks, Interval};
 
 /// Called with steps done, steps in all, and the tokens so far; an error stops the walk.
@@ -47,6 +50,7 @@ pub struct Model {
     train: Cell<bool>,
     calls: Cell<i64>,
     rows: Cell<i64>,
+    clocks: Clocks,
     reduced: Cell<Option<Kind>>,
     drawing: Cell<bool>,
     graphs: RefCell<Option<Graphs>>,
@@ -158,6 +162,7 @@ impl Model {
             train: Cell::new(false),
             calls: Cell::new(0),
             rows: Cell::new(0),
+            clocks: Clocks::default(),
             reduced: Cell::new(None),
             drawing: Cell::new(false),
             graphs: RefCell::new(None),
@@ -262,6 +267,11 @@ impl Model {
     /// Network calls so far, counted for each sequence.
     pub fn calls(&self) -> i64 {
         self.calls.get()
+    }
+
+    /// Where the time of the calls went since the last time; on a GPU each call is waited for from now on.
+    pub fn take_spent(&self) -> Spent {
+        self.clocks.take()
     }
 
     /// Tokens that the network has read so far, in all of its calls: what a walk over a cache costs.

@@ -2,6 +2,7 @@
 
 mod checkpoints;
 mod evaluations;
+pub mod feed;
 mod judged;
 mod search;
 
@@ -14,12 +15,10 @@ use std::time::Instant;
 use maskdiff_base::error::{Error, Kind, Result};
 use maskdiff_base::report::Report;
 use maskdiff_base::stop::Stop;
-use maskdiff_base::stream::Purpose;
 use maskdiff_base::text::quoted;
+use maskdiff_config::Config;
 use maskdiff_config::listed::OnNan;
-use maskdiff_config::values::Limit;
-use maskdiff_config::{Config, Shares};
-use maskdiff_data::{Corpus, Samples};
+use maskdiff_data::Corpus;
 use maskdiff_native::Profiler;
 use maskdiff_records::run_dir::RunDir;
 use maskdiff_track::Trackers;
@@ -27,18 +26,17 @@ use serde_json::{Value, json};
 use tch::Tensor;
 
 use crate::checkpoint::Saver;
+use crate::component;
 use crate::distributed::World;
 use crate::evaluate::{Bound, Measure};
 use crate::learner::{Ask, Batch, Learner, Step};
 use crate::model::Model;
-use crate::moment::Streams;
 use crate::observe::{self, Part, Split, Usual};
-use crate::rows::TokenRows;
 use crate::sample::NamedSampler;
-use crate::{component, draws};
 
 pub use checkpoints::newest;
 pub use evaluations::monitored;
+use feed::Feed;
 pub use judged::Judged;
 
 /// A run from its first to its last step, or a rank's part of it.
@@ -299,71 +297,13 @@ impl Trainer<'_> {
         self.learner.step(&self.model, batches, ask)
     }
 
-    /// This rank's micro-batches of the global batch of this step. Which samples, times and masks the global batch has
-    /// does not depend on the number of ranks; libtorch's own draws (dropout) do.
-    fn batches(&self) -> Result<Vec<Batch>> {
-        let (config, device) = (self.config, self.model.facts().device());
-        let Shares { rows, batch, .. } = config.shares(self.world.size())?;
-        let (seed, length) = (config.top.seed, config.model.length);
-        let step = self.learner.step.cast_unsigned();
-        let first = self.world.rank() as i64 * rows;
-        let (from, per_epoch) = self.source();
-        let first_sample = from + first.cast_unsigned();
-        let samples = Samples { seed, first: first_sample, n: rows as usize, per_epoch };
-        let stride = config.loader.global_batch_size.cast_unsigned();
-        let blocks = self.corpus.train.rows(samples, stride)?;
-        let mut tokens = TokenRows::new(&blocks, device)?;
-        tokens.counted_bl = self.model.counted(tokens.counted_bl, &tokens.x0_bl);
-        let TokenRows { x0_bl, counted_bl, given_bl } = &tokens;
-        let antithetic = config.training.antithetic_sampling;
-        let (all, clocks) = (config.loader.global_batch_size, self.model.clocks());
-        let u = match clocks {
-            1 => draws::time_uniforms(seed, step, all, antithetic)?,
-            _ => draws::block_times(seed, step, all, clocks, antithetic)?,
-        };
-        let u_b = u.narrow(0, first, rows).to_device(device);
-        let u_bl = draws::mask_uniforms(seed, step, first as u64, rows as usize, length as usize)?;
-        draws::seed_torch(seed, Purpose::Torch, step, self.world.rank());
-        let u_bl = tokens.keeping(&u_bl.to_device(device));
-        // A sequence's number in the run does not depend on who trains on it.
-        let number = step * config.loader.global_batch_size.cast_unsigned() + first.cast_unsigned();
-        let part = |start: i64| {
-            let numbers = number + start.cast_unsigned()..number + (start + batch).cast_unsigned();
-            Ok(Batch {
-                x0_bl: x0_bl.narrow(0, start, batch),
-                t_b: self.model.draw_training_t(&u_b.narrow(0, start, batch))?,
-                counted_bl: counted_bl.as_ref().map(|counted| counted.narrow(0, start, batch)),
-                given_bl: given_bl.as_ref().map(|given| given.narrow(0, start, batch)),
-                u_bl: Some(u_bl.narrow(0, start, batch)),
-                streams: Some(Streams::new(seed, Purpose::Draws, numbers)),
-            })
-        };
-        (0..rows).step_by(batch as usize).map(part).collect()
+    fn feed(&self) -> Feed<'_> {
+        let Self { config, corpus, model, world, .. } = self;
+        Feed { config, corpus, model, world }
     }
 
-    /// Where the next global batch begins, and how many samples of an epoch are used.
-    fn source(&self) -> (u64, Option<u64>) {
-        let global = self.config.loader.global_batch_size.cast_unsigned();
-        let trainer = &self.config.trainer;
-        if trainer.overfit_batches > 0 {
-            return (
-                self.progress.samples % (global * trainer.overfit_batches.cast_unsigned()),
-                None,
-            );
-        }
-        let limit = trainer.limit_train_batches;
-        let samples = match (self.corpus.train.epoch(), limit) {
-            (Some(samples), _) => samples,
-            // Where there are no epochs, the first batches again and again.
-            (None, Limit::Count(n)) => {
-                return (self.progress.samples % (global * n.cast_unsigned()), None);
-            }
-            (None, Limit::Share(_)) => return (self.progress.samples, None),
-        };
-        let batches = limit.of((samples / global).max(1).cast_signed()).cast_unsigned();
-        // A corpus smaller than a batch, or all of it: nothing is left out.
-        let all = batches * global >= samples || limit == Limit::Share(1.0);
-        (self.progress.samples, Some(if all { samples } else { batches * global }))
+    fn batches(&self) -> Result<Vec<Batch>> {
+        self.feed().batches(self.learner.step, self.progress.samples)
     }
 
     fn log(&mut self, done: &Step) -> Result<()> {
@@ -391,7 +331,7 @@ impl Trainer<'_> {
         for (name, value) in &done.metrics {
             line[format!("train/{name}")] = json!(value);
         }
-        if let Some(epoch) = self.source().1.filter(|n| *n > 0) {
+        if let Some(epoch) = self.feed().source(self.progress.samples).1.filter(|n| *n > 0) {
             line["train/epoch"] = json!(self.progress.samples as f64 / epoch as f64);
         }
         if let Some(scale) = self.learner.scale {

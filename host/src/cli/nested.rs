@@ -1,5 +1,6 @@
 //! Commands with commands of their own.
 
+use std::ffi::OsString;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -7,6 +8,7 @@ use clap::{Subcommand, ValueHint};
 use maskdiff_base::error::Result;
 use maskdiff_base::report::Report;
 
+use super::short::{Evaluating, Sampling, Trained, Training};
 use crate::commands::{self, Common};
 
 #[derive(Debug, Subcommand)]
@@ -15,6 +17,37 @@ pub(super) enum Config {
     Explain {
         /// Keys or groups; and KEY=VALUE
         words: Vec<String>,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+pub(super) enum Bench {
+    /// Optimizer steps with fresh weights
+    Train {
+        #[command(flatten)]
+        how: commands::bench::How,
+        #[command(flatten)]
+        flags: Training,
+        /// KEY=VALUE
+        overrides: Vec<String>,
+    },
+    /// Batches of the likelihood
+    Eval {
+        #[command(flatten)]
+        how: commands::bench::How,
+        #[command(flatten)]
+        trained: Trained,
+        #[command(flatten)]
+        flags: Evaluating,
+    },
+    /// Batches of texts
+    Sample {
+        #[command(flatten)]
+        how: commands::bench::How,
+        #[command(flatten)]
+        trained: Trained,
+        #[command(flatten)]
+        flags: Sampling,
     },
 }
 
@@ -216,6 +249,27 @@ pub(super) enum Data {
         #[arg(long, default_value_t = 3)]
         blocks: u64,
     },
+}
+
+pub(super) fn bench(work: Bench, common: Common, all: &[OsString]) -> Result<()> {
+    use commands::bench::{Work, run};
+    let (work, how, overrides) = match work {
+        Bench::Train { how, flags, mut overrides } => {
+            flags.add_to(&mut overrides)?;
+            (Work::Train, how, overrides)
+        }
+        Bench::Eval { how, trained, flags } => {
+            let mut overrides = trained.into_overrides()?;
+            flags.add_to(&mut overrides)?;
+            (Work::Eval, how, overrides)
+        }
+        Bench::Sample { how, trained, flags } => {
+            let mut overrides = trained.into_overrides()?;
+            flags.add_to(&mut overrides)?;
+            (Work::Sample, how, overrides)
+        }
+    };
+    run(&common.overriding(overrides), work, &how, all)
 }
 
 pub(super) fn runs(command: Runs, report: &Report) -> Result<()> {

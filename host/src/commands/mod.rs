@@ -1,6 +1,7 @@
 //! The subcommands, one file each.
 
 mod begin;
+pub mod bench;
 pub mod chat;
 pub mod config;
 pub mod data;

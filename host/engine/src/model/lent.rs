@@ -107,19 +107,24 @@ impl maskdiff_plugin_api::Model for Model {
         let pass = |xt_bl: &Tensor, sigma_b: &Tensor| {
             self.reduced(|| self.network.hidden(xt_bl, sigma_b, train))
         };
-        match self.graphs.borrow_mut().as_mut().filter(|_| self.drawing.get()) {
-            Some(graphs) => graphs.hidden(xt_bl, sigma_b, self.reduced.get(), pass),
-            None => pass(xt_bl, sigma_b),
-        }
+        let mut graphs = self.graphs.borrow_mut();
+        self.clocks.network(self.facts.device(), || {
+            match graphs.as_mut().filter(|_| self.drawing.get()) {
+                Some(graphs) => graphs.hidden(xt_bl, sigma_b, self.reduced.get(), pass),
+                None => pass(xt_bl, sigma_b),
+            }
+        })
     }
 
     fn extend(&self, x_bl: &Tensor, cache: Vec<Tensor>) -> PluginResult<(Tensor, Vec<Tensor>)> {
         self.count(x_bl);
-        self.reduced(|| self.network.extend(x_bl, cache))
+        let extend = || self.reduced(|| self.network.extend(x_bl, cache));
+        self.clocks.network(self.facts.device(), extend)
     }
 
     fn logits(&self, hidden_nd: &Tensor) -> PluginResult<Tensor> {
-        let logits_nv = self.reduced(|| self.network.logits(hidden_nd))?;
+        let logits = || self.reduced(|| self.network.logits(hidden_nd));
+        let logits_nv = self.clocks.head(self.facts.device(), logits)?;
         Ok(match self.unused.borrow().as_ref().filter(|_| self.drawing.get()) {
             Some(unused) => logits_nv.index_fill(-1, unused, f64::NEG_INFINITY),
             None => logits_nv,
@@ -133,13 +138,17 @@ impl maskdiff_plugin_api::Model for Model {
         weight_n: &Tensor,
         banned: Option<i64>,
     ) -> PluginResult<Tensor> {
-        let Some(Head { weight, bias }) = &self.head else {
-            let logits_nv = self.reduced(|| self.network.logits(hidden_nd))?;
-            return Ok(plain_nll(logits_nv, target_n, weight_n, banned));
-        };
-        let (bias, reduced) = (bias.as_ref(), self.reduced.get());
-        maskdiff_native::linear_nll(hidden_nd, weight, bias, target_n, weight_n, banned, reduced)
+        self.clocks.head(self.facts.device(), || {
+            let Some(Head { weight, bias }) = &self.head else {
+                let logits_nv = self.reduced(|| self.network.logits(hidden_nd))?;
+                return Ok(plain_nll(logits_nv, target_n, weight_n, banned));
+            };
+            let (bias, reduced) = (bias.as_ref(), self.reduced.get());
+            maskdiff_native::linear_nll(
+                hidden_nd, weight, bias, target_n, weight_n, banned, reduced,
+            )
             .map_err(|e| PluginError::new(ErrorKind::Shape, e.to_string()))
+        })
     }
 
     fn log_x0(&self, xt_bl: &Tensor, t_b: &Tensor, rows_n: &Tensor) -> PluginResult<Tensor> {
@@ -170,11 +179,13 @@ impl maskdiff_plugin_api::Model for Model {
     fn pass(&self, pass: &Pass) -> PluginResult<Passed> {
         self.count(pass.tokens.ids());
         let train = self.train.get();
-        if self.facts.time_conditioning {
-            return self.reduced(|| self.network.pass(pass, train));
-        }
-        let still = pass.at_sigma(&pass.sigma.zeros_like());
-        self.reduced(|| self.network.pass(&still, train))
+        self.clocks.network(self.facts.device(), || {
+            if self.facts.time_conditioning {
+                return self.reduced(|| self.network.pass(pass, train));
+            }
+            let still = pass.at_sigma(&pass.sigma.zeros_like());
+            self.reduced(|| self.network.pass(&still, train))
+        })
     }
 
     fn interpolating_nll(&self, rows: &Interpolation) -> PluginResult<Tensor> {
@@ -192,8 +203,10 @@ impl maskdiff_plugin_api::Model for Model {
             banned: rows.banned,
         };
         let (hidden_nd, reduced) = (&rows.hidden_nd, self.reduced.get());
-        maskdiff_native::interpolating_nll(hidden_nd, weight, bias.as_ref(), &fused, reduced)
-            .map_err(|e| PluginError::new(ErrorKind::Shape, e.to_string()))
+        self.clocks.head(self.facts.device(), || {
+            maskdiff_native::interpolating_nll(hidden_nd, weight, bias.as_ref(), &fused, reduced)
+                .map_err(|e| PluginError::new(ErrorKind::Shape, e.to_string()))
+        })
     }
 
     fn given(&self) -> PluginResult<Option<Tensor>> {
