@@ -241,6 +241,12 @@ struct Scan {
   Scan(const Tensor& u, const Tensor& dt_, const Tensor& a_, const Tensor& b_, const Tensor& c_)
       : shape(u), dt(shape.split(dt_)), input(shape.split(dt_ * u)), a(a_), b(shape.split(b_)), c(shape.split(c_)) {}
 
+  // In the type of dt. A GPU's autocast makes dt float32 and leaves the others in 16 bits, and would round the products of a walk.
+  static std::vector<Tensor> alike(const Tensor& u, const Tensor& dt, const Tensor& a, const Tensor& b, const Tensor& c) {
+    const auto type = dt.scalar_type();
+    return {u.to(type), dt, a.to(type), b.to(type), c.to(type)};
+  }
+
   Tensor decay(int64_t step) const { return (dt[step].unsqueeze(-1) * a).exp_(); }
 
   Tensor whole_decay() const { return (dt.sum(0).unsqueeze(-1) * a).exp_(); }
@@ -273,9 +279,11 @@ struct Scan {
 struct SelectiveScan : torch::autograd::Function<SelectiveScan> {
   static Tensor forward(torch::autograd::AutogradContext* ctx, const Tensor& u, const Tensor& dt, const Tensor& a,
                         const Tensor& b, const Tensor& c) {
-    const Scan scan(u, dt, a, b, c);
+    const c10::impl::ExcludeDispatchKeyGuard no_autocast(c10::autocast_dispatch_keyset);
+    const std::vector<Tensor> x = Scan::alike(u, dt, a, b, c);
+    const Scan scan(x[0], x[1], x[2], x[3], x[4]);
     const Tensor starts = scan.starts();
-    ctx->save_for_backward({u, dt, a, b, c, starts});
+    ctx->save_for_backward({x[0], x[1], x[2], x[3], x[4], starts});
     return scan.output(starts.clone());
   }
 
@@ -284,10 +292,11 @@ struct SelectiveScan : torch::autograd::Function<SelectiveScan> {
   static torch::autograd::variable_list backward(torch::autograd::AutogradContext* ctx,
                                                  torch::autograd::variable_list upstream) {
     at::NoGradGuard no_grad;
+    const c10::impl::ExcludeDispatchKeyGuard no_autocast(c10::autocast_dispatch_keyset);
     const auto saved = ctx->get_saved_variables();
     const Scan scan(saved[0], saved[1], saved[2], saved[3], saved[4]);
     const ScanShape& shape = scan.shape;
-    const Tensor u = shape.split(saved[0]), dy = shape.split(upstream[0]);
+    const Tensor u = shape.split(saved[0]), dy = shape.split(upstream[0].to(scan.dt.scalar_type()));
     std::vector<Tensor> states{saved[5]};
     for (int64_t i = 0; i < shape.steps; ++i) {
       states.push_back(states.back().clone());
@@ -412,7 +421,9 @@ char* maskdiff_selective_scan(const Tensor* u, const Tensor* dt, const Tensor* a
     if (at::GradMode::is_enabled() && tracked) {
       *result = new Tensor(SelectiveScan::apply(*u, *dt, *a, *b, *c));
     } else {
-      const Scan scan(*u, *dt, *a, *b, *c);
+      const c10::impl::ExcludeDispatchKeyGuard no_autocast(c10::autocast_dispatch_keyset);
+      const std::vector<Tensor> x = Scan::alike(*u, *dt, *a, *b, *c);
+      const Scan scan(x[0], x[1], x[2], x[3], x[4]);
       *result = new Tensor(scan.output(scan.starts()));
     }
   });

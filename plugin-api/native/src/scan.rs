@@ -108,6 +108,38 @@ mod tests {
         }
     }
 
+    /// A GPU's autocast makes dt float32 and leaves the others in 16 bits.
+    #[test]
+    fn selective_scan_computes_in_the_type_of_dt() {
+        tch::manual_seed(1);
+        let (batch, length, e, n) = (2, 17, 3, 4);
+        let leaf = |x: Tensor, kind: Kind| x.detach().to_kind(kind).set_requires_grad(true);
+        let float = (Kind::Float, Device::Cpu);
+        let rounded = |size: &[i64]| Tensor::randn(size, float).to_kind(Kind::BFloat16);
+        let (u, a) = (rounded(&[batch, length, e]), rounded(&[e, n]).abs().neg());
+        let (b, c) = (rounded(&[batch, length, n]), rounded(&[batch, length, n]));
+        let dt = Tensor::rand([batch, length, e], float);
+        let of = |kind: Kind, reduced: Option<Kind>| {
+            let (u, dt) = (leaf(u.shallow_clone(), kind), leaf(dt.shallow_clone(), Kind::Float));
+            let [a, b, c] = [&a, &b, &c].map(|x| leaf(x.shallow_clone(), kind));
+            crate::autocast(Device::Cpu, reduced, || {
+                let y = selective_scan(&u, &dt, &a, &b, &c).unwrap();
+                assert_eq!(y.kind(), Kind::Float);
+                let loss = y.square().sum(Kind::Float);
+                let leaves = [&u, &dt, &a, &b, &c];
+                (y, Tensor::run_backward(&[loss], &leaves, false, false))
+            })
+            .unwrap()
+        };
+        let (want, gradients) = of(Kind::Float, None);
+        let (got, rounded) = of(Kind::BFloat16, Some(Kind::BFloat16));
+        assert_eq!(got, want);
+        for (one, other) in rounded.iter().zip(&gradients) {
+            let scale = other.abs().max().double_value(&[]);
+            assert!(max_difference(&one.to_kind(Kind::Float), other) < 0.01 * scale);
+        }
+    }
+
     #[test]
     fn selective_scan_names_shapes_that_do_not_fit() {
         let x = Tensor::ones([2, 5, 3], (Kind::Float, Device::Cpu));
