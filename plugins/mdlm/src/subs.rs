@@ -143,7 +143,7 @@ impl Parameterization for Subs {
         let xt_bl = model.corrupt(x0_bl, &level.alpha_b)?;
         let rows_n = ops::rows_of(&xt_bl.eq(self.mask));
         let hidden_nd = ops::take_rows(&model.hidden(&xt_bl, &level.sigma_b)?, &rows_n);
-        let weight_n = ops::of_sequence(&level.weight_b, &rows_n, l).to_kind(hidden_nd.kind());
+        let weight_n = ops::of_sequence(&level.weight_b, &rows_n, l);
         let target_n = ops::take_rows(x0_bl, &rows_n);
         let banned = (!self.config.mask_in_law).then_some(self.mask);
         let nats_n = model.weighted_nll(&hidden_nd, &target_n, &weight_n, banned)?;

@@ -25,7 +25,7 @@ fn plain_nll(
         None => logits_nv,
     };
     let log_p = logits.log_softmax(-1, kind);
-    -log_p.gather(1, &target_n.unsqueeze(1), false).squeeze_dim(1) * weight_n
+    -log_p.gather(1, &target_n.unsqueeze(1), false).squeeze_dim(1) * weight_n.to_kind(kind)
 }
 
 impl Model {
