@@ -9,9 +9,11 @@ use maskdiff_base::files::look;
 use maskdiff_base::{memory, output};
 use maskdiff_config::Config;
 use maskdiff_config::listed::Accelerator;
+use maskdiff_native::set_device;
 use tch::Device;
 
 use crate::distributed::World;
+use crate::{component, precision};
 
 /// Opens libtorch_cuda beside the libtorch_cpu that is in use, if it is there. Must run before anything asks libtorch
 /// about CUDA: the answer is cached for ever. One binary so serves machines with and without a GPU.
@@ -94,9 +96,19 @@ pub fn meet(world: &World, device: Device) -> Result<()> {
     world.meet_on(device)
 }
 
-/// The device that `trainer.accelerator` means here: each rank of a machine has a GPU of its own.
+/// The device that `trainer.accelerator` means here, made current, with the modes of libtorch that the configuration asks for.
 pub fn device(config: &Config, world: &World) -> Result<Device> {
     memory::threads(tch::get_num_threads())?;
+    let device = wanted(config, world)?;
+    if let Device::Cuda(index) = device {
+        set_device(index).map_err(component::torch)?;
+    }
+    precision::set_modes(config)?;
+    Ok(device)
+}
+
+/// Each rank of a machine has a GPU of its own.
+fn wanted(config: &Config, world: &World) -> Result<Device> {
     let wanted = config.trainer.accelerator;
     let fault = |message: String, hint: &str| {
         Err(config.layers.error("trainer.accelerator", &message, hint))

@@ -9,6 +9,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use maskdiff_base::error::{Error, Result};
 use maskdiff_config::kind::ComponentKind;
+use maskdiff_native::set_attention_by_cudnn;
 use maskdiff_plugin_api::abi::handles::{Method, Network, Noise, Process};
 use maskdiff_plugin_api::{
     Batch, Context, Head, Kind as ErrorKind, Objective, Parameter, PluginError,
@@ -255,6 +256,11 @@ impl Model {
     pub(crate) fn set_drawing(&self, drawing: bool) {
         if drawing {
             self.asked.take();
+        }
+        if self.facts.device().is_cuda()
+            && let Err(error) = set_attention_by_cudnn(!drawing)
+        {
+            tracing::debug!("attention by cuDNN stays as it was: {error}");
         }
         self.drawing.set(drawing);
     }

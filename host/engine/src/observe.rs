@@ -1,5 +1,6 @@
 //! What a run says of itself: where the time of a step goes, how much of the machine it uses, and whether its loss is sane.
 
+use std::sync::LazyLock;
 use std::time::{Duration, Instant};
 
 use maskdiff_config::Config;
@@ -82,7 +83,15 @@ pub fn peak_tflops(config: &Config, device: Device) -> Option<f64> {
 
 /// What a GPU calls itself. Where `CUDA_VISIBLE_DEVICES` puts them in another order it may be another's, of the same machine.
 pub fn gpu_name(index: usize) -> Option<String> {
-    nvml_wrapper::Nvml::init().ok()?.device_by_index(index as u32).ok()?.name().ok()
+    /// Every line of metrics asks, and the driver's library takes its time to open.
+    static NAMES: LazyLock<Vec<String>> = LazyLock::new(|| names().unwrap_or_default());
+    NAMES.get(index).cloned()
+}
+
+fn names() -> Option<Vec<String>> {
+    let nvml = nvml_wrapper::Nvml::init().ok()?;
+    let name = |index| nvml.device_by_index(index).and_then(|device| device.name()).ok();
+    (0..nvml.device_count().ok()?).map(name).collect()
 }
 
 /// The share of the peak that training uses: six products and sums for each weight and token (forward, and twice that

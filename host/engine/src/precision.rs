@@ -2,7 +2,7 @@
 
 use maskdiff_base::error::Result;
 use maskdiff_config::{Config, listed};
-use maskdiff_native::{set_deterministic, set_tf32};
+use maskdiff_native::{set_deterministic, set_tf32, set_wide_sums};
 use tch::Kind;
 
 use crate::component;
@@ -52,6 +52,7 @@ impl Precision {
 /// Sets the modes of libtorch that a run asks for.
 pub fn set_modes(config: &Config) -> Result<()> {
     set_tf32(config.trainer.tf32).map_err(component::torch)?;
+    set_wide_sums().map_err(component::torch)?;
     set_deterministic(config.trainer.deterministic).map_err(component::torch)
 }
 

@@ -19,7 +19,7 @@ use maskdiff_engine::evaluate::{Measure, Plan};
 use maskdiff_engine::learner::Learner;
 use maskdiff_engine::sample::Texts;
 use maskdiff_engine::train::feed::Feed;
-use maskdiff_engine::{accelerator, assemble, observe, precision};
+use maskdiff_engine::{accelerator, assemble, observe};
 use maskdiff_plugin_api::Context;
 use serde_json::{Value, json};
 
@@ -94,7 +94,6 @@ fn train(common: &Common, effort: Effort) -> Result<(Config, Value)> {
     let world = std::rc::Rc::new(World::alone());
     config.shares(world.size())?;
     let device = accelerator::device(&config, &world)?;
-    precision::set_modes(&config)?;
     let stop = Stop::listen("the step that is under way is finished")?;
     let mut report = common.report();
     let corpus = maskdiff_data::open(&config, None, &Observer::new(&mut report, &stop))?;

@@ -65,6 +65,14 @@ char* maskdiff_cuda_open(const char* path) {
   });
 }
 
+// Makes a device the one of this thread.
+char* maskdiff_set_device(int index) {
+  return guarded([&] {
+    const c10::impl::VirtualGuardImpl guard(c10::DeviceType::CUDA);
+    guard.setDevice(c10::Device(c10::DeviceType::CUDA, static_cast<c10::DeviceIndex>(index)));
+  });
+}
+
 // Makes the device and its side stream current, behind the work that the device's stream has been given.
 char* maskdiff_stream_enter(int index, Side** result) {
   return guarded([&] {

@@ -52,6 +52,19 @@ char* maskdiff_set_tf32(int on) {
   return guarded([&] { at::globalContext().setFloat32MatmulPrecision(on ? "high" : "highest"); });
 }
 
+// Sums of 16-bit products stay in float32 on a GPU, those that are split over its processors too.
+char* maskdiff_set_wide_sums() {
+  return guarded([&] {
+    at::globalContext().setAllowBF16ReductionCuBLAS(false, false);
+    at::globalContext().setAllowFP16ReductionCuBLAS(false, false);
+  });
+}
+
+// cuDNN plans attention anew for every size and stride, up to 0.3 s each; a walk meets many. Without it flash attention comes first.
+char* maskdiff_set_attention_by_cudnn(int on) {
+  return guarded([&] { at::globalContext().setSDPUseCuDNN(on != 0); });
+}
+
 char* maskdiff_foreach_copy(Tensor* const* into, Tensor* const* from, size_t count) {
   return guarded([&] {
     if (count == 0) return;

@@ -14,6 +14,7 @@ unsafe extern "C" {
     fn maskdiff_cuda_open(path: *const c_char) -> *mut c_char;
     fn maskdiff_stream_enter(index: c_int, result: *mut *mut c_void) -> *mut c_char;
     fn maskdiff_stream_leave(side: *mut c_void) -> *mut c_char;
+    fn maskdiff_set_device(index: c_int) -> *mut c_char;
     fn maskdiff_device_wait(index: c_int) -> *mut c_char;
     fn maskdiff_graph_new(result: *mut *mut c_void) -> *mut c_char;
     fn maskdiff_graph_begin(graph: *mut c_void) -> *mut c_char;
@@ -31,6 +32,13 @@ pub fn open_cuda(path: &Path) -> Result<()> {
         .map_err(|_| Error(format!("`{}` is no file name", path.display())))?;
     // SAFETY: a NUL-terminated string that lives through the call.
     checked(unsafe { maskdiff_cuda_open(name.as_ptr()) })
+}
+
+/// Makes a GPU the one of this thread: what names no device, as a library below libtorch, uses it.
+pub fn set_device(index: usize) -> Result<()> {
+    let index = c_int::try_from(index).map_err(|_| Error(format!("there is no device {index}")))?;
+    // SAFETY: a plain number.
+    checked(unsafe { maskdiff_set_device(index) })
 }
 
 /// Waits until a device has done all that it was given; a CPU always has.

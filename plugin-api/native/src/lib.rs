@@ -23,12 +23,15 @@ mod interpolating;
 mod modes;
 mod scan;
 
-pub use cuda::{Graph, on_own_stream, open_cuda, wait_for};
+pub use cuda::{Graph, on_own_stream, open_cuda, set_device, wait_for};
 pub use distributed::{Group, Op, Reducer, Rendezvous};
 pub use fused::{dropout, rotate};
 pub use head::{Then, linear, linear_nll};
 pub use interpolating::{InterpolatingRows, interpolating_nll};
-pub use modes::{Profiler, autocast, set_autocast, set_deterministic, set_tf32, torch_version};
+pub use modes::{
+    Profiler, autocast, set_attention_by_cudnn, set_autocast, set_deterministic, set_tf32,
+    set_wide_sums, torch_version,
+};
 pub use scan::selective_scan;
 
 /// A C++ exception that libtorch threw.

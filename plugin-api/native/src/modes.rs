@@ -13,6 +13,8 @@ unsafe extern "C" {
     fn maskdiff_set_autocast(cuda: c_int, kind: c_int) -> *mut c_char;
     fn maskdiff_set_tf32(on: c_int) -> *mut c_char;
     fn maskdiff_set_deterministic(on: c_int) -> *mut c_char;
+    fn maskdiff_set_wide_sums() -> *mut c_char;
+    fn maskdiff_set_attention_by_cudnn(on: c_int) -> *mut c_char;
     fn maskdiff_profiler_start(cuda: c_int) -> *mut c_char;
     fn maskdiff_profiler_stop(path: *const c_char) -> *mut c_char;
 }
@@ -65,6 +67,18 @@ pub fn autocast<T>(device: Device, kind: Option<Kind>, body: impl FnOnce() -> T)
 pub fn set_tf32(on: bool) -> Result<()> {
     // SAFETY: a plain number.
     checked(unsafe { maskdiff_set_tf32(c_int::from(on)) })
+}
+
+/// Keeps the sums of 16-bit products in float32 on a GPU.
+pub fn set_wide_sums() -> Result<()> {
+    // SAFETY: takes nothing.
+    checked(unsafe { maskdiff_set_wide_sums() })
+}
+
+/// Whether cuDNN may compute attention on a GPU. It is fast for one size, and plans each new one for up to 0.3 s.
+pub fn set_attention_by_cudnn(on: bool) -> Result<()> {
+    // SAFETY: a plain number.
+    checked(unsafe { maskdiff_set_attention_by_cudnn(c_int::from(on)) })
 }
 
 /// Makes libtorch refuse operations whose result may differ from run to run.

@@ -4,8 +4,9 @@ use std::collections::BTreeMap;
 use std::time::Instant;
 
 use maskdiff_base::error::Result;
+use maskdiff_native::wait_for;
 use serde_json::Value;
-use tch::{Cuda, Device, Kind, Tensor};
+use tch::{Device, Kind, Tensor};
 
 use crate::component;
 
@@ -141,9 +142,7 @@ impl Product {
                 2 => left.f_mm_out(&out, &right)?,
                 _ => left.f_bmm_out(&out, &right)?,
             };
-            if let Device::Cuda(index) = device {
-                Cuda::synchronize(index as i64);
-            }
+            wait_for(device).map_err(|e| tch::TchError::Torch(e.to_string()))?;
             seconds.push(begun.elapsed().as_secs_f64());
         }
         // The first warms up.

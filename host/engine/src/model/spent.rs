@@ -3,7 +3,8 @@
 use std::cell::Cell;
 use std::time::{Duration, Instant};
 
-use tch::{Cuda, Device};
+use maskdiff_native::wait_for;
+use tch::Device;
 
 /// Time spent in the calls of a model.
 #[derive(Debug, Clone, Copy, Default)]
@@ -44,8 +45,9 @@ impl Clocks {
     ) -> T {
         let begun = Instant::now();
         let made = body();
-        if let (Device::Cuda(index), true) = (device, self.waits.get()) {
-            Cuda::synchronize(index as i64);
+        if self.waits.get() && device.is_cuda() {
+            // What fails on a device fails again, with its reason, at the next read.
+            let _ = wait_for(device);
         }
         let mut spent = self.spent.get();
         *part(&mut spent) += begun.elapsed();

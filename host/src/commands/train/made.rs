@@ -13,7 +13,7 @@ use maskdiff_engine::model::Model;
 use maskdiff_engine::plugins::{Choices, Registry};
 use maskdiff_engine::sample::NamedSampler;
 use maskdiff_engine::train::{self, Judged, Progress, Trainer};
-use maskdiff_engine::{accelerator, assemble, plugins, precision};
+use maskdiff_engine::{accelerator, assemble, plugins};
 use maskdiff_plugin_api::Context;
 use maskdiff_records::run_dir::RunDir;
 use maskdiff_records::used::UsedPlugin;
@@ -56,7 +56,6 @@ impl Job<'_> {
         assemble::check_measure(measure, config, registry)?;
         let device = accelerator::device(config, &self.world)?;
         config.shares(self.world.size())?;
-        precision::set_modes(config)?;
         Ok(Chosen { choices, samples, judge, measure, device })
     }
 
