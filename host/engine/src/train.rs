@@ -3,6 +3,7 @@
 mod checkpoints;
 mod evaluations;
 mod judged;
+mod rounds;
 mod search;
 
 use std::cell::RefCell;
@@ -75,6 +76,8 @@ pub struct Trainer<'a> {
     pub checkpoints: PathBuf,
     /// Plugin to hash, for checkpoints.
     pub plugins: BTreeMap<String, String>,
+    /// Frozen model to the hash of its checkpoint, for checkpoints.
+    pub others: BTreeMap<String, String>,
     /// Where the loop is.
     pub progress: Progress,
     /// `--profile`: where the trace of a few steps goes.
@@ -199,6 +202,7 @@ impl Trainer<'_> {
 
     /// One step, and what is to be done when its loss is no number or a spike; none when the run went back.
     fn advance(&mut self) -> Result<Option<Step>> {
+        self.begin_round()?;
         let on_nan = self.config.trainer.on_nan;
         let number = self.learner.step;
         let most = self.progress.usual.limit(self.config.trainer.loss_spike);

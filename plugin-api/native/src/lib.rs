@@ -21,6 +21,7 @@ mod fused;
 mod head;
 mod interpolating;
 mod modes;
+mod rated;
 mod scan;
 
 pub use cuda::{Graph, on_own_stream, open_cuda, wait_for};
@@ -29,6 +30,7 @@ pub use fused::{dropout, rotate};
 pub use head::{Then, linear, linear_nll};
 pub use interpolating::{InterpolatingRows, interpolating_nll};
 pub use modes::{Profiler, autocast, set_autocast, set_deterministic, set_tf32, torch_version};
+pub use rated::{RatedRows, rated_nll};
 pub use scan::selective_scan;
 
 /// A C++ exception that libtorch threw.
@@ -105,6 +107,17 @@ unsafe extern "C" {
         banned: i64,
         kind: c_int,
         by_tensors: c_int,
+        result: *mut *mut C_tensor,
+    ) -> *mut c_char;
+    fn maskdiff_rated_nll(
+        hidden: *const C_tensor,
+        matrix: *const C_tensor,
+        bias: *const C_tensor,
+        target: *const C_tensor,
+        sequence: *const C_tensor,
+        rate: *const C_tensor,
+        banned: i64,
+        kind: c_int,
         result: *mut *mut C_tensor,
     ) -> *mut c_char;
     fn maskdiff_selective_scan(
