@@ -20,6 +20,7 @@ fn main() {
             "cpp/training.cpp",
             "cpp/fused.cpp",
             "cpp/interpolating.cpp",
+            "cpp/rated.cpp",
             "cpp/distributed.cpp",
             "cpp/cuda.cpp",
         ])

@@ -69,4 +69,12 @@ pub mod capability {
     pub const PAST: &str = "past";
     /// The parameterization scores each token given all earlier ones.
     pub const NEXT_TOKEN: &str = "next_token";
+    /// A parameterization reads a noise level of its own for each token ([`crate::Denoiser::token_sigma`]), a sampler walks by it. A
+    /// schedule that has such levels needs this word of both: to all others its tokens would seem alike.
+    pub const TOKEN_NOISE: &str = "token_noise";
+    /// The forward process turns tokens into any token alike, and there is no mask.
+    pub const UNIFORM: &str = "uniform";
+    /// There is a frozen model to learn from, `Denoiser::other("teacher")`: the host offers it where `training.teacher` names a
+    /// checkpoint.
+    pub const TEACHER: &str = "teacher";
 }

@@ -4,7 +4,10 @@ use serde::{Deserialize, Serialize};
 use tch::{Device, Kind};
 
 /// Facts about the model that is being built. Crosses the boundary as JSON, so it may grow.
+///
+/// Plugins receive it; tests and hosts make one by [`Context::new`] and say what differs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
 pub struct Context {
     /// V, the number of tokens including the mask.
     pub vocab_size: i64,
@@ -30,6 +33,56 @@ fn yes() -> bool {
 }
 
 impl Context {
+    /// A vocabulary without a mask and blocks of `length` tokens, for a network that does not see the noise level: in float32, on the
+    /// CPU, with first values.
+    pub fn new(vocab_size: i64, length: i64) -> Self {
+        Self {
+            vocab_size,
+            mask_id: None,
+            length,
+            time_conditioning: false,
+            kind: Kind::Float,
+            cuda: None,
+            fresh: true,
+        }
+    }
+
+    /// The same with this mask, or with none.
+    #[must_use]
+    pub fn mask(self, mask_id: Option<i64>) -> Self {
+        Self { mask_id, ..self }
+    }
+
+    /// The same for blocks of `length` tokens.
+    #[must_use]
+    pub fn length(self, length: i64) -> Self {
+        Self { length, ..self }
+    }
+
+    /// The same for a network that sees the noise level, or does not.
+    #[must_use]
+    pub fn time_conditioning(self, time_conditioning: bool) -> Self {
+        Self { time_conditioning, ..self }
+    }
+
+    /// The same with parameters of this kind.
+    #[must_use]
+    pub fn kind(self, kind: Kind) -> Self {
+        Self { kind, ..self }
+    }
+
+    /// The same on this CUDA device, or on the CPU.
+    #[must_use]
+    pub fn cuda(self, cuda: Option<usize>) -> Self {
+        Self { cuda, ..self }
+    }
+
+    /// The same with first values for parameters, or without.
+    #[must_use]
+    pub fn fresh(self, fresh: bool) -> Self {
+        Self { fresh, ..self }
+    }
+
     /// Where parameters live.
     pub fn device(&self) -> Device {
         self.cuda.map_or(Device::Cpu, Device::Cuda)
@@ -66,15 +119,7 @@ mod tests {
 
     #[test]
     fn json_round_trip() {
-        let context = Context {
-            vocab_size: 7,
-            mask_id: Some(6),
-            length: 4,
-            time_conditioning: false,
-            kind: Kind::Double,
-            cuda: None,
-            fresh: false,
-        };
+        let context = Context::new(7, 4).mask(Some(6)).kind(Kind::Double).fresh(false);
         let text = serde_json::to_string(&context).unwrap();
         assert_eq!(serde_json::from_str::<Context>(&text).unwrap(), context);
         // A host of contract 1.0 does not say it.

@@ -3,9 +3,12 @@
 use tch::{Device, Kind, Tensor};
 
 use crate::abi::contract::{denoiser_methods, model_defaults};
+use crate::beside::{Seat, kept};
 use crate::door::{self, Argument, Arguments, first};
 use crate::shape::ANY;
-use crate::{Interpolation, Kind as ErrorKind, Mix, Pass, Passed, Result, Tokens, bail};
+use crate::{
+    Interpolation, Kind as ErrorKind, Mix, Pass, Passed, Rated, Result, Tokens, bail, ensure,
+};
 
 /// What stands behind a [`Denoiser`]. The host implements it over the loaded components, the test kit over
 /// a toy; plugin authors use [`Denoiser`] instead. Tensors as documented there.
@@ -37,6 +40,16 @@ pub trait Model {
     fn score(&self, xt_bl: &Tensor, t_b: &Tensor, rows_n: &Tensor) -> Result<Tensor>;
     fn progress(&self, done: i64, total: i64, xt_bl: &Tensor) -> Result<()>;
 
+    /// A frozen model beside this one, where it can be asked directly.
+    fn other(&self, _name: &str) -> Result<Option<&dyn Model>> {
+        Ok(None)
+    }
+
+    /// Says which of the models beside it the next calls are about; empty is the model itself.
+    fn select(&self, _name: &str) -> Result<()> {
+        bail!(Unsupported, "there are no models beside this one")
+    }
+
     denoiser_methods!(model_defaults);
 }
 
@@ -46,34 +59,67 @@ pub trait Model {
 /// positions `b * L + l`, `[N] i64`. Times and noise levels are `[B] f64`. An argument of another shape, kind or place is
 /// an error that names it and the line that gave it.
 #[derive(Clone, Copy)]
-pub struct Denoiser<'a>(&'a dyn Model);
+pub struct Denoiser<'a> {
+    model: &'a dyn Model,
+    /// The name of the model beside it that is meant, on the far side of the boundary.
+    beside: &'static str,
+}
 
 impl std::fmt::Debug for Denoiser<'_> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "Denoiser(V = {}, mask = {:?})", self.0.vocab_size(), self.0.mask_id())
+        write!(f, "Denoiser(V = {}, mask = {:?})", self.vocab_size(), self.mask())
     }
 }
 
 impl<'a> Denoiser<'a> {
     /// Wraps what the host or the test kit provides.
     pub fn new(model: &'a dyn Model) -> Self {
-        Self(model)
+        Self { model, beside: "" }
     }
 
     /// What is wrapped.
     pub(crate) fn model(&self) -> &'a dyn Model {
-        self.0
+        self.model
+    }
+
+    /// What a call asks, for as long as it lasts.
+    pub(crate) fn seat(&self) -> Result<Seat<'a>> {
+        Seat::of(self.model, self.beside)
+    }
+
+    /// What all models beside each other agree on, or the model itself where they cannot be asked.
+    fn plain<T>(&self, ask: impl Fn(&dyn Model) -> T) -> T {
+        self.seat().map_or_else(|_| ask(self.model), |seat| ask(&*seat))
+    }
+
+    /// A frozen model from a checkpoint, by the name of the configuration: `teacher`, for instance. Its parameters get no gradient,
+    /// and it reads the same random streams as this model.
+    ///
+    /// # Errors
+    /// A name of which there is no model; a method says what it needs in [`crate::Component::NEEDS`], so that no run begins without.
+    pub fn other(&self, name: &str) -> Result<Denoiser<'a>> {
+        ensure!(
+            self.beside.is_empty(),
+            Unsupported,
+            "`other(\"{name}\")` of `{}`: a model beside a model has none beside it",
+            self.beside
+        );
+        if let Some(model) = self.model.other(name)? {
+            return Ok(Denoiser::new(model));
+        }
+        drop(Seat::of(self.model, name)?);
+        Ok(Self { model: self.model, beside: kept(name) })
     }
 
     /// V, including the mask token.
     pub fn vocab_size(&self) -> i64 {
-        self.0.vocab_size()
+        self.plain(|model| model.vocab_size())
     }
 
     /// Id of the absorbing token; an error where the process has none.
     #[track_caller]
     pub fn mask_id(&self) -> Result<i64> {
-        match self.0.mask_id() {
+        match self.mask() {
             Some(id) => Ok(id),
             None => bail!(Unsupported, "the forward process has no mask token"),
         }
@@ -81,33 +127,33 @@ impl<'a> Denoiser<'a> {
 
     /// Id of the absorbing token, where the process has one.
     pub fn mask(&self) -> Option<i64> {
-        self.0.mask_id()
+        self.plain(|model| model.mask_id())
     }
 
     /// Whether the network sees the noise level; without, equal tokens always give equal outputs.
     pub fn time_conditioning(&self) -> bool {
-        self.0.time_conditioning()
+        self.plain(|model| model.time_conditioning())
     }
 
     /// Where tensors live.
     pub fn device(&self) -> Device {
-        self.0.device()
+        self.plain(|model| model.device())
     }
 
-    fn arguments(&self) -> Arguments<'a> {
-        Arguments(self.0)
+    pub(crate) fn arguments(&self) -> Arguments<'a> {
+        Arguments(self.model)
     }
 
     /// Total noise at times of any shape, f64.
     #[track_caller]
     pub fn sigma(&self, t: &Tensor) -> Result<Tensor> {
-        door::call("sigma", &[self.arguments().times("t", t)], || self.0.sigma(t))
+        door::call("sigma", &[self.arguments().times("t", t)], || self.seat()?.sigma(t))
     }
 
     /// Noise rate dσ/dt at times of any shape, f64.
     #[track_caller]
     pub fn dsigma(&self, t: &Tensor) -> Result<Tensor> {
-        door::call("dsigma", &[self.arguments().times("t", t)], || self.0.dsigma(t))
+        door::call("dsigma", &[self.arguments().times("t", t)], || self.seat()?.dsigma(t))
     }
 
     /// The probability that a token is still clean at time t.
@@ -115,26 +161,28 @@ impl<'a> Denoiser<'a> {
     pub fn alpha(&self, t: f64) -> Result<f64> {
         door::unit("alpha", "t", t)?;
         let t = Tensor::from_slice(&[t]);
-        Ok(self.0.sigma(&t)?.neg().exp().double_value(&[0]))
+        Ok(self.seat()?.sigma(&t)?.neg().exp().double_value(&[0]))
     }
 
     /// The times at which alpha has the given values, or the nearest it reaches, in [0, 1], f64.
     #[track_caller]
     pub fn time_of_alpha(&self, alpha: &Tensor) -> Result<Tensor> {
         door::call("time_of_alpha", &[self.arguments().times("alpha", alpha)], || {
-            self.0.time_of_alpha(&alpha.clamp(self.alpha(1.0)?, self.alpha(0.0)?))
+            // Before the turn begins: it ends with the first call.
+            let within = alpha.clamp(self.alpha(1.0)?, self.alpha(0.0)?);
+            self.seat()?.time_of_alpha(&within)
         })
     }
 
     /// The ends of the schedule, as its importance sampling defines them.
     pub fn sigma_range(&self) -> Result<(f64, f64)> {
-        self.0.sigma_range()
+        self.seat()?.sigma_range()
     }
 
     /// Times whose loss weight is constant, from uniform ones.
     #[track_caller]
     pub fn importance(&self, t: &Tensor) -> Result<Tensor> {
-        door::call("importance", &[self.arguments().times("t", t)], || self.0.importance(t))
+        door::call("importance", &[self.arguments().times("t", t)], || self.seat()?.importance(t))
     }
 
     /// A draw of `xt ~ q(xt | x0)` at `alpha_b [B] f64`, with the host's randomness.
@@ -143,7 +191,7 @@ impl<'a> Denoiser<'a> {
         let given = self.arguments();
         let alpha = given.units("alpha_b", alpha_b, first(x0_bl));
         let arguments = [given.tokens("x0_bl", x0_bl), alpha];
-        door::call("corrupt", &arguments, || self.0.corrupt(x0_bl, alpha_b))
+        door::call("corrupt", &arguments, || self.seat()?.corrupt(x0_bl, alpha_b))
     }
 
     /// `q(xs | xt, x0 ~ p)`: `xt_n [N]`, `p_nv [N, V]` → `[N, V]`.
@@ -160,7 +208,7 @@ impl<'a> Denoiser<'a> {
         let (given, size) = (self.arguments(), vec![first(xt_n), self.vocab_size()]);
         let xt = given.row_tokens("xt_n", xt_n, ANY);
         let arguments = [xt, given.floats("p_nv", p_nv, "[N, V]", size)];
-        door::call("posterior", &arguments, || self.0.posterior(xt_n, alpha_t, alpha_s, p_nv))
+        door::call("posterior", &arguments, || self.seat()?.posterior(xt_n, alpha_t, alpha_s, p_nv))
     }
 
     /// One network call: `[B, L] i64` and `sigma_b [B] f64` → `[B, L, D]`. Without time conditioning the network
@@ -170,21 +218,21 @@ impl<'a> Denoiser<'a> {
         let given = self.arguments();
         let sigma = given.levels("sigma_b", sigma_b, first(xt_bl));
         let arguments = [given.tokens("xt_bl", xt_bl), sigma];
-        door::call("hidden", &arguments, || self.0.hidden(xt_bl, sigma_b))
+        door::call("hidden", &arguments, || self.seat()?.hidden(xt_bl, sigma_b))
     }
 
     /// One network call over the tokens that follow a cache, see [`crate::Backbone::extend`]. Counts B calls.
     #[track_caller]
     pub fn extend(&self, x_bl: &Tensor, cache: Vec<Tensor>) -> Result<(Tensor, Vec<Tensor>)> {
         let arguments = [self.arguments().tokens("x_bl", x_bl)];
-        door::call("extend", &arguments, || self.0.extend(x_bl, cache))
+        door::call("extend", &arguments, || self.seat()?.extend(x_bl, cache))
     }
 
     /// The head: `[N, D]` → raw logits `[N, V]`.
     #[track_caller]
     pub fn logits(&self, hidden_nd: &Tensor) -> Result<Tensor> {
         let hidden = self.arguments().floats("hidden_nd", hidden_nd, "[N, D]", vec![ANY, ANY]);
-        door::call("logits", &[hidden], || self.0.logits(hidden_nd))
+        door::call("logits", &[hidden], || self.seat()?.logits(hidden_nd))
     }
 
     /// `weight_n * -log softmax(logits)[target_n]` for rows `hidden_nd [N, D]` → `[N]`; the logit of `banned` counts
@@ -204,7 +252,7 @@ impl<'a> Denoiser<'a> {
             given.floats("weight_n", weight_n, "[N]", vec![n]),
         ];
         door::call("weighted_nll", &arguments, || {
-            self.0.weighted_nll(hidden_nd, target_n, weight_n, banned)
+            self.seat()?.weighted_nll(hidden_nd, target_n, weight_n, banned)
         })
     }
 
@@ -226,35 +274,35 @@ impl<'a> Denoiser<'a> {
     #[track_caller]
     pub fn log_x0(&self, xt_bl: &Tensor, t_b: &Tensor, rows_n: &Tensor) -> Result<Tensor> {
         let arguments = self.law_arguments(xt_bl, t_b, rows_n);
-        door::call("log_x0", &arguments, || self.0.log_x0(xt_bl, t_b, rows_n))
+        door::call("log_x0", &arguments, || self.seat()?.log_x0(xt_bl, t_b, rows_n))
     }
 
     /// The parameterization's concrete score at `rows_n` → `[N, V]`.
     #[track_caller]
     pub fn score(&self, xt_bl: &Tensor, t_b: &Tensor, rows_n: &Tensor) -> Result<Tensor> {
         let arguments = self.law_arguments(xt_bl, t_b, rows_n);
-        door::call("score", &arguments, || self.0.score(xt_bl, t_b, rows_n))
+        door::call("score", &arguments, || self.seat()?.score(xt_bl, t_b, rows_n))
     }
 
     /// Tells the host how far a walk is, with the tokens so far; an error of kind `Interrupted` asks to stop.
     #[track_caller]
     pub fn progress(&self, done: i64, total: i64, xt_bl: &Tensor) -> Result<()> {
         let arguments = [self.arguments().tokens("xt_bl", xt_bl)];
-        door::call("progress", &arguments, || self.0.progress(done, total, xt_bl))
+        door::call("progress", &arguments, || self.seat()?.progress(done, total, xt_bl))
     }
 
     /// The noise of the process at `alpha_b [B] f64`, see [`crate::ForwardProcess::mixing`].
     #[track_caller]
     pub fn mixing(&self, alpha_b: &Tensor) -> Result<Mix> {
         let alpha = self.arguments().units("alpha_b", alpha_b, ANY);
-        door::call("mixing", &[alpha], || self.0.mixing(alpha_b))
+        door::call("mixing", &[alpha], || self.seat()?.mixing(alpha_b))
     }
 
     /// Where tokens that noise takes arrive, per unit of sigma, see [`crate::ForwardProcess::arrival`].
     #[track_caller]
     pub fn arrival(&self, alpha_b: &Tensor) -> Result<Mix> {
         let alpha = self.arguments().units("alpha_b", alpha_b, ANY);
-        door::call("arrival", &[alpha], || self.0.arrival(alpha_b))
+        door::call("arrival", &[alpha], || self.seat()?.arrival(alpha_b))
     }
 
     /// One network call in full, see [`Pass`]. Without time conditioning the network gets sigma = 0 whatever is given. Counts B
@@ -286,7 +334,7 @@ impl<'a> Denoiser<'a> {
         if let Some(label) = &pass.label {
             arguments.push(given.labels("label", label, batch));
         }
-        door::call("pass", &arguments, || self.0.pass(pass))
+        door::call("pass", &arguments, || self.seat()?.pass(pass))
     }
 
     /// The bound of diffusion between data and noise at rows, with its gradient → `[N]` nats, see [`crate::ops::interpolating_nll`].
@@ -307,19 +355,19 @@ impl<'a> Denoiser<'a> {
         ] {
             arguments.push(given.floats(name, tensor, "[N]", vec![n]));
         }
-        door::call("interpolating_nll", &arguments, || self.0.interpolating_nll(rows))
+        door::call("interpolating_nll", &arguments, || self.seat()?.interpolating_nll(rows))
     }
 
     /// Whether the backbone, the process or the parameterization claims a [`capability`](crate::capability). `None` where the host
     /// does not say.
     pub fn offers(&self, capability: &str) -> Result<Option<bool>> {
-        known(self.0.offers(&capability.to_string()))
+        known(self.seat()?.offers(&capability.to_string()))
     }
 
     /// Which positions of the walk in progress are given, `[B, L] bool`. `None` where the host does not say; with an absorbing
     /// process those are the positions of a start that hold no mask.
     pub fn given(&self) -> Result<Option<Tensor>> {
-        known(self.0.given())
+        known(self.seat()?.given())
     }
 
     /// The tokens `x_bl [B, L]` of a walk from `start_bl`, with what was given put back.
@@ -332,12 +380,12 @@ impl<'a> Denoiser<'a> {
 
     /// The class of each sequence of the batch or the walk, `[B] i64`, where there are classes.
     pub fn label(&self) -> Result<Option<Tensor>> {
-        known(self.0.label())
+        known(self.seat()?.label())
     }
 
     /// The optimizer step that is being taken, counted from 0; `None` in an evaluation and in a walk.
     pub fn step(&self) -> Result<Option<i64>> {
-        known(self.0.step())
+        known(self.seat()?.step())
     }
 
     /// Uniform numbers strictly inside (0, 1), f64.
@@ -348,14 +396,14 @@ impl<'a> Denoiser<'a> {
     #[track_caller]
     pub fn uniforms(&self, shape: &[i64]) -> Result<Tensor> {
         door::shape("uniforms", shape)?;
-        self.0.uniforms(&shape.to_vec())
+        self.seat()?.uniforms(&shape.to_vec())
     }
 
     /// Normal numbers of mean 0 and variance 1, f64; drawn as [`Denoiser::uniforms`] are.
     #[track_caller]
     pub fn normals(&self, shape: &[i64]) -> Result<Tensor> {
         door::shape("normals", shape)?;
-        self.0.normals(&shape.to_vec())
+        self.seat()?.normals(&shape.to_vec())
     }
 
     /// Says which sequences of the walk the next call is about: their numbers `[N] i64`, one for each row of that call. A call over
@@ -365,7 +413,7 @@ impl<'a> Denoiser<'a> {
     /// that calls about some of the sequences and does not say which is made to walk one at a time.
     #[track_caller]
     pub fn turn_to(&self, sequences_n: &Tensor) -> Result<()> {
-        match self.0.turn_to(sequences_n) {
+        match self.seat()?.turn_to(sequences_n) {
             Err(error) if error.kind == ErrorKind::Unsupported => Ok(()),
             answer => answer,
         }

@@ -99,6 +99,27 @@ impl Arguments<'_> {
         Argument { kinds, values: Values::Unit, ..self.ids(name, tensor, "[B]", vec![batch]) }
     }
 
+    /// A number in [0, 1] for each token of `x_bl`.
+    pub(crate) fn token_units<'t>(
+        &self,
+        name: &'static str,
+        tensor: &'t Tensor,
+        x_bl: &Tensor,
+    ) -> Argument<'t> {
+        Argument { letters: "[B, L]", size: x_bl.size(), ..self.units(name, tensor, ANY) }
+    }
+
+    /// Numbers `[N]` from 0 to below `end`.
+    pub(crate) fn numbers<'t>(
+        &self,
+        name: &'static str,
+        tensor: &'t Tensor,
+        n: i64,
+        end: i64,
+    ) -> Argument<'t> {
+        Argument { values: Values::Below(end), ..self.ids(name, tensor, "[N]", vec![n]) }
+    }
+
     /// A noise level for each sequence.
     pub(crate) fn levels<'t>(
         &self,

@@ -63,6 +63,7 @@
 pub mod abi;
 mod backbone;
 mod batch;
+mod beside;
 mod component;
 mod context;
 mod denoiser;
@@ -76,9 +77,11 @@ mod parameterization;
 mod pass;
 mod process;
 mod register;
+mod rounds;
 mod sampler;
 mod shape;
 pub mod testkit;
+mod token_noise;
 
 pub use backbone::{Backbone, Head, Parameter, Parameters};
 pub use batch::{Batch, Objective};
@@ -87,10 +90,11 @@ pub use context::Context;
 pub use denoiser::{Denoiser, Model};
 pub use error::{Kind, PluginError, Result, speaks_of_memory};
 pub use noise::NoiseSchedule;
-pub use ops::Interpolation;
+pub use ops::{Interpolation, Rated};
 pub use parameterization::Parameterization;
 pub use pass::{Pass, Passed, Sees, Tokens, Wants};
 pub use process::{ForwardProcess, Mix};
+pub use rounds::Rounds;
 pub use sampler::{Sampler, StepSampler, Walk};
 
 #[doc(hidden)]
@@ -101,9 +105,9 @@ pub use {schemars, tch, tracing};
 pub mod prelude {
     pub use crate::{
         Backbone, Batch, Component, Context, Denoiser, ForwardProcess, Head, Interpolation, Mix,
-        NoiseSchedule, Objective, Parameterization, Parameters, Pass, Passed, Result, Sampler,
-        Sees, StepSampler, Tokens, Walk, Wants, bail, capability, check_shape, ensure,
-        export_plugin, ops, register,
+        NoiseSchedule, Objective, Parameterization, Parameters, Pass, Passed, Rated, Result,
+        Rounds, Sampler, Sees, StepSampler, Tokens, Walk, Wants, bail, capability, check_shape,
+        ensure, export_plugin, ops, register,
     };
     pub use schemars::JsonSchema;
     pub use serde::{Deserialize, Serialize};

@@ -3,7 +3,7 @@
 use tch::Tensor;
 
 use crate::component::Component;
-use crate::{Result, bail};
+use crate::{Parameters, Result, bail};
 
 /// A noise schedule: total noise `sigma(t) = -ln alpha(t)`, with `t = 0` data and `t = 1` noise.
 ///
@@ -25,5 +25,25 @@ pub trait NoiseSchedule: Component {
     /// Maps uniform `t` to times whose loss weight is constant (log-uniform in `1 - alpha`).
     fn importance(&self, _t: &Tensor) -> Result<Tensor> {
         bail!(Unsupported, "noise `{}` has no importance sampling", Self::NAME)
+    }
+
+    /// What of the schedule is learned, where something is: trained, averaged and saved under `noise.NAME`, as a network's parameters
+    /// are. The gradient comes through [`NoiseSchedule::token_sigma`] and its rate.
+    fn parameters(&self) -> Option<&Parameters> {
+        None
+    }
+
+    /// Total noise of each token, where tokens are lost at rates of their own: `tokens_bl [B, L] i64` at times `t_b [B] f64` →
+    /// `[B, L] f64`, with its gradient. By default all tokens are alike, [`NoiseSchedule::sigma`].
+    ///
+    /// A schedule whose tokens differ needs [`crate::capability::TOKEN_NOISE`] of those who read it. What it says of all tokens
+    /// together (`sigma`, `dsigma`) is then a level between theirs, for the network's input and for grids of time.
+    fn token_sigma(&self, tokens_bl: &Tensor, t_b: &Tensor) -> Result<Tensor> {
+        Ok(self.sigma(t_b).unsqueeze(1).expand_as(tokens_bl))
+    }
+
+    /// The derivative of [`NoiseSchedule::token_sigma`] by time, `[B, L] f64`, with its gradient.
+    fn token_dsigma(&self, tokens_bl: &Tensor, t_b: &Tensor) -> Result<Tensor> {
+        Ok(self.dsigma(t_b).unsqueeze(1).expand_as(tokens_bl))
     }
 }

@@ -4,7 +4,7 @@ use tch::Tensor;
 
 use crate::abi::calls::losses_fit;
 use crate::component::{Component, capability};
-use crate::{Batch, Denoiser, Objective, Result, bail};
+use crate::{Batch, Denoiser, Objective, Parameters, Result, Rounds, bail};
 
 /// A parameterization. Shape letters: `B` batch, `L` length, `V` vocabulary with the mask, `N` rows.
 ///
@@ -54,5 +54,17 @@ pub trait Parameterization: Component {
         _rows_n: &Tensor,
     ) -> Result<Tensor> {
         bail!(Unsupported, "parameterization `{}` gives no score", Self::NAME)
+    }
+
+    /// What of the parameterization is learned beside the network, where something is: trained, averaged and saved under
+    /// `parameterization.NAME`, as a network's parameters are.
+    fn parameters(&self) -> Option<&Parameters> {
+        None
+    }
+
+    /// Whether the host puts the weights that are learned into a frozen model ([`Denoiser::other`]) every so many steps. By default a
+    /// frozen model stays as its checkpoint has it.
+    fn rounds(&self) -> Option<Rounds> {
+        None
     }
 }

@@ -78,4 +78,12 @@ pub trait ForwardProcess: Component {
     fn arrival(&self, _alpha_b: &Tensor) -> Result<Mix> {
         bail!(Unsupported, "process `{}` does not tell its rates of arrival", Self::NAME)
     }
+
+    /// [`ForwardProcess::corrupt`] where each token has an alpha of its own: `x0_bl [B, L] i64`, `alpha_bl [B, L] f64` in [0, 1],
+    /// `u_bl [B, L]` float in [0, 1) → `[B, L] i64`. By default each token is a sequence of one to `corrupt`.
+    fn corrupt_tokens(&self, x0_bl: &Tensor, alpha_bl: &Tensor, u_bl: &Tensor) -> Result<Tensor> {
+        let column = |t: &Tensor| t.reshape([-1, 1]);
+        let xt_n1 = self.corrupt(&column(x0_bl), &alpha_bl.reshape([-1]), &column(u_bl))?;
+        Ok(xt_n1.view_as(x0_bl))
+    }
 }

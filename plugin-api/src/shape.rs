@@ -11,7 +11,7 @@ pub(crate) enum Kinds {
 }
 
 impl Kinds {
-    fn hold(self, kind: Kind) -> bool {
+    pub(crate) fn hold(self, kind: Kind) -> bool {
         match self {
             Self::Is(wanted) => kind == wanted,
             Self::Floating => {

@@ -46,15 +46,10 @@ impl Size {
     }
 
     fn facts(&self) -> Context {
-        Context {
-            vocab_size: self.vocab_size,
-            mask_id: Some(self.vocab_size - 1),
-            length: self.length,
-            time_conditioning: false,
-            kind: Kind::Float,
-            cuda: crate::cuda(),
-            fresh: true,
-        }
+        Context::new(self.vocab_size, self.length)
+            .mask(Some(self.vocab_size - 1))
+            .kind(Kind::Float)
+            .cuda(crate::cuda())
     }
 
     /// The DiT with `subs` over it.

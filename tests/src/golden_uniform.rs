@@ -83,15 +83,11 @@ impl Network {
     pub fn facts(&self, kind: Kind) -> Context {
         let [.., length, vocab_size] = self.sizes;
         let mask_id = self.mask;
-        Context {
-            vocab_size,
-            mask_id,
-            length,
-            time_conditioning: true,
-            kind,
-            cuda: cuda(),
-            fresh: true,
-        }
+        Context::new(vocab_size, length)
+            .mask(mask_id)
+            .time_conditioning(true)
+            .kind(kind)
+            .cuda(cuda())
     }
 
     /// The model with its weights.

@@ -232,15 +232,10 @@ impl Setup {
                 noise: choice("loglinear"),
                 parameterization: choice("subs"),
             },
-            facts: Context {
-                vocab_size: size("vocab_size"),
-                mask_id: Some(mask_id),
-                length: size("length"),
-                time_conditioning: false,
-                kind,
-                cuda: cuda(),
-                fresh: true,
-            },
+            facts: Context::new(size("vocab_size"), size("length"))
+                .mask(Some(mask_id))
+                .kind(kind)
+                .cuda(cuda()),
         };
         for text in overrides.as_array().into_iter().flatten().filter_map(Value::as_str) {
             this.set(text);

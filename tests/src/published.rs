@@ -34,15 +34,15 @@ pub fn opened(path: &Path, words: &[&str]) -> (Checkpoint, Config) {
 pub fn model(registry: &Registry, path: &Path, words: &[&str], kind: Kind) -> Model {
     let (checkpoint, mut config) = opened(path, words);
     let choices = assemble::choices(&mut config, registry, false).expect("components");
-    let facts = Context {
-        vocab_size: checkpoint.foreign.as_ref().expect("of another program").vocab_size,
-        mask_id: Some(config.model.mask_id.expect("a mask")),
-        length: config.model.length,
-        time_conditioning: config.top.time_conditioning,
-        kind,
-        cuda: cuda(),
-        fresh: false,
-    };
+    let facts = Context::new(
+        checkpoint.foreign.as_ref().expect("of another program").vocab_size,
+        config.model.length,
+    )
+    .mask(Some(config.model.mask_id.expect("a mask")))
+    .time_conditioning(config.top.time_conditioning)
+    .kind(kind)
+    .cuda(cuda())
+    .fresh(false);
     let model = assemble::model(&config, registry, choices, facts).expect("a model");
     assemble::load_weights(&model, &checkpoint, &config).expect("its weights");
     model

@@ -3,7 +3,7 @@
 use std::cell::RefCell;
 use std::collections::VecDeque;
 
-use maskdiff_plugin_api::{Interpolation, Mix, Model, Pass, Passed, PluginError, Result};
+use maskdiff_plugin_api::{Interpolation, Mix, Model, Pass, Passed, PluginError, Rated, Result};
 use tch::{Device, Tensor};
 
 /// Everything is the inner model's but the step and the random numbers, which come in the order in which they stand here.
@@ -61,6 +61,11 @@ impl Model for Scripted<'_> {
         offers(capability: &String) -> Result<Option<bool>>;
         given() -> Result<Option<Tensor>>;
         label() -> Result<Option<Tensor>>;
+        other(name: &str) -> Result<Option<&dyn Model>>;
+        token_sigma(tokens_bl: &Tensor, t_b: &Tensor) -> Result<Tensor>;
+        token_dsigma(tokens_bl: &Tensor, t_b: &Tensor) -> Result<Tensor>;
+        corrupt_tokens(x0_bl: &Tensor, alpha_bl: &Tensor) -> Result<Tensor>;
+        rated_nll(rows: &Rated) -> Result<Tensor>;
     }
 
     fn step(&self) -> Result<Option<i64>> {

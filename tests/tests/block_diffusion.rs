@@ -370,15 +370,8 @@ fn golden_folder() {
     let choices = assemble::choices(&mut config, &registry, true).expect("components");
     let vocab_size = checkpoint.foreign.as_ref().expect("of another program").vocab_size;
     assert_eq!(vocab_size, case["model"]["vocab_size"].as_i64().expect("a number"));
-    let facts = Context {
-        vocab_size,
-        mask_id: Some(vocab_size - 1),
-        length: config.model.length,
-        time_conditioning: false,
-        kind: Kind::Float,
-        cuda: None,
-        fresh: true,
-    };
+    let facts =
+        Context::new(vocab_size, config.model.length).mask(Some(vocab_size - 1)).kind(Kind::Float);
     let model = assemble::model(&config, &registry, choices, facts).expect("a model");
     assemble::load_weights(&model, &checkpoint, &config).expect("its weights");
     let blocks = model.blocks().expect("blocks");

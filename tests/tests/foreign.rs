@@ -30,15 +30,10 @@ fn model(checkpoint: &Checkpoint, config: &mut Config, kind: Kind) -> Model {
     let registry = registry();
     let choices = assemble::choices(config, &registry, true).expect("components");
     let vocab_size = checkpoint.foreign.as_ref().expect("of another program").vocab_size;
-    let facts = Context {
-        vocab_size,
-        mask_id: Some(vocab_size - 1),
-        length: config.model.length,
-        time_conditioning: config.top.time_conditioning,
-        kind,
-        cuda: None,
-        fresh: true,
-    };
+    let facts = Context::new(vocab_size, config.model.length)
+        .mask(Some(vocab_size - 1))
+        .time_conditioning(config.top.time_conditioning)
+        .kind(kind);
     let model = assemble::model(config, &registry, choices, facts).expect("a model");
     assemble::load_weights(&model, checkpoint, config).expect("its weights");
     model

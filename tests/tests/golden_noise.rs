@@ -11,15 +11,7 @@ fn golden_schedules() {
     let Some(case) = golden_case("a_noise") else { return };
     let golden = Tensors::golden("a_noise/noise.safetensors");
     let registry = registry();
-    let facts = Context {
-        vocab_size: 20,
-        mask_id: Some(19),
-        length: 16,
-        time_conditioning: false,
-        kind: Kind::Double,
-        cuda: maskdiff_tests::cuda(),
-        fresh: true,
-    };
+    let facts = Context::new(20, 16).mask(Some(19)).kind(Kind::Double).cuda(maskdiff_tests::cuda());
     for name in ["loglinear", "cosine", "cosinesqr", "linear", "geometric"] {
         let range = &case["sigma"][name];
         let options = match name {

@@ -30,15 +30,11 @@ fn check(folder: &str) {
                 dsigma_b: golden.get("sigma").to_kind(Kind::Double),
                 mask_id,
             };
-            let facts = Context {
-                vocab_size: given.vocab_size(),
-                mask_id: Some(mask_id),
-                length: xt_bl.size()[1],
-                time_conditioning: true,
-                kind,
-                cuda: maskdiff_tests::cuda(),
-                fresh: true,
-            };
+            let facts = Context::new(given.vocab_size(), xt_bl.size()[1])
+                .mask(Some(mask_id))
+                .time_conditioning(true)
+                .kind(kind)
+                .cuda(maskdiff_tests::cuda());
             let choice = Choice { name: name.into(), options };
             let method = registry.parameterization(&choice, &facts).expect(name);
             let rows_n = Tensor::arange(xt_bl.numel() as i64, (Kind::Int64, device()));

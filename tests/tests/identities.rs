@@ -49,15 +49,10 @@ impl Case {
     }
 
     fn facts(&self) -> Context {
-        Context {
-            vocab_size: self.vocab_size(),
-            mask_id: Some(self.vocab_size() - 1),
-            length: 1,
-            time_conditioning: true,
-            kind: Kind::Double,
-            cuda: None,
-            fresh: true,
-        }
+        Context::new(self.vocab_size(), 1)
+            .mask(Some(self.vocab_size() - 1))
+            .time_conditioning(true)
+            .kind(Kind::Double)
     }
 
     fn method(&self, registry: &Registry, name: &str, options: Value) -> Method {
@@ -219,15 +214,8 @@ fn every_sequence_of(registry: &Registry, noise: &str, time_conditioning: bool) 
         noise: choice(noise, json!({})),
         parameterization: choice("subs", json!({})),
     };
-    let facts = Context {
-        vocab_size: 4,
-        mask_id: Some(3),
-        length: 3,
-        time_conditioning,
-        kind: Kind::Double,
-        cuda: None,
-        fresh: true,
-    };
+    let facts =
+        Context::new(4, 3).mask(Some(3)).time_conditioning(time_conditioning).kind(Kind::Double);
     let model = Model::build(registry, choices, facts).expect("the model");
     tch::manual_seed(7);
     tch::no_grad(|| {
@@ -316,15 +304,10 @@ fn the_strict_bound_over_any_noise_is_the_entropy_of_data_without_structure() {
             noise: choice(schedule, clock),
             parameterization: choice("interpolating", json!({})),
         };
-        let facts = Context {
-            vocab_size: 5 + i64::from(mask.is_some()),
-            mask_id: mask,
-            length: 3,
-            time_conditioning: true,
-            kind: Kind::Double,
-            cuda: None,
-            fresh: true,
-        };
+        let facts = Context::new(5 + i64::from(mask.is_some()), 3)
+            .mask(mask)
+            .time_conditioning(true)
+            .kind(Kind::Double);
         let model = Model::build(&registry, choices, facts).expect("the model");
         tch::manual_seed(9);
         let x0 = Tensor::randint(5, [15_000, 3], (Kind::Int64, Device::Cpu));

@@ -46,15 +46,10 @@ fn shared_parameters_are_read_once_and_written_under_both_names() {
     let registry = registry();
     let choices = assemble::choices(&mut config, &registry, false).expect("components");
     let vocab_size = checkpoint.foreign.as_ref().expect("of the original").vocab_size;
-    let facts = Context {
-        vocab_size,
-        mask_id: Some(347),
-        length: config.model.length,
-        time_conditioning: config.top.time_conditioning,
-        kind: Kind::Float,
-        cuda: None,
-        fresh: true,
-    };
+    let facts = Context::new(vocab_size, config.model.length)
+        .mask(Some(347))
+        .time_conditioning(config.top.time_conditioning)
+        .kind(Kind::Float);
     let model = assemble::model(&config, &registry, choices, facts).expect("a model");
     assemble::load_weights(&model, &checkpoint, &config).expect("its weights");
     assert_eq!(model.shared().len(), 2);

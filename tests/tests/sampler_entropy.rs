@@ -22,15 +22,7 @@ fn zipf(length: i64) -> (Model, Context, Tensor) {
         noise: choice("loglinear", json!({})),
         parameterization: choice("subs", json!({})),
     };
-    let facts = Context {
-        vocab_size: VOCAB,
-        mask_id: Some(VOCAB - 1),
-        length,
-        time_conditioning: false,
-        kind: Kind::Float,
-        cuda: None,
-        fresh: true,
-    };
+    let facts = Context::new(VOCAB, length).mask(Some(VOCAB - 1)).kind(Kind::Float);
     let model = Model::build(&registry(), choices, facts).expect("the model");
     let weight = Tensor::arange_start(1, VOCAB, (Kind::Double, Device::Cpu)).reciprocal();
     let log_p = (&weight / weight.sum(Kind::Double)).log();

@@ -206,6 +206,9 @@ group! {
         clip_search_delta: f64 where (Range::of(0.0, 1.0).above()) = 0.05,
         /// The checkpoint whose weights a run begins with at step 0, and nothing else of it: whatever `maskdiff eval` reads.
         from: Option<String> = None,
+        /// The checkpoint of a frozen model that a method of distillation learns from. Without `training.from` the run begins with its
+        /// weights too.
+        teacher: Option<String> = None,
     }
 }
 

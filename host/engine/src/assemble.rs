@@ -9,6 +9,7 @@ use maskdiff_base::process;
 use maskdiff_config::kind::ComponentKind;
 use maskdiff_config::{Config, groups, listed, trust};
 use maskdiff_data::Tokenizer;
+use maskdiff_plugin_api::abi::module::ComponentInfo;
 use maskdiff_plugin_api::{Context, capability};
 use serde_json::Value;
 use tch::{Device, Kind, Tensor};
@@ -48,8 +49,13 @@ pub fn choices(config: &mut Config, registry: &Registry, sampled: bool) -> Resul
     let choices = config.choices(registry)?;
     let sampler = config.sampling.predictor.as_str();
     let model = choices.names();
-    let time = [capability::TIME_CONDITIONING];
-    let host = if config.top.time_conditioning { &time[..] } else { &[] };
+    let offers = [
+        (capability::TIME_CONDITIONING, config.top.time_conditioning),
+        (capability::TEACHER, config.training.teacher.is_some()),
+    ];
+    let host: Vec<&str> =
+        offers.iter().filter(|(_, is_set)| *is_set).map(|(word, _)| *word).collect();
+    let host = &host[..];
     registry.check_needs(&model, host)?;
     if sampled {
         let with_sampler: Vec<(ComponentKind, &str)> =
@@ -59,6 +65,7 @@ pub fn choices(config: &mut Config, registry: &Registry, sampled: bool) -> Resul
     // Its options are checked whether it is used or not.
     let _ = config.sampler(registry)?;
     check_blocks(config, registry, &choices)?;
+    check_teacher(config, registry, &choices)?;
     Ok(choices)
 }
 
@@ -103,6 +110,32 @@ fn check_blocks(config: &Config, registry: &Registry, choices: &Choices) -> Resu
     }
     check_texts(config)?;
     Blocks::new(config).map(drop)
+}
+
+/// Checks that a teacher is one of a method that learns from it.
+fn check_teacher(config: &Config, registry: &Registry, choices: &Choices) -> Result<()> {
+    const KEY: &str = "training.teacher";
+    let Some(path) = &config.training.teacher else { return Ok(()) };
+    let name = &choices.parameterization.name;
+    let learns = |c: &ComponentInfo| c.needs.iter().any(|need| need == capability::TEACHER);
+    if !learns(registry.find(ComponentKind::Parameterization, name)?.1) {
+        let all = registry.components();
+        let all = all.iter().filter(|(_, c)| c.kind == "parameterization" && learns(c));
+        let names: Vec<String> = all.map(|(_, c)| format!("`{}`", c.name)).collect();
+        return Err(config.layers.error(
+            KEY,
+            &format!("`{KEY}={path}` is not used: `{name}` learns from no teacher"),
+            &format!("parameterizations that do: {}; or leave it out", names.join(", ")),
+        ));
+    }
+    match config.top.block_size {
+        Some(size) => Err(config.layers.error(
+            KEY,
+            &format!("`{KEY}` is not possible in blocks, and `block_size` is {size}"),
+            "leave `block_size` out",
+        )),
+        None => Ok(()),
+    }
 }
 
 /// Checks how texts of blocks are drawn.
@@ -177,15 +210,10 @@ pub fn check_options(
     let kind = Precision::of(config).weights();
     let length = config.top.block_size.unwrap_or(config.model.length);
     let time_conditioning = config.top.time_conditioning;
-    let facts = Context {
-        vocab_size: PRETENDED,
-        mask_id: has_mask(config, registry)?.then_some(PRETENDED - 1),
-        length,
-        time_conditioning,
-        kind,
-        cuda: None,
-        fresh: true,
-    };
+    let facts = Context::new(PRETENDED, length)
+        .mask(has_mask(config, registry)?.then_some(PRETENDED - 1))
+        .time_conditioning(time_conditioning)
+        .kind(kind);
     let cheap = |kind, name: &str| {
         registry.find(kind, name).is_ok_and(|(_, component)| !component.takes_any_option())
     };
@@ -235,18 +263,14 @@ pub fn facts(
     let kind = Precision::of(config).weights();
     let masks = has_mask(config, registry)?;
     let (tokens, all) = (tokenizer.tokens(), tokenizer.vocab_size());
-    Ok(Context {
-        vocab_size: if masks { all } else { tokens },
-        mask_id: masks.then(|| tokenizer.mask_id()),
-        length: config.model.length,
-        time_conditioning: config.top.time_conditioning,
-        kind,
-        cuda: match device {
+    Ok(Context::new(if masks { all } else { tokens }, config.model.length)
+        .mask(masks.then(|| tokenizer.mask_id()))
+        .time_conditioning(config.top.time_conditioning)
+        .kind(kind)
+        .cuda(match device {
             Device::Cuda(index) => Some(index),
             _ => None,
-        },
-        fresh: true,
-    })
+        }))
 }
 
 /// Whether the chosen process has a mask.
@@ -350,7 +374,7 @@ pub fn sampler(
     let process = config.choices(registry)?.process;
     // In blocks, a walk is over one of them.
     let length = config.top.block_size.unwrap_or(facts.length);
-    let made = crate::model::told(registry, &process, Context { length, ..*facts })
+    let made = crate::model::told(registry, &process, facts.length(length))
         .and_then(|(_, facts)| registry.sampler(choice, &facts));
     let walker = made.map_err(|e| config.locate(e))?;
     Ok((choice.name.clone(), walker))

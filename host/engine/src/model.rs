@@ -1,11 +1,14 @@
 //! The model: backbone, process, schedule and parameterization bound together.
 
+mod learned;
 mod lent;
+mod others;
 mod spent;
 pub mod views;
 
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, BTreeSet};
+use std::rc::Rc;
 
 use maskdiff_base::error::{Error, Result};
 use maskdiff_config::kind::ComponentKind;
@@ -23,8 +26,10 @@ use crate::moment::Moment;
 use crate::plugins::{Choice, Choices, Registry};
 
 use spent::Clocks;
-pub use spent::Spent;
 use views::{Blocks, Interval};
+
+pub use learned::is_beside_network;
+pub use spent::Spent;
 
 /// Called with steps done, steps in all, and the tokens so far; an error stops the walk.
 pub type Progress<'a> = Box<dyn FnMut(i64, i64, &Tensor) -> PluginResult<()> + 'a>;
@@ -56,7 +61,9 @@ pub struct Model {
     drawing: Cell<bool>,
     graphs: RefCell<Option<Graphs>>,
     uniforms: RefCell<Option<Tensor>>,
-    moment: RefCell<Moment>,
+    /// Shared with the models beside it, which read the same streams.
+    moment: Rc<RefCell<Moment>>,
+    others: Vec<(String, Model)>,
     /// Rows of the head that are no tokens: no walk draws them.
     unused: RefCell<Option<Tensor>>,
     progress: RefCell<Option<Progress<'static>>>,
@@ -93,7 +100,7 @@ pub fn told(
     let made = registry.process(process, &vocabulary)?;
     let mask_id =
         made.mask_id().map_err(|e| component::error(ComponentKind::Process, &process.name, e))?;
-    Ok((made, Context { mask_id, ..vocabulary }))
+    Ok((made, vocabulary.mask(mask_id)))
 }
 
 /// The parameters, and the names that share the memory of an earlier one with that one's name.
@@ -126,12 +133,14 @@ impl Model {
         let (process, facts) = told(registry, &names.process, vocabulary)?;
         // A block is the sequence of all but the network.
         let length = blocks.as_ref().map_or(facts.length, |blocks| blocks.size);
-        let shown = Context { length, ..facts };
+        let shown = facts.length(length);
         let noise = registry.noise(&names.noise, &facts)?;
         let network = registry.backbone(&names.backbone, &facts)?;
         let method = registry.parameterization(&names.parameterization, &shown)?;
         let backbone = |e| component::error(ComponentKind::Backbone, &names.backbone.name, e);
-        let (parameters, shared) = told_apart(network.parameters().map_err(backbone)?);
+        let mut all = network.parameters().map_err(backbone)?;
+        all.extend(learned::beside_network(&noise, &method, &names)?);
+        let (parameters, shared) = told_apart(all);
         let head = network.head().map_err(backbone)?;
         let (plugin, said) =
             registry.find(ComponentKind::Parameterization, &names.parameterization.name)?;
@@ -168,7 +177,8 @@ impl Model {
             drawing: Cell::new(false),
             graphs: RefCell::new(None),
             uniforms: RefCell::new(None),
-            moment: RefCell::default(),
+            moment: Rc::default(),
+            others: Vec::new(),
             unused: RefCell::new(None),
             progress: RefCell::new(None),
         })
@@ -195,7 +205,7 @@ impl Model {
         self.process.prior_kl(x0_bl, alpha_1).map_err(named)
     }
 
-    /// All parameters and buffers, in the backbone's order.
+    /// All parameters and buffers: the backbone's in its order, then those of the schedule and of the parameterization.
     pub fn parameters(&self) -> &[Parameter] {
         &self.parameters
     }
@@ -270,19 +280,20 @@ impl Model {
             .map_err(|e| PluginError::new(ErrorKind::Other, e.to_string()))?
     }
 
-    /// Network calls so far, counted for each sequence.
+    /// Network calls so far, counted for each sequence; those of the models beside it too.
     pub fn calls(&self) -> i64 {
-        self.calls.get()
+        self.calls.get() + self.others.iter().map(|(_, other)| other.calls()).sum::<i64>()
     }
 
     /// Where the time of the calls went since the last time; on a GPU each call is waited for from now on.
     pub fn take_spent(&self) -> Spent {
-        self.clocks.take()
+        let others = self.others.iter().map(|(_, other)| other.take_spent());
+        others.fold(self.clocks.take(), Spent::plus)
     }
 
-    /// Tokens that the network has read so far, in all of its calls: what a walk over a cache costs.
+    /// Tokens that the networks have read so far, in all of their calls: what a walk over a cache costs.
     pub fn rows(&self) -> i64 {
-        self.rows.get()
+        self.rows.get() + self.others.iter().map(|(_, other)| other.rows()).sum::<i64>()
     }
 
     /// Counts a call that reads `x [B, S]`, or mixtures `[B, S, M]`.

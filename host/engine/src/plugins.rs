@@ -28,7 +28,7 @@ use refuse::another_crate;
 pub use refuse::{refuse_fault, refuse_hidden_options};
 
 /// A component as the configuration asks for it: its name and its options.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Choice {
     /// As in `dit`, or `crate:dit`.
     pub name: String,
@@ -290,6 +290,16 @@ impl Registry {
         ))
     }
 
+    /// A choice with the defaults of the options that it leaves out.
+    pub fn whole(&self, kind: ComponentKind, choice: &Choice) -> Result<Choice> {
+        let (_, component) = self.find(kind, &choice.name)?;
+        let mut options = component.defaults.clone();
+        if let (Some(all), Some(said)) = (options.as_object_mut(), choice.options.as_object()) {
+            all.extend(said.iter().map(|(option, value)| (option.clone(), value.clone())));
+        }
+        Ok(Choice { name: component.name.clone(), options })
+    }
+
     /// Who offers a capability, in words.
     fn giving(&self, need: &str) -> String {
         let all = self.components();
@@ -315,6 +325,8 @@ impl Registry {
             .collect();
         let mut hint = if need == maskdiff_plugin_api::capability::TIME_CONDITIONING {
             "set `time_conditioning=true`".to_string()
+        } else if need == maskdiff_plugin_api::capability::TEACHER {
+            "name the checkpoint to learn from: `training.teacher=CHECKPOINT`".to_string()
         } else {
             self.giving(need)
         };

@@ -4,6 +4,7 @@ mod checkpoints;
 mod evaluations;
 pub mod feed;
 mod judged;
+mod rounds;
 mod search;
 
 use std::cell::RefCell;
@@ -73,6 +74,8 @@ pub struct Trainer<'a> {
     pub checkpoints: PathBuf,
     /// Plugin to hash, for checkpoints.
     pub plugins: BTreeMap<String, String>,
+    /// Frozen model to the hash of its checkpoint, for checkpoints.
+    pub others: BTreeMap<String, String>,
     /// Where the loop is.
     pub progress: Progress,
     /// `--profile`: where the trace of a few steps goes.
@@ -197,6 +200,7 @@ impl Trainer<'_> {
 
     /// One step, and what is to be done when its loss is no number or a spike; none when the run went back.
     fn advance(&mut self) -> Result<Option<Step>> {
+        self.begin_round()?;
         let on_nan = self.config.trainer.on_nan;
         let number = self.learner.step;
         let most = self.progress.usual.limit(self.config.trainer.loss_spike);

@@ -30,6 +30,8 @@ pub struct Data {
     pub tokenizer: String,
     /// Where the blocks come from, for the manifest.
     pub reads: Value,
+    /// Path and hash of each frozen model, for the manifest.
+    pub others: Value,
 }
 
 /// An open run folder.
@@ -76,8 +78,11 @@ impl RunDir {
             fs::create_dir_all(&folder).map_err(|e| Error::io("create", &folder, &e))?;
         }
         secrets::keep(&path, config.layers.secrets())?;
-        let Data { tokenizer, reads } = data;
+        let Data { tokenizer, reads, others } = data;
         let mut manifest = manifest(config, setup, &reads);
+        if others.as_object().is_some_and(|others| !others.is_empty()) {
+            manifest["others"] = others;
+        }
         manifest["tokenizer_sha256"] = json!(hex(&Sha256::digest(&tokenizer)));
         // First: a folder without it is no run's, see `ownership`.
         files::write_whole(&path.join("manifest.json"), format!("{manifest:#}"))?;

@@ -27,7 +27,7 @@ impl Start {
     pub(super) fn in_words(&self, config: &Config) -> String {
         let averaged = self.checkpoint.has_average() && !config.eval.disable_ema;
         let which = if averaged { "averaged weights" } else { "weights" };
-        let path = config.training.from.as_deref().unwrap_or_default();
+        let path = named(config).unwrap_or_default();
         let tokenizer = match &self.tokenizer {
             Some(_) => "its tokenizer is used too",
             None => "with the tokenizer that this run names",
@@ -42,8 +42,8 @@ impl Start {
 /// The configuration of a run, and the checkpoint that it starts from. The checkpoint's model settings are the run's defaults.
 pub(super) fn configuration(common: &Common) -> Result<(Config, Option<Start>)> {
     let config = common.config()?;
-    let Some(named) = config.training.from.clone() else { return going_on(config, common) };
-    if config.checkpointing.resume_ckpt_path.is_some() {
+    let Some(named) = named(&config).map(String::from) else { return going_on(config, common) };
+    if config.training.from.is_some() && config.checkpointing.resume_ckpt_path.is_some() {
         return Err(config.layers.error(
             "training.from",
             "`training.from` and `checkpointing.resume_ckpt_path` both say where the run begins",
@@ -88,6 +88,14 @@ pub(super) fn configuration(common: &Common) -> Result<(Config, Option<Start>)> 
         }
     };
     Ok((config, Some(Start { checkpoint, tokenizer, goes_on: false })))
+}
+
+/// The checkpoint whose weights a new run begins with: a student begins as its teacher where nothing else is said.
+fn named(config: &Config) -> Option<&str> {
+    let training = &config.training;
+    let teacher = training.teacher.as_ref();
+    let teacher = teacher.filter(|_| config.checkpointing.resume_ckpt_path.is_none());
+    training.from.as_ref().or(teacher).map(String::as_str)
 }
 
 /// The key of the mask's id.

@@ -20,7 +20,6 @@ use maskdiff_engine::learner::Learner;
 use maskdiff_engine::sample::Texts;
 use maskdiff_engine::train::feed::Feed;
 use maskdiff_engine::{accelerator, assemble, observe};
-use maskdiff_plugin_api::Context;
 use serde_json::{Value, json};
 
 use super::Common;
@@ -115,7 +114,7 @@ fn evaluate(common: &Common, effort: Effort) -> Result<(Config, Value)> {
     assemble::check_measure(plan.measure, &config, &registry)?;
     let device = accelerator::device(&config, &World::alone())?;
     let facts = assemble::facts(&config, &registry, tokenizer.as_ref(), device)?;
-    let facts = Context { fresh: false, ..facts };
+    let facts = facts.fresh(false);
     let model = assemble::model(&config, &registry, choices, facts)?;
     assemble::begin_texts(&model, &config, tokenizer.as_ref());
     assemble::load_weights(&model, &checkpoint, &config)?;
@@ -131,7 +130,7 @@ fn sample(common: &Common, effort: Effort) -> Result<(Config, Value)> {
     let choices = assemble::choices(&mut config, &registry, true)?;
     let device = accelerator::device(&config, &World::alone())?;
     let facts = assemble::facts(&config, &registry, tokenizer, device)?;
-    let facts = Context { fresh: false, ..facts };
+    let facts = facts.fresh(false);
     let choice = assemble::sampler_choice(&config, &registry, tokenizer)?;
     let mut sampler = assemble::sampler(&config, &registry, &choice, &facts)?;
     let model = assemble::model(&config, &registry, choices, facts)?;

@@ -15,7 +15,7 @@ use maskdiff_engine::model::{Model, Progress};
 use maskdiff_engine::prompt::{Ask, Given};
 use maskdiff_engine::sample::{self, NamedSampler, Texts};
 use maskdiff_engine::{accelerator, assemble};
-use maskdiff_plugin_api::{Context, Kind, PluginError};
+use maskdiff_plugin_api::{Kind, PluginError};
 use serde_json::json;
 use tch::Tensor;
 
@@ -49,7 +49,7 @@ pub fn run(common: &Common) -> Result<()> {
     let choices = assemble::choices(&mut config, &registry, true)?;
     let device = accelerator::device(&config, &World::alone())?;
     let facts = assemble::facts(&config, &registry, tokenizer.as_ref(), device)?;
-    let facts = Context { fresh: false, ..facts };
+    let facts = facts.fresh(false);
     let choice = assemble::sampler_choice(&config, &registry, tokenizer.as_ref())?;
     let sampler = assemble::sampler(&config, &registry, &choice, &facts)?;
     let model = assemble::model(&config, &registry, choices, facts)?;

@@ -14,7 +14,7 @@ use maskdiff_engine::distributed::World;
 use maskdiff_engine::evaluate::{self, Bound, Measure, Plan};
 use maskdiff_engine::{accelerator, assemble, plugins};
 use maskdiff_plugin_api::abi::TORCH_VERSION;
-use maskdiff_plugin_api::{Context, capability};
+use maskdiff_plugin_api::capability;
 use maskdiff_records::ledger::{self, Ledger};
 use serde_json::{Value, json};
 
@@ -42,7 +42,7 @@ pub fn run(common: &Common) -> Result<()> {
     let (_, method) = registry.find(ComponentKind::Parameterization, config.method())?;
     let next_token = method.provides.iter().any(|offer| *offer == capability::NEXT_TOKEN);
     let facts = assemble::facts(&config, &registry, tokenizer.as_ref(), device)?;
-    let facts = Context { fresh: false, ..facts };
+    let facts = facts.fresh(false);
     let model = assemble::model(&config, &registry, choices, facts)?;
     assemble::begin_texts(&model, &config, tokenizer.as_ref());
     assemble::load_weights(&model, &checkpoint, &config)?;

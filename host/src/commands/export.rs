@@ -10,7 +10,7 @@ use maskdiff_engine::assemble;
 use maskdiff_engine::checkpoint::adapter::adapted;
 use maskdiff_engine::checkpoint::foreign::write::Export;
 use maskdiff_engine::checkpoint::{self, Checkpoint, EMA, MODEL, Named, OPTIMIZER};
-use maskdiff_plugin_api::{Context, capability};
+use maskdiff_plugin_api::capability;
 use serde_json::json;
 use tch::Device;
 
@@ -48,7 +48,7 @@ pub fn run(common: &Common, format: As, output: &Path, shard_gb: f64) -> Result<
     let is_causal = method.provides.iter().any(|offer| *offer == capability::NEXT_TOKEN);
     // The model knows the order of its tensors, and that the stored ones are all of them.
     let facts = assemble::facts(&config, &registry, tokenizer.as_ref(), Device::Cpu)?;
-    let facts = Context { fresh: false, ..facts };
+    let facts = facts.fresh(false);
     let model = assemble::model(&config, &registry, choices, facts)?;
     let missing =
         || Error::checkpoint(format!("`{}` has no weights", checkpoint.path.display()), "");

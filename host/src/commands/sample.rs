@@ -23,7 +23,7 @@ use maskdiff_engine::prompt::{Ask, Given};
 use maskdiff_engine::sample::{self, Sample, Texts, Windows};
 use maskdiff_engine::{accelerator, assemble, plugins};
 use maskdiff_plugin_api::abi::TORCH_VERSION;
-use maskdiff_plugin_api::{Context, Kind, PluginError};
+use maskdiff_plugin_api::{Kind, PluginError};
 use maskdiff_records::ledger::Ledger;
 use maskdiff_records::picture::denoising;
 use maskdiff_records::trace::{self, Recorder, Trace, Walk};
@@ -152,7 +152,7 @@ impl Session {
         let used = plugins::used(&registry, &choices, Some(&config.sampling.predictor))?;
         let device = accelerator::device(&config, &World::alone())?;
         let facts = assemble::facts(&config, &registry, tokenizer, device)?;
-        let facts = Context { fresh: false, ..facts };
+        let facts = facts.fresh(false);
         let choice = assemble::sampler_choice(&config, &registry, tokenizer)?;
         let first = assemble::first_token(&config, &registry, tokenizer)?;
         if let Some(said) = first.in_words().filter(|_| asked.is_empty()) {

@@ -5,6 +5,7 @@ mod held;
 mod judged;
 mod made;
 mod resume;
+mod teacher;
 
 use std::cell::{Cell, RefCell};
 use std::ffi::OsString;
@@ -184,6 +185,7 @@ impl<'a> Job<'a> {
             let data = Data {
                 tokenizer: corpus.tokenizer.to_json(),
                 reads: serde_json::json!(corpus.reads),
+                others: teacher::in_manifest(trainer),
             };
             trainer.run = RunDir::create(claim, config, setup, data, step)?;
             let (trackers, notes) =

@@ -59,6 +59,8 @@ impl NoiseSchedule for {{Type}} {
     fn sigma_range(&self) -> (f64, f64) {
         (0.0, -self.0.eps.ln())
     }
+
+    // A schedule that learns hands its store over: `fn parameters(&self) -> Option<&Parameters>`. The guide's page `schedules` has one.
 }
 
 #[cfg(test)]

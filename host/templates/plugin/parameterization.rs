@@ -60,6 +60,13 @@ impl Parameterization for {{Type}} {
         Ok(ops::put_rows(&zero_bl, &rows_n, &nats_n))
     }
 
+    /// What a training step minimizes and what it reports. This is the default; a loss of another kind (clipped weights, a teacher's law
+    /// from `model.other("teacher")?`) goes here, with `nats` where there is a bound.
+    fn objective(&self, model: &Denoiser, batch: &Batch) -> Result<Objective> {
+        let loss_bl = self.loss(model, &batch.x0_bl, &batch.t_b)?;
+        Ok(Objective::new(loss_bl))
+    }
+
     /// `log p(x0 | xt)` at flat positions `rows_n`, `[N, V]`: no mask, and an open token is certain.
     fn log_x0(
         &self,

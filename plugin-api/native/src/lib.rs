@@ -21,6 +21,7 @@ mod fused;
 mod head;
 mod interpolating;
 mod modes;
+mod rated;
 mod scan;
 
 pub use cuda::{Graph, on_own_stream, open_cuda, set_device, wait_for};
@@ -32,6 +33,7 @@ pub use modes::{
     Profiler, autocast, set_attention_by_cudnn, set_autocast, set_deterministic, set_tf32,
     set_wide_sums, torch_version,
 };
+pub use rated::{RatedRows, rated_nll};
 pub use scan::selective_scan;
 
 /// A C++ exception that libtorch threw.
@@ -108,6 +110,17 @@ unsafe extern "C" {
         banned: i64,
         kind: c_int,
         by_tensors: c_int,
+        result: *mut *mut C_tensor,
+    ) -> *mut c_char;
+    fn maskdiff_rated_nll(
+        hidden: *const C_tensor,
+        matrix: *const C_tensor,
+        bias: *const C_tensor,
+        target: *const C_tensor,
+        sequence: *const C_tensor,
+        rate: *const C_tensor,
+        banned: i64,
+        kind: c_int,
         result: *mut *mut C_tensor,
     ) -> *mut c_char;
     fn maskdiff_selective_scan(

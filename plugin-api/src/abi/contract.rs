@@ -7,13 +7,14 @@
 use tch::{Kind, Tensor};
 
 use super::calls::{broken, losses_fit};
-use super::handles::{Method, Network, Process, lend};
+use super::handles::{Method, Network, Noise, Process, lend};
+use super::held::{Answer, Held};
 use super::message::{Crosses, Message, lacks, replied};
 use crate::denoiser::{Denoiser, Model};
 use crate::shape::{ANY, Kinds, Wanted};
 use crate::{
-    Backbone, Batch, ForwardProcess, Interpolation, Mix, Objective, Parameterization, Pass, Passed,
-    Result,
+    Backbone, Batch, ForwardProcess, Interpolation, Mix, NoiseSchedule, Objective,
+    Parameterization, Pass, Passed, Rated, Result, Rounds,
 };
 
 /// Methods of a component. `NAME(ARGUMENT: &TYPE, ..) -> TYPE, missing CLOSURE, check CLOSURE;`: `missing` makes the answer for a
@@ -27,38 +28,45 @@ macro_rules! contract {
             check $check:expr;
         )*
     ) => {
-        contract!(@dispatch $dispatch $trait $lent { $($method $arguments)* });
+        contract!(@dispatch $dispatch $trait $lent { $($method $arguments -> $answer)* });
         $(contract!(@handle $handle $lent $method $arguments -> $answer, $missing, $check);)*
     };
-    (@dispatch $dispatch:ident $trait:ident [$($model:ident)?] { $($method:ident $arguments:tt)* }) => {
-        /// Calls the method of that name; nothing where this side does not know it.
+    (
+        @dispatch $dispatch:ident $trait:ident [$($model:ident)?]
+        { $($method:ident $arguments:tt -> $answer:ty)* }
+    ) => {
+        /// Calls the method of that name; nothing, and nothing is taken from what was sent, where this side does not know it.
         pub(super) fn $dispatch<T: $trait>(
             component: &T,
             method: &str,
             $($model: &Denoiser<'_>,)?
-            mut sent: Message,
+            sent: &mut Message,
         ) -> Result<Option<Message>> {
-            contract!(@begin component, method, sent, [$($model)?] { $($method $arguments)* })
+            contract!(@begin component, method, sent, [$($model)?] { $($method $arguments -> $answer)* })
         }
     };
-    (@begin $component:ident, $name:ident, $sent:ident, $lent:tt { $($method:ident $arguments:tt)* }) => {
+    (
+        @begin $component:ident, $name:ident, $sent:ident, $lent:tt
+        { $($method:ident $arguments:tt -> $answer:ty)* }
+    ) => {
         match $name {
             $(stringify!($method) => {
-                contract!(@call $component, $sent, $lent $method $arguments)
+                contract!(@call $component, $sent, $lent $method $arguments -> $answer)
             })*
             _ => Ok(None),
         }
     };
     (
         @call $component:ident, $sent:ident, [$($model:ident)?]
-        $method:ident($($name:ident: $(&$lent:ident)? $($owned:ident)?),*)
+        $method:ident($($name:ident: $(&$lent:ident)? $($owned:ident)?),*) -> $answer:ty
     ) => {{
-        $(let $name = <$($lent)? $($owned)?>::unpack(stringify!($name), &mut $sent)?;)*
+        $(let $name = <$($lent)? $($owned)?>::unpack(stringify!($name), $sent)?;)*
         $sent.is_read(stringify!($method))?;
         let answer = $component.$method(
             $($model,)?
             $(contract!(@argument $name: $(&$lent)? $($owned)?)),*
-        )?;
+        );
+        let answer: $answer = Answer::<$answer>::answered(answer)?;
         Ok(Some(Message::of(stringify!($method), &answer)))
     }};
     (@argument $name:ident: &$type:ident) => { &$name };
@@ -75,6 +83,7 @@ macro_rules! contract {
                 $($name: $(&$lent)? $($owned)?),*
             ) -> Result<$answer> {
                 let method = stringify!($method);
+                #[allow(unused_mut)]
                 let mut message = Message::default();
                 $($name.pack(stringify!($name), &mut message);)*
                 // A loss may write over its batch: the host hands it a copy.
@@ -94,11 +103,24 @@ macro_rules! contract {
         }
     };
     (@send $self:ident, $method:ident, $message:ident) => {
-        $self.object.call($method.into(), $message.into())
+        $self.send($method, $message)
     };
     (@send $self:ident, $method:ident, $message:ident, $model:ident) => {
         lend($model, |model| $self.object.call($method.into(), model, $message.into()))
     };
+}
+
+contract! {
+    noise_call for NoiseSchedule, handle Noise, lends [];
+    parameters() -> Held,
+        missing |_: &Noise| -> Result<Held> { Ok(Held::default()) },
+        check Held::check;
+    token_sigma(tokens_bl: &Tensor, t_b: &Tensor) -> Tensor,
+        missing |noise: &Noise| noise.of_all(noise.sigma(t_b), tokens_bl),
+        check |sigma: &Tensor| of_tokens("token_sigma", sigma, tokens_bl, Kind::Double);
+    token_dsigma(tokens_bl: &Tensor, t_b: &Tensor) -> Tensor,
+        missing |noise: &Noise| noise.of_all(noise.dsigma(t_b), tokens_bl),
+        check |rate: &Tensor| of_tokens("token_dsigma", rate, tokens_bl, Kind::Double);
 }
 
 contract! {
@@ -109,6 +131,9 @@ contract! {
     arrival(alpha_b: &Tensor) -> Mix,
         missing |_: &Process| lacks("arrival"),
         check |mix: &Mix| of_sequences("arrival", mix, alpha_b);
+    corrupt_tokens(x0_bl: &Tensor, alpha_bl: &Tensor, u_bl: &Tensor) -> Tensor,
+        missing |process: &Process| process.corrupt_each(x0_bl, alpha_bl, u_bl),
+        check |xt_bl: &Tensor| of_tokens("corrupt_tokens", xt_bl, x0_bl, Kind::Int64);
 }
 
 contract! {
@@ -123,6 +148,16 @@ contract! {
     objective(batch: &Batch) -> Objective,
         missing |method: &Method| method.loss_as_objective(model, batch),
         check |objective: &Objective| objective_fits(batch, objective);
+}
+
+contract! {
+    parameterization_tells for Parameterization, handle Method, lends [];
+    parameters() -> Held,
+        missing |_: &Method| -> Result<Held> { Ok(Held::default()) },
+        check Held::check;
+    rounds() -> Option<Rounds>,
+        missing |_: &Method| -> Result<Option<Rounds>> { Ok(None) },
+        check |rounds: &Option<Rounds>| rounds_fit(rounds.as_ref());
 }
 
 /// The methods of the [`Denoiser`] that came after 1.0, handed to a macro: `NAME(ARGUMENT: TYPE, ..) -> TYPE;`.
@@ -140,6 +175,10 @@ macro_rules! denoiser_methods {
             uniforms(shape: Vec<i64>) -> Tensor;
             normals(shape: Vec<i64>) -> Tensor;
             turn_to(sequences_n: Tensor) -> ();
+            token_sigma(tokens_bl: Tensor, t_b: Tensor) -> Tensor;
+            token_dsigma(tokens_bl: Tensor, t_b: Tensor) -> Tensor;
+            corrupt_tokens(x0_bl: Tensor, alpha_bl: Tensor) -> Tensor;
+            rated_nll(rows: Rated) -> Tensor;
         }
     };
 }
@@ -211,6 +250,23 @@ fn of_sequences(method: &str, mix: &Mix, alpha_b: &Tensor) -> Result<()> {
         returned(method, name, tensor, &wanted)?;
     }
     Ok(())
+}
+
+/// One value for each token.
+fn of_tokens(method: &str, tensor: &Tensor, tokens_bl: &Tensor, kind: Kind) -> Result<()> {
+    let (size, device) = (tokens_bl.size(), tokens_bl.device());
+    let wanted = Wanted { letters: "[B, L]", size: &size, kinds: Kinds::Is(kind), device };
+    match wanted.fault(tensor) {
+        None => Ok(()),
+        Some(fault) => broken(format!("`{method}` returned {fault}")),
+    }
+}
+
+fn rounds_fit(rounds: Option<&Rounds>) -> Result<()> {
+    match rounds.filter(|rounds| rounds.every < 1) {
+        Some(Rounds { every, .. }) => broken(format!("`rounds` are of {every} steps")),
+        None => Ok(()),
+    }
 }
 
 fn passed_fits(pass: &Pass, passed: &Passed) -> Result<()> {

@@ -11,6 +11,9 @@ use tch::{Kind, Tensor};
 
 use super::adapters::*;
 use super::calls::{Owner, broken, losses_fit, numbers};
+use super::lent::Lent;
+use super::message::{Message, RReply};
+use super::nobody::Nobody;
 use super::objects::*;
 use super::tensor::{RTensor, RTensorRef};
 use crate::backbone::{Head, Parameter};
@@ -21,7 +24,7 @@ use crate::{Batch, Component, Context, Objective, Pass, Passed};
 
 /// Lends the host's model to a plugin for one call.
 pub(super) fn lend<T>(model: &dyn Model, call: impl FnOnce(DenoiserRef<'_>) -> T) -> T {
-    let lent = Lent(Denoiser::new(model));
+    let lent = Lent::new(Denoiser::new(model));
     call(DenoiserObject_TO::from_ptr(&lent, TD_Opaque))
 }
 
@@ -162,6 +165,15 @@ macro_rules! of_times {
 impl Noise {
     of_times!(sigma(t), dsigma(t), time_of_alpha(alpha), importance(t));
 
+    pub(super) fn send(&self, method: &str, message: Message) -> RReply {
+        self.object.call(method.into(), message.into())
+    }
+
+    /// A level for each token, of a schedule that was built before tokens could differ.
+    pub(super) fn of_all(&self, level_b: Result<Tensor>, tokens_bl: &Tensor) -> Result<Tensor> {
+        Ok(level_b?.unsqueeze(1).expand_as(tokens_bl))
+    }
+
     pub fn sigma_range(&self) -> Result<(f64, f64)> {
         self.owner.call("sigma_range", &[], || {
             numbers("sigma_range", plain(self.object.sigma_range(), Tuple2::into_tuple)?)
@@ -170,6 +182,22 @@ impl Noise {
 }
 
 impl Process {
+    pub(super) fn send(&self, method: &str, message: Message) -> RReply {
+        self.object.call(method.into(), message.into())
+    }
+
+    /// `corrupt_tokens` of a process that was built before there was one.
+    pub(super) fn corrupt_each(
+        &self,
+        x0_bl: &Tensor,
+        alpha_bl: &Tensor,
+        u_bl: &Tensor,
+    ) -> Result<Tensor> {
+        let column = |t: &Tensor| t.reshape([-1, 1]);
+        let xt_n1 = self.corrupt(&column(x0_bl), &alpha_bl.reshape([-1]), &column(u_bl))?;
+        Ok(xt_n1.view_as(x0_bl))
+    }
+
     pub fn mask_id(&self) -> Result<Option<i64>> {
         self.owner.call("mask_id", &[], || {
             let id = plain(self.object.mask_id(), ROption::into_option)?;
@@ -226,6 +254,10 @@ impl Process {
 }
 
 impl Network {
+    pub(super) fn send(&self, method: &str, message: Message) -> RReply {
+        self.object.call(method.into(), message.into())
+    }
+
     pub fn parameters(&self) -> Result<Vec<Parameter>> {
         let unpack = |p: RParameter| Parameter {
             name: p.name.into_string(),
@@ -305,6 +337,11 @@ impl Network {
 }
 
 impl Method {
+    /// A call that asks nothing of a model.
+    pub(super) fn send(&self, method: &str, message: Message) -> RReply {
+        lend(&Nobody, |model| self.object.call(method.into(), model, message.into()))
+    }
+
     pub fn draw_t(&self, model: &dyn Model, u_b: &Tensor) -> Result<Tensor> {
         self.owner.call("draw_t", &[("u_b", u_b)], || {
             let t_b = owned(lend(model, |m| self.object.draw_t(m, RTensorRef::new(u_b))))?;

@@ -220,7 +220,16 @@ macro_rules! as_json {
     )+};
 }
 
-as_json!(bool, Option<bool>, i64, Option<i64>, Vec<i64>, String, crate::Wants);
+as_json!(
+    bool,
+    Option<bool>,
+    i64,
+    Option<i64>,
+    Vec<i64>,
+    String,
+    crate::Wants,
+    Option<crate::Rounds>
+);
 
 /// A struct crosses field by field.
 macro_rules! crosses {

@@ -14,9 +14,12 @@ pub mod elf;
 mod forward;
 pub(crate) mod guard;
 pub mod handles;
+pub mod held;
+mod lent;
 pub mod load;
 pub mod message;
 pub mod module;
+mod nobody;
 pub(crate) mod objects;
 mod tensor;
 

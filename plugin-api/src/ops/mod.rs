@@ -5,11 +5,13 @@
 mod gaussian;
 mod interpolation;
 mod order;
+mod rated;
 mod restriction;
 
 pub use gaussian::alpha_of_gamma;
 pub use interpolation::{Interpolation, interpolating_nll};
 pub use order::Order;
+pub use rated::{Rated, rated_nll};
 pub use restriction::Restriction;
 
 use tch::{Kind, Tensor};

@@ -6,8 +6,8 @@
 
 use tch::{Device, Kind, Tensor};
 
-use super::claims;
 use super::toy::Toy;
+use super::{claims, learned};
 use crate::abi::guard::guarded;
 use crate::abi::handles::{Method, Network, Noise, Process, Walker};
 use crate::{Batch, Context, Model, Result, bail, capability, ensure};
@@ -18,7 +18,7 @@ pub type LeftOut = Vec<String>;
 /// Makes a component that is told some facts.
 pub type Make<'a, T> = &'a dyn Fn(&Context) -> Result<T>;
 
-fn values(t: &Tensor) -> Result<Vec<f64>> {
+pub(super) fn values(t: &Tensor) -> Result<Vec<f64>> {
     Ok(Vec::try_from(t.to_kind(Kind::Double).contiguous().view([-1]))?)
 }
 
@@ -102,8 +102,9 @@ fn keeps_no_memory(what: &str, bytes: u64, mut body: impl FnMut() -> Result<()>)
     bail!(Other, "{what} keeps memory: {CALLS} calls left {} KiB behind", grown / 1024)
 }
 
-/// Sigma is finite and rises, `dsigma` is its derivative, `time_of_alpha` its inverse; shapes and kind stay.
-pub fn noise(make: Make<'_, Noise>) -> Result<LeftOut> {
+/// Sigma is finite and rises, `dsigma` is its derivative, `time_of_alpha` its inverse; shapes and kind stay. So it is with the levels
+/// of tokens, where they differ: `needs` says so. What is learned gets a gradient.
+pub fn noise(make: Make<'_, Noise>, needs: &[&str]) -> Result<LeftOut> {
     guarded(|| {
         let noise = make(&Toy::new(2, 2).context())?;
         let t = Tensor::linspace(0.01, 0.99, 99, (Kind::Double, Device::Cpu));
@@ -131,6 +132,7 @@ pub fn noise(make: Make<'_, Noise>) -> Result<LeftOut> {
             ensure!(inside, Numeric, "importance gives times outside [0, 1]");
             Ok(())
         })?;
+        learned::levels(&noise, needs)?;
         Ok(left_out)
     })
 }
@@ -177,6 +179,7 @@ pub fn process(make: Make<'_, Process>, provides: &[&str]) -> Result<LeftOut> {
         law("the posterior", &process.posterior(&xt.view([-1]), 0.5, 0.7, &p)?, &[256, v], 1e-9)?;
         let refused = process.corrupt(&x0.to_kind(Kind::Float), &alpha(0.5), &u).is_err();
         ensure!(refused, Shape, "tokens that are no integers are not refused");
+        learned::tokens(&process)?;
         let mut left_out = LeftOut::new();
         optional(
             &mut left_out,
@@ -192,15 +195,7 @@ pub fn process(make: Make<'_, Process>, provides: &[&str]) -> Result<LeftOut> {
 /// its capabilities: each is checked, and a pass that needs another one is refused.
 pub fn backbone(make: Make<'_, Network>, provides: &[&str]) -> Result<LeftOut> {
     guarded(|| {
-        let facts = Context {
-            vocab_size: 11,
-            mask_id: Some(10),
-            length: 6,
-            time_conditioning: true,
-            kind: Kind::Double,
-            cuda: None,
-            fresh: true,
-        };
+        let facts = Context::new(11, 6).mask(Some(10)).time_conditioning(true).kind(Kind::Double);
         let network = make(&facts)?;
         let entries = network.parameters()?;
         for length in [6, 1] {
@@ -259,8 +254,14 @@ pub fn parameterization(
         let plain = || match needs.contains(&capability::CAUSAL) {
             true => Toy::new(4, 3).causal(),
             // One that takes any process is tried over noise that leaves no trace, and below over the others.
+            false if needs.contains(&capability::UNIFORM) => Toy::uniform(4, 3),
             false if needs.contains(&capability::MIXING) => Toy::hybrid(4, 3),
             false => Toy::new(4, 3),
+        };
+        // A frozen model to learn from is another one of the same process.
+        let plain = || match needs.contains(&capability::TEACHER) {
+            true => plain().beside("teacher", plain().time_conditioned()),
+            false => plain(),
         };
         // Not every method can be told the noise level.
         let (toy, method) = match make(&plain().time_conditioned().context()) {
@@ -304,6 +305,11 @@ pub fn parameterization(
                 bounds(&toy, &make(&toy.context())?)?;
             }
         }
+        if provides.contains(&capability::BOUND) && provides.contains(&capability::TOKEN_NOISE) {
+            let toy = Toy::rated(3, 3);
+            bounds(&toy, &make(&toy.context())?)?;
+        }
+        learned::objective(&method, &toy, &batch)?;
         let x0 = Tensor::zeros([1024, 4], (Kind::Int64, Device::Cpu));
         let t = Tensor::full([1024], 0.5, (Kind::Double, Device::Cpu));
         keeps_no_memory("the loss", 1024 * 4 * 8, || method.loss(&toy, &x0, &t).map(drop))?;

@@ -6,14 +6,19 @@
 
 mod claims;
 pub mod contracts;
+mod exact;
 mod kind;
+mod learned;
+mod rates;
 mod statistics;
 mod toy;
 mod typed;
+mod walk;
 
 pub use statistics::chi_square;
-pub use toy::{Toy, law_of_walk};
+pub use toy::Toy;
 pub use typed::{
     backbone_contract, noise_contract, parameterization_contract, process_contract,
     sampler_contract, walk_contract,
 };
+pub use walk::law_of_walk;

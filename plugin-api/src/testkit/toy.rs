@@ -9,8 +9,7 @@ use tch::{Device, IndexOp, Kind as TensorKind, Tensor};
 use super::kind::{Noise, corrupted, masked};
 use crate::error::Kind;
 use crate::{
-    Context, Denoiser, Interpolation, Mix, Model, Pass, Passed, PluginError, Result, Sampler, Walk,
-    bail, ops,
+    Context, Interpolation, Mix, Model, Pass, Passed, PluginError, Rated, Result, bail, ops,
 };
 
 /// The exact denoiser of a table of probabilities over sequences of `length` tokens out of `tokens`, plus a mask.
@@ -21,22 +20,27 @@ use crate::{
 /// next token, as a causal network gives it.
 #[derive(Debug)]
 pub struct Toy {
-    length: usize,
-    tokens: usize,
-    noise: Noise,
-    joint: Vec<f64>,
+    pub(super) length: usize,
+    pub(super) tokens: usize,
+    pub(super) noise: Noise,
+    pub(super) joint: Vec<f64>,
     time_conditioning: bool,
+    /// The power of time by which each token is masked, where tokens differ.
+    pub(super) powers: Option<Vec<f64>>,
+    /// Models beside it, by name.
+    pub(super) others: Vec<(String, Toy)>,
     causal: bool,
     calls: Cell<i64>,
     stop_after: Cell<i64>,
     /// The times of each call for a law of x0, when they are wanted.
     asked: Option<RefCell<Vec<Vec<f64>>>>,
     /// Conditionals that were asked for before.
-    known: RefCell<HashMap<Vec<i64>, Rc<[f64]>>>,
+    pub(super) known: RefCell<HashMap<Vec<i64>, Rc<[f64]>>>,
     given: RefCell<Option<Tensor>>,
+    step: Cell<Option<i64>>,
 }
 
-const EPS: f64 = 1e-3;
+pub(super) const EPS: f64 = 1e-3;
 
 impl Toy {
     /// A random table with a strong dependence between positions, always the same for the same sizes.
@@ -55,12 +59,15 @@ impl Toy {
             noise: Noise::Absorbing,
             joint: joint.into_iter().map(|w| w / total).collect(),
             time_conditioning: false,
+            powers: None,
+            others: Vec::new(),
             causal: false,
             calls: Cell::new(0),
             stop_after: Cell::new(i64::MAX),
             asked: None,
             known: RefCell::default(),
             given: RefCell::default(),
+            step: Cell::new(None),
         }
     }
 
@@ -72,6 +79,25 @@ impl Toy {
     /// The same table under noise that turns tokens into the mask or, less often, into any other token.
     pub fn hybrid(length: usize, tokens: usize) -> Self {
         Self { noise: Noise::Hybrid, time_conditioning: true, ..Self::new(length, tokens) }
+    }
+
+    /// The absorbing process in which each token is masked at a rate of its own: that of token v with alpha
+    /// `1 - (1 - eps) t^(w_v)`. What is masked tells which token it was.
+    pub fn rated(length: usize, tokens: usize) -> Self {
+        let powers = (0..tokens).map(|token| 0.7 + 0.6 * token as f64).collect();
+        Self { powers: Some(powers), time_conditioning: true, ..Self::new(length, tokens) }
+    }
+
+    /// The same model with another one beside it, [`crate::Denoiser::other`].
+    #[must_use]
+    pub fn beside(mut self, name: &str, other: Self) -> Self {
+        self.others.push((name.to_string(), other));
+        self
+    }
+
+    /// Says which optimizer step is taken, or that none is.
+    pub fn set_step(&self, step: Option<i64>) {
+        self.step.set(step);
     }
 
     /// Says which positions of a walk are given, `[B, L] bool`.
@@ -132,15 +158,10 @@ impl Toy {
 
     /// What a component over this model is told.
     pub fn context(&self) -> Context {
-        Context {
-            vocab_size: self.vocab_size(),
-            mask_id: self.mask_id(),
-            length: self.length(),
-            time_conditioning: self.time_conditioning,
-            kind: TensorKind::Double,
-            cuda: None,
-            fresh: true,
-        }
+        Context::new(self.vocab_size(), self.length())
+            .mask(self.mask_id())
+            .time_conditioning(self.time_conditioning)
+            .kind(TensorKind::Double)
     }
 
     /// An all-mask start.
@@ -154,7 +175,7 @@ impl Toy {
     }
 
     /// V, as a size.
-    fn vocab(&self) -> usize {
+    pub(super) fn vocab(&self) -> usize {
         self.noise.vocab(self.tokens)
     }
 
@@ -169,72 +190,13 @@ impl Toy {
     }
 
     /// The tokens of sequence number `state` in base `base`.
-    fn digits(&self, mut state: usize, base: usize) -> Vec<usize> {
+    pub(super) fn digits(&self, mut state: usize, base: usize) -> Vec<usize> {
         let mut digits = vec![0; self.length];
         for digit in digits.iter_mut().rev() {
             *digit = state % base;
             state /= base;
         }
         digits
-    }
-
-    /// `p(x_l = v | the unmasked tokens of xt)` for all l and v, mask last with probability 0.
-    fn conditional(&self, xt: &[i64]) -> Rc<[f64]> {
-        if let Some(known) = self.known.borrow().get(xt) {
-            return known.clone();
-        }
-        let vocab = self.tokens + 1;
-        let mut table = vec![0.0; self.length * vocab];
-        for (state, p) in self.joint.iter().enumerate() {
-            let x = self.digits(state, self.tokens);
-            let fits = |(x, z): (&usize, &i64)| *z == self.tokens as i64 || *x as i64 == *z;
-            if x.iter().zip(xt).all(fits) {
-                for (l, token) in x.iter().enumerate() {
-                    table[l * vocab + token] += p;
-                }
-            }
-        }
-        for row in table.chunks_mut(vocab) {
-            let total: f64 = row.iter().sum();
-            row.iter_mut().for_each(|p| *p /= total);
-        }
-        let table: Rc<[f64]> = table.into();
-        self.known.borrow_mut().insert(xt.to_vec(), table.clone());
-        table
-    }
-}
-
-impl Toy {
-    /// `p(x_l = v | the other tokens of z)` for all l and v, where a token is still clean with probability `alpha`.
-    fn of_others(&self, z: &[i64], alpha: f64) -> Vec<f64> {
-        let vocab = self.vocab();
-        let likely = |x: usize, z: i64| {
-            let noise = self.noise.on(self.tokens, 1.0 - alpha, z as usize);
-            noise + if x as i64 == z { alpha } else { 0.0 }
-        };
-        let mut table = vec![0.0; z.len() * vocab];
-        for (state, p) in self.joint.iter().enumerate() {
-            let x = self.digits(state, self.tokens);
-            for (l, token) in x.iter().take(z.len()).enumerate() {
-                let others = (0..z.len()).filter(|m| *m != l).map(|m| likely(x[m], z[m]));
-                table[l * vocab + token] += p * others.product::<f64>();
-            }
-        }
-        for row in table.chunks_mut(vocab) {
-            let total: f64 = row.iter().sum();
-            row.iter_mut().for_each(|p| *p /= total);
-        }
-        table
-    }
-
-    /// [`Toy::of_others`] for each sequence, as logarithms.
-    fn hidden_of_others(&self, xt_bl: &Tensor, sigma_b: &Tensor) -> Result<Tensor> {
-        let (batch, length) = (xt_bl.size()[0], xt_bl.size()[1]);
-        let tokens = Vec::<i64>::try_from(xt_bl.contiguous().view([-1]))?;
-        let alphas = Vec::<f64>::try_from(sigma_b.neg().exp())?;
-        let blocks = tokens.chunks(length as usize).zip(alphas);
-        let table: Vec<f64> = blocks.flat_map(|(z, alpha)| self.of_others(z, alpha)).collect();
-        Ok(Tensor::from_slice(&table).view([batch, length, self.vocab_size()]).log())
     }
 }
 
@@ -307,6 +269,9 @@ impl Model for Toy {
         self.calls.set(self.calls.get() + batch);
         if self.noise != Noise::Absorbing {
             return self.hidden_of_others(xt_bl, sigma_b);
+        }
+        if let Some(powers) = &self.powers {
+            return self.hidden_of_rates(powers, xt_bl, sigma_b);
         }
         let tokens = Vec::<i64>::try_from(xt_bl.contiguous().view([-1]))?;
         let mut table = Vec::new();
@@ -410,6 +375,37 @@ impl Model for Toy {
         Ok(ops::interpolating_nll(&rows.hidden_nd, rows))
     }
 
+    fn other(&self, name: &str) -> Result<Option<&dyn Model>> {
+        match self.others.iter().find(|(known, _)| known == name) {
+            Some((_, toy)) => Ok(Some(toy)),
+            None => bail!(Unsupported, "there is no model `{name}` beside this toy"),
+        }
+    }
+
+    fn token_sigma(&self, tokens_bl: &Tensor, t_b: &Tensor) -> Result<Tensor> {
+        Ok(match &self.powers {
+            Some(powers) => super::rates::sigma(powers, tokens_bl, t_b),
+            None => self.sigma(t_b)?.unsqueeze(1).expand_as(tokens_bl),
+        })
+    }
+
+    fn token_dsigma(&self, tokens_bl: &Tensor, t_b: &Tensor) -> Result<Tensor> {
+        Ok(match &self.powers {
+            Some(powers) => super::rates::dsigma(powers, tokens_bl, t_b),
+            None => self.dsigma(t_b)?.unsqueeze(1).expand_as(tokens_bl),
+        })
+    }
+
+    fn corrupt_tokens(&self, x0_bl: &Tensor, alpha_bl: &Tensor) -> Result<Tensor> {
+        let each =
+            corrupted(self.noise, self.tokens, &x0_bl.reshape([-1, 1]), &alpha_bl.reshape([-1]));
+        Ok(each.view_as(x0_bl))
+    }
+
+    fn rated_nll(&self, rows: &Rated) -> Result<Tensor> {
+        Ok(ops::rated_nll(&rows.hidden_nd, rows))
+    }
+
     fn given(&self) -> Result<Option<Tensor>> {
         Ok(self.given.borrow().as_ref().map(Tensor::shallow_clone))
     }
@@ -419,7 +415,7 @@ impl Model for Toy {
     }
 
     fn step(&self) -> Result<Option<i64>> {
-        Ok(None)
+        Ok(self.step.get())
     }
 
     /// From libtorch's generator.
@@ -431,46 +427,5 @@ impl Model for Toy {
 
     fn normals(&self, shape: &Vec<i64>) -> Result<Tensor> {
         Ok(self.uniforms(shape)?.special_ndtri())
-    }
-}
-
-/// The exact law of a sampler's result over a toy, from its prior: each step's [`Sampler::law`] applied to the
-/// distribution over all `V^length` states. In the order of [`Toy::joint`].
-pub fn law_of_walk(sampler: &impl Sampler, walk: Walk, toy: &Toy) -> Result<Vec<f64>> {
-    let (base, model) = (toy.vocab(), Denoiser::new(toy));
-    let states = base.pow(u32::try_from(toy.length)?);
-    let every: Vec<i64> =
-        (0..states).flat_map(|s| toy.digits(s, base)).map(|token| token as i64).collect();
-    let every = Tensor::from_slice(&every).view([states as i64, toy.length()]);
-    let mut law = vec![0.0; states];
-    let prior = Vec::<f64>::try_from(toy.noise.law(toy.tokens))?;
-    spread(&prior.repeat(toy.length), base, 1.0, 0, &mut law);
-    let last = walk.noise_removal.then_some((walk.t_min, 0.0));
-    let steps = (0..walk.steps).map(|i| (walk.time(i), walk.time(i + 1))).chain(last);
-    for (t, s) in steps {
-        let step = sampler.law(&model, &every, t, s)?.to_kind(TensorKind::Double);
-        let step = Vec::<f64>::try_from(step.contiguous().view([-1]))?;
-        let mut next = vec![0.0; states];
-        for (state, mass) in law.iter().enumerate().filter(|(_, mass)| **mass > 0.0) {
-            let row = &step[state * toy.length * base..(state + 1) * toy.length * base];
-            spread(row, base, *mass, 0, &mut next);
-        }
-        law = next;
-    }
-    let clean = |state: usize| {
-        let number = toy.digits(state, toy.tokens);
-        number.iter().fold(0, |index, digit| index * base + digit)
-    };
-    Ok((0..toy.joint.len()).map(|state| law[clean(state)]).collect())
-}
-
-/// Adds `mass` times the product of the positions' laws to every state, position by position.
-fn spread(row: &[f64], base: usize, mass: f64, state: usize, next: &mut [f64]) {
-    if row.is_empty() {
-        next[state] += mass;
-        return;
-    }
-    for (token, p) in row[..base].iter().enumerate().filter(|(_, p)| **p > 0.0) {
-        spread(&row[base..], base, mass * p, state * base + token, next);
     }
 }

@@ -2,7 +2,8 @@
 
 use super::contracts;
 use super::statistics::chi_square;
-use super::toy::{Toy, law_of_walk};
+use super::toy::Toy;
+use super::walk::law_of_walk;
 use crate::abi::handles::{Method, Network, Noise, Process, Walker};
 use crate::{
     Backbone, Component, Context, Denoiser, ForwardProcess, NoiseSchedule, Parameterization,
@@ -37,7 +38,8 @@ fn bare(mut error: PluginError) -> PluginError {
 /// [`contracts::noise`], with default options.
 #[track_caller]
 pub fn noise_contract<T: NoiseSchedule>() {
-    kept::<T>(contracts::noise(&|facts| with_defaults::<T>(facts).map(|c| Noise::of(c, facts))));
+    let make = |facts: &Context| with_defaults::<T>(facts).map(|c| Noise::of(c, facts));
+    kept::<T>(contracts::noise(&make, T::NEEDS));
 }
 
 /// [`contracts::process`], with default options.

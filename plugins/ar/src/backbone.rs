@@ -228,15 +228,7 @@ mod tests {
 
     #[test]
     fn a_causal_pass_is_the_network_and_a_prefix_may_see_itself() {
-        let context = Context {
-            vocab_size: 11,
-            mask_id: Some(10),
-            length: 8,
-            time_conditioning: false,
-            kind: Kind::Double,
-            cuda: None,
-            fresh: true,
-        };
+        let context = Context::new(11, 8).mask(Some(10)).kind(Kind::Double);
         tch::manual_seed(4);
         let net = Ar::new(small(), &context).unwrap();
         let x = Tensor::randint(10, [2, 8], (Kind::Int64, Device::Cpu));
@@ -260,15 +252,7 @@ mod tests {
 
     #[test]
     fn the_cache_changes_nothing() {
-        let context = Context {
-            vocab_size: 11,
-            mask_id: Some(10),
-            length: 12,
-            time_conditioning: false,
-            kind: Kind::Double,
-            cuda: None,
-            fresh: true,
-        };
+        let context = Context::new(11, 12).mask(Some(10)).kind(Kind::Double);
         let net = Ar::new(small(), &context).unwrap();
         tch::manual_seed(3);
         let x = Tensor::randint(10, [3, 12], (Kind::Int64, Device::Cpu));

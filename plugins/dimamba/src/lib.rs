@@ -279,15 +279,7 @@ mod tests {
 
     #[test]
     fn options_that_do_not_fit_are_refused() {
-        let context = Context {
-            vocab_size: 9,
-            mask_id: Some(8),
-            length: 4,
-            time_conditioning: true,
-            kind: Kind::Float,
-            cuda: None,
-            fresh: true,
-        };
+        let context = Context::new(9, 4).mask(Some(8)).time_conditioning(true).kind(Kind::Float);
         let refused = |config: Config, reason: &str| {
             let error = config.checked(&context).unwrap_err().to_string();
             assert!(error.contains(reason), "{error}");

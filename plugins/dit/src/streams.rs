@@ -13,15 +13,10 @@ const VOCAB: i64 = 9;
 
 /// A network whose gates and head are not zero, in float64.
 fn network(time_conditioning: bool) -> Dit {
-    let context = Context {
-        vocab_size: VOCAB,
-        mask_id: Some(VOCAB - 1),
-        length: LENGTH,
-        time_conditioning,
-        kind: Kind::Double,
-        cuda: None,
-        fresh: true,
-    };
+    let context = Context::new(VOCAB, LENGTH)
+        .mask(Some(VOCAB - 1))
+        .time_conditioning(time_conditioning)
+        .kind(Kind::Double);
     let config = Config {
         hidden_size: 16,
         cond_dim: 8,

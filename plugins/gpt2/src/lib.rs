@@ -316,15 +316,7 @@ mod tests {
 
     #[test]
     fn the_cache_changes_nothing() {
-        let context = Context {
-            vocab_size: 11,
-            mask_id: None,
-            length: 12,
-            time_conditioning: false,
-            kind: Kind::Double,
-            cuda: None,
-            fresh: true,
-        };
+        let context = Context::new(11, 12).kind(Kind::Double);
         tch::manual_seed(3);
         let net = Gpt2::new(small(), &context).unwrap();
         let x = Tensor::randint(11, [3, 12], (Kind::Int64, Device::Cpu));

@@ -2,13 +2,14 @@
 //!
 //! Over a process that keeps a token with probability alpha and else draws noise b, the network's law p is that of each token given
 //! the *other* positions. `interpolating` trains it by one density for all of these processes; `interpolating`, `psi` and
-//! `self_correction` draw from it.
+//! `self_correction` draw from it. `dcd` teaches it to do so in few steps.
 
 use maskdiff_plugin_api::prelude::*;
 
 mod coins;
 mod correction;
 mod curriculum;
+mod dcd;
 #[cfg(test)]
 mod laws;
 mod options;

@@ -164,15 +164,7 @@ mod tests {
     }
 
     fn made(config: Config, fresh: bool) -> Llama {
-        let context = Context {
-            vocab_size: 11,
-            mask_id: Some(10),
-            length: 6,
-            time_conditioning: false,
-            kind: Kind::Double,
-            cuda: None,
-            fresh,
-        };
+        let context = Context::new(11, 6).mask(Some(10)).kind(Kind::Double).fresh(fresh);
         tch::manual_seed(4);
         Llama::new(config, &context).unwrap()
     }

@@ -5,6 +5,7 @@
 use maskdiff_plugin_api::prelude::*;
 
 mod ddpm_cache;
+mod sdtt;
 mod subs;
 
 export_plugin!();

@@ -56,7 +56,7 @@ const T_MAX: f64 = 1.0 - 1e-4;
 /// arXiv:2406.07524, equations 10 and 11 and section 3.2.3; MDLM code, `diffusion.py` `_forward_pass_diffusion`.
 /// Differences: log-softmax in the parameters' precision or better, and in discrete time the term that is 0/0 at
 /// t = 1/T is its limit 0; T > 0 with the change of variables is refused.
-struct Subs {
+pub(crate) struct Subs {
     config: Config,
     mask: i64,
 }

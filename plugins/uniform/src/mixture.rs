@@ -171,15 +171,7 @@ pub(crate) mod tests {
     pub(crate) const V: i64 = 6;
 
     pub(crate) fn context() -> Context {
-        Context {
-            vocab_size: V,
-            mask_id: Some(V - 1),
-            length: 4,
-            time_conditioning: true,
-            kind: Kind::Double,
-            cuda: None,
-            fresh: true,
-        }
+        Context::new(V, 4).mask(Some(V - 1)).time_conditioning(true).kind(Kind::Double)
     }
 
     fn tensor(values: &[f64]) -> Tensor {

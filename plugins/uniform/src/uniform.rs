@@ -23,7 +23,7 @@ struct Uniform(Vocabulary);
 impl Component for Uniform {
     const NAME: &'static str = "uniform";
     const ABOUT: &'static str = "tokens turn into any token alike; there is no mask (UDLM, DUO)";
-    const PROVIDES: &'static [&'static str] = &[capability::MIXING];
+    const PROVIDES: &'static [&'static str] = &[capability::MIXING, capability::UNIFORM];
     type Config = Config;
 
     fn new(_: Config, context: &Context) -> Result<Self> {

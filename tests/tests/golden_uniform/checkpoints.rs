@@ -41,15 +41,10 @@ fn opened(path: &Path, words: &[&str]) -> (Config, Model) {
     let registry = registry();
     let choices = assemble::choices(&mut config, &registry, true).expect("components");
     let vocab_size = foreign.vocab_size;
-    let facts = Context {
-        vocab_size,
-        mask_id: (foreign.mask == MaskRow::Last).then_some(vocab_size - 1),
-        length: config.model.length,
-        time_conditioning: config.top.time_conditioning,
-        kind: Kind::Float,
-        cuda: None,
-        fresh: true,
-    };
+    let facts = Context::new(vocab_size, config.model.length)
+        .mask((foreign.mask == MaskRow::Last).then_some(vocab_size - 1))
+        .time_conditioning(config.top.time_conditioning)
+        .kind(Kind::Float);
     let model = assemble::model(&config, &registry, choices, facts).expect("a model");
     assemble::load_weights(&model, &checkpoint, &config).expect("its weights");
     (config, model)

@@ -4,6 +4,7 @@
 //! step-00000500/
 //!   model.safetensors      parameters and buffers under the backbone's names, as they are learnt
 //!   ema.safetensors        the average of the trained ones (absent when `training.ema = 0`)
+//!   others.safetensors     OTHER/NAME of frozen models that change from round to round (absent when there are none)
 //!   optimizer.safetensors  exp_avg/NAME, exp_avg_sq/NAME and step/NAME (AdamW), momentum/NAME (Muon)
 //!   state.json             position, EMA updates, best value, checksums of the files above
 //!   config.toml            the resolved configuration
@@ -67,6 +68,9 @@ const CONFIG: &str = "config.toml";
 const TOKENIZER: &str = "tokenizer.json";
 /// File of the moments and step counts.
 pub const OPTIMIZER: &str = "optimizer.safetensors";
+
+/// File of the frozen models that change during a run.
+pub const OTHERS: &str = "others.safetensors";
 
 /// The folder name of a step's checkpoint.
 pub fn name(step: i64) -> String {
@@ -426,6 +430,7 @@ mod tests {
             model: vec![("w".into(), tensor.shallow_clone()), ("s".into(), scalar)],
             ema: vec![],
             optimizer: vec![("b".into(), Tensor::from_slice(&[1u8, 2, 3]))],
+            others: Vec::new(),
             config: "seed = 1".into(),
             tokenizer: "{}".into(),
             best: false,

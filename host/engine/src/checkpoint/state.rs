@@ -45,6 +45,9 @@ pub struct State {
     /// From where a clipped schedule draws times, where it reads in blocks.
     #[serde(default)]
     pub interval: Option<(f64, f64)>,
+    /// Frozen model to SHA-256 of the checkpoint that it came from.
+    #[serde(default)]
+    pub others: BTreeMap<String, String>,
     /// Plugin to SHA-256 of its file.
     pub plugins: BTreeMap<String, String>,
     /// SHA-256 of the blocks that were trained on; empty where they are generated.

@@ -16,7 +16,7 @@ use tch::{Device, Tensor};
 use super::copier::Copier;
 use super::keep::{link, prune, sweep};
 use super::tensors::{self, Named};
-use super::{EMA, MODEL, Mirror, OPTIMIZER, State, name, remove, room};
+use super::{EMA, MODEL, Mirror, OPTIMIZER, OTHERS, State, name, remove, room};
 use crate::component;
 
 /// What is written.
@@ -30,6 +30,8 @@ pub struct Content {
     pub ema: Named,
     /// Moments and step counts.
     pub optimizer: Named,
+    /// Weights of frozen models that change from round to round; empty when there are none.
+    pub others: Named,
     /// The resolved configuration as TOML.
     pub config: String,
     /// [`maskdiff_data::Tokenizer::to_json`].
@@ -41,7 +43,7 @@ pub struct Content {
 impl Content {
     /// Bytes of its files, but for a few kilobytes.
     pub fn bytes(&self) -> u64 {
-        let all = [&self.model, &self.ema, &self.optimizer].into_iter().flatten();
+        let all = [&self.model, &self.ema, &self.optimizer, &self.others].into_iter().flatten();
         let tensors: u64 = all.map(|(_, tensor)| room::bytes(tensor)).sum();
         tensors + (self.config.len() + self.tokenizer.len()) as u64
     }
@@ -174,11 +176,12 @@ pub(super) fn yield_to_training() {
 
 /// A copy on the CPU that training does not change, in the memory of an earlier one where it fits.
 fn snapshot(mut content: Content, spare: Option<Content>) -> Result<Content> {
-    let spare = spare.map_or_else(Default::default, |s| [s.model, s.ema, s.optimizer]);
-    let [model, ema, optimizer] = spare;
+    let spare = spare.map_or_else(Default::default, |s| [s.model, s.ema, s.optimizer, s.others]);
+    let [model, ema, optimizer, others] = spare;
     content.model = copied(content.model, model)?;
     content.ema = copied(content.ema, ema)?;
     content.optimizer = copied(content.optimizer, optimizer)?;
+    content.others = copied(content.others, others)?;
     Ok(content)
 }
 
@@ -270,7 +273,8 @@ fn write_files(folder: &Path, content: &mut Content) -> Result<()> {
     fs::create_dir(folder).map_err(|e| Error::io("create", folder, &e))?;
     let mut files = BTreeMap::new();
     let ema = (!content.ema.is_empty()).then_some((EMA, &content.ema));
-    let parts = [Some((MODEL, &content.model)), ema, Some((OPTIMIZER, &content.optimizer))];
+    let others = (!content.others.is_empty()).then_some((OTHERS, &content.others));
+    let parts = [Some((MODEL, &content.model)), ema, Some((OPTIMIZER, &content.optimizer)), others];
     for (name, named) in parts.into_iter().flatten() {
         let path = folder.join(name);
         files.insert(name.to_string(), tensors::write(named, &path)?);

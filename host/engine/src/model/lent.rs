@@ -1,9 +1,9 @@
 //! The model as components see it: what stands behind their [`maskdiff_plugin_api::Denoiser`].
 
-use maskdiff_native::InterpolatingRows;
+use maskdiff_native::{InterpolatingRows, RatedRows};
 use maskdiff_plugin_api::{
-    Head, Interpolation, Kind as ErrorKind, Mix, Pass, Passed, PluginError, Result as PluginResult,
-    ops,
+    Head, Interpolation, Kind as ErrorKind, Mix, Pass, Passed, PluginError, Rated,
+    Result as PluginResult, ops,
 };
 use tch::{Device, Kind, Tensor};
 
@@ -31,15 +31,19 @@ fn plain_nll(
 impl Model {
     /// A draw of the process, of texts or of all their blocks.
     pub(crate) fn corrupt_shown(&self, x0_bl: &Tensor, alpha_b: &Tensor) -> PluginResult<Tensor> {
+        self.process.corrupt(x0_bl, alpha_b, &self.noise_uniforms(x0_bl)?)
+    }
+
+    /// The uniform numbers of the next corruption.
+    fn noise_uniforms(&self, x0_bl: &Tensor) -> PluginResult<Tensor> {
         use maskdiff_plugin_api::Model as _;
         let injected = self.uniforms.borrow_mut().take();
-        let u_bl = match injected {
+        Ok(match injected {
             Some(u_bl) => u_bl.reshape(x0_bl.size()),
             // A second corruption in one loss is as reproducible as the first one.
             None if self.moment.borrow().draws_noise => self.uniforms(&x0_bl.size())?,
             None => Tensor::rand(x0_bl.size(), (Kind::Double, x0_bl.device())),
-        };
-        self.process.corrupt(x0_bl, alpha_b, &u_bl)
+        })
     }
 }
 
@@ -82,6 +86,38 @@ impl maskdiff_plugin_api::Model for Model {
 
     fn corrupt(&self, x0_bl: &Tensor, alpha_b: &Tensor) -> PluginResult<Tensor> {
         self.corrupt_shown(x0_bl, alpha_b)
+    }
+
+    fn other(&self, name: &str) -> PluginResult<Option<&dyn maskdiff_plugin_api::Model>> {
+        Ok(Some(self.find_other(name)?))
+    }
+
+    fn token_sigma(&self, tokens_bl: &Tensor, t_b: &Tensor) -> PluginResult<Tensor> {
+        self.noise.token_sigma(tokens_bl, t_b)
+    }
+
+    fn token_dsigma(&self, tokens_bl: &Tensor, t_b: &Tensor) -> PluginResult<Tensor> {
+        self.noise.token_dsigma(tokens_bl, t_b)
+    }
+
+    fn corrupt_tokens(&self, x0_bl: &Tensor, alpha_bl: &Tensor) -> PluginResult<Tensor> {
+        self.process.corrupt_tokens(x0_bl, alpha_bl, &self.noise_uniforms(x0_bl)?)
+    }
+
+    fn rated_nll(&self, rows: &Rated) -> PluginResult<Tensor> {
+        let Some(Head { weight, bias }) = &self.head else {
+            let logits_nv = self.reduced(|| self.network.logits(&rows.hidden_nd))?;
+            return Ok(ops::rated_nll(&logits_nv, rows));
+        };
+        let fused = RatedRows {
+            target_n: &rows.target_n,
+            sequence_n: &rows.sequence_n,
+            rate_bv: &rows.rate_bv,
+            banned: rows.banned,
+        };
+        let (hidden_nd, reduced) = (&rows.hidden_nd, self.reduced.get());
+        maskdiff_native::rated_nll(hidden_nd, weight, bias.as_ref(), &fused, reduced)
+            .map_err(|e| PluginError::new(ErrorKind::Shape, e.to_string()))
     }
 
     fn offers(&self, capability: &String) -> PluginResult<Option<bool>> {

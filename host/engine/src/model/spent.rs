@@ -15,6 +15,13 @@ pub struct Spent {
     pub head: Duration,
 }
 
+impl Spent {
+    /// That of two models.
+    pub(super) fn plus(self, other: Self) -> Self {
+        Self { network: self.network + other.network, head: self.head + other.head }
+    }
+}
+
 /// A clock for each part. On a GPU a call only hands work over, so it is waited for where somebody measures.
 #[derive(Debug, Default)]
 pub(super) struct Clocks {

@@ -12,6 +12,7 @@ use super::{Progress, Trainer, Window};
 use crate::assemble;
 use crate::checkpoint::{self, Checkpoint, Content, Named, Saver, State, Stored, room};
 use crate::distributed::World;
+use crate::model::is_beside_network;
 use crate::model::views::Interval;
 use crate::observe::{Split, Usual};
 use crate::precision::LossScale;
@@ -23,7 +24,7 @@ impl Trainer<'_> {
     pub(super) fn save(&mut self, best: bool) -> Result<()> {
         let learnt = self.learner.state()?;
         let data = self.data().to_string();
-        let threads = self.threads();
+        let (threads, others) = (self.threads(), self.changing()?);
         let Some(saver) = &mut self.saver else { return Ok(()) };
         if let Err(error) = saver.wait() {
             self.report.note(&format!("warning: the last checkpoint was not written: {error}"));
@@ -59,6 +60,7 @@ impl Trainer<'_> {
                     let Interval { low, high } = blocks.interval();
                     (low, high)
                 }),
+                others: self.others.clone(),
                 plugins: self.plugins.clone(),
                 data,
                 files: BTreeMap::new(),
@@ -66,6 +68,7 @@ impl Trainer<'_> {
             model,
             ema: learnt.ema,
             optimizer: learnt.optimizer,
+            others,
             config: run_dir::to_toml(self.config),
             tokenizer: self.corpus.tokenizer.to_json(),
             best,
@@ -93,8 +96,9 @@ impl Trainer<'_> {
         let masters = size(&mut self.learner.masters().map(|(_, tensor)| tensor));
         let buffers = self.model.parameters().iter().filter(|parameter| !parameter.trainable);
         let buffers = size(&mut buffers.map(|parameter| &parameter.tensor));
-        let (size, keep) =
-            (masters + buffers + learnt[0] as u64, self.config.checkpointing.keep_last);
+        let others = size(&mut self.changing()?.iter().map(|(_, tensor)| tensor));
+        let size = masters + buffers + others + learnt[0] as u64;
+        let keep = self.config.checkpointing.keep_last;
         if let Some(short) = room::short(&self.checkpoints, size, keep as usize)? {
             self.report.note(&short);
         }
@@ -143,9 +147,14 @@ impl Trainer<'_> {
 
     /// Takes over the weights of a checkpoint and nothing else of it; the average begins with them.
     pub fn begin_with(&mut self, from: &Checkpoint) -> Result<()> {
-        let targets = self.learnt();
+        let mut targets = self.learnt();
         let mut weights = from.weights(!self.config.eval.disable_ema)?;
         self.model.once(&mut weights);
+        // What a schedule or a parameterization learns is its own: another one begins with its first values.
+        targets.retain(|(name, _)| !is_beside_network(name) || weights.contains_key(name));
+        weights.retain(|name, _| {
+            !is_beside_network(name) || targets.iter().any(|(target, _)| target == name)
+        });
         let weights = assemble::fitted(&targets, weights, from, self.config)?;
         checkpoint::load_into(&targets, weights, &from.path)?;
         self.learner.refresh()?;
@@ -186,6 +195,7 @@ impl Trainer<'_> {
             Some(_) => checkpoint::matched(&own.ema, only(&own.ema, part(checkpoint::EMA)?), path)?,
             None => Vec::new(),
         };
+        self.restore_others(from)?;
         // Everything fits.
         for part in [weights, optimizer, averages] {
             checkpoint::copy(part)?;

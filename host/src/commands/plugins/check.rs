@@ -237,7 +237,9 @@ fn contract(
     let claimed = if component.takes_any_option() { Vec::new() } else { words_of(provides) };
     use ComponentKind::{Backbone, Noise, Parameterization, Process};
     match ComponentKind::named(kind) {
-        Some(Noise) => contracts::noise(&|facts| plugin.noise(name, &options, facts)),
+        Some(Noise) => {
+            contracts::noise(&|facts| plugin.noise(name, &options, facts), &words_of(needs))
+        }
         Some(Process) => {
             contracts::process(&|facts| plugin.process(name, &options, facts), &claimed)
         }

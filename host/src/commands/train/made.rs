@@ -1,5 +1,6 @@
 //! What trains: the components, the learner, and what writes checkpoints.
 
+use std::collections::BTreeMap;
 use std::rc::Rc;
 
 use maskdiff_base::error::Result;
@@ -41,6 +42,8 @@ pub(super) struct Made {
     judge: Option<Judged>,
     measure: Measure,
     pub(super) used: Vec<UsedPlugin>,
+    /// Frozen model to the hash of its checkpoint.
+    others: BTreeMap<String, String>,
 }
 
 impl Job<'_> {
@@ -77,10 +80,12 @@ impl Job<'_> {
         let hashes = corpus.reads.iter().map(|part| format!("{} {}", part.corpus, part.sha256));
         self.world.agree("data", &hashes.collect::<Vec<String>>())?;
         self.world.agree("plugin", &used.iter().map(hash_line).collect::<Vec<String>>())?;
-        let model = assemble::model(config, registry, choices, facts)?;
+        let taught = choices.clone();
+        let mut model = assemble::model(config, registry, choices, facts)?;
+        let others = self.add_teacher(config, registry, &taught, &mut model, corpus)?;
         assemble::begin_texts(&model, config, corpus.tokenizer.as_ref());
         let _ = train::monitored(config, measure.is_bound(&model))?;
-        Ok(Made { model, sampler, trial, judge, measure, used })
+        Ok(Made { model, sampler, trial, judge, measure, used, others })
     }
 
     /// Puts together what trains.
@@ -91,7 +96,7 @@ impl Job<'_> {
         made: Made,
         (corpus, report): (Corpus, Report),
     ) -> Result<Trainer<'c>> {
-        let Made { model, sampler, trial, judge, measure, used } = made;
+        let Made { model, sampler, trial, judge, measure, used, others } = made;
         let learner = Learner::new(&model, config, Rc::clone(&self.world))?;
         let (keep, mirror) = (config.checkpointing.keep_last as usize, held.mirror.take());
         let saver = self
@@ -113,6 +118,7 @@ impl Job<'_> {
             saver,
             checkpoints: held.checkpoints.clone(),
             plugins: used.into_iter().map(|p| (p.name, p.sha256)).collect(),
+            others,
             progress: Progress::default(),
             profile: (self.asked.profile && self.world.is_main())
                 .then(|| held.run.join("trace.json")),

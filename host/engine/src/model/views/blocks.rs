@@ -3,7 +3,8 @@
 use std::cell::{Cell, RefCell};
 
 use maskdiff_plugin_api::{
-    Interpolation, Mix, Model as Lent, Pass, Passed, Result, Sees, Tokens, Wants, bail, ensure,
+    Interpolation, Mix, Model as Lent, Pass, Passed, Rated, Result, Sees, Tokens, Wants, bail,
+    ensure,
 };
 use tch::{Device, Kind, Tensor};
 
@@ -312,6 +313,30 @@ impl Lent for BlockView<'_> {
             }
         };
         Ok(Passed::new(self.read(tokens, &pass.sigma)?))
+    }
+
+    fn other(&self, name: &str) -> Result<Option<&dyn Lent>> {
+        bail!(Unsupported, "in blocks (`block_size`) there is no model `{name}` beside this one")
+    }
+
+    fn token_sigma(&self, tokens_nb: &Tensor, t_n: &Tensor) -> Result<Tensor> {
+        self.model.token_sigma(tokens_nb, t_n)
+    }
+
+    fn token_dsigma(&self, tokens_nb: &Tensor, t_n: &Tensor) -> Result<Tensor> {
+        self.model.token_dsigma(tokens_nb, t_n)
+    }
+
+    fn corrupt_tokens(&self, x0_nb: &Tensor, alpha_nb: &Tensor) -> Result<Tensor> {
+        let x_nb = self.model.corrupt_tokens(x0_nb, alpha_nb)?;
+        Ok(match self.given_nb.borrow().as_ref() {
+            Some(given_nb) => x0_nb.where_self(given_nb, &x_nb),
+            None => x_nb,
+        })
+    }
+
+    fn rated_nll(&self, rows: &Rated) -> Result<Tensor> {
+        self.model.rated_nll(rows)
     }
 
     fn interpolating_nll(&self, rows: &Interpolation) -> Result<Tensor> {

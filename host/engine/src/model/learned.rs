@@ -1,0 +1,37 @@
+//! What schedules and parameterizations learn: parameters of the model beside those of the network.
+
+use maskdiff_base::error::Result;
+use maskdiff_config::kind::ComponentKind;
+use maskdiff_plugin_api::Parameter;
+use maskdiff_plugin_api::abi::handles::{Method, Noise};
+
+use crate::component;
+use crate::plugins::Choices;
+
+/// The groups whose names stand before those of parameters that are no network's.
+const GROUPS: [&str; 2] = ["noise", "parameterization"];
+
+/// Whether a parameter is the schedule's or the parameterization's, by its name.
+pub fn is_beside_network(name: &str) -> bool {
+    GROUPS.iter().any(|group| name.strip_prefix(group).is_some_and(|rest| rest.starts_with('.')))
+}
+
+/// The parameters of the schedule and of the parameterization, under their groups' names.
+pub(super) fn beside_network(
+    noise: &Noise,
+    method: &Method,
+    names: &Choices,
+) -> Result<Vec<Parameter>> {
+    let of_noise = noise.parameters();
+    let of_noise =
+        of_noise.map_err(|e| component::error(ComponentKind::Noise, &names.noise.name, e))?;
+    let of_method = method.parameters();
+    let kind = ComponentKind::Parameterization;
+    let of_method =
+        of_method.map_err(|e| component::error(kind, &names.parameterization.name, e))?;
+    let grouped = GROUPS.iter().zip([of_noise, of_method]).flat_map(|(group, held)| {
+        let name = move |p: Parameter| Parameter { name: format!("{group}.{}", p.name), ..p };
+        held.0.into_iter().map(name)
+    });
+    Ok(grouped.collect())
+}
