@@ -105,6 +105,7 @@ fn checkpointing() {
                 model: model.named(),
                 ema: learnt.ema,
                 optimizer: learnt.optimizer,
+                others: Vec::new(),
                 config: String::new(),
                 tokenizer: String::new(),
                 best: false,
