@@ -85,7 +85,7 @@ fn what_cannot_be_measured_is_refused() {
     let folder = tempfile::tempdir().expect("a folder");
     let at = folder.path();
     bench(at, &["sample", "--alone"]).expect(2).says(&["there is no checkpoint to use"]);
-    bench(at, &["train", "model.hiden_size=8"]).expect(2).says(&["model.hidden_size"]);
+    bench(at, &["train", "model.hiden_size=8"]).expect(2).says(&["did you mean `hidden_size`?"]);
     let words = ["bench", "train", "--seconds=-1"];
     maskdiff(at, &words).expect(2).says(&["`--seconds`"]);
     assert_eq!(fs::read_dir(at).expect("the folder").count(), 0);

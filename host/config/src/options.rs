@@ -77,6 +77,20 @@ pub fn nested(flat: Map<String, Value>) -> Value {
     all
 }
 
+/// Whether two values are equal, 1 and 1.0 too, also inside of tables and lists.
+pub fn same(a: &Value, b: &Value) -> bool {
+    match (a, b) {
+        (Value::Object(a), Value::Object(b)) => {
+            a.len() == b.len()
+                && a.iter().all(|(key, value)| b.get(key).is_some_and(|other| same(value, other)))
+        }
+        (Value::Array(a), Value::Array(b)) => {
+            a.len() == b.len() && a.iter().zip(b).all(|(a, b)| same(a, b))
+        }
+        _ => a == b || a.as_f64().is_some_and(|number| b.as_f64() == Some(number)),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use serde_json::json;

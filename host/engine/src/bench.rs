@@ -5,6 +5,7 @@ mod products;
 use std::time::{Duration, Instant};
 
 use maskdiff_base::error::{Error, Result};
+use maskdiff_base::stop::Stop;
 use maskdiff_data::{Blocks, Rows};
 use maskdiff_native::Profiler;
 use serde_json::{Map, Value, json};
@@ -24,11 +25,13 @@ pub use products::{Alone, Products};
 
 /// How much is measured.
 #[derive(Debug, Clone, Copy)]
-pub struct Effort {
+pub struct Effort<'a> {
     /// For how long at most, after the first unit of work.
     pub patience: Duration,
     /// Whether the matrix products are run alone too.
     pub products: bool,
+    /// Whether somebody wants it to end.
+    pub stop: &'a Stop,
 }
 
 /// Units of work that are timed at least.
@@ -59,8 +62,10 @@ impl Timed {
         sorted.get(sorted.len() / 2).copied().unwrap_or(f64::NAN)
     }
 
-    /// As JSON, of units of `tokens`.
-    fn told(&self, tokens: f64) -> Value {
+    /// As JSON, of units of `tokens`; with the memory of the work alone, before anything else is run.
+    fn told(&self, tokens: f64, model: &Model) -> Value {
+        let memory = observe::memory(model.facts().device());
+        let peak = ["perf/gpu_memory_peak_gib", "perf/memory_peak_gib"].map(|key| memory.get(key));
         let (unit, n) = (self.median(), self.seconds.len().max(1) as f64);
         let parts = self.parts.iter().map(|(name, sum)| ((*name).into(), json!(sum / n)));
         let least = self.seconds.iter().copied().fold(f64::INFINITY, f64::min);
@@ -72,19 +77,23 @@ impl Timed {
             "seconds_most": most,
             "units": self.seconds.len(),
             "parts_s": parts.collect::<Map<String, Value>>(),
+            "memory_peak_gib": peak.into_iter().flatten().next(),
         })
     }
 }
 
 /// Units of work one after the other while there is time, after a first that warms up.
 fn repeated(
-    patience: Duration,
+    Effort { patience, stop, .. }: Effort<'_>,
     mut unit: impl FnMut(&mut Timed, i64) -> Result<()>,
 ) -> Result<Timed> {
     unit(&mut Timed::default(), 0)?;
     let (begun, mut timed) = (Instant::now(), Timed::default());
     let mut number = 1;
     while timed.seconds.len() < LEAST || begun.elapsed() < patience {
+        if stop.asked() {
+            return Err(Error::interrupted("stopped before it was measured"));
+        }
         unit(&mut timed, number)?;
         number += 1;
     }
@@ -125,7 +134,7 @@ fn beside_products(
 }
 
 /// Optimizer steps.
-pub fn train(feed: Feed<'_>, learner: &mut Learner, effort: Effort) -> Result<Value> {
+pub fn train(feed: Feed<'_>, learner: &mut Learner, effort: Effort<'_>) -> Result<Value> {
     let (config, model) = (feed.config, feed.model);
     let (rows, mut samples) = (config.loader.global_batch_size, 0);
     let mut step = |timed: &mut Timed, number: i64| {
@@ -153,8 +162,8 @@ pub fn train(feed: Feed<'_>, learner: &mut Learner, effort: Effort) -> Result<Va
         );
         Ok(())
     };
-    let timed = repeated(effort.patience, &mut step)?;
-    let mut told = timed.told((rows * config.model.length) as f64);
+    let timed = repeated(effort, &mut step)?;
+    let mut told = timed.told((rows * config.model.length) as f64, model);
     if effort.products {
         beside_products(&mut told, model, || step(&mut Timed::default(), 0))?;
     }
@@ -178,7 +187,7 @@ pub fn train(feed: Feed<'_>, learner: &mut Learner, effort: Effort) -> Result<Va
 }
 
 /// Batches of the likelihood, of random tokens: what they are makes no difference.
-pub fn evaluate(model: &Model, plan: Plan, length: i64, effort: Effort) -> Result<Value> {
+pub fn evaluate(model: &Model, plan: Plan, length: i64, effort: Effort<'_>) -> Result<Value> {
     let facts = model.facts();
     let tokens = || {
         let ids = Tensor::randint(
@@ -200,13 +209,13 @@ pub fn evaluate(model: &Model, plan: Plan, length: i64, effort: Effort) -> Resul
         evaluate::likelihood(model, &blocks, plan.batch, one, &World::alone(), |_, _| Ok(()))
             .map(drop)
     };
-    let timed = repeated(effort.patience, |timed, _| {
+    let timed = repeated(effort, |timed, _| {
         let begun = Instant::now();
         batch()?;
         add(timed, begun, model, "rest");
         Ok(())
     })?;
-    let mut told = timed.told((plan.batch * length) as f64);
+    let mut told = timed.told((plan.batch * length) as f64, model);
     if effort.products {
         beside_products(&mut told, model, batch)?;
     }
@@ -219,11 +228,11 @@ pub fn sample(
     sampler: &mut NamedSampler,
     count: usize,
     texts: Texts<'_>,
-    effort: Effort,
+    effort: Effort<'_>,
 ) -> Result<Value> {
     let given = vec![Given::default(); count];
     let (mut tokens, mut calls, mut read) = (0, 0.0, 0.0);
-    let timed = repeated(effort.patience, |timed, number| {
+    let timed = repeated(effort, |timed, number| {
         let these = Texts { first: number.cast_unsigned() * count as u64, ..texts };
         let begun = Instant::now();
         let drawn = sample::draw(model, sampler, &given, these, None, None)?;
@@ -232,7 +241,7 @@ pub fn sample(
         (calls, read) = (drawn.nfe, drawn.token_forwards);
         Ok(())
     })?;
-    let mut told = timed.told(tokens as f64);
+    let mut told = timed.told(tokens as f64, model);
     told["network_calls"] = json!(calls);
     told["token_forwards"] = json!(read);
     Ok(told)

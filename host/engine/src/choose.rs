@@ -172,7 +172,10 @@ fn choice(config: &Config, registry: &Registry, kind: ComponentKind) -> Result<C
         }
         // What changes nothing elsewhere is no mistake here: published command lines say `T=0` to every method.
         let value = owner.options.remove(option).unwrap_or_default();
-        if others.iter().any(|other| !same(options::value(&other.defaults, option), &value)) {
+        if others
+            .iter()
+            .any(|other| !options::same(options::value(&other.defaults, option), &value))
+        {
             let names: Vec<String> = others.iter().map(|c| format!("`{}`", c.name)).collect();
             return Err(foreign_option(config, &owner, key, &names.join(", ")));
         }
@@ -302,11 +305,6 @@ pub fn shown(config: &Config, registry: &Registry) -> String {
         }
     }
     toml_of(leaves)
-}
-
-/// Whether two values are equal, 1 and 1.0 too.
-fn same(a: &Value, b: &Value) -> bool {
-    a == b || a.as_f64().is_some_and(|number| b.as_f64() == Some(number))
 }
 
 /// The names of a component's options.

@@ -28,7 +28,6 @@ use crate::plugins::{Choice, Choices, Registry};
 use spent::Clocks;
 use views::{Blocks, Interval};
 
-pub use learned::is_beside_network;
 pub use spent::Spent;
 
 /// Called with steps done, steps in all, and the tokens so far; an error stops the walk.
@@ -51,6 +50,8 @@ pub struct Model {
     facts: Context,
     blocks: Option<Blocks>,
     parameters: Vec<Parameter>,
+    /// How many of them are the network's; the others stand behind.
+    of_network: usize,
     shared: Vec<(String, String)>,
     asked: RefCell<Asked>,
     train: Cell<bool>,
@@ -139,8 +140,12 @@ impl Model {
         let method = registry.parameterization(&names.parameterization, &shown)?;
         let backbone = |e| component::error(ComponentKind::Backbone, &names.backbone.name, e);
         let mut all = network.parameters().map_err(backbone)?;
-        all.extend(learned::beside_network(&noise, &method, &names)?);
+        let beside = learned::beside_network(&noise, &method, &names)?;
+        learned::check_names(&all, &beside, &names)?;
+        let learned = beside.len();
+        all.extend(beside);
         let (parameters, shared) = told_apart(all);
+        let of_network = parameters.len() - learned;
         let head = network.head().map_err(backbone)?;
         let (plugin, said) =
             registry.find(ComponentKind::Parameterization, &names.parameterization.name)?;
@@ -167,6 +172,7 @@ impl Model {
             facts,
             blocks,
             parameters,
+            of_network,
             shared,
             asked: RefCell::default(),
             train: Cell::new(false),

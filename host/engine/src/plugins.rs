@@ -50,6 +50,20 @@ pub struct Choices {
 }
 
 impl Choices {
+    /// The component of a kind.
+    ///
+    /// # Panics
+    /// A kind that no model has.
+    pub fn of_model(&self, kind: ComponentKind) -> &Choice {
+        match kind {
+            ComponentKind::Backbone => &self.backbone,
+            ComponentKind::Process => &self.process,
+            ComponentKind::Noise => &self.noise,
+            ComponentKind::Parameterization => &self.parameterization,
+            ComponentKind::Sampler => unreachable!("a model has no sampler"),
+        }
+    }
+
     /// The components of the model by kind.
     pub fn names(&self) -> [(ComponentKind, &str); 4] {
         use ComponentKind::{Backbone, Noise, Parameterization, Process};

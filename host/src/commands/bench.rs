@@ -19,10 +19,11 @@ use maskdiff_engine::evaluate::{Measure, Plan};
 use maskdiff_engine::learner::Learner;
 use maskdiff_engine::sample::Texts;
 use maskdiff_engine::train::feed::Feed;
-use maskdiff_engine::{accelerator, assemble, observe};
+use maskdiff_engine::{accelerator, assemble};
 use serde_json::{Value, json};
 
-use super::Common;
+use super::train::teacher::Student;
+use super::{Common, begin};
 
 /// What is measured.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -61,7 +62,8 @@ impl How {
 pub fn run(common: &Common, work: Work, how: &How, all: &[OsString]) -> Result<()> {
     let patience = how.patience()?;
     let busy = machine::busy();
-    let effort = Effort { patience, products: !how.alone };
+    let stop = Stop::listen("what is under way is ended")?;
+    let effort = Effort { patience, products: !how.alone, stop: &stop };
     let (config, mut told) = match work {
         Work::Train => train(common, effort)?,
         Work::Eval => evaluate(common, effort)?,
@@ -70,12 +72,6 @@ pub fn run(common: &Common, work: Work, how: &How, all: &[OsString]) -> Result<(
     let device = accelerator::device(&config, &World::alone())?;
     told["work"] = json!(words::name(work));
     told["machine"] = machine::told(device, busy);
-    let memory = observe::memory(device);
-    told["memory_peak_gib"] = memory
-        .get("perf/gpu_memory_peak_gib")
-        .or(memory.get("perf/memory_peak_gib"))
-        .cloned()
-        .unwrap_or_default();
     if !how.alone {
         let other = others(work, &config)?;
         let measured = other.iter().map(|other| other.measured(&told, patience / 2, all));
@@ -85,20 +81,29 @@ pub fn run(common: &Common, work: Work, how: &How, all: &[OsString]) -> Result<(
     Ok(())
 }
 
-fn train(common: &Common, effort: Effort) -> Result<(Config, Value)> {
-    let mut config = common.config()?;
+fn train(common: &Common, effort: Effort<'_>) -> Result<(Config, Value)> {
+    let (mut config, start) = begin::configuration(common)?;
     super::train::check_words(&config)?;
     let registry = assemble::registry(&common.plugins, &config)?;
     let choices = assemble::choices(&mut config, &registry, false)?;
     let world = std::rc::Rc::new(World::alone());
     config.shares(world.size())?;
     let device = accelerator::device(&config, &world)?;
-    let stop = Stop::listen("the step that is under way is finished")?;
     let mut report = common.report();
-    let corpus = maskdiff_data::open(&config, None, &Observer::new(&mut report, &stop))?;
+    let tokenizer = start.and_then(|start| start.tokenizer);
+    let observer = Observer::new(&mut report, effort.stop);
+    let corpus = maskdiff_data::open(&config, tokenizer, &observer)?;
     report.finish();
     let facts = assemble::facts(&config, &registry, corpus.tokenizer.as_ref(), device)?;
-    let model = assemble::model(&config, &registry, choices, facts)?;
+    let mut model = assemble::model(&config, &registry, choices.clone(), facts)?;
+    let student = Student {
+        common,
+        config: &config,
+        registry: &registry,
+        choices: &choices,
+        corpus: &corpus,
+    };
+    student.taught(&mut model)?;
     assemble::begin_texts(&model, &config, corpus.tokenizer.as_ref());
     let mut learner = Learner::new(&model, &config, std::rc::Rc::clone(&world))?;
     let feed = Feed { config: &config, corpus: &corpus, model: &model, world: &world };
@@ -106,7 +111,7 @@ fn train(common: &Common, effort: Effort) -> Result<(Config, Value)> {
     Ok((config, told))
 }
 
-fn evaluate(common: &Common, effort: Effort) -> Result<(Config, Value)> {
+fn evaluate(common: &Common, effort: Effort<'_>) -> Result<(Config, Value)> {
     let (checkpoint, mut config, tokenizer) = common.trained()?;
     let registry = assemble::registry(&common.plugins, &config)?;
     let choices = assemble::choices(&mut config, &registry, false)?;
@@ -123,7 +128,7 @@ fn evaluate(common: &Common, effort: Effort) -> Result<(Config, Value)> {
     Ok((config, told))
 }
 
-fn sample(common: &Common, effort: Effort) -> Result<(Config, Value)> {
+fn sample(common: &Common, effort: Effort<'_>) -> Result<(Config, Value)> {
     let (checkpoint, mut config, tokenizer) = common.trained()?;
     let tokenizer = tokenizer.as_ref();
     let registry = assemble::registry(&common.plugins, &config)?;

@@ -91,6 +91,16 @@ pub fn run(common: &Common, format: As, output: &Path, shard_gb: f64) -> Result<
         ],
         config: &config,
     };
+    let learned = model.parameters().iter().find(|p| model.is_beside_network(&p.name));
+    if let (Some(learned), false) = (learned, format == As::Safetensors) {
+        return Err(Error::config(
+            format!(
+                "`{}` is learned beside the network, and this form has no place for it",
+                learned.name
+            ),
+            "`--format safetensors` writes all that is learned",
+        ));
+    }
     let averaged = export.ema.is_some();
     match format {
         As::Hf => export.hugging_face(output)?,

@@ -5,7 +5,7 @@ mod held;
 mod judged;
 mod made;
 mod resume;
-mod teacher;
+pub mod teacher;
 
 use std::cell::{Cell, RefCell};
 use std::ffi::OsString;

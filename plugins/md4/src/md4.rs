@@ -77,7 +77,7 @@ impl Md4 {
         let hidden_bld = model.hidden(&xt_bl, &self.0.network_input.at(model, t_b)?)?;
         let hidden_nd = ops::take_rows(&hidden_bld, &rows_n);
         let weight_b = self.weight(model, t_b, &sigma_b)?;
-        let weight_n = ops::of_sequence(&weight_b, &rows_n, l).to_kind(hidden_nd.kind());
+        let weight_n = ops::of_sequence(&weight_b, &rows_n, l);
         let target_n = ops::take_rows(x0_bl, &rows_n);
         let nats_n = model.weighted_nll(&hidden_nd, &target_n, &weight_n, Some(mask))?;
         let lost = 1.0 - model.alpha(0.0)?;

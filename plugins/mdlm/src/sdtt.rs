@@ -196,8 +196,14 @@ impl Sdtt {
             let chance_n = ops::of_sequence(&chance_b, rows_n, l);
             let opens_n =
                 ops::take_rows(&coin_bl, rows_n).lt_tensor(&chance_n).logical_and(&masked_n);
-            let token_n = drawn(&log_p_nv, &ops::take_rows(&draw_bl, rows_n));
-            let value_n = token_n.where_self(&opens_n, &ops::take_rows(&x_bl, rows_n));
+            // sync: which rows open is data. They are few, and a draw takes its row in float64 twice.
+            let index = opens_n.nonzero().squeeze_dim(-1);
+            let mut value_n = ops::take_rows(&x_bl, rows_n);
+            if index.numel() > 0 {
+                let u_n = ops::take_rows(&draw_bl, rows_n).index_select(0, &index);
+                let token_n = drawn(&log_p_nv.index_select(0, &index), &u_n);
+                value_n = value_n.index_copy(0, &index, &token_n);
+            }
             // What was open keeps its target; the rest has that of the latest step.
             target = Some(match target {
                 Some(before) => log_p_nv.where_self(&masked_n.unsqueeze(1), &before),
@@ -322,6 +328,16 @@ mod tests {
         assert!((sdtt.dt(10) / first - 2.0).abs() < 1e-12);
         assert!((sdtt.dt(70) / first - 128.0).abs() < 1e-9, "1/dt = 8");
         assert!((sdtt.dt(1000) / first - 128.0).abs() < 1e-9);
+    }
+
+    #[test]
+    fn the_teachers_times_are_equidistant_and_not_below_the_end() {
+        let sdtt = made(Config::default());
+        let t_b = Tensor::from_slice(&[0.9, 0.05]);
+        let times = sdtt.times(&t_b, 1.0 / 8.0);
+        let times: Vec<f64> = times.iter().flat_map(|t| Vec::<f64>::try_from(t).unwrap()).collect();
+        let want = [0.9, 0.05, 0.775, T_MIN];
+        assert!(times.iter().zip(want).all(|(a, b)| (a - b).abs() < 1e-12), "{times:?}");
     }
 
     #[test]

@@ -106,7 +106,7 @@ impl maskdiff_plugin_api::Model for Model {
 
     fn rated_nll(&self, rows: &Rated) -> PluginResult<Tensor> {
         let Some(Head { weight, bias }) = &self.head else {
-            let logits_nv = self.reduced(|| self.network.logits(&rows.hidden_nd))?;
+            let logits_nv = self.logits(&rows.hidden_nd)?;
             return Ok(ops::rated_nll(&logits_nv, rows));
         };
         let fused = RatedRows {
@@ -116,8 +116,10 @@ impl maskdiff_plugin_api::Model for Model {
             banned: rows.banned,
         };
         let (hidden_nd, reduced) = (&rows.hidden_nd, self.reduced.get());
-        maskdiff_native::rated_nll(hidden_nd, weight, bias.as_ref(), &fused, reduced)
-            .map_err(|e| PluginError::new(ErrorKind::Shape, e.to_string()))
+        self.clocks.head(self.facts.device(), || {
+            maskdiff_native::rated_nll(hidden_nd, weight, bias.as_ref(), &fused, reduced)
+                .map_err(|e| PluginError::new(ErrorKind::Shape, e.to_string()))
+        })
     }
 
     fn offers(&self, capability: &String) -> PluginResult<Option<bool>> {
@@ -226,7 +228,7 @@ impl maskdiff_plugin_api::Model for Model {
 
     fn interpolating_nll(&self, rows: &Interpolation) -> PluginResult<Tensor> {
         let Some(Head { weight, bias }) = &self.head else {
-            let logits_nv = self.reduced(|| self.network.logits(&rows.hidden_nd))?;
+            let logits_nv = self.logits(&rows.hidden_nd)?;
             return Ok(ops::interpolating_nll(&logits_nv, rows));
         };
         // What the mask has beyond `every` is not asked: its column drops out of the bound.

@@ -4,10 +4,10 @@ use std::rc::Rc;
 
 use maskdiff_base::error::{Error, Result};
 use maskdiff_native::foreach_copy;
-use maskdiff_plugin_api::{PluginError, Result as PluginResult, Rounds, bail};
-use tch::Tensor;
+use maskdiff_plugin_api::{Parameter, PluginError, Result as PluginResult, Rounds, bail};
+use tch::{Kind, Tensor};
 
-use super::{Model, is_beside_network};
+use super::Model;
 use crate::component;
 
 impl Model {
@@ -29,7 +29,10 @@ impl Model {
     pub(super) fn find_other(&self, name: &str) -> PluginResult<&Self> {
         match self.others().find(|(known, _)| *known == name) {
             Some((_, other)) => Ok(other),
-            None => bail!(Unsupported, "there is no model `{name}` here"),
+            None => bail!(
+                Unsupported,
+                "there is no model `{name}` here: `training.{name}=CHECKPOINT` puts one beside this one"
+            ),
         }
     }
 
@@ -43,22 +46,28 @@ impl Model {
         let Some(rounds) = self.rounds()? else { return Ok(()) };
         let there = self.find_other(&rounds.other);
         let other = there.map_err(|e: PluginError| self.method_error(e))?;
-        let shape = |tensor: &Tensor| tensor.size();
-        let network =
-            |p: &&maskdiff_plugin_api::Parameter| p.trainable && !is_beside_network(&p.name);
-        for ours in self.parameters.iter().filter(network) {
-            let theirs = other.parameters.iter().find(|p| p.name == ours.name);
-            let fits = theirs.is_some_and(|theirs| shape(&theirs.tensor) == shape(&ours.tensor));
-            if !fits {
-                let found = theirs.map_or_else(
-                    || "has none of that name".to_string(),
-                    |theirs| format!("has {:?}", shape(&theirs.tensor)),
-                );
+        let named = |all: &[Parameter], name: &str| {
+            all.iter().find(|p| p.name == name).map(|p| (p.trainable, p.tensor.size()))
+        };
+        let trained = |all: &[Parameter], of: &Self| -> Vec<String> {
+            let own = all.iter().filter(|p| p.trainable && !of.is_beside_network(&p.name));
+            own.map(|p| p.name.clone()).collect()
+        };
+        let (here, there) = (&self.parameters, &other.parameters);
+        let (ours, theirs) = (trained(here, self), trained(there, other));
+        // What is copied is every tensor that both have; what is trained, both must have.
+        let both = here.iter().filter(|p| named(there, &p.name).is_some()).map(|p| &p.name);
+        for name in ours.iter().chain(&theirs).chain(both) {
+            let (own, other) = (named(here, name), named(there, name));
+            if own.as_ref().map(|(_, size)| size) != other.as_ref().map(|(_, size)| size) {
+                let shown = |found: Option<(bool, Vec<i64>)>| {
+                    found.map_or("is not there".into(), |(_, size)| format!("is {size:?}"))
+                };
                 return Err(Error::config(
                     format!(
-                        "`{}` is {:?} here, and the `{}`, which gets these weights after each round, {found}",
-                        ours.name,
-                        shape(&ours.tensor),
+                        "`{name}` {} here, and {} in the `{}`, which gets these weights after each round",
+                        shown(own),
+                        shown(other).replacen("is ", "it is ", 1),
                         rounds.other
                     ),
                     "train with the network of that checkpoint: leave the keys of `model` out",
@@ -66,6 +75,21 @@ impl Model {
             }
         }
         Ok(())
+    }
+
+    /// How far apart the laws of two models are for a few positions of noise at a middle time: the largest difference of
+    /// probabilities.
+    pub fn distance_of_laws(&self, other: &Self) -> Result<f64> {
+        let device = self.facts.device();
+        let xt_bl = self.prior(1, self.facts.length)?;
+        let t_b = Tensor::full([1], 0.4, (Kind::Double, device));
+        let rows_n = Tensor::arange(self.facts.length.min(16), (Kind::Int64, device));
+        tch::no_grad(|| {
+            let law = |model: &Self| -> Result<Tensor> {
+                Ok(model.log_x0(&xt_bl, &t_b, &rows_n)?.to_kind(Kind::Double).exp())
+            };
+            Ok((law(self)? - law(other)?).abs().max().double_value(&[]))
+        })
     }
 
     /// Puts weights by name into a model beside this one; a name that it does not have is left out.

@@ -12,7 +12,6 @@ use super::{Progress, Trainer, Window};
 use crate::assemble;
 use crate::checkpoint::{self, Checkpoint, Content, Named, Saver, State, Stored, room};
 use crate::distributed::World;
-use crate::model::is_beside_network;
 use crate::model::views::Interval;
 use crate::observe::{Split, Usual};
 use crate::precision::LossScale;
@@ -151,10 +150,9 @@ impl Trainer<'_> {
         let mut weights = from.weights(!self.config.eval.disable_ema)?;
         self.model.once(&mut weights);
         // What a schedule or a parameterization learns is its own: another one begins with its first values.
-        targets.retain(|(name, _)| !is_beside_network(name) || weights.contains_key(name));
-        weights.retain(|name, _| {
-            !is_beside_network(name) || targets.iter().any(|(target, _)| target == name)
-        });
+        let beside = |name: &str| self.model.is_beside_network(name);
+        targets.retain(|(name, _)| !beside(name) || weights.contains_key(name));
+        weights.retain(|name, _| !beside(name) || targets.iter().any(|(target, _)| target == name));
         let weights = assemble::fitted(&targets, weights, from, self.config)?;
         checkpoint::load_into(&targets, weights, &from.path)?;
         self.learner.refresh()?;

@@ -23,6 +23,7 @@ use tch::Device;
 use super::Job;
 use super::held::Held;
 use super::judged::{is_judged, judge};
+use super::teacher::{self, Student};
 
 /// What the configuration chooses, found to fit before anything is made.
 pub(super) struct Chosen {
@@ -82,7 +83,9 @@ impl Job<'_> {
         self.world.agree("plugin", &used.iter().map(hash_line).collect::<Vec<String>>())?;
         let taught = choices.clone();
         let mut model = assemble::model(config, registry, choices, facts)?;
-        let others = self.add_teacher(config, registry, &taught, &mut model, corpus)?;
+        let student = Student { common: self.common, config, registry, choices: &taught, corpus };
+        let others = student.taught(&mut model)?;
+        self.world.agree(teacher::NAME, &others.values().cloned().collect::<Vec<String>>())?;
         assemble::begin_texts(&model, config, corpus.tokenizer.as_ref());
         let _ = train::monitored(config, measure.is_bound(&model))?;
         Ok(Made { model, sampler, trial, judge, measure, used, others })

@@ -3,9 +3,10 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use maskdiff_base::error::Result;
+use maskdiff_base::error::{Error, Result};
 use maskdiff_config::kind::ComponentKind;
-use maskdiff_config::{Config, load};
+use maskdiff_config::{Config, load, options};
+use maskdiff_data::tokenizer::piece;
 use maskdiff_data::{Corpus, Tokenizer};
 use maskdiff_engine::assemble;
 use maskdiff_engine::checkpoint::Checkpoint;
@@ -15,90 +16,180 @@ use maskdiff_engine::precision::Precision;
 use maskdiff_engine::train::Trainer;
 use serde_json::{Value, json};
 
-use super::super::{fetched, foreign, of_checkpoint};
-use super::Job;
+use super::super::{Common, fetched, foreign, of_checkpoint};
 
 /// Its name, for components and in checkpoints.
-const NAME: &str = "teacher";
+pub(super) const NAME: &str = "teacher";
 const KEY: &str = "training.teacher";
 
-impl Job<'_> {
+/// A model that is to be trained, which may learn from a teacher.
+#[derive(Clone, Copy)]
+pub struct Student<'a> {
+    /// The command.
+    pub common: &'a Common,
+    /// The resolved configuration.
+    pub config: &'a Config,
+    /// The plugins.
+    pub registry: &'a Registry,
+    /// The model's components.
+    pub choices: &'a Choices,
+    /// What it is trained on.
+    pub corpus: &'a Corpus,
+}
+
+impl std::fmt::Debug for Student<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Student of {:?}", self.config.training.teacher)
+    }
+}
+
+/// The teacher as its checkpoint has it.
+struct Teacher<'a> {
+    named: &'a str,
+    checkpoint: Checkpoint,
+    config: Config,
+    choices: Choices,
+}
+
+impl Student<'_> {
     /// Puts the teacher beside the model, where the configuration names one; returns the hash of its checkpoint.
     ///
     /// # Errors
-    /// A teacher of another vocabulary, tokenizer, process or length; weights that the next rounds could not give it.
-    pub(super) fn add_teacher(
-        &self,
-        config: &Config,
-        registry: &Registry,
-        choices: &Choices,
-        model: &mut Model,
-        corpus: &Corpus,
-    ) -> Result<BTreeMap<String, String>> {
-        let Some(named) = &config.training.teacher else { return Ok(BTreeMap::new()) };
+    /// A teacher of another vocabulary, tokenizer, process or length. Where the method works in rounds, after which the teacher gets
+    /// the student's weights: one of another network or schedule, or whose method reads the network otherwise.
+    pub fn taught(&self, model: &mut Model) -> Result<BTreeMap<String, String>> {
+        let Some(named) = &self.config.training.teacher else {
+            model.check_rounds()?;
+            return Ok(BTreeMap::new());
+        };
         let checkpoint = Checkpoint::open(&fetched(named, false)?)?;
         let hash = checkpoint.hash()?;
-        self.world.agree(NAME, std::slice::from_ref(&hash))?;
-        let mut theirs = load(&of_checkpoint(&checkpoint, Vec::new(), None)?)?;
-        let refused = |what: String| {
-            config.layers.error(
-                KEY,
-                &format!("the teacher `{named}` {what}"),
-                "take a checkpoint that was trained on the same tokens with the same noise, or train the student as its teacher was",
-            )
-        };
-        let tokenizer: Arc<dyn Tokenizer> = match &checkpoint.foreign {
-            None => {
-                let own = checkpoint.tokenizer()?;
-                if own.to_json() != corpus.tokenizer.to_json() {
-                    return Err(refused(format!(
-                        "has another vocabulary: its tokenizer of {} tokens is not the one of this run, of {}",
-                        own.tokens(),
-                        corpus.tokenizer.tokens()
-                    )));
-                }
-                own.into()
-            }
-            Some(other) => foreign::tokenizer(other, &theirs, &self.common.bare())?,
-        };
-        if let Some(size) = theirs.top.block_size {
-            return Err(refused(format!("reads in blocks (`block_size={size}`)")));
-        }
-        let their_choices = assemble::choices(&mut theirs, registry, false)?;
-        let processes =
-            [&their_choices, choices].map(|c| registry.whole(ComponentKind::Process, &c.process));
-        let [their_process, own_process] = processes;
-        let (their_process, own_process) = (their_process?, own_process?);
-        if their_process != own_process {
-            return Err(refused(format!(
-                "is of another process: `{}` with {}, and this run has `{}` with {}",
-                their_process.name, their_process.options, own_process.name, own_process.options
-            )));
-        }
-        let device = model.facts().device();
-        let facts = assemble::facts(&theirs, registry, tokenizer.as_ref(), device)?;
-        let (ours, kind) = (*model.facts(), model.facts().kind);
-        if (facts.vocab_size, facts.mask_id) != (ours.vocab_size, ours.mask_id) {
-            return Err(refused(format!(
-                "has another vocabulary: {} tokens, and this run has {}",
-                facts.vocab_size, ours.vocab_size
-            )));
-        }
-        if facts.length < ours.length {
-            return Err(refused(format!(
-                "knows {} positions, and `model.length` is {}",
-                facts.length, ours.length
-            )));
-        }
-        let facts = facts.kind(kind).fresh(false);
-        let teacher = assemble::model(&theirs, registry, their_choices, facts)?;
-        teacher.set_reduced(Precision::of(config).reduced());
-        assemble::load_weights(&teacher, &checkpoint, config)?;
-        model.add_other(NAME, teacher);
+        let in_teacher =
+            |e: Error| e.and(&format!(" (in the configuration of the teacher `{named}`)"));
+        let theirs =
+            of_checkpoint(&checkpoint, Vec::new(), None).and_then(|request| load(&request));
+        let mut config = theirs.map_err(in_teacher)?;
+        let choices = assemble::choices(&mut config, self.registry, false).map_err(in_teacher)?;
+        let teacher = Teacher { named, checkpoint, config, choices };
+        let tokenizer = self.tokenizer(&teacher)?;
+        self.check(&teacher, model.rounds()?.is_some())?;
+        let other = self.other(&teacher, tokenizer.as_ref(), model)?;
+        model.add_other(NAME, other);
         model.check_rounds()?;
         Ok(BTreeMap::from([(NAME.to_string(), hash)]))
     }
+
+    fn refused(&self, teacher: &Teacher<'_>, what: &str) -> Error {
+        self.config.layers.error(
+            KEY,
+            &format!("the teacher `{}` {what}", teacher.named),
+            "take a checkpoint that was trained on the same tokens with the same noise, or train the student as its teacher was",
+        )
+    }
+
+    /// The teacher's tokenizer, whose tokens are those of the run.
+    fn tokenizer(&self, teacher: &Teacher<'_>) -> Result<Arc<dyn Tokenizer>> {
+        let theirs: Arc<dyn Tokenizer> = match &teacher.checkpoint.foreign {
+            None => teacher.checkpoint.tokenizer()?.into(),
+            Some(other) => foreign::tokenizer(other, &teacher.config, &self.common.bare())?,
+        };
+        let ours = self.corpus.tokenizer.as_ref();
+        let alike = |id: i64| piece(id, theirs.as_ref()) == piece(id, ours);
+        // A tokenizer without words has nothing to compare; others may be written in two ways.
+        let same = theirs.is_bare()
+            || theirs.to_json() == ours.to_json()
+            || theirs.tokens() == ours.tokens() && (0..ours.tokens() as i64).all(alike);
+        if !same {
+            let (their_tokens, own) = (theirs.tokens(), ours.tokens());
+            let what = format!(
+                "has another vocabulary: its tokenizer of {their_tokens} tokens is not the one of this run, of {own}"
+            );
+            return Err(self.refused(teacher, &what));
+        }
+        Ok(theirs)
+    }
+
+    /// Compares what both are made of.
+    fn check(&self, teacher: &Teacher<'_>, in_rounds: bool) -> Result<()> {
+        if let Some(size) = teacher.config.top.block_size {
+            return Err(self.refused(teacher, &format!("reads in blocks (`block_size={size}`)")));
+        }
+        let of_rounds = [ComponentKind::Backbone, ComponentKind::Noise];
+        let kinds = [ComponentKind::Process].into_iter();
+        for kind in kinds.chain(of_rounds.into_iter().filter(|_| in_rounds)) {
+            let whole = |choices: &Choices| self.registry.whole(kind, choices.of_model(kind));
+            let (theirs, ours) = (whole(&teacher.choices)?, whole(self.choices)?);
+            if theirs.name != ours.name || !options::same(&theirs.options, &ours.options) {
+                let what = format!(
+                    "is of another {kind}: `{}` with {}, and this run has `{}` with {}",
+                    theirs.name, theirs.options, ours.name, ours.options
+                );
+                return Err(self.refused(teacher, &what));
+            }
+        }
+        let (theirs, ours) =
+            (teacher.config.top.time_conditioning, self.config.top.time_conditioning);
+        if in_rounds && theirs != ours {
+            let what = format!("has `time_conditioning={theirs}`, and this run has `{ours}`");
+            return Err(self.refused(teacher, &what));
+        }
+        Ok(())
+    }
+
+    /// The frozen model. Where it becomes what the student is, it is read as the student is.
+    fn other(
+        &self,
+        teacher: &Teacher<'_>,
+        tokenizer: &dyn Tokenizer,
+        model: &Model,
+    ) -> Result<Model> {
+        let Teacher { checkpoint, config, choices, .. } = teacher;
+        let ours = *model.facts();
+        let facts = assemble::facts(config, self.registry, tokenizer, ours.device())?;
+        if (facts.vocab_size, facts.mask_id) != (ours.vocab_size, ours.mask_id) {
+            let what = format!(
+                "has another vocabulary: {} tokens, and this run has {}",
+                facts.vocab_size, ours.vocab_size
+            );
+            return Err(self.refused(teacher, &what));
+        }
+        if facts.length < ours.length {
+            let what =
+                format!("knows {} positions, and `model.length` is {}", facts.length, ours.length);
+            return Err(self.refused(teacher, &what));
+        }
+        let facts = facts.kind(ours.kind).fresh(false);
+        let made = |choices: Choices| {
+            let made = assemble::model(config, self.registry, choices, facts)?;
+            made.set_reduced(Precision::of(self.config).reduced());
+            assemble::load_weights(&made, checkpoint, config)?;
+            Ok(made)
+        };
+        let own = made(choices.clone())?;
+        if model.rounds()?.is_none() {
+            return Ok(own);
+        }
+        let parameterization = self.choices.parameterization.clone();
+        let (theirs, this) = (choices.parameterization.name.clone(), &parameterization.name);
+        let as_student =
+            made(Choices { parameterization: parameterization.clone(), ..choices.clone() })?;
+        let distance = own.distance_of_laws(&as_student);
+        let distance = distance.map_err(|e| {
+            let what = format!("(`{theirs}`) gives no law of the clean token: {}", e.message);
+            self.refused(teacher, &what)
+        })?;
+        if distance > ALIKE {
+            let what = format!(
+                "was trained by `{theirs}`, which reads the network otherwise than `{this}`: their laws differ by {distance:.2}"
+            );
+            return Err(self.refused(teacher, &what));
+        }
+        Ok(as_student)
+    }
 }
+
+/// Probabilities of one network by two methods that read it alike differ by less.
+const ALIKE: f64 = 1e-2;
 
 /// What the manifest says of the frozen models of a run.
 pub(super) fn in_manifest(trainer: &Trainer<'_>) -> Value {
