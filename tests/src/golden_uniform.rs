@@ -41,6 +41,8 @@ pub struct Network {
     pub noise: (&'static str, Value),
     /// Options of the parameterization `interpolating`.
     pub method: Value,
+    /// Whether it sees the noise level.
+    pub time_conditioning: bool,
 }
 
 impl Network {
@@ -53,6 +55,7 @@ impl Network {
             process: ("uniform", json!({})),
             noise: ("loglinear", json!({})),
             method: json!({}),
+            time_conditioning: true,
         }
     }
 
@@ -76,6 +79,7 @@ impl Network {
             process: ("gidd", options.clone()),
             noise: ("gidd", options),
             method: json!({ "network_input": "time", "sampling_eps": 1e-4, "sampling_end": 0.9999 }),
+            time_conditioning: true,
         }
     }
 
@@ -85,7 +89,7 @@ impl Network {
         let mask_id = self.mask;
         Context::new(vocab_size, length)
             .mask(mask_id)
-            .time_conditioning(true)
+            .time_conditioning(self.time_conditioning)
             .kind(kind)
             .cuda(cuda())
     }

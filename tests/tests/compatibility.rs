@@ -1,7 +1,7 @@
 //! What the stable ABI promises: old plugins in new hosts, new plugins in old hosts, plugins of another compiler; and that
 //! a changed layout is refused before it can do harm.
 //!
-//! `tests/compat/plugin-api-1.0.0.so.gz` is a plugin as it was built against the first version, for Linux on x86_64.
+//! `tests/compat/plugin-api-VERSION.so.gz` are plugins as they were built against a version, for Linux on x86_64.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -29,26 +29,29 @@ fn run(folder: &Path, words: &[&str]) -> Output {
     finish(&mut author(folder, words))
 }
 
-/// The plugin of the first version; none on a machine that it was not built for.
-fn first_plugin(folder: &Path) -> Option<String> {
+/// The plugin of a version; none on a machine that it was not built for.
+fn kept_plugin(folder: &Path, version: &str) -> Option<String> {
     if !cfg!(all(target_arch = "x86_64", target_os = "linux")) {
-        maskdiff_tests::skipped("the kept plugin is for Linux on x86_64");
+        maskdiff_tests::skipped("the kept plugins are for Linux on x86_64");
         return None;
     }
-    let packed = root().join("tests/compat/plugin-api-1.0.0.so.gz");
+    let packed = root().join(format!("tests/compat/plugin-api-{version}.so.gz"));
     let unpacked = Command::new("gunzip").arg("-c").arg(packed).output().expect("gunzip");
     let file = folder.join("libmaskdiff_first.so");
     fs::write(&file, unpacked.stdout).expect("a file");
     Some(file.display().to_string())
 }
 
-#[test]
-fn a_plugin_of_the_first_version_keeps_its_contract_and_runs() {
+/// Its contract holds, it trains, and what it trained is sampled.
+fn keeps_its_contract_and_runs(version: &str) {
     let folder = tempfile::tempdir().expect("a folder");
-    let Some(file) = first_plugin(folder.path()) else { return };
+    let Some(file) = kept_plugin(folder.path(), version) else { return };
     let out = maskdiff(folder.path(), &["plugins", "check", &file, "--format", "json"]);
     let said = out.expect(0).lines().remove(0);
     assert_eq!(said["components"].as_array().map(Vec::len), Some(5), "{said}");
+    let listed =
+        maskdiff(folder.path(), &["plugins", "list", "--plugin", &file, "--format", "json"]);
+    assert!(listed.expect(0).stdout.contains(version), "{}", listed.stdout);
     let components = [
         "backbone=first_backbone",
         "noise.type=first_noise",
@@ -64,6 +67,16 @@ fn a_plugin_of_the_first_version_keeps_its_contract_and_runs() {
     let words = ["sample", "--checkpoint", "run", "--plugin", &file];
     let out = maskdiff(folder.path(), &words);
     assert!(!out.expect(0).lines()[0]["text"].as_str().expect("text").is_empty());
+}
+
+#[test]
+fn a_plugin_of_the_first_version_keeps_its_contract_and_runs() {
+    keeps_its_contract_and_runs("1.0.0");
+}
+
+#[test]
+fn a_plugin_of_contract_1_1_keeps_its_contract_and_runs() {
+    keeps_its_contract_and_runs("1.1.0");
 }
 
 /// A copy of plugin-api in a workspace of its own, with texts replaced in its files; each must be there.
@@ -177,7 +190,7 @@ fn main() {
 }
 "#,
     );
-    let Some(first) = first_plugin(folder.path()) else { return };
+    let Some(first) = kept_plugin(folder.path(), "1.0.0") else { return };
     // Old and new ones in one process, in either order.
     for files in [[&first, &newer], [&newer, &first]] {
         let out = cargo(&["run", "--", files[0], files[1]], &host);

@@ -3,6 +3,7 @@
 mod checkpoints;
 mod curriculum;
 mod psi;
+mod walks;
 
 use maskdiff_engine::clock;
 use maskdiff_engine::model::Model;
@@ -241,9 +242,14 @@ fn weights_of_gidd() {
         let q_bl = double(&z_bl.eq_tensor(&x0_bl)) * alpha_b.unsqueeze(1) + mix.at(&z_bl, Some(11));
         let rate_b1 = lent.dsigma(&t_b).expect("dsigma").unsqueeze(1);
         let own_bl = lent.arrival(&alpha_b).expect("arrival").at(&z_bl, Some(11)) * rate_b1 / q_bl;
-        for (mode, weight_bl) in
-            [("none", own_bl.shallow_clone()), ("clip", own_bl.clamp(0.05, 2.0))]
-        {
+        // The dynamic weight over the bound's own, as the case's losses have it: what is compared then is the gradient.
+        let fixed = |name: &str| golden.get(&format!("fixed.p{i}.{name}.f64"));
+        let dynamic_bl = &own_bl * fixed("loss.dynamic") / fixed("elbo");
+        for (mode, weight_bl) in [
+            ("none", own_bl.shallow_clone()),
+            ("clip", own_bl.clamp(0.05, 2.0)),
+            ("dynamic", dynamic_bl),
+        ] {
             let flat = |t: &Tensor| t.contiguous().flatten(0, -1);
             let rows = Rows {
                 x: flat(&x0_bl),
