@@ -49,7 +49,7 @@ KEPT = {
     'models': {'*': ['*']},
     **{
         f'n_block_{name}': {'*.safetensors': ['*']}
-        for name in 'cache exact mask resample t'.split()
+        for name in 'cache exact mask noise resample stop t val'.split()
     },
     'n_block_losses': {
         f'{name}.safetensors': ['*']

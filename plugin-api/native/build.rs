@@ -17,6 +17,7 @@ fn main() {
         .include("cpp")
         .files([
             "cpp/native.cpp",
+            "cpp/attention.cpp",
             "cpp/training.cpp",
             "cpp/fused.cpp",
             "cpp/interpolating.cpp",

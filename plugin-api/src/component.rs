@@ -61,6 +61,8 @@ pub mod capability {
     pub const MIXTURE: &str = "mixture";
     /// The backbone reads tokens at any positions, see [`crate::Pass::positions`].
     pub const POSITIONS: &str = "positions";
+    /// The backbone has a table of positions: none at or beyond the model's length.
+    pub const BOUNDED_POSITIONS: &str = "bounded_positions";
     /// The backbone reads a noise level for each token.
     pub const TOKEN_SIGMA: &str = "token_sigma";
     /// The backbone reads a class for each sequence, see [`crate::Pass::label`].

@@ -1,5 +1,7 @@
 //! From a configuration to a model: plugins, choices, facts, weights.
 
+mod blocks;
+
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
@@ -7,7 +9,7 @@ use maskdiff_base::error::{Error, Result};
 use maskdiff_base::places::Places;
 use maskdiff_base::process;
 use maskdiff_config::kind::ComponentKind;
-use maskdiff_config::{Config, groups, listed, trust};
+use maskdiff_config::{Config, trust};
 use maskdiff_data::Tokenizer;
 use maskdiff_plugin_api::abi::module::ComponentInfo;
 use maskdiff_plugin_api::{Context, capability};
@@ -16,13 +18,13 @@ use tch::{Device, Kind, Tensor};
 
 use crate::checkpoint::adapter::adapted;
 use crate::checkpoint::{self, Checkpoint, Stored};
-use crate::choose::Choose as _;
+use crate::choose::{Choose as _, withdrawn};
 use crate::evaluate::Measure;
 use crate::model::Model;
 use crate::model::views::Blocks;
 use crate::plugins::{Choice, Choices, Registry};
 use crate::precision::Precision;
-use crate::sample::{self, NamedSampler, stops_at_eos};
+use crate::sample::{NamedSampler, stops_at_eos};
 use crate::{accelerator, component};
 
 /// How many tokens there are where nobody knows yet.
@@ -62,54 +64,12 @@ pub fn choices(config: &mut Config, registry: &Registry, sampled: bool) -> Resul
             model.into_iter().chain([(ComponentKind::Sampler, sampler)]).collect();
         registry.check_needs(&with_sampler, host)?;
     }
+    check_withdrawn(config, registry, &choices, sampled)?;
     // Its options are checked whether it is used or not.
     let _ = config.sampler(registry)?;
-    check_blocks(config, registry, &choices)?;
+    blocks::check(config, registry, &choices)?;
     check_teacher(config, registry, &choices)?;
     Ok(choices)
-}
-
-/// Checks that the chosen components work in blocks, where `block_size` is set, and that nothing else asks for them.
-fn check_blocks(config: &Config, registry: &Registry, choices: &Choices) -> Result<()> {
-    let Some(size) = config.top.block_size else { return check_no_blocks(config) };
-    if config.sampling.semi_ar {
-        return Err(config.layers.error(
-            "sampling.semi_ar",
-            "`sampling.semi_ar` moves a window, and texts of blocks (`block_size`) grow by themselves",
-            "leave it out, and set `sampling.length` to the number of tokens",
-        ));
-    }
-    let (_, backbone) = registry.find(ComponentKind::Backbone, &choices.backbone.name)?;
-    let (_, method) =
-        registry.find(ComponentKind::Parameterization, &choices.parameterization.name)?;
-    let offers = |all: &[String], word: &str| all.iter().any(|offer| offer == word);
-    if offers(&backbone.provides, capability::CAUSAL)
-        || offers(&method.provides, capability::NEXT_TOKEN)
-    {
-        return Err(config.layers.error(
-            "block_size",
-            &format!(
-                "`block_size` is {size}, and `{}` with `{}` predicts one token after the other",
-                backbone.name, method.name
-            ),
-            "leave `block_size` out, or choose a method of diffusion",
-        ));
-    }
-    let mut needs = vec![capability::PAST, capability::POSITIONS];
-    if config.top.time_conditioning {
-        needs.push(capability::TOKEN_SIGMA);
-    }
-    let chosen = [(ComponentKind::Backbone, choices.backbone.name.as_str())];
-    registry.check_offered(&format!("`block_size={size}`"), &needs, &chosen)?;
-    if config.training.resample && !has_mask(config, registry)? {
-        return Err(config.layers.error(
-            "training.resample",
-            "`training.resample` looks at the share of masks, and the process has none",
-            "leave it out",
-        ));
-    }
-    check_texts(config)?;
-    Blocks::new(config).map(drop)
 }
 
 /// Checks that a teacher is one of a method that learns from it.
@@ -138,58 +98,29 @@ fn check_teacher(config: &Config, registry: &Registry, choices: &Choices) -> Res
     }
 }
 
-/// Checks how texts of blocks are drawn.
-fn check_texts(config: &Config) -> Result<()> {
-    let (sampling, length) = (&config.sampling, sample::length(config));
-    let slides = sampling.context == listed::Context::Slide && length > config.model.length;
-    if slides && !sampling.kv_cache {
+/// Checks that no option of the backbone takes back what another component needs of it.
+fn check_withdrawn(
+    config: &Config,
+    registry: &Registry,
+    choices: &Choices,
+    sampled: bool,
+) -> Result<()> {
+    let method = (ComponentKind::Parameterization, choices.parameterization.name.as_str());
+    let sampler = (ComponentKind::Sampler, config.sampling.predictor.as_str());
+    for (kind, name) in [Some(method), sampled.then_some(sampler)].into_iter().flatten() {
+        let (_, component) = registry.find(kind, name)?;
+        let needs: Vec<&str> = component.needs.iter().map(String::as_str).collect();
+        let Some((option, word)) = withdrawn(registry, choices, &needs)? else { continue };
         return Err(config.layers.error(
-            "sampling.kv_cache",
-            "`sampling.context=slide` needs the KV cache for texts longer than `model.length`, and `sampling.kv_cache=false` turns it off",
-            "set `sampling.context=reread` (the window) or `sampling.context=all` (the whole text)",
-        ));
-    }
-    match sampling.min_entropy {
-        Some(_) if length < sample::grow::TAIL as i64 => Err(config.layers.error(
-            "sampling.min_entropy",
+            &format!("model.{option}"),
             &format!(
-                "`sampling.min_entropy` looks at the last {} tokens of a text, and texts have {length}",
-                sample::grow::TAIL
+                "{kind} `{name}` needs `{word}`, which backbone `{}` with `model.{option}` does not offer",
+                choices.backbone.name
             ),
-            "draw longer texts (`sampling.length`), or leave it out",
-        )),
-        _ => Ok(()),
-    }
-}
-
-/// Checks that without `block_size` nothing is set that only blocks have.
-fn check_no_blocks(config: &Config) -> Result<()> {
-    if let Some(length) = config.sampling.length {
-        return Err(config.layers.error(
-            "sampling.length",
-            &format!("`sampling.length` is {length}, and only texts of blocks have a length of their own"),
-            "set `block_size`, or let a window slide: `sampling.semi_ar=true` with `sampling.num_strides`",
+            &format!("leave `model.{option}` out, or choose another {kind}"),
         ));
     }
-    let (training, sampling) = (&config.training, &config.sampling);
-    let (usual, usually) = (groups::Training::default(), groups::Sampling::default());
-    let set = [
-        ("training.sampling_eps_min", training.sampling_eps_min != usual.sampling_eps_min),
-        ("training.sampling_eps_max", training.sampling_eps_max != usual.sampling_eps_max),
-        ("training.resample", training.resample),
-        ("training.clip_search_widths", !training.clip_search_widths.is_empty()),
-        ("sampling.context", sampling.context != usually.context),
-        ("sampling.kv_cache", !sampling.kv_cache),
-        ("sampling.min_entropy", sampling.min_entropy.is_some()),
-    ];
-    match set.into_iter().find(|(_, is_set)| *is_set) {
-        Some((key, _)) => Err(config.layers.error(
-            key,
-            &format!("`{key}` is of models in blocks, and `block_size` is not set"),
-            "set `block_size`, or leave it out",
-        )),
-        None => Ok(()),
-    }
+    Ok(())
 }
 
 /// Tells a model in blocks of the BOS that its texts begin with, where they do.

@@ -23,6 +23,28 @@ struct Owner<'a> {
     options: Map<String, Value>,
 }
 
+/// An option of the backbone that is set and takes back one of the capabilities in `needs`, and which: the schema of such an option
+/// names them as `x-withdraws`.
+pub fn withdrawn<'w>(
+    registry: &Registry,
+    choices: &Choices,
+    needs: &[&'w str],
+) -> Result<Option<(String, &'w str)>> {
+    let (_, backbone) = registry.find(ComponentKind::Backbone, &choices.backbone.name)?;
+    let properties = backbone.schema["properties"].as_object();
+    for (option, about) in properties.into_iter().flatten() {
+        if choices.backbone.options[option] != true {
+            continue;
+        }
+        let taken = about["x-withdraws"].as_array();
+        let takes = |need: &str| taken.is_some_and(|words| words.iter().any(|word| word == need));
+        if let Some(need) = needs.iter().find(|need| takes(need)) {
+            return Ok(Some((option.clone(), need)));
+        }
+    }
+    Ok(None)
+}
+
 /// The part of a configuration that needs the plugins: the components that it chooses, and their options.
 pub trait Choose {
     /// Drops what was set for another component: options that the chosen one does not have, from a layer before the one

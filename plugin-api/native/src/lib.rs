@@ -1,7 +1,8 @@
 //! What libtorch 2.11 has and tch 0.24 does not expose, behind one small C++ shim.
 //!
 //! Optimizer steps over lists of tensors ([`fused_adamw`], [`foreach_lerp`]), gradient norms, a linear head fused with
-//! cross-entropy ([`linear_nll`]), with the bound of uniform and hybrid diffusion ([`interpolating_nll`]) or apart ([`linear`]), dropout and rotary positions ([`dropout`], [`rotate`]), the scan of
+//! cross-entropy ([`linear_nll`]), with the bound of uniform and hybrid diffusion ([`interpolating_nll`]) or apart ([`linear`]), dropout, rotary positions and attention in tiles ([`dropout`],
+//! [`rotate`], [`tiled_attention`]), the scan of
 //! state-space models ([`selective_scan`]), processes
 //! that train together ([`Group`], [`Reducer`]), streams and graphs of a GPU ([`Graph`]), reduced precision and the profiler,
 //! the state of libtorch's generators, memory in use, tensors of another language. Every C++ exception becomes an [`Error`] with the
@@ -15,6 +16,7 @@ use std::ffi::{CStr, c_char, c_int, c_void};
 use tch::{Device, Tensor};
 use torch_sys::C_tensor;
 
+mod attention;
 mod cuda;
 mod distributed;
 mod fused;
@@ -24,6 +26,7 @@ mod modes;
 mod rated;
 mod scan;
 
+pub use attention::{Tile, tiled_attention, tiles_fit};
 pub use cuda::{Graph, on_own_stream, open_cuda, set_device, wait_for};
 pub use distributed::{Group, Op, Reducer, Rendezvous};
 pub use fused::{dropout, rotate};

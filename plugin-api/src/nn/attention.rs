@@ -1,5 +1,6 @@
 //! Self-attention with rotary positions.
 
+use maskdiff_native::{Tile, tiled_attention, tiles_fit};
 use tch::{Device, Kind, Tensor};
 
 use super::linear;
@@ -69,6 +70,23 @@ impl Reading {
 
     /// Of a pass over a network with that rotation and so many layers, whose keys and values are checked against it.
     pub fn new(pass: &Pass, rotary: &Rotary, layers: usize) -> Result<Self> {
+        let positions = positions(pass);
+        Self::over(pass, &positions, rotary.of(&positions), (layers, rotary.kind))
+    }
+
+    /// The same of a network that turns no keys: its positions `[S]` or `[B, S]` join the tokens. `kind` is that of its parameters.
+    pub fn still(pass: &Pass, layers: usize, kind: Kind) -> Result<(Self, Tensor)> {
+        let positions = positions(pass);
+        let none = || Tensor::zeros([0], (kind, positions.device()));
+        Ok((Self::over(pass, &positions, (none(), none()), (layers, kind))?, positions))
+    }
+
+    fn over(
+        pass: &Pass,
+        positions: &Tensor,
+        rotation: Rotation,
+        (layers, kind): (usize, Kind),
+    ) -> Result<Self> {
         let (ids, held) = (pass.tokens.ids(), pass.past.len());
         ensure!(
             held == 0 || held == 2 * layers,
@@ -77,23 +95,16 @@ impl Reading {
             2 * layers
         );
         let (new, past) = (ids.size()[1], pass.past.first().map_or(0, |keys| keys.size()[2]));
-        let own = Tensor::arange_start(past, past + new, (Kind::Int64, ids.device()));
-        let positions = match &pass.positions {
-            Some(positions) if positions.size()[0] == 1 => positions.squeeze_dim(0),
-            Some(positions) => positions.shallow_clone(),
-            None => own,
-        };
-        let tiles = tiles(&pass.sees, &positions, past);
+        let tiles = tiles(&pass.sees, positions, past);
         // What tiles do not see needs no mask but their own.
         let size = pass.sees.block().unwrap_or(0);
-        let seen = if tiles.len() == 1 && tiles[0].sees_all(past, new, size) {
+        let seen = if tiles.len() == 1 && sees_all(&tiles[0], past, new, size) {
             None
         } else {
-            seen(&pass.sees, &positions, past)?
+            seen(&pass.sees, positions, past)?
         };
-        let rotation = rotary.of(&positions);
         let tiles = match &seen {
-            Some(seen) => tiles.into_iter().map(|tile| tile.masked(seen, past)).collect(),
+            Some(seen) => tiles.into_iter().map(|tile| masked(tile, seen, past, kind)).collect(),
             None => Vec::new(),
         };
         Ok(Self { rotation, seen, tiles })
@@ -119,26 +130,27 @@ impl Reading {
         let over = |q: &Tensor, k: &Tensor, v: &Tensor, seen: Option<&Tensor>| {
             Tensor::scaled_dot_product_attention(q, k, v, seen, 0.0, false, None, false)
         };
-        if !self.tiles.is_empty() {
-            let tiles = self.tiles.iter().map(|tile| {
-                let of = |own: &Tensor, past: Option<&Tensor>| {
-                    let own = own.narrow(2, tile.own.0, tile.own.1);
-                    match past.filter(|_| tile.past > 0) {
-                        Some(past) => Tensor::cat(&[past.narrow(2, 0, tile.past), own], 2),
-                        None => own,
-                    }
-                };
-                let (k, v) = (of(k, past.map(|past| past.0)), of(v, past.map(|past| past.1)));
-                over(&q.narrow(2, tile.rows.0, tile.rows.1), &k, &v, tile.seen.as_ref())
-            });
-            return Tensor::cat(&tiles.collect::<Vec<Tensor>>(), 2);
-        }
-        let Some((past_k, past_v)) = past else { return over(q, k, v, self.seen.as_ref()) };
-        if self.is_short(q) {
+        if let Some((past_k, past_v)) = past.filter(|_| self.is_short(q)) {
             return joined_attention(q, [past_k, past_v], [k, v], self.seen.as_ref());
         }
+        if !self.tiles.is_empty() && tiles_fit(q, k, v) {
+            // As tch's own operators do; the boundary turns it into an error.
+            return tiled_attention(q, [k, v], past, &self.tiles)
+                .unwrap_or_else(|error| panic!("{error}"));
+        }
+        let Some((past_k, past_v)) = past else { return over(q, k, v, self.seen.as_ref()) };
         let joined = |past: &Tensor, own: &Tensor| Tensor::cat(&[past, own], 2);
         over(q, &joined(past_k, k), &joined(past_v, v), self.seen.as_ref())
+    }
+}
+
+/// Where the tokens of a pass stand: `[S]`, or `[B, S]` where sequences differ.
+fn positions(pass: &Pass) -> Tensor {
+    let (ids, past) = (pass.tokens.ids(), pass.past.first().map_or(0, |keys| keys.size()[2]));
+    match &pass.positions {
+        Some(positions) if positions.size()[0] == 1 => positions.squeeze_dim(0),
+        Some(positions) => positions.shallow_clone(),
+        None => Tensor::arange_start(past, past + ids.size()[1], (Kind::Int64, ids.device())),
     }
 }
 
@@ -203,19 +215,6 @@ fn joined_attention(
     p.narrow(3, 0, before).matmul(past_v) + p.narrow(3, before, after).matmul(v)
 }
 
-/// Rows of a call, and the columns of past and call among which all are that they see.
-#[derive(Debug)]
-struct Tile {
-    /// First row and how many.
-    rows: (i64, i64),
-    /// Columns of the past, from its start.
-    past: i64,
-    /// First column of the call and how many.
-    own: (i64, i64),
-    /// Which of them each row sees; `None` sees all of them.
-    seen: Option<Tensor>,
-}
-
 /// Tokens of a call that is short.
 const SHORT: i64 = 64;
 
@@ -249,28 +248,30 @@ fn tiles(sees: &Sees, positions: &Tensor, past: i64) -> Vec<Tile> {
             rows: (first, count),
             past: past_end.clamp(0, past),
             own: (own_first, first + count - own_first),
-            seen: None,
+            mask: None,
         }
     };
     (0..new).step_by(rows as usize).map(tile).collect()
 }
 
-impl Tile {
-    /// Whether it is the whole call, over all of its own columns and no past, and a single block.
-    fn sees_all(&self, past: i64, new: i64, size: i64) -> bool {
-        new <= size && self.rows == (0, new) && self.own == (0, new) && past == 0
-    }
+/// Whether a tile is the whole call, over all of its own columns and no past, and a single block.
+fn sees_all(tile: &Tile, past: i64, new: i64, size: i64) -> bool {
+    new <= size && tile.rows == (0, new) && tile.own == (0, new) && past == 0
+}
 
-    /// With what its rows see of its columns.
-    fn masked(self, seen: &Tensor, past: i64) -> Self {
-        let rows = seen.narrow(0, self.rows.0, self.rows.1);
-        let part = Tensor::cat(
-            &[rows.narrow(1, 0, self.past), rows.narrow(1, past + self.own.0, self.own.1)],
-            1,
-        );
-        let all = part.all().int64_value(&[]) == 1;
-        Self { seen: (!all).then_some(part), ..self }
-    }
+/// A tile with what its rows see of its columns, for numbers of that type.
+fn masked(tile: Tile, seen: &Tensor, past: i64, kind: Kind) -> Tile {
+    let rows = seen.narrow(0, tile.rows.0, tile.rows.1);
+    let part = Tensor::cat(
+        &[rows.narrow(1, 0, tile.past), rows.narrow(1, past + tile.own.0, tile.own.1)],
+        1,
+    );
+    let all = part.all().int64_value(&[]) == 1;
+    let hidden = || {
+        let none = Tensor::zeros(part.size(), (wide(kind), part.device()));
+        none.masked_fill(&part.logical_not(), f64::NEG_INFINITY)
+    };
+    Tile { mask: (!all).then(hidden), ..tile }
 }
 
 /// `x [B, L, .., H, K]`.

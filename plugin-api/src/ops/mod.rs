@@ -12,7 +12,7 @@ pub use gaussian::alpha_of_gamma;
 pub use interpolation::{Interpolation, interpolating_nll};
 pub use order::Order;
 pub use rated::{Rated, rated_nll};
-pub use restriction::Restriction;
+pub use restriction::{Nucleus, Restriction};
 
 use tch::{Kind, Tensor};
 
@@ -48,15 +48,35 @@ pub fn bernoulli(p: &Tensor) -> Tensor {
 /// Inverse of the distribution function in f64: the tail is not cut off, as float32 Gumbel noise does (it lowers
 /// the temperature of rare tokens). A token of probability zero is never drawn.
 pub fn categorical(log_p_nv: &Tensor) -> Tensor {
+    let size = [log_p_nv.size()[0]];
+    categorical_at(log_p_nv, &Tensor::rand(size, (Kind::Double, log_p_nv.device())))
+}
+
+/// The draw of [`categorical`] that uniform numbers `u_n [N] f64` in [0, 1) pick.
+pub fn categorical_at(log_p_nv: &Tensor, u_n: &Tensor) -> Tensor {
     let log_p = log_p_nv.to_kind(Kind::Double);
     let (peak, _) = log_p.max_dim(-1, true);
     let cdf = (log_p - peak).exp().cumsum(-1, Kind::Double);
     let total = cdf.narrow(-1, cdf.size()[1] - 1, 1);
-    let u = total.rand_like() * &total;
+    let u = u_n.unsqueeze(-1) * &total;
     // Rounding may lift the draw to the total itself, behind the last token: take the first then.
     let u = u.where_self(&u.lt_tensor(&total), &u.zeros_like());
     let n = cdf.size()[0];
     u.searchsorted(&cdf, false, true, "right", None::<Tensor>).view([n])
+}
+
+/// Raw logits `[N, V]` to `log p(x0 | xt)`: the mask is impossible where it is `banned`, a token of `xt_n [N]` that is open is certain.
+pub fn carried_over(logits_nv: &Tensor, xt_n: &Tensor, mask: i64, banned: bool) -> Tensor {
+    // Half precision would lose 0.1 nat in the normaliser.
+    let kind = if logits_nv.kind() == Kind::Double { Kind::Double } else { Kind::Float };
+    let logits = logits_nv.to_kind(kind).copy();
+    if banned {
+        let _ = logits.select(1, mask).fill_(f64::NEG_INFINITY);
+    }
+    let log_p = logits.log_softmax(-1, kind);
+    let certain = log_p.full_like(f64::NEG_INFINITY);
+    let certain = certain.scatter_value(1, &xt_n.unsqueeze(1), 0.0);
+    log_p.where_self(&xt_n.eq(mask).unsqueeze(1), &certain)
 }
 
 /// `ln(e^x - 1)` for x > 0, exact for small and large x.

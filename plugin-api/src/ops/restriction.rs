@@ -1,8 +1,22 @@
 //! Temperature, top-k and top-p: a sharper law than the model's own.
 
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
 use tch::{Kind, Tensor};
 
 use crate::{Result, ensure};
+
+/// Which tokens a top-p restriction keeps.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Nucleus {
+    /// The likeliest tokens whose mass first reaches p: the one that crosses it stays.
+    #[default]
+    Reach,
+    /// Those whose mass, their own included, is at most p, and the likeliest. The program of block diffusion draws so, and its figures of
+    /// generated text rest on it.
+    Within,
+}
 
 /// What is done to a law before a token is drawn from it, in this order.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -10,6 +24,7 @@ pub struct Restriction {
     temperature: f64,
     top_k: i64,
     top_p: f64,
+    nucleus: Nucleus,
 }
 
 impl Restriction {
@@ -27,7 +42,14 @@ impl Restriction {
             Config,
             "`sampling.top_p` must lie in (0, 1], got {top_p}"
         );
-        Ok(Self { temperature, top_k, top_p })
+        Ok(Self { temperature, top_k, top_p, nucleus: Nucleus::Reach })
+    }
+
+    /// The same with another rule of top-p.
+    #[must_use]
+    pub fn nucleus(mut self, nucleus: Nucleus) -> Self {
+        self.nucleus = nucleus;
+        self
     }
 
     /// Whether laws stay as they are.
@@ -46,8 +68,16 @@ impl Restriction {
         }
         if self.top_p < 1.0 {
             let (sorted, order) = log_p.softmax(-1, Kind::Double).sort(-1, true);
-            // A token goes when the likelier ones alone hold the mass; the likeliest always stays.
-            let gone = (sorted.cumsum(-1, Kind::Double) - &sorted).ge(self.top_p);
+            let mass = sorted.cumsum(-1, Kind::Double);
+            let gone = match self.nucleus {
+                // A token goes when the likelier ones alone hold the mass; the likeliest always stays.
+                Nucleus::Reach => (mass - &sorted).ge(self.top_p),
+                Nucleus::Within => {
+                    let gone = mass.gt(self.top_p);
+                    let _ = gone.select(1, 0).fill_(0);
+                    gone
+                }
+            };
             log_p = log_p.masked_fill(&gone.scatter(1, &order, &gone), never);
         }
         log_p
@@ -74,6 +104,16 @@ mod tests {
         close(1.0, 3, 0.5, [1.0, 0.0, 0.0, 0.0, 0.0]);
         let total = 0.25 + 0.09 + 0.0225 + 0.0025;
         close(0.5, 0, 1.0, [0.25, 0.09, 0.0225, 0.0025, 0.0].map(|p| p / total));
+    }
+
+    #[test]
+    fn a_nucleus_within_leaves_out_the_token_that_crosses() {
+        let log_p = Tensor::from_slice(&[0.5f64, 0.3, 0.15, 0.05]).log().unsqueeze(0);
+        for (top_p, kept) in [(0.79, 1), (0.81, 2), (0.1, 1), (0.96, 3)] {
+            let restriction = Restriction::new(1.0, 0, top_p).unwrap().nucleus(Nucleus::Within);
+            let law = restriction.apply(&log_p).softmax(-1, Kind::Double);
+            assert_eq!(law.gt(0.0).sum(Kind::Int64).int64_value(&[]), kept, "{top_p}");
+        }
     }
 
     #[test]

@@ -10,6 +10,7 @@ mod exact;
 mod kind;
 mod learned;
 mod rates;
+mod reading;
 mod statistics;
 mod toy;
 mod typed;

@@ -7,6 +7,7 @@ use std::rc::Rc;
 use tch::{Device, IndexOp, Kind as TensorKind, Tensor};
 
 use super::kind::{Noise, corrupted, masked};
+use super::reading;
 use crate::error::Kind;
 use crate::{
     Context, Interpolation, Mix, Model, Pass, Passed, PluginError, Rated, Result, bail, ops,
@@ -172,6 +173,11 @@ impl Toy {
     /// A draw of the prior, from which a walk starts.
     pub fn start(&self, batch: i64) -> Tensor {
         self.noise.draw(self.tokens, &[batch, self.length()])
+    }
+
+    /// The number behind the last token, which is the mask where there is one.
+    pub(super) fn mask(&self) -> i64 {
+        self.tokens as i64
     }
 
     /// V, as a size.
@@ -365,10 +371,20 @@ impl Model for Toy {
         Ok(self.noise.mix(self.tokens, &alpha_b.ones_like()))
     }
 
+    /// Over masks it reads tokens at any positions over any others, see [`reading`].
     fn pass(&self, pass: &Pass) -> Result<Passed> {
-        let reads: &[&str] = if self.causal { &[crate::capability::CAUSAL] } else { &[] };
+        use crate::capability::{CAUSAL, PAST, POSITIONS};
+        let reads: &[&str] = match (self.noise, self.causal) {
+            (_, true) => &[CAUSAL],
+            (Noise::Absorbing, false) => &[PAST, POSITIONS],
+            _ => &[],
+        };
         pass.only(reads, "toy")?;
-        self.hidden(pass.ids()?, &pass.sigma).map(Passed::new)
+        if self.causal || self.noise != Noise::Absorbing {
+            return self.hidden(pass.ids()?, &pass.sigma).map(Passed::new);
+        }
+        self.calls.set(self.calls.get() + pass.ids()?.size()[0]);
+        reading::read(self, pass)
     }
 
     fn interpolating_nll(&self, rows: &Interpolation) -> Result<Tensor> {

@@ -29,6 +29,20 @@ fn kept<T: Component>(contract: Result<contracts::LeftOut>) {
     }
 }
 
+/// The capabilities that options leave: the schema of one that takes some back names them as `x-withdraws`.
+fn left<T: Component>(config: &T::Config) -> Vec<&'static str> {
+    let schema = crate::schemars::schema_for!(T::Config).to_value();
+    let options = serde_json::to_value(config).unwrap_or_default();
+    let properties = schema["properties"].as_object().into_iter().flatten();
+    let set = properties.filter(|(option, _)| options[option.as_str()] == true);
+    let taken: Vec<&str> = set
+        .filter_map(|(_, about)| about["x-withdraws"].as_array())
+        .flatten()
+        .filter_map(|word| word.as_str())
+        .collect();
+    T::PROVIDES.iter().copied().filter(|word| !taken.contains(word)).collect()
+}
+
 /// An error without the component's name, which is told beside it.
 fn bare(mut error: PluginError) -> PluginError {
     let _ = error.take_culprit();
@@ -49,11 +63,12 @@ pub fn process_contract<T: ForwardProcess>() {
     kept::<T>(contracts::process(&make, T::PROVIDES));
 }
 
-/// [`contracts::backbone`], with the given options: small ones are quick.
+/// [`contracts::backbone`], with the given options: small ones are quick. A capability that an option withdraws must be refused.
 #[track_caller]
 pub fn backbone_contract<T: Backbone>(config: T::Config) {
+    let provides = left::<T>(&config);
     let make = |facts: &Context| make::<T>(&config, facts).map(|c| Network::of(c, facts));
-    kept::<T>(contracts::backbone(&make, T::PROVIDES));
+    kept::<T>(contracts::backbone(&make, &provides));
 }
 
 /// [`contracts::parameterization`], with default options.

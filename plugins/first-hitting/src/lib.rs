@@ -6,7 +6,7 @@
 //!
 //! Shape letters: `B` batch, `L` length, `V` vocabulary including the mask, `N` rows.
 
-use maskdiff_plugin_api::ops::Restriction;
+use maskdiff_plugin_api::ops::{Nucleus, Restriction};
 use maskdiff_plugin_api::prelude::*;
 use tch::Kind;
 
@@ -29,11 +29,14 @@ struct Config {
     /// Draw among the likeliest tokens whose mass first reaches p, in (0, 1].
     #[schemars(range(max = 1.0), extend("exclusiveMinimum" = 0.0))]
     top_p: f64,
+    /// Whether `top_p` keeps the token that crosses it (`reach`) or leaves it out (`within`), as the program of block diffusion does.
+    nucleus: Nucleus,
 }
 
 impl Default for Config {
     fn default() -> Self {
-        Self { tokens_per_step: 1, temperature: 1.0, top_k: 0, top_p: 1.0 }
+        let nucleus = Nucleus::Reach;
+        Self { tokens_per_step: 1, temperature: 1.0, top_k: 0, top_p: 1.0, nucleus }
     }
 }
 
@@ -57,13 +60,14 @@ impl Component for FirstHitting {
     type Config = Config;
 
     fn new(config: Config, _: &Context) -> Result<Self> {
-        let Config { tokens_per_step, temperature, top_k, top_p } = config;
+        let Config { tokens_per_step, temperature, top_k, top_p, nucleus } = config;
         ensure!(
             tokens_per_step > 0,
             Config,
             "`sampling.tokens_per_step` must be at least 1, got {tokens_per_step}"
         );
-        Ok(Self { tokens_per_step, restriction: Restriction::new(temperature, top_k, top_p)? })
+        let restriction = Restriction::new(temperature, top_k, top_p)?.nucleus(nucleus);
+        Ok(Self { tokens_per_step, restriction })
     }
 }
 

@@ -3,7 +3,7 @@
 //!
 //! Shape letters: `B` batch, `L` length, `D` hidden size, `V` vocabulary, `P` earlier positions.
 
-use maskdiff_plugin_api::nn::{dropout, linear};
+use maskdiff_plugin_api::nn::{Reading, dropout, embed, linear};
 use maskdiff_plugin_api::prelude::*;
 
 maskdiff_plugin_api::export_plugin!();
@@ -27,7 +27,8 @@ struct Config {
     #[schemars(range(min = 1, max = 4096))]
     n_heads: i64,
     /// A token's law comes from the state of the token before it, as an autoregressive network has learnt it. Of use to a network that
-    /// sees both sides; a causal one is read so by its method.
+    /// sees both sides; a causal one is read so by its method. It reads no `past`, so neither blocks nor any order.
+    #[schemars(extend("x-withdraws" = ["past"]))]
     shift: bool,
     /// Dropout of embeddings, attention weights and what joins the residual stream, while training, in [0, 1).
     #[schemars(range(min = 0.0), extend("exclusiveMaximum" = 1.0))]
@@ -92,6 +93,14 @@ struct Block {
     ln_2: Norm,
     c_fc: Map,
     mlp_c_proj: Map,
+}
+
+impl Block {
+    /// What the MLP adds to the stream `[B, L, D]`.
+    fn widened(&self, x_bld: &Tensor) -> Tensor {
+        let wide = self.c_fc.forward(&self.ln_2.forward(x_bld)).gelu("tanh");
+        self.mlp_c_proj.forward(&wide)
+    }
 }
 
 /// The network, causal or not.
@@ -190,21 +199,75 @@ impl Net {
             let (attended, longer) = self.attend(block, &block.ln_1.forward(&x_bld), past, train);
             kept.extend(longer);
             x_bld = &x_bld + dropout(&attended, p, train);
-            let wide = block.c_fc.forward(&block.ln_2.forward(&x_bld)).gelu("tanh");
-            x_bld = &x_bld + dropout(&block.mlp_c_proj.forward(&wide), p, train);
+            x_bld = &x_bld + dropout(&block.widened(&x_bld), p, train);
         }
         (self.ln_f.forward(&x_bld), kept)
     }
 }
 
+/// What a pass may ask of a network that sees both sides.
+const READS: &[&str] =
+    &[capability::MIXTURE, capability::POSITIONS, capability::BOUNDED_POSITIONS, capability::PAST];
+
+/// What a pass may ask of a causal one.
+const READS_CAUSALLY: &[&str] = &[
+    capability::CAUSAL,
+    capability::KV_CACHE,
+    capability::MIXTURE,
+    capability::POSITIONS,
+    capability::BOUNDED_POSITIONS,
+    capability::PAST,
+];
+
 impl Net {
+    /// One pass in full. Attention weights are not dropped, whatever `dropout` is.
+    fn pass(&self, pass: &Pass, train: bool) -> Result<Passed> {
+        let (layers, p) = (self.blocks.len(), self.config.dropout);
+        let (reading, at) = Reading::still(pass, layers, self.wte.kind())?;
+        let most = self.wpe.size()[0];
+        // sync: a table has no other rows.
+        let last = if at.numel() > 0 { at.max().int64_value(&[]) } else { 0 };
+        ensure!(
+            last < most,
+            Config,
+            "this network has {most} positions, and a token stands at {last}"
+        );
+        let places = Tensor::embedding(&self.wpe, &at, -1, false, false);
+        let mut x = dropout(&(embed(&self.wte, &pass.tokens) + places), p, train);
+        let mut keys = Vec::with_capacity(2 * layers);
+        for (i, block) in self.blocks.iter().enumerate() {
+            let size = x.size();
+            let qkv = block.c_attn.forward(&block.ln_1.forward(&x));
+            let qkv = qkv.view([size[0], size[1], 3, self.config.n_heads, -1]);
+            let qkv = qkv.permute([2, 0, 3, 1, 4]);
+            let (q, k, v) = (qkv.get(0), qkv.get(1), qkv.get(2));
+            if pass.wants.state() || i + 1 < layers {
+                let past = pass.past.get(2 * i).zip(pass.past.get(2 * i + 1));
+                let out = reading.attend(&q, [&k, &v], past).transpose(1, 2).flatten(2, 3);
+                x = &x + dropout(&block.attn_c_proj.forward(&out), p, train);
+                x = &x + dropout(&block.widened(&x), p, train);
+            }
+            keys.extend([k, v]);
+        }
+        let hidden = if pass.wants.state() { self.finish(&x) } else { x };
+        Ok(Passed::new(hidden).keys(if pass.wants.keys() { keys } else { Vec::new() }))
+    }
+
     fn hidden(&self, xt_bl: &Tensor, train: bool) -> Result<Tensor> {
-        let hidden = self.blocks(self.embed(xt_bl, 0, train)?, &[], train).0;
+        Ok(self.shifted(self.blocks(self.embed(xt_bl, 0, train)?, &[], train).0))
+    }
+
+    /// The state that enters the head, of the last block's `[B, S, D]`.
+    fn finish(&self, x_bsd: &Tensor) -> Tensor {
+        self.shifted(self.ln_f.forward(x_bsd))
+    }
+
+    fn shifted(&self, hidden: Tensor) -> Tensor {
         if !self.config.shift {
-            return Ok(hidden);
+            return hidden;
         }
         let before = hidden.narrow(1, 0, hidden.size()[1] - 1);
-        Ok(Tensor::cat(&[hidden.narrow(1, 0, 1), before], 1))
+        Tensor::cat(&[hidden.narrow(1, 0, 1), before], 1)
     }
 
     fn logits(&self, hidden_nd: &Tensor) -> Tensor {
@@ -237,7 +300,7 @@ struct Gpt2(Net);
 impl Component for Gpt2 {
     const NAME: &'static str = "gpt2";
     const ABOUT: &'static str = "GPT-2, by default its small size; reads published weights";
-    const PROVIDES: &'static [&'static str] = &[capability::CAUSAL, capability::KV_CACHE];
+    const PROVIDES: &'static [&'static str] = READS_CAUSALLY;
     type Config = Config;
 
     fn new(config: Config, context: &Context) -> Result<Self> {
@@ -270,6 +333,14 @@ macro_rules! over_net {
                 Some(self.0.head())
             }
 
+            fn pass(&self, pass: &Pass, train: bool) -> Result<Passed> {
+                // With `shift` a token is predicted from the state before it, and a past holds no states.
+                let shifted = self.0.config.shift;
+                let reads = Self::PROVIDES.iter().filter(|word| !shifted || **word != capability::PAST);
+                pass.only(&reads.copied().collect::<Vec<&str>>(), Self::NAME)?;
+                self.0.pass(pass, train)
+            }
+
             $($more)*
         }
     };
@@ -288,6 +359,7 @@ struct DiffuGpt(Net);
 impl Component for DiffuGpt {
     const NAME: &'static str = "diffugpt";
     const ABOUT: &'static str = "GPT-2 that sees both sides, by default its small size";
+    const PROVIDES: &'static [&'static str] = READS;
     type Config = Config;
 
     fn new(config: Config, context: &Context) -> Result<Self> {

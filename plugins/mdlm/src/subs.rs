@@ -6,7 +6,6 @@
 //! Shape letters: `B` batch, `L` length, `V` vocabulary including the mask, `N` rows.
 
 use maskdiff_plugin_api::prelude::*;
-use tch::Kind;
 
 register!(parameterization Subs);
 
@@ -162,7 +161,7 @@ impl Parameterization for Subs {
         let hidden_nd = ops::take_rows(&model.hidden(xt_bl, &model.sigma(t_b)?)?, rows_n);
         let logits_nv = model.logits(&hidden_nd)?;
         let banned = !self.config.mask_in_law;
-        Ok(substitute(&logits_nv, &ops::take_rows(xt_bl, rows_n), self.mask, banned))
+        Ok(ops::carried_over(&logits_nv, &ops::take_rows(xt_bl, rows_n), self.mask, banned))
     }
 
     /// Masked: `s_y = p(y) / (e^σ - 1)`, `s_mask = 1`. Open: `s_xt = 1`, `s_mask = e^σ - 1`.
@@ -184,24 +183,10 @@ impl Parameterization for Subs {
     }
 }
 
-/// Raw logits `[N, V]` to `log p(x0 | xt)`: the mask is impossible where it is `banned`, a token of `xt_n [N]` that is open is certain.
-fn substitute(logits_nv: &Tensor, xt_n: &Tensor, mask: i64, banned: bool) -> Tensor {
-    // Half precision would lose 0.1 nat in the normaliser.
-    let kind = if logits_nv.kind() == Kind::Double { Kind::Double } else { Kind::Float };
-    let logits = logits_nv.to_kind(kind).copy();
-    if banned {
-        let _ = logits.select(1, mask).fill_(f64::NEG_INFINITY);
-    }
-    let log_p = logits.log_softmax(-1, kind);
-    let certain = log_p.full_like(f64::NEG_INFINITY);
-    let certain = certain.scatter_value(1, &xt_n.unsqueeze(1), 0.0);
-    log_p.where_self(&xt_n.eq(mask).unsqueeze(1), &certain)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use maskdiff_plugin_api::tch::Device;
+    use maskdiff_plugin_api::tch::{Device, Kind};
     use maskdiff_plugin_api::testkit::{Toy, parameterization_contract};
 
     #[test]

@@ -1,6 +1,7 @@
-//! The five noise schedules of the MDLM code: `loglinear`, `cosine`, `cosinesqr`, `linear`, `geometric`.
+//! The five noise schedules of the MDLM code: `loglinear`, `cosine`, `cosinesqr`, `linear`, `geometric`, one file each; and three more of the
+//! code of block diffusion: `square`, `square_root`, `log`.
 //!
-//! One file each. All compute in f64; times are `[B] f64` in [0, 1].
+//! All compute in f64; times are `[B] f64` in [0, 1].
 
 use maskdiff_plugin_api::prelude::*;
 
@@ -9,6 +10,7 @@ mod cosinesqr;
 mod geometric;
 mod linear;
 mod loglinear;
+mod share;
 
 export_plugin!();
 

@@ -3,7 +3,7 @@
 use maskdiff_native::{InterpolatingRows, RatedRows};
 use maskdiff_plugin_api::{
     Head, Interpolation, Kind as ErrorKind, Mix, Pass, Passed, PluginError, Rated,
-    Result as PluginResult, ops,
+    Result as PluginResult, ensure, ops,
 };
 use tch::{Device, Kind, Tensor};
 
@@ -39,7 +39,15 @@ impl Model {
         use maskdiff_plugin_api::Model as _;
         let injected = self.uniforms.borrow_mut().take();
         Ok(match injected {
-            Some(u_bl) => u_bl.reshape(x0_bl.size()),
+            Some(u_bl) => {
+                let (given, asked) = (u_bl.size(), x0_bl.size());
+                ensure!(
+                    u_bl.numel() == x0_bl.numel(),
+                    Shape,
+                    "`corrupt` over {asked:?} tokens of a batch of {given:?}: the first one of a loss takes the whole batch"
+                );
+                u_bl.reshape(asked)
+            }
             // A second corruption in one loss is as reproducible as the first one.
             None if self.moment.borrow().draws_noise => self.uniforms(&x0_bl.size())?,
             None => Tensor::rand(x0_bl.size(), (Kind::Double, x0_bl.device())),

@@ -172,10 +172,7 @@ impl<'a> BlockView<'a> {
             }
             Reads::Next(past) => {
                 let turned = self.turned(shown, past.texts())?;
-                let mut pass = past.pass(self.model, tokens.ids(), turned.as_ref())?;
-                pass.tokens = tokens;
-                pass.sigma = sigma_n.shallow_clone();
-                Ok(Lent::pass(self.model, &pass)?.hidden)
+                past.state(self.model, tokens, sigma_n, turned.as_ref())
             }
         }
     }

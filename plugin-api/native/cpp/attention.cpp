@@ -1,0 +1,131 @@
+// Attention of a call in tiles: some of its rows over the columns that they see. libtorch's own kernel for CPUs attends, tile by tile; what
+// tiles share (keys of the past, gradients) is put together here without the copies that slices and joins would leave to autograd.
+// See shim.h for how errors leave.
+
+#include <ATen/ATen.h>
+#include <torch/csrc/autograd/custom_function.h>
+
+#include "shim.h"
+
+namespace {
+
+using torch::autograd::AutogradContext;
+using torch::autograd::variable_list;
+
+// First row and how many, columns of the past from its start, first column of the call and how many.
+struct Tile {
+  int64_t row, rows, past, own, owns;
+};
+
+Tile tile_of(at::IntArrayRef numbers, size_t i) {
+  const int64_t* n = numbers.data() + 5 * i;
+  return {n[0], n[1], n[2], n[3], n[4]};
+}
+
+// [B, H, N, K] whose memory is that of [B, N, H, K], as queries and results have it.
+Tensor empty_like_queries(const Tensor& q, int64_t columns) {
+  return at::empty({q.size(0), columns, q.size(1), q.size(3)}, q.options()).transpose(1, 2);
+}
+
+// The columns of a tile: those of the past and those of the call behind them. A copy of the past has room for the call's columns, which
+// are written over those of the past that the tile does not see, and put back.
+class Columns {
+ public:
+  Columns(const Tensor& own, const Tensor& past, at::IntArrayRef tiles) : own_(own), past_(past) {
+    if (!past.defined()) return;
+    int64_t columns = past.size(2);
+    for (size_t i = 0; i < tiles.size() / 5; ++i) columns = std::max(columns, tile_of(tiles, i).past + tile_of(tiles, i).owns);
+    room_ = empty_like_queries(past, columns);
+    room_.narrow(2, 0, past.size(2)).copy_(past);
+  }
+
+  Tensor of(const Tile& tile) {
+    const Tensor own = own_.narrow(2, tile.own, tile.owns);
+    if (!past_.defined() || tile.past == 0) return own;
+    if (spoilt_ > 0) {
+      const int64_t behind = std::min(spoilt_, past_.size(2) - from_);
+      if (behind > 0) room_.narrow(2, from_, behind).copy_(past_.narrow(2, from_, behind));
+    }
+    from_ = tile.past;
+    spoilt_ = tile.owns;
+    room_.narrow(2, from_, spoilt_).copy_(own);
+    return room_.narrow(2, 0, tile.past + tile.owns);
+  }
+
+ private:
+  Tensor own_, past_, room_;
+  int64_t from_ = 0, spoilt_ = 0;
+};
+
+std::optional<Tensor> mask_of(const std::vector<Tensor>& masks, size_t i) {
+  return masks[i].defined() && masks[i].numel() > 0 ? std::optional(masks[i]) : std::nullopt;
+}
+
+struct Tiled : torch::autograd::Function<Tiled> {
+  static Tensor forward(AutogradContext* ctx, const Tensor& q, const Tensor& k, const Tensor& v,
+                        const std::optional<Tensor>& past_keys, const std::optional<Tensor>& past_values,
+                        std::vector<int64_t> tiles, std::vector<Tensor> masks) {
+    const Tensor past_k = past_keys.value_or(Tensor()), past_v = past_values.value_or(Tensor());
+    const Tensor out = empty_like_queries(q, q.size(2));
+    Columns keys(k, past_k, tiles), values(v, past_v, tiles);
+    variable_list saved{q, k, v, past_k, past_v, out};
+    for (size_t i = 0; i < masks.size(); ++i) {
+      const Tile tile = tile_of(tiles, i);
+      auto [part, sums] = at::_scaled_dot_product_flash_attention_for_cpu(
+          q.narrow(2, tile.row, tile.rows), keys.of(tile), values.of(tile), 0.0, false, mask_of(masks, i));
+      out.narrow(2, tile.row, tile.rows).copy_(part);
+      saved.push_back(sums);
+    }
+    ctx->save_for_backward(saved);
+    ctx->saved_data["tiles"] = tiles;
+    ctx->saved_data["masks"] = masks;
+    return out;
+  }
+
+  static variable_list backward(AutogradContext* ctx, variable_list grads) {
+    const auto saved = ctx->get_saved_variables();
+    const Tensor &q = saved[0], &k = saved[1], &v = saved[2], &past_k = saved[3], &past_v = saved[4], &out = saved[5];
+    const std::vector<int64_t> tiles = ctx->saved_data["tiles"].toIntVector();
+    const std::vector<Tensor> masks = ctx->saved_data["masks"].toTensorVector();
+    const bool has_past = past_k.defined();
+    const Tensor dq = empty_like_queries(q, q.size(2));
+    const Tensor dk = empty_like_queries(k, k.size(2)).zero_(), dv = empty_like_queries(v, v.size(2)).zero_();
+    Tensor dpast_k, dpast_v;
+    if (has_past) {
+      dpast_k = empty_like_queries(past_k, past_k.size(2)).zero_();
+      dpast_v = empty_like_queries(past_v, past_v.size(2)).zero_();
+    }
+    const Tensor grad = grads[0].stride(-1) == 1 ? grads[0] : grads[0].contiguous();
+    Columns keys(k, past_k, tiles), values(v, past_v, tiles);
+    for (size_t i = 0; i < masks.size(); ++i) {
+      const Tile tile = tile_of(tiles, i);
+      auto rows = [&](const Tensor& x) { return x.narrow(2, tile.row, tile.rows); };
+      auto [q_part, k_part, v_part] = at::_scaled_dot_product_flash_attention_for_cpu_backward(
+          rows(grad), rows(q), keys.of(tile), values.of(tile), rows(out), saved[6 + i], 0.0, false, mask_of(masks, i));
+      rows(dq).copy_(q_part);
+      const int64_t before = has_past ? tile.past : 0;
+      if (before > 0) {
+        dpast_k.narrow(2, 0, before).add_(k_part.narrow(2, 0, before));
+        dpast_v.narrow(2, 0, before).add_(v_part.narrow(2, 0, before));
+      }
+      dk.narrow(2, tile.own, tile.owns).add_(k_part.narrow(2, before, tile.owns));
+      dv.narrow(2, tile.own, tile.owns).add_(v_part.narrow(2, before, tile.owns));
+    }
+    return {dq, dk, dv, dpast_k, dpast_v, Tensor(), Tensor()};
+  }
+};
+
+}  // namespace
+
+extern "C" {
+
+char* maskdiff_tiled_attention(const Tensor* q, const Tensor* k, const Tensor* v, const Tensor* past_k, const Tensor* past_v,
+                               const int64_t* tiles, Tensor* const* masks, size_t count, Tensor** result) {
+  return guarded([&] {
+    const std::vector<int64_t> numbers(tiles, tiles + 5 * count);
+    const auto maybe = [](const Tensor* x) { return x ? std::optional(*x) : std::nullopt; };
+    *result = new Tensor(Tiled::apply(*q, *k, *v, maybe(past_k), maybe(past_v), numbers, list(masks, count)));
+  });
+}
+
+}  // extern "C"

@@ -1,0 +1,121 @@
+//! Likelihoods and bounds against all sequences of a tiny vocabulary.
+
+use maskdiff_engine::evaluate::Draws;
+use maskdiff_engine::evaluate::blocks as likelihood;
+use maskdiff_engine::model::Model;
+use maskdiff_engine::model::views::Text;
+use maskdiff_plugin_api::Denoiser;
+use maskdiff_plugin_api::ops::Order;
+use maskdiff_tests::{Tensors, assert_close, device, golden_case, registry};
+use tch::{Kind, Tensor};
+
+use super::{growth, tiny};
+
+/// All orders of so many things.
+fn orders(n: usize) -> Vec<Vec<usize>> {
+    if n == 0 {
+        return vec![Vec::new()];
+    }
+    let longer = |order: Vec<usize>| {
+        (0..=order.len()).map(move |at| {
+            let mut order = order.clone();
+            order.insert(at, n - 1);
+            order
+        })
+    };
+    orders(n - 1).into_iter().flat_map(longer).collect()
+}
+
+/// `log p` of the true tokens of a block at `open`, when the positions of `masked` are masked, for all sequences.
+fn log_p(view: &Denoiser<'_>, block: &Tensor, masked: &[usize], open: usize) -> Tensor {
+    let x = block.copy();
+    for at in masked {
+        let _ = x.select(1, *at as i64).fill_(3);
+    }
+    let n = block.size()[0];
+    let size = block.size()[1];
+    let rows = Tensor::arange(n, (Kind::Int64, device())) * size + open as i64;
+    let t = Tensor::full([n], 0.5, (Kind::Double, device()));
+    let law = view.log_x0(&x, &t, &rows).expect("a law");
+    law.gather(1, &block.select(1, open as i64).unsqueeze(1), false).squeeze_dim(1)
+}
+
+/// The law of first hitting, from the view that a sampler walks: `log p` of all sequences.
+fn law_of_first_hitting(model: &Model, all: &Tensor, size: i64) -> Tensor {
+    let mut text = Text::new(model, all.size()[0], growth(size, true));
+    let mut total = Tensor::zeros([all.size()[0]], (Kind::Double, device()));
+    for at in (0..4).step_by(size as usize) {
+        let block = all.narrow(1, at, size);
+        let view = text.next(None).expect("a view");
+        let free: Vec<usize> = (0..size as usize).filter(|i| at as usize + i > 0).collect();
+        let lent = Denoiser::new(&view);
+        let of_order = |order: Vec<usize>| {
+            let steps = (0..order.len()).map(|j| {
+                let masked: Vec<usize> = order[j..].iter().map(|i| free[*i]).collect();
+                log_p(&lent, &block, &masked, masked[0])
+            });
+            steps.fold(total.zeros_like(), |sum, step| sum + step)
+        };
+        let all_orders: Vec<Tensor> = orders(free.len()).into_iter().map(of_order).collect();
+        let count = (all_orders.len() as f64).ln();
+        total += Tensor::stack(&all_orders, 0).logsumexp([0i64].as_slice(), false) - count;
+        text.push(&block);
+    }
+    total
+}
+
+#[test]
+fn golden_exact() {
+    let Some(case) = golden_case("n_block_exact") else { return };
+    let registry = registry();
+    let golden = Tensors::golden("n_block_exact/exact.safetensors");
+    let all = golden.get("sequences");
+    let n = all.size()[0];
+    for size in [1_i64, 2, 4] {
+        let model = tiny(&registry, &case, size);
+        let blocks = model.blocks().expect("blocks");
+        tch::no_grad(|| {
+            // Every number of masks and every set of them once: the mean of the draws is the bound.
+            let free = size.max(2) - i64::from(size == 4);
+            let perms = orders(free as usize);
+            let mut sum = Tensor::zeros([n], (Kind::Double, device()));
+            for k in 0..free {
+                for order in &perms {
+                    let u_b = Tensor::full(
+                        [n, 4 / size],
+                        (k as f64 + 0.5) / free as f64,
+                        (Kind::Double, device()),
+                    );
+                    let places: Vec<f64> = order.iter().map(|i| *i as f64 / 8.0).collect();
+                    // Of four tokens the first is BOS.
+                    let block = if size == 4 { [vec![0.9], places].concat() } else { places };
+                    let row: Vec<f64> = block.iter().copied().cycle().take(4).collect();
+                    let u_bl =
+                        Tensor::from_slice(&row).to_device(device()).unsqueeze(0).repeat([n, 1]);
+                    let draws = Draws::new(u_b, u_bl);
+                    sum += likelihood::strict_nats(&model, blocks, &all, &draws).expect("nats");
+                }
+            }
+            let bound = sum / (free as f64 * perms.len() as f64);
+            let name = if size == 1 { "nll.b1".into() } else { format!("nelbo.b{size}") };
+            assert_close(&name, &bound, &golden.get(&name), 1e-9, true);
+            let law = law_of_first_hitting(&model, &all, size);
+            let want =
+                golden.find(&format!("log_law.b{size}")).unwrap_or_else(|| -golden.get("nll.b1"));
+            assert_close(&format!("law, b = {size}"), &law, &want, 1e-9, true);
+            let total = law.exp().sum(Kind::Double).double_value(&[]);
+            assert!((total - 1.0).abs() < 1e-12, "{total}");
+            let short = (&bound + &law).min().double_value(&[]);
+            assert!(short > -1e-12, "the bound is below the law by {short}");
+            // A deterministic order has a likelihood, too.
+            for order in [Order::LeftToRight, Order::Confidence] {
+                let nats = likelihood::duel_nats(&model, blocks, &all, order, 1).expect("nats");
+                let total = nats.neg().exp().sum(Kind::Double).double_value(&[]);
+                assert!((total - 1.0).abs() < 1e-12, "{order:?}, b = {size}: {total}");
+                if size == 1 {
+                    assert_close("one order", &nats, &golden.get("nll.b1"), 1e-9, true);
+                }
+            }
+        });
+    }
+}

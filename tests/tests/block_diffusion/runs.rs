@@ -1,0 +1,151 @@
+//! Runs in blocks as a user makes them.
+
+use maskdiff_tests::run::{maskdiff, metrics};
+use serde_json::Value;
+
+use super::{BLOCKS, small, train};
+
+#[test]
+fn a_run_in_blocks_trains_is_measured_and_draws_texts_of_any_length() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let at = folder.path();
+    train(at, &["trainer.max_steps=30", "optim.lr=3e-3", "training.ema=0.9"]).expect(0);
+    let all = metrics(&at.join("run"));
+    let nats = |line: &Value| line["val/nelbo"].as_f64();
+    let last = all.iter().filter_map(nats).next_back().expect("an evaluation");
+    // That of 198 words, all alike.
+    let uniform = 5.2;
+    assert!(last > 0.5 && last < uniform, "{last}");
+    let eval = |more: &[&str]| {
+        let out = maskdiff(at, &[&["eval", "eval.checkpoint_path=run"], more].concat());
+        out.expect(0).lines()[0]["val/nelbo"].as_f64().expect("a bound")
+    };
+    // Two estimates of one bound, and the likelihood of an order.
+    let (reference, strict) =
+        (eval(&["eval.passes=8"]), eval(&["eval.bound=strict", "eval.passes=8"]));
+    assert!((reference - strict).abs() < 0.1, "{reference}, {strict}");
+    assert!(eval(&["eval.likelihood=duel"]) > 0.5);
+    let sample = |more: &[&str]| {
+        let hits = "sampling.predictor=first_hitting";
+        let base = ["sample", "eval.checkpoint_path=run", "sampling.num_samples=3", hits];
+        maskdiff(at, &[&base[..], more].concat())
+    };
+    let plain = sample(&[]);
+    let line = &plain.expect(0).lines()[0];
+    assert_eq!(line["ids"].as_array().expect("ids").len(), 64);
+    // A call for each free token; the first token may be given. Each block but the last is read once more to be kept.
+    let calls = line["nfe"].as_f64().expect("calls");
+    assert!((63.0..=64.0).contains(&calls), "{calls}");
+    assert_eq!(line["token_forwards"].as_f64(), Some((calls + 7.0) * 8.0));
+    for context in ["slide", "reread", "all"] {
+        let context = format!("sampling.context={context}");
+        let long = sample(&["sampling.length=150", &context]);
+        assert_eq!(long.expect(0).lines()[2]["ids"].as_array().expect("ids").len(), 150);
+    }
+    let prompted = sample(&["--prompt", "Ben has a", "sampling.length=50"]);
+    for line in prompted.expect(0).lines() {
+        assert!(line["text"].as_str().expect("a text").contains("Ben has a"), "{line}");
+    }
+    // Of few kinds of words no text has an entropy of 50 nats: all are drawn ten times, or end where they say nothing new.
+    let dull = ["sampling.length=300", "sampling.min_entropy=50", "sampling.num_samples=1"];
+    let rejected = sample(&dull);
+    rejected.expect(0).says(&["9 drawn anew", "after 10 draws 1 text still"]);
+    assert_eq!(rejected.lines()[0]["rejected"], 9);
+    let ended = sample(&[&dull[..], &["sampling.stop_at_eos=true"]].concat());
+    assert!(ended.expect(0).lines()[0]["ids"].as_array().expect("ids").len() < 64);
+    // A walk without the cache costs more tokens.
+    let anew = sample(&["sampling.kv_cache=false"]);
+    let more = anew.expect(0).lines()[0]["token_forwards"].as_f64().expect("a number");
+    assert!(more > 2.0 * calls * 8.0, "{more}");
+}
+
+/// Other methods and samplers run in blocks as they are.
+#[test]
+fn every_method_over_masks_works_in_blocks() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let at = folder.path();
+    for (name, words) in [
+        (
+            "sedd",
+            &["parameterization=sedd", "time_conditioning=true", "sampling.predictor=analytic"][..],
+        ),
+        ("d3pm", &["parameterization=d3pm", "T=100", "sampling.predictor=ddpm"]),
+        ("timed", &["time_conditioning=true", "sampling.predictor=confidence"]),
+    ] {
+        let run = format!("run.dir={name}");
+        let base = ["trainer.max_steps=4", "sampling.num_sample_log=1", &run];
+        let out = maskdiff(at, &[&["train"], &small()[..], BLOCKS, words, &base].concat());
+        out.expect(0);
+        let last =
+            metrics(&at.join(name)).iter().filter_map(|l| l["val/nelbo"].as_f64()).next_back();
+        assert!(last.expect("a bound").is_finite(), "{name}");
+        let from = format!("eval.checkpoint_path={name}");
+        maskdiff(at, &["sample", &from, "sampling.num_samples=2", "sampling.length=80"]).expect(0);
+    }
+}
+
+#[test]
+fn a_clipped_schedule_is_searched_and_kept() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let at = folder.path();
+    let search =
+        ["training.clip_search_widths=[0.5,0.7]", "training.resample=true", "trainer.max_steps=6"];
+    train(at, &search).expect(0).says(&["times are drawn from masked shares"]);
+    let state =
+        std::fs::read_to_string(at.join("run/checkpoints/last/state.json")).expect("state.json");
+    let state: Value = serde_json::from_str(&state).expect("JSON");
+    let end = |i: usize| state["interval"][i].as_f64().expect("an end");
+    assert!(end(1) - end(0) < 0.8, "{state}");
+}
+
+/// The interval is one of masked shares, whatever the schedule is; a run that goes on takes the one that is asked for, and an export the one
+/// that it was trained in.
+#[test]
+fn an_interval_is_of_shares_and_of_the_run_as_it_is() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let at = folder.path();
+    let plain = |more: &[&str]| maskdiff(at, &[&["train"], &small()[..], more].concat());
+    let words = ["block_size=16", "run.dir=run", "noise=geometric", "sampling.num_sample_log=0"];
+    let go = |more: &[&str]| plain(&[&words[..], more].concat());
+    let narrow = ["training.sampling_eps_min=0.3", "training.sampling_eps_max=0.8"];
+    // Times of 0.3 to 0.8 would have masked nearly nothing: it would draw for ever.
+    go(&[&narrow[..], &["training.resample=true", "trainer.max_steps=2"]].concat()).expect(0);
+    let other = ["training.sampling_eps_min=0.45", "training.sampling_eps_max=0.95"];
+    let resume = ["checkpointing.resume_from_ckpt=true", "trainer.max_steps=4"];
+    go(&[&other[..], &resume].concat()).expect(0);
+    let interval = |run: &str| {
+        let file = at.join(run).join("checkpoints/last/state.json");
+        let text = std::fs::read_to_string(file).expect("state.json");
+        serde_json::from_str::<serde_json::Value>(&text).expect("JSON")["interval"].clone()
+    };
+    assert_eq!(interval("run"), serde_json::json!([0.45, 0.95]));
+    plain(&[
+        "block_size=16",
+        "run.dir=found",
+        "training.clip_search_widths=[0.5]",
+        "trainer.max_steps=4",
+        "trainer.val_check_interval=2",
+        "sampling.num_sample_log=0",
+    ])
+    .expect(0);
+    let found = interval("found");
+    let export = ["export", "--checkpoint", "found", "--as", "hf", "--output", "out"];
+    maskdiff(at, &export).expect(0);
+    let text = std::fs::read_to_string(at.join("out/config.json")).expect("config.json");
+    let config: serde_json::Value = serde_json::from_str(&text).expect("JSON");
+    assert_eq!([&config["sampling_eps_min"], &config["sampling_eps_max"]], [&found[0], &found[1]]);
+}
+
+/// A whole block that is given is a part of the trace as any other.
+#[test]
+fn a_trace_begins_with_blocks_that_are_given() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let at = folder.path();
+    train(at, &["block_size=4", "run.dir=run", "trainer.max_steps=1", "sampling.num_sample_log=0"])
+        .expect(0);
+    let prompt = "Ben has a green boat and a red hat .";
+    for shown in [["--trace", "t.json"], ["--svg", "t.svg"]] {
+        let sample = ["sample", "--checkpoint", "run", "-n", "1", "--prompt", prompt];
+        maskdiff(at, &[&sample[..], &shown].concat()).expect(0);
+    }
+}
