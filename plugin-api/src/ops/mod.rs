@@ -52,13 +52,13 @@ pub fn categorical(log_p_nv: &Tensor) -> Tensor {
     categorical_at(log_p_nv, &Tensor::rand(size, (Kind::Double, log_p_nv.device())))
 }
 
-/// The draw of [`categorical`] that uniform numbers `u_n [N] f64` in [0, 1) pick.
+/// The same by given uniform numbers `u_n [N] f64` in [0, 1), such as those of [`crate::Denoiser::uniforms`].
 pub fn categorical_at(log_p_nv: &Tensor, u_n: &Tensor) -> Tensor {
     let log_p = log_p_nv.to_kind(Kind::Double);
     let (peak, _) = log_p.max_dim(-1, true);
     let cdf = (log_p - peak).exp().cumsum(-1, Kind::Double);
     let total = cdf.narrow(-1, cdf.size()[1] - 1, 1);
-    let u = u_n.unsqueeze(-1) * &total;
+    let u = u_n.view([-1, 1]) * &total;
     // Rounding may lift the draw to the total itself, behind the last token: take the first then.
     let u = u.where_self(&u.lt_tensor(&total), &u.zeros_like());
     let n = cdf.size()[0];
@@ -118,6 +118,15 @@ mod tests {
         assert_eq!(counts[2], 0.0);
         // 2e7 draws: 2,000 of the rare token are expected; float32 Gumbel noise loses a visible share.
         assert!(chi_square(&counts, &p) > 1e-4, "{counts:?}");
+    }
+
+    /// Each number takes the token in whose part of [0, 1) it lies; one without mass has no part.
+    #[test]
+    fn given_numbers_choose_by_the_distribution_function() {
+        let log_p = Tensor::from_slice(&[0.25, 0.0, 0.5, 0.25]).log().unsqueeze(0);
+        let u = Tensor::from_slice(&[0.0, 0.2499, 0.25, 0.7499, 0.75, 1.0 - 1e-16]);
+        let drawn = categorical_at(&log_p.expand([6, 4], false), &u);
+        assert_eq!(Vec::<i64>::try_from(drawn).unwrap(), [0, 0, 2, 2, 3, 3]);
     }
 
     #[test]

@@ -201,7 +201,7 @@ impl Sdtt {
             let mut value_n = ops::take_rows(&x_bl, rows_n);
             if index.numel() > 0 {
                 let u_n = ops::take_rows(&draw_bl, rows_n).index_select(0, &index);
-                let token_n = drawn(&log_p_nv.index_select(0, &index), &u_n);
+                let token_n = ops::categorical_at(&log_p_nv.index_select(0, &index), &u_n);
                 value_n = value_n.index_copy(0, &index, &token_n);
             }
             // What was open keeps its target; the rest has that of the latest step.
@@ -252,15 +252,6 @@ impl Sdtt {
         let objective = Objective::new(ops::put_rows(&zero_bl, &rows_n, &loss_n));
         Ok(objective.metric("teacher_dt", &Tensor::from(dt)))
     }
-}
-
-/// The first token whose cumulative probability exceeds a uniform number: `[N, V]`, `[N]` → `[N]`.
-fn drawn(log_p_nv: &Tensor, u_n: &Tensor) -> Tensor {
-    let sum_nv = log_p_nv.to_kind(Kind::Double).exp().cumsum(-1, Kind::Double);
-    let (n, v) = (sum_nv.size()[0], sum_nv.size()[1]);
-    let total_n1 = sum_nv.narrow(1, v - 1, 1);
-    let at_n1 = u_n.to_kind(Kind::Double).unsqueeze(1) * total_n1;
-    at_n1.searchsorted(&sum_nv, false, true, "right", None::<Tensor>).view([n]).clamp_max(v - 1)
 }
 
 impl Parameterization for Sdtt {
