@@ -19,7 +19,7 @@ use maskdiff_engine::evaluate;
 use maskdiff_engine::plugins::Registry;
 use maskdiff_engine::sample;
 use maskdiff_engine::{accelerator, assemble};
-use maskdiff_plugin_api::{Context, capability};
+use maskdiff_plugin_api::capability;
 use maskdiff_serve::{Facts, Host, Key, Limits, Sampler, Settings, Settled};
 use serde_json::json;
 

@@ -3,7 +3,6 @@
 //! Shape letters: `B` batch, `L` length, `V` vocabulary including the mask, `N` rows.
 
 use maskdiff_plugin_api::prelude::*;
-use tch::Kind;
 
 use crate::subs::{self, Subs};
 
@@ -300,7 +299,7 @@ impl Parameterization for Sdtt {
 mod tests {
     use super::*;
     use maskdiff_plugin_api::testkit::{Toy, parameterization_contract};
-    use tch::Device;
+    use tch::{Device, Kind};
 
     fn made(config: Config) -> Sdtt {
         Sdtt::new(config, &Toy::new(3, 3).context()).unwrap()
