@@ -18,7 +18,6 @@ for kind in backbone noise parameterization process sampler; do
 done
 echo 'maskdiff_plugin_api::export_plugin!();' >>"$work/src/lib.rs"
 fill first "$root/host/templates/plugin/Cargo.toml.in" >"$work/Cargo.toml"
-printf '\n[profile.release]\nstrip = true\n' >>"$work/Cargo.toml"
 cp "$root/Cargo.lock" "$work"
 # No path of the machine that built it.
 libtorch=$(readlink -f "$root/.libtorch/torch")

@@ -10,6 +10,7 @@ use maskdiff_engine::assemble;
 use maskdiff_engine::checkpoint::adapter::adapted;
 use maskdiff_engine::checkpoint::foreign::write::Export;
 use maskdiff_engine::checkpoint::{self, Checkpoint, EMA, MODEL, Named, OPTIMIZER};
+use maskdiff_engine::model::{Model, is_beside_network};
 use maskdiff_plugin_api::capability;
 use serde_json::json;
 use tch::Device;
@@ -50,6 +51,7 @@ pub fn run(common: &Common, format: As, output: &Path, shard_gb: f64) -> Result<
     let facts = assemble::facts(&config, &registry, tokenizer.as_ref(), Device::Cpu)?;
     let facts = facts.fresh(false);
     let model = assemble::model(&config, &registry, choices, facts)?;
+    check_place(&model, format)?;
     let missing =
         || Error::checkpoint(format!("`{}` has no weights", checkpoint.path.display()), "");
     let fitted = |mut stored| {
@@ -113,6 +115,21 @@ pub fn run(common: &Common, format: As, output: &Path, shard_gb: f64) -> Result<
     let line = json!({"output": path, "step": checkpoint.state.step, "averaged": averaged});
     report.result(&line, &format!("{path}: {which} of step {}", checkpoint.state.step));
     Ok(())
+}
+
+/// Refuses a format of other programs for what is learned beside the network: they have no place for it.
+fn check_place(model: &Model, format: As) -> Result<()> {
+    let beside = model.parameters().iter().find(|p| is_beside_network(&p.name));
+    match beside.filter(|_| !matches!(format, As::Safetensors)) {
+        Some(parameter) => Err(Error::config(
+            format!(
+                "`{}` is learned beside the network, and this format has no place for it",
+                parameter.name
+            ),
+            "`--as safetensors` writes all that is learned",
+        )),
+        None => Ok(()),
+    }
 }
 
 /// Bytes of the largest file of weights.

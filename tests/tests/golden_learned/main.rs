@@ -235,3 +235,57 @@ fn steps_of_the_sampler_of_md4() {
         }
     }
 }
+
+/// The mean of the surrogate's gradient over all pairs of masks is the gradient of the mean loss, by the powers too.
+#[test]
+fn the_surrogate_has_the_exact_gradient() {
+    if case("u_genmd4").is_none() {
+        return;
+    }
+    let golden = Tensors::golden("u_genmd4/genmd4.safetensors");
+    let (registry, facts) = (registry(), facts(Kind::Double));
+    let x0_l = golden.get("x").get(0);
+    let length = x0_l.size()[0];
+    let masks = 1_i64 << length;
+    // Mask number i hides the positions of its bits: a number of 2 masks, one of 0 keeps.
+    let bits = |numbers: &Tensor| {
+        let shift = Tensor::arange(length, (Kind::Int64, device()));
+        let two = Tensor::full([1], 2, (Kind::Int64, device())).pow(&shift);
+        numbers.unsqueeze(1).floor_divide(&two).remainder(2).to_kind(Kind::Double)
+    };
+    let every = Tensor::arange(masks, (Kind::Int64, device()));
+    let (first, second) = (every.repeat_interleave_self_int(masks, 0, None::<i64>), every.repeat([masks]));
+    // The gradient by the powers of a sum over pairs of masks, weighted by `weight`; with it the sum of the weighted losses.
+    let gradient = |one: &Tensor, two: &Tensor, moving: bool| {
+        let noise = registry.noise(&choice("genmd4", json!({})), &facts).expect("noise");
+        let raw = noise.parameters().expect("parameters").0.remove(0).tensor;
+        tch::no_grad(|| raw.narrow(0, 0, V).copy_(&golden.get("w")));
+        let method = registry.parameterization(&choice("genmd4", json!({})), &facts);
+        let given = vec![bits(one) * 2.0, bits(two) * 2.0];
+        let model = StandIn::new(&golden, Kind::Double, noise, given);
+        let rows = one.size()[0];
+        let x0_bl = x0_l.unsqueeze(0).repeat([rows, 1]);
+        let t_b = Tensor::full([rows], 0.43, (Kind::Double, device()));
+        let sigma = Denoiser::new(&model).token_sigma(&x0_bl, &t_b).expect("sigma");
+        let log_masked = (-sigma.neg().expm1()).log();
+        let likely = |numbers: &Tensor| {
+            let hidden = bits(numbers);
+            let open: Tensor = 1.0 - &hidden;
+            let log_q = &hidden * &log_masked - open * &sigma;
+            log_q.sum_dim_intlist(1, false, Kind::Double).exp()
+        };
+        let weight = if moving { likely(one) } else { (likely(one) * likely(two)).detach() };
+        let batch = Batch::new(&x0_bl, &t_b);
+        let objective = method.expect("the method").objective(&model, &batch).expect("one");
+        let loss_b = objective.loss_bl.sum_dim_intlist(1, false, Kind::Double);
+        let sum = (weight * loss_b).sum(Kind::Double);
+        sum.backward();
+        (sum.detach(), raw.grad().narrow(0, 0, V))
+    };
+    // Twice the same mask: the surrogate is the loss itself, and the weight moves with the powers.
+    let (mean, exact) = gradient(&every, &every, true);
+    let (of_pairs, surrogate) = gradient(&first, &second, false);
+    assert_close("the mean", &of_pairs, &mean, 1e-9, true);
+    assert_close("its gradient", &surrogate, &exact, 1e-9, true);
+    assert!(exact.abs().max().double_value(&[]) > 1e-3, "{exact:?}");
+}
