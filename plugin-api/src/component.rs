@@ -69,6 +69,8 @@ pub mod capability {
     pub const LABEL: &str = "label";
     /// The backbone gives keys and values of tokens, reads those of other tokens, and attends as it is told, see [`crate::Sees`].
     pub const PAST: &str = "past";
+    /// The sampler may change tokens that are open already, so what is open on the way is no part of the text yet.
+    pub const REVISES: &str = "revises";
     /// The parameterization scores each token given all earlier ones.
     pub const NEXT_TOKEN: &str = "next_token";
     /// A parameterization reads a noise level of its own for each token ([`crate::Denoiser::token_sigma`]), a sampler walks by it. A

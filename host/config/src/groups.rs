@@ -221,6 +221,9 @@ group! {
         num_sample_batches: i64 where (Range::of(1.0, 1e6)) = 1,
         /// N: `maskdiff sample` draws N sequences, or N for each prompt. It wins over `num_sample_batches`.
         num_samples: Option<i64> where (Range::of(1.0, 1e7)) = None,
+        /// The number of the first text that `maskdiff sample` draws. A text is drawn from the seed and its number, so text 5 comes out the same
+        /// alone (`first_number=5`, one sequence) and as the sixth of six.
+        first_number: u64 where (Range::of(0.0, 1e12)) = 0,
         /// Number of tokens that `maskdiff sample` draws after a prompt, or in total without one; by default up to `model.length`.
         new_tokens: Option<i64> where (TOKENS) = None,
         /// Sequences drawn at every evaluation while training.

@@ -319,6 +319,11 @@ impl Model {
         self.moment.borrow_mut().given_bl = given_bl;
     }
 
+    /// A part of the walk begins, a window or a block: what is drawn in it comes from numbers of its own.
+    pub fn begin_part(&self, part: u64) {
+        self.moment.borrow_mut().begin_part(part);
+    }
+
     /// Runs `body` for one sequence of a batch alone: what it draws comes from that sequence's stream.
     pub fn alone<T>(&self, row: usize, body: impl FnOnce() -> T) -> T {
         let all = self.moment.borrow_mut().alone(row);

@@ -14,7 +14,19 @@ pub struct Streams(Vec<ChaCha8Rng>);
 impl Streams {
     /// Streams of the sequences with these numbers, which are below 2^56.
     pub fn new(seed: u64, purpose: Purpose, numbers: impl Iterator<Item = u64>) -> Self {
-        Self(numbers.map(|number| stream::generator(seed, purpose, number)).collect())
+        Self::each(purpose, numbers.map(|number| (seed, number)))
+    }
+
+    /// Streams of sequences of which each has a seed of its own, beside its number.
+    pub fn each(purpose: Purpose, sources: impl Iterator<Item = (u64, u64)>) -> Self {
+        Self(sources.map(|(seed, number)| stream::generator(seed, purpose, number)).collect())
+    }
+
+    /// Goes to the numbers of a part of a walk. They begin far behind those of the part before, so a part's draws do not depend on how many a
+    /// sequence of the same batch has needed so far.
+    fn seek(&mut self, part: u64) {
+        // Of the 2^68 words of a stream, a part has 2^36.
+        self.0.iter_mut().for_each(|generator| generator.set_word_pos(u128::from(part) << 36));
     }
 
     /// The streams of one sequence alone, and those of all.
@@ -69,6 +81,13 @@ impl Moment {
     /// Of a walk in which positions `[B, L] bool` are given.
     pub fn of_walk(streams: Streams, given_bl: Option<Tensor>) -> Self {
         Self { streams: Some(streams), given_bl, ..Self::default() }
+    }
+
+    /// A part of a walk begins: a window, or a block of the texts.
+    pub fn begin_part(&mut self, part: u64) {
+        if let Some(streams) = &mut self.streams {
+            streams.seek(part);
+        }
     }
 
     /// Goes on with the stream of one sequence alone; returns those of all, for [`Moment::together`].
@@ -126,6 +145,21 @@ mod tests {
         let different: std::collections::BTreeSet<u64> =
             calls.iter().map(|u| u.to_bits()).collect();
         assert_eq!(different.len(), calls.len(), "each call continues its stream");
+    }
+
+    /// What one sequence has used up in a part is no matter to the next part of another one.
+    #[test]
+    fn a_part_of_a_walk_has_numbers_of_its_own() {
+        let draw = |used: i64| {
+            let mut moment = moment(0..2);
+            let first = moment.uniforms(&[2, used], Device::Cpu).unwrap();
+            moment.begin_part(1);
+            (first, moment.uniforms(&[2, 4], Device::Cpu).unwrap())
+        };
+        let ((few, after_few), (many, after_many)) = (draw(4), draw(40));
+        assert_eq!(after_few, after_many);
+        assert_eq!(few, many.narrow(1, 0, 4));
+        assert_ne!(few, after_few);
     }
 
     #[test]

@@ -43,6 +43,8 @@ pub struct Texts<'a> {
     pub seed: u64,
     /// and from the number of the first text.
     pub first: u64,
+    /// Where the texts do not follow each other: the seed and the number of each.
+    pub sources: &'a [(u64, u64)],
     /// In blocks: tokens of a text at most.
     pub length: i64,
     /// In blocks: what is done with tokens beyond the trained window.
@@ -63,7 +65,8 @@ impl<'a> Texts<'a> {
             new_tokens: config.sampling.new_tokens,
             stop_at_eos,
             seed: config.top.seed,
-            first: 0,
+            first: config.sampling.first_number,
+            sources: &[],
             length: length(config),
             context: config.sampling.context,
             cached: config.sampling.kv_cache,
@@ -94,6 +97,14 @@ impl<'a> Texts<'a> {
             ));
         }
         Ok(reach + new)
+    }
+
+    /// The seed and the number of a text of the batch.
+    fn source(&self, row: usize) -> (u64, u64) {
+        match self.sources.get(row) {
+            Some(source) => *source,
+            None => (self.seed, self.first + row as u64),
+        }
     }
 
     /// The tokens that end a text.
@@ -221,8 +232,7 @@ pub fn draw(
 ) -> Result<Drawn> {
     let (start, before) = (Instant::now(), (model.calls(), model.rows()));
     let count = given.len() as f64;
-    let streams =
-        Streams::new(texts.seed, Purpose::Walks, texts.first..texts.first + given.len() as u64);
+    let streams = Streams::each(Purpose::Walks, (0..given.len()).map(|row| texts.source(row)));
     model.set_moment(Moment::of_walk(streams, None));
     model.set_unused(&unused(texts.tokenizer, model.facts()));
     model.on_progress(recorded(progress, recorder.map(Rc::clone)));
@@ -272,11 +282,12 @@ fn windows(
     }
     model.give(Some(given_bl));
     let prior = || model.prior(count, length);
-    let mut number = 0;
+    let mut number: i64 = 0;
     let walked = windows.walk(&xt_bl, prior, |xt_bl| {
         if number > 0 {
             model.give_first(length - windows.stride);
         }
+        model.begin_part(number.cast_unsigned());
         number += 1;
         let Some(recorder) = recorder else { return walk(model, sampler, xt_bl) };
         recorder.borrow_mut().begin(id_rows(xt_bl)?, (number - 1) * windows.stride);
@@ -332,8 +343,11 @@ fn grown(
         }
         rejected += again.len();
         // Numbers of their own: none of the first try comes again.
-        let number = |row: &usize| (attempt << 48) + texts.first + *row as u64;
-        let streams = Streams::new(texts.seed, Purpose::Walks, again.iter().map(number));
+        let source = |row: &usize| {
+            let (seed, number) = texts.source(*row);
+            (seed, (attempt << 48) + number)
+        };
+        let streams = Streams::each(Purpose::Walks, again.iter().map(source));
         model.set_moment(Moment::of_walk(streams, None));
         let anew = grow(model, sampler, &start.of(&again), growth, None)?;
         for (row, (ids, rejected)) in

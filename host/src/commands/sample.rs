@@ -186,7 +186,7 @@ impl Session {
             let from = of_batch.start;
             let given: Vec<Given> = of_batch.map(|n| given[n % given.len()].clone()).collect();
             let bar = progress(common.report(), stop.clone());
-            let these = Texts { first: from as u64, ..all_texts };
+            let these = Texts { first: all_texts.first + from as u64, ..all_texts };
             let record = drawn.recorder.as_ref();
             let batch = sample::draw(model, &mut sampler, &given, these, Some(bar), record);
             drawn.print(batch.map_err(|e| config.locate(e))?, number);

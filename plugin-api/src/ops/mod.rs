@@ -120,6 +120,15 @@ mod tests {
         assert!(chi_square(&counts, &p) > 1e-4, "{counts:?}");
     }
 
+    /// Each number takes the token in whose part of [0, 1) it lies; one without mass has no part.
+    #[test]
+    fn given_numbers_choose_by_the_distribution_function() {
+        let log_p = Tensor::from_slice(&[0.25, 0.0, 0.5, 0.25]).log().unsqueeze(0);
+        let u = Tensor::from_slice(&[0.0, 0.2499, 0.25, 0.7499, 0.75, 1.0 - 1e-16]);
+        let drawn = categorical_at(&log_p.expand([6, 4], false), &u);
+        assert_eq!(Vec::<i64>::try_from(drawn).unwrap(), [0, 0, 2, 2, 3, 3]);
+    }
+
     #[test]
     fn a_rare_class_keeps_its_frequency() {
         // P = 1e-7 in 1e8 draws: 10 expected, Poisson; outside 1..=25 with probability below 1e-4.

@@ -103,7 +103,8 @@ impl Sampler for LeftToRight {
         let mut ended_b = Tensor::zeros([b], (Kind::Bool, model.device()));
         for i in 0..l {
             let given = x_bl.select(1, i);
-            let token_b = ops::categorical(&log_law).where_self(&given.eq(mask), &given);
+            let drawn_b = ops::categorical_at(&log_law, &model.uniforms(&[b])?);
+            let token_b = drawn_b.where_self(&given.eq(mask), &given);
             x_bl.select(1, i).copy_(&token_b);
             if let Some(eos) = self.eos_id {
                 ended_b = ended_b.logical_or(&token_b.eq(eos).logical_and(&last_b.lt(i)));

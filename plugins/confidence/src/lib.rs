@@ -55,11 +55,37 @@ struct Opening {
     law_nv: Tensor,
 }
 
+/// The uniform numbers of a step, one for each position of each sequence, whatever opens: a sequence draws the same in every batch.
+struct Draws {
+    /// Behind the tokens, `[B, L] f64`.
+    value_bl: Tensor,
+    /// Behind the order, `[B, L] f64`, where that is drawn.
+    order_bl: Tensor,
+}
+
+impl Draws {
+    /// Of a step over `x_bl [B, L]`.
+    fn new(model: &Denoiser, x_bl: &Tensor) -> Result<Self> {
+        let (b, l) = check_shape!(x_bl, [B, L], Int64);
+        let u_b2l = model.uniforms(&[b, 2, l])?;
+        Ok(Self { value_bl: u_b2l.select(1, 0), order_bl: u_b2l.select(1, 1) })
+    }
+
+    /// Those of some sequences.
+    fn of(&self, sequences_n: &Tensor) -> Self {
+        let of = |x: &Tensor| x.index_select(0, sequences_n);
+        Self { value_bl: of(&self.value_bl), order_bl: of(&self.order_bl) }
+    }
+}
+
 impl Opening {
-    fn drawn(&self) -> Tensor {
+    fn drawn(&self, draws: &Draws) -> Tensor {
         match &self.drawn_n {
             Some(drawn_n) => drawn_n.shallow_clone(),
-            None => ops::categorical(&self.law_nv),
+            None => {
+                let u_n = ops::take_rows(&draws.value_bl, &self.rows_n);
+                ops::categorical_at(&self.law_nv, &u_n)
+            }
         }
     }
 }
@@ -83,11 +109,11 @@ impl Confidence {
         }
     }
 
-    /// How much each position is preferred, `[M] f64`, and what is drawn there, where that counts.
-    fn scores(&self, log_p_mv: &Tensor, vocab_size: i64) -> (Tensor, Option<Tensor>) {
+    /// How much each position is preferred, `[M] f64`, and what is drawn there by uniform numbers `[M]`, where that counts.
+    fn scores(&self, log_p_mv: &Tensor, u_m: &Tensor, vocab_size: i64) -> (Tensor, Option<Tensor>) {
         let Config { order, rank, doubted, .. } = &self.config;
-        let drawn_m =
-            (*rank != Rank::Law).then(|| ops::categorical(&self.law_of(log_p_mv, vocab_size)));
+        let drawn_m = (*rank != Rank::Law)
+            .then(|| ops::categorical_at(&self.law_of(log_p_mv, vocab_size), u_m));
         let sure_mv = without(log_p_mv, doubted);
         let ranked_mv = match (rank, &self.restriction) {
             (Rank::Restricted, Some(restriction)) => {
@@ -119,8 +145,8 @@ impl Confidence {
         &self,
         model: &Denoiser,
         xt_bl: &Tensor,
-        eligible_bl: &Tensor,
-        opens: &[i64],
+        (eligible_bl, opens): (&Tensor, &[i64]),
+        draws: &Draws,
     ) -> Result<Opening> {
         let (b, l) = check_shape!(xt_bl, [B, L], Int64);
         let v = model.vocab_size();
@@ -128,8 +154,9 @@ impl Confidence {
         let rows_m = ops::rows_of(eligible_bl);
         let log_p_mv = model.log_x0(xt_bl, &self.times(model, &masked_bl)?, &rows_m)?;
         let log_p_mv = without(&log_p_mv, &self.config.banned);
-        let (score_m, drawn_m) = self.scores(&log_p_mv, v);
-        let score_m = self.shuffled(score_m);
+        let at = |u_bl: &Tensor| ops::take_rows(u_bl, &rows_m);
+        let (score_m, drawn_m) = self.scores(&log_p_mv, &at(&draws.value_bl), v);
+        let score_m = self.shuffled(score_m, &at(&draws.order_bl));
         let spread = |value_m: &Tensor| {
             let never = Tensor::full([b * l], f64::NEG_INFINITY, (Kind::Double, xt_bl.device()));
             never.index_copy(0, &rows_m, value_m).view([b, l])
@@ -163,13 +190,13 @@ impl Confidence {
     }
 
     /// Scores whose order is that of a draw without replacement at `alg_temp`.
-    fn shuffled(&self, score_m: Tensor) -> Tensor {
+    fn shuffled(&self, score_m: Tensor, u_m: &Tensor) -> Tensor {
         let temperature = self.config.alg_temp;
         if temperature == 0.0 {
             return score_m;
         }
         // What opens last keeps its place behind the others.
-        let gumbel_m = score_m.empty_like().exponential(1.0).log().neg();
+        let gumbel_m = u_m.log().neg().log().neg();
         let shuffled_m = &score_m / temperature + gumbel_m;
         shuffled_m.where_self(&score_m.gt(f64::MIN), &score_m)
     }
@@ -208,9 +235,10 @@ impl Sampler for Confidence {
             let part = |x: &Tensor| x.index_select(0, &open_b);
             let opens: Vec<i64> = opens.into_iter().filter(|n| *n > 0).collect();
             let part_bl = part(&x_bl);
+            let draws = Draws::new(model, &x_bl)?.of(&open_b);
             model.turn_to(&open_b)?;
-            let opening = self.opening(model, &part_bl, &part(&eligible_bl), &opens)?;
-            let part_bl = ops::put_rows(&part_bl, &opening.rows_n, &opening.drawn());
+            let opening = self.opening(model, &part_bl, (&part(&eligible_bl), &opens), &draws)?;
+            let part_bl = ops::put_rows(&part_bl, &opening.rows_n, &opening.drawn(&draws));
             let next_bl = self.ended(&x_bl.index_copy(0, &open_b, &part_bl), xt_bl, mask);
             // A law that has the mask may draw it for ever.
             if self.config.total_steps == 0 && next_bl == x_bl {
@@ -232,7 +260,8 @@ impl Sampler for Confidence {
         let law = match places.next(&masked_bl) {
             None => stays,
             Some((eligible_bl, opens)) => {
-                let opening = self.opening(model, xt_bl, &eligible_bl, &opens)?;
+                let draws = Draws::new(model, xt_bl)?;
+                let opening = self.opening(model, xt_bl, (&eligible_bl, &opens), &draws)?;
                 stays.index_copy(0, &opening.rows_n, &opening.law_nv.softmax(-1, Kind::Double))
             }
         };

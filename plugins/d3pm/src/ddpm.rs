@@ -86,14 +86,16 @@ impl StepSampler for Ddpm {
     }
 
     fn step(&mut self, model: &Denoiser, xt_bl: &Tensor, t: f64, s: f64) -> Result<Tensor> {
-        check_shape!(xt_bl, [B, L], Int64);
+        let (b, l) = check_shape!(xt_bl, [B, L], Int64);
         // sync: which rows are masked is data.
         let rows_n = ops::rows_of(&self.moving(model, xt_bl, s)?);
         if rows_n.numel() == 0 {
             return Ok(xt_bl.shallow_clone());
         }
+        // For each position of each sequence: a sequence draws the same in every batch.
+        let u_n = ops::take_rows(&model.uniforms(&[b, l])?, &rows_n);
         let law_nv = Self::law_at(model, xt_bl, &rows_n, t, s)?;
-        Ok(ops::put_rows(xt_bl, &rows_n, &ops::categorical(&law_nv.log())))
+        Ok(ops::put_rows(xt_bl, &rows_n, &ops::categorical_at(&law_nv.log(), &u_n)))
     }
 
     fn law(&self, model: &Denoiser, xt_bl: &Tensor, t: f64, s: f64) -> Result<Tensor> {

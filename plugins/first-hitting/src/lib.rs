@@ -88,20 +88,25 @@ impl Sampler for FirstHitting {
             let open_b = ops::rows_of(&x_bl.eq(mask).any_dim(1, false));
             let part_bl = x_bl.index_select(0, &open_b);
             let opening = self.tokens_per_step.min(l);
+            // Of every sequence, also those that are whole: each draws the same in every batch.
+            let u_bk = model.uniforms(&[b, 2 * l + opening])?.index_select(0, &open_b);
+            let (lot_bl, value_bl) = (u_bk.narrow(1, 0, l), u_bk.narrow(1, l, l));
+            let wait = |k: i64, masked_b: &Tensor| wait(&u_bk.select(1, 2 * l + k), masked_b);
             // How long the first of them waits is when the network is asked.
             let masked_b = part_bl.eq(mask).sum_dim_intlist(1, false, Kind::Double);
-            let first_b = noise_b.index_select(0, &open_b) * wait(&masked_b);
+            let first_b = noise_b.index_select(0, &open_b) * wait(0, &masked_b);
             let t_b = model.time_of_alpha(&(first_b.ones_like() - &first_b))?;
             let mut after_b = first_b;
             for k in 1..opening {
-                let later = wait(&(&masked_b - k as f64).clamp_min(1.0));
+                let later = wait(k, &(&masked_b - k as f64).clamp_min(1.0));
                 after_b = &after_b * later;
             }
             noise_b = noise_b.index_copy(0, &open_b, &after_b);
-            let rows_n = some_masked(&part_bl, mask, opening);
+            let rows_n = some_masked(&part_bl, mask, &lot_bl, opening);
             model.turn_to(&open_b)?;
             let log_x0_nv = model.log_x0(&part_bl, &t_b, &rows_n)?;
-            let token_n = ops::categorical(&self.restriction.apply(&log_x0_nv));
+            let u_n = ops::take_rows(&value_bl, &rows_n);
+            let token_n = ops::categorical_at(&self.restriction.apply(&log_x0_nv), &u_n);
             let part_bl = ops::put_rows(&part_bl, &rows_n, &token_n);
             x_bl = x_bl.index_copy(0, &open_b, &part_bl);
             left = steps(&x_bl);
@@ -122,10 +127,9 @@ impl Sampler for FirstHitting {
     }
 }
 
-/// The factor by which `1 - alpha` falls until the next of n tokens opens: `u^(1/n)`, `[B] f64` → `[B] f64`.
-fn wait(masked_b: &Tensor) -> Tensor {
-    // Uniform numbers in (0, 1]: a zero would be the end of time.
-    let u_b: Tensor = 1.0 - masked_b.rand_like();
+/// The factor by which `1 - alpha` falls until the next of n tokens opens: `u^(1/n)`, `[B] f64` → `[B] f64`. The uniform numbers lie
+/// strictly inside (0, 1): a zero would be the end of time.
+fn wait(u_b: &Tensor, masked_b: &Tensor) -> Tensor {
     (u_b.log() / masked_b).exp()
 }
 
@@ -135,10 +139,9 @@ fn most_masked(x_bl: &Tensor, mask: i64) -> i64 {
     x_bl.eq(mask).sum_dim_intlist(1, false, Kind::Int64).max().int64_value(&[])
 }
 
-/// Flat positions of `count` masked tokens of each sequence, or of all where there are fewer: `[N] i64`.
-fn some_masked(x_bl: &Tensor, mask: i64, count: i64) -> Tensor {
+/// Flat positions of `count` masked tokens of each sequence with the highest lots, or of all where there are fewer: `[N] i64`.
+fn some_masked(x_bl: &Tensor, mask: i64, lot_bl: &Tensor, count: i64) -> Tensor {
     let masked_bl = x_bl.eq(mask);
-    let lot_bl = Tensor::rand(x_bl.size(), (Kind::Double, x_bl.device()));
     let lot_bl = lot_bl.masked_fill(&masked_bl.logical_not(), -1.0);
     let (_, best) = lot_bl.topk(count, -1, true, false);
     let chosen_bl = masked_bl.zeros_like().scatter_value(1, &best, 1);

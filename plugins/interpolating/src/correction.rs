@@ -92,6 +92,7 @@ impl Component for SelfCorrection {
     const NAME: &'static str = "self_correction";
     const ABOUT: &'static str = "a walk, then the most doubtful tokens are drawn again (GIDD)";
     const NEEDS: &'static [&'static str] = &[capability::MIXING, capability::LOG_X0];
+    const PROVIDES: &'static [&'static str] = &[capability::REVISES];
     type Config = Config;
 
     fn new(config: Config, _: &Context) -> Result<Self> {

@@ -99,6 +99,7 @@ impl Component for Psi {
     const ABOUT: &'static str =
         "predictor-corrector steps over every mixture of noise (DUO, ReMDM)";
     const NEEDS: &'static [&'static str] = &[capability::MIXING, capability::LOG_X0];
+    const PROVIDES: &'static [&'static str] = &[capability::REVISES];
     type Config = Config;
 
     fn new(config: Config, _: &Context) -> Result<Self> {

@@ -76,6 +76,7 @@ impl Component for Interpolating {
     const ABOUT: &'static str =
         "ancestral steps over every mixture of noise (UDLM, DUO, GIDD, XDLM)";
     const NEEDS: &'static [&'static str] = &[capability::MIXING, capability::LOG_X0];
+    const PROVIDES: &'static [&'static str] = &[capability::REVISES];
     type Config = Config;
 
     fn new(config: Config, _: &Context) -> Result<Self> {

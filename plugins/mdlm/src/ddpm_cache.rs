@@ -65,10 +65,11 @@ impl StepSampler for DdpmCache {
     fn step(&mut self, model: &Denoiser, xt_bl: &Tensor, t: f64, s: f64) -> Result<Tensor> {
         let (b, l) = check_shape!(xt_bl, [B, L], Int64);
         let mut opens_bl = xt_bl.eq(model.mask_id()?);
-        if s > 0.0 {
-            let chance = open_chance(model, t, s)?;
-            let coins = Tensor::full([b, l], chance, (Kind::Double, xt_bl.device()));
-            opens_bl = opens_bl.logical_and(&ops::bernoulli(&coins));
+        // For each position of each sequence, whatever opens: a sequence draws the same in every batch.
+        let draws = if s > 0.0 { Some(model.uniforms(&[b, 2, l])?) } else { None };
+        if let Some(u_b2l) = &draws {
+            let opens = u_b2l.select(1, 0).lt(open_chance(model, t, s)?);
+            opens_bl = opens_bl.logical_and(&opens);
         }
         // sync: which sequences change is data.
         let changed_b = ops::rows_of(&opens_bl.any_dim(1, false));
@@ -79,8 +80,13 @@ impl StepSampler for DdpmCache {
         let rows_n = ops::rows_of(&opens_bl.index_select(0, &changed_b));
         model.turn_to(&changed_b)?;
         let log_x0_nv = model.log_x0(&x_bl, &model.times(x_bl.size()[0], t), &rows_n)?;
-        let token_n =
-            if s > 0.0 { ops::categorical(&log_x0_nv) } else { log_x0_nv.argmax(-1, false) };
+        let token_n = match draws {
+            Some(u_b2l) => {
+                let u_bl = u_b2l.select(1, 1).index_select(0, &changed_b);
+                ops::categorical_at(&log_x0_nv, &ops::take_rows(&u_bl, &rows_n))
+            }
+            None => log_x0_nv.argmax(-1, false),
+        };
         Ok(xt_bl.index_copy(0, &changed_b, &ops::put_rows(&x_bl, &rows_n, &token_n)))
     }
 

@@ -105,6 +105,7 @@ impl Component for Remdm {
         "ancestral steps that mask drawn tokens again: cap, rescale, conf, loop";
     const NEEDS: &'static [&'static str] =
         &[capability::MASK, capability::LOG_X0, capability::CARRY_OVER];
+    const PROVIDES: &'static [&'static str] = &[capability::REVISES];
     type Config = Config;
 
     fn new(config: Config, _: &Context) -> Result<Self> {

@@ -36,14 +36,14 @@ impl Remdm {
         model.time_of_alpha(&Tensor::full([batch], alpha, (Kind::Double, model.device())))
     }
 
-    /// The tokens of `opens_bl` are drawn, or are the likeliest ones.
+    /// The tokens of `opens_bl` are drawn by uniform numbers `[B, L]`, or are the likeliest ones.
     fn open(
         &self,
         model: &Denoiser,
         state: &mut State,
         opens_bl: &Tensor,
         alpha_t: f64,
-        likeliest: bool,
+        u_bl: Option<&Tensor>,
     ) -> Result<()> {
         // sync: which sequences change is data.
         let changed_b = ops::rows_of(&opens_bl.any_dim(1, false));
@@ -55,10 +55,12 @@ impl Remdm {
         let t_b = Self::times(model, x_bl.size()[0], alpha_t)?;
         model.turn_to(&changed_b)?;
         let log_x0_nv = model.log_x0(&x_bl, &t_b, &rows_n)?;
-        let token_n = if likeliest {
-            log_x0_nv.argmax(-1, false)
-        } else {
-            ops::categorical(&self.restriction.apply(&log_x0_nv))
+        let token_n = match u_bl {
+            None => log_x0_nv.argmax(-1, false),
+            Some(u_bl) => {
+                let u_n = ops::take_rows(&u_bl.index_select(0, &changed_b), &rows_n);
+                ops::categorical_at(&self.restriction.apply(&log_x0_nv), &u_n)
+            }
         };
         let p_n = log_x0_nv.gather(1, &token_n.unsqueeze(1), false).squeeze_dim(1).exp();
         let drawn_bl = ops::put_rows(&x_bl, &rows_n, &token_n);
@@ -72,11 +74,15 @@ impl Remdm {
     fn step(&self, model: &Denoiser, state: &mut State, t: f64, s: f64) -> Result<()> {
         let mask = model.mask_id()?;
         let step = self.remasking.step(model, t, s)?;
-        let masked_bl = state.x_bl.eq(mask);
-        let again_bl = ops::bernoulli(&self.remask_chance(step, state, &masked_bl));
-        let chance_bl = state.confidence_bl.full_like(self.open_chance(step));
-        let opens_bl = masked_bl.logical_and(&ops::bernoulli(&chance_bl));
-        self.open(model, state, &opens_bl, step.alpha_t, false)?;
+        let x_bl = &state.x_bl;
+        let (b, l) = check_shape!(x_bl, [B, L], Int64);
+        let masked_bl = x_bl.eq(mask);
+        // For each position of each sequence, whatever happens there: a sequence draws the same in every batch.
+        let u_b3l = model.uniforms(&[b, 3, l])?;
+        let chance_bl = self.remask_chance(step, state, &masked_bl);
+        let again_bl = u_b3l.select(1, 0).lt_tensor(&chance_bl);
+        let opens_bl = masked_bl.logical_and(&u_b3l.select(1, 1).lt(self.open_chance(step)));
+        self.open(model, state, &opens_bl, step.alpha_t, Some(&u_b3l.select(1, 2)))?;
         state.x_bl = state.x_bl.masked_fill(&again_bl, mask);
         Ok(())
     }
@@ -99,7 +105,7 @@ impl Sampler for Remdm {
         if noise_removal {
             let masked_bl = state.x_bl.eq(mask);
             let alpha = self.remasking.alpha(model, t_min)?;
-            self.open(model, &mut state, &masked_bl, alpha, true)?;
+            self.open(model, &mut state, &masked_bl, alpha, None)?;
         }
         Ok(state.x_bl)
     }

@@ -130,11 +130,13 @@ pub fn grow(
             }
             let done = tch::no_grad(|| -> Result<Tensor> {
                 let view = text.next(Some(given.shallow_clone())).map_err(named)?;
+                let part = (at / size).cast_unsigned();
+                model.begin_part(part);
                 model.give(Some(given.shallow_clone()));
                 let done = walk_over(model, &view, sampler, &block);
                 match done {
                     Err(_) if view.untold() => {
-                        one_by_one(&mut text, sampler, (&block, &given), model)
+                        one_by_one(&mut text, sampler, (&block, &given), (model, part))
                     }
                     done => done,
                 }
@@ -158,14 +160,17 @@ fn one_by_one(
     text: &mut Text<'_>,
     sampler: &mut NamedSampler,
     (block, given): (&Tensor, &Tensor),
-    model: &Model,
+    (model, part): (&Model, u64),
 ) -> Result<Tensor> {
     let named = |e| component::error(ComponentKind::Backbone, "past", e);
     let rows = (0..block.size()[0]).map(|row| {
         let given = given.narrow(0, row, 1);
         let view = text.next_of(row, Some(given.shallow_clone())).map_err(named)?;
         model.give(Some(given));
-        model.alone(row as usize, || walk_over(model, &view, sampler, &block.narrow(0, row, 1)))
+        model.alone(row as usize, || {
+            model.begin_part(part);
+            walk_over(model, &view, sampler, &block.narrow(0, row, 1))
+        })
     });
     Ok(Tensor::cat(&rows.collect::<Result<Vec<Tensor>>>()?, 0))
 }
