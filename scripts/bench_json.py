@@ -91,7 +91,9 @@ ratio('512 tokens b=16 first_hitting: tokens read, without / with the cache', bl
       'sample_cached_rows')
 ratio('512 tokens first_hitting: CPU seconds, whole / blocks of 16 with the cache', blocks, 'sample_whole_s',
       'sample_cached_s')
+serve = {w[1]: float(w[2]) for w in words if w[:1] == ['serve']}
+ratio('16 clients at once / one at a time: tokens/s', serve, 'tokens_per_s_of_16', 'tokens_per_s_alone')
 ratio('10,000 rows to a bad W&B server: time of the steps, with / without', tracking, 'with_s', 'without_s')
-result = {'seconds': seconds, 'memory_mib': memory, 'head': head, 'uniform': uniform, 'training': training, 'evaluation': evaluation, 'tracking': tracking, 'blocks': blocks, 'data': data,
+result = {'seconds': seconds, 'memory_mib': memory, 'head': head, 'uniform': uniform, 'training': training, 'evaluation': evaluation, 'tracking': tracking, 'blocks': blocks, 'serve': serve, 'data': data,
           'load_plugins_ms': load_ms, 'ratios': ratios}
 print(json.dumps(result, indent=1, ensure_ascii=False))

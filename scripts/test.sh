@@ -36,6 +36,7 @@ others() {
   optional python "no Python with torch: the tests of components in Python are skipped"
   optional s3 "no S3 server: the tests of object stores are skipped"
   optional hub "no client of the hub: the tests with it are skipped"
+  optional serve "no client of OpenAI's API and no lm-eval: the tests with them are skipped"
   optional track "no clients of W&B and TensorBoard: the tests with them are skipped"
   optional screens "no browser or no tmux: the tests that look at pages and at the terminal are skipped"
   optional slurm "no Slurm: the tests of jobs are skipped"

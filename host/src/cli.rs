@@ -43,6 +43,7 @@ Environment:
   MASKDIFF_SEED=9          the same for a key without a group, and MASKDIFF_MODEL=small for a file
   MASKDIFF_PLUGIN_PATH     more folders with plugins, separated by colons
   MASKDIFF_LOG             log filter, as in `debug`
+  MASKDIFF_API_KEY         the key that clients of `maskdiff serve` send
 
 Commands of the original program work as they are: `maskdiff mode=train KEY=VALUE...` (train, ppl_eval,
 sample_eval) uses its defaults. `maskdiff config mode=train KEY=VALUE...` prints the configuration.
@@ -184,6 +185,18 @@ enum Command {
         trained: Trained,
         #[command(flatten)]
         flags: Sampling,
+    },
+    /// Serve a model over HTTP, in the shape of OpenAI's API
+    ///
+    /// `maskdiff serve RUN --port 8000` answers at `/v1/completions`, `/v1/chat/completions` (where the checkpoint has a chat template) and
+    /// `/v1/loglikelihood`, to programs of this machine. Any other address needs a key: --api-key-file FILE, or the variable MASKDIFF_API_KEY.
+    Serve {
+        #[command(flatten)]
+        trained: Trained,
+        #[command(flatten)]
+        flags: Evaluating,
+        #[command(flatten)]
+        options: commands::serve::Options,
     },
     /// Write an HTML page about runs: curves, results beside published figures, samples and their denoising
     ///
@@ -356,6 +369,7 @@ fn run(words: Vec<OsString>) -> Result<i32> {
             | Command::Bench { .. }
             | Command::Score { .. }
             | Command::Sample { watch: None, .. }
+            | Command::Serve { .. }
     ) {
         stdout::keep_apart(global.format);
     }
@@ -418,6 +432,11 @@ impl Command {
                 let mut overrides = trained.into_overrides()?;
                 flags.add_to(&mut overrides)?;
                 commands::chat::run(&common.overriding(overrides))
+            }
+            Self::Serve { trained, flags, options } => {
+                let mut overrides = trained.into_overrides()?;
+                flags.add_to(&mut overrides)?;
+                commands::serve::run(&common.overriding(overrides), &options)
             }
             Self::Export { trained, kind, output, shard_gb } => {
                 let common = common.overriding(trained.into_overrides()?);

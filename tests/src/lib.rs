@@ -14,7 +14,9 @@ pub mod original;
 pub mod published;
 pub mod run;
 pub mod scripted;
+pub mod served;
 pub mod slurm;
+pub mod storm;
 pub mod wandb;
 
 pub use answers::Answers;
@@ -93,6 +95,11 @@ pub fn hub_client() -> Option<PathBuf> {
 /// The Python with the official clients of W&B and TensorBoard that `scripts/setup.sh --track` made.
 pub fn track_clients() -> Option<PathBuf> {
     environment("track-1")
+}
+
+/// The Python with the official client of OpenAI's API and lm-eval that `scripts/setup.sh --serve` made.
+pub fn serve_clients() -> Option<PathBuf> {
+    environment("serve-1")
 }
 
 /// Where the golden numbers are compared: on the CPU, or on the first GPU where `MASKDIFF_TEST_DEVICE` is `cuda`.

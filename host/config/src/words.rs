@@ -17,6 +17,7 @@ const OTHERS: &[&str] = &[
     "LOG",
     "MESSAGE",
     "PACKAGE",
+    "API_KEY",
     "PLUGIN_PATH",
     "PROGRAM",
     "PYTHON",

@@ -8,7 +8,7 @@ use minijinja::{Environment, ErrorKind, Value as Jinja, context};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use super::tokenizer::json_file;
+use super::tokenizer::{Tokenizer, json_file};
 
 /// One turn of a conversation.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -28,6 +28,21 @@ impl Message {
 
 /// The role whose words a model writes.
 pub const ASSISTANT: &str = "assistant";
+
+/// Tokens of an answer where nothing else is said.
+pub const ANSWER: i64 = 128;
+
+/// Tokens that end a turn in the templates of published models, besides EOS and padding.
+const ENDS: [&str; 4] = ["<|eot_id|>", "<|im_end|>", "<|end|>", "<end_of_turn>"];
+
+/// The ids that end a turn, of those that a tokenizer has.
+pub fn ends(tokenizer: &dyn Tokenizer) -> Vec<i64> {
+    let id = |end: &&str| match tokenizer.encode(end).ok()?[..] {
+        [id] => Some(i64::from(id)),
+        _ => None,
+    };
+    ENDS.iter().filter_map(id).collect()
+}
 
 /// A template in Jinja, as Hugging Face folders have them.
 #[derive(Debug, Clone)]
@@ -68,6 +83,11 @@ impl Template {
             _ => return Ok(None),
         };
         Ok(Some(Self { source, file: file.display().to_string(), special: special(&said) }))
+    }
+
+    /// The template itself, and the special tokens by the names that it has for them.
+    pub fn parts(&self) -> (&str, &[(String, String)]) {
+        (&self.source, &self.special)
     }
 
     /// The text of a conversation; with `prompt`, up to where the assistant's next words begin.

@@ -138,6 +138,27 @@ impl Given {
         Ok(Self { text: text.to_string(), tokens, ..Self::default() })
     }
 
+    /// A prompt that is tokens already, of sequences of `length` tokens; each must be one of the vocabulary's, and none the mask.
+    pub fn of_tokens(ids: &[i64], tokenizer: &dyn Tokenizer, length: i64) -> Result<Self> {
+        let mask = tokenizer.mask_id();
+        if let Some(wrong) = ids.iter().find(|id| !tokenizer.has(**id) || **id == mask) {
+            let what = if *wrong == mask { "the mask" } else { "no token of the vocabulary" };
+            return Err(Error::config(
+                format!("the prompt holds the token {wrong}, which is {what}"),
+                format!("tokens are whole numbers below {}", tokenizer.vocab_size()),
+            ));
+        }
+        if ids.len() as i64 >= length {
+            let have = counted(ids.len(), "token");
+            return Err(Error::config(
+                format!("the prompt has {have}, and the model draws sequences of {length}"),
+                format!("shorten it to at most {}", counted(length - 1, "token")),
+            ));
+        }
+        let tokens = ids.iter().map(|id| Some(*id)).collect();
+        Ok(Self { text: tokenizer.decode(ids), tokens, ..Self::default() })
+    }
+
     fn draft(text: &str, tokenizer: &dyn Tokenizer, length: i64) -> Result<Self> {
         let tokens = known(text, text, false, tokenizer)?;
         if tokens.len() as i64 > length {
@@ -238,6 +259,11 @@ impl Given {
         if self.whole {
             ids.truncate(lead + self.tokens.len());
         }
+    }
+
+    /// How many tokens are given.
+    pub fn count(&self) -> usize {
+        self.tokens.iter().flatten().count()
     }
 
     /// How many tokens of a text are what was given and what lies between.

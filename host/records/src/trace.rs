@@ -108,6 +108,11 @@ impl Recorder {
         self.step(total, total, rows);
     }
 
+    /// The tokens so far of each text; -1 where there is none yet.
+    pub fn now(&self) -> impl Iterator<Item = &[i64]> {
+        self.rows.iter().map(|row| &row.now[..])
+    }
+
     /// Takes what was written down, and the number of steps.
     pub fn take(&mut self) -> (i64, Vec<Walk>) {
         let this = std::mem::take(self);

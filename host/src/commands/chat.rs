@@ -8,7 +8,7 @@ use maskdiff_base::files::look;
 use maskdiff_base::report::Report;
 use maskdiff_base::stop::Stop;
 use maskdiff_config::Config;
-use maskdiff_data::chat::{ASSISTANT, Message, Template};
+use maskdiff_data::chat::{ANSWER, ASSISTANT, Message, Template, ends};
 use maskdiff_data::{Tokenizer, sft};
 use maskdiff_engine::distributed::World;
 use maskdiff_engine::model::{Model, Progress};
@@ -20,12 +20,6 @@ use serde_json::json;
 use tch::Tensor;
 
 use super::Common;
-
-/// Tokens of an answer where nothing else is said.
-const ANSWER: i64 = 128;
-
-/// Tokens that end a turn in the templates of published models, besides EOS and padding.
-const ENDS: [&str; 4] = ["<|eot_id|>", "<|im_end|>", "<|end|>", "<end_of_turn>"];
 
 /// Begins a new conversation.
 const ANEW: &str = "/new";
@@ -120,7 +114,8 @@ impl Talk {
             Some(_) => (None, lead + reach as i64 + wanted),
             None => (Some(wanted), own.length),
         };
-        let texts = Texts { new_tokens, length, stop_at_eos: true, first: self.said, ..own };
+        let texts =
+            Texts { new_tokens, length, stop_at_eos: true, first: own.first + self.said, ..own };
         let reach = reach + lead as usize;
         let shown = shown(Arc::clone(&self.tokenizer), reach, lives, self.stop.clone());
         let drawn =
@@ -138,13 +133,7 @@ impl Talk {
 
     /// The text up to the end of the turn.
     fn cut(&self, ids: &[i64]) -> String {
-        let ends: Vec<i64> = ENDS
-            .iter()
-            .filter_map(|end| match self.tokenizer.encode(end).ok()?[..] {
-                [id] => Some(i64::from(id)),
-                _ => None,
-            })
-            .collect();
+        let ends = ends(self.tokenizer.as_ref());
         let end = ids.iter().position(|id| ends.contains(id)).unwrap_or(ids.len());
         self.tokenizer.decode(&ids[..end]).trim().to_string()
     }

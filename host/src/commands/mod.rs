@@ -16,6 +16,7 @@ mod results;
 pub mod runs;
 pub mod sample;
 pub mod score;
+pub mod serve;
 pub mod sweep;
 pub mod sync;
 pub mod train;

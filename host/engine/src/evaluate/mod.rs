@@ -1,6 +1,7 @@
 //! Likelihood of the validation blocks: the parameterization's own bound, a strict one, or the exact likelihood of an
 //! order of unmasking.
 
+pub mod answer;
 pub mod blocks;
 pub mod diversity;
 pub mod duel;
@@ -202,7 +203,8 @@ const FAULT: f64 = 1e6;
 /// Numbers of a law that is held at once: 256 MiB in float32.
 const LAW_NUMBERS: i64 = 1 << 26;
 
-fn order(order: listed::DuelOrder) -> Order {
+/// The order of unmasking that a configuration names.
+pub fn order(order: listed::DuelOrder) -> Order {
     match order {
         listed::DuelOrder::Margin => Order::Margin,
         listed::DuelOrder::Confidence => Order::Confidence,

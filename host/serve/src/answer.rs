@@ -1,0 +1,231 @@
+//! Texts as clients receive them: OpenAI's shapes, and what draws the text again under `maskdiff`.
+
+use std::hash::{BuildHasher as _, Hasher as _, RandomState};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use maskdiff_data::tokenizer::piece;
+use serde_json::{Map, Value, json};
+
+use crate::job::{Step, Text};
+use crate::model::Facts;
+use crate::order::Reply;
+
+/// An answer under way.
+#[derive(Debug)]
+pub(crate) struct Answer<'a> {
+    /// The model.
+    pub facts: &'a Facts,
+    /// What was asked for.
+    pub reply: &'a Reply,
+    /// Its id.
+    id: String,
+    /// When it began, seconds since 1970.
+    created: u64,
+}
+
+/// A number that nobody knows before: for ids and seeds, not for secrets.
+pub(crate) fn random() -> u64 {
+    RandomState::new().build_hasher().finish()
+}
+
+/// Seconds since 1970.
+pub(crate) fn now() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
+}
+
+impl<'a> Answer<'a> {
+    /// A new one.
+    pub(crate) fn new(facts: &'a Facts, reply: &'a Reply) -> Self {
+        let kind = if reply.chat { "chatcmpl" } else { "cmpl" };
+        let id = format!("{kind}-{:016x}", random());
+        Self { facts, reply, id, created: now() }
+    }
+
+    /// The one that has this id, or a new one that is remembered there.
+    pub(crate) fn again(
+        facts: &'a Facts,
+        reply: &'a Reply,
+        known: &mut Option<(String, u64)>,
+    ) -> Self {
+        match known {
+            Some((id, created)) => Self { facts, reply, id: id.clone(), created: *created },
+            None => {
+                let new = Self::new(facts, reply);
+                *known = Some((new.id.clone(), new.created));
+                new
+            }
+        }
+    }
+
+    fn shell(&self, object: &str) -> Map<String, Value> {
+        let shell = json!({
+            "id": self.id, "object": object, "created": self.created, "model": self.facts.name,
+        });
+        shell.as_object().cloned().unwrap_or_default()
+    }
+
+    fn object(&self, chunk: bool) -> &'static str {
+        match (self.reply.chat, chunk) {
+            (true, true) => "chat.completion.chunk",
+            (true, false) => "chat.completion",
+            (false, _) => "text_completion",
+        }
+    }
+
+    /// The whole answer.
+    pub(crate) fn whole(&self, texts: &[Text]) -> Value {
+        let mut answer = self.shell(self.object(false));
+        let choices = texts.iter().enumerate().map(|(index, text)| self.choice(index, text));
+        answer.insert("choices".into(), choices.collect());
+        answer.insert("usage".into(), self.usage(texts));
+        answer.insert("maskdiff".into(), self.about());
+        Value::Object(answer)
+    }
+
+    fn choice(&self, index: usize, text: &Text) -> Value {
+        let logprobs = self.logprobs(text);
+        let mut choice = match self.reply.chat {
+            true => json!({
+                "index": index, "message": {"role": "assistant", "content": text.text.trim(), "refusal": null},
+                "logprobs": logprobs, "finish_reason": text.finish,
+            }),
+            false => {
+                let shown = if self.reply.echo { &text.whole } else { &text.text };
+                json!({"index": index, "text": shown, "logprobs": logprobs, "finish_reason": text.finish})
+            }
+        };
+        choice["maskdiff"] = self.of_text(text);
+        choice
+    }
+
+    /// What is said of a text beyond OpenAI's words.
+    fn of_text(&self, text: &Text) -> Value {
+        let mut about = json!({
+            "ids": text.ids, "entropy": text.entropy, "calls": text.calls, "rows": text.rows, "seconds": text.seconds,
+            "batch": text.batch,
+        });
+        if text.scored.is_none() || text.seconds > 0.0 {
+            about["seed"] = json!(text.seed);
+            about["number"] = json!(text.number);
+            about["words"] = json!(self.words(text));
+        }
+        about
+    }
+
+    /// The words with which `maskdiff sample CHECKPOINT` draws a text again, beside its prompt.
+    fn words(&self, text: &Text) -> Vec<String> {
+        let mut words = vec![
+            "sampling.num_samples=1".to_string(),
+            format!("seed={}", text.seed),
+            format!("sampling.first_number={}", text.number),
+        ];
+        if let Some(new) = self.reply.new_tokens.filter(|_| text.reach > 0 || text.given == 0) {
+            words.push(match self.facts.blocks {
+                true => format!("sampling.length={}", text.reach as i64 + new),
+                false => format!("sampling.new_tokens={new}"),
+            });
+        }
+        words.extend(self.reply.stop_at_eos.map(|on| format!("sampling.stop_at_eos={on}")));
+        words.extend(self.reply.words.iter().cloned());
+        words
+    }
+
+    /// What is said of all texts beyond OpenAI's words.
+    pub(crate) fn about(&self) -> Value {
+        let mut about = json!({
+            "checkpoint": self.facts.checkpoint, "step": self.facts.step, "sampler": self.reply.sampler,
+            "settings": self.reply.words,
+        });
+        if self.reply.logprobs.is_some() {
+            about["likelihood"] = json!("duel:left_to_right");
+        }
+        about
+    }
+
+    /// Tokens, and what they cost.
+    pub(crate) fn usage(&self, texts: &[Text]) -> Value {
+        let each = self.reply.each.max(1);
+        // A prompt counts once, however many texts are drawn behind it.
+        let prompt: usize = texts.iter().step_by(each).map(|text| text.given).sum();
+        let drawn = |text: &Text| text.ids.len().saturating_sub(text.given);
+        let completion: usize = texts.iter().map(drawn).sum();
+        let sum = |of: fn(&Text) -> f64| texts.iter().map(of).sum::<f64>();
+        let seconds = texts.iter().map(|text| text.seconds).fold(0.0, f64::max);
+        json!({
+            "prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": prompt + completion,
+            "maskdiff": {"calls": sum(|t| t.calls), "rows": sum(|t| t.rows), "seconds": seconds},
+        })
+    }
+
+    fn logprobs(&self, text: &Text) -> Value {
+        let (Some(scored), Some(wanted)) = (&text.scored, self.reply.logprobs) else {
+            return Value::Null;
+        };
+        let tokenizer = self.facts.tokenizer.as_ref();
+        let from = if self.reply.echo { 0 } else { text.reach };
+        let tokens: Vec<String> = text.ids[from..].iter().map(|id| piece(*id, tokenizer)).collect();
+        let offsets: Vec<usize> = tokens
+            .iter()
+            .scan(0, |at, token| Some(std::mem::replace(at, *at + token.chars().count())))
+            .collect();
+        let scored = &scored[from.min(scored.len())..];
+        let top = scored.iter().map(|one| {
+            let mut all = Map::new();
+            // Two tokens that read alike count as the likelier one.
+            for (id, log_p) in one.top.iter().take(wanted.max(1)) {
+                all.entry(piece(*id, tokenizer)).or_insert(json!(log_p));
+            }
+            Value::Object(all)
+        });
+        let top: Value = if wanted == 0 { Value::Null } else { top.collect() };
+        let log_p: Vec<f64> = scored.iter().map(|one| one.log_p).collect();
+        json!({"tokens": tokens, "token_logprobs": log_p, "top_logprobs": top, "text_offset": offsets})
+    }
+
+    /// A chunk of a stream with one choice.
+    fn chunk(&self, index: usize, text: &str, finish: Option<&str>) -> Map<String, Value> {
+        let mut chunk = self.shell(self.object(true));
+        let choice = match self.reply.chat {
+            true => json!({
+                "index": index, "delta": {"role": "assistant", "content": text}, "logprobs": null, "finish_reason": finish,
+            }),
+            false => {
+                json!({"index": index, "text": text, "logprobs": null, "finish_reason": finish})
+            }
+        };
+        chunk.insert("choices".into(), json!([choice]));
+        chunk
+    }
+
+    /// A step of a text.
+    pub(crate) fn step(&self, step: &Step) -> Value {
+        let shown = step.whole.as_deref().unwrap_or(&step.delta);
+        let mut chunk = self.chunk(step.text, shown, None);
+        let mut about = json!({"step": step.done, "steps": step.total, "masked": step.masked});
+        if !step.opened.is_empty() {
+            about["opened"] = json!(step.opened);
+        }
+        chunk.insert("maskdiff".into(), about);
+        Value::Object(chunk)
+    }
+
+    /// The end of a text; in `diffusing` the whole text once more.
+    pub(crate) fn end(&self, index: usize, text: &Text, diffusing: bool) -> Value {
+        let shown = if diffusing { &text.text } else { &text.rest };
+        let mut chunk = self.chunk(index, shown, Some(text.finish));
+        let mut about = self.about();
+        if let (Some(about), Value::Object(of_text)) = (about.as_object_mut(), self.of_text(text)) {
+            about.extend(of_text);
+        }
+        chunk.insert("maskdiff".into(), about);
+        Value::Object(chunk)
+    }
+
+    /// The usage of all texts, in a chunk without a choice.
+    pub(crate) fn last(&self, texts: &[Text]) -> Value {
+        let mut chunk = self.shell(self.object(true));
+        chunk.insert("choices".into(), json!([]));
+        chunk.insert("usage".into(), self.usage(texts));
+        Value::Object(chunk)
+    }
+}

@@ -1,0 +1,299 @@
+//! A batch: texts of all clients that the sampler draws together.
+
+use std::cell::RefCell;
+use std::collections::BTreeMap;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::rc::Rc;
+use std::sync::Arc;
+
+use maskdiff_base::error::{Error, Result};
+use maskdiff_base::memory;
+use maskdiff_engine::choose::Choose as _;
+use maskdiff_engine::component;
+use maskdiff_engine::evaluate::answer::left_to_right;
+use maskdiff_engine::prompt::Given;
+use maskdiff_engine::sample::{self, Drawn, Texts, Windows};
+use maskdiff_native::generator_state;
+use maskdiff_records::trace::Recorder;
+
+use crate::job::{Draw, Order, Text};
+use crate::model::{Host, Settled};
+use crate::steps::{Row, Rows, Watch, continuation, cut};
+
+/// A sampler with its settings, and what was found out about it.
+#[derive(Debug)]
+pub(crate) struct Way {
+    /// The sampler.
+    pub settled: Settled,
+    /// Whether all that a text draws comes from its own stream, so that it is the same in every batch. None before the first walk.
+    pub by_sequence: Option<bool>,
+}
+
+/// A text of the batch.
+#[derive(Debug)]
+pub(crate) struct Piece {
+    /// What is drawn.
+    pub order: Order,
+    /// How its client sees it.
+    pub row: Row,
+}
+
+/// What two texts must have in common to be drawn together.
+pub(crate) fn fits(one: (&Draw, &Order), other: (&Draw, &Order)) -> bool {
+    let of = |(draw, order): (&Draw, &Order)| {
+        // Where the length goes by the prompt, the network would see what stands between a shorter one and its answer.
+        let given = &order.given;
+        let by_prompt = draw.new_tokens.filter(|_| !given.is_whole()).map(|_| given.reach());
+        let whole = draw.new_tokens.map(|_| given.is_whole());
+        (by_prompt, whole, draw.new_tokens, draw.stop_at_eos)
+    };
+    one.0.words == other.0.words && of(one) == of(other)
+}
+
+impl Way {
+    /// Draws texts that fit together; the first of each sampler is drawn alone. Gives them in order.
+    pub(crate) fn draw(
+        &mut self,
+        host: &Host<'_>,
+        draw: &Draw,
+        pieces: Vec<Piece>,
+        watch: &Watch,
+    ) -> Result<Vec<Text>> {
+        let batch = Batch { host, draw, watch };
+        if self.by_sequence == Some(true) {
+            return batch.texts(&mut self.settled, pieces).map(|(texts, _)| texts);
+        }
+        let mut done = Vec::new();
+        for mut piece in pieces {
+            if self.by_sequence == Some(false) {
+                piece.order = renumbered(piece.order);
+            }
+            let (order, again) = (piece.order.clone(), again(&piece.row));
+            let (texts, alone) = batch.texts(&mut self.settled, vec![piece])?;
+            let first = self.by_sequence.is_none();
+            self.by_sequence.get_or_insert(alone);
+            if first && !alone && order.number > 0 {
+                let piece = Piece { order: renumbered(order), row: again };
+                done.extend(batch.texts(&mut self.settled, vec![piece])?.0);
+            } else {
+                done.extend(texts);
+            }
+        }
+        Ok(done)
+    }
+}
+
+/// A sampler that draws from libtorch's generator knows no numbers of texts: each has a seed of its own.
+fn renumbered(order: Order) -> Order {
+    Order { seed: order.seed.wrapping_add(order.number), number: 0, ..order }
+}
+
+/// The same row, of which nothing is seen on the way: what was sent is not taken back.
+fn again(row: &Row) -> Row {
+    Row {
+        sender: row.sender.clone(),
+        shown: None,
+        stops: row.stops.clone(),
+        ends: row.ends.clone(),
+        sent: String::new(),
+        last: Vec::new(),
+        pending: BTreeMap::new(),
+        ..*row
+    }
+}
+
+/// What the texts of a batch have in common.
+struct Batch<'a> {
+    host: &'a Host<'a>,
+    draw: &'a Draw,
+    watch: &'a Watch,
+}
+
+impl Batch<'_> {
+    /// Draws some texts, and says whether libtorch's generator was left alone.
+    fn texts(&self, settled: &mut Settled, pieces: Vec<Piece>) -> Result<(Vec<Text>, bool)> {
+        let (orders, rows): (Vec<Order>, Vec<Row>) =
+            pieces.into_iter().map(|piece| (piece.order, piece.row)).unzip();
+        let rows: Rows = Rc::new(RefCell::new(rows));
+        let device = self.host.model.facts().device();
+        // As `maskdiff sample` does.
+        tch::manual_seed(orders.first().map_or(0, |order| order.seed.cast_signed()));
+        let before = generator_state(device).map_err(component::torch)?;
+        let drawn = self.walk(settled, &orders, &rows)?;
+        let alone = generator_state(device).map_err(component::torch)? == before;
+        let batch = orders.len();
+        let cost = (drawn.nfe, drawn.token_forwards, drawn.seconds, batch);
+        let all = self.expected(settled);
+        let mut texts = Vec::with_capacity(batch);
+        for ((sample, order), row) in
+            drawn.samples.into_iter().zip(orders).zip(rows.borrow().iter())
+        {
+            texts.push(self.text(sample, order, row, (cost, all))?);
+        }
+        Ok((texts, alone))
+    }
+
+    /// The walk.
+    fn walk(&self, settled: &mut Settled, orders: &[Order], rows: &Rows) -> Result<Drawn> {
+        let facts = &self.host.facts;
+        let sampling = &settled.config.sampling;
+        let own = Texts::new(&settled.config, facts.tokenizer.as_ref());
+        let sources: Vec<(u64, u64)> = orders.iter().map(|o| (o.seed, o.number)).collect();
+        let given: Vec<Given> = orders.iter().map(|order| order.given.clone()).collect();
+        let (new_tokens, length) = self.length(&own, &given);
+        let texts = Texts {
+            windows: Windows::new(sampling),
+            new_tokens,
+            length,
+            stop_at_eos: self.draw.stop_at_eos.unwrap_or(own.stop_at_eos),
+            sources: &sources,
+            ..own
+        };
+        if sampling.semi_ar && (new_tokens.is_some() || given.iter().any(Given::is_whole)) {
+            return Err(Error::config(
+                "`semi_ar` moves a window over longer texts, and `max_tokens` or a text with holes says where a text ends",
+                "leave one of both out",
+            ));
+        }
+        let shows = rows.borrow().iter().any(|row| row.shown.is_some());
+        let recorder =
+            (shows && sampling.min_entropy.is_none()).then(Rc::<RefCell<Recorder>>::default);
+        let watch =
+            Watch { rows: Rc::clone(rows), recorder: recorder.clone(), ..self.watch.clone() };
+        let (model, sampler) = (&self.host.model, &mut settled.sampler);
+        let walk = || {
+            let progress = Some(watch.progress());
+            sample::draw(model, sampler, &given, texts, progress, recorder.as_ref())
+        };
+        let walked = catch_unwind(AssertUnwindSafe(|| memory::guarded(walk)));
+        model.on_progress(None);
+        match walked {
+            Ok(walked) => walked.map_err(|e| settled.config.locate(e)),
+            Err(_) => Err(Error::new(
+                maskdiff_base::error::Kind::Torch,
+                "the model failed with a fault that no check foresaw",
+                "the log of the server has it",
+            )),
+        }
+    }
+
+    /// Tokens behind what is given, or in blocks the tokens of a text.
+    fn length(&self, own: &Texts<'_>, given: &[Given]) -> (Option<i64>, i64) {
+        let new = self.draw.new_tokens;
+        let whole = given.iter().any(Given::is_whole);
+        match self.host.facts.blocks {
+            false => (new.filter(|_| !whole), own.length),
+            true => {
+                let reach = given.iter().map(Given::reach).max().unwrap_or(0);
+                let lead = self.host.facts.lead;
+                let length = new.filter(|_| !whole).map(|new| (lead + reach) as i64 + new);
+                (None, length.unwrap_or(own.length))
+            }
+        }
+    }
+
+    /// Tokens of a text that does not end by itself, where nothing says how many are new.
+    fn expected(&self, settled: &Settled) -> usize {
+        let windows = Windows::new(&settled.config.sampling);
+        let length = match self.host.facts.blocks {
+            true => sample::length(&settled.config),
+            false => self.host.facts.length,
+        };
+        (length + windows.stride * windows.more) as usize
+    }
+
+    /// A text as its client gets it.
+    fn text(
+        &self,
+        sample: sample::Sample,
+        order: Order,
+        row: &Row,
+        (cost, all): ((f64, f64, f64, usize), usize),
+    ) -> Result<Text> {
+        let tokenizer = self.host.facts.tokenizer.as_ref();
+        let mut ids = sample.ids;
+        let behind = (self.host.facts.lead + order.given.reach()).min(ids.len());
+        let expected = self.draw.new_tokens.map_or(all, |new| behind + new as usize);
+        let reach = row.reach.min(ids.len());
+        if let Some(end) = ids[reach..].iter().position(|id| row.ends.contains(id)) {
+            ids.truncate(reach + end);
+        }
+        let is_short = ids.len() < expected || order.given.is_whole();
+        let drawn = continuation(tokenizer, &ids, reach);
+        let (text, stopped) = cut(&drawn, &row.stops);
+        let whole = match stopped {
+            true => tokenizer.decode(&ids[..reach]) + text,
+            false => tokenizer.decode(&ids),
+        };
+        let rest = text.strip_prefix(row.sent.as_str());
+        let scored = match row.logprobs {
+            Some(top) => Some(left_to_right(&self.host.model, &ids, 0, top.max(1))?),
+            None => None,
+        };
+        if rest.is_none() {
+            tracing::warn!(
+                "a text changed after it was shown: its sampler should say that it `revises`"
+            );
+        }
+        Ok(Text {
+            reach,
+            given: order.given.count(),
+            rest: rest.unwrap_or_default().to_string(),
+            text: text.to_string(),
+            whole,
+            finish: if is_short || stopped { "stop" } else { "length" },
+            entropy: sample.entropy,
+            seed: order.seed,
+            number: order.number,
+            calls: cost.0,
+            rows: cost.1,
+            seconds: cost.2,
+            batch: cost.3,
+            scored,
+            ids,
+        })
+    }
+}
+
+/// How the client of a text sees it.
+pub(crate) fn row(
+    host: &Host<'_>,
+    draw: &Draw,
+    order: &Order,
+    (sender, deadline, text): (
+        &tokio::sync::mpsc::Sender<crate::job::Event>,
+        std::time::Instant,
+        usize,
+    ),
+) -> Row {
+    let facts = &host.facts;
+    let reach = match order.given.whole() {
+        Some(_) => 0,
+        None => facts.lead + order.given.reach(),
+    };
+    Row {
+        sender: sender.clone(),
+        deadline,
+        text,
+        reach,
+        whole: order.given.whole().map(|tokens| facts.lead + tokens),
+        shown: draw.shown,
+        revises: draw.revises,
+        stops: draw.stops.clone(),
+        ends: draw.ends.clone(),
+        logprobs: draw.logprobs,
+        sent: String::new(),
+        last: Vec::new(),
+        pending: BTreeMap::new(),
+    }
+}
+
+/// What walks are seen through.
+pub(crate) fn watch(host: &Host<'_>) -> Watch {
+    Watch {
+        rows: Rc::default(),
+        recorder: None,
+        tokenizer: Arc::clone(&host.facts.tokenizer),
+        mask: host.model.facts().mask_id,
+    }
+}

@@ -1,0 +1,247 @@
+//! The keys of a body: those of the API, and those of the sampler, which become words of the configuration.
+
+use maskdiff_base::text::nearest;
+use maskdiff_config::options;
+use serde_json::{Map, Value};
+
+use crate::fault::Fault;
+use crate::model::{Facts, Sampler};
+
+/// Keys of the host's `sampling` group that a request may set.
+const HOST: [&str; 6] =
+    ["context", "kv_cache", "min_entropy", "num_strides", "semi_ar", "stride_length"];
+
+/// Keys of OpenAI's API that mean nothing here, with the values at which that is no matter.
+const WITHOUT: [(&str, &[f64]); 4] = [
+    ("best_of", &[1.0]),
+    ("frequency_penalty", &[0.0]),
+    ("presence_penalty", &[0.0]),
+    ("top_logprobs", &[]),
+];
+
+/// The same, of those that may only be empty.
+const EMPTY: [&str; 8] = [
+    "functions",
+    "logit_bias",
+    "modalities",
+    "parallel_tool_calls",
+    "response_format",
+    "suffix",
+    "tool_choice",
+    "tools",
+];
+
+/// The option by which a component names a file of code: never a client's to choose.
+const CODE: &str = "argument";
+
+/// Keys that are read and change nothing.
+const IGNORED: [&str; 4] = ["metadata", "model", "store", "user"];
+
+/// The sampler of a request, and words that make it what the request says.
+#[derive(Debug)]
+pub(crate) struct Chosen<'a> {
+    /// The sampler.
+    pub sampler: &'a Sampler,
+    /// `KEY=VALUE`, in the order of the keys.
+    pub words: Vec<String>,
+}
+
+/// Reads all keys but those of the endpoint, which are `own`.
+pub(crate) fn sampler<'a>(
+    body: &Map<String, Value>,
+    own: &[&str],
+    facts: &'a Facts,
+) -> Result<Chosen<'a>, Fault> {
+    let sampler = named(body, facts)?;
+    let mut words = Vec::new();
+    if sampler.name != facts.predictor {
+        words.push(maskdiff_config::word("sampling.predictor", &sampler.name));
+    }
+    let mut options = Vec::new();
+    for (key, value) in body {
+        let known = own.contains(&key.as_str()) || IGNORED.contains(&key.as_str());
+        if known || ["sampler", "predictor"].contains(&key.as_str()) || value.is_null() {
+            continue;
+        }
+        if let Some((_, neutral)) = WITHOUT.iter().find(|(name, _)| name == key) {
+            if value.as_f64().is_none_or(|value| !neutral.contains(&value)) {
+                return Err(Fault::of_key(key, format!("`{key}` is not supported: leave it out")));
+            }
+            continue;
+        }
+        if EMPTY.contains(&key.as_str()) {
+            let empty = match value {
+                Value::Object(all) => all.is_empty() || value["type"] == "text",
+                Value::Array(all) => all.is_empty(),
+                Value::String(text) => text.is_empty() || text == "none",
+                _ => false,
+            };
+            if !empty {
+                return Err(Fault::of_key(key, format!("`{key}` is not supported: leave it out")));
+            }
+            continue;
+        }
+        options.push((key.clone(), value.clone()));
+    }
+    for (key, value) in options::flat(&sampler.schema, options) {
+        check(&key, sampler, own, facts)?;
+        words.push(word(&key, &value, sampler)?);
+    }
+    words.sort();
+    Ok(Chosen { sampler, words })
+}
+
+/// The sampler that a body names.
+fn named<'a>(body: &Map<String, Value>, facts: &'a Facts) -> Result<&'a Sampler, Fault> {
+    let said = body.get("sampler").or(body.get("predictor")).filter(|said| !said.is_null());
+    let name = match said {
+        None => &facts.predictor,
+        Some(Value::String(name)) => name,
+        Some(_) => return Err(Fault::of_key("sampler", "`sampler` is the name of a sampler")),
+    };
+    facts.sampler(name).ok_or_else(|| {
+        let names: Vec<&str> = facts.samplers.iter().map(|s| s.name.as_str()).collect();
+        let hint = match nearest(name, &names) {
+            Some(near) => format!("did you mean `{near}`?"),
+            None => format!("those that fit this model: {}", names.join(", ")),
+        };
+        Fault::of_key("sampler", format!("there is no sampler `{name}` for this model; {hint}"))
+    })
+}
+
+/// Whether a key is one that a request may set; one of another sampler is left to the configuration, which names its owner.
+fn check(key: &str, sampler: &Sampler, own: &[&str], facts: &Facts) -> Result<(), Fault> {
+    let has = |sampler: &Sampler| options::schema(&sampler.schema, key).is_some();
+    if key == CODE {
+        let said = "which code is run is said where the server is started: leave it out";
+        return Err(Fault::of_key(key, format!("`{key}`: {said}")));
+    }
+    if HOST.contains(&key) || sampler.any_option || facts.samplers.iter().any(has) {
+        return Ok(());
+    }
+    let of_sampler: Vec<String> =
+        options::all(&sampler.schema).into_iter().map(|(name, _)| name).collect();
+    let names: Vec<&str> =
+        of_sampler.iter().map(String::as_str).chain(HOST).chain(own.iter().copied()).collect();
+    let hint = match nearest(key, &names) {
+        Some(near) => format!("did you mean `{near}`?"),
+        None => format!("options of sampler `{}`: {}", sampler.name, of_sampler.join(", ")),
+    };
+    let mut fault = Fault::of_key(key, format!("unknown key `{key}`; {hint}"));
+    fault.code = "unknown_key";
+    Err(fault)
+}
+
+/// A key and its value as a word of the configuration.
+fn word(key: &str, value: &Value, sampler: &Sampler) -> Result<String, Fault> {
+    let full = format!("sampling.{key}");
+    let schema = options::schema(&sampler.schema, key);
+    // An option that is a number may not take a whole one.
+    let takes_float = || {
+        schema.is_some_and(|schema| match &schema["type"] {
+            Value::Array(kinds) => kinds.iter().any(|kind| kind == "number"),
+            kind => kind == "number",
+        })
+    };
+    // It would be read as a reference to another key, or to a variable of the server's environment.
+    if value.to_string().contains("${") {
+        return Err(Fault::of_key(key, format!("`{key}` has `${{` in it, which no option has")));
+    }
+    Ok(match value {
+        Value::String(text) => maskdiff_config::word(&full, text),
+        Value::Number(number) => match number.as_f64().filter(|_| takes_float()) {
+            Some(number) => format!("{full}={number:?}"),
+            None => format!("{full}={number}"),
+        },
+        Value::Bool(on) => format!("{full}={on}"),
+        Value::Array(all) if all.iter().all(|one| !one.is_object() && !one.is_array()) => {
+            format!("{full}={value}")
+        }
+        _ => {
+            return Err(Fault::of_key(
+                key,
+                format!("`{key}` is no option that holds such a value"),
+            ));
+        }
+    })
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+    use maskdiff_plugin_api::ops::Order;
+    use serde_json::json;
+
+    /// A server of a model of letters with two samplers.
+    pub(crate) fn facts() -> Facts {
+        let sampler = |name: &str, schema: Value| Sampler {
+            name: name.into(),
+            about: String::new(),
+            schema,
+            defaults: json!({}),
+            any_option: false,
+            revises: false,
+        };
+        let steps = json!({"properties": {"steps": {"type": "integer"}}});
+        let other =
+            json!({"properties": {"temperature": {"type": "number"}, "order": {"type": "string"}}});
+        Facts {
+            name: "letters".into(),
+            checkpoint: "abc".into(),
+            step: 7,
+            length: 16,
+            room: 16,
+            blocks: false,
+            lead: 0,
+            tokenizer: maskdiff_data::tokenizer::characters("abc .").into(),
+            template: None,
+            samplers: vec![sampler("plain", steps), sampler("sure", other)],
+            predictor: "plain".into(),
+            new_tokens: None,
+            by_duel: false,
+            duel: (Order::Confidence, 1),
+            no_likelihood: None,
+            hidden: Vec::new(),
+        }
+    }
+
+    fn read(body: Value) -> Result<Vec<String>, Fault> {
+        let facts = facts();
+        let body = body.as_object().unwrap().clone();
+        sampler(&body, &["prompt", "max_tokens"], &facts).map(|chosen| chosen.words)
+    }
+
+    #[test]
+    fn options_become_words_in_order() {
+        assert_eq!(read(json!({"prompt": 1, "model": "x"})).unwrap(), [""; 0]);
+        assert_eq!(read(json!({"steps": 4, "prompt": ""})).unwrap(), ["sampling.steps=4"]);
+        let words = read(json!({"temperature": 0, "sampler": "sure", "order": "margin"})).unwrap();
+        let wanted = [
+            "sampling.order=\"margin\"",
+            "sampling.predictor=\"sure\"",
+            "sampling.temperature=0.0",
+        ];
+        assert_eq!(words, wanted);
+        assert_eq!(read(json!({"best_of": 1, "suffix": null, "tools": []})).unwrap(), [""; 0]);
+    }
+
+    #[test]
+    fn unknown_words_are_answered_with_the_nearest() {
+        for (body, said) in [
+            (json!({"stepz": 4}), "unknown key `stepz`; did you mean `steps`?"),
+            (json!({"max_token": 4}), "did you mean `max_tokens`?"),
+            (json!({"qwertyuiop": 4}), "options of sampler `plain`: steps"),
+            (json!({"sampler": "sur"}), "did you mean `sure`?"),
+            (json!({"sampler": 4}), "`sampler` is the name of a sampler"),
+            (json!({"best_of": 2}), "`best_of` is not supported"),
+            (json!({"tools": [1]}), "`tools` is not supported"),
+            (json!({"steps": "${seed}"}), "`steps` has `${` in it"),
+            (json!({"argument": "x.py"}), "which code is run"),
+            (json!({"steps": {"x": 1}}), "no option that holds such a value"),
+        ] {
+            let fault = read(body.clone()).unwrap_err();
+            assert!(fault.message.contains(said), "{body}: {}", fault.message);
+            assert_eq!(fault.status.as_u16(), 400);
+        }
+    }
+}

@@ -1,0 +1,55 @@
+//! Texts and answers whose likelihood is asked for.
+
+use maskdiff_base::error::Result;
+use maskdiff_engine::evaluate::answer::{self, Likelihood, left_to_right};
+
+use crate::job::{Answers, Score, Text};
+use crate::model::Host;
+
+/// The tokens of a text with their log-probabilities, and behind them the likeliest next one where it is wanted and fits.
+pub(crate) fn scored(host: &Host<'_>, score: &Score, number: usize) -> Result<Text> {
+    let (model, tokenizer) = (&host.model, host.facts.tokenizer.as_ref());
+    let before = (model.calls(), model.rows());
+    let mut ids = score.texts[number].clone();
+    let given = ids.len();
+    let top = score.logprobs.max(1);
+    let mut tokens = left_to_right(model, &ids, 0, top)?;
+    if score.next && (given as i64) < host.facts.length {
+        // Whichever token stands there: it is masked when its law is asked for.
+        let mut longer = ids.clone();
+        longer.push(i64::from(host.facts.tokenizer.mask_id() == 0));
+        let mut next = left_to_right(model, &longer, given, top)?;
+        if let Some((id, log_p)) = next.first().and_then(|next| next.top.first().copied()) {
+            next[0].log_p = log_p;
+            ids.push(id);
+            tokens.append(&mut next);
+        }
+    }
+    let whole = tokenizer.decode(&ids);
+    Ok(Text {
+        reach: given,
+        given,
+        text: crate::steps::continuation(tokenizer, &ids, given),
+        whole,
+        finish: "length",
+        calls: (model.calls() - before.0) as f64,
+        rows: (model.rows() - before.1) as f64,
+        batch: 1,
+        scored: Some(tokens),
+        ids,
+        ..Text::default()
+    })
+}
+
+/// The likelihood of an answer, and whether it is what the model writes when it takes the surest token each time.
+pub(crate) fn answered(
+    host: &Host<'_>,
+    answers: &Answers,
+    number: usize,
+) -> Result<(Likelihood, bool)> {
+    let (ids, given) = &answers.pairs[number];
+    let before = host.model.calls();
+    let measured = answer::likelihood(&host.model, ids, *given, answers.way, answers.seed)?;
+    let greedy = answer::is_greedy(&host.model, ids, *given)?;
+    Ok((Likelihood { calls: host.model.calls() - before, ..measured }, greedy))
+}

@@ -1,0 +1,126 @@
+//! Connections: how many at once, how long a client may take for the head of a request, and their end.
+
+use std::net::SocketAddr;
+use std::pin::pin;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use axum::Router;
+use futures_util::future::{Either, select};
+use hyper::server::conn::http1;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::service::TowerToHyperService;
+use maskdiff_base::error::{Error, Kind, Result};
+use maskdiff_base::stop::Stop;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::watch;
+
+use crate::Limits;
+use crate::http::{App, router};
+use crate::metrics::Metrics;
+
+/// Between two looks for a signal.
+const LOOK: Duration = Duration::from_millis(50);
+/// A connection is ended in good order after so long, and its client makes another.
+const AGE: Duration = Duration::from_secs(900);
+/// Bytes of the head of a request.
+const HEAD: usize = 64 * 1024;
+/// What a connection is told that is one too many.
+const FULL: &[u8] = b"HTTP/1.1 503 Service Unavailable\r\nRetry-After: 1\r\nContent-Length: 0\r\nConnection: close\r\n\r\n";
+
+/// Takes the address.
+pub(crate) fn bind(address: SocketAddr) -> Result<std::net::TcpListener> {
+    let refused = |e: std::io::Error| {
+        let message = format!("the server cannot listen at {address}: {e}");
+        let hint =
+            "another program may listen there: `--port` takes another one, and 0 any that is free";
+        Error::config(message, hint)
+    };
+    let listener = std::net::TcpListener::bind(address).map_err(refused)?;
+    listener.set_nonblocking(true).map_err(refused)?;
+    Ok(listener)
+}
+
+/// The address that was taken.
+pub(crate) fn address(listener: &std::net::TcpListener) -> Result<SocketAddr> {
+    listener.local_addr().map_err(|e| failed(&e))
+}
+
+fn failed(error: &std::io::Error) -> Error {
+    Error::new(
+        Kind::Io,
+        format!("the network of this machine failed: {error}"),
+        "start the server again",
+    )
+}
+
+/// Serves connections until somebody asks to stop and all of them have ended, or their grace is over.
+pub(crate) fn run(listener: std::net::TcpListener, app: Arc<App>, stop: &Stop) -> Result<()> {
+    let mut builder = tokio::runtime::Builder::new_current_thread();
+    let runtime = builder.enable_all().max_blocking_threads(4).build().map_err(|e| failed(&e))?;
+    let done = runtime.block_on(accept(listener, app, stop));
+    // What still runs is some client's tokenization: nobody waits for it.
+    runtime.shutdown_background();
+    done
+}
+
+async fn accept(listener: std::net::TcpListener, app: Arc<App>, stop: &Stop) -> Result<()> {
+    let listener = TcpListener::from_std(listener).map_err(|e| failed(&e))?;
+    let (halt, halted) = watch::channel(false);
+    let router = router(&app);
+    while !stop.asked() {
+        match tokio::time::timeout(LOOK, listener.accept()).await {
+            Err(_) => {}
+            Ok(Ok((stream, _))) => take(stream, &app, &router, &halted),
+            // No file is left for it, say: those that are open may end meanwhile.
+            Ok(Err(error)) => {
+                tracing::debug!("a connection failed: {error}");
+                tokio::time::sleep(LOOK).await;
+            }
+        }
+    }
+    drop(listener);
+    drop(halted);
+    let _ = halt.send(true);
+    let _ = tokio::time::timeout(app.limits.grace, halt.closed()).await;
+    Ok(())
+}
+
+/// Serves a connection, where there are not too many.
+fn take(stream: TcpStream, app: &Arc<App>, router: &Router, halted: &watch::Receiver<bool>) {
+    let open = &app.metrics.connections;
+    if open.load(Ordering::Relaxed) >= app.limits.connections as u64 {
+        Metrics::add(&app.metrics.refused, 1);
+        let _ = stream.try_write(FULL);
+        return;
+    }
+    open.fetch_add(1, Ordering::Relaxed);
+    let _ = stream.set_nodelay(true);
+    let (metrics, limits) = (Arc::clone(&app.metrics), app.limits.clone());
+    let (router, halted) = (router.clone(), halted.clone());
+    tokio::spawn(async move {
+        serve(stream, router, halted, &limits).await;
+        metrics.connections.fetch_sub(1, Ordering::Relaxed);
+    });
+}
+
+async fn serve(
+    stream: TcpStream,
+    router: Router,
+    mut halted: watch::Receiver<bool>,
+    limits: &Limits,
+) {
+    let mut builder = http1::Builder::new();
+    builder.timer(TokioTimer::new()).header_read_timeout(limits.reading).max_buf_size(HEAD);
+    let service = TowerToHyperService::new(router);
+    let mut connection = pin!(builder.serve_connection(TokioIo::new(stream), service));
+    let end = tokio::time::timeout(AGE, halted.wait_for(|on| *on));
+    let asked = match select(connection.as_mut(), pin!(end)).await {
+        Either::Left(_) => return,
+        Either::Right((end, _)) => end.is_ok(),
+    };
+    connection.as_mut().graceful_shutdown();
+    let most = if asked { limits.grace } else { limits.request + limits.reading };
+    let _ = tokio::time::timeout(most, connection).await;
+}

@@ -1,0 +1,111 @@
+//! What both sides know of the model, and what only its own side has.
+
+use std::sync::Arc;
+
+use maskdiff_base::error::Result;
+use maskdiff_config::Config;
+use maskdiff_data::Tokenizer;
+use maskdiff_data::chat::Template;
+use maskdiff_engine::model::Model;
+use maskdiff_engine::sample::NamedSampler;
+use maskdiff_plugin_api::ops::Order;
+use serde_json::Value;
+
+/// A sampler that fits the model.
+#[derive(Debug, Clone)]
+pub struct Sampler {
+    /// The word that chooses it.
+    pub name: String,
+    /// One line.
+    pub about: String,
+    /// JSON Schema of its options.
+    pub schema: Value,
+    /// Their defaults.
+    pub defaults: Value,
+    /// Whether it takes any option, and checks them itself.
+    pub any_option: bool,
+    /// Whether it may change tokens that are open.
+    pub revises: bool,
+}
+
+/// Facts for the network's side.
+pub struct Facts {
+    /// The name under which the model is served.
+    pub name: String,
+    /// SHA-256 of the checkpoint.
+    pub checkpoint: String,
+    /// The training step of the checkpoint.
+    pub step: u64,
+    /// Tokens that the model knows.
+    pub length: i64,
+    /// Tokens of a text at most.
+    pub room: i64,
+    /// Whether texts are drawn block after block.
+    pub blocks: bool,
+    /// Tokens in front of every text.
+    pub lead: usize,
+    /// Text to tokens and back.
+    pub tokenizer: Arc<dyn Tokenizer>,
+    /// How conversations are written, where the checkpoint says so.
+    pub template: Option<Template>,
+    /// The samplers that fit.
+    pub samplers: Vec<Sampler>,
+    /// The one that is used where a request names none.
+    pub predictor: String,
+    /// Tokens behind a prompt where a request does not say how many.
+    pub new_tokens: Option<i64>,
+    /// Whether likelihoods are measured by `duel` where a request does not say so.
+    pub by_duel: bool,
+    /// Which token `duel` reveals next, and how many at once.
+    pub duel: (Order, i64),
+    /// Why likelihoods of single texts cannot be measured, where that is so.
+    pub no_likelihood: Option<String>,
+    /// What answers must not tell: paths.
+    pub hidden: Vec<String>,
+}
+
+impl std::fmt::Debug for Facts {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Facts({}, {})", self.name, self.checkpoint)
+    }
+}
+
+impl Facts {
+    /// A sampler by its name.
+    pub fn sampler(&self, name: &str) -> Option<&Sampler> {
+        self.samplers.iter().find(|sampler| sampler.name == name)
+    }
+}
+
+/// A sampler with its settings, as some words `KEY=VALUE` ask for.
+pub struct Settled {
+    /// The sampler.
+    pub sampler: NamedSampler,
+    /// The configuration that it is of.
+    pub config: Config,
+}
+
+impl std::fmt::Debug for Settled {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Settled({})", self.sampler.0)
+    }
+}
+
+/// Makes a sampler with the settings of some words.
+pub type Settle<'a> = Box<dyn Fn(&[String]) -> Result<Settled> + 'a>;
+
+/// The model's side.
+pub struct Host<'a> {
+    /// What the other side knows too.
+    pub facts: Arc<Facts>,
+    /// The model with its weights.
+    pub model: Model,
+    /// Makes samplers.
+    pub settle: Settle<'a>,
+}
+
+impl std::fmt::Debug for Host<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Host({:?}, {:?})", self.facts, self.model)
+    }
+}

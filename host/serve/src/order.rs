@@ -1,0 +1,575 @@
+//! Bodies of requests as work for the model.
+
+use maskdiff_config::listed::DuelOrder;
+use maskdiff_data::chat::{ANSWER, Message, ends};
+use maskdiff_engine::evaluate::answer::Way;
+use maskdiff_engine::evaluate::order as duel_order;
+use maskdiff_engine::prompt::{Ask, Given};
+use serde_json::{Map, Value};
+
+use crate::Limits;
+use crate::answer::random;
+use crate::fault::Fault;
+use crate::job::{Answers, Draw, Order, Score, Shown, Work};
+use crate::keys;
+use crate::model::Facts;
+
+/// What a client is answered with.
+#[derive(Debug, Clone)]
+pub(crate) struct Reply {
+    /// Whether it is a turn of a conversation.
+    pub chat: bool,
+    /// Whether the prompt stands in front of the text.
+    pub echo: bool,
+    /// Whether events are streamed.
+    pub stream: bool,
+    /// Whether the last event of a stream has the usage alone.
+    pub usage_event: bool,
+    /// Texts of each prompt.
+    pub each: usize,
+    /// The sampler.
+    pub sampler: String,
+    /// Its options, `KEY=VALUE`.
+    pub words: Vec<String>,
+    /// Tokens behind each prompt.
+    pub new_tokens: Option<i64>,
+    /// Whether texts end at EOS, where that is said.
+    pub stop_at_eos: Option<bool>,
+    /// Log-probabilities are told.
+    pub logprobs: Option<usize>,
+}
+
+/// Draws of the bound of an answer, as published tables have them.
+const SAMPLES: i64 = 128;
+/// Stop texts of one request.
+const STOPS: usize = 16;
+/// Bytes of one of them.
+const STOP: usize = 200;
+/// The likeliest tokens that are told at most.
+const TOP: i64 = 20;
+/// Seeds are below this, so that every program that reads JSON keeps them.
+const SEEDS: u64 = 1 << 53;
+/// Numbers of texts are below this.
+const NUMBERS: u64 = 1 << 40;
+
+/// Keys of both endpoints that draw.
+const DRAWS: [&str; 10] = [
+    "denoising",
+    "diffusing",
+    "max_tokens",
+    "n",
+    "number",
+    "seed",
+    "stop",
+    "stop_at_eos",
+    "stream",
+    "stream_options",
+];
+
+/// A body that is read.
+pub(crate) struct Reader<'a> {
+    /// The object.
+    pub body: &'a Map<String, Value>,
+    /// The model.
+    pub facts: &'a Facts,
+    /// What the server keeps to.
+    pub limits: &'a Limits,
+}
+
+impl Reader<'_> {
+    /// `/v1/completions`.
+    pub(crate) fn completion(&self) -> Result<(Work, Reply), Fault> {
+        self.check_model()?;
+        let own = [&DRAWS[..], &["echo", "logprobs", "prompt"]].concat();
+        let echo = self.flag("echo")?;
+        let logprobs = self.whole("logprobs", 0, TOP)?.map(|k| k as usize);
+        let max_tokens = self.max_tokens("max_tokens")?;
+        let prompts = self.prompts()?;
+        if let (true, Some(logprobs)) = (echo, logprobs)
+            && max_tokens.is_none_or(|tokens| tokens <= 1)
+            && self.body.get("stream") != Some(&Value::Bool(true))
+            && !prompts.iter().any(|prompt| matches!(prompt, Prompt::Free))
+        {
+            // Nothing is drawn, so what the sampler would be told is no matter, whether it has such an option or not.
+            let unused = (self.facts.predictor.clone(), Vec::new());
+            let reply = self.reply(Some(logprobs), unused)?;
+            return Ok((Work::Score(self.score(&prompts, logprobs, max_tokens)?), reply));
+        }
+        if max_tokens == Some(0) {
+            return Err(Fault::of_key(
+                "max_tokens",
+                "`max_tokens` is 0, which scores the prompt alone: set `echo` to true and `logprobs` to a number, or ask for a token",
+            ));
+        }
+        let chosen = keys::sampler(self.body, &own, self.facts)?;
+        let given = prompts.iter().map(|prompt| self.given(prompt)).collect::<Result<_, _>>()?;
+        let draw = self.draw(&chosen, given, max_tokens, logprobs)?;
+        let reply = self.reply(logprobs, (chosen.sampler.name.clone(), draw.words.clone()))?;
+        let reply = told(reply, &draw);
+        if reply.stream && (reply.echo || logprobs.is_some()) {
+            let said = "a stream has neither the prompt nor log-probabilities: leave `echo` and `logprobs` out, or `stream`";
+            return Err(Fault::of_key("stream", said));
+        }
+        Ok((Work::Draw(draw), reply))
+    }
+
+    /// `/v1/chat/completions`.
+    pub(crate) fn chat(&self) -> Result<(Work, Reply), Fault> {
+        self.check_model()?;
+        let Some(template) = &self.facts.template else {
+            return Err(Fault::wrong(
+                "this checkpoint has no chat template: use `/v1/completions`, or start the server with `data.chat_template=FILE`",
+            ));
+        };
+        let own = [&DRAWS[..], &["logprobs", "max_completion_tokens", "messages"]].concat();
+        if self.flag("logprobs")? {
+            return Err(Fault::of_key(
+                "logprobs",
+                "`logprobs` of a conversation are not supported: `/v1/loglikelihood` scores an answer behind its context",
+            ));
+        }
+        let text = template.render(&self.messages()?, true);
+        let text = text.map_err(|e| Fault::of_error(&e, &self.facts.hidden))?;
+        let prompt = match self.facts.tokenizer.encode(&text) {
+            Ok(ids) => Prompt::Tokens(ids.into_iter().map(i64::from).collect()),
+            Err(e) => return Err(Fault::of_error(&e, &self.facts.hidden)),
+        };
+        let chosen = keys::sampler(self.body, &own, self.facts)?;
+        let given = self.given(&prompt)?;
+        let room = self.facts.room - (self.facts.lead + given.reach()) as i64;
+        let said = self.max_tokens("max_completion_tokens")?.or(self.max_tokens("max_tokens")?);
+        let max_tokens = said.or(self.facts.new_tokens).unwrap_or(ANSWER.min(room));
+        if max_tokens == 0 {
+            return Err(Fault::of_key("max_tokens", "`max_tokens` is at least 1"));
+        }
+        let mut draw = self.draw(&chosen, vec![given], Some(max_tokens), None)?;
+        draw.ends = ends(self.facts.tokenizer.as_ref());
+        draw.stop_at_eos = draw.stop_at_eos.or(Some(true));
+        let words = (chosen.sampler.name.clone(), draw.words.clone());
+        let reply = Reply { chat: true, ..told(self.reply(None, words)?, &draw) };
+        Ok((Work::Draw(draw), reply))
+    }
+
+    /// `/v1/loglikelihood`.
+    pub(crate) fn likelihood(&self) -> Result<Answers, Fault> {
+        self.check_model()?;
+        self.check_scores()?;
+        let own =
+            ["likelihood", "model", "order", "requests", "samples", "seed", "tokens_per_step"];
+        if let Some(key) = self.body.keys().find(|key| !own.contains(&key.as_str())) {
+            let hint = match maskdiff_base::text::nearest(key, &own) {
+                Some(near) => format!("did you mean `{near}`?"),
+                None => format!("those that are: {}", own.join(", ")),
+            };
+            let mut fault = Fault::of_key(key, format!("unknown key `{key}`; {hint}"));
+            fault.code = "unknown_key";
+            return Err(fault);
+        }
+        let requests = match self.body.get("requests") {
+            Some(Value::Array(all)) if !all.is_empty() => all,
+            _ => {
+                return Err(Fault::of_key(
+                    "requests",
+                    "`requests` is a list of {\"context\": …, \"continuation\": …}, each a text or a list of token ids",
+                ));
+            }
+        };
+        self.check_count("requests", requests.len())?;
+        let pairs = requests.iter().map(|request| self.pair(request)).collect::<Result<_, _>>()?;
+        let seed = self.seed()?.unwrap_or(1);
+        Ok(Answers { pairs, way: self.way()?, seed })
+    }
+
+    /// `likelihood`, `samples`, `order`, `tokens_per_step`.
+    fn way(&self) -> Result<Way, Fault> {
+        let samples = self.whole("samples", 1, 1 << 16)?;
+        let tokens = self.whole("tokens_per_step", 1, 1 << 20)?;
+        let order = match self.body.get("order").filter(|said| !said.is_null()) {
+            None => None,
+            Some(said) => match said.as_str().and_then(DuelOrder::named) {
+                Some(order) => Some(duel_order(order)),
+                None => {
+                    let said = "`order` is `margin`, `confidence`, `entropy` or `left_to_right`";
+                    return Err(Fault::of_key("order", said));
+                }
+            },
+        };
+        let duel = self.facts.duel;
+        let of_bound = Way::Bound { samples: samples.unwrap_or(SAMPLES) };
+        let of_duel =
+            Way::Duel { order: order.unwrap_or(duel.0), tokens: tokens.unwrap_or(duel.1) };
+        Ok(match self.body.get("likelihood") {
+            Some(Value::String(word)) if word == "bound" => of_bound,
+            Some(Value::String(word)) if word == "duel" => of_duel,
+            None | Some(Value::Null) if self.facts.by_duel => of_duel,
+            None | Some(Value::Null) => of_bound,
+            Some(_) => {
+                let said =
+                    "`likelihood` is `bound`, which draws, or `duel`, which is exact for its order";
+                return Err(Fault::of_key("likelihood", said));
+            }
+        })
+    }
+
+    /// A context and its continuation.
+    fn pair(&self, request: &Value) -> Result<(Vec<i64>, usize), Fault> {
+        let tokens = |key: &str| match &request[key] {
+            Value::Null if key == "context" => Ok(Vec::new()),
+            Value::Array(ids) => self.ids(ids, key),
+            Value::String(text) => self.encode(text),
+            _ => Err(Fault::of_key(key, format!("`{key}` is a text or a list of token ids"))),
+        };
+        let (mut ids, continuation) = (tokens("context")?, tokens("continuation")?);
+        if continuation.is_empty() {
+            return Err(Fault::of_key(
+                "continuation",
+                "`continuation` is empty: there is nothing to score",
+            ));
+        }
+        let given = ids.len();
+        ids.extend(continuation);
+        self.check_length(ids.len())?;
+        Ok((ids, given))
+    }
+
+    /// Texts whose tokens are scored as they stand.
+    fn score(
+        &self,
+        prompts: &[Prompt],
+        logprobs: usize,
+        tokens: Option<i64>,
+    ) -> Result<Score, Fault> {
+        self.check_scores()?;
+        let ids = |prompt: &Prompt| -> Result<Vec<i64>, Fault> {
+            let ids = match prompt {
+                Prompt::Tokens(ids) => ids.clone(),
+                Prompt::Text(text) => self.encode(text)?,
+                Prompt::Free => Vec::new(),
+            };
+            self.check_length(ids.len())?;
+            Ok(ids)
+        };
+        let texts = prompts.iter().map(ids).collect::<Result<_, _>>()?;
+        Ok(Score { texts, logprobs, next: tokens == Some(1) })
+    }
+
+    /// Texts to draw.
+    fn draw(
+        &self,
+        chosen: &keys::Chosen<'_>,
+        given: Vec<Given>,
+        max_tokens: Option<i64>,
+        logprobs: Option<usize>,
+    ) -> Result<Draw, Fault> {
+        if logprobs.is_some() {
+            self.check_scores()?;
+        }
+        let each = self.whole("n", 1, 1 << 20)?.unwrap_or(1) as u64;
+        self.check_count("n", given.len().saturating_mul(each as usize))?;
+        let max_tokens = max_tokens.or(self.facts.new_tokens);
+        for given in given.iter().filter(|given| !given.is_whole()) {
+            let (reach, tokens) = (self.facts.lead + given.reach(), max_tokens.unwrap_or(1));
+            if reach as i64 + tokens > self.facts.room {
+                return Err(Fault::of_key(
+                    "max_tokens",
+                    format!(
+                        "the prompt has {reach} tokens, and {tokens} behind it are more than the {} of this model: at most {}",
+                        self.facts.room,
+                        (self.facts.room - reach as i64).max(0)
+                    ),
+                ));
+            }
+        }
+        let seed = match self.seed()? {
+            Some(seed) => seed,
+            None => random() % SEEDS,
+        };
+        let first = self.whole("number", 0, NUMBERS as i64)?.unwrap_or(0) as u64;
+        let count = given.len() as u64;
+        // The texts of a prompt stand together, and are numbered as `maskdiff sample` draws them: a round of all prompts after the other.
+        let orders = given.into_iter().zip(0..).flat_map(|(given, place)| {
+            (0..each).map(move |round| Order {
+                given: given.clone(),
+                seed,
+                number: first + round * count + place,
+            })
+        });
+        Ok(Draw {
+            words: chosen.words.clone(),
+            revises: chosen.sampler.revises,
+            orders: orders.collect(),
+            new_tokens: max_tokens,
+            stop_at_eos: self.some_flag("stop_at_eos")?,
+            stops: self.stops()?,
+            ends: Vec::new(),
+            logprobs,
+            shown: self.shown()?,
+        })
+    }
+
+    fn reply(
+        &self,
+        logprobs: Option<usize>,
+        chosen: (String, Vec<String>),
+    ) -> Result<Reply, Fault> {
+        let (sampler, words) = chosen;
+        let options = &self.body.get("stream_options").cloned().unwrap_or_default();
+        Ok(Reply {
+            chat: false,
+            echo: self.flag("echo")?,
+            stream: self.flag("stream")?,
+            usage_event: options["include_usage"] == Value::Bool(true),
+            each: self.whole("n", 1, 1 << 20)?.unwrap_or(1) as usize,
+            sampler,
+            words,
+            new_tokens: None,
+            stop_at_eos: None,
+            logprobs,
+        })
+    }
+
+    fn shown(&self) -> Result<Option<Shown>, Fault> {
+        let (stream, denoising) = (self.flag("stream")?, self.flag("denoising")?);
+        let diffusing = self.flag("diffusing")?;
+        Ok(match (stream, denoising, diffusing) {
+            (false, false, false) => None,
+            (false, ..) => {
+                return Err(Fault::of_key(
+                    "stream",
+                    "steps are shown in a stream: set `stream` to true",
+                ));
+            }
+            (_, true, true) => {
+                let said =
+                    "`denoising` and `diffusing` are two ways to show the same: leave one out";
+                return Err(Fault::of_key("diffusing", said));
+            }
+            (_, true, false) => Some(Shown::Denoising),
+            (_, false, true) => Some(Shown::Diffusing),
+            (true, false, false) => Some(Shown::Text),
+        })
+    }
+
+    /// `prompt`: nothing, a text, several, token ids, or several lists of them.
+    fn prompts(&self) -> Result<Vec<Prompt>, Fault> {
+        let wrong = || {
+            let said = "`prompt` is a text, a list of token ids, or a list of either";
+            Fault::of_key("prompt", said)
+        };
+        let one = |value: &Value| match value {
+            Value::String(text) if text.is_empty() => Ok(Prompt::Free),
+            Value::String(text) => Ok(Prompt::Text(text.clone())),
+            Value::Array(ids) if ids.is_empty() => Ok(Prompt::Free),
+            Value::Array(ids) => self.ids(ids, "prompt").map(Prompt::Tokens),
+            _ => Err(wrong()),
+        };
+        match self.body.get("prompt") {
+            None | Some(Value::Null) => Ok(vec![Prompt::Free]),
+            Some(Value::Array(all)) if all.first().is_some_and(|first| !first.is_number()) => {
+                self.check_count("prompt", all.len())?;
+                all.iter().map(one).collect()
+            }
+            Some(value) => Ok(vec![one(value)?]),
+        }
+    }
+
+    fn given(&self, prompt: &Prompt) -> Result<Given, Fault> {
+        let tokenizer = self.facts.tokenizer.as_ref();
+        let room = self.facts.room - self.facts.lead as i64;
+        let given = match prompt {
+            Prompt::Free => return Ok(Given::default()),
+            Prompt::Tokens(ids) => Given::of_tokens(ids, tokenizer, room),
+            Prompt::Text(text) if text.contains("[MASK]") || text.contains("[MASK:") => {
+                Given::new(&Ask::Template(text.clone()), tokenizer, room)
+            }
+            Prompt::Text(text) => Given::new(&Ask::Prompt(text.clone()), tokenizer, room),
+        };
+        given.map_err(|e| Fault {
+            key: Some("prompt".into()),
+            ..Fault::of_error(&e, &self.facts.hidden)
+        })
+    }
+
+    fn encode(&self, text: &str) -> Result<Vec<i64>, Fault> {
+        let ids = self.facts.tokenizer.encode(text);
+        let ids = ids.map_err(|e| Fault::of_error(&e, &self.facts.hidden))?;
+        Ok(ids.into_iter().map(i64::from).collect())
+    }
+
+    fn ids(&self, all: &[Value], key: &str) -> Result<Vec<i64>, Fault> {
+        let tokenizer = &self.facts.tokenizer;
+        let id = |value: &Value| {
+            let id = value.as_i64();
+            id.filter(|id| tokenizer.has(*id) && *id != tokenizer.mask_id()).ok_or_else(|| {
+                let shown: String = value.to_string().chars().take(40).collect();
+                Fault::of_key(
+                    key,
+                    format!("`{key}` holds `{shown}`, which is no token of this model"),
+                )
+            })
+        };
+        all.iter().map(id).collect()
+    }
+
+    fn messages(&self) -> Result<Vec<Message>, Fault> {
+        let wrong = |what: &str| {
+            let said = format!("{what}: `messages` is a list of {{\"role\": …, \"content\": …}}");
+            Fault::of_key("messages", said)
+        };
+        let Some(Value::Array(all)) = self.body.get("messages") else {
+            return Err(wrong("there is no conversation"));
+        };
+        if all.is_empty() {
+            return Err(wrong("the conversation is empty"));
+        }
+        let message = |value: &Value| {
+            let content = match &value["content"] {
+                Value::String(text) => Some(text.clone()),
+                Value::Array(parts) => parts
+                    .iter()
+                    .map(|part| part["text"].as_str().filter(|_| part["type"] == "text"))
+                    .collect::<Option<Vec<&str>>>()
+                    .map(|parts| parts.concat()),
+                _ => None,
+            };
+            match (value["role"].as_str(), content) {
+                (Some(role), Some(content)) => Ok(Message::new(role, &content)),
+                _ => Err(wrong("a message has no role or no text")),
+            }
+        };
+        all.iter().map(message).collect()
+    }
+
+    fn stops(&self) -> Result<Vec<String>, Fault> {
+        let wrong = || {
+            let said = format!(
+                "`stop` is a text, or a list of at most {STOPS} of them, each of 1 to {STOP} bytes"
+            );
+            Fault::of_key("stop", said)
+        };
+        let stops = match self.body.get("stop") {
+            None | Some(Value::Null) => Vec::new(),
+            Some(Value::String(text)) => vec![text.clone()],
+            Some(Value::Array(all)) => {
+                let texts = all.iter().map(|one| one.as_str().map(String::from));
+                texts.collect::<Option<Vec<String>>>().ok_or_else(wrong)?
+            }
+            Some(_) => return Err(wrong()),
+        };
+        let fits = |stop: &String| (1..=STOP).contains(&stop.len());
+        if stops.len() > STOPS || !stops.iter().all(fits) {
+            return Err(wrong());
+        }
+        Ok(stops)
+    }
+
+    fn check_model(&self) -> Result<(), Fault> {
+        match self.body.get("model") {
+            None | Some(Value::Null) => Ok(()),
+            Some(Value::String(name)) if *name == self.facts.name => Ok(()),
+            Some(other) => {
+                let shown: String = other.to_string().chars().take(80).collect();
+                let said = format!(
+                    "there is no model {shown} here, but `{}`: name it, or leave `model` out",
+                    self.facts.name
+                );
+                let fault = Fault::new(axum::http::StatusCode::NOT_FOUND, "model_not_found", said);
+                Err(Fault { key: Some("model".into()), ..fault })
+            }
+        }
+    }
+
+    fn check_scores(&self) -> Result<(), Fault> {
+        match &self.facts.no_likelihood {
+            Some(why) => Err(Fault::wrong(format!("this model scores no single texts: {why}"))),
+            None => Ok(()),
+        }
+    }
+
+    fn check_count(&self, key: &str, count: usize) -> Result<(), Fault> {
+        match count > self.limits.texts {
+            true => {
+                let most = self.limits.texts;
+                let fault =
+                    Fault::too_much(format!("{count} texts in one request: at most {most}"));
+                Err(Fault { key: Some(key.to_string()), ..fault })
+            }
+            false => Ok(()),
+        }
+    }
+
+    fn check_length(&self, tokens: usize) -> Result<(), Fault> {
+        match tokens as i64 > self.facts.length {
+            true => Err(Fault::too_much(format!(
+                "a text of {tokens} tokens, and the model knows {}: shorten it",
+                self.facts.length
+            ))),
+            false => Ok(()),
+        }
+    }
+
+    fn max_tokens(&self, key: &str) -> Result<Option<i64>, Fault> {
+        let Some(tokens) = self.whole(key, 0, i64::from(i32::MAX))? else { return Ok(None) };
+        if tokens > self.limits.tokens {
+            let most = self.limits.tokens;
+            let fault = Fault::too_much(format!(
+                "`{key}` is {tokens}, and this server draws at most {most}"
+            ));
+            return Err(Fault { key: Some(key.to_string()), ..fault });
+        }
+        Ok(Some(tokens))
+    }
+
+    fn seed(&self) -> Result<Option<u64>, Fault> {
+        Ok(self.whole("seed", 0, SEEDS as i64)?.map(i64::cast_unsigned))
+    }
+
+    fn flag(&self, key: &str) -> Result<bool, Fault> {
+        Ok(self.some_flag(key)?.unwrap_or(false))
+    }
+
+    fn some_flag(&self, key: &str) -> Result<Option<bool>, Fault> {
+        match self.body.get(key) {
+            None | Some(Value::Null) => Ok(None),
+            Some(Value::Bool(on)) => Ok(Some(*on)),
+            Some(_) => Err(Fault::of_key(key, format!("`{key}` is true or false"))),
+        }
+    }
+
+    /// A whole number, which may be written as `1.0`.
+    fn whole(&self, key: &str, least: i64, most: i64) -> Result<Option<i64>, Fault> {
+        let said = match self.body.get(key) {
+            None | Some(Value::Null) => return Ok(None),
+            Some(value) => value,
+        };
+        let float =
+            |value: f64| (value.fract() == 0.0 && value.abs() < 1e15).then_some(value as i64);
+        let number = said.as_i64().or_else(|| said.as_f64().and_then(float));
+        match number.filter(|number| (least..=most).contains(number)) {
+            Some(number) => Ok(Some(number)),
+            None => {
+                Err(Fault::of_key(key, format!("`{key}` is a whole number from {least} to {most}")))
+            }
+        }
+    }
+}
+
+/// A reply that tells how to draw its texts again.
+fn told(reply: Reply, draw: &Draw) -> Reply {
+    Reply { new_tokens: draw.new_tokens, stop_at_eos: draw.stop_at_eos, ..reply }
+}
+
+/// What is given of a text.
+#[derive(Debug, Clone, PartialEq)]
+enum Prompt {
+    /// Nothing.
+    Free,
+    /// A text, which may have holes.
+    Text(String),
+    /// Tokens.
+    Tokens(Vec<i64>),
+}
+
+#[cfg(test)]
+#[path = "order/tests.rs"]
+mod tests;

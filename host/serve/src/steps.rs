@@ -1,0 +1,260 @@
+//! What clients see of a walk while it is under way, and the end of a walk that nobody waits for.
+
+use std::cell::RefCell;
+use std::collections::BTreeMap;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Instant;
+
+use maskdiff_data::Tokenizer;
+use maskdiff_data::tokenizer::piece;
+use maskdiff_engine::model::Progress;
+use maskdiff_plugin_api::{Kind, PluginError};
+use maskdiff_records::trace::Recorder;
+use tokio::sync::mpsc;
+
+use crate::job::{Event, Shown, Step};
+
+/// A text of the batch, as its client sees it.
+#[derive(Debug)]
+pub(crate) struct Row {
+    /// Who waits for it.
+    pub sender: mpsc::Sender<Event>,
+    /// Until when.
+    pub deadline: Instant,
+    /// Its number in its job.
+    pub text: usize,
+    /// Tokens in front of what is drawn; 0 of a template, which is shown as a whole.
+    pub reach: usize,
+    /// Tokens of the text, where it is known before.
+    pub whole: Option<usize>,
+    /// What is shown of it.
+    pub shown: Option<Shown>,
+    /// Whether its tokens may change until the end.
+    pub revises: bool,
+    /// Texts in front of which it is cut.
+    pub stops: Vec<String>,
+    /// Tokens in front of which it is cut.
+    pub ends: Vec<i64>,
+    /// As [`crate::job::Draw::logprobs`].
+    pub logprobs: Option<usize>,
+    /// Text that was sent.
+    pub sent: String,
+    /// Its tokens at the step before.
+    pub last: Vec<i64>,
+    /// Tokens that changed and were not sent yet.
+    pub pending: BTreeMap<usize, i64>,
+}
+
+/// Texts of a batch, shared by the walk and whoever started it.
+pub(crate) type Rows = Rc<RefCell<Vec<Row>>>;
+
+/// What a step is seen through.
+#[derive(Clone)]
+pub(crate) struct Watch {
+    /// The texts.
+    pub rows: Rows,
+    /// Writes the walk down, where somebody wants to see steps.
+    pub recorder: Option<Rc<RefCell<Recorder>>>,
+    /// Ids to text.
+    pub tokenizer: Arc<dyn Tokenizer>,
+    /// The mask.
+    pub mask: Option<i64>,
+}
+
+impl Watch {
+    /// Called by the sampler at each step.
+    pub(crate) fn progress(self) -> Progress<'static> {
+        Box::new(move |done, total, x_bl| {
+            let wanted = |row: &Row| !row.sender.is_closed() && Instant::now() < row.deadline;
+            if !self.rows.borrow().iter().any(wanted) {
+                let said = format!("nobody waits for it any more, at step {done} of {total}");
+                return Err(PluginError::new(Kind::Interrupted, said));
+            }
+            let Some(recorder) = &self.recorder else { return Ok(()) };
+            let recorder = recorder.borrow();
+            let mut rows = self.rows.borrow_mut();
+            // A text of several that is walked alone is seen at its end.
+            if x_bl.size().first().copied() != Some(rows.len() as i64) {
+                return Ok(());
+            }
+            for (row, now) in rows.iter_mut().zip(recorder.now()) {
+                if let Some(step) = self.step(row, now, (done, total)) {
+                    let _ = row.sender.try_send(Event::Step(step));
+                }
+            }
+            Ok(())
+        })
+    }
+
+    /// What a step shows of a text, if anything, and if its client keeps up.
+    fn step(&self, row: &mut Row, now: &[i64], (done, total): (i64, i64)) -> Option<Step> {
+        let shown = row.shown?;
+        let now = &now[..now.len().min(row.whole.unwrap_or(usize::MAX))];
+        let hole = |id: &i64| *id < 0 || Some(*id) == self.mask;
+        for (place, id) in now.iter().enumerate() {
+            let before = row.last.get(place);
+            // A hole was there before the first step.
+            let same = before == Some(id) || before.is_none_or(hole) && hole(id);
+            if !same && place >= row.reach {
+                row.pending.insert(place, *id);
+            }
+        }
+        row.last = now.to_vec();
+        // Room is kept for what must arrive.
+        if row.sender.capacity() <= row.sender.max_capacity() / 2 {
+            return None;
+        }
+        let mut step = Step { text: row.text, done, total, ..Step::default() };
+        step.masked = now.iter().filter(|id| hole(id)).count();
+        match shown {
+            Shown::Diffusing => step.whole = Some(self.tokenizer.decode(&visible(now, self.mask))),
+            Shown::Text | Shown::Denoising => step.delta = self.certain(row, now, &hole),
+        }
+        if shown == Shown::Denoising {
+            let read = |(place, id)| (place, id, self.read(id));
+            step.opened = std::mem::take(&mut row.pending).into_iter().map(read).collect();
+        } else if step.delta.is_empty() && step.whole.is_none() {
+            return None;
+        }
+        Some(step)
+    }
+
+    fn read(&self, id: i64) -> String {
+        if Some(id) == self.mask { "[MASK]".into() } else { piece(id, self.tokenizer.as_ref()) }
+    }
+
+    /// The text in front of the first hole that was not sent yet, and that nothing to come can change or cut.
+    fn certain(&self, row: &mut Row, now: &[i64], hole: &impl Fn(&i64) -> bool) -> String {
+        if row.revises || self.mask.is_none() {
+            return String::new();
+        }
+        let from = row.reach.min(now.len());
+        let open = &now[from..];
+        let ends = |id: &i64| hole(id) || row.ends.contains(id);
+        let end = from + open.iter().position(ends).unwrap_or(open.len());
+        let text = continuation(self.tokenizer.as_ref(), &now[..end], from);
+        let (cut, stopped) = cut(&text, &row.stops);
+        let mut certain = cut.len();
+        if !stopped {
+            // A character of several tokens, and a stop text that has only begun.
+            certain = text.trim_end_matches('\u{fffd}').len();
+            let longest = row.stops.iter().map(String::len).max().unwrap_or(1);
+            certain = certain.min(text.len().saturating_sub(longest - 1));
+            // Blanks in front of what comes next may be written otherwise.
+            certain = text[..floor(&text, certain)].trim_end().len();
+        }
+        let certain = floor(&text, certain);
+        match text[..certain].strip_prefix(&row.sent) {
+            Some(delta) => {
+                let delta = delta.to_string();
+                row.sent.push_str(&delta);
+                delta
+            }
+            None => String::new(),
+        }
+    }
+}
+
+/// Tokens as they are shown: what is no token yet is the mask.
+fn visible(now: &[i64], mask: Option<i64>) -> Vec<i64> {
+    now.iter().filter_map(|id| if *id < 0 { mask } else { Some(*id) }).collect()
+}
+
+/// The last place at or before `at` where a text may be cut.
+fn floor(text: &str, mut at: usize) -> usize {
+    while !text.is_char_boundary(at) {
+        at -= 1;
+    }
+    at
+}
+
+/// What tokens behind the first `from` add to the text.
+pub(crate) fn continuation(tokenizer: &dyn Tokenizer, ids: &[i64], from: usize) -> String {
+    let (all, head) = (tokenizer.decode(ids), tokenizer.decode(&ids[..from]));
+    match all.strip_prefix(&head) {
+        Some(rest) => rest.to_string(),
+        None => tokenizer.decode(&ids[from..]),
+    }
+}
+
+/// The text in front of the first of some texts, and whether there is one.
+pub(crate) fn cut<'a>(text: &'a str, stops: &[String]) -> (&'a str, bool) {
+    match stops.iter().filter_map(|stop| text.find(stop.as_str())).min() {
+        Some(at) => (&text[..at], true),
+        None => (text, false),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::time::Duration;
+
+    const MASK: i64 = 5;
+
+    fn watch() -> (Watch, Row, mpsc::Receiver<Event>) {
+        let (sender, events) = mpsc::channel(8);
+        let row = Row {
+            sender,
+            deadline: Instant::now() + Duration::from_secs(9),
+            text: 0,
+            reach: 1,
+            whole: None,
+            shown: Some(Shown::Denoising),
+            revises: false,
+            stops: vec!["cc".into()],
+            ends: Vec::new(),
+            logprobs: None,
+            sent: String::new(),
+            last: Vec::new(),
+            pending: BTreeMap::new(),
+        };
+        let watch = Watch {
+            rows: Rc::default(),
+            recorder: None,
+            // " " 0, "." 1, "a" 2, "b" 3, "c" 4
+            tokenizer: maskdiff_data::tokenizer::characters("abc .").into(),
+            mask: Some(MASK),
+        };
+        (watch, row, events)
+    }
+
+    #[test]
+    fn text_is_sent_up_to_the_first_hole_and_never_a_stop_that_has_begun() {
+        let (watch, mut row, _events) = watch();
+        let mut step = |now: &[i64]| watch.step(&mut row, now, (1, 9)).unwrap();
+        let first = step(&[2, MASK, 3, MASK, MASK]);
+        assert_eq!((first.delta.as_str(), first.masked), ("", 3));
+        assert_eq!(first.opened, [(2, 3, "b".to_string())]);
+        assert_eq!(
+            step(&[2, 2, 3, MASK, MASK]).delta,
+            "a",
+            "a `b` might begin nothing, but waits for one more"
+        );
+        assert_eq!(step(&[2, 2, 3, 4, MASK]).delta, "b", "the `c` may begin `cc`");
+        let last = step(&[2, 2, 3, 4, 4]);
+        assert_eq!((last.delta.as_str(), last.masked), ("", 0));
+    }
+
+    #[test]
+    fn a_client_that_reads_slowly_gets_several_steps_in_one() {
+        let (watch, mut row, mut events) = watch();
+        for _ in 0..5 {
+            row.sender.try_send(Event::Step(Step::default())).unwrap();
+        }
+        assert!(watch.step(&mut row, &[2, 2, MASK], (1, 3)).is_none());
+        while events.try_recv().is_ok() {}
+        let step = watch.step(&mut row, &[2, 2, 3], (2, 3)).unwrap();
+        assert_eq!(step.opened, [(1, 2, "a".to_string()), (2, 3, "b".to_string())]);
+    }
+
+    #[test]
+    fn a_text_that_may_change_is_shown_at_its_end() {
+        let (watch, row, _events) = watch();
+        let mut row = Row { revises: true, ..row };
+        assert_eq!(watch.step(&mut row, &[2, 2, 3], (1, 3)).unwrap().delta, "");
+        assert_eq!(cut("a.b.c", &[".c".into(), ".".into()]), ("a", true));
+        assert_eq!(cut("abc", &["x".into()]), ("abc", false));
+    }
+}

@@ -1,0 +1,294 @@
+//! `maskdiff serve`
+
+use std::net::{SocketAddr, ToSocketAddrs as _};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use maskdiff_base::error::{Error, Result};
+use maskdiff_base::files::look;
+use maskdiff_base::stop::Stop;
+use maskdiff_config::kind::ComponentKind;
+use maskdiff_config::{Config, groups, listed, options};
+use maskdiff_data::Tokenizer;
+use maskdiff_data::chat::Template;
+use maskdiff_data::sft;
+use maskdiff_engine::checkpoint::Checkpoint;
+use maskdiff_engine::distributed::World;
+use maskdiff_engine::evaluate;
+use maskdiff_engine::plugins::Registry;
+use maskdiff_engine::sample;
+use maskdiff_engine::{accelerator, assemble};
+use maskdiff_plugin_api::{Context, capability};
+use maskdiff_serve::{Facts, Host, Key, Limits, Sampler, Settings, Settled};
+use serde_json::json;
+
+use super::Common;
+
+/// Where and to whom a model is served, and within which limits.
+#[derive(Debug, Clone, clap::Args)]
+pub struct Options {
+    /// The address to listen at; any but one of this machine's own needs a key
+    #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1")]
+    host: String,
+    /// The port to listen at; 0 takes a free one
+    #[arg(long, value_name = "PORT", default_value_t = 8000)]
+    port: u16,
+    /// The name of the model in the API; by default that of the checkpoint's folder
+    #[arg(long, value_name = "NAME")]
+    name: Option<String>,
+    /// A file with the key that clients must send; the variable MASKDIFF_API_KEY may hold it instead
+    #[arg(long, value_name = "FILE", value_hint = clap::ValueHint::FilePath)]
+    api_key_file: Option<PathBuf>,
+    /// Texts that wait or are drawn at once; a request that would be more is refused
+    #[arg(long, value_name = "N", default_value_t = 256)]
+    queue: u32,
+    /// Texts of one request
+    #[arg(long, value_name = "N", default_value_t = 128)]
+    max_texts: u32,
+    /// Tokens behind a prompt that a request may ask for
+    #[arg(long, value_name = "N", default_value_t = 4096)]
+    max_tokens: u32,
+    /// Kibibytes of a request
+    #[arg(long, value_name = "N", default_value_t = 1024)]
+    max_body: u32,
+    /// Connections at once
+    #[arg(long, value_name = "N", default_value_t = 512)]
+    connections: u32,
+    /// Seconds for a request, from its last byte to its answer
+    #[arg(long, value_name = "SECONDS", default_value_t = 600)]
+    timeout: u32,
+    /// Seconds for a client to send its request
+    #[arg(long, value_name = "SECONDS", default_value_t = 10)]
+    read_timeout: u32,
+    /// Seconds from the first signal to the end, for requests that are under way
+    #[arg(long, value_name = "SECONDS", default_value_t = 30)]
+    grace: u32,
+}
+
+impl Options {
+    /// The address. One that other machines reach needs a key.
+    fn address(&self, key: Option<&Key>) -> Result<SocketAddr> {
+        let named = format!("`--host {}`", self.host);
+        let mut found = (self.host.as_str(), self.port).to_socket_addrs().map_err(|e| {
+            Error::config(format!("{named} is no address: {e}"), "127.0.0.1 is this machine alone")
+        })?;
+        let address = found.next().ok_or_else(|| {
+            Error::config(format!("{named} is no address"), "127.0.0.1 is this machine alone")
+        })?;
+        if address.ip().is_loopback() || key.is_some() {
+            return Ok(address);
+        }
+        Err(Error::config(
+            format!("{named} can be reached by other machines, and there is no key"),
+            "name a file with one: `--api-key-file FILE`; or put it into MASKDIFF_API_KEY; or leave `--host` out",
+        ))
+    }
+
+    /// The key, from the file or the environment.
+    fn key(&self) -> Result<Option<Key>> {
+        const VARIABLE: &str = "MASKDIFF_API_KEY";
+        let said = std::env::var_os(VARIABLE).filter(|said| !said.is_empty());
+        let (secret, place) = match (&self.api_key_file, said) {
+            (Some(_), Some(_)) => {
+                let message = format!("`--api-key-file` and {VARIABLE} both give a key");
+                return Err(Error::config(message, "leave one of both out"));
+            }
+            (None, None) => return Ok(None),
+            (Some(file), None) => {
+                let text = look::text(file)?.ok_or_else(|| {
+                    let message = format!("there is no file `{}`", file.display());
+                    Error::config(
+                        message,
+                        "`--api-key-file` names a file with the key in its first line",
+                    )
+                })?;
+                (text, format!("`{}`", file.display()))
+            }
+            (None, Some(said)) => (said.to_string_lossy().into_owned(), VARIABLE.to_string()),
+        };
+        let secret = secret.lines().next().unwrap_or_default().trim();
+        if secret.len() < 8 {
+            let message = format!("the key in {place} has {} characters", secret.len());
+            return Err(Error::config(
+                message,
+                "use 8 or more, such as those of `openssl rand -hex 16`",
+            ));
+        }
+        Ok(Some(Key::new(secret)))
+    }
+
+    fn limits(&self, config: &Config) -> Limits {
+        let seconds = |seconds: u32| Duration::from_secs(u64::from(seconds.max(1)));
+        Limits {
+            connections: self.connections.max(1) as usize,
+            body: self.max_body.max(1) as usize * 1024,
+            tokens: i64::from(self.max_tokens.max(1)),
+            queue: self.queue.max(1) as usize,
+            texts: self.max_texts.max(1) as usize,
+            batch: config.loader.eval_batch_size as usize,
+            reading: seconds(self.read_timeout),
+            request: seconds(self.timeout),
+            grace: Duration::from_secs(u64::from(self.grace)),
+        }
+    }
+}
+
+/// Serves the checkpoint until a signal.
+pub fn run(common: &Common, given: &Options) -> Result<()> {
+    let key = given.key()?;
+    let address = given.address(key.as_ref())?;
+    let (checkpoint, mut config, tokenizer) = common.trained()?;
+    let registry = assemble::registry(&common.plugins, &config)?;
+    let choices = assemble::choices(&mut config, &registry, true)?;
+    let device = accelerator::device(&config, &World::alone())?;
+    let facts = assemble::facts(&config, &registry, tokenizer.as_ref(), device)?;
+    let facts = Context { fresh: false, ..facts };
+    let model = assemble::model(&config, &registry, choices, facts)?;
+    assemble::begin_texts(&model, &config, tokenizer.as_ref());
+    assemble::load_weights(&model, &checkpoint, &config)?;
+    let served = Served { checkpoint: &checkpoint, config: &config, registry: &registry };
+    let lead = model.blocks().map_or(0, |blocks| usize::from(blocks.begins().is_some()));
+    let known = Arc::new(served.facts(given, &tokenizer, lead)?);
+    let settle = |words: &[String]| -> Result<Settled> {
+        let common = without_options(common, words);
+        let mut config = common.for_checkpoint(&checkpoint, words)?;
+        assemble::choices(&mut config, &registry, true)?;
+        let choice = assemble::sampler_choice(&config, &registry, tokenizer.as_ref())?;
+        Ok(Settled { sampler: assemble::sampler(&config, &registry, &choice, &facts)?, config })
+    };
+    // What is wrong with the sampler that the command line names shows now.
+    drop(settle(&[])?);
+    let stop = Stop::listen("requests that are under way are answered")?;
+    let settings = Settings { address, key, limits: given.limits(&config) };
+    let report = common.report();
+    let name = known.name.clone();
+    let hash = known.checkpoint.clone();
+    let host = Host { facts: known, model, settle: Box::new(settle) };
+    maskdiff_serve::serve(host, settings, &stop, |address| {
+        let url = format!("http://{address}");
+        let line = json!({"listening": url, "model": name, "checkpoint": hash});
+        report.result(&line, &format!("`{name}` is served at {url}"));
+    })
+}
+
+/// The command without options of its own sampler, where a request names another one.
+fn without_options(common: &Common, words: &[String]) -> Common {
+    if !words.iter().any(|word| word.starts_with("sampling.predictor=")) {
+        return common.clone();
+    }
+    let of_host = groups::keys("sampling");
+    let kept = |word: &&String| {
+        let option = word.strip_prefix("sampling.").and_then(|word| word.split('=').next());
+        option.is_none_or(|option| of_host.iter().any(|key| *key == option))
+    };
+    let overrides = common.overrides.iter().filter(kept).cloned().collect();
+    common.clone().overriding(overrides)
+}
+
+/// What facts are gathered from.
+struct Served<'a> {
+    checkpoint: &'a Checkpoint,
+    config: &'a Config,
+    registry: &'a Registry,
+}
+
+impl Served<'_> {
+    fn facts(&self, given: &Options, tokenizer: &Arc<dyn Tokenizer>, lead: usize) -> Result<Facts> {
+        let (checkpoint, config) = (self.checkpoint, self.config);
+        let named = config.eval.checkpoint_path.clone().unwrap_or_default();
+        let name = Path::new(&named).file_name().map(|name| name.to_string_lossy().into_owned());
+        let absolute = checkpoint.path.canonicalize().unwrap_or_else(|_| checkpoint.path.clone());
+        let hidden = [checkpoint.path.display().to_string(), absolute.display().to_string(), named];
+        let duel = (evaluate::order(config.eval.duel_order), config.eval.duel_tokens);
+        Ok(Facts {
+            name: given.name.clone().or(name).unwrap_or_else(|| "model".into()),
+            checkpoint: checkpoint.hash()?,
+            step: checkpoint.state.step.try_into().unwrap_or_default(),
+            length: config.model.length,
+            room: sample::length(config),
+            blocks: config.top.block_size.is_some(),
+            lead,
+            tokenizer: Arc::clone(tokenizer),
+            template: self.template()?,
+            samplers: self.samplers(),
+            predictor: config.sampling.predictor.clone(),
+            new_tokens: config.sampling.new_tokens,
+            by_duel: config.eval.likelihood == listed::Likelihood::Duel,
+            duel,
+            no_likelihood: self.no_likelihood(),
+            hidden: hidden.into(),
+        })
+    }
+
+    /// The chat template, where there is one.
+    fn template(&self) -> Result<Option<Template>> {
+        let path = &self.checkpoint.path;
+        let own = match look::is_folder(path)? && self.config.data.chat_template.is_none() {
+            true => Template::find(path)?,
+            false => None,
+        };
+        own.map_or_else(|| sft::template(self.config), |own| Ok(Some(own)))
+    }
+
+    /// The samplers that fit the model. One that runs code which an option names is there only where the command line chooses it.
+    fn samplers(&self) -> Vec<Sampler> {
+        use ComponentKind::{Backbone, Noise, Parameterization, Process};
+        let (config, top) = (self.config, &self.config.top);
+        let model = [Backbone, Process, Noise, Parameterization].map(|kind| (kind, kind.chosen(config)));
+        let predictor = &self.config.sampling.predictor;
+        let time = [capability::TIME_CONDITIONING];
+        let host = if top.time_conditioning { &time[..] } else { &[] };
+        let components = self.registry.components();
+        let fitting = components.into_iter().map(|(_, component)| component).filter(|component| {
+            let runs_code = component.takes_any_option()
+                || options::schema(&component.schema, "argument").is_some();
+            let sampler = (ComponentKind::Sampler, component.name.as_str());
+            let chosen: Vec<(ComponentKind, &str)> =
+                model.into_iter().chain([sampler]).collect();
+            component.kind == "sampler"
+                && component.fault.is_empty()
+                && (!runs_code || component.name == *predictor)
+                && self.registry.check_needs(&chosen, host).is_ok()
+        });
+        let mut all: Vec<Sampler> = fitting
+            .map(|component| Sampler {
+                name: component.name.clone(),
+                about: component.about.clone(),
+                schema: component.schema.clone(),
+                defaults: component.defaults.clone(),
+                any_option: component.takes_any_option(),
+                revises: component.provides.iter().any(|word| word == capability::REVISES),
+            })
+            .collect();
+        // Named with its argument, as `NAME:FILE`, it is none of the list.
+        if !all.iter().any(|sampler| sampler.name == *predictor)
+            && let Ok((_, component)) = self.registry.find(ComponentKind::Sampler, predictor)
+        {
+            all.push(Sampler {
+                name: predictor.clone(),
+                about: component.about.clone(),
+                schema: component.schema.clone(),
+                defaults: component.defaults.clone(),
+                any_option: component.takes_any_option(),
+                // Nothing is known of what the code does.
+                revises: true,
+            });
+        }
+        all
+    }
+
+    /// Why single texts are not scored, where that is so.
+    fn no_likelihood(&self) -> Option<String> {
+        if self.config.top.block_size.is_some() {
+            return Some(
+                "it reads its texts block after block; `maskdiff eval` measures it".into(),
+            );
+        }
+        let needs = [capability::MASK, capability::LOG_X0, capability::CARRY_OVER];
+        let chosen = [ComponentKind::Process, ComponentKind::Parameterization]
+            .map(|kind| (kind, kind.chosen(self.config)));
+        let lacks = self.registry.check_offered("`/v1/loglikelihood`", &needs, &chosen).err();
+        lacks.map(|error| error.in_one_line())
+    }
+}
