@@ -25,7 +25,8 @@ fn speed(server: &Server, clients: usize, requests: usize) -> f64 {
         for client in 0..clients {
             scope.spawn(move || {
                 for number in 0..requests {
-                    let answer = server.post("/v1/completions", &body(1000 * client + number)).expect(200);
+                    let answer =
+                        server.post("/v1/completions", &body(1000 * client + number)).expect(200);
                     assert_eq!(answer["usage"]["completion_tokens"], 64);
                 }
             });
@@ -61,7 +62,14 @@ fn first_event(server: &Server, seed: usize) -> (f64, f64) {
 
 fn main() {
     let folder = tempfile::tempdir().expect("a folder");
-    let words = ["train", "experiment=demo", "trainer.max_steps=20", "run.dir=run", "trainer.accelerator=cpu", "-q"];
+    let words = [
+        "train",
+        "experiment=demo",
+        "trainer.max_steps=20",
+        "run.dir=run",
+        "trainer.accelerator=cpu",
+        "-q",
+    ];
     maskdiff(folder.path(), &words).expect(0);
     let server = Server::start(folder.path(), &["run", "sampling.predictor=first_hitting"]);
     let _ = speed(&server, 2, 1);

@@ -41,41 +41,58 @@ pub fn storm(port: u16, seed: u64, requests: usize) -> Counts {
     counts
 }
 
+/// What a client does after its request.
+enum End {
+    /// It is gone.
+    Leaves,
+    /// It says that no more comes, and reads.
+    Closes,
+    /// It reads.
+    Waits,
+}
+
 /// One request, and the status of its answer.
 fn strike(port: u16, dice: &mut Dice) -> u16 {
     let Ok(mut stream) = TcpStream::connect(("127.0.0.1", port)) else { return 0 };
     let _ = stream.set_read_timeout(Some(Duration::from_secs(20)));
     let _ = stream.set_write_timeout(Some(Duration::from_secs(20)));
-    let (bytes, leaves) = match dice.below(9) {
-        0 => (noise(dice), false),
-        1 => (head(dice), false),
-        2 => (posted(&mutated(dice), None), false),
-        3 => (posted(&odd(dice).to_string(), None), false),
-        4 => (posted("{", Some(dice.below(1 << 40))), true),
-        5 => (chunked(dice), true),
+    let (bytes, end) = match dice.below(9) {
+        0 => (noise(dice), End::Closes),
+        1 => (head(dice), End::Closes),
+        2 => (posted(&mutated(dice), None), End::Waits),
+        3 => (posted(&odd(dice).to_string(), None), End::Waits),
+        4 => (posted("{", Some(dice.below(1 << 40))), End::Leaves),
+        5 => (chunked(dice), End::Leaves),
         6 => {
             let mut bytes = posted(&right(dice).to_string(), None);
             bytes.truncate(dice.below(bytes.len()));
-            (bytes, true)
+            (bytes, End::Leaves)
         }
         7 => {
             let mut body = right(dice);
             body["stream"] = json!(true);
             body["denoising"] = json!(dice.below(2) == 0);
-            (posted(&body.to_string(), None), dice.below(2) == 0)
+            let end = if dice.below(2) == 0 { End::Leaves } else { End::Waits };
+            (posted(&body.to_string(), None), end)
         }
-        _ => (posted(&right(dice).to_string(), None), dice.below(8) == 0),
+        _ => {
+            let end = if dice.below(8) == 0 { End::Leaves } else { End::Waits };
+            (posted(&right(dice).to_string(), None), end)
+        }
     };
     if stream.write_all(&bytes).is_err() {
         return 0;
     }
-    if leaves {
-        if dice.below(2) == 0 {
-            std::thread::sleep(Duration::from_millis(dice.below(4) as u64));
+    match end {
+        End::Leaves => {
+            if dice.below(2) == 0 {
+                std::thread::sleep(Duration::from_millis(dice.below(4) as u64));
+            }
+            return 0;
         }
-        return 0;
+        End::Closes => drop(stream.shutdown(std::net::Shutdown::Write)),
+        End::Waits => {}
     }
-    let _ = stream.shutdown(std::net::Shutdown::Write);
     let mut answer = Vec::new();
     let _ = stream.take(1 << 22).read_to_end(&mut answer);
     let first = String::from_utf8_lossy(&answer[..answer.len().min(40)]).into_owned();
@@ -131,8 +148,13 @@ fn chunked(dice: &mut Dice) -> Vec<u8> {
         "POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n"
             .to_string();
     for _ in 0..dice.below(5) {
-        text +=
-            *dice.one(&["5\r\n{\"a\":\r\n", "zz\r\n", "ffffffffffffffff\r\n", "0\r\n\r\n", "1\r\n"]);
+        text += *dice.one(&[
+            "5\r\n{\"a\":\r\n",
+            "zz\r\n",
+            "ffffffffffffffff\r\n",
+            "0\r\n\r\n",
+            "1\r\n",
+        ]);
     }
     text.into_bytes()
 }

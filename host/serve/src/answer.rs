@@ -217,6 +217,9 @@ impl<'a> Answer<'a> {
         if let (Some(about), Value::Object(of_text)) = (about.as_object_mut(), self.of_text(text)) {
             about.extend(of_text);
         }
+        if !text.opened.is_empty() {
+            about["opened"] = json!(text.opened);
+        }
         chunk.insert("maskdiff".into(), about);
         Value::Object(chunk)
     }

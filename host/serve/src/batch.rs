@@ -16,7 +16,7 @@ use maskdiff_engine::sample::{self, Drawn, Texts, Windows};
 use maskdiff_native::generator_state;
 use maskdiff_records::trace::Recorder;
 
-use crate::job::{Draw, Order, Text};
+use crate::job::{Draw, Order, Shown, Text};
 use crate::model::{Host, Settled};
 use crate::steps::{Row, Rows, Watch, continuation, cut};
 
@@ -249,6 +249,10 @@ impl Batch<'_> {
             rows: cost.1,
             seconds: cost.2,
             batch: cost.3,
+            opened: match row.shown {
+                Some(Shown::Denoising) => self.watch.rest(row, &ids),
+                _ => Vec::new(),
+            },
             scored,
             ids,
         })
@@ -289,11 +293,12 @@ pub(crate) fn row(
 }
 
 /// What walks are seen through.
-pub(crate) fn watch(host: &Host<'_>) -> Watch {
+pub(crate) fn watch(host: &Host<'_>, over: Rc<dyn Fn() -> bool>) -> Watch {
     Watch {
         rows: Rc::default(),
         recorder: None,
         tokenizer: Arc::clone(&host.facts.tokenizer),
         mask: host.model.facts().mask_id,
+        over,
     }
 }

@@ -55,9 +55,11 @@ impl Fault {
     /// What an error of the engine or the configuration is to a client; words of this machine are `hidden`.
     pub(crate) fn of_error(error: &Error, hidden: &[String]) -> Self {
         // A client knows the key by its own name, and no command line.
-        let said = error.in_one_line().replace("(from command line)", "").replace("`sampling.", "`");
+        let said =
+            error.in_one_line().replace("(from command line)", "").replace("`sampling.", "`");
         let said = without_paths(&said, hidden).replace("  ", " ");
-        let about = error.message.split("`sampling.").nth(1).and_then(|rest| rest.split('`').next());
+        let about =
+            error.message.split("`sampling.").nth(1).and_then(|rest| rest.split('`').next());
         let key = about.map(|key| key.split('=').next().unwrap_or(key).to_string());
         match error.kind {
             Kind::Config | Kind::Data | Kind::Plugin | Kind::Component(2) => {

@@ -119,6 +119,8 @@ pub(crate) struct Text {
     pub whole: String,
     /// That part of `text` that no event has shown yet.
     pub rest: String,
+    /// Tokens that no step has shown, where steps are shown.
+    pub opened: Vec<(usize, i64, String)>,
     /// `stop` or `length`.
     pub finish: &'static str,
     /// Entropy of its tokens, nats.

@@ -8,8 +8,7 @@ use crate::fault::Fault;
 use crate::model::{Facts, Sampler};
 
 /// Keys of the host's `sampling` group that a request may set.
-const HOST: [&str; 6] =
-    ["context", "kv_cache", "min_entropy", "num_strides", "semi_ar", "stride_length"];
+const HOST: [&str; 3] = ["context", "kv_cache", "min_entropy"];
 
 /// Keys of OpenAI's API that mean nothing here, with the values at which that is no matter.
 const WITHOUT: [(&str, &[f64]); 4] = [

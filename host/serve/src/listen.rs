@@ -24,6 +24,8 @@ use crate::metrics::Metrics;
 const LOOK: Duration = Duration::from_millis(50);
 /// A connection is ended in good order after so long, and its client makes another.
 const AGE: Duration = Duration::from_secs(900);
+/// For the last words after the grace.
+const LAST: Duration = Duration::from_secs(2);
 /// Bytes of the head of a request.
 const HEAD: usize = 64 * 1024;
 /// What a connection is told that is one too many.
@@ -83,7 +85,7 @@ async fn accept(listener: std::net::TcpListener, app: Arc<App>, stop: &Stop) -> 
     drop(listener);
     drop(halted);
     let _ = halt.send(true);
-    let _ = tokio::time::timeout(app.limits.grace, halt.closed()).await;
+    let _ = tokio::time::timeout(app.limits.grace + LAST, halt.closed()).await;
     Ok(())
 }
 
@@ -121,6 +123,6 @@ async fn serve(
         Either::Right((end, _)) => end.is_ok(),
     };
     connection.as_mut().graceful_shutdown();
-    let most = if asked { limits.grace } else { limits.request + limits.reading };
+    let most = if asked { limits.grace + LAST } else { limits.request + limits.reading };
     let _ = tokio::time::timeout(most, connection).await;
 }

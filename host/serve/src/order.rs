@@ -182,7 +182,7 @@ impl Reader<'_> {
 
     /// `likelihood`, `samples`, `order`, `tokens_per_step`.
     fn way(&self) -> Result<Way, Fault> {
-        let samples = self.whole("samples", 1, 1 << 16)?;
+        let samples = self.whole("samples", 1, 4096)?;
         let tokens = self.whole("tokens_per_step", 1, 1 << 20)?;
         let order = match self.body.get("order").filter(|said| !said.is_null()) {
             None => None,

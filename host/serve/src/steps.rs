@@ -60,6 +60,8 @@ pub(crate) struct Watch {
     pub tokenizer: Arc<dyn Tokenizer>,
     /// The mask.
     pub mask: Option<i64>,
+    /// Whether the server is to end now, whoever waits.
+    pub over: Rc<dyn Fn() -> bool>,
 }
 
 impl Watch {
@@ -67,7 +69,7 @@ impl Watch {
     pub(crate) fn progress(self) -> Progress<'static> {
         Box::new(move |done, total, x_bl| {
             let wanted = |row: &Row| !row.sender.is_closed() && Instant::now() < row.deadline;
-            if !self.rows.borrow().iter().any(wanted) {
+            if (self.over)() || !self.rows.borrow().iter().any(wanted) {
                 let said = format!("nobody waits for it any more, at step {done} of {total}");
                 return Err(PluginError::new(Kind::Interrupted, said));
             }
@@ -118,6 +120,15 @@ impl Watch {
             return None;
         }
         Some(step)
+    }
+
+    /// What no step has shown of a text that is done.
+    pub(crate) fn rest(&self, row: &Row, ids: &[i64]) -> Vec<(usize, i64, String)> {
+        let last = |place: usize| row.last.get(place).copied();
+        let new = ids.iter().enumerate().filter(|(place, id)| {
+            *place >= row.reach && (last(*place) != Some(**id) || row.pending.contains_key(place))
+        });
+        new.map(|(place, id)| (place, *id, self.read(*id))).collect()
     }
 
     fn read(&self, id: i64) -> String {
@@ -216,6 +227,7 @@ mod tests {
             // " " 0, "." 1, "a" 2, "b" 3, "c" 4
             tokenizer: maskdiff_data::tokenizer::characters("abc .").into(),
             mask: Some(MASK),
+            over: Rc::new(|| false),
         };
         (watch, row, events)
     }

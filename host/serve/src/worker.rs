@@ -1,12 +1,14 @@
 //! The model's side: takes jobs from the queue, draws what fits together, and tells the clients.
 
+use std::cell::Cell;
 use std::collections::VecDeque;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::time::{Duration, Instant};
 
-use maskdiff_base::error::{Error, Kind, Result};
+use maskdiff_base::error::{Error, INTERRUPTED, Kind, Result};
 use maskdiff_base::memory;
 use maskdiff_base::stop::Stop;
 
@@ -55,14 +57,14 @@ impl Open {
 
 /// Works until somebody asks to stop and all jobs are done, or their grace is over.
 pub(crate) fn work(host: &mut Host<'_>, jobs: &Receiver<Job>, shared: &Shared) {
-    let mut worker = Worker { host, shared, open: VecDeque::new(), ways: Vec::new() };
-    let mut asked = None;
+    let over = over(shared);
+    let mut worker =
+        Worker { host, shared, open: VecDeque::new(), ways: Vec::new(), over: Rc::clone(&over) };
     loop {
         if shared.stop.asked() {
             shared.queue.close();
-            let since = *asked.get_or_insert_with(Instant::now);
             let idle = worker.open.is_empty() && shared.queue.waiting() == 0;
-            if idle || since.elapsed() >= shared.limits.grace {
+            if over() || idle {
                 return;
             }
         }
@@ -84,12 +86,30 @@ pub(crate) fn work(host: &mut Host<'_>, jobs: &Receiver<Job>, shared: &Shared) {
     }
 }
 
+/// Whether a walk was ended from here.
+fn is_end(error: &Error) -> bool {
+    error.exit_code() == INTERRUPTED
+}
+
 /// What is no client's mistake is for whoever runs the server.
 fn log(error: &Error) {
-    match Fault::of_error(error, &[]).status.is_server_error() && error.kind != Kind::Interrupted {
+    match Fault::of_error(error, &[]).status.is_server_error() && !is_end(error) {
         true => tracing::warn!("{}", error.in_one_line()),
         false => tracing::debug!("{}", error.in_one_line()),
     }
+}
+
+/// Whether somebody has asked to stop, and the grace since then is over.
+fn over(shared: &Shared) -> Rc<dyn Fn() -> bool> {
+    let (stop, grace, since) = (shared.stop.clone(), shared.limits.grace, Cell::new(None));
+    Rc::new(move || {
+        if !stop.asked() {
+            return false;
+        }
+        let asked = since.get().unwrap_or_else(Instant::now);
+        since.set(Some(asked));
+        asked.elapsed() >= grace
+    })
 }
 
 struct Worker<'w, 'h> {
@@ -98,6 +118,8 @@ struct Worker<'w, 'h> {
     open: VecDeque<Open>,
     /// By the words that made them, the latest last.
     ways: Vec<(Vec<String>, Way)>,
+    /// Whether the grace after the signal to stop is over.
+    over: Rc<dyn Fn() -> bool>,
 }
 
 impl Worker<'_, '_> {
@@ -168,9 +190,15 @@ impl Worker<'_, '_> {
         let drawn = self.drawn(draw, &taken);
         match drawn {
             Ok(texts) => self.tell(&taken, texts),
-            // What one of them asks for is no fault of the others.
-            Err(error) if taken.len() > 1 && error.kind != Kind::Interrupted => {
-                for one in &taken {
+            // What one of them asks for is no fault of the others. Who has seen a part of a text is not shown another beginning.
+            Err(error) if taken.len() > 1 && !is_end(&error) => {
+                let shown = |(place, _): &(usize, usize)| match &self.open[*place].job.work {
+                    Work::Draw(draw) => draw.shown.is_some(),
+                    _ => false,
+                };
+                let (shown, again): (Vec<_>, Vec<_>) = taken.into_iter().partition(shown);
+                self.failed(&shown, &error);
+                for one in &again {
                     match self.drawn(draw, std::slice::from_ref(one)) {
                         Ok(texts) => self.tell(std::slice::from_ref(one), texts),
                         Err(error) => self.failed(std::slice::from_ref(one), &error),
@@ -195,7 +223,7 @@ impl Worker<'_, '_> {
         });
         let pieces: Vec<Piece> = pieces.collect();
         let way = &mut self.ways[place].1;
-        way.draw(host, draw, pieces, &batch::watch(host))
+        way.draw(host, draw, pieces, &batch::watch(host, Rc::clone(&self.over)))
     }
 
     /// The sampler that some words ask for: its place in the list.
@@ -237,9 +265,10 @@ impl Worker<'_, '_> {
                 Metrics::add(&self.shared.metrics.left, 1);
             }
             let late = Instant::now() >= open.job.deadline;
-            let fault = match late {
-                true => Fault::late(limit),
-                false => Fault::of_error(error, &self.host.facts.hidden),
+            let fault = match (late, is_end(error)) {
+                (true, _) => Fault::late(limit),
+                (_, true) => crate::stream::ended(),
+                _ => Fault::of_error(error, &self.host.facts.hidden),
             };
             open.fail(fault);
         }

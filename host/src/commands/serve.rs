@@ -235,7 +235,8 @@ impl Served<'_> {
     fn samplers(&self) -> Vec<Sampler> {
         use ComponentKind::{Backbone, Noise, Parameterization, Process};
         let (config, top) = (self.config, &self.config.top);
-        let model = [Backbone, Process, Noise, Parameterization].map(|kind| (kind, kind.chosen(config)));
+        let model =
+            [Backbone, Process, Noise, Parameterization].map(|kind| (kind, kind.chosen(config)));
         let predictor = &self.config.sampling.predictor;
         let time = [capability::TIME_CONDITIONING];
         let host = if top.time_conditioning { &time[..] } else { &[] };
@@ -244,8 +245,7 @@ impl Served<'_> {
             let runs_code = component.takes_any_option()
                 || options::schema(&component.schema, "argument").is_some();
             let sampler = (ComponentKind::Sampler, component.name.as_str());
-            let chosen: Vec<(ComponentKind, &str)> =
-                model.into_iter().chain([sampler]).collect();
+            let chosen: Vec<(ComponentKind, &str)> = model.into_iter().chain([sampler]).collect();
             component.kind == "sampler"
                 && component.fault.is_empty()
                 && (!runs_code || component.name == *predictor)
