@@ -2,13 +2,26 @@
 
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::net::TcpStream;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Stdio};
+use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
-use crate::run::command;
+use crate::run::{command, train};
+
+/// A folder with a tiny model, `run`, and one that reads in blocks, `blocks`.
+pub fn folder() -> &'static Path {
+    static FOLDER: OnceLock<PathBuf> = OnceLock::new();
+    FOLDER.get_or_init(|| {
+        let folder = tempfile::tempdir().expect("a folder").keep();
+        train(&folder, &["run.dir=run"]).expect(0);
+        let words = ["run.dir=blocks", "block_size=8", "trainer.max_steps=3"];
+        train(&folder, &words).expect(0);
+        folder
+    })
+}
 
 /// A server that is ended with its value.
 pub struct Server {

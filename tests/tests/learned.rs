@@ -66,7 +66,9 @@ fn a_learned_schedule_is_part_of_the_model() {
         ["export", "--checkpoint", "whole", "--as", "safetensors", "--output", "out.safetensors"];
     maskdiff(at, &words).expect(0);
     let words = ["export", "--checkpoint", "whole", "--as", "hf", "--output", "out"];
-    maskdiff(at, &words).expect(2).says(&["`noise.power` is learned beside the network", "--as safetensors"]);
+    maskdiff(at, &words)
+        .expect(2)
+        .says(&["`noise.power` is learned beside the network", "--as safetensors"]);
     let bytes = fs::read(at.join("out.safetensors")).expect("a file");
     assert!(String::from_utf8_lossy(&bytes).contains("noise.power"), "the schedule is left out");
 }

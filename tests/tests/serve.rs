@@ -2,27 +2,13 @@
 
 use std::io::Read as _;
 use std::net::TcpStream;
-use std::path::{Path, PathBuf};
-use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
-use maskdiff_tests::run::{maskdiff, shell, train};
-use maskdiff_tests::served::{Server, read, send};
+use maskdiff_tests::run::maskdiff;
+use maskdiff_tests::served::{Server, folder, read, send};
 use maskdiff_tests::storm::{Counts, storm};
 use maskdiff_tests::{golden, golden_case};
 use serde_json::{Value, json};
-
-/// A folder with a tiny model, `run`, and one that reads in blocks, `blocks`.
-fn folder() -> &'static Path {
-    static FOLDER: OnceLock<PathBuf> = OnceLock::new();
-    FOLDER.get_or_init(|| {
-        let folder = tempfile::tempdir().expect("a folder").keep();
-        train(&folder, &["run.dir=run"]).expect(0);
-        let words = ["run.dir=blocks", "block_size=8", "trainer.max_steps=3"];
-        train(&folder, &words).expect(0);
-        folder
-    })
-}
 
 fn serve(words: &[&str]) -> Server {
     Server::start(folder(), &[&["run"], words].concat())
@@ -38,6 +24,33 @@ fn sampled(model: &str, words: &[&str]) -> Vec<Value> {
 fn ids(answer: &Value) -> Vec<Value> {
     let choices = answer["choices"].as_array().expect("choices");
     choices.iter().map(|choice| choice["maskdiff"]["ids"].clone()).collect()
+}
+
+/// What is answered to requests that are wrong.
+fn refused(server: &Server) -> Vec<String> {
+    let mut said = Vec::new();
+    for (path, body, status, words) in [
+        ("/v1/completions", json!({"stepz": 4}), 400, "did you mean `steps`?"),
+        ("/v1/completions", json!({"steps": "many"}), 400, "`steps`"),
+        ("/v1/completions", json!({"steps": 0}), 400, "`steps`"),
+        ("/v1/completions", json!({"temperature": 0.5}), 400, "temperature"),
+        ("/v1/completions", json!({"prompt": "spaceship"}), 400, "spaceship"),
+        ("/v1/completions", json!({"prompt": "Ben", "max_tokens": 64}), 400, "at most 63"),
+        ("/v1/completions", json!({"model": "gpt"}), 404, "`tiny`"),
+        ("/v1/chat/completions", json!({"messages": []}), 400, "no chat template"),
+        ("/v1/loglikelihood", json!({}), 400, "`requests`"),
+        ("/nothing", json!({}), 404, "/v1/completions"),
+        ("/health", json!({}), 405, "GET"),
+    ] {
+        let answer = server.post(path, &body);
+        let error = answer.expect(status)["error"].clone();
+        assert!(
+            error["message"].as_str().is_some_and(|said| said.contains(words)),
+            "{body}: {error}"
+        );
+        said.push(answer.body);
+    }
+    said
 }
 
 #[test]
@@ -92,27 +105,7 @@ fn every_endpoint_answers_and_tells_no_path() {
         echoed.starts_with("Ben has a ")
             && echoed.ends_with(drawn["choices"][0]["text"].as_str().expect("a text"))
     );
-    for (path, body, status, words) in [
-        ("/v1/completions", json!({"stepz": 4}), 400, "did you mean `steps`?"),
-        ("/v1/completions", json!({"steps": "many"}), 400, "`steps`"),
-        ("/v1/completions", json!({"steps": 0}), 400, "`steps`"),
-        ("/v1/completions", json!({"temperature": 0.5}), 400, "temperature"),
-        ("/v1/completions", json!({"prompt": "spaceship"}), 400, "spaceship"),
-        ("/v1/completions", json!({"prompt": "Ben", "max_tokens": 64}), 400, "at most 63"),
-        ("/v1/completions", json!({"model": "gpt"}), 404, "`tiny`"),
-        ("/v1/chat/completions", json!({"messages": []}), 400, "no chat template"),
-        ("/v1/loglikelihood", json!({}), 400, "`requests`"),
-        ("/nothing", json!({}), 404, "/v1/completions"),
-        ("/health", json!({}), 405, "GET"),
-    ] {
-        let answer = post(path, body.clone());
-        let error = answer.expect(status)["error"].clone();
-        assert!(
-            error["message"].as_str().is_some_and(|said| said.contains(words)),
-            "{body}: {error}"
-        );
-        said.push(answer.body);
-    }
+    said.extend(refused(&server));
     for body in ["", "{", "[]", "nul\0", "{\"prompt\": \"\\ud800\"}", &"[".repeat(5000)] {
         assert_eq!(server.ask("POST", "/v1/completions", "", body).status, 400, "{body:?}");
     }
@@ -137,7 +130,7 @@ fn batches_of_many_clients_equal_sample() {
         cases.push((body, vec!["seed=5".into(), "sampling.steps=12".into()]));
     }
     for (sampler, option) in [("first_hitting", ""), ("remdm", "steps"), ("confidence", "")] {
-        for seed in [1, 9] {
+        for seed in [9] {
             let mut body =
                 json!({"sampler": sampler, "seed": seed, "prompt": "Ben has a", "max_tokens": 9});
             let mut words = vec![
@@ -628,175 +621,4 @@ fn the_words_of_the_command_line_are_the_default() {
         other,
         sampled("run", &["-n", "1", "--seed", "7", "sampling.predictor=first_hitting"])
     );
-}
-
-/// The commands of the docs, against a server of their own.
-#[test]
-fn the_commands_of_the_docs_work() {
-    let text =
-        std::fs::read_to_string(maskdiff_tests::root().join("docs/serve.md")).expect("the page");
-    let server = Server::start(folder(), &["run", "sampling.predictor=first_hitting"]);
-    let mut ran = 0;
-    for block in text.split("```sh served\n").skip(1) {
-        for line in block.split("```").next().expect("a block").lines() {
-            let line = line.replace("127.0.0.1:8000", &format!("127.0.0.1:{}", server.port));
-            let out = shell(folder(), &line.replacen("curl ", "curl --fail-with-body ", 1));
-            out.expect(0);
-            assert!(out.stdout.len() > 20, "{line}: {}", out.stdout);
-            ran += 1;
-        }
-    }
-    assert!(ran >= 10, "only {ran} commands");
-}
-
-/// The official client of OpenAI's API, where `scripts/setup.sh --serve` has installed it.
-#[test]
-fn the_official_client_reads_its_streams() {
-    let Some(python) = maskdiff_tests::serve_clients() else {
-        maskdiff_tests::skipped("no official client: `scripts/setup.sh --serve` installs it");
-        return;
-    };
-    let server = serve(&["--name", "tiny", "sampling.predictor=first_hitting"]);
-    let body = json!({"prompt": "Ben has a", "max_tokens": 12, "seed": 8});
-    let whole = server.post("/v1/completions", &body).expect(200)["choices"][0]["text"].clone();
-    let program = format!(
-        r#"
-from openai import OpenAI, BadRequestError
-client = OpenAI(base_url="http://127.0.0.1:{}/v1", api_key="none")
-assert [m.id for m in client.models.list()] == ["tiny"]
-whole = client.completions.create(model="tiny", prompt="Ben has a", max_tokens=12, seed=8)
-stream = client.completions.create(model="tiny", prompt="Ben has a", max_tokens=12, seed=8, stream=True, extra_body={{"denoising": True}})
-events = list(stream)
-assert len(events) > 5, len(events)
-text = "".join(e.choices[0].text for e in events)
-assert text == whole.choices[0].text, (text, whole)
-try:
-    client.completions.create(model="tiny", prompt="Ben", extra_body={{"stepz": 3}})
-    raise SystemExit("it was not refused")
-except BadRequestError as error:
-    assert "unknown key" in str(error), error
-print(text, end="")
-"#,
-        server.port
-    );
-    let out = std::process::Command::new(python).args(["-c", &program]).output().expect("python");
-    assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
-    assert_eq!(String::from_utf8_lossy(&out.stdout), whole.as_str().expect("a text"));
-}
-
-/// lm-eval over the package of `python/`, on tasks that lie beside it: likelihoods of the server, and generations of its sampler.
-#[test]
-fn lm_eval_gets_the_numbers_of_the_server() {
-    let Some(python) = maskdiff_tests::serve_clients() else {
-        maskdiff_tests::skipped("no lm-eval: `scripts/setup.sh --serve` installs it");
-        return;
-    };
-    let at = tempfile::tempdir().expect("a folder");
-    let write =
-        |name: &str, text: &str| std::fs::write(at.path().join(name), text).expect("written");
-    write(
-        "rows.jsonl",
-        "{\"q\": \"Ben has a\", \"a\": [\" hat.\", \" farm.\"], \"gold\": 0}\n{\"q\": \"One day Ben\", \"a\": [\" walks\", \" hat\"], \"gold\": 1}\n",
-    );
-    let data = "dataset_path: json\ndataset_kwargs:\n  data_files:\n    test: rows.jsonl\ntest_split: test\n";
-    write(
-        "choice.yaml",
-        &format!(
-            "task: choice\n{data}output_type: multiple_choice\ndoc_to_text: \"{{{{q}}}}\"\ndoc_to_choice: \"{{{{a}}}}\"\ndoc_to_target: gold\ntarget_delimiter: \"\"\nmetric_list:\n  - metric: acc\n"
-        ),
-    );
-    write(
-        "write.yaml",
-        &format!(
-            "task: write\n{data}output_type: generate_until\ndoc_to_text: \"{{{{q}}}}\"\ndoc_to_target: \"{{{{a[0]}}}}\"\ngeneration_kwargs:\n  until: [\".\"]\n  max_gen_toks: 8\n  sampler: confidence\n  temperature: 0\nmetric_list:\n  - metric: exact_match\n"
-        ),
-    );
-    let server = serve(&["--name", "tiny"]);
-    let package = maskdiff_tests::root().join("python");
-    let model = format!(
-        "model=tiny,base_url=http://127.0.0.1:{}/v1/completions,likelihood=duel,order=left_to_right",
-        server.port
-    );
-    let run = |module: &[&str], model: &str, tasks: &str, output: &str| {
-        let out = std::process::Command::new(&python)
-            .args(["-m"])
-            .args(module)
-            .args([
-                "--model_args",
-                model,
-                "--tasks",
-                tasks,
-                "--include_path",
-                ".",
-                "--log_samples",
-                "--output_path",
-                output,
-                "--batch_size",
-                "2",
-            ])
-            .current_dir(at.path())
-            .envs([
-                ("PYTHONPATH", package.as_os_str()),
-                ("HF_HUB_OFFLINE", "1".as_ref()),
-                ("HF_DATASETS_OFFLINE", "1".as_ref()),
-                ("HF_HOME", at.path().join("home").as_os_str()),
-            ])
-            .output()
-            .expect("lm-eval");
-        assert!(
-            out.status.success(),
-            "{}{}",
-            String::from_utf8_lossy(&out.stdout),
-            String::from_utf8_lossy(&out.stderr)
-        );
-        samples(&at.path().join(output))
-    };
-    let ours =
-        run(&["maskdiff_lm_eval", "run", "--model", "maskdiff"], &model, "choice,write", "ours");
-    let plain = model.split(",likelihood").next().expect("the model");
-    let plain = format!("{plain},tokenizer_backend=remote");
-    let theirs =
-        run(&["lm_eval", "run", "--model", "local-completions"], &plain, "choice", "theirs");
-    let numbers = |all: &[Value]| -> Vec<f64> {
-        let of = |one: &Value| one["filtered_resps"].as_array().cloned().unwrap_or_default();
-        let number = |pair: Value| pair[0].as_f64().or_else(|| pair[0].as_str()?.parse().ok());
-        all.iter().flat_map(of).filter_map(number).collect()
-    };
-    let (ours_numbers, theirs_numbers) = (numbers(&ours), numbers(&theirs));
-    assert_eq!((ours_numbers.len(), theirs_numbers.len()), (4, 4), "{ours:?}");
-    for (one, other) in ours_numbers.iter().zip(&theirs_numbers) {
-        assert!(
-            (one - other).abs() < 1e-3,
-            "the chain is the same whoever cuts it: {ours_numbers:?} {theirs_numbers:?}"
-        );
-    }
-    let body = json!({"likelihood": "duel", "order": "left_to_right", "requests": [{"context": "Ben has a", "continuation": " hat."}]});
-    let direct =
-        server.post("/v1/loglikelihood", &body).expect(200)["results"][0]["loglikelihood"].as_f64();
-    assert!(
-        (direct.expect("a number") - ours_numbers[0]).abs() < 1e-4,
-        "{direct:?} {ours_numbers:?}"
-    );
-    let written = ours
-        .iter()
-        .find(|one| one["arguments"].to_string().contains("until"))
-        .expect("a generation");
-    let body = json!({"prompt": "Ben has a", "max_tokens": 8, "sampler": "confidence", "temperature": 0, "stop": "."});
-    let text = server.post("/v1/completions", &body).expect(200)["choices"][0]["text"].clone();
-    assert_eq!(written["filtered_resps"][0], text);
-}
-
-/// The lines of the samples that lm-eval logged below a folder.
-fn samples(folder: &Path) -> Vec<Value> {
-    let mut all = Vec::new();
-    for entry in std::fs::read_dir(folder).expect("a folder") {
-        let path = entry.expect("an entry").path();
-        if path.is_dir() {
-            all.extend(samples(&path));
-        } else if path.extension().is_some_and(|ending| ending == "jsonl") {
-            let text = std::fs::read_to_string(&path).expect("a file");
-            all.extend(text.lines().map(|line| serde_json::from_str::<Value>(line).expect("JSON")));
-        }
-    }
-    all
 }

@@ -1,11 +1,9 @@
 //! Texts as clients receive them: OpenAI's shapes, and what draws the text again under `maskdiff`.
 
-use std::hash::{BuildHasher as _, Hasher as _, RandomState};
-use std::time::{SystemTime, UNIX_EPOCH};
-
 use maskdiff_data::tokenizer::piece;
 use serde_json::{Map, Value, json};
 
+use crate::fresh::{now, random};
 use crate::job::{Step, Text};
 use crate::model::Facts;
 use crate::order::Reply;
@@ -21,16 +19,6 @@ pub(crate) struct Answer<'a> {
     id: String,
     /// When it began, seconds since 1970.
     created: u64,
-}
-
-/// A number that nobody knows before: for ids and seeds, not for secrets.
-pub(crate) fn random() -> u64 {
-    RandomState::new().build_hasher().finish()
-}
-
-/// Seconds since 1970.
-pub(crate) fn now() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
 }
 
 impl<'a> Answer<'a> {

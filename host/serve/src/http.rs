@@ -12,8 +12,9 @@ use axum::routing::{get, post};
 use serde_json::{Map, Value, json};
 use sha2::{Digest as _, Sha256};
 
-use crate::answer::{Answer, now};
+use crate::answer::Answer;
 use crate::fault::Fault;
+use crate::fresh::now;
 use crate::job::{Event, Queue, Work};
 use crate::metrics::Metrics;
 use crate::model::Facts;

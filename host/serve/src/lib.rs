@@ -12,6 +12,7 @@
 mod answer;
 mod batch;
 mod fault;
+mod fresh;
 mod http;
 mod job;
 mod keys;

@@ -1,18 +1,20 @@
 //! Bodies of requests as work for the model.
 
-use maskdiff_config::listed::DuelOrder;
+mod scored;
+mod values;
+
 use maskdiff_data::chat::{ANSWER, Message, ends};
-use maskdiff_engine::evaluate::answer::Way;
-use maskdiff_engine::evaluate::order as duel_order;
 use maskdiff_engine::prompt::{Ask, Given};
 use serde_json::{Map, Value};
 
 use crate::Limits;
-use crate::answer::random;
 use crate::fault::Fault;
-use crate::job::{Answers, Draw, Order, Score, Shown, Work};
+use crate::fresh::random;
+use crate::job::{Draw, Order, Shown, Work};
 use crate::keys;
 use crate::model::Facts;
+
+use values::SEEDS;
 
 /// What a client is answered with.
 #[derive(Debug, Clone)]
@@ -39,16 +41,12 @@ pub(crate) struct Reply {
     pub logprobs: Option<usize>,
 }
 
-/// Draws of the bound of an answer, as published tables have them.
-const SAMPLES: i64 = 128;
 /// Stop texts of one request.
 const STOPS: usize = 16;
 /// Bytes of one of them.
 const STOP: usize = 200;
 /// The likeliest tokens that are told at most.
 const TOP: i64 = 20;
-/// Seeds are below this, so that every program that reads JSON keeps them.
-const SEEDS: u64 = 1 << 53;
 /// Numbers of texts are below this.
 const NUMBERS: u64 = 1 << 40;
 
@@ -148,109 +146,6 @@ impl Reader<'_> {
         let words = (chosen.sampler.name.clone(), draw.words.clone());
         let reply = Reply { chat: true, ..told(self.reply(None, words)?, &draw) };
         Ok((Work::Draw(draw), reply))
-    }
-
-    /// `/v1/loglikelihood`.
-    pub(crate) fn likelihood(&self) -> Result<Answers, Fault> {
-        self.check_model()?;
-        self.check_scores()?;
-        let own =
-            ["likelihood", "model", "order", "requests", "samples", "seed", "tokens_per_step"];
-        if let Some(key) = self.body.keys().find(|key| !own.contains(&key.as_str())) {
-            let hint = match maskdiff_base::text::nearest(key, &own) {
-                Some(near) => format!("did you mean `{near}`?"),
-                None => format!("those that are: {}", own.join(", ")),
-            };
-            let mut fault = Fault::of_key(key, format!("unknown key `{key}`; {hint}"));
-            fault.code = "unknown_key";
-            return Err(fault);
-        }
-        let requests = match self.body.get("requests") {
-            Some(Value::Array(all)) if !all.is_empty() => all,
-            _ => {
-                return Err(Fault::of_key(
-                    "requests",
-                    "`requests` is a list of {\"context\": …, \"continuation\": …}, each a text or a list of token ids",
-                ));
-            }
-        };
-        self.check_count("requests", requests.len())?;
-        let pairs = requests.iter().map(|request| self.pair(request)).collect::<Result<_, _>>()?;
-        let seed = self.seed()?.unwrap_or(1);
-        Ok(Answers { pairs, way: self.way()?, seed })
-    }
-
-    /// `likelihood`, `samples`, `order`, `tokens_per_step`.
-    fn way(&self) -> Result<Way, Fault> {
-        let samples = self.whole("samples", 1, 4096)?;
-        let tokens = self.whole("tokens_per_step", 1, 1 << 20)?;
-        let order = match self.body.get("order").filter(|said| !said.is_null()) {
-            None => None,
-            Some(said) => match said.as_str().and_then(DuelOrder::named) {
-                Some(order) => Some(duel_order(order)),
-                None => {
-                    let said = "`order` is `margin`, `confidence`, `entropy` or `left_to_right`";
-                    return Err(Fault::of_key("order", said));
-                }
-            },
-        };
-        let duel = self.facts.duel;
-        let of_bound = Way::Bound { samples: samples.unwrap_or(SAMPLES) };
-        let of_duel =
-            Way::Duel { order: order.unwrap_or(duel.0), tokens: tokens.unwrap_or(duel.1) };
-        Ok(match self.body.get("likelihood") {
-            Some(Value::String(word)) if word == "bound" => of_bound,
-            Some(Value::String(word)) if word == "duel" => of_duel,
-            None | Some(Value::Null) if self.facts.by_duel => of_duel,
-            None | Some(Value::Null) => of_bound,
-            Some(_) => {
-                let said =
-                    "`likelihood` is `bound`, which draws, or `duel`, which is exact for its order";
-                return Err(Fault::of_key("likelihood", said));
-            }
-        })
-    }
-
-    /// A context and its continuation.
-    fn pair(&self, request: &Value) -> Result<(Vec<i64>, usize), Fault> {
-        let tokens = |key: &str| match &request[key] {
-            Value::Null if key == "context" => Ok(Vec::new()),
-            Value::Array(ids) => self.ids(ids, key),
-            Value::String(text) => self.encode(text),
-            _ => Err(Fault::of_key(key, format!("`{key}` is a text or a list of token ids"))),
-        };
-        let (mut ids, continuation) = (tokens("context")?, tokens("continuation")?);
-        if continuation.is_empty() {
-            return Err(Fault::of_key(
-                "continuation",
-                "`continuation` is empty: there is nothing to score",
-            ));
-        }
-        let given = ids.len();
-        ids.extend(continuation);
-        self.check_length(ids.len())?;
-        Ok((ids, given))
-    }
-
-    /// Texts whose tokens are scored as they stand.
-    fn score(
-        &self,
-        prompts: &[Prompt],
-        logprobs: usize,
-        tokens: Option<i64>,
-    ) -> Result<Score, Fault> {
-        self.check_scores()?;
-        let ids = |prompt: &Prompt| -> Result<Vec<i64>, Fault> {
-            let ids = match prompt {
-                Prompt::Tokens(ids) => ids.clone(),
-                Prompt::Text(text) => self.encode(text)?,
-                Prompt::Free => Vec::new(),
-            };
-            self.check_length(ids.len())?;
-            Ok(ids)
-        };
-        let texts = prompts.iter().map(ids).collect::<Result<_, _>>()?;
-        Ok(Score { texts, logprobs, next: tokens == Some(1) })
     }
 
     /// Texts to draw.
@@ -390,27 +285,6 @@ impl Reader<'_> {
         })
     }
 
-    fn encode(&self, text: &str) -> Result<Vec<i64>, Fault> {
-        let ids = self.facts.tokenizer.encode(text);
-        let ids = ids.map_err(|e| Fault::of_error(&e, &self.facts.hidden))?;
-        Ok(ids.into_iter().map(i64::from).collect())
-    }
-
-    fn ids(&self, all: &[Value], key: &str) -> Result<Vec<i64>, Fault> {
-        let tokenizer = &self.facts.tokenizer;
-        let id = |value: &Value| {
-            let id = value.as_i64();
-            id.filter(|id| tokenizer.has(*id) && *id != tokenizer.mask_id()).ok_or_else(|| {
-                let shown: String = value.to_string().chars().take(40).collect();
-                Fault::of_key(
-                    key,
-                    format!("`{key}` holds `{shown}`, which is no token of this model"),
-                )
-            })
-        };
-        all.iter().map(id).collect()
-    }
-
     fn messages(&self) -> Result<Vec<Message>, Fault> {
         let wrong = |what: &str| {
             let said = format!("{what}: `messages` is a list of {{\"role\": …, \"content\": …}}");
@@ -461,96 +335,6 @@ impl Reader<'_> {
             return Err(wrong());
         }
         Ok(stops)
-    }
-
-    fn check_model(&self) -> Result<(), Fault> {
-        match self.body.get("model") {
-            None | Some(Value::Null) => Ok(()),
-            Some(Value::String(name)) if *name == self.facts.name => Ok(()),
-            Some(other) => {
-                let shown: String = other.to_string().chars().take(80).collect();
-                let said = format!(
-                    "there is no model {shown} here, but `{}`: name it, or leave `model` out",
-                    self.facts.name
-                );
-                let fault = Fault::new(axum::http::StatusCode::NOT_FOUND, "model_not_found", said);
-                Err(Fault { key: Some("model".into()), ..fault })
-            }
-        }
-    }
-
-    fn check_scores(&self) -> Result<(), Fault> {
-        match &self.facts.no_likelihood {
-            Some(why) => Err(Fault::wrong(format!("this model scores no single texts: {why}"))),
-            None => Ok(()),
-        }
-    }
-
-    fn check_count(&self, key: &str, count: usize) -> Result<(), Fault> {
-        match count > self.limits.texts {
-            true => {
-                let most = self.limits.texts;
-                let fault =
-                    Fault::too_much(format!("{count} texts in one request: at most {most}"));
-                Err(Fault { key: Some(key.to_string()), ..fault })
-            }
-            false => Ok(()),
-        }
-    }
-
-    fn check_length(&self, tokens: usize) -> Result<(), Fault> {
-        match tokens as i64 > self.facts.length {
-            true => Err(Fault::too_much(format!(
-                "a text of {tokens} tokens, and the model knows {}: shorten it",
-                self.facts.length
-            ))),
-            false => Ok(()),
-        }
-    }
-
-    fn max_tokens(&self, key: &str) -> Result<Option<i64>, Fault> {
-        let Some(tokens) = self.whole(key, 0, i64::from(i32::MAX))? else { return Ok(None) };
-        if tokens > self.limits.tokens {
-            let most = self.limits.tokens;
-            let fault = Fault::too_much(format!(
-                "`{key}` is {tokens}, and this server draws at most {most}"
-            ));
-            return Err(Fault { key: Some(key.to_string()), ..fault });
-        }
-        Ok(Some(tokens))
-    }
-
-    fn seed(&self) -> Result<Option<u64>, Fault> {
-        Ok(self.whole("seed", 0, SEEDS as i64)?.map(i64::cast_unsigned))
-    }
-
-    fn flag(&self, key: &str) -> Result<bool, Fault> {
-        Ok(self.some_flag(key)?.unwrap_or(false))
-    }
-
-    fn some_flag(&self, key: &str) -> Result<Option<bool>, Fault> {
-        match self.body.get(key) {
-            None | Some(Value::Null) => Ok(None),
-            Some(Value::Bool(on)) => Ok(Some(*on)),
-            Some(_) => Err(Fault::of_key(key, format!("`{key}` is true or false"))),
-        }
-    }
-
-    /// A whole number, which may be written as `1.0`.
-    fn whole(&self, key: &str, least: i64, most: i64) -> Result<Option<i64>, Fault> {
-        let said = match self.body.get(key) {
-            None | Some(Value::Null) => return Ok(None),
-            Some(value) => value,
-        };
-        let float =
-            |value: f64| (value.fract() == 0.0 && value.abs() < 1e15).then_some(value as i64);
-        let number = said.as_i64().or_else(|| said.as_f64().and_then(float));
-        match number.filter(|number| (least..=most).contains(number)) {
-            Some(number) => Ok(Some(number)),
-            None => {
-                Err(Fault::of_key(key, format!("`{key}` is a whole number from {least} to {most}")))
-            }
-        }
     }
 }
 

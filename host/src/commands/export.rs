@@ -10,7 +10,7 @@ use maskdiff_engine::assemble;
 use maskdiff_engine::checkpoint::adapter::adapted;
 use maskdiff_engine::checkpoint::foreign::write::Export;
 use maskdiff_engine::checkpoint::{self, Checkpoint, EMA, MODEL, Named, OPTIMIZER};
-use maskdiff_engine::model::{Model, is_beside_network};
+use maskdiff_engine::model::Model;
 use maskdiff_plugin_api::capability;
 use serde_json::json;
 use tch::Device;
@@ -93,16 +93,6 @@ pub fn run(common: &Common, format: As, output: &Path, shard_gb: f64) -> Result<
         ],
         config: &config,
     };
-    let learned = model.parameters().iter().find(|p| model.is_beside_network(&p.name));
-    if let (Some(learned), false) = (learned, format == As::Safetensors) {
-        return Err(Error::config(
-            format!(
-                "`{}` is learned beside the network, and this form has no place for it",
-                learned.name
-            ),
-            "`--format safetensors` writes all that is learned",
-        ));
-    }
     let averaged = export.ema.is_some();
     match format {
         As::Hf => export.hugging_face(output)?,
@@ -119,7 +109,7 @@ pub fn run(common: &Common, format: As, output: &Path, shard_gb: f64) -> Result<
 
 /// Refuses a format of other programs for what is learned beside the network: they have no place for it.
 fn check_place(model: &Model, format: As) -> Result<()> {
-    let beside = model.parameters().iter().find(|p| is_beside_network(&p.name));
+    let beside = model.parameters().iter().find(|p| model.is_beside_network(&p.name));
     match beside.filter(|_| !matches!(format, As::Safetensors)) {
         Some(parameter) => Err(Error::config(
             format!(

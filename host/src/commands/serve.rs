@@ -180,7 +180,7 @@ fn without_options(common: &Common, words: &[String]) -> Common {
     let of_host = groups::keys("sampling");
     let kept = |word: &&String| {
         let option = word.strip_prefix("sampling.").and_then(|word| word.split('=').next());
-        option.is_none_or(|option| of_host.iter().any(|key| *key == option))
+        option.is_none_or(|option| of_host.contains(&option))
     };
     let overrides = common.overrides.iter().filter(kept).cloned().collect();
     common.clone().overriding(overrides)

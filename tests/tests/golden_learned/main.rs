@@ -254,7 +254,8 @@ fn the_surrogate_has_the_exact_gradient() {
         numbers.unsqueeze(1).floor_divide(&two).remainder(2).to_kind(Kind::Double)
     };
     let every = Tensor::arange(masks, (Kind::Int64, device()));
-    let (first, second) = (every.repeat_interleave_self_int(masks, 0, None::<i64>), every.repeat([masks]));
+    let (first, second) =
+        (every.repeat_interleave_self_int(masks, 0, None::<i64>), every.repeat([masks]));
     // The gradient by the powers of a sum over pairs of masks, weighted by `weight`; with it the sum of the weighted losses.
     let gradient = |one: &Tensor, two: &Tensor, moving: bool| {
         let noise = registry.noise(&choice("genmd4", json!({})), &facts).expect("noise");

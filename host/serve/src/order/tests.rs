@@ -2,8 +2,10 @@
 
 use std::time::Duration;
 
+use maskdiff_engine::evaluate::answer::Way;
 use serde_json::json;
 
+use super::scored::SAMPLES;
 use super::*;
 
 fn limits() -> Limits {

@@ -1,0 +1,119 @@
+//! Bodies that ask for likelihoods.
+
+use maskdiff_base::text::nearest;
+use maskdiff_config::listed::DuelOrder;
+use maskdiff_engine::evaluate::answer::Way;
+use maskdiff_engine::evaluate::order as duel_order;
+use serde_json::Value;
+
+use super::{Prompt, Reader};
+use crate::fault::Fault;
+use crate::job::{Answers, Score};
+
+/// Draws of the bound of an answer, as published tables have them.
+pub(super) const SAMPLES: i64 = 128;
+
+impl Reader<'_> {
+    /// `/v1/loglikelihood`.
+    pub(crate) fn likelihood(&self) -> Result<Answers, Fault> {
+        self.check_model()?;
+        self.check_scores()?;
+        let own =
+            ["likelihood", "model", "order", "requests", "samples", "seed", "tokens_per_step"];
+        if let Some(key) = self.body.keys().find(|key| !own.contains(&key.as_str())) {
+            let hint = match nearest(key, &own) {
+                Some(near) => format!("did you mean `{near}`?"),
+                None => format!("those that are: {}", own.join(", ")),
+            };
+            let mut fault = Fault::of_key(key, format!("unknown key `{key}`; {hint}"));
+            fault.code = "unknown_key";
+            return Err(fault);
+        }
+        let requests = match self.body.get("requests") {
+            Some(Value::Array(all)) if !all.is_empty() => all,
+            _ => {
+                return Err(Fault::of_key(
+                    "requests",
+                    "`requests` is a list of {\"context\": …, \"continuation\": …}, each a text or a list of token ids",
+                ));
+            }
+        };
+        self.check_count("requests", requests.len())?;
+        let pairs = requests.iter().map(|request| self.pair(request)).collect::<Result<_, _>>()?;
+        let seed = self.seed()?.unwrap_or(1);
+        Ok(Answers { pairs, way: self.way()?, seed })
+    }
+
+    /// `likelihood`, `samples`, `order`, `tokens_per_step`.
+    pub(super) fn way(&self) -> Result<Way, Fault> {
+        let samples = self.whole("samples", 1, 4096)?;
+        let tokens = self.whole("tokens_per_step", 1, 1 << 20)?;
+        let order = match self.body.get("order").filter(|said| !said.is_null()) {
+            None => None,
+            Some(said) => match said.as_str().and_then(DuelOrder::named) {
+                Some(order) => Some(duel_order(order)),
+                None => {
+                    let said = "`order` is `margin`, `confidence`, `entropy` or `left_to_right`";
+                    return Err(Fault::of_key("order", said));
+                }
+            },
+        };
+        let duel = self.facts.duel;
+        let of_bound = Way::Bound { samples: samples.unwrap_or(SAMPLES) };
+        let of_duel =
+            Way::Duel { order: order.unwrap_or(duel.0), tokens: tokens.unwrap_or(duel.1) };
+        Ok(match self.body.get("likelihood") {
+            Some(Value::String(word)) if word == "bound" => of_bound,
+            Some(Value::String(word)) if word == "duel" => of_duel,
+            None | Some(Value::Null) if self.facts.by_duel => of_duel,
+            None | Some(Value::Null) => of_bound,
+            Some(_) => {
+                let said =
+                    "`likelihood` is `bound`, which draws, or `duel`, which is exact for its order";
+                return Err(Fault::of_key("likelihood", said));
+            }
+        })
+    }
+
+    /// A context and its continuation.
+    pub(super) fn pair(&self, request: &Value) -> Result<(Vec<i64>, usize), Fault> {
+        let tokens = |key: &str| match &request[key] {
+            Value::Null if key == "context" => Ok(Vec::new()),
+            Value::Array(ids) => self.ids(ids, key),
+            Value::String(text) => self.encode(text),
+            _ => Err(Fault::of_key(key, format!("`{key}` is a text or a list of token ids"))),
+        };
+        let (mut ids, continuation) = (tokens("context")?, tokens("continuation")?);
+        if continuation.is_empty() {
+            return Err(Fault::of_key(
+                "continuation",
+                "`continuation` is empty: there is nothing to score",
+            ));
+        }
+        let given = ids.len();
+        ids.extend(continuation);
+        self.check_length(ids.len())?;
+        Ok((ids, given))
+    }
+
+    /// Texts whose tokens are scored as they stand.
+    pub(super) fn score(
+        &self,
+        prompts: &[Prompt],
+        logprobs: usize,
+        tokens: Option<i64>,
+    ) -> Result<Score, Fault> {
+        self.check_scores()?;
+        let ids = |prompt: &Prompt| -> Result<Vec<i64>, Fault> {
+            let ids = match prompt {
+                Prompt::Tokens(ids) => ids.clone(),
+                Prompt::Text(text) => self.encode(text)?,
+                Prompt::Free => Vec::new(),
+            };
+            self.check_length(ids.len())?;
+            Ok(ids)
+        };
+        let texts = prompts.iter().map(ids).collect::<Result<_, _>>()?;
+        Ok(Score { texts, logprobs, next: tokens == Some(1) })
+    }
+}

@@ -1,0 +1,122 @@
+//! Single values of a body, and what they must keep to.
+
+use serde_json::Value;
+
+use super::Reader;
+use crate::fault::Fault;
+
+/// Seeds are below this, so that every program that reads JSON keeps them.
+pub(super) const SEEDS: u64 = 1 << 53;
+
+impl Reader<'_> {
+    pub(super) fn encode(&self, text: &str) -> Result<Vec<i64>, Fault> {
+        let ids = self.facts.tokenizer.encode(text);
+        let ids = ids.map_err(|e| Fault::of_error(&e, &self.facts.hidden))?;
+        Ok(ids.into_iter().map(i64::from).collect())
+    }
+
+    pub(super) fn ids(&self, all: &[Value], key: &str) -> Result<Vec<i64>, Fault> {
+        let tokenizer = &self.facts.tokenizer;
+        let id = |value: &Value| {
+            let id = value.as_i64();
+            id.filter(|id| tokenizer.has(*id) && *id != tokenizer.mask_id()).ok_or_else(|| {
+                let shown: String = value.to_string().chars().take(40).collect();
+                Fault::of_key(
+                    key,
+                    format!("`{key}` holds `{shown}`, which is no token of this model"),
+                )
+            })
+        };
+        all.iter().map(id).collect()
+    }
+
+    pub(super) fn check_model(&self) -> Result<(), Fault> {
+        match self.body.get("model") {
+            None | Some(Value::Null) => Ok(()),
+            Some(Value::String(name)) if *name == self.facts.name => Ok(()),
+            Some(other) => {
+                let shown: String = other.to_string().chars().take(80).collect();
+                let said = format!(
+                    "there is no model {shown} here, but `{}`: name it, or leave `model` out",
+                    self.facts.name
+                );
+                let fault = Fault::new(axum::http::StatusCode::NOT_FOUND, "model_not_found", said);
+                Err(Fault { key: Some("model".into()), ..fault })
+            }
+        }
+    }
+
+    pub(super) fn check_scores(&self) -> Result<(), Fault> {
+        match &self.facts.no_likelihood {
+            Some(why) => Err(Fault::wrong(format!("this model scores no single texts: {why}"))),
+            None => Ok(()),
+        }
+    }
+
+    pub(super) fn check_count(&self, key: &str, count: usize) -> Result<(), Fault> {
+        match count > self.limits.texts {
+            true => {
+                let most = self.limits.texts;
+                let fault =
+                    Fault::too_much(format!("{count} texts in one request: at most {most}"));
+                Err(Fault { key: Some(key.to_string()), ..fault })
+            }
+            false => Ok(()),
+        }
+    }
+
+    pub(super) fn check_length(&self, tokens: usize) -> Result<(), Fault> {
+        match tokens as i64 > self.facts.length {
+            true => Err(Fault::too_much(format!(
+                "a text of {tokens} tokens, and the model knows {}: shorten it",
+                self.facts.length
+            ))),
+            false => Ok(()),
+        }
+    }
+
+    pub(super) fn max_tokens(&self, key: &str) -> Result<Option<i64>, Fault> {
+        let Some(tokens) = self.whole(key, 0, i64::from(i32::MAX))? else { return Ok(None) };
+        if tokens > self.limits.tokens {
+            let most = self.limits.tokens;
+            let fault = Fault::too_much(format!(
+                "`{key}` is {tokens}, and this server draws at most {most}"
+            ));
+            return Err(Fault { key: Some(key.to_string()), ..fault });
+        }
+        Ok(Some(tokens))
+    }
+
+    pub(super) fn seed(&self) -> Result<Option<u64>, Fault> {
+        Ok(self.whole("seed", 0, SEEDS as i64)?.map(i64::cast_unsigned))
+    }
+
+    pub(super) fn flag(&self, key: &str) -> Result<bool, Fault> {
+        Ok(self.some_flag(key)?.unwrap_or(false))
+    }
+
+    pub(super) fn some_flag(&self, key: &str) -> Result<Option<bool>, Fault> {
+        match self.body.get(key) {
+            None | Some(Value::Null) => Ok(None),
+            Some(Value::Bool(on)) => Ok(Some(*on)),
+            Some(_) => Err(Fault::of_key(key, format!("`{key}` is true or false"))),
+        }
+    }
+
+    /// A whole number, which may be written as `1.0`.
+    pub(super) fn whole(&self, key: &str, least: i64, most: i64) -> Result<Option<i64>, Fault> {
+        let said = match self.body.get(key) {
+            None | Some(Value::Null) => return Ok(None),
+            Some(value) => value,
+        };
+        let float =
+            |value: f64| (value.fract() == 0.0 && value.abs() < 1e15).then_some(value as i64);
+        let number = said.as_i64().or_else(|| said.as_f64().and_then(float));
+        match number.filter(|number| (least..=most).contains(number)) {
+            Some(number) => Ok(Some(number)),
+            None => {
+                Err(Fault::of_key(key, format!("`{key}` is a whole number from {least} to {most}")))
+            }
+        }
+    }
+}

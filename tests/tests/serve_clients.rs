@@ -1,0 +1,174 @@
+//! Programs that use `maskdiff serve`: the commands of the docs, the official client, lm-eval.
+
+use std::path::Path;
+
+use maskdiff_tests::run::shell;
+use maskdiff_tests::served::{Server, folder};
+use serde_json::{Value, json};
+
+fn serve(words: &[&str]) -> Server {
+    Server::start(folder(), &[&["run"], words].concat())
+}
+
+/// The commands of the docs, against a server of their own.
+#[test]
+fn the_commands_of_the_docs_work() {
+    let text =
+        std::fs::read_to_string(maskdiff_tests::root().join("docs/serve.md")).expect("the page");
+    let server = Server::start(folder(), &["run", "sampling.predictor=first_hitting"]);
+    let mut ran = 0;
+    for block in text.split("```sh served\n").skip(1) {
+        for line in block.split("```").next().expect("a block").lines() {
+            let line = line.replace("127.0.0.1:8000", &format!("127.0.0.1:{}", server.port));
+            let out = shell(folder(), &line.replacen("curl ", "curl --fail-with-body ", 1));
+            out.expect(0);
+            assert!(out.stdout.len() > 20, "{line}: {}", out.stdout);
+            ran += 1;
+        }
+    }
+    assert!(ran >= 10, "only {ran} commands");
+}
+
+/// The official client of OpenAI's API, where `scripts/setup.sh --serve` has installed it.
+#[test]
+fn the_official_client_reads_its_streams() {
+    let Some(python) = maskdiff_tests::serve_clients() else {
+        maskdiff_tests::skipped("no official client: `scripts/setup.sh --serve` installs it");
+        return;
+    };
+    let server = serve(&["--name", "tiny", "sampling.predictor=first_hitting"]);
+    let body = json!({"prompt": "Ben has a", "max_tokens": 12, "seed": 8});
+    let whole = server.post("/v1/completions", &body).expect(200)["choices"][0]["text"].clone();
+    let program = format!(
+        r#"
+from openai import OpenAI, BadRequestError
+client = OpenAI(base_url="http://127.0.0.1:{}/v1", api_key="none")
+assert [m.id for m in client.models.list()] == ["tiny"]
+whole = client.completions.create(model="tiny", prompt="Ben has a", max_tokens=12, seed=8)
+stream = client.completions.create(model="tiny", prompt="Ben has a", max_tokens=12, seed=8, stream=True, extra_body={{"denoising": True}})
+events = list(stream)
+assert len(events) > 5, len(events)
+text = "".join(e.choices[0].text for e in events)
+assert text == whole.choices[0].text, (text, whole)
+try:
+    client.completions.create(model="tiny", prompt="Ben", extra_body={{"stepz": 3}})
+    raise SystemExit("it was not refused")
+except BadRequestError as error:
+    assert "unknown key" in str(error), error
+print(text, end="")
+"#,
+        server.port
+    );
+    let out = std::process::Command::new(python).args(["-c", &program]).output().expect("python");
+    assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
+    assert_eq!(String::from_utf8_lossy(&out.stdout), whole.as_str().expect("a text"));
+}
+
+/// Two tasks of lm-eval in a folder: `choice` of two continuations, and `write`.
+fn tasks(folder: &Path) {
+    let write = |name: &str, text: &str| std::fs::write(folder.join(name), text).expect("written");
+    write(
+        "rows.jsonl",
+        "{\"q\": \"Ben has a\", \"a\": [\" hat.\", \" farm.\"], \"gold\": 0}\n{\"q\": \"One day Ben\", \"a\": [\" walks\", \" hat\"], \"gold\": 1}\n",
+    );
+    let data = "dataset_path: json\ndataset_kwargs:\n  data_files:\n    test: rows.jsonl\ntest_split: test\n";
+    write(
+        "choice.yaml",
+        &format!(
+            "task: choice\n{data}output_type: multiple_choice\ndoc_to_text: \"{{{{q}}}}\"\ndoc_to_choice: \"{{{{a}}}}\"\ndoc_to_target: gold\ntarget_delimiter: \"\"\nmetric_list:\n  - metric: acc\n"
+        ),
+    );
+    write(
+        "write.yaml",
+        &format!(
+            "task: write\n{data}output_type: generate_until\ndoc_to_text: \"{{{{q}}}}\"\ndoc_to_target: \"{{{{a[0]}}}}\"\ngeneration_kwargs:\n  until: [\".\"]\n  max_gen_toks: 8\n  sampler: confidence\n  temperature: 0\nmetric_list:\n  - metric: exact_match\n"
+        ),
+    );
+}
+
+/// lm-eval over the package of `python/`, on tasks that lie beside it: likelihoods of the server, and generations of its sampler.
+#[test]
+fn lm_eval_gets_the_numbers_of_the_server() {
+    let Some(python) = maskdiff_tests::serve_clients() else {
+        maskdiff_tests::skipped("no lm-eval: `scripts/setup.sh --serve` installs it");
+        return;
+    };
+    let at = tempfile::tempdir().expect("a folder");
+    tasks(at.path());
+    let server = serve(&["--name", "tiny"]);
+    let package = maskdiff_tests::root().join("python");
+    let model = format!(
+        "model=tiny,base_url=http://127.0.0.1:{}/v1/completions,likelihood=duel,order=left_to_right",
+        server.port
+    );
+    let run = |module: &[&str], model: &str, tasks: &str, output: &str| {
+        let wanted =
+            ["--model_args", model, "--tasks", tasks, "--include_path", ".", "--log_samples"];
+        let mut command = std::process::Command::new(&python);
+        command.arg("-m").args(module).args(wanted).args([
+            "--output_path",
+            output,
+            "--batch_size",
+            "2",
+        ]);
+        command.current_dir(at.path()).env("PYTHONPATH", &package).env("HF_HUB_OFFLINE", "1");
+        command.env("HF_DATASETS_OFFLINE", "1").env("HF_HOME", at.path().join("home"));
+        let out = command.output().expect("lm-eval");
+        let said = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+        assert!(out.status.success(), "{}{}", said(&out.stdout), said(&out.stderr));
+        samples(&at.path().join(output))
+    };
+    let plain = model.split(",likelihood").next().expect("the model");
+    let plain = format!("{plain},tokenizer_backend=remote");
+    // Most of their time is their imports.
+    let (run, model) = (&run, &model);
+    let (ours, theirs) = std::thread::scope(|scope| {
+        let own = ["maskdiff_lm_eval", "run", "--model", "maskdiff"];
+        let ours = scope.spawn(move || run(&own, model, "choice,write", "ours"));
+        let module = ["lm_eval", "run", "--model", "local-completions"];
+        let theirs = run(&module, &plain, "choice", "theirs");
+        (ours.join().expect("samples"), theirs)
+    });
+    let numbers = |all: &[Value]| -> Vec<f64> {
+        let of = |one: &Value| one["filtered_resps"].as_array().cloned().unwrap_or_default();
+        let number = |pair: Value| pair[0].as_f64().or_else(|| pair[0].as_str()?.parse().ok());
+        all.iter().flat_map(of).filter_map(number).collect()
+    };
+    let (ours_numbers, theirs_numbers) = (numbers(&ours), numbers(&theirs));
+    assert_eq!((ours_numbers.len(), theirs_numbers.len()), (4, 4), "{ours:?}");
+    for (one, other) in ours_numbers.iter().zip(&theirs_numbers) {
+        assert!(
+            (one - other).abs() < 1e-3,
+            "the chain is the same whoever cuts it: {ours_numbers:?} {theirs_numbers:?}"
+        );
+    }
+    let body = json!({"likelihood": "duel", "order": "left_to_right", "requests": [{"context": "Ben has a", "continuation": " hat."}]});
+    let direct =
+        server.post("/v1/loglikelihood", &body).expect(200)["results"][0]["loglikelihood"].as_f64();
+    assert!(
+        (direct.expect("a number") - ours_numbers[0]).abs() < 1e-4,
+        "{direct:?} {ours_numbers:?}"
+    );
+    let written = ours
+        .iter()
+        .find(|one| one["arguments"].to_string().contains("until"))
+        .expect("a generation");
+    let body = json!({"prompt": "Ben has a", "max_tokens": 8, "sampler": "confidence", "temperature": 0, "stop": "."});
+    let text = server.post("/v1/completions", &body).expect(200)["choices"][0]["text"].clone();
+    assert_eq!(written["filtered_resps"][0], text);
+}
+
+/// The lines of the samples that lm-eval logged below a folder.
+fn samples(folder: &Path) -> Vec<Value> {
+    let mut all = Vec::new();
+    for entry in std::fs::read_dir(folder).expect("a folder") {
+        let path = entry.expect("an entry").path();
+        if path.is_dir() {
+            all.extend(samples(&path));
+        } else if path.extension().is_some_and(|ending| ending == "jsonl") {
+            let text = std::fs::read_to_string(&path).expect("a file");
+            all.extend(text.lines().map(|line| serde_json::from_str::<Value>(line).expect("JSON")));
+        }
+    }
+    all
+}
