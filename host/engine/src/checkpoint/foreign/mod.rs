@@ -177,6 +177,21 @@ impl Foreign {
         self.layout.as_ref().map_or(theirs.to_string(), |layout| layout.ours(theirs))
     }
 
+    /// The name in its program of a tensor of ours.
+    pub fn theirs(&self, ours: &str) -> String {
+        self.layout.as_ref().map_or(ours.to_string(), |layout| layout.theirs(ours))
+    }
+
+    /// What its own file says of a key, where it has such a file.
+    fn said(&self, key: &str) -> Result<Option<serde_json::Value>> {
+        if !look::is_folder(&self.path)? {
+            return Ok(None);
+        }
+        let text = look::text(&self.path.join("config.json"))?.unwrap_or_default();
+        let all: serde_json::Value = serde_json::from_str(&text).unwrap_or_default();
+        Ok(Some(all[key].clone()).filter(|said| !said.is_null()))
+    }
+
     /// What it tells of the model and of its training, as TOML.
     pub fn whole(&self) -> String {
         format!("{}{}", self.config, self.run)
