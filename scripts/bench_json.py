@@ -91,6 +91,9 @@ ratio('512 tokens b=16 first_hitting: tokens read, without / with the cache', bl
       'sample_cached_rows')
 ratio('512 tokens first_hitting: CPU seconds, whole / blocks of 16 with the cache', blocks, 'sample_whole_s',
       'sample_cached_s')
+for way in ('prefix', 'dual'):
+  ratio(f'32 tokens in blocks of 8 behind 224: CPU seconds, without / with the approximate cache `{way}`', blocks, 'cache_none_s', f'cache_{way}_s')
+  ratio(f'32 tokens in blocks of 8 behind 224: tokens read, without / with the approximate cache `{way}`', blocks, 'cache_none_rows', f'cache_{way}_rows')
 ratio('10,000 rows to a bad W&B server: time of the steps, with / without', tracking, 'with_s', 'without_s')
 result = {'seconds': seconds, 'memory_mib': memory, 'head': head, 'uniform': uniform, 'training': training, 'evaluation': evaluation, 'tracking': tracking, 'blocks': blocks, 'data': data,
           'load_plugins_ms': load_ms, 'ratios': ratios}

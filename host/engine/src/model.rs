@@ -1,6 +1,8 @@
 //! The model: backbone, process, schedule and parameterization bound together.
 
 mod learned;
+mod adapting;
+mod kept;
 mod lent;
 mod others;
 mod spent;
@@ -22,10 +24,12 @@ use tch::{Kind, Tensor};
 
 use crate::component;
 use crate::graphs::Graphs;
+use crate::lora::Lora;
 use crate::moment::Moment;
 use crate::plugins::{Choice, Choices, Registry};
 
 use spent::Clocks;
+use kept::Kept;
 use views::{Blocks, Interval};
 
 pub use spent::Spent;
@@ -53,6 +57,7 @@ pub struct Model {
     /// How many of them are the network's; the others stand behind.
     of_network: usize,
     shared: Vec<(String, String)>,
+    lora: Option<Rc<Lora>>,
     asked: RefCell<Asked>,
     train: Cell<bool>,
     calls: Cell<i64>,
@@ -61,6 +66,9 @@ pub struct Model {
     reduced: Cell<Option<Kind>>,
     drawing: Cell<bool>,
     graphs: RefCell<Option<Graphs>>,
+    /// What a walk keeps of earlier calls, where it works on a part of its tokens.
+    kept_keys: RefCell<Option<Kept>>,
+    approximated: Cell<bool>,
     uniforms: RefCell<Option<Tensor>>,
     /// Shared with the models beside it, which read the same streams.
     moment: Rc<RefCell<Moment>>,
@@ -174,6 +182,7 @@ impl Model {
             parameters,
             of_network,
             shared,
+            lora: None,
             asked: RefCell::default(),
             train: Cell::new(false),
             calls: Cell::new(0),
@@ -182,6 +191,8 @@ impl Model {
             reduced: Cell::new(None),
             drawing: Cell::new(false),
             graphs: RefCell::new(None),
+            kept_keys: RefCell::new(None),
+            approximated: Cell::new(false),
             uniforms: RefCell::new(None),
             moment: Rc::default(),
             others: Vec::new(),
@@ -235,12 +246,6 @@ impl Model {
         }
     }
 
-    /// The trained parameters, in the backbone's order.
-    pub fn trainable(&self) -> Vec<Tensor> {
-        let trained = self.parameters.iter().filter(|p| p.trainable);
-        trained.map(|p| p.tensor.shallow_clone()).collect()
-    }
-
     /// Turns dropout on or off.
     pub fn set_train(&self, train: bool) {
         self.train.set(train);
@@ -278,6 +283,7 @@ impl Model {
         {
             tracing::debug!("attention by cuDNN stays as it was: {error}");
         }
+        self.kept_keys.take();
         self.drawing.set(drawing);
     }
 

@@ -1,6 +1,7 @@
 //! Likelihood of the validation blocks: the parameterization's own bound, a strict one, or the exact likelihood of an
 //! order of unmasking.
 
+pub mod answers;
 pub mod blocks;
 pub mod diversity;
 pub mod duel;
@@ -97,7 +98,10 @@ impl Measure {
             return Ok(());
         }
         let message = format!("`{}` takes whole blocks, and these are filled up", self.chosen_by());
-        Err(Error::config(message, "set `data.wrap=true`, or `eval.bound=reference`"))
+        Err(Error::config(
+            message,
+            "set `data.wrap=true`, or `eval.bound=reference`; `maskdiff eval --answers FILE` measures answers behind their prompts",
+        ))
     }
 
     /// What is measured of some sequences.

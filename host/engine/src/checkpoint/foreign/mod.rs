@@ -12,6 +12,7 @@ mod layout;
 mod lightning;
 mod lightning_file;
 mod original;
+pub mod peft;
 pub mod pickle;
 mod python_tokenizer;
 mod rotary;
