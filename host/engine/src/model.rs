@@ -143,9 +143,10 @@ impl Model {
         // A block is the sequence of all but the network.
         let length = blocks.as_ref().map_or(facts.length, |blocks| blocks.size);
         let shown = facts.length(length);
-        let noise = registry.noise(&names.noise, &facts)?;
+        // What is learnt beside the network is small, and a checkpoint of another method does not have it.
+        let noise = registry.noise(&names.noise, &facts.fresh(true))?;
         let network = registry.backbone(&names.backbone, &facts)?;
-        let method = registry.parameterization(&names.parameterization, &shown)?;
+        let method = registry.parameterization(&names.parameterization, &shown.fresh(true))?;
         let backbone = |e| component::error(ComponentKind::Backbone, &names.backbone.name, e);
         let mut all = network.parameters().map_err(backbone)?;
         let beside = learned::beside_network(&noise, &method, &names)?;
