@@ -93,6 +93,9 @@ ratio('512 tokens first_hitting: CPU seconds, whole / blocks of 16 with the cach
       'sample_cached_s')
 serve = {w[1]: float(w[2]) for w in words if w[:1] == ['serve']}
 ratio('16 clients at once / one at a time: tokens/s', serve, 'tokens_per_s_of_16', 'tokens_per_s_alone')
+for way in ('prefix', 'dual'):
+  ratio(f'32 tokens in blocks of 8 behind 224: CPU seconds, without / with the approximate cache `{way}`', blocks, 'cache_none_s', f'cache_{way}_s')
+  ratio(f'32 tokens in blocks of 8 behind 224: tokens read, without / with the approximate cache `{way}`', blocks, 'cache_none_rows', f'cache_{way}_rows')
 ratio('10,000 rows to a bad W&B server: time of the steps, with / without', tracking, 'with_s', 'without_s')
 result = {'seconds': seconds, 'memory_mib': memory, 'head': head, 'uniform': uniform, 'training': training, 'evaluation': evaluation, 'tracking': tracking, 'blocks': blocks, 'serve': serve, 'data': data,
           'load_plugins_ms': load_ms, 'ratios': ratios}

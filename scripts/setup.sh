@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Makes this checkout ready for plain `cargo build`, `cargo run` and `cargo test`. Safe to run again; quick when done.
-# With --python it also makes the environment for components written in Python, with transformers for the tests of exports: about 3 GB of download, 5 GB on disk, in
+# With --python it also makes the environment for components written in Python, with transformers and peft for the tests of exports: about 3 GB of download, 5 GB on disk, in
 # the user's cache; with --s3 the small one of a server of the S3 protocol, for the tests; with --hub that of the official
 # client of the Hugging Face Hub, for the tests, and of `datasets`, for the benches; with --track that of the official clients of
 # W&B and TensorBoard, for the tests; with --serve that of the official client of OpenAI's API and of lm-eval, for the tests; with --screens a headless Chromium, its driver and tmux, from the system's packages, for
@@ -105,7 +105,7 @@ rm -rf "$env"
 "$python" -m venv "$env" \
   || stop "python3 makes no environment: install its venv module (Debian and Ubuntu: apt-get install python3-venv)"
 echo "setup: fetching torch 2.11.0 for Python"
-"$env/bin/pip" install --quiet --no-cache-dir torch==2.11.0 'numpy>=2,<3' transformers==5.0.0 \
+"$env/bin/pip" install --quiet --no-cache-dir torch==2.11.0 'numpy>=2,<3' transformers==5.0.0 peft==0.21.2 \
   || stop "pip could not install torch 2.11.0, for the reason above: mend it and run scripts/setup.sh --python again"
 touch "$env/ready"
 echo "setup: Python with torch 2.11.0 at $env"

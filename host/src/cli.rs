@@ -125,6 +125,9 @@ enum Command {
         /// Show the run in a full-screen panel: curves, speed, memory, the latest sample
         #[arg(long, conflicts_with = "nproc")]
         tui: bool,
+        /// Print the memory, the tokens and the arithmetic that the training needs, and do not train; with --nproc, of each of N ranks
+        #[arg(long, conflicts_with_all = ["profile", "tui"])]
+        plan: bool,
         #[command(flatten)]
         flags: Training,
         /// KEY=VALUE
@@ -139,6 +142,9 @@ enum Command {
         /// A text file to evaluate on; the same as data=text data.valid_path=FILE
         #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
         text: Option<String>,
+        /// Measure answers behind their prompts instead: JSON lines {"prompt": "...", "response": "..."}, texts or lists of token ids
+        #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath, conflicts_with = "text")]
+        answers: Option<PathBuf>,
     },
     /// Score generated text with an evaluator LM: generative perplexity, entropy, distinct n-grams, MAUVE
     ///
@@ -397,21 +403,29 @@ impl Command {
     /// Runs the command; returns the exit code where no error decides it.
     fn run(self, common: Common, words: &[OsString]) -> Result<i32> {
         match self {
-            Self::Train { nproc, profile, tui, flags, mut overrides } => {
+            Self::Train { nproc, profile, tui, plan, flags, mut overrides } => {
                 flags.add_to(&mut overrides)?;
                 let common = common.overriding(overrides);
+                if plan {
+                    let ranks = nproc.map_or(1, usize::from);
+                    return commands::train::plan::run(&common, ranks).map(|()| 0);
+                }
                 return match nproc.filter(|n| *n > 1) {
                     Some(n) => commands::train::launch(&common, n.into(), words),
                     None => commands::train::run(&common, profile, tui).map(|()| 0),
                 };
             }
-            Self::Eval { trained, flags, text } => {
+            Self::Eval { trained, flags, text, answers } => {
                 let mut overrides = trained.into_overrides()?;
                 flags.add_to(&mut overrides)?;
                 if let Some(file) = text {
                     add_text(&mut overrides, &file)?;
                 }
-                commands::eval::run(&common.overriding(overrides))
+                let common = common.overriding(overrides);
+                match answers {
+                    Some(file) => commands::answers::run(&common, &file),
+                    None => commands::eval::run(&common),
+                }
             }
             Self::Score { words } => commands::score::run(common, words),
             Self::Sample { trained, flags, given, shown, watch, follow } => {

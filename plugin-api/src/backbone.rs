@@ -1,10 +1,14 @@
 //! Backbones: the network x_θ, with its parameters under stable names.
 
+use std::cell::Cell;
+use std::rc::Rc;
+
 use tch::{Device, Kind, Tensor};
 
+use crate::adapt::{Adaptation, LinearMaps, Slot};
 use crate::component::Component;
 use crate::error::{Kind as ErrorKind, PluginError};
-use crate::{Context, Pass, Passed, Result, bail};
+use crate::{Context, Pass, Passed, Result, bail, ensure};
 
 /// A parameter or buffer with its name in checkpoints.
 #[derive(Debug)]
@@ -24,6 +28,17 @@ pub struct Parameters {
     kind: Kind,
     device: Device,
     fresh: bool,
+    maps: Vec<Map>,
+    /// Whether the network is training, for its slots.
+    train: Rc<Cell<bool>>,
+}
+
+/// A linear map among the parameters.
+#[derive(Debug)]
+struct Map {
+    name: String,
+    transposed: bool,
+    slot: Option<Slot>,
 }
 
 /// The type in which constants and angles are computed beside weights of `kind`.
@@ -39,7 +54,60 @@ impl Parameters {
             kind: context.kind,
             device: context.device(),
             fresh: context.fresh,
+            maps: Vec::new(),
+            train: Rc::default(),
         }
+    }
+
+    /// The place of an adapter beside the linear map of that matrix, which is `[in, out]` where it is `transposed`.
+    pub fn slot(&mut self, name: &str, transposed: bool) -> Slot {
+        let slot = Slot::new(&self.train);
+        self.maps.retain(|map| map.name != name);
+        self.maps.push(Map { name: name.to_string(), transposed, slot: Some(slot.clone()) });
+        slot
+    }
+
+    /// The linear maps: matrices that [`Parameters::linear`] made, and those that have a slot.
+    pub fn linear_maps(&self) -> LinearMaps {
+        let which = |wanted: &dyn Fn(&Map) -> bool| -> Vec<String> {
+            self.maps.iter().filter(|map| wanted(map)).map(|map| map.name.clone()).collect()
+        };
+        LinearMaps {
+            names: which(&|_| true),
+            transposed: which(&|map| map.transposed),
+            adapting: which(&|map| map.slot.is_some()),
+        }
+    }
+
+    /// Fills the slot of a linear map.
+    pub fn adapt(&self, adaptation: &Adaptation) -> Result<()> {
+        let Adaptation { name, a, b, .. } = adaptation;
+        let slot = self.maps.iter().find(|map| map.name == *name);
+        let (Some(map), Some(entry)) = (slot, self.entries.iter().find(|e| e.name == *name)) else {
+            bail!(Unsupported, "there is no linear map `{name}`")
+        };
+        let Some(slot) = &map.slot else {
+            bail!(Unsupported, "the linear map `{name}` takes no adapter")
+        };
+        let size = entry.tensor.size();
+        let (out, inputs) = if map.transposed { (size[1], size[0]) } else { (size[0], size[1]) };
+        let (rank, fits) =
+            (a.size().first().copied().unwrap_or(0), |t: &Tensor, size: [i64; 2]| t.size() == size);
+        ensure!(
+            fits(a, [rank, inputs]) && fits(b, [out, rank]),
+            Shape,
+            "an adapter of {:?} and {:?} does not fit `{name}`, which is {size:?}",
+            a.size(),
+            b.size()
+        );
+        let own = Adaptation::new(name, a, b, adaptation.scale).dropping(adaptation.dropout);
+        slot.fill(own);
+        Ok(())
+    }
+
+    /// Tells the slots whether the network is training: before each call that the host makes.
+    pub(crate) fn set_train(&self, train: bool) {
+        self.train.set(train);
     }
 
     /// Memory for a parameter that a checkpoint fills at once.
@@ -103,6 +171,7 @@ impl Parameters {
     /// A matrix `[out, in]` drawn as torch's `nn.Linear` does: uniform in ±1/√in.
     #[track_caller]
     pub fn linear(&mut self, name: &str, outputs: i64, inputs: i64) -> Tensor {
+        self.maps.push(Map { name: name.to_string(), transposed: false, slot: None });
         if !self.fresh {
             return self.empty(name, &[outputs, inputs]);
         }
@@ -191,6 +260,17 @@ pub trait Backbone: Component {
             .collect();
         pass.only(&reads, Self::NAME)?;
         self.hidden(pass.ids()?, &pass.sigma, train).map(Passed::new)
+    }
+
+    /// Its linear maps, to which adapters can be added.
+    fn linear_maps(&self) -> Result<LinearMaps> {
+        Ok(self.parameters().linear_maps())
+    }
+
+    /// Adds an adapter to one of the maps that [`LinearMaps::adapting`] names, in place of an earlier one. From then on all calls
+    /// compute with it.
+    fn adapt(&self, adaptation: &Adaptation) -> Result<()> {
+        self.parameters().adapt(adaptation)
     }
 }
 

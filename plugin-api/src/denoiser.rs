@@ -7,7 +7,8 @@ use crate::beside::{Seat, kept};
 use crate::door::{self, Argument, Arguments, first};
 use crate::shape::ANY;
 use crate::{
-    Interpolation, Kind as ErrorKind, Mix, Pass, Passed, Rated, Result, Tokens, bail, ensure,
+    Interpolation, Kind as ErrorKind, Mix, Pass, Passed, Rated, Result, Tokens, Window, bail,
+    ensure,
 };
 
 /// What stands behind a [`Denoiser`]. The host implements it over the loaded components, the test kit over
@@ -417,6 +418,17 @@ impl<'a> Denoiser<'a> {
             Err(error) if error.kind == ErrorKind::Unsupported => Ok(()),
             answer => answer,
         }
+    }
+
+    /// Says which tokens the calls to come are about. The next call reads everything and its keys and values are kept; those after it read
+    /// the window alone, and what is behind it unless the window is [`Window::around`], over what was kept. **Approximate**, see [`Window`].
+    /// The walk's end is its end; [`Window::whole`] ends it before.
+    ///
+    /// # Errors
+    /// A host of contract 1.0, or a network that gives no keys and values.
+    #[track_caller]
+    pub fn window(&self, window: &Window) -> Result<()> {
+        self.seat()?.window(window)
     }
 
     /// One time for every sequence of a batch: `[B] f64`.

@@ -61,6 +61,7 @@
 //! [`testkit`] has a contract test for each kind and a toy denoiser with a known law.
 
 pub mod abi;
+mod adapt;
 mod backbone;
 mod batch;
 mod beside;
@@ -82,7 +83,9 @@ mod sampler;
 mod shape;
 pub mod testkit;
 mod token_noise;
+mod window;
 
+pub use adapt::{Adaptation, LinearMaps, Slot};
 pub use backbone::{Backbone, Head, Parameter, Parameters};
 pub use batch::{Batch, Objective};
 pub use component::{Component, Options, capability};
@@ -96,6 +99,7 @@ pub use pass::{Pass, Passed, Sees, Tokens, Wants};
 pub use process::{ForwardProcess, Mix};
 pub use rounds::Rounds;
 pub use sampler::{Sampler, StepSampler, Walk};
+pub use window::Window;
 
 #[doc(hidden)]
 pub use inventory;
@@ -106,8 +110,8 @@ pub mod prelude {
     pub use crate::{
         Backbone, Batch, Component, Context, Denoiser, ForwardProcess, Head, Interpolation, Mix,
         NoiseSchedule, Objective, Parameterization, Parameters, Pass, Passed, Rated, Result,
-        Rounds, Sampler, Sees, StepSampler, Tokens, Walk, Wants, bail, capability, check_shape,
-        ensure, export_plugin, ops, register,
+        Rounds, Sampler, Sees, Slot, StepSampler, Tokens, Walk, Wants, Window, bail, capability,
+        check_shape, ensure, export_plugin, ops, register,
     };
     pub use schemars::JsonSchema;
     pub use serde::{Deserialize, Serialize};

@@ -50,6 +50,19 @@ pub fn model(registry: &Registry, path: &Path, words: &[&str], kind: Kind) -> Mo
 
 /// The tokens of a greedy walk at its start and after each step.
 pub fn walked(model: &Model, registry: &Registry, options: Value, start: &Tensor) -> Vec<Tensor> {
+    walked_guided(model, registry, options, start, 0.0)
+}
+
+/// The same with laws that are guided by what is given at the start.
+pub fn walked_guided(
+    model: &Model,
+    registry: &Registry,
+    options: Value,
+    start: &Tensor,
+    scale: f64,
+) -> Vec<Tensor> {
+    let mask = model.facts().mask_id.expect("a mask");
+    model.give((scale != 0.0).then(|| start.not_equal(mask)));
     let choice = Choice { name: "confidence".into(), options };
     let walker = registry.sampler(&choice, model.facts()).expect("a sampler");
     let states = Rc::new(RefCell::new(vec![start.copy()]));
@@ -58,7 +71,9 @@ pub fn walked(model: &Model, registry: &Registry, options: Value, start: &Tensor
         seen.borrow_mut().push(x.copy());
         Ok(())
     })));
-    let last = sample::walk(model, &mut ("confidence".into(), walker), start).expect("a walk");
+    let mut sampler = ("confidence".into(), walker);
+    let last = sample::guided(model, &mut sampler, start, scale).expect("a walk");
+    model.give(None);
     model.on_progress(None);
     let states = states.take();
     assert_eq!(states.last().expect("a state"), &last, "the last step is the text");

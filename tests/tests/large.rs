@@ -75,6 +75,11 @@ fn folders_are_read_and_written() {
         }
         assert!(ours["mask_token_id"].is_i64() && ours["torch_dtype"] == "float32", "{ours}");
         assert!(!whole.join("tokenizer.json").is_file(), "there is none");
+        if case == "l_llada" {
+            assert_eq!((&ours["eos_token_id"], &ours["pad_token_id"]), (&json!(120), &json!(120)));
+            let code = ours["auto_map"]["AutoModelForCausalLM"].as_str().expect("a class");
+            assert!(code.ends_with("--modeling_llada.LLaDAModelLM"), "{code}");
+        }
         if case != "l_llada" {
             continue;
         }
@@ -150,6 +155,29 @@ fn switches_that_the_network_lacks_are_refused_by_name() {
         ("l_llada", json!({"mask_token_id": 128}), "`model.mask_id` is 128"),
         ("l_llada", json!({"mask_token_id": null}), "nothing says which token is its mask"),
         ("l_dream", json!({"num_key_value_heads": 3}), "must be a multiple of `n_kv_heads` (3)"),
+        (
+            "l_llada",
+            json!({"rope_scaling": {"type": "linear", "factor": 2.0}}),
+            "`rope_scaling` is",
+        ),
+        ("l_dream", json!({"num_local_experts": 8}), "`num_local_experts` is 8"),
+        (
+            "l_dream",
+            json!({"layer_types": ["full_attention", "sliding_attention"]}),
+            "`layer_types` has \"sliding_attention\"",
+        ),
+        (
+            "l_qwen3",
+            json!({"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e6, "factor": 4.0}}),
+            "`rope_parameters` is",
+        ),
+        (
+            "l_llada",
+            json!({"quantization_config": {
+                "quant_method": "bitsandbytes", "load_in_4bit": true, "bnb_4bit_quant_type": "nf4",
+            }}),
+            "bitsandbytes, NF4 in 4 bits",
+        ),
     ] {
         let to = at.path().join("bad");
         let _ = fs::remove_dir_all(&to);
@@ -179,6 +207,28 @@ fn changed(from: &Path, to: &Path, file: &str, change: impl Fn(&mut Value)) {
     let mut value: Value = serde_json::from_str(&text).expect("JSON");
     change(&mut value);
     fs::write(to.join(file), value.to_string()).expect("written");
+}
+
+/// Usual rotary positions in the words of transformers 5 are those of earlier ones.
+#[test]
+fn rotary_positions_are_read_in_both_spellings() {
+    if golden_case("l_dream").is_none() {
+        return;
+    }
+    let place = tempfile::tempdir().expect("a folder");
+    let at = place.path();
+    changed(&folder("l_dream", "hf"), &at.join("five"), "config.json", |config| {
+        let theta = config["rope_theta"].clone();
+        config["rope_parameters"] = json!({"rope_type": "default", "rope_theta": theta});
+        config["layer_types"] = json!(["full_attention", "full_attention"]);
+        let keys = config.as_object_mut().expect("keys");
+        keys.remove("rope_theta");
+    });
+    let words = ["export", "--checkpoint", "five", "--as", "hf", "--output", "out"];
+    maskdiff(at, &words).expect(0);
+    let (theirs, ours) = (config(&folder("l_dream", "hf")), config(&at.join("out")));
+    assert_eq!(ours["rope_theta"], theirs["rope_theta"]);
+    assert_ne!(ours["rope_theta"], json!(10000.0));
 }
 
 /// Dream's network without its shift is that of an adapted Qwen2: it is written as such a folder again. As it was published, without a

@@ -160,6 +160,16 @@ fn there() -> String {
     said
 }
 
+/// Bytes of memory that this process can have at most, as far as that is known: the machine's, or those of its group.
+pub fn all() -> Option<u64> {
+    let info = fs::read_to_string("/proc/meminfo").ok()?;
+    let line = info.lines().find_map(|line| line.strip_prefix("MemTotal:"))?;
+    let kib: u64 = line.split_whitespace().next()?.parse().ok()?;
+    let group = fs::read_to_string("/sys/fs/cgroup/memory.max").ok();
+    let group = group.and_then(|text| text.trim().parse::<u64>().ok());
+    Some(group.unwrap_or(u64::MAX).min(kib * 1024))
+}
+
 /// A limit of this process; none where there is none.
 fn limit(name: &str) -> Option<String> {
     let limits = fs::read_to_string("/proc/self/limits").ok()?;
@@ -193,7 +203,8 @@ fn first_sentence(said: &str) -> String {
     said.trim_end_matches(['"', ')', '.']).to_string()
 }
 
-fn in_words(bytes: f64) -> String {
+/// A number of bytes for people.
+pub fn in_words(bytes: f64) -> String {
     match bytes {
         b if b >= 1e9 => format!("{:.1} GB", b / 1e9),
         b if b >= 1e6 => format!("{:.1} MB", b / 1e6),

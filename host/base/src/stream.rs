@@ -36,6 +36,10 @@ pub enum Purpose {
     Walks = 12,
     /// What the times of all blocks of a global batch are moved on by; one stream for each step.
     BlockTimes = 13,
+    /// The first numbers of a low-rank adapter; one stream for each matrix.
+    Adapters = 20,
+    /// The draws of the bound of an answer; one stream for each answer.
+    Answers = 21,
 }
 
 /// The stream of a purpose and a place, as in the step; the place is below 2^56.

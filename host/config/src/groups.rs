@@ -187,6 +187,28 @@ pub struct Noise {
 }
 
 group! {
+    /// Low-rank adapters (LoRA) that are trained in the place of the weights of `training.from`.
+    Lora [serde(default, deny_unknown_fields)] {
+        /// r, the rank of each adapter; it turns LoRA on.
+        rank: Option<i64> where (Range::of(1.0, 65_536.0)) = None,
+        /// The product of an adapter's matrices is multiplied by `alpha / rank`; by default `alpha` is twice the rank.
+        alpha: Option<f64> where (Range::of(0.0, 1e6).above()) = None,
+        /// Multiply by `alpha / sqrt(rank)` instead (rsLoRA).
+        rslora: bool = false,
+        /// Dropout of what enters an adapter, in [0, 1).
+        dropout: f64 where (DECAY) = 0.0,
+        /// Linear maps with adapters, by their names or the ends of these, ours or those of the folder that the weights come from, as in
+        /// `[q_proj, v_proj]`; by default all but the head.
+        targets: Vec<String> = Vec::new(),
+        /// Modules that are trained whole, named in the same way.
+        modules_to_save: Vec<String> = Vec::new(),
+        /// `network`: the network adds the adapters itself; `projection`: the weights are the sum, of whose gradients those of the adapters are
+        /// projections. By default the first where the network can.
+        by: Option<listed::LoraBy> = None,
+    }
+}
+
+group! {
     /// How it learns; the parameterization has the other keys of the group.
     Training {
         /// Decay of the averaged weights, in [0, 1); 0 turns the average off.
@@ -209,6 +231,8 @@ group! {
         /// The checkpoint of a frozen model that a method of distillation learns from. Without `training.from` the run begins with its
         /// weights too.
         teacher: Option<String> = None,
+        /// Low-rank adapters.
+        lora: Lora = Lora::default(),
     }
 }
 
@@ -233,6 +257,9 @@ group! {
         /// Cut a text at its first EOS or padding after the given tokens. By default on if each block held one document
         /// (`data.wrap=false`), since the model was not trained on what follows.
         stop_at_eos: Option<bool> = None,
+        /// w: laws are guided by what is given, `(1 + w) log p(x | given) - w log p(x | given tokens masked)`, at twice the cost of a call; 0 leaves
+        /// them as they are. LLaDA's `cfg_scale`; Dream's is 1 more.
+        cfg_scale: f64 where (Range::of(0.0, 1e6)) = 0.0,
         /// `block_size`: largest number of tokens of a text; by default `model.length`. It may be larger, see `context`.
         length: Option<i64> where (TOKENS) = None,
         /// `block_size`: what a block sees of a text longer than `model.length`: `slide` drops the keys and values of tokens that
@@ -409,6 +436,9 @@ group! {
         duel_order: listed::DuelOrder = listed::DuelOrder::Margin,
         /// `duel`: tokens revealed at once, ≥ 1.
         duel_tokens: i64 where (TOKENS) = 1,
+        /// `maskdiff eval --answers`, `likelihood=bound`: draws of each answer's bound. An answer with fewer sets of masks is measured exactly, by all
+        /// of them.
+        answer_samples: i64 where (Range::of(1.0, 1e6)) = 128,
         /// `maskdiff sample` scores what it drew.
         compute_generative_perplexity: bool = false,
         /// The judge: a folder, a name of the hub, or a run of a causal network.

@@ -181,6 +181,13 @@ listed! {
         /// Its share of the optimizer state and of the averaged weights.
         Zero1 = "zero1",
     }
+    /// How low-rank adapters are trained.
+    LoraBy {
+        /// The network adds them itself.
+        Network = "network",
+        /// The weights are the sum, and gradients are projected.
+        Projection = "projection",
+    }
     /// What to do about a loss that is not a number, or a spike.
     OnNan {
         /// End the run; the weights are as before the step.

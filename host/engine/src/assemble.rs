@@ -69,7 +69,47 @@ pub fn choices(config: &mut Config, registry: &Registry, sampled: bool) -> Resul
     let _ = config.sampler(registry)?;
     blocks::check(config, registry, &choices)?;
     check_teacher(config, registry, &choices)?;
+    check_guidance(config, registry)?;
     Ok(choices)
+}
+
+/// Checks that laws can be guided, where that is asked for.
+fn check_guidance(config: &Config, registry: &Registry) -> Result<()> {
+    let scale = config.sampling.cfg_scale;
+    if scale == 0.0 {
+        return Ok(());
+    }
+    let fault = |why: String, hint: &str| {
+        Err(config.layers.error(
+            "sampling.cfg_scale",
+            &format!("`sampling.cfg_scale` is {scale}, and {why}"),
+            hint,
+        ))
+    };
+    if !has_mask(config, registry)? {
+        let process = &config.top.diffusion;
+        return fault(
+            format!(
+                "process `{process}` has no mask, which stands for what is given in the law without it"
+            ),
+            "leave it out",
+        );
+    }
+    if config.top.block_size.is_some() {
+        return fault(
+            "in blocks (`block_size`) the text before a block is read once, with what is given"
+                .into(),
+            "leave it out, or use a model without blocks",
+        );
+    }
+    let (_, method) = registry.find(ComponentKind::Parameterization, config.method())?;
+    if method.provides.iter().any(|offer| offer == capability::NEXT_TOKEN) {
+        return fault(
+            format!("`{}` predicts one token after the other", method.name),
+            "leave it out, or choose a method of diffusion",
+        );
+    }
+    Ok(())
 }
 
 /// Checks that a teacher is one of a method that learns from it.

@@ -78,6 +78,13 @@ pub fn evaluation_masks(seed: u64, pass: i64, first: i64, rows: i64, length: i64
     Tensor::from_slice(&numbers).view([rows, length])
 }
 
+/// The uniform numbers `[draws, numbers] f64` in [0, 1) behind the draws of an answer, by its number.
+pub fn answer_uniforms(seed: u64, answer: u64, [draws, numbers]: [i64; 2]) -> Tensor {
+    let mut rng = generator(seed, Purpose::Answers, answer);
+    let all: Vec<f64> = (0..draws * numbers).map(|_| rng.random()).collect();
+    Tensor::from_slice(&all).view([draws, numbers])
+}
+
 /// The place of a block in a pass of an evaluation.
 pub fn place_of_block(pass: i64, block: i64) -> u64 {
     pass.cast_unsigned() << 40 | block.cast_unsigned()

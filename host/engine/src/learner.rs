@@ -1,16 +1,19 @@
 //! One optimizer step: loss, gradient, clipping, the optimizer, the average of the weights; alone or with other ranks.
 
+mod projected;
+
 use std::rc::Rc;
 
 use maskdiff_base::error::{Error, Result};
 use maskdiff_config::Config;
 use maskdiff_config::listed::Strategy;
-use maskdiff_native::{Reducer, clear_grads, foreach_copy, global_norm};
+use maskdiff_native::{Reducer, foreach_copy, global_norm};
 use maskdiff_plugin_api::Objective;
 use tch::{Kind, Tensor};
 
 use crate::component;
 use crate::distributed::{World, owners};
+use crate::lora::Lora;
 use crate::model::Model;
 use crate::moment::{Moment, Streams};
 use crate::observe::{Part, Split};
@@ -112,6 +115,8 @@ pub struct Learner {
     names: Vec<String>,
     /// The rank that updates each parameter; `None` when every rank updates all.
     owner: Option<Vec<usize>>,
+    /// Adapters, where these are what is learnt.
+    lora: Option<Rc<Lora>>,
 }
 
 impl Learner {
@@ -145,10 +150,8 @@ impl Learner {
             split: Split::default(),
             reducer: world.reducer(&params)?,
             warm: false,
-            names: {
-                let trained = model.parameters().iter().filter(|p| p.trainable);
-                trained.map(|p| p.name.clone()).collect()
-            },
+            names: model.trained().into_iter().map(|(name, _)| name).collect(),
+            lora: model.lora(),
             params,
             masters,
             schedule: Schedule::new(&config.lr_scheduler, config.optim.lr),
@@ -187,11 +190,13 @@ impl Learner {
     pub fn warm_up(&mut self, model: &Model, batches: Vec<Batch>) -> Result<()> {
         let Some(reducer) = &self.reducer else { return Ok(()) };
         model.set_train(true);
+        self.clear()?;
         for batch in batches.into_iter().take(1) {
-            reducer.prepare().map_err(|e| self.world.lost(&e))?;
+            self.prepare(reducer, false)?;
             let loss_bl = self.objective(model, batch)?.loss_bl;
             loss_bl.mean(Kind::Float).f_backward().map_err(|e| self.failed(&e))?;
         }
+        self.project()?;
         let without = self.params.iter().position(|p| !p.grad().defined());
         if let Some(i) = without {
             return Err(Error::distributed(
@@ -199,7 +204,7 @@ impl Learner {
                 "several ranks need a gradient for each: leave the parameter out of the backbone, or train with one rank",
             ));
         }
-        clear_grads(&self.params).map_err(component::torch)?;
+        self.clear()?;
         model.set_train(false);
         self.warm = true;
         Ok(())
@@ -231,11 +236,11 @@ impl Learner {
         let (parts, world) = (batches.len(), self.world.size() as f64);
         let mut tokens = Tokens::default();
         model.set_train(true);
-        clear_grads(&self.params).map_err(component::torch)?;
+        self.clear()?;
         let mut sums = Sums::default();
         for (i, batch) in batches.into_iter().enumerate() {
             if let (Some(reducer), true) = (&self.reducer, i + 1 == parts) {
-                reducer.prepare().map_err(|e| self.world.lost(&e))?;
+                self.prepare(reducer, false)?;
             }
             let timer = self.split.start(Part::Forward);
             let counted_bl = batch.counted_bl.as_ref().map(Tensor::shallow_clone);
@@ -249,6 +254,7 @@ impl Learner {
             scaled.f_backward().map_err(|e| self.failed(&e))?;
             self.split.stop(timer);
         }
+        self.project()?;
         model.set_train(false);
         self.world.settle(model.facts().device())?;
         let (loss, nats, lacking) = sums.values();
@@ -290,6 +296,7 @@ impl Learner {
         if self.params.first().map(Tensor::kind) != self.masters.first().map(Tensor::kind) {
             foreach_copy(&self.params, &self.masters).map_err(component::torch)?;
         }
+        self.apply();
         let mine = pick(&self.masters, &self.mine());
         match &mut self.ema {
             Some(ema) => ema.update(&mine),
@@ -332,10 +339,12 @@ impl Learner {
                 let theirs: Vec<bool> = owner.iter().map(|o| *o == rank).collect();
                 self.world.broadcast(&pick(&self.params, &theirs), rank)?;
             }
+            self.apply();
             Ok(())
         };
         let result = put().and_then(|()| body());
         foreach_copy(&self.params, &kept).map_err(component::torch)?;
+        self.apply();
         result
     }
 
@@ -401,7 +410,9 @@ impl Learner {
 
     /// The network's copy of the weights, after the masters were changed from outside.
     pub fn refresh(&self) -> Result<()> {
-        foreach_copy(&self.params, &self.masters).map_err(component::torch)
+        foreach_copy(&self.params, &self.masters).map_err(component::torch)?;
+        self.apply();
+        Ok(())
     }
 }
 

@@ -1,5 +1,7 @@
 //! The model: backbone, process, schedule and parameterization bound together.
 
+mod adapting;
+mod kept;
 mod learned;
 mod lent;
 mod others;
@@ -22,9 +24,11 @@ use tch::{Kind, Tensor};
 
 use crate::component;
 use crate::graphs::Graphs;
+use crate::lora::Lora;
 use crate::moment::Moment;
 use crate::plugins::{Choice, Choices, Registry};
 
+use kept::Kept;
 use spent::Clocks;
 use views::{Blocks, Interval};
 
@@ -53,6 +57,7 @@ pub struct Model {
     /// How many of them are the network's; the others stand behind.
     of_network: usize,
     shared: Vec<(String, String)>,
+    lora: Option<Rc<Lora>>,
     asked: RefCell<Asked>,
     train: Cell<bool>,
     calls: Cell<i64>,
@@ -61,6 +66,9 @@ pub struct Model {
     reduced: Cell<Option<Kind>>,
     drawing: Cell<bool>,
     graphs: RefCell<Option<Graphs>>,
+    /// What a walk keeps of earlier calls, where it works on a part of its tokens.
+    kept_keys: RefCell<Option<Kept>>,
+    approximated: Cell<bool>,
     uniforms: RefCell<Option<Tensor>>,
     /// Shared with the models beside it, which read the same streams.
     moment: Rc<RefCell<Moment>>,
@@ -135,9 +143,10 @@ impl Model {
         // A block is the sequence of all but the network.
         let length = blocks.as_ref().map_or(facts.length, |blocks| blocks.size);
         let shown = facts.length(length);
-        let noise = registry.noise(&names.noise, &facts)?;
+        // What is learnt beside the network is small, and a checkpoint of another method does not have it.
+        let noise = registry.noise(&names.noise, &facts.fresh(true))?;
         let network = registry.backbone(&names.backbone, &facts)?;
-        let method = registry.parameterization(&names.parameterization, &shown)?;
+        let method = registry.parameterization(&names.parameterization, &shown.fresh(true))?;
         let backbone = |e| component::error(ComponentKind::Backbone, &names.backbone.name, e);
         let mut all = network.parameters().map_err(backbone)?;
         let beside = learned::beside_network(&noise, &method, &names)?;
@@ -174,6 +183,7 @@ impl Model {
             parameters,
             of_network,
             shared,
+            lora: None,
             asked: RefCell::default(),
             train: Cell::new(false),
             calls: Cell::new(0),
@@ -182,6 +192,8 @@ impl Model {
             reduced: Cell::new(None),
             drawing: Cell::new(false),
             graphs: RefCell::new(None),
+            kept_keys: RefCell::new(None),
+            approximated: Cell::new(false),
             uniforms: RefCell::new(None),
             moment: Rc::default(),
             others: Vec::new(),
@@ -235,12 +247,6 @@ impl Model {
         }
     }
 
-    /// The trained parameters, in the backbone's order.
-    pub fn trainable(&self) -> Vec<Tensor> {
-        let trained = self.parameters.iter().filter(|p| p.trainable);
-        trained.map(|p| p.tensor.shallow_clone()).collect()
-    }
-
     /// Turns dropout on or off.
     pub fn set_train(&self, train: bool) {
         self.train.set(train);
@@ -278,6 +284,7 @@ impl Model {
         {
             tracing::debug!("attention by cuDNN stays as it was: {error}");
         }
+        self.kept_keys.take();
         self.drawing.set(drawing);
     }
 

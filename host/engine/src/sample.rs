@@ -25,7 +25,7 @@ use crate::model::{Model, Progress};
 use crate::moment::{Moment, Streams};
 use crate::prompt::Given;
 
-use crate::model::views::{Blocks, Growth};
+use crate::model::views::{Blocks, Growth, GuidedView};
 use grow::{Start, grow, none_given};
 
 /// How sampled tokens become text: the length, the end, the tokenizer.
@@ -53,6 +53,8 @@ pub struct Texts<'a> {
     pub cached: bool,
     /// In blocks: the least entropy of the end of a text.
     pub least: Option<f64>,
+    /// How strongly laws are guided by what is given; 0 leaves them as they are.
+    pub guidance: f64,
 }
 
 impl<'a> Texts<'a> {
@@ -71,6 +73,7 @@ impl<'a> Texts<'a> {
             context: config.sampling.context,
             cached: config.sampling.kv_cache,
             least: config.sampling.min_entropy,
+            guidance: config.sampling.cfg_scale,
         }
     }
 
@@ -217,6 +220,8 @@ pub struct Drawn {
     pub token_forwards: f64,
     /// Texts that were rejected and drawn anew.
     pub rejected: usize,
+    /// Whether some calls were answered with keys and values of an earlier one, so that texts are others than without.
+    pub approximate: bool,
     /// Wall-clock seconds of the batch.
     pub seconds: f64,
 }
@@ -256,6 +261,7 @@ pub fn draw(
         nfe: (model.calls() - before.0) as f64 / count,
         token_forwards: (model.rows() - before.1) as f64 / count,
         rejected,
+        approximate: model.has_approximated(),
         seconds: start.elapsed().as_secs_f64(),
     })
 }
@@ -289,9 +295,10 @@ fn windows(
         }
         model.begin_part(number.cast_unsigned());
         number += 1;
-        let Some(recorder) = recorder else { return walk(model, sampler, xt_bl) };
+        let guidance = texts.guidance;
+        let Some(recorder) = recorder else { return guided(model, sampler, xt_bl, guidance) };
         recorder.borrow_mut().begin(id_rows(xt_bl)?, (number - 1) * windows.stride);
-        let x0_bl = walk(model, sampler, xt_bl)?;
+        let x0_bl = guided(model, sampler, xt_bl, guidance)?;
         recorder.borrow_mut().end(id_rows(&x0_bl)?);
         Ok(x0_bl)
     });
@@ -418,6 +425,32 @@ fn recorded(
 /// One walk of a sampler from `xt_bl [B, L] i64`, checked.
 pub fn walk(model: &Model, sampler: &mut NamedSampler, xt_bl: &Tensor) -> Result<Tensor> {
     walk_over(model, model, sampler, xt_bl)
+}
+
+/// The same with laws that are guided by what is given.
+pub fn guided(
+    model: &Model,
+    sampler: &mut NamedSampler,
+    xt_bl: &Tensor,
+    scale: f64,
+) -> Result<Tensor> {
+    let Some(given_bl) = model.given().filter(|_| scale != 0.0) else {
+        return walk(model, sampler, xt_bl);
+    };
+    let view = GuidedView::new(model, scale, &given_bl);
+    let walked = walk_over(model, &view, sampler, xt_bl);
+    if walked.is_ok() || !view.untold() {
+        return walked;
+    }
+    let rows = (0..xt_bl.size()[0]).map(|row| {
+        let given = given_bl.narrow(0, row, 1);
+        let view = GuidedView::new(model, scale, &given);
+        model.give(Some(given));
+        model.alone(row as usize, || walk_over(model, &view, sampler, &xt_bl.narrow(0, row, 1)))
+    });
+    let rows = rows.collect::<Result<Vec<Tensor>>>();
+    model.give(Some(given_bl));
+    Ok(Tensor::cat(&rows?, 0))
 }
 
 /// The same over a view of the model.

@@ -26,7 +26,7 @@ use maskdiff_track::Trackers;
 use serde_json::{Value, json};
 use tch::Tensor;
 
-use crate::checkpoint::Saver;
+use crate::checkpoint::{Saver, Upon};
 use crate::component;
 use crate::distributed::World;
 use crate::evaluate::{Bound, Measure};
@@ -76,6 +76,8 @@ pub struct Trainer<'a> {
     pub plugins: BTreeMap<String, String>,
     /// Frozen model to the hash of its checkpoint, for checkpoints.
     pub others: BTreeMap<String, String>,
+    /// Of adapters, the weights that they are added to.
+    pub upon: Option<Upon>,
     /// Where the loop is.
     pub progress: Progress,
     /// `--profile`: where the trace of a few steps goes.
@@ -366,10 +368,9 @@ impl Trainer<'_> {
         if every == 0 || step % every != 0 || !self.world.is_main() {
             return;
         }
-        let trained = self.model.parameters().iter().filter(|parameter| parameter.trainable);
-        let spread = trained.filter_map(|parameter| {
-            let grad = Some(parameter.tensor.grad()).filter(Tensor::defined)?;
-            Some((format!("gradients/{}", parameter.name), observe::histogram(&grad)?))
+        let spread = self.model.trained().into_iter().filter_map(|(name, tensor)| {
+            let grad = Some(tensor.grad()).filter(Tensor::defined)?;
+            Some((format!("gradients/{name}"), observe::histogram(&grad)?))
         });
         let said = self.trackers.borrow_mut().log(step, &spread.collect());
         said.iter().for_each(|text| self.report.note(text));

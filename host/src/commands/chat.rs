@@ -27,6 +27,8 @@ const ANEW: &str = "/new";
 /// Talks until the lines end.
 pub fn run(common: &Common) -> Result<()> {
     let (checkpoint, mut config, tokenizer) = common.trained()?;
+    // An answer ends, whatever texts do that the model was trained on.
+    config.sampling.stop_at_eos = Some(true);
     let beside = look::is_folder(&checkpoint.path)?;
     let own = if beside && config.data.chat_template.is_none() {
         Template::find(&checkpoint.path)?

@@ -8,6 +8,7 @@ use maskdiff_config::Config;
 use maskdiff_config::kind::ComponentKind;
 use maskdiff_engine::assemble;
 use maskdiff_engine::checkpoint::adapter::adapted;
+use maskdiff_engine::checkpoint::foreign::peft;
 use maskdiff_engine::checkpoint::foreign::write::Export;
 use maskdiff_engine::checkpoint::{self, Checkpoint, EMA, MODEL, Named, OPTIMIZER};
 use maskdiff_engine::model::Model;
@@ -26,6 +27,8 @@ pub enum As {
     Lightning,
     /// A folder of plain safetensors, or a file where the output ends in `.safetensors`
     Safetensors,
+    /// The adapters of a run that trained some, as a folder of PEFT
+    Peft,
 }
 
 /// Writes a checkpoint for another program.
@@ -34,6 +37,10 @@ pub fn run(common: &Common, format: As, output: &Path, shard_gb: f64) -> Result<
     // Held until it is written: of two that export to one place, the second is refused.
     let _fresh = Fresh::claim(output)?;
     let (checkpoint, mut config, tokenizer) = common.trained()?;
+    if format == As::Peft {
+        let averaged = peft::write(&checkpoint, &config, !config.eval.disable_ema, output)?;
+        return written(common, &checkpoint, output, averaged);
+    }
     // What a search found last is what the model is trained in.
     if let Some((low, high)) = checkpoint.state.interval {
         let found = [
@@ -98,7 +105,13 @@ pub fn run(common: &Common, format: As, output: &Path, shard_gb: f64) -> Result<
         As::Hf => export.hugging_face(output)?,
         As::Lightning => export.lightning(output)?,
         As::Safetensors => export.safetensors(output)?,
+        As::Peft => {}
     }
+    written(common, &checkpoint, output, averaged)
+}
+
+/// Says what was written.
+fn written(common: &Common, checkpoint: &Checkpoint, output: &Path, averaged: bool) -> Result<()> {
     let path = output.display().to_string();
     let which = if averaged { "averaged weights" } else { "weights as they are" };
     let report = common.report();
@@ -137,7 +150,7 @@ fn bytes_of(gigabytes: f64) -> Result<u64> {
 
 /// The optimizer's state, where the form has a place for it.
 fn optimizer(checkpoint: &Checkpoint, format: As) -> Result<Named> {
-    if format != As::Lightning {
+    if format != As::Lightning || checkpoint.state.upon.is_some() {
         return Ok(Named::new());
     }
     let stored = checkpoint.tensors(OPTIMIZER)?.into_iter().flatten();

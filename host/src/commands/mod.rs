@@ -1,5 +1,6 @@
 //! The subcommands, one file each.
 
+pub mod answers;
 mod begin;
 pub mod bench;
 pub mod chat;

@@ -182,6 +182,7 @@ impl Session {
             texts: judge.is_some().then(Vec::new),
             printed: 0,
         };
+        let mut approximate = false;
         for (number, of_batch) in (0..).zip(batches(&config, &given, all, at_once)) {
             let from = of_batch.start;
             let given: Vec<Given> = of_batch.map(|n| given[n % given.len()].clone()).collect();
@@ -189,6 +190,7 @@ impl Session {
             let these = Texts { first: all_texts.first + from as u64, ..all_texts };
             let record = drawn.recorder.as_ref();
             let batch = sample::draw(model, &mut sampler, &given, these, Some(bar), record);
+            approximate |= batch.as_ref().is_ok_and(|batch| batch.approximate);
             drawn.print(batch.map_err(|e| config.locate(e))?, number);
         }
         shown.write(&drawn.trace)?;
@@ -200,6 +202,7 @@ impl Session {
         }
         let mut origin = results::used(&checkpoint, &config, &used)?;
         origin["sampler"] = json!(sampler.0);
+        origin["approximate"] = json!(approximate);
         origin["sampling"] = config.layers.value("sampling").unwrap_or_default();
         scorer.score(common, &config, &texts, &ledger, &origin)
     }
@@ -229,6 +232,9 @@ impl Drawn<'_> {
                 "text": text, "ids": ids, "nfe": nfe, "token_forwards": batch.token_forwards, "rejected": batch.rejected,
                 "seconds": each, "entropy": entropy, "batch": number,
             });
+            if batch.approximate {
+                line["approximate"] = json!(true);
+            }
             if !given.is_empty() {
                 line["given"] = json!(given);
             }
@@ -249,8 +255,14 @@ impl Drawn<'_> {
             0 => String::new(),
             rejected => format!("; {rejected} drawn anew for `sampling.min_entropy`"),
         };
+        let approximate = match batch.approximate {
+            true => {
+                "; approximate: keys and values of earlier calls stand for those of tokens outside the block"
+            }
+            false => "",
+        };
         self.report.note(&format!(
-            "{} in {seconds:.2} s, {nfe:.1} network calls for each{anew}",
+            "{} in {seconds:.2} s, {nfe:.1} network calls for each{anew}{approximate}",
             counted(count, "sequence")
         ));
     }

@@ -1,9 +1,11 @@
 //! `maskdiff train`
 
+mod adapters;
 mod complete;
 mod held;
 mod judged;
 mod made;
+pub mod plan;
 mod resume;
 pub mod teacher;
 
@@ -13,6 +15,7 @@ use std::path::Path;
 use std::rc::Rc;
 use std::time::Duration;
 
+use adapters::Adapters;
 use complete::is_complete;
 use held::Held;
 use maskdiff_base::error::{Error, Kind, Result};
@@ -76,9 +79,12 @@ fn work(
 ) -> Result<()> {
     let job = Job::join(common, config, asked)?;
     let registry = assemble::registry(&common.plugins, config)?;
-    let chosen = job.choose(config, &registry)?;
+    let mut chosen = job.choose(config, &registry)?;
     let (mut held, mut report) = Held::claim(&job, config)?;
     let beginning = Beginning::find(&job, config, start, &held, &report)?;
+    let adapters = Adapters::find(config, &beginning)?;
+    // What is loaded at once needs no first numbers.
+    chosen.fresh = beginning.first().is_none();
     if let Some(checkpoint) = &beginning.resumed {
         config.keep_warmup(&checkpoint.stored()?.1);
         let folders = (&*held.run, &*held.checkpoints);
@@ -89,9 +95,15 @@ fn work(
     job.agree(config, &held, &beginning, &report)?;
     accelerator::meet(&job.world, chosen.device)?;
     let corpus = job.corpus(config, &beginning, &mut report)?;
-    let made = job.components(config, &registry, chosen, &corpus, &report)?;
+    let mut made = job.components(config, &registry, chosen, &corpus, &report)?;
+    if let Some(adapters) = &adapters {
+        adapters.add_to(&mut made.model, config, &beginning)?;
+    }
     let used = made.used.clone();
     let mut trainer = job.trainer(config, &mut held, made, (corpus, report))?;
+    if let Some(adapters) = adapters {
+        adapters.begin(&mut trainer, &beginning, config)?;
+    }
     if let Some(checkpoint) = &beginning.resumed {
         resume::resume(&mut trainer, checkpoint)?;
     } else if let Some(start) = &beginning.start {
@@ -311,6 +323,7 @@ pub fn check_words(config: &Config) -> Result<()> {
              `training.from=MERGED`",
         ));
     }
+    adapters::check_words(config)?;
     maskdiff_track::wandb::check(config)?;
     maskdiff_data::check_words(config)
 }
@@ -321,7 +334,7 @@ fn settings(config: &Config) -> Vec<String> {
 }
 
 fn introduction(trainer: &Trainer<'_>) -> String {
-    let weights: usize = trainer.model.trainable().iter().map(tch::Tensor::numel).sum();
+    let weights: usize = trainer.model.trained().iter().map(|(_, tensor)| tensor.numel()).sum();
     let ranks = match trainer.world.size() {
         1 => String::new(),
         n => format!("{n} ranks; "),

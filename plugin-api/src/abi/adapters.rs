@@ -126,6 +126,7 @@ impl<T: Backbone> BackboneObject for BackboneAdapter<T> {
         sigma_b: RTensorRef<'_>,
         train: bool,
     ) -> RAnswer<RTensor> {
+        self.0.parameters().set_train(train);
         tensor(|| self.0.hidden(&xt_bl.view(), &sigma_b.view(), train))
     }
 
@@ -146,7 +147,13 @@ impl<T: Backbone> BackboneObject for BackboneAdapter<T> {
     }
 
     fn call(&self, method: RStr<'_>, sent: RMessage) -> RReply {
-        reply(|| backbone_call(&self.0, &method, &mut Message::try_from(sent)?))
+        reply(|| {
+            let mut sent = Message::try_from(sent)?;
+            if &*method == "pass" {
+                self.0.parameters().set_train(sent.is_on("train"));
+            }
+            backbone_call(&self.0, &method, &mut sent)
+        })
     }
 }
 

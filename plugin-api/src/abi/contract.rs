@@ -13,8 +13,8 @@ use super::message::{Crosses, Message, lacks, replied};
 use crate::denoiser::{Denoiser, Model};
 use crate::shape::{ANY, Kinds, Wanted};
 use crate::{
-    Backbone, Batch, ForwardProcess, Interpolation, Mix, NoiseSchedule, Objective,
-    Parameterization, Pass, Passed, Rated, Result, Rounds,
+    Adaptation, Backbone, Batch, ForwardProcess, Interpolation, LinearMaps, Mix, NoiseSchedule,
+    Objective, Parameterization, Pass, Passed, Rated, Result, Rounds, Window,
 };
 
 /// Methods of a component. `NAME(ARGUMENT: &TYPE, ..) -> TYPE, missing CLOSURE, check CLOSURE;`: `missing` makes the answer for a
@@ -141,6 +141,12 @@ contract! {
     pass(pass: &Pass, train: bool) -> Passed,
         missing |network: &Network| network.plain_pass(pass, train),
         check |passed: &Passed| passed_fits(pass, passed);
+    linear_maps() -> LinearMaps,
+        missing |_: &Network| -> Result<LinearMaps> { Ok(LinearMaps::default()) },
+        check |_: &LinearMaps| -> Result<()> { Ok(()) };
+    adapt(adaptation: &Adaptation) -> (),
+        missing |_: &Network| lacks("adapt"),
+        check |_: &()| -> Result<()> { Ok(()) };
 }
 
 contract! {
@@ -179,6 +185,7 @@ macro_rules! denoiser_methods {
             token_dsigma(tokens_bl: Tensor, t_b: Tensor) -> Tensor;
             corrupt_tokens(x0_bl: Tensor, alpha_bl: Tensor) -> Tensor;
             rated_nll(rows: Rated) -> Tensor;
+            window(window: Window) -> ();
         }
     };
 }

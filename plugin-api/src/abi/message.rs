@@ -75,6 +75,11 @@ impl Message {
         self.said.insert(name.to_string(), value.into());
     }
 
+    /// Whether a switch is sent, and on; it stays to be read.
+    pub(crate) fn is_on(&self, name: &str) -> bool {
+        self.said.get(name) == Some(&Value::Bool(true))
+    }
+
     pub(crate) fn hear<T: DeserializeOwned>(&mut self, name: &str) -> Result<Option<T>> {
         let Some(value) = self.said.remove(name) else { return Ok(None) };
         Ok(Some(serde_json::from_value(value)?))
@@ -226,7 +231,9 @@ as_json!(
     i64,
     Option<i64>,
     Vec<i64>,
+    f64,
     String,
+    Vec<String>,
     crate::Wants,
     Option<crate::Rounds>
 );

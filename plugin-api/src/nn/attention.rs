@@ -3,7 +3,7 @@
 use maskdiff_native::{Tile, tiled_attention, tiles_fit};
 use tch::{Device, Kind, Tensor};
 
-use super::linear;
+use super::Linear;
 use crate::backbone::wide;
 use crate::{Parameters, Pass, Result, Sees, ensure};
 
@@ -284,22 +284,24 @@ fn rotate(x: &Tensor, (cos, sin): &Rotation) -> Tensor {
 #[derive(Debug)]
 pub struct SelfAttention {
     n_heads: i64,
-    qkv: Tensor,
-    out: Tensor,
+    qkv: Linear,
+    out: Linear,
 }
 
 impl SelfAttention {
     /// Parameters `PREFIX.attn_qkv.weight` and `PREFIX.attn_out.weight`.
     pub fn new(p: &mut Parameters, prefix: &str, hidden_size: i64, n_heads: i64) -> Self {
-        let qkv = p.linear(&format!("{prefix}.attn_qkv.weight"), 3 * hidden_size, hidden_size);
-        let out = p.linear(&format!("{prefix}.attn_out.weight"), hidden_size, hidden_size);
+        let mut map = |part: &str, outputs| {
+            Linear::new(p, &format!("{prefix}.{part}"), outputs, hidden_size, false)
+        };
+        let (qkv, out) = (map("attn_qkv", 3 * hidden_size), map("attn_out", hidden_size));
         Self { n_heads, qkv, out }
     }
 
     /// Rotated queries and keys, and values, of `[B, L, D]`: `[B, H, L, K]` each.
     fn project(&self, h_bld: &Tensor, rotation: &Rotation) -> [Tensor; 3] {
         let size = h_bld.size();
-        let qkv = linear(h_bld, &self.qkv, None);
+        let qkv = self.qkv.forward(h_bld);
         let qkv = qkv.view([size[0], size[1], 3, self.n_heads, -1]);
         // Split and unbound, so that their gradients are put together without zeros in between.
         let parts = qkv.split_with_sizes([2, 1], 2);
@@ -316,7 +318,7 @@ impl SelfAttention {
         causal: bool,
     ) -> Tensor {
         let out = Tensor::scaled_dot_product_attention(q, k, v, bias, 0.0, causal, None, false);
-        linear(&out.transpose(1, 2).flatten(2, 3), &self.out, None)
+        self.out.forward(&out.transpose(1, 2).flatten(2, 3))
     }
 
     /// `[B, L, D]` → `[B, L, D]`; `causal` hides later positions.
@@ -334,7 +336,7 @@ impl SelfAttention {
     ) -> (Tensor, [Tensor; 2]) {
         let [q, k, v] = self.project(h_bld, &reading.rotation);
         let out = reading.attend(&q, [&k, &v], past);
-        (linear(&out.transpose(1, 2).flatten(2, 3), &self.out, None), [k, v])
+        (self.out.forward(&out.transpose(1, 2).flatten(2, 3)), [k, v])
     }
 
     /// The keys and values of [`SelfAttention::read`] alone.

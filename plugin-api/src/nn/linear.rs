@@ -1,9 +1,11 @@
 //! Linear maps and root-mean-square norms as parts with parameters of their own.
 
+use maskdiff_native::Then;
 use tch::Tensor;
 
-use super::linear;
+use super::{linear, linear_then};
 use crate::Parameters;
+use crate::adapt::Slot;
 use crate::backbone::wide;
 
 /// A linear map: a matrix `[O, D]`, and a bias `[O]` where it has one.
@@ -11,6 +13,7 @@ use crate::backbone::wide;
 pub struct Linear {
     weight: Tensor,
     bias: Option<Tensor>,
+    slot: Slot,
 }
 
 impl Linear {
@@ -18,13 +21,14 @@ impl Linear {
     #[track_caller]
     pub fn new(p: &mut Parameters, name: &str, outputs: i64, inputs: i64, bias: bool) -> Self {
         let weight = p.linear(&format!("{name}.weight"), outputs, inputs);
+        let slot = p.slot(&format!("{name}.weight"), false);
         let bias = bias.then(|| p.bias(&format!("{name}.bias"), outputs, inputs));
-        Self { weight, bias }
+        Self { weight, bias, slot }
     }
 
     /// Over a matrix that another part holds too.
     pub fn of(weight: &Tensor) -> Self {
-        Self { weight: weight.shallow_clone(), bias: None }
+        Self { weight: weight.shallow_clone(), bias: None, slot: Slot::default() }
     }
 
     /// The matrix `[O, D]`.
@@ -34,7 +38,15 @@ impl Linear {
 
     /// `[.., D]` → `[.., O]`.
     pub fn forward(&self, x: &Tensor) -> Tensor {
-        linear(x, &self.weight, self.bias.as_ref())
+        self.slot.add(x, linear(x, &self.weight, self.bias.as_ref()))
+    }
+
+    /// The same with a GELU in the tanh approximation behind it.
+    pub(super) fn forward_gelu(&self, x: &Tensor) -> Tensor {
+        if self.slot.is_empty() {
+            return linear_then(x, &self.weight, self.bias.as_ref(), Then::Gelu);
+        }
+        self.forward(x).gelu("tanh")
     }
 }
 

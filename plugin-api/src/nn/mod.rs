@@ -79,8 +79,8 @@ fn linear_then(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>, then: Then) -
 /// Two linear maps with a GELU in the tanh approximation between, four times as wide inside.
 #[derive(Debug)]
 pub struct Mlp {
-    inner: (Tensor, Tensor),
-    outer: (Tensor, Tensor),
+    inner: Linear,
+    outer: Linear,
 }
 
 impl Mlp {
@@ -88,21 +88,15 @@ impl Mlp {
     pub fn new(p: &mut Parameters, prefix: &str, hidden_size: i64) -> Self {
         let wide = 4 * hidden_size;
         let name = |part: &str| format!("{prefix}.mlp.{part}");
-        let inner = (
-            p.linear(&name("0.weight"), wide, hidden_size),
-            p.bias(&name("0.bias"), wide, hidden_size),
-        );
-        let outer = (
-            p.linear(&name("2.weight"), hidden_size, wide),
-            p.bias(&name("2.bias"), hidden_size, wide),
-        );
-        Self { inner, outer }
+        Self {
+            inner: Linear::new(p, &name("0"), wide, hidden_size, true),
+            outer: Linear::new(p, &name("2"), hidden_size, wide, true),
+        }
     }
 
     /// `[.., D]` → `[.., D]`.
     pub fn forward(&self, h: &Tensor) -> Tensor {
-        let wide = linear_then(h, &self.inner.0, Some(&self.inner.1), Then::Gelu);
-        linear(&wide, &self.outer.0, Some(&self.outer.1))
+        self.outer.forward(&self.inner.forward_gelu(h))
     }
 }
 

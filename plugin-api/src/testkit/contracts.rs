@@ -7,7 +7,7 @@
 use tch::{Device, Kind, Tensor};
 
 use super::toy::Toy;
-use super::{claims, learned};
+use super::{adapting, claims, learned};
 use crate::abi::guard::guarded;
 use crate::abi::handles::{Method, Network, Noise, Process, Walker};
 use crate::{Batch, Context, Model, Result, bail, capability, ensure};
@@ -237,7 +237,8 @@ pub fn backbone(make: Make<'_, Network>, provides: &[&str]) -> Result<LeftOut> {
                 let mut tensor = parameter.tensor.shallow_clone();
                 let _ = tensor.normal_(0.0, 0.3);
             }
-            claims::passes(&network, provides)
+            claims::passes(&network, provides)?;
+            adapting::adapting(&network)
         })?;
         Ok(LeftOut::new())
     })

@@ -4,6 +4,7 @@
 //! plugin as built. [`Toy`] knows the exact joint distribution of short sequences, so the law of a sampler can be
 //! computed by [`law_of_walk`] and checked by [`chi_square`].
 
+mod adapting;
 mod claims;
 pub mod contracts;
 mod exact;

@@ -9,7 +9,7 @@ use maskdiff_plugin_api::ops::{Order, Restriction};
 use maskdiff_plugin_api::prelude::*;
 use tch::Kind;
 
-use options::{Config, Rank};
+use options::{Cache, Config, Rank};
 use plan::Places;
 
 export_plugin!();
@@ -24,11 +24,11 @@ register!(sampler Confidence);
 /// opens nothing makes no call; top-k comes before top-p.
 ///
 /// # Cost
-/// `L / tokens_per_step` network calls a sequence, or `total_steps`, or fewer with a threshold, each with the law `[M, V]`.
+/// `L / tokens_per_step` network calls a sequence, or `total_steps`, or fewer with a threshold, each with the law `[M, V]`. With a cache
+/// (Wu et al. 2025; approximate) the first call of a block reads all L tokens, the others those of the block, or all from its first on.
 struct Confidence {
     config: Config,
-    /// None takes the likeliest token.
-    restriction: Option<Restriction>,
+    restriction: Restriction,
 }
 
 impl Component for Confidence {
@@ -103,10 +103,10 @@ fn without(log_p_nv: &Tensor, ids: &[i64]) -> Tensor {
 impl Confidence {
     /// The law to draw from, not normalised.
     fn law_of(&self, log_p_nv: &Tensor, vocab_size: i64) -> Tensor {
-        match &self.restriction {
-            Some(restriction) => restriction.apply(log_p_nv),
-            None => log_p_nv.argmax(-1, false).one_hot(vocab_size).to_kind(Kind::Double).log(),
+        if self.config.is_greedy() {
+            return log_p_nv.argmax(-1, false).one_hot(vocab_size).to_kind(Kind::Double).log();
         }
+        self.restriction.apply(log_p_nv)
     }
 
     /// How much each position is preferred, `[M] f64`, and what is drawn there by uniform numbers `[M]`, where that counts.
@@ -115,10 +115,8 @@ impl Confidence {
         let drawn_m = (*rank != Rank::Law)
             .then(|| ops::categorical_at(&self.law_of(log_p_mv, vocab_size), u_m));
         let sure_mv = without(log_p_mv, doubted);
-        let ranked_mv = match (rank, &self.restriction) {
-            (Rank::Restricted, Some(restriction)) => {
-                restriction.apply(&sure_mv).log_softmax(-1, Kind::Double)
-            }
+        let ranked_mv = match rank {
+            Rank::Restricted => self.restriction.apply(&sure_mv).log_softmax(-1, Kind::Double),
             _ => sure_mv,
         };
         let mut score_m = match &drawn_m {
@@ -222,33 +220,68 @@ impl Confidence {
     }
 }
 
-impl Sampler for Confidence {
-    fn sample(&mut self, model: &Denoiser, xt_bl: &Tensor) -> Result<Tensor> {
-        check_shape!(xt_bl, [B, L], Int64);
+impl Confidence {
+    /// Walks `count` of the sequences `whole_bl [B, L]`, from `from` on; gives them. `draws` are the numbers of each step of all
+    /// sequences: what walks alone takes its own, however many the one before it took.
+    fn walk(
+        &self,
+        model: &Denoiser,
+        whole_bl: &Tensor,
+        (from, count): (i64, i64),
+        draws: &mut Vec<Draws>,
+    ) -> Result<Tensor> {
         let mask = model.mask_id()?;
-        let mut x_bl = xt_bl.shallow_clone();
-        let mut places = Places::new(&self.config, &x_bl.eq(mask));
-        let mut done = 0;
+        let start_bl = whole_bl.narrow(0, from, count);
+        let mut x_bl = start_bl.copy();
+        let mut places = Places::new(&self.config, &x_bl.eq(mask))?;
+        let (mut done, mut window) = (0, None);
         while let Some((eligible_bl, opens)) = places.next(&x_bl.eq(mask)) {
+            if self.config.cache != Cache::None && window != Some(places.window(0)) {
+                let (first, width) = places.window(0);
+                let around = self.config.cache == Cache::Dual;
+                model.window(&Window::new(first, width).around(around))?;
+                window = Some((first, width));
+            }
             // Sequences that are whole need no call.
             let open_b = ops::rows_of(&eligible_bl.any_dim(1, false));
             let part = |x: &Tensor| x.index_select(0, &open_b);
             let opens: Vec<i64> = opens.into_iter().filter(|n| *n > 0).collect();
             let part_bl = part(&x_bl);
-            let draws = Draws::new(model, &x_bl)?.of(&open_b);
-            model.turn_to(&open_b)?;
-            let opening = self.opening(model, &part_bl, (&part(&eligible_bl), &opens), &draws)?;
-            let part_bl = ops::put_rows(&part_bl, &opening.rows_n, &opening.drawn(&draws));
-            let next_bl = self.ended(&x_bl.index_copy(0, &open_b, &part_bl), xt_bl, mask);
+            if draws.len() as i64 == done {
+                draws.push(Draws::new(model, whole_bl)?);
+            }
+            let turned_b = &open_b + from;
+            let drawn = draws[done as usize].of(&turned_b);
+            model.turn_to(&turned_b)?;
+            let opening = self.opening(model, &part_bl, (&part(&eligible_bl), &opens), &drawn)?;
+            let part_bl = ops::put_rows(&part_bl, &opening.rows_n, &opening.drawn(&drawn));
+            let next_bl = self.ended(&x_bl.index_copy(0, &open_b, &part_bl), &start_bl, mask);
             // A law that has the mask may draw it for ever.
             if self.config.total_steps == 0 && next_bl == x_bl {
                 break;
             }
             (x_bl, done) = (next_bl, done + 1);
+            let shown_bl = whole_bl.slice_scatter(&x_bl, 0, from, from + count, 1);
             // With a threshold there may be fewer to come than there were.
-            model.progress(done, done + places.steps_left(&x_bl.eq(mask)), &x_bl)?;
+            model.progress(done, done + places.steps_left(&x_bl.eq(mask)), &shown_bl)?;
         }
         Ok(x_bl)
+    }
+}
+
+impl Sampler for Confidence {
+    fn sample(&mut self, model: &Denoiser, xt_bl: &Tensor) -> Result<Tensor> {
+        let (b, _l) = check_shape!(xt_bl, [B, L], Int64);
+        let mut draws = Vec::new();
+        if self.config.cache == Cache::None {
+            return self.walk(model, xt_bl, (0, b), &mut draws);
+        }
+        // Each is in a block of its own.
+        let whole_bl = xt_bl.copy();
+        for row in 0..b {
+            whole_bl.narrow(0, row, 1).copy_(&self.walk(model, &whole_bl, (row, 1), &mut draws)?);
+        }
+        Ok(whole_bl)
     }
 
     /// The law of the first step from here; times have no meaning here.
@@ -256,7 +289,7 @@ impl Sampler for Confidence {
         let (b, l) = check_shape!(xt_bl, [B, L], Int64);
         let stays = xt_bl.reshape([-1]).one_hot(model.vocab_size()).to_kind(Kind::Double);
         let masked_bl = xt_bl.eq(model.mask_id()?);
-        let mut places = Places::new(&self.config, &masked_bl);
+        let mut places = Places::new(&self.config, &masked_bl)?;
         let law = match places.next(&masked_bl) {
             None => stays,
             Some((eligible_bl, opens)) => {
@@ -334,7 +367,7 @@ mod tests {
             sampler(Config { block_length: 2, temperature: 0.0, ..Config::default() });
         let model = Denoiser::new(&toy);
         let start = toy.masked(1);
-        let mut places = Places::new(&sampler.config, &start.eq(3));
+        let mut places = Places::new(&sampler.config, &start.eq(3)).unwrap();
         let (eligible, opens) = places.next(&start.eq(3)).unwrap();
         let eligible = eligible.sum(Kind::Int64).int64_value(&[]);
         assert_eq!((eligible, opens[0]), (2, 1), "two of four may open, one does");

@@ -15,6 +15,19 @@ pub(crate) enum Rank {
     Restricted,
 }
 
+/// Which keys and values of tokens outside a block are those of the call that began it. Approximate: they would be others as soon as a token
+/// opens.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum Cache {
+    /// None: each call reads everything.
+    None,
+    /// Those before the block.
+    Prefix,
+    /// Those on both sides.
+    Dual,
+}
+
 /// How many tokens open at each step.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
@@ -44,6 +57,9 @@ pub(crate) struct Config {
     /// Tokens of a block. A block opens when those before it are whole; the first begins at the first masked token. 0: one block.
     #[schemars(range(min = 0, max = 16_777_216))]
     pub(crate) block_length: i64,
+    /// APPROXIMATE, for speed: `prefix` reads what is before a block once, in the call that begins the block, and `dual` what is behind it too;
+    /// each further call reads the rest. `none` reads everything in each call. Sequences are walked one at a time with it.
+    pub(crate) cache: Cache,
     /// Besides them, every token whose likeliest value has at least this probability opens; above 1 none does.
     #[schemars(range(max = 1e6), extend("exclusiveMinimum" = 0.0))]
     pub(crate) threshold: f64,
@@ -84,6 +100,7 @@ impl Default for Config {
             total_steps: 0,
             plan: Plan::Even,
             block_length: 0,
+            cache: Cache::None,
             threshold: 2.0,
             factor: 0.0,
             temperature: 1.0,
@@ -98,8 +115,13 @@ impl Default for Config {
 }
 
 impl Config {
-    /// Checks what the options say together; the law to draw from, none for the likeliest token.
-    pub(crate) fn checked(&self, vocab_size: i64) -> Result<Option<Restriction>> {
+    /// Whether the likeliest token is taken.
+    pub(crate) fn is_greedy(&self) -> bool {
+        self.temperature == 0.0
+    }
+
+    /// Checks what the options say together; the law to draw from.
+    pub(crate) fn checked(&self, vocab_size: i64) -> Result<Restriction> {
         let Self { tokens_per_step, threshold, temperature, top_k, top_p, .. } = *self;
         ensure!(
             tokens_per_step > 0,
@@ -142,8 +164,6 @@ impl Config {
                 );
             }
         }
-        let greedy = temperature == 0.0;
-        let restriction = Restriction::new(if greedy { 1.0 } else { temperature }, top_k, top_p)?;
-        Ok((!greedy).then_some(restriction))
+        Restriction::new(if self.is_greedy() { 1.0 } else { temperature }, top_k, top_p)
     }
 }

@@ -1,5 +1,6 @@
 //! How far each sequence of a walk is: its block, its step in it, and how many tokens open next.
 
+use maskdiff_plugin_api::{Result, ensure};
 use tch::{Kind, Tensor};
 
 use crate::options::{Config, Plan};
@@ -32,7 +33,7 @@ pub(crate) struct Places {
 
 impl Places {
     /// Of a start in which `masked_bl [B, L]` are masked.
-    pub(crate) fn new(config: &Config, masked_bl: &Tensor) -> Self {
+    pub(crate) fn new(config: &Config, masked_bl: &Tensor) -> Result<Self> {
         let (b, l) = (masked_bl.size()[0], masked_bl.size()[1]);
         let size = if config.block_length == 0 { l.max(1) } else { config.block_length };
         let first_b = masked_bl.to_kind(Kind::Int).argmax(1, true);
@@ -42,13 +43,30 @@ impl Places {
         let last_b = (masked_bl.to_kind(Kind::Int64) * &block_bl).amax([1], false);
         let blocks_b: Vec<i64> = Vec::try_from(last_b.clamp_min(0) + 1).unwrap_or_default();
         let blocks = blocks_b.iter().copied().max().unwrap_or(1);
+        for blocks in &blocks_b {
+            ensure!(
+                config.total_steps % blocks == 0,
+                Config,
+                "`sampling.total_steps` is {}, and a text has {blocks} blocks of {size}: they cannot share the steps evenly; take a multiple of {blocks}",
+                config.total_steps
+            );
+        }
         let of_block =
             |n: &i64| if config.total_steps == 0 { 0 } else { (config.total_steps / n).max(1) };
         let steps: Vec<i64> = blocks_b.iter().map(of_block).collect();
         let by_time = config.plan == Plan::Times && config.total_steps > 0;
         let shares = by_time.then(|| steps.iter().map(|steps| shares(*steps)).collect());
         let at = vec![At { block: usize::MAX, ..At::default() }; b as usize];
-        Self { block_bl, blocks, at, steps, each: config.tokens_per_step, shares }
+        Ok(Self { block_bl, blocks, at, steps, each: config.tokens_per_step, shares })
+    }
+
+    /// The first position of the block of a sequence, and how many it has.
+    pub(crate) fn window(&self, row: usize) -> (i64, i64) {
+        let own = self.block_bl.get(row as i64).eq(self.at[row].block as i64);
+        // sync: where a block is, is data.
+        let places = own.nonzero();
+        let width = places.size()[0];
+        (if width > 0 { places.int64_value(&[0, 0]) } else { 0 }, width)
     }
 
     /// Masked tokens of each block of each sequence.
@@ -146,7 +164,7 @@ mod tests {
         let mut masked = vec![true; length as usize];
         masked[..given as usize].fill(false);
         let tensor = |masked: &[bool]| Tensor::from_slice(masked).unsqueeze(0);
-        let mut places = Places::new(config, &tensor(&masked));
+        let mut places = Places::new(config, &tensor(&masked)).unwrap();
         let mut all = Vec::new();
         while let Some((eligible, opens)) = places.next(&tensor(&masked)) {
             let eligible = Vec::<bool>::try_from(eligible.get(0)).unwrap();

@@ -69,20 +69,22 @@ impl Norm {
 struct Map {
     weight: Tensor,
     bias: Tensor,
+    slot: Slot,
 }
 
 impl Map {
     /// Drawn from a normal law of deviation `std`.
     fn new(p: &mut Parameters, name: &str, inputs: i64, outputs: i64, std: f64) -> Self {
         let weight = p.normal(&format!("{name}.weight"), &[inputs, outputs], std);
-        Self { weight, bias: p.constant(&format!("{name}.bias"), &[outputs], 0.0) }
+        let slot = p.slot(&format!("{name}.weight"), true);
+        Self { weight, bias: p.constant(&format!("{name}.bias"), &[outputs], 0.0), slot }
     }
 
     /// `[B, L, in]` → `[B, L, out]`.
     fn forward(&self, x: &Tensor) -> Tensor {
         let size = x.size();
         let rows = self.bias.addmm(&x.flatten(0, 1), &self.weight);
-        rows.view([size[0], size[1], -1])
+        self.slot.add(x, rows.view([size[0], size[1], -1]))
     }
 }
 

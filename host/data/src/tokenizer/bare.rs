@@ -34,7 +34,14 @@ impl Tokenizer for Bare {
         while !rest.is_empty() {
             let id = rest.strip_prefix('<').and_then(|rest| rest.split_once('>'));
             let id = id.and_then(|(id, after)| Some((id.parse::<u32>().ok()?, after)));
-            match id.filter(|(id, _)| (0..self.vocab_size).contains(&i64::from(*id))) {
+            match id {
+                Some((id, _)) if i64::from(id) >= self.vocab_size => {
+                    let last = self.vocab_size - 1;
+                    return Err(Error::data(
+                        format!("the model comes without a tokenizer, and has no token `<{id}>`"),
+                        format!("its ids go from 0 to {last}, {} is the mask", self.mask),
+                    ));
+                }
                 Some((id, after)) => {
                     ids.push(id);
                     rest = after.trim_start();

@@ -31,10 +31,10 @@ const ONLY: &[(&str, &[&str])] = &[
 /// Numbers of single modules.
 const PATTERNS: [&str; 2] = ["alpha_pattern", "rank_pattern"];
 
-const CONFIG: &str = "adapter_config.json";
-const WEIGHTS: &str = "adapter_model.safetensors";
+pub(super) const CONFIG: &str = "adapter_config.json";
+pub(super) const WEIGHTS: &str = "adapter_model.safetensors";
 /// In front of every name.
-const PREFIX: &str = "base_model.model.";
+pub(super) const PREFIX: &str = "base_model.model.";
 
 /// An adapter's folder.
 #[derive(Debug)]

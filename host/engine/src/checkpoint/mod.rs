@@ -29,6 +29,7 @@ pub mod room;
 mod sink;
 mod state;
 pub mod tensors;
+mod upon;
 pub mod write;
 
 pub use keep::{list, newest};
@@ -38,8 +39,10 @@ pub use local::Mirror;
 pub use remote::Mirror;
 pub use state::State;
 pub use tensors::{Named, Stored, copy, load_into, matched, shorten};
+pub use upon::{PARTS, Upon, module};
 pub use write::{Content, Saver};
 
+use std::cell::OnceCell;
 use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::{ErrorKind, Read as _};
@@ -163,6 +166,8 @@ pub struct Checkpoint {
     pub foreign: Option<foreign::Foreign>,
     /// The files of [`State::files`], or those of another program.
     files: BTreeMap<String, Arc<File>>,
+    /// The weights that its adapters are added to, once they are open.
+    under: OnceCell<Box<Checkpoint>>,
 }
 
 /// How often a checkpoint that a run replaces meanwhile is opened again, and after how long.
@@ -191,7 +196,8 @@ impl Checkpoint {
                 Ok((file.display().to_string(), Arc::new(opened)))
             };
             let files = foreign.files.iter().map(open).collect::<Result<_>>()?;
-            return Ok(Self { path: path.to_path_buf(), state, foreign: Some(foreign), files });
+            let (path, under) = (path.to_path_buf(), OnceCell::new());
+            return Ok(Self { path, state, foreign: Some(foreign), files, under });
         }
         Self::settled(path, Self::checked)
     }
@@ -265,7 +271,8 @@ impl Checkpoint {
                 Err(e) => return Err(unread(&part, &e)),
             }
         }
-        Ok(Self { path: folder.to_path_buf(), state, foreign: None, files })
+        let under = OnceCell::new();
+        Ok(Self { path: folder.to_path_buf(), state, foreign: None, files, under })
     }
 
     /// The text of one of its files, of the very bytes that were checked.
@@ -326,6 +333,9 @@ impl Checkpoint {
             {
                 all.update(format!("{name} {hash}\n"));
             }
+            if let Some(upon) = &self.state.upon {
+                all.update(format!("{}\n", upon.sha256));
+            }
         }
         Ok(hex(&all.finalize()))
     }
@@ -347,8 +357,34 @@ impl Checkpoint {
                 _ => Some(foreign.optimizer.clone()).filter(|all| !all.is_empty()),
             });
         }
+        let own = self.kept(file)?;
+        match (&self.state.upon, own) {
+            (Some(upon), Some(own)) if [MODEL, EMA].contains(&file) => {
+                let mut base = self.under(upon)?.weights(upon.averaged)?;
+                let sums = upon.sums(own, &base, &self.path.join(file))?;
+                if file == EMA {
+                    return Ok(Some(sums));
+                }
+                base.extend(sums);
+                Ok(Some(base))
+            }
+            (_, own) => Ok(own),
+        }
+    }
+
+    /// What one of its own files holds: of adapters, they themselves.
+    pub fn kept(&self, file: &str) -> Result<Option<BTreeMap<String, Stored>>> {
         let Some(opened) = self.files.get(file) else { return Ok(None) };
         tensors::read_open(opened, &self.path.join(file)).map(Some)
+    }
+
+    /// The weights that its adapters are added to.
+    fn under(&self, upon: &Upon) -> Result<&Self> {
+        if let Some(under) = self.under.get() {
+            return Ok(under);
+        }
+        let opened = Box::new(upon.open(&self.path)?);
+        Ok(self.under.get_or_init(|| opened))
     }
 }
 

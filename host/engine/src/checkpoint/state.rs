@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use sha2::{Digest as _, Sha256};
 
-use super::FORMAT;
+use super::{FORMAT, Upon};
 
 /// The numbers of a checkpoint that are not tensors.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
@@ -48,6 +48,9 @@ pub struct State {
     /// Frozen model to SHA-256 of the checkpoint that it came from.
     #[serde(default)]
     pub others: BTreeMap<String, String>,
+    /// Of adapters, the weights that they are added to.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub upon: Option<Upon>,
     /// Plugin to SHA-256 of its file.
     pub plugins: BTreeMap<String, String>,
     /// SHA-256 of the blocks that were trained on; empty where they are generated.

@@ -2,6 +2,7 @@
 //! order of unmasking.
 
 pub mod answer;
+pub mod answers;
 pub mod blocks;
 pub mod diversity;
 pub mod duel;
@@ -98,7 +99,10 @@ impl Measure {
             return Ok(());
         }
         let message = format!("`{}` takes whole blocks, and these are filled up", self.chosen_by());
-        Err(Error::config(message, "set `data.wrap=true`, or `eval.bound=reference`"))
+        Err(Error::config(
+            message,
+            "set `data.wrap=true`, or `eval.bound=reference`; `maskdiff eval --answers FILE` measures answers behind their prompts",
+        ))
     }
 
     /// What is measured of some sequences.

@@ -3,7 +3,7 @@
 use maskdiff_native::{InterpolatingRows, RatedRows};
 use maskdiff_plugin_api::{
     Head, Interpolation, Kind as ErrorKind, Mix, Pass, Passed, PluginError, Rated,
-    Result as PluginResult, ensure, ops,
+    Result as PluginResult, Window, ensure, ops,
 };
 use tch::{Device, Kind, Tensor};
 
@@ -145,6 +145,9 @@ impl maskdiff_plugin_api::Model for Model {
     }
 
     fn hidden(&self, xt_bl: &Tensor, sigma_b: &Tensor) -> PluginResult<Tensor> {
+        if let Some(hidden) = self.from_cache(xt_bl, sigma_b)? {
+            return Ok(hidden);
+        }
         self.count(xt_bl);
         let train = self.train.get();
         let none = || sigma_b.zeros_like();
@@ -274,6 +277,10 @@ impl maskdiff_plugin_api::Model for Model {
     /// All sequences are alike to the model itself.
     fn turn_to(&self, _: &Tensor) -> PluginResult<()> {
         Ok(())
+    }
+
+    fn window(&self, window: &Window) -> PluginResult<()> {
+        self.work_on(window)
     }
 
     fn normals(&self, shape: &Vec<i64>) -> PluginResult<Tensor> {

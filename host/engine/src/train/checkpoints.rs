@@ -38,7 +38,7 @@ impl Trainer<'_> {
             let master = masters.remove(name.as_str()).map(Tensor::shallow_clone);
             (name, master.unwrap_or(tensor))
         };
-        let model: Named = self.model.named().into_iter().map(learnt_or).collect();
+        let model: Named = self.model.kept().into_iter().map(learnt_or).collect();
         let (progress, learner) = (&self.progress, &self.learner);
         saver.save(Content {
             state: State {
@@ -60,6 +60,7 @@ impl Trainer<'_> {
                     (low, high)
                 }),
                 others: self.others.clone(),
+                upon: self.upon.clone(),
                 plugins: self.plugins.clone(),
                 data,
                 files: BTreeMap::new(),
@@ -93,7 +94,9 @@ impl Trainer<'_> {
             return Ok(());
         }
         let masters = size(&mut self.learner.masters().map(|(_, tensor)| tensor));
-        let buffers = self.model.parameters().iter().filter(|parameter| !parameter.trainable);
+        let parameters = self.model.parameters().iter();
+        let buffers =
+            parameters.filter(|parameter| !parameter.trainable && self.model.lora().is_none());
         let buffers = size(&mut buffers.map(|parameter| &parameter.tensor));
         let others = size(&mut self.changing()?.iter().map(|(_, tensor)| tensor));
         let size = masters + buffers + others + learnt[0] as u64;
@@ -135,19 +138,24 @@ impl Trainer<'_> {
     }
 
     /// What is learnt, and the network's buffers, by name.
-    fn learnt(&self) -> Named {
+    fn learnt(&self, named: Named) -> Named {
         let masters: BTreeMap<&str, &Tensor> = self.learner.masters().collect();
         let target = |(name, tensor): (String, Tensor)| {
             let master = masters.get(name.as_str()).map(|t| t.shallow_clone());
             (name, master.unwrap_or(tensor))
         };
-        self.model.named().into_iter().map(target).collect()
+        named.into_iter().map(target).collect()
     }
 
     /// Takes over the weights of a checkpoint and nothing else of it; the average begins with them.
     pub fn begin_with(&mut self, from: &Checkpoint) -> Result<()> {
-        let mut targets = self.learnt();
-        let mut weights = from.weights(!self.config.eval.disable_ema)?;
+        self.begin_under(from, !self.config.eval.disable_ema)
+    }
+
+    /// The same with their average, where there is one and it is wanted.
+    pub fn begin_under(&mut self, from: &Checkpoint, averaged: bool) -> Result<()> {
+        let mut targets = self.learnt(self.model.named());
+        let mut weights = from.weights(averaged)?;
         self.model.once(&mut weights);
         // What a schedule or a parameterization learns is its own: another one begins with its first values.
         let beside = |name: &str| self.model.is_beside_network(name);
@@ -155,6 +163,9 @@ impl Trainer<'_> {
         weights.retain(|name, _| !beside(name) || targets.iter().any(|(target, _)| target == name));
         let weights = assemble::fitted(&targets, weights, from, self.config)?;
         checkpoint::load_into(&targets, weights, &from.path)?;
+        if let Some(lora) = self.model.lora() {
+            lora.rebase();
+        }
         self.learner.refresh()?;
         self.learner.average_anew()
     }
@@ -163,7 +174,10 @@ impl Trainer<'_> {
     pub fn restore(&mut self, from: &Checkpoint) -> Result<()> {
         let path = &from.path;
         let part = |file: &str| {
-            let mut stored = from.tensors(file)?;
+            let mut stored = match from.foreign {
+                Some(_) => from.tensors(file)?,
+                None => from.kept(file)?,
+            };
             stored.iter_mut().for_each(|stored| self.model.once(stored));
             stored.ok_or_else(|| {
                 Error::checkpoint(
@@ -172,7 +186,8 @@ impl Trainer<'_> {
                 )
             })
         };
-        let weights = checkpoint::matched(&self.learnt(), part(checkpoint::MODEL)?, path)?;
+        let weights =
+            checkpoint::matched(&self.learnt(self.model.kept()), part(checkpoint::MODEL)?, path)?;
         let own = self.learner.own_state();
         // Of what the ranks share, each takes its part.
         let shared = self.config.trainer.strategy == Strategy::Zero1 && self.world.size() > 1;

@@ -6,11 +6,13 @@ use std::rc::Rc;
 use maskdiff_base::error::Result;
 use maskdiff_base::report::Report;
 use maskdiff_config::Config;
+use maskdiff_config::kind::ComponentKind;
 use maskdiff_data::Corpus;
 use maskdiff_engine::checkpoint::Saver;
 use maskdiff_engine::evaluate::Measure;
 use maskdiff_engine::learner::Learner;
 use maskdiff_engine::model::Model;
+use maskdiff_engine::needs::Needs;
 use maskdiff_engine::plugins::{Choices, Registry};
 use maskdiff_engine::sample::NamedSampler;
 use maskdiff_engine::train::{self, Judged, Progress, Trainer};
@@ -33,11 +35,13 @@ pub(super) struct Chosen {
     judge: Option<Judged>,
     measure: Measure,
     pub(super) device: Device,
+    /// Whether parameters get their first numbers.
+    pub(super) fresh: bool,
 }
 
 /// The components of a run.
 pub(super) struct Made {
-    model: Model,
+    pub(super) model: Model,
     sampler: Option<NamedSampler>,
     trial: Option<NamedSampler>,
     judge: Option<Judged>,
@@ -60,7 +64,7 @@ impl Job<'_> {
         assemble::check_measure(measure, config, registry)?;
         let device = accelerator::device(config, &self.world)?;
         config.shares(self.world.size())?;
-        Ok(Chosen { choices, samples, judge, measure, device })
+        Ok(Chosen { choices, samples, judge, measure, device, fresh: true })
     }
 
     /// Makes the model and the samplers, the same on all ranks.
@@ -72,8 +76,9 @@ impl Job<'_> {
         corpus: &Corpus,
         report: &Report,
     ) -> Result<Made> {
-        let Chosen { choices, samples, judge, measure, device } = chosen;
+        let Chosen { choices, samples, judge, measure, device, fresh } = chosen;
         let facts = assemble::facts(config, registry, corpus.tokenizer.as_ref(), device)?;
+        let facts = facts.fresh(fresh);
         let drawn = samples.then(|| samplers(config, registry, corpus, &facts, report));
         let (sampler, trial) = drawn.transpose()?.unzip();
         let named = sampler.as_ref().map(|(name, _)| name.as_str());
@@ -81,6 +86,7 @@ impl Job<'_> {
         let hashes = corpus.reads.iter().map(|part| format!("{} {}", part.corpus, part.sha256));
         self.world.agree("data", &hashes.collect::<Vec<String>>())?;
         self.world.agree("plugin", &used.iter().map(hash_line).collect::<Vec<String>>())?;
+        self.look_ahead(config, registry, &choices, facts)?;
         let taught = choices.clone();
         let mut model = assemble::model(config, registry, choices, facts)?;
         let student = Student { common: self.common, config, registry, choices: &taught, corpus };
@@ -89,6 +95,24 @@ impl Job<'_> {
         assemble::begin_texts(&model, config, corpus.tokenizer.as_ref());
         let _ = train::monitored(config, measure.is_bound(&model))?;
         Ok(Made { model, sampler, trial, judge, measure, used, others })
+    }
+
+    /// Says so where the weights that would be drawn now, and what training holds beside them, cannot fit.
+    fn look_ahead(
+        &self,
+        config: &Config,
+        registry: &Registry,
+        choices: &Choices,
+        facts: Context,
+    ) -> Result<()> {
+        let (_, backbone) = registry.find(ComponentKind::Backbone, &choices.backbone.name)?;
+        if !facts.fresh || facts.cuda.is_some() || backbone.takes_any_option() {
+            return Ok(());
+        }
+        // Without numbers the matrices take no memory.
+        let facts = facts.fresh(false);
+        let model = assemble::model(config, registry, choices.clone(), facts)?;
+        Needs::of(&model, config, self.world.size())?.check()
     }
 
     /// Puts together what trains.
@@ -100,6 +124,9 @@ impl Job<'_> {
         (corpus, report): (Corpus, Report),
     ) -> Result<Trainer<'c>> {
         let Made { model, sampler, trial, judge, measure, used, others } = made;
+        if !model.facts().device().is_cuda() {
+            Needs::of(&model, config, self.world.size())?.check()?;
+        }
         let learner = Learner::new(&model, config, Rc::clone(&self.world))?;
         let (keep, mirror) = (config.checkpointing.keep_last as usize, held.mirror.take());
         let saver = self
@@ -122,6 +149,7 @@ impl Job<'_> {
             checkpoints: held.checkpoints.clone(),
             plugins: used.into_iter().map(|p| (p.name, p.sha256)).collect(),
             others,
+            upon: None,
             progress: Progress::default(),
             profile: (self.asked.profile && self.world.is_main())
                 .then(|| held.run.join("trace.json")),

@@ -16,7 +16,10 @@ use super::{Foreign, Kept, MaskRow, floats, rotary, unusable, vocab_size};
 pub(super) fn read(folder: &Path) -> Result<Foreign> {
     let file = folder.join("config.json");
     let text = read_text(&file)?;
-    let config: Value = serde_json::from_str(&text).map_err(|e| unusable(&file, &e.to_string()))?;
+    let mut config: Value =
+        serde_json::from_str(&text).map_err(|e| unusable(&file, &e.to_string()))?;
+    refuse_quantized(&config, &file)?;
+    plain_rotary(&mut config);
     let layouts = Layout::all()?;
     let files = files(folder);
     let tensors = names(files.as_deref().unwrap_or_default());
@@ -74,6 +77,42 @@ pub(super) fn read(folder: &Path) -> Result<Foreign> {
         is_told: true,
         layout: Some(layout.clone()),
     })
+}
+
+/// Weights in fewer bits have other names and types than the network's.
+fn refuse_quantized(config: &Value, file: &Path) -> Result<()> {
+    let said = &config["quantization_config"];
+    if said.is_null() {
+        return Ok(());
+    }
+    let method = said["quant_method"].as_str().unwrap_or("a method that it does not name");
+    let kind = said["bnb_4bit_quant_type"].as_str().filter(|_| said["load_in_4bit"] == true);
+    let kind = kind.map_or(String::new(), |kind| format!(", {} in 4 bits", kind.to_uppercase()));
+    Err(Error::checkpoint(
+        format!(
+            "`{}`: the weights are quantized (`quantization_config`: {method}{kind}), and such weights are not read",
+            file.display()
+        ),
+        "take the folder that they were made from, or convert them back with the program that made them",
+    ))
+}
+
+/// Usual rotary positions in the words of later programs, in those of earlier ones.
+fn plain_rotary(config: &mut Value) {
+    for key in ["rope_parameters", "rope_scaling"] {
+        let said = &config[key];
+        let Some(words) = said.as_object() else { continue };
+        let kind = said["rope_type"].as_str().or(said["type"].as_str()).unwrap_or("default");
+        let known = |word: &String| ["rope_type", "type", "rope_theta"].contains(&word.as_str());
+        if kind != "default" || !words.keys().all(known) {
+            continue;
+        }
+        let theta = said["rope_theta"].clone();
+        if theta.is_number() && config["rope_theta"].is_null() {
+            config["rope_theta"] = theta;
+        }
+        config[key] = Value::Null;
+    }
 }
 
 /// The names of all tensors; what cannot be read is told of when it is wanted.

@@ -54,6 +54,9 @@ pub(super) struct Layout {
     #[serde(default)]
     buffers: Map<String, Value>,
     pub(super) vocabulary: Vocabulary,
+    /// Their file names the ids of BOS, EOS and padding.
+    #[serde(default)]
+    pub(super) special_ids: bool,
     /// What else stands in their file.
     written: Map<String, Value>,
 }
@@ -119,6 +122,13 @@ fn derived(config: &Config, key: &str) -> Value {
         ("model.mlp_size", Some(width), _) => json!(4 * width),
         _ => json!(0),
     }
+}
+
+/// Layers that do not attend to everything, where a file lists the kind of each.
+fn partial(theirs: &Value) -> Option<String> {
+    let mut kinds = theirs["layer_types"].as_array()?.iter();
+    let other = kinds.find(|kind| *kind != "full_attention")?;
+    Some(format!("`layer_types` has {other}, and only \"full_attention\" is known"))
 }
 
 /// Sets a dotted key.
@@ -192,7 +202,7 @@ impl Layout {
             (!has.is_null() && *has != Value::Bool(false))
                 .then(|| format!("`{key}` is {has}, and a network with it is not known"))
         });
-        others.next().or_else(|| said.next())
+        others.next().or_else(|| said.next()).or_else(|| partial(theirs))
     }
 
     /// Whether a tensor is none of the network's.

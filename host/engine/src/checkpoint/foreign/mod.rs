@@ -12,6 +12,7 @@ mod layout;
 mod lightning;
 mod lightning_file;
 mod original;
+pub mod peft;
 pub mod pickle;
 mod python_tokenizer;
 mod rotary;
@@ -175,6 +176,21 @@ impl Foreign {
     /// Our name of a tensor of its program.
     pub fn ours(&self, theirs: &str) -> String {
         self.layout.as_ref().map_or(theirs.to_string(), |layout| layout.ours(theirs))
+    }
+
+    /// The name in its program of a tensor of ours.
+    pub fn theirs(&self, ours: &str) -> String {
+        self.layout.as_ref().map_or(ours.to_string(), |layout| layout.theirs(ours))
+    }
+
+    /// What its own file says of a key, where it has such a file.
+    fn said(&self, key: &str) -> Result<Option<serde_json::Value>> {
+        if !look::is_folder(&self.path)? {
+            return Ok(None);
+        }
+        let text = look::text(&self.path.join("config.json"))?.unwrap_or_default();
+        let all: serde_json::Value = serde_json::from_str(&text).unwrap_or_default();
+        Ok(Some(all[key].clone()).filter(|said| !said.is_null()))
     }
 
     /// What it tells of the model and of its training, as TOML.

@@ -137,6 +137,16 @@ impl Export<'_> {
             None => "float32",
         };
         config["torch_dtype"] = kind.into();
+        if layout.special_ids {
+            let [bos, eos, pad, _] = self.special;
+            let ids = [("bos_token_id", bos), ("eos_token_id", eos), ("pad_token_id", pad.or(eos))];
+            for (key, id) in ids {
+                let said = self.origin.map(|origin| origin.said(key)).transpose()?.flatten();
+                if let Some(id) = id.map(Value::from).or(said) {
+                    config[key] = id;
+                }
+            }
+        }
         self.folder(folder, Some((layout, &config)))
     }
 

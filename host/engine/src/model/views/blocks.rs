@@ -3,8 +3,8 @@
 use std::cell::{Cell, RefCell};
 
 use maskdiff_plugin_api::{
-    Interpolation, Mix, Model as Lent, Pass, Passed, Rated, Result, Sees, Tokens, Wants, bail,
-    ensure,
+    Interpolation, Mix, Model as Lent, Pass, Passed, Rated, Result, Sees, Tokens, Wants, Window,
+    bail, ensure,
 };
 use tch::{Device, Kind, Tensor};
 
@@ -358,6 +358,13 @@ impl Lent for BlockView<'_> {
 
     fn normals(&self, shape: &Vec<i64>) -> Result<Tensor> {
         self.model.normals(shape)
+    }
+
+    fn window(&self, _: &Window) -> Result<()> {
+        bail!(
+            Unsupported,
+            "in blocks (`block_size`) finished blocks are kept exactly: a cache within a block is of no use"
+        )
     }
 
     fn turn_to(&self, sequences_n: &Tensor) -> Result<()> {

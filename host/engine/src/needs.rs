@@ -1,0 +1,171 @@
+//! What a training will need: memory by kind on each rank, tokens, and arithmetic.
+
+use maskdiff_base::error::{Error, Result};
+use maskdiff_base::memory;
+use maskdiff_config::Config;
+use maskdiff_config::listed::{Optimizer, Strategy};
+use serde::Serialize;
+use tch::{Kind, Tensor};
+
+use crate::model::Model;
+use crate::precision::Precision;
+
+/// Bytes of a rank, by what they hold, and the work of a run.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Needs {
+    /// Numbers of the network.
+    pub parameters: u64,
+    /// Those that are trained.
+    pub trained: u64,
+    /// The network as it computes.
+    pub weights: u64,
+    /// What is learnt, where that is kept apart from the network in float32.
+    pub masters: u64,
+    /// Gradients, in the network's type and in that of the masters.
+    pub gradients: u64,
+    /// The optimizer's moments.
+    pub optimizer: u64,
+    /// The averaged weights.
+    pub average: u64,
+    /// Matrices without their adapters, and gradients of the sums, of a network that takes no adapters itself.
+    pub projection: u64,
+    /// What the backward pass keeps of the forward pass of a micro-batch: an estimate for transformers; none where the sizes are not known.
+    pub activations: Option<u64>,
+    /// Ranks.
+    pub ranks: u64,
+    /// Tokens of a step, those of all ranks together.
+    pub tokens_a_step: u64,
+    /// Tokens of the run.
+    pub tokens: u64,
+    /// Floating point operations of a token, forward and backward.
+    pub flops_a_token: u64,
+    /// Those of the run.
+    pub flops: f64,
+}
+
+/// Numbers that the backward pass keeps of a token in a block of a transformer, in multiples of the width: norms, queries, keys, values, what
+/// attention gives, and the inside of the MLP.
+const KEPT_OF_A_TOKEN: u64 = 20;
+
+fn bytes(tensor: &Tensor) -> u64 {
+    (tensor.numel() * tensor.kind().elt_size_in_bytes()) as u64
+}
+
+impl Needs {
+    /// Of a model that is made, trained by so many ranks.
+    pub fn of(model: &Model, config: &Config, ranks: usize) -> Result<Self> {
+        let precision = Precision::of(config);
+        let shares = config.shares(ranks)?;
+        let trained = model.trainable();
+        let all = model.parameters();
+        let sum =
+            |of: &dyn Fn(&Tensor) -> u64, tensors: &[Tensor]| tensors.iter().map(of).sum::<u64>();
+        let count = |t: &Tensor| t.numel() as u64;
+        let adapters: u64 = if model.lora().is_some() { sum(&bytes, &trained) } else { 0 };
+        let weights = all.iter().map(|p| bytes(&p.tensor)).sum::<u64>() + adapters;
+        let pure = precision == Precision::PureBFloat16;
+        let width = if precision.weights() == Kind::Double { 8 } else { 4 };
+        let numbers = sum(&count, &trained);
+        let learnt = numbers * width;
+        let shared = match config.trainer.strategy {
+            Strategy::Ddp => 1,
+            Strategy::Zero1 => ranks as u64,
+        };
+        let vocab_size = model.facts().vocab_size;
+        let moments = |t: &Tensor| {
+            let inner = t.dim() == 2 && !t.size().contains(&vocab_size);
+            let one = config.optim.name == Optimizer::Muon && inner;
+            count(t) * width * if one { 1 } else { 2 }
+        };
+        let tokens_a_step = (config.loader.global_batch_size * config.model.length) as u64;
+        let tokens = tokens_a_step.saturating_mul(config.trainer.max_steps.max(0) as u64);
+        let flops_a_token = flops(model);
+        Ok(Self {
+            parameters: all.iter().map(|p| count(&p.tensor)).sum(),
+            trained: numbers,
+            weights,
+            masters: if pure { learnt } else { 0 },
+            gradients: sum(&bytes, &trained) + if pure { learnt } else { 0 },
+            optimizer: sum(&moments, &trained) / shared,
+            average: if config.training.ema > 0.0 { learnt / shared } else { 0 },
+            projection: model.lora().map_or(0, |lora| lora.bytes_of_sums()),
+            activations: activations(config, precision, shares.batch),
+            ranks: ranks as u64,
+            tokens_a_step,
+            tokens,
+            flops_a_token,
+            flops: flops_a_token as f64 * tokens as f64,
+        })
+    }
+
+    /// What each rank holds in any case.
+    pub fn sure(&self) -> u64 {
+        self.kinds().iter().map(|(_, bytes)| bytes).sum()
+    }
+
+    /// The parts of it, with their names.
+    pub fn kinds(&self) -> [(&'static str, u64); 6] {
+        [
+            ("weights", self.weights),
+            ("masters", self.masters),
+            ("gradients", self.gradients),
+            ("optimizer", self.optimizer),
+            ("average", self.average),
+            ("projection", self.projection),
+        ]
+    }
+
+    /// An error where this machine has less memory than a rank holds in any case.
+    pub fn check(&self) -> Result<()> {
+        let Some(most) = memory::all() else { return Ok(()) };
+        let needed = self.sure();
+        if needed <= most {
+            return Ok(());
+        }
+        let parts =
+            self.kinds().map(|(what, bytes)| format!("{what} {}", memory::in_words(bytes as f64)));
+        Err(Error::memory(
+            format!(
+                "this training holds at least {} ({}), and there are {}",
+                memory::in_words(needed as f64),
+                parts.join(", "),
+                memory::in_words(most as f64)
+            ),
+            "`maskdiff train --plan` shows what takes how much; `training.lora.rank=16`, `trainer.precision=bf16-pure` or `training.ema=0` \
+             need less",
+        ))
+    }
+}
+
+/// Operations of a token: two for each number of a matrix forward, and four backward; of a matrix that is not trained two.
+fn flops(model: &Model) -> u64 {
+    let trained: Vec<*mut std::ffi::c_void> =
+        model.trainable().iter().filter(|tensor| tensor.dim() == 2).map(Tensor::data_ptr).collect();
+    let head = model.head_matrix();
+    let sums = model.lora().is_some_and(|lora| lora.projects());
+    let (vocab_size, mut total) = (model.facts().vocab_size, 0);
+    for parameter in model.parameters() {
+        let (tensor, place) = (&parameter.tensor, parameter.tensor.data_ptr());
+        // A table of rows for tokens is looked up, unless it is the head too.
+        let is_table = tensor.size().contains(&vocab_size) && head != Some(place);
+        if tensor.dim() != 2 || is_table {
+            continue;
+        }
+        let times = if sums || trained.contains(&place) { 6 } else { 4 };
+        total += times * tensor.numel() as u64;
+    }
+    if model.lora().is_some() && !sums {
+        let adapters = model.trainable();
+        let adapters = adapters.iter().filter(|tensor| tensor.dim() == 2);
+        total += adapters.map(|tensor| 6 * tensor.numel() as u64).sum::<u64>();
+    }
+    total
+}
+
+fn activations(config: &Config, precision: Precision, batch: i64) -> Option<u64> {
+    let size = |key: &str| config.layers.value(key)?.as_u64();
+    let (width, blocks) = (size("model.hidden_size")?, size("model.n_blocks")?);
+    let kind = precision.reduced().unwrap_or(precision.weights());
+    let tokens = (batch * config.model.length) as u64;
+    Some(tokens * blocks * width * KEPT_OF_A_TOKEN * kind.elt_size_in_bytes() as u64)
+}

@@ -1,0 +1,85 @@
+//! `maskdiff train --plan`: what a training would need, without training.
+
+use maskdiff_base::error::Result;
+use maskdiff_base::memory;
+use maskdiff_base::stop::Stop;
+use maskdiff_config::Config;
+use maskdiff_data::{Observer, Tokenizer};
+use maskdiff_engine::assemble;
+use maskdiff_engine::checkpoint::Checkpoint;
+use maskdiff_engine::needs::Needs;
+use serde_json::json;
+use std::sync::Arc;
+use tch::Device;
+
+use super::super::begin::{self, Start};
+use super::Common;
+
+/// Prints the plan of a training by so many ranks. Nothing of the network is drawn or loaded, and no GPU is touched.
+pub fn run(common: &Common, ranks: usize) -> Result<()> {
+    let (mut config, start) = begin::configuration(common)?;
+    super::check_words(&config)?;
+    let registry = assemble::registry(&common.plugins, &config)?;
+    let choices = assemble::choices(&mut config, &registry, false)?;
+    let tokenizer = tokenizer(common, &config, start.as_ref())?;
+    let facts = assemble::facts(&config, &registry, tokenizer.as_ref(), Device::Cpu)?;
+    let facts = facts.fresh(false);
+    let mut model = assemble::model(&config, &registry, choices, facts)?;
+    if let Some(rank) = config.training.lora.rank {
+        let from: Option<&Checkpoint> = start.as_ref().map(|start| &start.checkpoint);
+        let foreign = from.and_then(|from| from.foreign.as_ref());
+        let theirs = |name: &str| foreign.map_or(name.to_string(), |foreign| foreign.theirs(name));
+        model.adapt(&config, rank, &theirs)?;
+    }
+    let needs = Needs::of(&model, &config, ranks)?;
+    show(common, &needs);
+    Ok(())
+}
+
+/// The tokenizer of what the run begins with, or of its text.
+fn tokenizer(
+    common: &Common,
+    config: &Config,
+    start: Option<&Start>,
+) -> Result<Arc<dyn Tokenizer>> {
+    if let Some(given) = start.and_then(|start| start.tokenizer.clone()) {
+        return Ok(given);
+    }
+    let (mut report, stop) = (common.report(), Stop::default());
+    let corpus = maskdiff_data::open(config, None, &Observer::new(&mut report, &stop))?;
+    Ok(corpus.tokenizer)
+}
+
+fn show(common: &Common, needs: &Needs) {
+    let report = common.report();
+    let size = |bytes: u64| memory::in_words(bytes as f64);
+    let mut rows: Vec<Vec<String>> = needs
+        .kinds()
+        .iter()
+        .filter(|(_, bytes)| *bytes > 0)
+        .map(|(what, bytes)| vec![(*what).to_string(), size(*bytes)])
+        .collect();
+    rows.push(vec!["in any case".into(), size(needs.sure())]);
+    if let Some(activations) = needs.activations {
+        rows.push(vec!["activations (estimate)".into(), size(activations)]);
+        rows.push(vec!["together".into(), size(needs.sure() + activations)]);
+    }
+    report.table(&["memory of a rank", ""], &rows);
+    let mut line = json!(needs);
+    line["bytes_in_any_case"] = needs.sure().into();
+    line["memory_here"] = json!(memory::all());
+    let here =
+        memory::all().map_or(String::new(), |all| format!("; this machine has {}", size(all)));
+    let words = format!(
+        "{:.2} million parameters, {:.2} million of them trained; {} ranks; {} tokens a step, {:.3e} in all; {:.3e} FLOP a token, {:.3e} in \
+         all{here}",
+        needs.parameters as f64 / 1e6,
+        needs.trained as f64 / 1e6,
+        needs.ranks,
+        needs.tokens_a_step,
+        needs.tokens as f64,
+        needs.flops_a_token as f64,
+        needs.flops,
+    );
+    report.result(&line, &words);
+}
