@@ -290,7 +290,7 @@ pub fn parameterization(
         let mut left_out = LeftOut::new();
         optional(&mut left_out, "the law of x0", provides.contains(&capability::LOG_X0), || {
             let p = method.log_x0(&toy, &x0, &t, &rows)?.exp();
-            law("log_x0", &p, &[128, 4], 1e-6)
+            law("log_x0", &p, &[128, toy.context().vocab_size], 1e-6)
         })?;
         optional(&mut left_out, "the score", provides.contains(&capability::SCORE), || {
             let score = method.score(&toy, &x0, &t, &rows)?;

@@ -20,13 +20,13 @@ pub(crate) struct Config {
     /// Smallest time in training and evaluation, in (0, 1). What is masked before it is scored by the schedule alone.
     #[schemars(extend("exclusiveMinimum" = 0.0, "exclusiveMaximum" = 1.0))]
     pub(crate) sampling_eps: f64,
-    /// What the network receives of the noise level: `time`, or `sigma` of the mean power.
+    /// What the network receives of the noise level: `sigma` of the mean power, or `time`.
     pub(crate) network_input: Told,
 }
 
 impl Default for Config {
     fn default() -> Self {
-        Self { t_steps: 0, sampling_eps: 1e-3, network_input: Told::Time }
+        Self { t_steps: 0, sampling_eps: 1e-3, network_input: Told::Sigma }
     }
 }
 

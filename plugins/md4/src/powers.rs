@@ -130,11 +130,11 @@ mod tests {
             Vec::<f64>::try_from(-sigma.neg().expm1().squeeze_dim(0)).unwrap()
         };
         let want = (1.0 - 1e-4) * 0.3f64.powf(1.7);
-        assert!(masked(&noise).iter().all(|m| (m - want).abs() < 1e-12), "{:?}", masked(&noise));
+        assert!(masked(&noise).iter().all(|m| (m - want).abs() < 1e-7), "{:?}", masked(&noise));
         tch::no_grad(|| {
             let _ = noise.raw_v.get(2).fill_(3.0);
         });
         let [first, last] = masked(&noise)[..] else { panic!("two tokens") };
-        assert!((first - want).abs() < 1e-12 && last < want, "{first}, {last}");
+        assert!((first - want).abs() < 1e-7 && last < want, "{first}, {last}");
     }
 }

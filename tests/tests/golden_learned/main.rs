@@ -124,7 +124,8 @@ fn loss_and_gradients_of_genmd4() {
         let noise = registry.noise(&choice("genmd4", json!({})), &facts(kind)).expect("noise");
         let raw = noise.parameters().expect("parameters").0.remove(0).tensor;
         tch::no_grad(|| raw.narrow(0, 0, V).copy_(&golden.get("w")));
-        let method = registry.parameterization(&choice("genmd4", json!({})), &facts(kind));
+        let method = registry
+            .parameterization(&choice("genmd4", json!({ "network_input": "time" })), &facts(kind));
         let method = method.expect("the method");
         let given = vec![golden.get("u1"), golden.get("u2")];
         let model = StandIn::new(&golden, kind, noise, given);
@@ -170,7 +171,9 @@ fn equal_powers_are_md4() {
     let power = double(&golden.get("power.f64")).double_value(&[0]);
     let noise = registry.noise(&choice("genmd4", json!({ "power": power })), &facts);
     let noise = noise.expect("noise");
-    let method = registry.parameterization(&choice("genmd4", json!({})), &facts).expect("method");
+    let method = registry
+        .parameterization(&choice("genmd4", json!({ "network_input": "time" })), &facts)
+        .expect("method");
     // The case's first corruption twice: the term of the difference is 0.
     let given = vec![golden.get("u1"), golden.get("u1")];
     let model = StandIn::new(&golden, Kind::Double, noise, given);
@@ -261,7 +264,8 @@ fn the_surrogate_has_the_exact_gradient() {
         let noise = registry.noise(&choice("genmd4", json!({})), &facts).expect("noise");
         let raw = noise.parameters().expect("parameters").0.remove(0).tensor;
         tch::no_grad(|| raw.narrow(0, 0, V).copy_(&golden.get("w")));
-        let method = registry.parameterization(&choice("genmd4", json!({})), &facts);
+        let method = registry
+            .parameterization(&choice("genmd4", json!({ "network_input": "time" })), &facts);
         let given = vec![bits(one) * 2.0, bits(two) * 2.0];
         let model = StandIn::new(&golden, Kind::Double, noise, given);
         let rows = one.size()[0];
