@@ -427,7 +427,7 @@ impl<'a> Denoiser<'a> {
     /// A host of contract 1.0, or a network that gives no keys and values.
     #[track_caller]
     pub fn window(&self, window: &Window) -> Result<()> {
-        self.0.window(window)
+        self.seat()?.window(window)
     }
 
     /// One time for every sequence of a batch: `[B] f64`.

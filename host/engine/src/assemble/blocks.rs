@@ -21,7 +21,8 @@ pub(super) fn check(config: &Config, registry: &Registry, choices: &Choices) -> 
         ));
     }
     let (_, backbone) = registry.find(ComponentKind::Backbone, &choices.backbone.name)?;
-    let (_, method) = registry.find(ComponentKind::Parameterization, &choices.parameterization.name)?;
+    let (_, method) =
+        registry.find(ComponentKind::Parameterization, &choices.parameterization.name)?;
     let offers = |all: &[String], word: &str| all.iter().any(|offer| offer == word);
     if offers(&method.provides, capability::NEXT_TOKEN) {
         return Err(config.layers.error(
