@@ -7,7 +7,8 @@ use crate::beside::{Seat, kept};
 use crate::door::{self, Argument, Arguments, first};
 use crate::shape::ANY;
 use crate::{
-    Interpolation, Kind as ErrorKind, Mix, Pass, Passed, Rated, Result, Tokens, Window, bail, ensure,
+    Interpolation, Kind as ErrorKind, Mix, Pass, Passed, Rated, Result, Tokens, Window, bail,
+    ensure,
 };
 
 /// What stands behind a [`Denoiser`]. The host implements it over the loaded components, the test kit over

@@ -110,8 +110,8 @@ pub mod prelude {
     pub use crate::{
         Backbone, Batch, Component, Context, Denoiser, ForwardProcess, Head, Interpolation, Mix,
         NoiseSchedule, Objective, Parameterization, Parameters, Pass, Passed, Rated, Result,
-        Rounds, Sampler, Sees, Slot, StepSampler, Tokens, Walk, Wants, Window, bail, capability, check_shape,
-        ensure, export_plugin, ops, register,
+        Rounds, Sampler, Sees, Slot, StepSampler, Tokens, Walk, Wants, Window, bail, capability,
+        check_shape, ensure, export_plugin, ops, register,
     };
     pub use schemars::JsonSchema;
     pub use serde::{Deserialize, Serialize};

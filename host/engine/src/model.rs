@@ -1,8 +1,8 @@
 //! The model: backbone, process, schedule and parameterization bound together.
 
-mod learned;
 mod adapting;
 mod kept;
+mod learned;
 mod lent;
 mod others;
 mod spent;
@@ -28,8 +28,8 @@ use crate::lora::Lora;
 use crate::moment::Moment;
 use crate::plugins::{Choice, Choices, Registry};
 
-use spent::Clocks;
 use kept::Kept;
+use spent::Clocks;
 use views::{Blocks, Interval};
 
 pub use spent::Spent;

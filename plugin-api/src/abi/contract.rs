@@ -13,8 +13,8 @@ use super::message::{Crosses, Message, lacks, replied};
 use crate::denoiser::{Denoiser, Model};
 use crate::shape::{ANY, Kinds, Wanted};
 use crate::{
-    Adaptation, Backbone, Batch, ForwardProcess, Interpolation, LinearMaps, Mix, NoiseSchedule, Objective,
-    Parameterization, Pass, Passed, Rated, Result, Rounds, Window,
+    Adaptation, Backbone, Batch, ForwardProcess, Interpolation, LinearMaps, Mix, NoiseSchedule,
+    Objective, Parameterization, Pass, Passed, Rated, Result, Rounds, Window,
 };
 
 /// Methods of a component. `NAME(ARGUMENT: &TYPE, ..) -> TYPE, missing CLOSURE, check CLOSURE;`: `missing` makes the answer for a

@@ -3,8 +3,8 @@
 use std::cell::{Cell, RefCell};
 
 use maskdiff_plugin_api::{
-    Interpolation, Mix, Model as Lent, Pass, Passed, Rated, Result, Sees, Tokens, Wants, Window, bail,
-    ensure,
+    Interpolation, Mix, Model as Lent, Pass, Passed, Rated, Result, Sees, Tokens, Wants, Window,
+    bail, ensure,
 };
 use tch::{Device, Kind, Tensor};
 
