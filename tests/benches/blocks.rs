@@ -114,7 +114,9 @@ fn caches(registry: &Registry) {
         (seconds, model.rows() - rows)
     };
     const WAYS: [&str; 3] = ["none", "prefix", "dual"];
-    WAYS.iter().for_each(|way| drop(draw(way)));
+    for way in WAYS {
+        let _ = draw(way);
+    }
     let rounds: Vec<[(f64, i64); 3]> = (0..5).map(|_| WAYS.map(draw)).collect();
     for (i, way) in WAYS.iter().enumerate() {
         let seconds = median(rounds.iter().map(|round| round[i].0).collect());
