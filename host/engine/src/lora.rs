@@ -9,7 +9,7 @@ mod targets;
 
 use std::cell::RefCell;
 
-use maskdiff_base::error::{Error, Result};
+use maskdiff_base::error::Result;
 use maskdiff_base::stream::{Purpose, generator};
 use maskdiff_config::Config;
 use maskdiff_config::listed::LoraBy;
@@ -249,9 +249,8 @@ fn check_way(
     adapted: &[&Parameter],
     network: &Network<'_>,
 ) -> Result<()> {
-    let fault = |key: &str, message: String, hint: &str| {
-        Err(Error::from(config.layers.error(key, &message, hint)))
-    };
+    let fault =
+        |key: &str, message: String, hint: &str| Err(config.layers.error(key, &message, hint));
     let other = adapted.iter().find(|parameter| !takes(network, parameter));
     match (by, other) {
         (LoraBy::Network, Some(parameter)) => fault(

@@ -69,7 +69,7 @@ impl Model {
     }
 
     /// The state of a call while a walk keeps a cache, `[B, L, D]`; none without. Of tokens that are not read it is zero.
-    pub(super) fn from_cache(
+    pub(super) fn cached_state(
         &self,
         xt_bl: &Tensor,
         sigma_b: &Tensor,

@@ -145,7 +145,7 @@ impl maskdiff_plugin_api::Model for Model {
     }
 
     fn hidden(&self, xt_bl: &Tensor, sigma_b: &Tensor) -> PluginResult<Tensor> {
-        if let Some(hidden) = self.from_cache(xt_bl, sigma_b)? {
+        if let Some(hidden) = self.cached_state(xt_bl, sigma_b)? {
             return Ok(hidden);
         }
         self.count(xt_bl);
