@@ -98,7 +98,7 @@ impl Student<'_> {
         // A tokenizer without words has nothing to compare; others may be written in two ways.
         let same = theirs.is_bare()
             || theirs.to_json() == ours.to_json()
-            || theirs.tokens() == ours.tokens() && (0..ours.tokens() as i64).all(alike);
+            || theirs.tokens() == ours.tokens() && (0..ours.tokens()).all(alike);
         if !same {
             let (their_tokens, own) = (theirs.tokens(), ours.tokens());
             let what = format!(
