@@ -71,7 +71,7 @@ fn laws_are_guided_for_every_sampler() {
     let (registry, model) = (registry(), llada(12, &[], Kind::Float));
     let mask = model.facts().mask_id.expect("a mask");
     let start = Tensor::full([3, 12], mask, (Kind::Int64, device()));
-    let _ = start.narrow(1, 0, 4).copy_(&Tensor::randint(100, [3, 4], (Kind::Int64, device())));
+    start.narrow(1, 0, 4).copy_(&Tensor::randint(100, [3, 4], (Kind::Int64, device())));
     for (name, options) in [
         ("ddpm_cache", json!({"steps": 6})),
         ("first_hitting", json!({})),
@@ -289,8 +289,8 @@ fn caches_are_exact_where_they_can_be() {
     let model = llada(14, &[], Kind::Double);
     let mask = model.facts().mask_id.expect("a mask");
     let start = Tensor::full([2, 14], mask, (Kind::Int64, device()));
-    let _ = start.get(0).narrow(0, 0, 4).copy_(&Tensor::from_slice(&[5_i64, 9, 40, 3]));
-    let _ = start.get(1).narrow(0, 0, 2).copy_(&Tensor::from_slice(&[7_i64, 8]));
+    start.get(0).narrow(0, 0, 4).copy_(&Tensor::from_slice(&[5_i64, 9, 40, 3]));
+    start.get(1).narrow(0, 0, 2).copy_(&Tensor::from_slice(&[7_i64, 8]));
     let walk = |cache: &str, block: i64, tokens: i64| {
         let options = json!({
             "cache": cache, "block_length": block, "tokens_per_step": tokens, "temperature": 0.0,

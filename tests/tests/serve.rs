@@ -130,21 +130,20 @@ fn batches_of_many_clients_equal_sample() {
         cases.push((body, vec!["seed=5".into(), "sampling.steps=12".into()]));
     }
     for (sampler, option) in [("first_hitting", ""), ("remdm", "steps"), ("confidence", "")] {
-        for seed in [9] {
-            let mut body =
-                json!({"sampler": sampler, "seed": seed, "prompt": "Ben has a", "max_tokens": 9});
-            let mut words = vec![
-                format!("seed={seed}"),
-                format!("sampling.predictor={sampler}"),
-                "sampling.new_tokens=9".into(),
-                "--prompt=Ben has a".into(),
-            ];
-            if !option.is_empty() {
-                body[option] = json!(7);
-                words.push(format!("sampling.{option}=7"));
-            }
-            cases.push((body, words));
+        let seed = 9;
+        let mut body =
+            json!({"sampler": sampler, "seed": seed, "prompt": "Ben has a", "max_tokens": 9});
+        let mut words = vec![
+            format!("seed={seed}"),
+            format!("sampling.predictor={sampler}"),
+            "sampling.new_tokens=9".into(),
+            "--prompt=Ben has a".into(),
+        ];
+        if !option.is_empty() {
+            body[option] = json!(7);
+            words.push(format!("sampling.{option}=7"));
         }
+        cases.push((body, words));
     }
     cases.push((
         json!({"prompt": "[MASK:3] hat. One day [MASK:4]", "seed": 2, "steps": 12}),
