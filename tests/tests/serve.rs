@@ -456,6 +456,8 @@ fn other_machines_need_a_key() {
         ("Host: 127.0.0.1:80\r\nOrigin: http://127.0.0.1:80\r\n", 200),
         ("Host: [::1]:80\r\n", 200),
         ("Host: localhost.evil.example\r\n", 403),
+        ("Host: 127.evil.example:80\r\nOrigin: http://127.evil.example:80\r\n", 403),
+        ("Host: 127.0.0.2\r\n", 200),
     ] {
         assert_eq!(server.ask("GET", "/v1/models", head, "").status, status, "{head}");
     }

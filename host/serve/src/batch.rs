@@ -155,6 +155,12 @@ impl Batch<'_> {
                 "leave one of both out",
             ));
         }
+        if texts.stop_at_eos {
+            // What stands behind an EOS is cut at the end, and is not sent before.
+            let tokenizer = facts.tokenizer.as_ref();
+            let ends = [tokenizer.eos(), tokenizer.pad()].into_iter().flatten().map(i64::from);
+            rows.borrow_mut().iter_mut().for_each(|row| row.ends.extend(ends.clone()));
+        }
         let shows = rows.borrow().iter().any(|row| row.shown.is_some());
         let recorder =
             (shows && sampling.min_entropy.is_none()).then(Rc::<RefCell<Recorder>>::default);

@@ -88,7 +88,9 @@ impl App {
         };
         let forbidden = |said: &str| Fault::new(StatusCode::FORBIDDEN, "forbidden", said);
         let local = |name: &str| {
-            ["localhost", "127.0.0.1", "[::1]"].contains(&name) || name.starts_with("127.")
+            // A name may begin with 127. and lead anywhere.
+            let is_address = |ip: std::net::Ipv4Addr| ip.is_loopback();
+            ["localhost", "[::1]"].contains(&name) || name.parse().is_ok_and(is_address)
         };
         if self.loopback && self.key.is_none() && !host.is_none_or(|host| local(&name(host))) {
             return Err(forbidden(

@@ -33,6 +33,9 @@ const EMPTY: [&str; 8] = [
 /// The option by which a component names a file of code: never a client's to choose.
 const CODE: &str = "argument";
 
+/// Options that many clients always send, with the value that changes nothing: a sampler need not have them.
+const NEUTRAL: [(&str, f64); 3] = [("temperature", 1.0), ("top_k", 0.0), ("top_p", 1.0)];
+
 /// Keys that are read and change nothing.
 const IGNORED: [&str; 4] = ["metadata", "model", "store", "user"];
 
@@ -78,6 +81,12 @@ pub(crate) fn sampler<'a>(
             if !empty {
                 return Err(Fault::of_key(key, format!("`{key}` is not supported: leave it out")));
             }
+            continue;
+        }
+        let lacks = || !sampler.any_option && options::schema(&sampler.schema, key).is_none();
+        let neutral =
+            NEUTRAL.iter().any(|(name, same)| name == key && value.as_f64() == Some(*same));
+        if neutral && lacks() {
             continue;
         }
         options.push((key.clone(), value.clone()));
@@ -222,6 +231,9 @@ pub(crate) mod tests {
         ];
         assert_eq!(words, wanted);
         assert_eq!(read(json!({"best_of": 1, "suffix": null, "tools": []})).unwrap(), [""; 0]);
+        assert_eq!(read(json!({"temperature": 1, "top_p": 1.0, "top_k": 0})).unwrap(), [""; 0]);
+        let words = read(json!({"temperature": 1, "sampler": "sure"})).unwrap();
+        assert!(words.contains(&"sampling.temperature=1.0".to_string()), "{words:?}");
     }
 
     #[test]

@@ -87,7 +87,7 @@ pub fn serve(
     let halt = stop.clone();
     let network = memory::thread("network", move || listen::run(listener, app, &halt))?;
     ready(address);
-    worker::work(&mut host, &jobs, &worker::Shared { limits, queue, metrics, stop: stop.clone() });
+    worker::work(&mut host, jobs, &worker::Shared { limits, queue, metrics, stop: stop.clone() });
     network.join().unwrap_or_else(|_| {
         Err(maskdiff_base::error::Error::new(
             maskdiff_base::error::Kind::Io,

@@ -148,6 +148,16 @@ impl Reader<'_> {
         Ok((Work::Draw(draw), reply))
     }
 
+    /// Tokens that are drawn of a text: its holes, what was asked for, or all that the model has room for.
+    fn tokens_of(&self, given: &Given, max_tokens: Option<i64>) -> i64 {
+        let known = (self.facts.lead + given.count()) as i64;
+        match (given.whole(), max_tokens) {
+            (Some(all), _) => (all - given.count()) as i64,
+            (None, Some(tokens)) => tokens,
+            (None, None) => (self.facts.room - known).max(0),
+        }
+    }
+
     /// Texts to draw.
     fn draw(
         &self,
@@ -175,6 +185,8 @@ impl Reader<'_> {
                 ));
             }
         }
+        let drawn = given.iter().map(|given| self.tokens_of(given, max_tokens)).max();
+        self.check_tokens("max_tokens", drawn.unwrap_or(0))?;
         let seed = match self.seed()? {
             Some(seed) => seed,
             None => random() % SEEDS,

@@ -140,11 +140,15 @@ impl Watch {
         if row.revises || self.mask.is_none() {
             return String::new();
         }
-        let from = row.reach.min(now.len());
+        let reach = row.reach.min(now.len());
+        // A text may begin with a BOS that is the EOS too.
+        let bos = self.tokenizer.bos().map(i64::from);
+        let begins = usize::from(reach == 0 && bos.is_some() && now.first().copied() == bos);
+        let from = reach + begins.min(now.len() - reach);
         let open = &now[from..];
         let ends = |id: &i64| hole(id) || row.ends.contains(id);
         let end = from + open.iter().position(ends).unwrap_or(open.len());
-        let text = continuation(self.tokenizer.as_ref(), &now[..end], from);
+        let text = continuation(self.tokenizer.as_ref(), &now[..end], reach);
         let (cut, stopped) = cut(&text, &row.stops);
         let mut certain = cut.len();
         if !stopped {

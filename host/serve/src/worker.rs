@@ -55,8 +55,9 @@ impl Open {
     }
 }
 
-/// Works until somebody asks to stop and all jobs are done, or their grace is over.
-pub(crate) fn work(host: &mut Host<'_>, jobs: &Receiver<Job>, shared: &Shared) {
+/// Works until somebody asks to stop and all jobs are done, or their grace is over. Jobs that were not begun then go with the queue, and their clients
+/// are told.
+pub(crate) fn work(host: &mut Host<'_>, jobs: Receiver<Job>, shared: &Shared) {
     let over = over(shared);
     let mut worker =
         Worker { host, shared, open: VecDeque::new(), ways: Vec::new(), over: Rc::clone(&over) };
@@ -168,7 +169,10 @@ impl Worker<'_, '_> {
 
     /// Draws the texts of the first job, and those of others that fit.
     fn batch(&mut self, draw: &Draw) {
-        let most = self.shared.limits.batch;
+        // What cannot be drawn beside others is drawn by itself: nobody else ends when its client leaves.
+        let known = self.ways.iter().find(|(words, _)| *words == draw.words);
+        let together = known.is_some_and(|(_, way)| way.by_sequence == Some(true));
+        let most = if together { self.shared.limits.batch } else { 1 };
         let mut taken = Vec::new();
         let first = self.open.front().and_then(|open| match &open.job.work {
             Work::Draw(draw) => draw.orders.get(open.next).cloned(),

@@ -77,14 +77,20 @@ impl Reader<'_> {
 
     pub(super) fn max_tokens(&self, key: &str) -> Result<Option<i64>, Fault> {
         let Some(tokens) = self.whole(key, 0, i64::from(i32::MAX))? else { return Ok(None) };
-        if tokens > self.limits.tokens {
-            let most = self.limits.tokens;
-            let fault = Fault::too_much(format!(
-                "`{key}` is {tokens}, and this server draws at most {most}"
-            ));
-            return Err(Fault { key: Some(key.to_string()), ..fault });
-        }
+        self.check_tokens(key, tokens)?;
         Ok(Some(tokens))
+    }
+
+    /// Whether so many tokens may be drawn of a text.
+    pub(super) fn check_tokens(&self, key: &str, tokens: i64) -> Result<(), Fault> {
+        let most = self.limits.tokens;
+        if tokens <= most {
+            return Ok(());
+        }
+        let fault = Fault::too_much(format!(
+            "this text has {tokens} tokens to draw, and this server draws at most {most}: set `{key}`, or leave fewer holes"
+        ));
+        Err(Fault { key: Some(key.to_string()), ..fault })
     }
 
     pub(super) fn seed(&self) -> Result<Option<u64>, Fault> {
