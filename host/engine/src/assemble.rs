@@ -360,9 +360,9 @@ pub fn trial_sampler(
 ) -> Result<NamedSampler> {
     const STEPS: i64 = 2;
     let (_, component) = registry.find(ComponentKind::Sampler, &choice.name)?;
-    let counts = component.schema["properties"]["steps"]["type"] == "integer";
-    let asked = choice.options.get("steps").and_then(Value::as_i64);
-    if counts && asked.is_none_or(|asked| asked > STEPS) {
+    // Where 0 leaves the number to another option, it stays 0.
+    let asked = choice.options.get("steps").unwrap_or(&component.defaults["steps"]);
+    if asked.as_i64().is_some_and(|asked| asked > STEPS) {
         choice.options["steps"] = STEPS.into();
     }
     sampler(config, registry, &choice, facts)

@@ -44,8 +44,8 @@ impl Default for Config {
 /// Training draws both terms, an evaluation `-log mean_o prod_i p(x_{o_i} | x_{o_<i})` over random orders o of the same law.
 ///
 /// # Source
-/// arXiv:2506.01928, variant B. Differences: which sequences of a batch train which term is drawn so that the loss has no bias for any
-/// batch; an evaluation measures the likelihood of orders, of which training's first term is a bound where the masks before it tell a mask
+/// arXiv:2506.01928, variant B. Differences: how many sequences of a batch train which term, and which, is drawn, so that the loss has no
+/// bias for any batch, also where their times are stratified; an evaluation measures the likelihood of orders, of which training's first term is a bound where the masks before it tell a mask
 /// nothing; the law for other samplers reads the clean tokens from left to right.
 struct AnyOrder {
     config: Config,
@@ -104,7 +104,7 @@ impl Terms {
     }
 }
 
-/// A batch as it is trained on: the first sequences train diffusion, the others the filling in.
+/// A batch as it is trained on.
 struct Drawn<'a> {
     x0_bl: &'a Tensor,
     xt_bl: Tensor,
@@ -113,16 +113,18 @@ struct Drawn<'a> {
     dsigma_b: Tensor,
 }
 
-/// Some of the sequences: the first of them and how many.
-fn rows_of(x: &Tensor, (first, count): (i64, i64)) -> Tensor {
-    x.narrow(0, first, count)
+/// Which sequences of a batch train which term: their places, `[N] i64` each, and the share of diffusion on average.
+struct Split {
+    diffused_n: Tensor,
+    filled_n: Tensor,
+    share: f64,
 }
 
 impl AnyOrder {
     /// The term of diffusion, of some sequences.
-    fn diffused(&self, model: &Denoiser, drawn: &Drawn<'_>, part: (i64, i64)) -> Result<Terms> {
+    fn diffused(&self, model: &Denoiser, drawn: &Drawn<'_>, places_n: &Tensor) -> Result<Terms> {
         let a0 = self.config.alpha_0;
-        let rows = |x: &Tensor| rows_of(x, part);
+        let rows = |x: &Tensor| x.index_select(0, places_n);
         let xt_bl = rows(&drawn.xt_bl);
         let masked_bl = xt_bl.eq(self.mask).to_kind(Kind::Double);
         let order_bl = sorted(&(rows(&drawn.u_bl) + masked_bl));
@@ -135,8 +137,8 @@ impl AnyOrder {
     }
 
     /// The term of filling in, of some sequences.
-    fn filled(&self, model: &Denoiser, drawn: &Drawn<'_>, part: (i64, i64)) -> Result<Terms> {
-        let rows = |x: &Tensor| rows_of(x, part);
+    fn filled(&self, model: &Denoiser, drawn: &Drawn<'_>, places_n: &Tensor) -> Result<Terms> {
+        let rows = |x: &Tensor| x.index_select(0, places_n);
         let (masked_bl, u_bl) = (rows(&drawn.xt_bl).eq(self.mask), rows(&drawn.u_bl));
         let order_bl = sorted(&left_to_right(&u_bl, 1.0).where_self(&masked_bl, &u_bl));
         let scored_bl = masked_bl.gather(1, &order_bl, false);
@@ -144,27 +146,35 @@ impl AnyOrder {
         Ok(Terms { loss_bl: nats_bl.shallow_clone(), nats_bl })
     }
 
-    /// How many sequences of a batch train diffusion, and the share that it has on average.
-    fn split(&self, model: &Denoiser, batch: i64) -> Result<(i64, f64)> {
-        let Config { alpha_0, batch_split: share, .. } = self.config;
-        if alpha_0 >= 1.0 {
-            return Ok((batch, 1.0));
-        }
-        if alpha_0 <= 0.0 {
-            return Ok((0, 0.0));
-        }
-        let u = model.uniforms(&[batch])?.double_value(&[0]);
-        Ok(((batch as f64 * share + u).floor() as i64, share))
+    /// The sequences that train diffusion stand side by side from a random place on: the times of a batch are stratified by place.
+    fn split(&self, model: &Denoiser, batch: i64) -> Result<Split> {
+        let Config { alpha_0, batch_split, .. } = self.config;
+        let (count, turn, share) = if alpha_0 >= 1.0 {
+            (batch, 0, 1.0)
+        } else if alpha_0 <= 0.0 {
+            (0, 0, 0.0)
+        } else {
+            let u_b2 = model.uniforms(&[batch, 2])?;
+            // sync: two numbers decide which sequences are computed how.
+            let [count, turn] = [0, 1].map(|i| u_b2.double_value(&[0, i]));
+            let count = (batch as f64 * batch_split + count).floor() as i64;
+            (count, (batch as f64 * turn) as i64, batch_split)
+        };
+        let places = |from: i64, to: i64| {
+            let places: Vec<i64> = (from..to).map(|i| (i + turn) % batch).collect();
+            Tensor::from_slice(&places).to_device(model.device())
+        };
+        Ok(Split { diffused_n: places(0, count), filled_n: places(count, batch), share })
     }
 
     fn terms(&self, model: &Denoiser, batch: &Batch) -> Result<Terms> {
         let x0_bl = &batch.x0_bl;
         let (all, _l) = check_shape!(x0_bl, [B, L], Int64);
-        let (diffused, share) = self.split(model, all)?;
+        let Split { diffused_n, filled_n, share } = self.split(model, all)?;
         let sigma_b = model.sigma(&batch.t_b)?;
         // What is filled in is masked as diffusion leaves it.
         let alpha_b = sigma_b.neg().exp() * self.config.alpha_0;
-        let _ = alpha_b.narrow(0, diffused, all - diffused).fill_(self.config.alpha_0);
+        let alpha_b = alpha_b.index_fill(0, &filled_n, self.config.alpha_0);
         let noisy_bl = model.corrupt(x0_bl, &alpha_b)?;
         let xt_bl = match &batch.given_bl {
             Some(given_bl) => x0_bl.where_self(given_bl, &noisy_bl),
@@ -173,15 +183,18 @@ impl AnyOrder {
         let (u_bl, dsigma_b) = (model.uniforms(&x0_bl.size())?, model.dsigma(&batch.t_b)?);
         let drawn = Drawn { x0_bl, xt_bl, u_bl, sigma_b, dsigma_b };
         let mut parts = Vec::new();
-        if diffused > 0 {
-            parts.push(self.diffused(model, &drawn, (0, diffused))?.scaled(share.recip()));
+        if diffused_n.numel() > 0 {
+            parts.push(self.diffused(model, &drawn, &diffused_n)?.scaled(share.recip()));
         }
-        if diffused < all {
-            let filled = self.filled(model, &drawn, (diffused, all - diffused))?;
+        if filled_n.numel() > 0 {
+            let filled = self.filled(model, &drawn, &filled_n)?;
             parts.push(filled.scaled((1.0 - share).recip()));
         }
+        // Back to the places of the batch.
+        let back_b = Tensor::cat(&[diffused_n, filled_n], 0).argsort(0, false);
         let whole = |of: fn(&Terms) -> &Tensor| {
-            Tensor::cat(&parts.iter().map(of).collect::<Vec<&Tensor>>(), 0)
+            let parts: Vec<&Tensor> = parts.iter().map(of).collect();
+            Tensor::cat(&parts, 0).index_select(0, &back_b)
         };
         Ok(Terms { loss_bl: whole(|terms| &terms.loss_bl), nats_bl: whole(|terms| &terms.nats_bl) })
     }
@@ -330,22 +343,27 @@ mod tests {
         for (alpha_0, batch_split) in [(1.0, 0.5), (0.6, 0.3), (0.25, 0.8), (0.0, 0.5)] {
             let method = made(&toy, Config { alpha_0, batch_split, ..Config::default() });
             tch::manual_seed(11);
-            let (state, batch, draws) = (5, 40, 400);
-            let x0 = every(&toy).narrow(0, state, 1).expand([batch, 3], false);
-            let (mut sum, mut square) = (0.0, 0.0);
-            for _ in 0..draws {
-                let u = Tensor::rand([batch], (Kind::Double, Device::Cpu));
-                let t = method.draw_t(&model, &u).unwrap();
-                let loss = method.loss(&model, &x0, &t).unwrap().sum(Kind::Double);
-                let mean = loss.double_value(&[]) / batch as f64;
-                (sum, square) = (sum + mean, square + mean * mean);
+            // A batch of two whose times are stratified: no half of them is one term's alone.
+            for (batch, draws) in [(40, 400), (2, 4000)] {
+                let state = 5;
+                let x0 = every(&toy).narrow(0, state, 1).expand([batch, 3], false);
+                let (mut sum, mut square) = (0.0, 0.0);
+                for _ in 0..draws {
+                    let u = Tensor::rand([batch], (Kind::Double, Device::Cpu));
+                    let strata = Tensor::arange(batch, (Kind::Double, Device::Cpu));
+                    let u = (u + strata) / batch as f64;
+                    let t = method.draw_t(&model, &u).unwrap();
+                    let loss = method.loss(&model, &x0, &t).unwrap().sum(Kind::Double);
+                    let mean = loss.double_value(&[]) / batch as f64;
+                    (sum, square) = (sum + mean, square + mean * mean);
+                }
+                let mean = sum / f64::from(draws);
+                let error =
+                    ((square / f64::from(draws) - mean * mean) / f64::from(draws)).max(0.0).sqrt();
+                let truth = -toy.joint()[state as usize].ln();
+                let far = (mean - truth).abs();
+                assert!(far < 5.0 * error + 0.01, "alpha_0 = {alpha_0}: {mean} ± {error}, {truth}");
             }
-            let mean = sum / f64::from(draws);
-            let error =
-                ((square / f64::from(draws) - mean * mean) / f64::from(draws)).max(0.0).sqrt();
-            let truth = -toy.joint()[state as usize].ln();
-            let far = (mean - truth).abs();
-            assert!(far < 5.0 * error + 0.01, "alpha_0 = {alpha_0}: {mean} ± {error}, {truth}");
         }
     }
 
