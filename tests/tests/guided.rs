@@ -201,10 +201,13 @@ fn answers_are_measured_by_the_command_line() {
         (json!({"prompt": "<999>", "response": "<1>"}), "has no token `<999>`"),
         (json!({"prompt": vec![1; 70], "response": [1]}), "71 tokens, and the model knows 64"),
     ] {
-        fs::write(at.join("a.jsonl"), format!("\n{line}\n")).expect("written");
+        let good = json!({"prompt": [1], "response": [2]});
+        fs::write(at.join("a.jsonl"), format!("\n{good}\n{line}\n")).expect("written");
         let out = eval(&[]);
         assert_eq!(out.code, 2, "{}", out.stderr);
-        out.says(&["`a.jsonl`, line 2", said]);
+        out.says(&["`a.jsonl`, line 3", said]);
+        // Nothing is measured before all lines are known to be sound.
+        assert_eq!(out.stdout, "");
     }
 }
 

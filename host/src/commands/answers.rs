@@ -43,12 +43,17 @@ pub fn run(common: &Common, file: &Path) -> Result<()> {
     assemble::load_weights(&model, &checkpoint, &config)?;
     let stop = Stop::listen("the answer that is under way is measured")?;
     let mut report = common.report();
+    let of_line = |e: Error, line: usize| e.of(&format!("`{}`, line {line}", file.display()));
+    // All lines before hours of measuring.
+    asked.iter().try_for_each(|(line, asked)| {
+        answers::check(&model, asked).map_err(|e| of_line(e, *line))
+    })?;
     let count = asked.len() as i64;
     report.start("answers", 0, count);
     let mut all = Vec::new();
     for (number, (line, asked)) in asked.iter().enumerate() {
         let found = answers::measure(&model, asked, plan, number as u64);
-        let found = found.map_err(|e| e.of(&format!("`{}`, line {line}", file.display())))?;
+        let found = found.map_err(|e| of_line(e, *line))?;
         let mut entry = json!({"line": line});
         ledger::extend(&mut entry, json!(found));
         report.result(&entry, &in_words(*line, &found));

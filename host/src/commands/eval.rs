@@ -27,6 +27,14 @@ type Set = (String, Config, Valid);
 pub fn run(common: &Common) -> Result<()> {
     let (checkpoint, mut config, tokenizer) = common.trained()?;
     let ledger = Ledger::new(&config, Some(&checkpoint.path), TORCH_VERSION)?;
+    let guidance = "sampling.cfg_scale";
+    if config.sampling.cfg_scale != 0.0 && config.layers.is_by_hand(guidance) {
+        return Err(config.layers.error(
+            guidance,
+            &format!("`{guidance}` guides by a prompt, and the bound of validation text has none"),
+            "leave it out; `maskdiff eval --answers FILE` measures guided answers",
+        ));
+    }
     let registry = assemble::registry(&common.plugins, &config)?;
     let choices = assemble::choices(&mut config, &registry, false)?;
     let plan = Plan::new(&config, Measure::new(&config));

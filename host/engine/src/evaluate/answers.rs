@@ -97,8 +97,9 @@ pub struct Found {
 const MOST_TOKENS: usize = 20;
 
 /// Measures one answer, the `number`th.
+///
+/// It must have passed [`check`].
 pub fn measure(model: &Model, asked: &Asked, plan: Plan, number: u64) -> Result<Found> {
-    check(model, asked)?;
     let before = model.calls();
     let ids = [&asked.prompt[..], &asked.answer[..]].concat();
     let x0_bl = Tensor::from_slice(&ids).unsqueeze(0).to_device(model.facts().device());
@@ -124,7 +125,11 @@ pub fn measure(model: &Model, asked: &Asked, plan: Plan, number: u64) -> Result<
     found.map_err(|e| model.method_error(e))
 }
 
-fn check(model: &Model, asked: &Asked) -> Result<()> {
+/// Checks that a model can measure an answer.
+///
+/// # Errors
+/// Too many tokens, or none; masks, which stand for what is not known; a model that reads blocks.
+pub fn check(model: &Model, asked: &Asked) -> Result<()> {
     let (all, most) = (asked.prompt.len() + asked.answer.len(), model.facts().length);
     if asked.answer.is_empty() {
         return Err(Error::data("the answer has no tokens", "give one with some text"));
@@ -133,6 +138,16 @@ fn check(model: &Model, asked: &Asked) -> Result<()> {
         return Err(Error::data(
             format!("prompt and answer have {all} tokens, and the model knows {most}"),
             "shorten the prompt, or set a larger `model.length` where the model allows it",
+        ));
+    }
+    if let Some(mask) = model.facts().mask_id
+        && (asked.prompt.contains(&mask) || asked.answer.contains(&mask))
+    {
+        return Err(Error::data(
+            format!(
+                "prompt or answer holds the mask (token {mask}), which stands for what is not known"
+            ),
+            "leave it out",
         ));
     }
     if model.blocks().is_some() {
