@@ -71,6 +71,12 @@ impl Draws {
         Ok(Self { value_bl: u_b2l.select(1, 0), order_bl: u_b2l.select(1, 1) })
     }
 
+    /// The same numbers.
+    fn whole(&self) -> Self {
+        let [value_bl, order_bl] = [&self.value_bl, &self.order_bl].map(Tensor::shallow_clone);
+        Self { value_bl, order_bl }
+    }
+
     /// Those of some sequences.
     fn of(&self, sequences_n: &Tensor) -> Self {
         let of = |x: &Tensor| x.index_select(0, sequences_n);
@@ -221,14 +227,14 @@ impl Confidence {
 }
 
 impl Confidence {
-    /// Walks `count` of the sequences `whole_bl [B, L]`, from `from` on; gives them. `draws` are the numbers of each step of all
-    /// sequences: what walks alone takes its own, however many the one before it took.
+    /// Walks `count` of the sequences `whole_bl [B, L]`, from `from` on; gives them. `numbers` gives the draws of a step of
+    /// all sequences: what walks alone takes its own, however many the one before it took.
     fn walk(
         &self,
         model: &Denoiser,
         whole_bl: &Tensor,
         (from, count): (i64, i64),
-        draws: &mut Vec<Draws>,
+        numbers: &mut dyn FnMut(usize) -> Result<Draws>,
     ) -> Result<Tensor> {
         let mask = model.mask_id()?;
         let start_bl = whole_bl.narrow(0, from, count);
@@ -247,11 +253,8 @@ impl Confidence {
             let part = |x: &Tensor| x.index_select(0, &open_b);
             let opens: Vec<i64> = opens.into_iter().filter(|n| *n > 0).collect();
             let part_bl = part(&x_bl);
-            if draws.len() as i64 == done {
-                draws.push(Draws::new(model, whole_bl)?);
-            }
             let turned_b = &open_b + from;
-            let drawn = draws[done as usize].of(&turned_b);
+            let drawn = numbers(done as usize)?.of(&turned_b);
             model.turn_to(&turned_b)?;
             let opening = self.opening(model, &part_bl, (&part(&eligible_bl), &opens), &drawn)?;
             let part_bl = ops::put_rows(&part_bl, &opening.rows_n, &opening.drawn(&drawn));
@@ -272,14 +275,21 @@ impl Confidence {
 impl Sampler for Confidence {
     fn sample(&mut self, model: &Denoiser, xt_bl: &Tensor) -> Result<Tensor> {
         let (b, _l) = check_shape!(xt_bl, [B, L], Int64);
-        let mut draws = Vec::new();
         if self.config.cache == Cache::None {
-            return self.walk(model, xt_bl, (0, b), &mut draws);
+            return self.walk(model, xt_bl, (0, b), &mut |_| Draws::new(model, xt_bl));
         }
         // Each is in a block of its own.
         let whole_bl = xt_bl.copy();
+        let mut kept: Vec<Draws> = Vec::new();
+        let mut numbers = |step: usize| {
+            if kept.len() == step {
+                kept.push(Draws::new(model, xt_bl)?);
+            }
+            Ok(kept[step].whole())
+        };
         for row in 0..b {
-            whole_bl.narrow(0, row, 1).copy_(&self.walk(model, &whole_bl, (row, 1), &mut draws)?);
+            let walked = self.walk(model, &whole_bl, (row, 1), &mut numbers)?;
+            whole_bl.narrow(0, row, 1).copy_(&walked);
         }
         Ok(whole_bl)
     }
