@@ -122,6 +122,9 @@ pub struct Learner {
 impl Learner {
     /// A fresh learner of the model's trained parameters, which must be equal on all ranks.
     pub fn new(model: &Model, config: &Config, world: Rc<World>) -> Result<Self> {
+        if let Some(lora) = model.lora() {
+            lora.check(config, model.rounds()?.is_some(), world.size())?;
+        }
         let precision = Precision::of(config);
         let params = model.trainable();
         let masters: Vec<Tensor> = match precision {

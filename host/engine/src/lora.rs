@@ -215,6 +215,25 @@ impl Lora {
         self.by == LoraBy::Projection
     }
 
+    /// Checks what adapters cannot go with: a method that works in rounds, and several ranks where whole parameters are trained too.
+    pub fn check(&self, config: &Config, in_rounds: bool, ranks: usize) -> Result<()> {
+        if in_rounds {
+            return Err(config.layers.error(
+                "training.lora.rank",
+                "`training.lora` trains adapters, and after each round this method gives whole weights to its teacher",
+                "leave `training.lora` out",
+            ));
+        }
+        match self.whole.first() {
+            Some((name, _)) if self.projects() && ranks > 1 => Err(config.layers.error(
+                "training.lora.by",
+                &format!("`training.lora.by=projection` with {ranks} ranks trains adapters alone, and `{name}` is trained whole"),
+                "`training.lora.by=network`, one rank, or no whole modules",
+            )),
+            _ => Ok(()),
+        }
+    }
+
     /// A scalar whose gradients at A and B are the projections of those of the sums; none where the network gives them itself.
     pub fn projected(&self) -> Option<Tensor> {
         let mut all: Option<Tensor> = None;
