@@ -38,13 +38,18 @@ pub(crate) fn free_rows(model: &Denoiser, start_bl: &Tensor) -> Result<Tensor> {
     if let Some(given_bl) = model.given()? {
         return Ok(ops::rows_of(&given_bl.logical_not()));
     }
-    let half = model.times(1, 0.5);
-    // sync: one number of the process.
-    let alone = model.mixing(&half)?.every_b.double_value(&[0]) == 0.0;
+    let alone = masks_alone(model)?;
     Ok(match model.mask().filter(|_| alone) {
         Some(mask) => ops::rows_of(&start_bl.eq(mask)),
         None => all_rows(start_bl),
     })
+}
+
+/// Whether the mask is the only noise.
+pub(crate) fn masks_alone(model: &Denoiser) -> Result<bool> {
+    let half = model.times(1, 0.5);
+    // sync: one number of the process.
+    Ok(model.mixing(&half)?.every_b.double_value(&[0]) == 0.0)
 }
 
 /// All flat positions.

@@ -200,7 +200,7 @@ impl Sampler for Psi {
             x_bl = self.draw(model, &x_bl, &free_n, step)?;
             model.progress(i as i64 + 1, count, &x_bl)?;
         }
-        let rows_n = self.config.tail.rows(model, &x_bl, &free_n);
+        let rows_n = self.config.tail.rows(model, &x_bl, &free_n)?;
         if rows_n.numel() == 0 {
             return Ok(x_bl);
         }

@@ -135,7 +135,7 @@ impl Interpolating {
     ) -> Result<Tensor> {
         let Config { tail, min_p, .. } = self.config;
         let ends = s == 0.0;
-        let rows_n = if ends { tail.rows(model, xt_bl, free_n) } else { free_n.shallow_clone() };
+        let rows_n = if ends { tail.rows(model, xt_bl, free_n)? } else { free_n.shallow_clone() };
         if rows_n.numel() == 0 {
             return Ok(xt_bl.shallow_clone());
         }

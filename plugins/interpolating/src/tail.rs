@@ -6,6 +6,7 @@ use maskdiff_plugin_api::prelude::*;
 use tch::Kind;
 
 use crate::coins::{self, Noise, Rows};
+use crate::options::masks_alone;
 
 /// How a walk ends, at `t_min`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -13,7 +14,7 @@ use crate::coins::{self, Noise, Rows};
 pub(crate) enum Tail {
     /// One more draw, of the clean tokens.
     Ancestral,
-    /// Each token becomes the likeliest given the others.
+    /// Each token that may be noise becomes the likeliest given the others.
     Greedy,
     /// As the walk left it; what is still masked is drawn.
     None,
@@ -21,26 +22,34 @@ pub(crate) enum Tail {
 
 impl Tail {
     /// The flat positions that the end draws, among those that are free.
-    pub(crate) fn rows(self, model: &Denoiser, x_bl: &Tensor, free_n: &Tensor) -> Tensor {
-        if self != Self::None {
-            return free_n.shallow_clone();
+    pub(crate) fn rows(self, model: &Denoiser, x_bl: &Tensor, free_n: &Tensor) -> Result<Tensor> {
+        if self == Self::Ancestral || self == Self::Greedy && !masks_alone(model)? {
+            return Ok(free_n.shallow_clone());
         }
         let masked_n = match model.mask() {
             Some(mask) => ops::take_rows(x_bl, free_n).eq(mask),
             None => free_n.zeros_like().to_kind(Kind::Bool),
         };
         // sync: how many are masked is data.
-        free_n.index_select(0, &masked_n.nonzero().squeeze_dim(-1))
+        Ok(free_n.index_select(0, &masked_n.nonzero().squeeze_dim(-1)))
     }
 
     /// The law of the end from time t, `[N, V] f64`.
     pub(crate) fn law(self, model: &Denoiser, rows: &Rows, t: f64) -> Result<Tensor> {
-        let size = model.vocab_size();
+        let (size, alone) = (model.vocab_size(), masks_alone(model)?);
         match self {
             Self::Ancestral => {
                 coins::ancestral_law(model, rows, Noise::at(model, t)?, Noise::at(model, 0.0)?)
             }
-            Self::Greedy => Ok(certain(&rows.log_p_nv.argmax(-1, false), size)),
+            Self::Greedy => {
+                let likeliest_n = rows.log_p_nv.argmax(-1, false);
+                // Where masks are the only noise, a token is what it is.
+                let token_n = match model.mask().filter(|_| alone) {
+                    Some(mask) => likeliest_n.where_self(&rows.z_n.eq(mask), rows.z_n),
+                    None => likeliest_n,
+                };
+                Ok(certain(&token_n, size))
+            }
             Self::None => {
                 let kept_nv = certain(rows.z_n, size);
                 let Some(mask) = model.mask() else { return Ok(kept_nv) };

@@ -77,6 +77,17 @@ impl Model {
         Ok(())
     }
 
+    /// Takes over the tensors of another model's network, which is the same.
+    pub fn take_network(&self, other: &Self) -> Result<()> {
+        let own = self.parameters.iter().filter(|p| !self.is_beside_network(&p.name));
+        let pairs = own.filter_map(|own| {
+            let theirs = other.parameters.iter().find(|p| p.name == own.name)?;
+            Some((own.tensor.detach(), theirs.tensor.detach()))
+        });
+        let (into, from): (Vec<Tensor>, Vec<Tensor>) = pairs.unzip();
+        foreach_copy(&into, &from).map_err(component::torch)
+    }
+
     /// How far apart the laws of two models are for a few positions of noise at a middle time: the largest difference of
     /// probabilities.
     pub fn distance_of_laws(&self, other: &Self) -> Result<f64> {

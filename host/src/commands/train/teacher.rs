@@ -159,13 +159,13 @@ impl Student<'_> {
             return Err(self.refused(teacher, &what));
         }
         let facts = facts.kind(ours.kind).fresh(false);
-        let made = |choices: Choices| {
+        let made = |choices: Choices| -> Result<Model> {
             let made = assemble::model(config, self.registry, choices, facts)?;
             made.set_reduced(Precision::of(self.config).reduced());
-            assemble::load_weights(&made, checkpoint, config)?;
             Ok(made)
         };
         let own = made(choices.clone())?;
+        assemble::load_weights(&own, checkpoint, config)?;
         if model.rounds()?.is_none() {
             return Ok(own);
         }
@@ -173,6 +173,8 @@ impl Student<'_> {
         let (theirs, this) = (choices.parameterization.name.clone(), &parameterization.name);
         let as_student =
             made(Choices { parameterization: parameterization.clone(), ..choices.clone() })?;
+        // What the student's method learns beside the network begins with its first values.
+        as_student.take_network(&own)?;
         let distance = own.distance_of_laws(&as_student);
         let distance = distance.map_err(|e| {
             let what = format!("(`{theirs}`) gives no law of the clean token: {}", e.message);
