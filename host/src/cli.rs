@@ -406,14 +406,12 @@ impl Command {
             Self::Train { nproc, profile, tui, plan, flags, mut overrides } => {
                 flags.add_to(&mut overrides)?;
                 let common = common.overriding(overrides);
-                if plan {
-                    let ranks = nproc.map_or(1, usize::from);
-                    return commands::train::plan::run(&common, ranks).map(|()| 0);
+                let ranks = nproc.map_or(1, usize::from);
+                match (plan, ranks) {
+                    (true, _) => commands::train::plan::run(&common, ranks),
+                    (_, 1) => commands::train::run(&common, profile, tui),
+                    _ => return commands::train::launch(&common, ranks, words),
                 }
-                return match nproc.filter(|n| *n > 1) {
-                    Some(n) => commands::train::launch(&common, n.into(), words),
-                    None => commands::train::run(&common, profile, tui).map(|()| 0),
-                };
             }
             Self::Eval { trained, flags, text, answers } => {
                 let mut overrides = trained.into_overrides()?;

@@ -323,7 +323,12 @@ fn every_shipped_configuration_resolves() {
         // A size for another network than the default one names it: `tiny-ar`.
         let network = name.split_once('-').filter(|_| group == "model");
         let network = network.map(|(_, network)| format!("backbone={network}"));
-        let words = [&["config", &choice], network.as_deref().as_slice()].concat();
+        // A file whose first lines ask for a checkpoint is resolved with the name of one.
+        let text = fs::read_to_string(&path).expect("a file");
+        let teacher = text.contains("`training.teacher=CHECKPOINT`");
+        let teacher = teacher.then_some("training.teacher=CHECKPOINT");
+        let words = [&["config", &choice], network.as_deref().as_slice(), teacher.as_slice()];
+        let words = words.concat();
         maskdiff(folder.path(), &words).expect(0);
         resolved += 1;
     }

@@ -49,6 +49,7 @@ fn number_of(log_p_nv: &Tensor, token_n: &Tensor) -> Tensor {
 
 #[test]
 fn targets_and_losses_of_sdtt() {
+    // Long: one case, of which the losses need what the walk before them made.
     let Some(manifest) = case("u_sdtt") else { return };
     let golden = Tensors::golden("u_sdtt/sdtt.safetensors");
     let registry = registry();

@@ -33,43 +33,16 @@ pub(super) fn without_output(all: &[OsString]) -> Vec<OsString> {
     kept
 }
 
+fn number(value: &Value) -> f64 {
+    value.as_f64().unwrap_or(f64::NAN)
+}
+
 pub(super) fn text(told: &Value) -> String {
-    let number = |value: &Value| value.as_f64().unwrap_or(f64::NAN);
-    let (unit, machine) = (number(&told["seconds"]), &told["machine"]);
-    let what = match told["work"].as_str() {
-        Some("train") => "step",
-        _ => "batch",
-    };
-    let mut text = format!(
-        "{:.0} tokens/s; a {what} takes {} (median of {}; {} to {})\n",
-        number(&told["tokens_per_s"]),
-        seconds(unit),
-        told["units"],
-        seconds(number(&told["seconds_least"])),
-        seconds(number(&told["seconds_most"])),
-    );
-    let _ = writeln!(
-        text,
-        "{}, {} threads, {}; memory at most {:.2} GiB",
-        machine["device"].as_str().unwrap_or_default(),
-        machine["threads"],
-        machine["processor"].as_str().unwrap_or("unknown processor"),
-        number(&told["memory_peak_gib"]),
-    );
-    if let Some(busy) = machine["busy"].as_f64().filter(|busy| *busy > BUSY) {
-        let _ = writeln!(
-            text,
-            "warning: other programs use {:.0} % of this machine: these figures say nothing about it",
-            100.0 * busy
-        );
-    }
+    let mut text = speed(told);
+    let unit = number(&told["seconds"]);
     for (name, value) in told["parts_s"].as_object().into_iter().flatten() {
-        let _ = writeln!(
-            text,
-            "  {name:<18}{:>10}{:>5.0} %",
-            seconds(number(value)),
-            100.0 * number(value) / unit
-        );
+        let share = 100.0 * number(value) / unit;
+        let _ = writeln!(text, "  {name:<18}{:>10}{share:>5.0} %", seconds(number(value)));
     }
     let products = &told["products"];
     if !products.is_null() {
@@ -86,16 +59,50 @@ pub(super) fn text(told: &Value) -> String {
         let _ = writeln!(text, "{:.1} % of the device's peak", 100.0 * mfu);
     }
     if let Some(calls) = told["network_calls"].as_f64() {
-        let _ = writeln!(
-            text,
-            "{calls:.1} network calls and {:.0} tokens read for each text",
-            number(&told["token_forwards"])
-        );
+        let read = number(&told["token_forwards"]);
+        let _ = writeln!(text, "{calls:.1} network calls and {read:.0} tokens read for each text");
     }
     if let Some(bytes) = told["bytes"].as_object() {
         let parts = bytes.iter().map(|(name, n)| format!("{name} {:.1} MB", number(n) / 1e6));
         let _ = writeln!(text, "held: {}", parts.collect::<Vec<String>>().join(", "));
     }
+    text += &others(told);
+    text.trim_end().to_string()
+}
+
+/// Speed, machine, memory, and who else uses it.
+fn speed(told: &Value) -> String {
+    let machine = &told["machine"];
+    let what = match told["work"].as_str() {
+        Some("train") => "step",
+        _ => "batch",
+    };
+    let mut text = format!(
+        "{:.0} tokens/s; a {what} takes {} (median of {}; {} to {})\n{}, {} threads, {}; memory at most {:.2} GiB\n",
+        number(&told["tokens_per_s"]),
+        seconds(number(&told["seconds"])),
+        told["units"],
+        seconds(number(&told["seconds_least"])),
+        seconds(number(&told["seconds_most"])),
+        machine["device"].as_str().unwrap_or_default(),
+        machine["threads"],
+        machine["processor"].as_str().unwrap_or("unknown processor"),
+        number(&told["memory_peak_gib"]),
+    );
+    if let Some(busy) = machine["busy"].as_f64().filter(|busy| *busy > BUSY) {
+        let share = 100.0 * busy;
+        let _ = writeln!(
+            text,
+            "warning: other programs use {share:.0} % of this machine: these figures say nothing about it"
+        );
+    }
+    text
+}
+
+/// What other settings would change.
+fn others(told: &Value) -> String {
+    let machine = &told["machine"];
+    let mut text = String::new();
     for other in told["others"].as_array().into_iter().flatten() {
         let setting = other["setting"].as_str().unwrap_or_default();
         let _ = match other["failed"].as_str() {
@@ -107,14 +114,12 @@ pub(super) fn text(told: &Value) -> String {
                 number(&other["memory_peak_gib"]),
             ),
         };
-        if setting == "trainer.precision=bf16"
-            && machine["bf16"] == false
-            && machine["device"] == "cpu"
-        {
+        let slow = machine["bf16"] == false && machine["device"] == "cpu";
+        if setting == "trainer.precision=bf16" && slow {
             let _ = writeln!(text, "       (this processor has no bf16 instructions)");
         }
     }
-    text.trim_end().to_string()
+    text
 }
 
 fn seconds(seconds: f64) -> String {
