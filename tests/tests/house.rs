@@ -327,8 +327,8 @@ fn every_shipped_configuration_resolves() {
         let text = fs::read_to_string(&path).expect("a file");
         let teacher = text.contains("`training.teacher=CHECKPOINT`");
         let teacher = teacher.then_some("training.teacher=CHECKPOINT");
-        let words = [&["config", &choice], network.as_deref().as_slice(), teacher.as_slice()];
-        let words = words.concat();
+        let words =
+            [&["config", &choice], network.as_deref().as_slice(), teacher.as_slice()].concat();
         maskdiff(folder.path(), &words).expect(0);
         resolved += 1;
     }
