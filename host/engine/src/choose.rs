@@ -192,12 +192,10 @@ fn choice(config: &Config, registry: &Registry, kind: ComponentKind) -> Result<C
             }
             return Err(unknown_option(config, registry, &owner, option, key, &known));
         }
-        // What changes nothing elsewhere is no mistake here: published command lines say `T=0` to every method.
+        // What is some other's default is no mistake here: published command lines say `T=0` to every method.
         let value = owner.options.remove(option).unwrap_or_default();
-        if others
-            .iter()
-            .any(|other| !options::same(options::value(&other.defaults, option), &value))
-        {
+        let mut defaults = others.iter().map(|other| options::value(&other.defaults, option));
+        if !defaults.any(|default| options::same(default, &value)) {
             let names: Vec<String> = others.iter().map(|c| format!("`{}`", c.name)).collect();
             return Err(foreign_option(config, &owner, key, &names.join(", ")));
         }

@@ -18,8 +18,10 @@ pub(crate) struct Curriculum {
     #[schemars(extend("exclusiveMinimum" = 0.0))]
     pub(crate) tau: f64,
     /// Log of noise over signal at t = 0.
+    #[schemars(range(min = -100.0, max = 100.0))]
     pub(crate) gamma_min: f64,
     /// Log of noise over signal at t = 1, above `gamma_min`.
+    #[schemars(range(min = -100.0, max = 100.0))]
     pub(crate) gamma_max: f64,
     /// Tokens in a mixture, at least 2.
     #[schemars(range(min = 2))]

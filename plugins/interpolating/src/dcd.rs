@@ -49,8 +49,10 @@ struct Config {
     #[schemars(range(min = 1))]
     first_steps: i64,
     /// Log of noise over signal at t = 0.
+    #[schemars(range(min = -100.0, max = 100.0))]
     gamma_min: f64,
     /// Log of noise over signal at t = 1, above `gamma_min`.
+    #[schemars(range(min = -100.0, max = 100.0))]
     gamma_max: f64,
     /// What is minimized: `kl_bwd` or `kl_fwd`.
     divergence: Distance,

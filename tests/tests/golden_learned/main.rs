@@ -259,7 +259,7 @@ fn the_surrogate_has_the_exact_gradient() {
     let every = Tensor::arange(masks, (Kind::Int64, device()));
     let (first, second) =
         (every.repeat_interleave_self_int(masks, 0, None::<i64>), every.repeat([masks]));
-    // The gradient by the powers of a sum over pairs of masks, weighted by `weight`; with it the sum of the weighted losses.
+    // The gradient by the powers of a sum over pairs of masks, weighted by `weight`; with it the sum of the weighted bounds.
     let gradient = |one: &Tensor, two: &Tensor, moving: bool| {
         let noise = registry.noise(&choice("genmd4", json!({})), &facts).expect("noise");
         let raw = noise.parameters().expect("parameters").0.remove(0).tensor;
@@ -282,10 +282,12 @@ fn the_surrogate_has_the_exact_gradient() {
         let weight = if moving { likely(one) } else { (likely(one) * likely(two)).detach() };
         let batch = Batch::new(&x0_bl, &t_b);
         let objective = method.expect("the method").objective(&model, &batch).expect("one");
-        let loss_b = objective.loss_bl.sum_dim_intlist(1, false, Kind::Double);
-        let sum = (weight * loss_b).sum(Kind::Double);
-        sum.backward();
-        (sum.detach(), raw.grad().narrow(0, 0, V))
+        let of_sequence = |t: &Tensor| t.sum_dim_intlist(1, false, Kind::Double);
+        // The surrogate is for its gradient; what is reported has the value.
+        let nats_b = of_sequence(&objective.nats_bl.expect("a bound"));
+        let value = (weight.detach() * nats_b).sum(Kind::Double);
+        (weight * of_sequence(&objective.loss_bl)).sum(Kind::Double).backward();
+        (value, raw.grad().narrow(0, 0, V))
     };
     // Twice the same mask: the surrogate is the loss itself, and the weight moves with the powers.
     let (mean, exact) = gradient(&every, &every, true);
