@@ -475,14 +475,18 @@ impl Command {
             Self::Plugins { command } => nested::plugins(command, common),
             Self::Data { command } => nested::data(command, common),
             Self::Completions { shell } => {
-                let mut script = Vec::new();
-                clap_complete::generate(shell, &mut Cli::command(), "maskdiff", &mut script);
-                output::result(&String::from_utf8_lossy(&script));
+                print_completions(shell);
                 Ok(())
             }
         }
         .map(|()| 0)
     }
+}
+
+fn print_completions(shell: clap_complete::Shell) {
+    let mut script = Vec::new();
+    clap_complete::generate(shell, &mut Cli::command(), "maskdiff", &mut script);
+    output::result(&String::from_utf8_lossy(&script));
 }
 
 /// `eval --text FILE` as overrides.
