@@ -1,7 +1,7 @@
 //! The server: one model behind an HTTP API in the shape of OpenAI's, with what diffusion has beyond it.
 //!
-//! Two sides share a queue. The network's side ([`listen`], [`http`]) reads requests, checks them and renders answers, on a thread of its own.
-//! The model's side ([`worker`]) owns the model on the thread that made it, since components are not to cross threads: it takes texts of all
+//! Two sides share a queue. The network's side (`listen`, `http`) reads requests, checks them and renders answers, on a thread of its own.
+//! The model's side (`worker`) owns the model on the thread that made it, since components are not to cross threads: it takes texts of all
 //! clients from the queue, draws those that fit together in one batch, and sends each client its own.
 //!
 //! A text is drawn from its own stream of random numbers, by seed and number, so it is the same in every batch, and the same that

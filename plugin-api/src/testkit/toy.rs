@@ -371,7 +371,7 @@ impl Model for Toy {
         Ok(self.noise.mix(self.tokens, &alpha_b.ones_like()))
     }
 
-    /// Over masks it reads tokens at any positions over any others, see [`reading`].
+    /// Over masks it reads tokens at any positions over any others, see `reading`.
     fn pass(&self, pass: &Pass) -> Result<Passed> {
         use crate::capability::{CAUSAL, PAST, POSITIONS};
         let reads: &[&str] = match (self.noise, self.causal) {
