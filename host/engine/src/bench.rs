@@ -186,7 +186,7 @@ pub fn train(feed: Feed<'_>, learner: &mut Learner, effort: Effort<'_>) -> Resul
     Ok(told)
 }
 
-/// Batches of the likelihood, of random tokens: what they are makes no difference.
+/// Batches of the likelihood, over random tokens: the time does not depend on them.
 pub fn evaluate(model: &Model, plan: Plan, length: i64, effort: Effort<'_>) -> Result<Value> {
     let facts = model.facts();
     let tokens = || {

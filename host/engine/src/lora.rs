@@ -234,7 +234,7 @@ impl Lora {
         }
     }
 
-    /// A scalar whose gradients at A and B are the projections of those of the sums; none where the network gives them itself.
+    /// A scalar whose gradients at A and B are the projected gradients of the summed weights. None if the network computes those gradients itself.
     pub fn projected(&self) -> Option<Tensor> {
         let mut all: Option<Tensor> = None;
         for adapted in self.adapted.iter().filter(|_| self.projects()) {

@@ -90,14 +90,14 @@ impl Moment {
         }
     }
 
-    /// Goes on with the stream of one sequence alone; returns those of all, for [`Moment::together`].
+    /// Keeps the stream of one sequence alone; returns the streams of all, for [`Moment::together`].
     pub fn alone(&mut self, row: usize) -> Option<Streams> {
         let (own, all) = self.streams.take()?.only(row);
         self.streams = Some(own);
         Some(all)
     }
 
-    /// Goes on with the streams of all sequences, of which one has gone on alone.
+    /// Ends what [`Moment::alone`] began: all sequences have their streams again, and that one continues where it stopped.
     pub fn together(&mut self, row: usize, all: Option<Streams>) {
         let own = self.streams.take();
         self.streams = all;

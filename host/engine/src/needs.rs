@@ -52,7 +52,7 @@ fn bytes(tensor: &Tensor) -> u64 {
 }
 
 impl Needs {
-    /// Of a model that is made, trained by so many ranks.
+    /// What a model needs that `ranks` processes train.
     pub fn of(model: &Model, config: &Config, ranks: usize) -> Result<Self> {
         let precision = Precision::of(config);
         let shares = config.shares(ranks)?;

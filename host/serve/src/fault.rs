@@ -1,4 +1,4 @@
-//! What a client is told when it does not get what it asked for: OpenAI's shape, and no path of this machine.
+//! Errors as clients receive them: in OpenAI's shape, without paths of this machine.
 
 use axum::body::Body;
 use axum::http::{HeaderValue, Response, StatusCode, header};

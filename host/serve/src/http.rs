@@ -1,4 +1,4 @@
-//! Requests: who may ask, what is asked, and the endpoints.
+//! HTTP requests: access, reading the body, and the endpoints.
 
 use std::net::SocketAddr;
 use std::sync::Arc;

@@ -54,7 +54,7 @@ pub(crate) struct Draw {
     pub stops: Vec<String>,
     /// Tokens in front of which a text is cut.
     pub ends: Vec<i64>,
-    /// How many of the likeliest tokens are told at each place, with the log-probability of each token.
+    /// The number of likeliest tokens to return at each position, beside the log-probability of the token itself.
     pub logprobs: Option<usize>,
     /// Steps that are shown on the way.
     pub shown: Option<Shown>,
@@ -205,7 +205,7 @@ pub(crate) struct Queue {
     most: usize,
 }
 
-/// A queue of at most so many texts.
+/// A queue that holds at most this number of texts.
 pub(crate) fn queue(most: usize) -> (Queue, Receiver<Job>) {
     let (sender, jobs) = std::sync::mpsc::channel();
     let (waiting, closed) = (Arc::default(), Arc::default());

@@ -28,7 +28,7 @@ const AGE: Duration = Duration::from_secs(900);
 const LAST: Duration = Duration::from_secs(2);
 /// Bytes of the head of a request.
 const HEAD: usize = 64 * 1024;
-/// What a connection is told that is one too many.
+/// The answer to a connection above the limit.
 const FULL: &[u8] = b"HTTP/1.1 503 Service Unavailable\r\nRetry-After: 1\r\nContent-Length: 0\r\nConnection: close\r\n\r\n";
 
 /// Takes the address.

@@ -45,7 +45,7 @@ pub(crate) struct Reply {
 const STOPS: usize = 16;
 /// Bytes of one of them.
 const STOP: usize = 200;
-/// The likeliest tokens that are told at most.
+/// The largest number of likeliest tokens in an answer.
 const TOP: i64 = 20;
 /// Numbers of texts are below this.
 const NUMBERS: u64 = 1 << 40;
@@ -88,7 +88,7 @@ impl Reader<'_> {
             && self.body.get("stream") != Some(&Value::Bool(true))
             && !prompts.iter().any(|prompt| matches!(prompt, Prompt::Free))
         {
-            // Nothing is drawn, so what the sampler would be told is no matter, whether it has such an option or not.
+            // Nothing is drawn, so options of the sampler have no effect here.
             let unused = (self.facts.predictor.clone(), Vec::new());
             let reply = self.reply(Some(logprobs), unused)?;
             return Ok((Work::Score(self.score(&prompts, logprobs, max_tokens)?), reply));

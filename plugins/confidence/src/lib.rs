@@ -227,7 +227,7 @@ impl Confidence {
 }
 
 impl Confidence {
-    /// Walks `count` of the sequences `whole_bl [B, L]`, from `from` on; gives them. `numbers` gives the draws of a step of
+    /// Walks `count` of the sequences `whole_bl [B, L]`, beginning at `from`, and returns them. `numbers` returns the draws of a step of
     /// all sequences: what walks alone takes its own, however many the one before it took.
     fn walk(
         &self,

@@ -49,7 +49,7 @@ struct Config {
     /// Steps of the teacher that the student learns to take at once, ≥ 2; after a round its step is this many times longer.
     #[schemars(range(min = 2))]
     teacher_steps: i64,
-    /// Steps of a whole walk in the first round, ≥ 1: the teacher's step is one of so many.
+    /// N, the steps of a whole trajectory in the first round, ≥ 1. A step of the teacher covers 1/N of the time.
     #[schemars(range(min = 1))]
     first_steps: i64,
     /// The fewest steps of a whole walk that the teacher is asked for; rounds after that keep its step, ≥ 1.

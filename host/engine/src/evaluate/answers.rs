@@ -40,9 +40,9 @@ impl Asked {
 /// How it is measured.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Way {
-    /// The bound, by so many draws; exactly, by all sets of masks, where these are no more.
+    /// The bound from this number of draws. If there are no more sets of masks than that, the exact bound from all sets.
     Bound(i64),
-    /// The exact likelihood of a deterministic order, so many tokens at once.
+    /// The exact likelihood of a deterministic order, with this number of tokens per network call.
     Duel(Order, i64),
 }
 

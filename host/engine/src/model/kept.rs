@@ -91,7 +91,7 @@ impl Model {
         if keys.first().is_some_and(|keys| keys.size()[0] != batch) {
             bail!(
                 Unsupported,
-                "a call over {batch} sequences, and the cache holds others: a walk with a cache goes on with those it has begun with"
+                "this call has {batch} sequences, and the cache holds others: with a cache, a walk must keep the sequences that it began with"
             );
         }
         let reads = kept.reads(length);

@@ -75,7 +75,7 @@ impl Feed<'_> {
         (0..rows).step_by(batch as usize).map(part).collect()
     }
 
-    /// Where the next global batch begins, after so many samples, and how many samples of an epoch are used.
+    /// Where the next global batch begins after `read` samples, and how many samples of an epoch are used.
     pub fn source(&self, read: u64) -> (u64, Option<u64>) {
         let global = self.config.loader.global_batch_size.cast_unsigned();
         let trainer = &self.config.trainer;

@@ -81,7 +81,7 @@ impl Reader<'_> {
         Ok(Some(tokens))
     }
 
-    /// Whether so many tokens may be drawn of a text.
+    /// Checks the number of tokens to draw against the server's limit.
     pub(super) fn check_tokens(&self, key: &str, tokens: i64) -> Result<(), Fault> {
         let most = self.limits.tokens;
         if tokens <= most {

@@ -15,7 +15,7 @@ const RANK: &str = "training.lora.rank";
 /// Adapters of a run, and the weights that they are added to.
 pub(super) struct Adapters {
     rank: i64,
-    /// Of a run that goes on, those weights; of a new one they are what it begins with.
+    /// A run that resumes has these weights; a new run begins with them.
     base: Option<Checkpoint>,
     upon: Option<Upon>,
 }
@@ -35,7 +35,7 @@ impl Adapters {
             (Some(resumed), None) => Err(config.layers.error(
                 RANK,
                 &format!(
-                    "`{}` holds whole weights, and a run of adapters cannot go on from it",
+                    "`{}` holds whole weights, and a run of adapters cannot resume from it",
                     resumed.path.display()
                 ),
                 "`training.from=CHECKPOINT` begins a run of adapters with its weights",
@@ -62,7 +62,7 @@ impl Adapters {
         model.adapt(config, self.rank, &theirs)
     }
 
-    /// Loads the weights below the adapters of a run that goes on, and notes for its checkpoints which they are.
+    /// Loads the base weights of a run that resumes, and records for its checkpoints which they are.
     pub(super) fn begin(
         self,
         trainer: &mut Trainer<'_>,
@@ -102,7 +102,7 @@ fn without(config: &Config, beginning: &Beginning, upon: Option<Upon>) -> Result
     ))
 }
 
-/// Checks that a run goes on with the weights and by the formula that it was begun with.
+/// Checks that a run resumes with the base weights and the formula that it began with.
 fn check_same(config: &Config, resumed: &Checkpoint, upon: &Upon) -> Result<()> {
     let path = resumed.path.display();
     if let Some(from) = &config.training.from {

@@ -15,7 +15,7 @@ use tch::Device;
 use super::super::begin::{self, Start};
 use super::Common;
 
-/// Prints the plan of a training by so many ranks. Nothing of the network is drawn or loaded, and no GPU is touched.
+/// Prints what a training by `ranks` processes needs. It draws and loads no weights and uses no GPU.
 pub fn run(common: &Common, ranks: usize) -> Result<()> {
     let (mut config, start) = begin::configuration(common)?;
     super::check_words(&config)?;

@@ -9,7 +9,7 @@ use tch::{Kind, Tensor};
 /// The least share of masks that the whole range of times reaches.
 const LEAST: f64 = 1e-3;
 
-/// How often masks are drawn anew before it is given up.
+/// Draws of masks before the search for a fitting one fails.
 const DRAWS: usize = 20_000;
 
 /// What separates an end of the range from a bound.

@@ -8,7 +8,7 @@ use tch::{Kind, Tensor};
 
 use super::bounds::Interval;
 
-/// Checks what a search is told.
+/// Checks the keys of the interval search.
 fn check_search(config: &Config) -> Result<()> {
     let training = &config.training;
     if let Some(width) = training.clip_search_widths.iter().find(|w| !(**w > 0.0 && **w <= 1.0)) {
