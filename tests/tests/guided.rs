@@ -139,7 +139,10 @@ fn golden_likelihoods_of_answers() {
             let nats = (0..noisy.size()[0]).map(|i| {
                 let noisy = noisy.get(i).to_device(device());
                 let x0 = x0.expand_as(&noisy);
-                let nats = answers::masked_nats(&denoiser, &x0, &noisy.eq(mask)).expect("nats");
+                let share_b = share.get(i).to_device(device()).to_kind(Kind::Double);
+                let masked_bl = noisy.eq(mask);
+                let nats =
+                    answers::masked_nats(&denoiser, &x0, &masked_bl, &share_b).expect("nats");
                 (nats / share.get(i).to_device(device())).mean(Kind::Double).double_value(&[])
             });
             let found = -nats.sum::<f64>() / noisy.size()[0] as f64;

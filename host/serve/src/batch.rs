@@ -10,7 +10,7 @@ use maskdiff_base::error::{Error, Result};
 use maskdiff_base::memory;
 use maskdiff_engine::choose::Choose as _;
 use maskdiff_engine::component;
-use maskdiff_engine::evaluate::answer::left_to_right;
+use maskdiff_engine::evaluate::chain::left_to_right;
 use maskdiff_engine::prompt::Given;
 use maskdiff_engine::sample::{self, Drawn, Texts, Windows};
 use maskdiff_native::generator_state;

@@ -337,10 +337,11 @@ async fn loglikelihood(State(app): Here, request: Request) -> Response<Body> {
         let mut events = app.queue.submit(work, app.limits.request)?;
         while let Some(event) = events.recv().await {
             match event {
-                Event::Answer(number, one, greedy) => {
+                Event::Answer(number, found) => {
                     left -= 1;
                     results[number] = json!({
-                        "loglikelihood": one.log_p, "is_greedy": greedy, "stderr": one.standard_error, "calls": one.calls,
+                        "loglikelihood": found.loglikelihood, "is_greedy": found.is_greedy, "stderr": found.standard_error,
+                        "calls": found.calls,
                     });
                 }
                 Event::Fault(fault) => return Err(fault),
@@ -359,12 +360,12 @@ async fn loglikelihood(State(app): Here, request: Request) -> Response<Body> {
 }
 
 /// A way to measure, as answers name it.
-fn in_words(way: maskdiff_engine::evaluate::answer::Way) -> String {
-    use maskdiff_engine::evaluate::answer::Way;
+fn in_words(way: maskdiff_engine::evaluate::answers::Way) -> String {
+    use maskdiff_engine::evaluate::answers::Way;
     use maskdiff_plugin_api::ops::Order;
     match way {
-        Way::Bound { samples } => format!("bound:{samples}"),
-        Way::Duel { order, tokens } => {
+        Way::Bound(samples) => format!("bound:{samples}"),
+        Way::Duel(order, tokens) => {
             let name =
                 Order::ALL.iter().find(|(_, one)| *one == order).map_or("", |(name, _)| name);
             format!("duel:{name}:{tokens}")

@@ -6,7 +6,8 @@ use std::sync::mpsc::{Receiver, Sender};
 use std::time::{Duration, Instant};
 
 use axum::http::StatusCode;
-use maskdiff_engine::evaluate::answer::{Likelihood, Scored, Way};
+use maskdiff_engine::evaluate::answers::{Found, Way};
+use maskdiff_engine::evaluate::chain::Scored;
 use maskdiff_engine::prompt::Given;
 use tokio::sync::mpsc;
 
@@ -149,7 +150,7 @@ pub(crate) enum Event {
     /// A text is done.
     Text(usize, Box<Text>),
     /// An answer of [`Answers`] is scored.
-    Answer(usize, Likelihood, bool),
+    Answer(usize, Found),
     /// The job ends with a fault.
     Fault(Fault),
 }
@@ -259,7 +260,7 @@ mod tests {
 
     fn work(pieces: usize) -> Work {
         let pair = (vec![1, 2], 1);
-        let way = Way::Bound { samples: 1 };
+        let way = Way::Bound(1);
         Work::Answers(Answers { pairs: vec![pair; pieces], way, seed: 1 })
     }
 

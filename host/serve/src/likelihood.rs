@@ -1,7 +1,8 @@
 //! Texts and answers whose likelihood is asked for.
 
 use maskdiff_base::error::Result;
-use maskdiff_engine::evaluate::answer::{self, Likelihood, left_to_right};
+use maskdiff_engine::evaluate::answers::{self, Asked, Found, Plan};
+use maskdiff_engine::evaluate::chain::{fitting, left_to_right};
 
 use crate::job::{Answers, Score, Text};
 use crate::model::Host;
@@ -41,15 +42,13 @@ pub(crate) fn scored(host: &Host<'_>, score: &Score, number: usize) -> Result<Te
     })
 }
 
-/// The likelihood of an answer, and whether it is what the model writes when it takes the surest token each time.
-pub(crate) fn answered(
-    host: &Host<'_>,
-    answers: &Answers,
-    number: usize,
-) -> Result<(Likelihood, bool)> {
+/// The likelihood of an answer, and whether it is what the model writes when it takes the surest token each time: that of the first line
+/// of `maskdiff eval --answers`. All answers of a request have the same noise, so that the difference of two has less of it.
+pub(crate) fn answered(host: &Host<'_>, answers: &Answers, number: usize) -> Result<Found> {
     let (ids, given) = &answers.pairs[number];
-    let before = host.model.calls();
-    let measured = answer::likelihood(&host.model, ids, *given, answers.way, answers.seed)?;
-    let greedy = answer::is_greedy(&host.model, ids, *given)?;
-    Ok((Likelihood { calls: host.model.calls() - before, ..measured }, greedy))
+    let (prompt, answer) = ids.split_at(*given);
+    let asked = Asked { prompt: prompt.to_vec(), answer: answer.to_vec() };
+    let batch = fitting(ids.len()) as i64;
+    let plan = Plan { way: answers.way, batch, seed: answers.seed, guidance: 0.0 };
+    answers::measure(&host.model, &asked, plan, 0)
 }

@@ -288,8 +288,9 @@ impl Worker<'_, '_> {
             Work::Score(score) => {
                 scored(host, score, number).map(|text| Event::Text(number, Box::new(text)))
             }
-            Work::Answers(answers) => answered(host, answers, number)
-                .map(|(one, greedy)| Event::Answer(number, one, greedy)),
+            Work::Answers(answers) => {
+                answered(host, answers, number).map(|found| Event::Answer(number, found))
+            }
             Work::Draw(_) => Err(Error::config("texts are drawn in batches", "")),
         };
         let done = catch_unwind(AssertUnwindSafe(|| memory::guarded(work)));

@@ -192,7 +192,8 @@ fn nats(
     }
 }
 
-/// The mean of the bound over all sets of masks: a set of k of n tokens has weight `1 / (k C(n, k))`.
+/// The mean of the bound over all sets of masks: a set of k of n tokens has weight `1 / (k C(n, k))`, and the time of a share k/n,
+/// as in [`strict::nats`].
 fn exact(model: &Denoiser, x0_bl: &Tensor, asked: &Asked, batch: i64) -> PluginResult<f64> {
     let (given, n) = (asked.prompt.len() as i64, asked.answer.len() as i64);
     let sets = Tensor::arange_start(1, 1 << n, (Kind::Int64, x0_bl.device())).unsqueeze(1);
@@ -203,8 +204,9 @@ fn exact(model: &Denoiser, x0_bl: &Tensor, asked: &Asked, batch: i64) -> PluginR
         let b = masked_bn.size()[0];
         let open = masked_bn.new_zeros([b, given], (Kind::Bool, masked_bn.device()));
         let masked_bl = Tensor::cat(&[&open, &masked_bn], 1);
-        let nats_b = masked_nats(model, &x0_bl.expand([b, -1], false), &masked_bl)?;
         let count_b = masked_bn.sum_dim_intlist([1i64].as_slice(), false, Kind::Double);
+        let share_b = &count_b / n as f64;
+        let nats_b = masked_nats(model, &x0_bl.expand([b, -1], false), &masked_bl, &share_b)?;
         let sizes = Vec::<f64>::try_from(count_b).unwrap_or_default();
         let weights: Vec<f64> = sizes.iter().map(|k| 1.0 / (k * choose(n as f64, *k))).collect();
         total += (nats_b * Tensor::from_slice(&weights).to_device(x0_bl.device()))
@@ -225,13 +227,18 @@ fn choose(n: f64, k: f64) -> f64 {
     product
 }
 
-/// Nats of the masked tokens given the others: `x0_bl [B, L] i64`, `masked_bl [B, L] bool` → `[B] f64`.
-pub fn masked_nats(model: &Denoiser, x0_bl: &Tensor, masked_bl: &Tensor) -> PluginResult<Tensor> {
+/// Nats of the masked tokens given the others, at the times of masked shares: `x0_bl [B, L] i64`, `masked_bl [B, L] bool`,
+/// `share_b [B] f64` → `[B] f64`.
+pub fn masked_nats(
+    model: &Denoiser,
+    x0_bl: &Tensor,
+    masked_bl: &Tensor,
+    share_b: &Tensor,
+) -> PluginResult<Tensor> {
     let length = x0_bl.size()[1];
     let xt_bl = x0_bl.masked_fill(masked_bl, model.mask_id()?);
     let rows_n = ops::rows_of(masked_bl);
-    let share_b = masked_bl.to_kind(Kind::Double).mean_dim(1, false, Kind::Double);
-    let log_p_nv = model.log_x0(&xt_bl, &time_of_share(model, &share_b)?, &rows_n)?;
+    let log_p_nv = model.log_x0(&xt_bl, &time_of_share(model, share_b)?, &rows_n)?;
     let target_n1 = ops::take_rows(x0_bl, &rows_n).unsqueeze(1);
     let nats_n = -log_p_nv.gather(1, &target_n1, false).squeeze_dim(1).to_kind(Kind::Double);
     let zeros_b = Tensor::zeros([x0_bl.size()[0]], (Kind::Double, x0_bl.device()));
@@ -292,6 +299,23 @@ mod tests {
 
     fn asked(prompt: &[i64], answer: &[i64]) -> Asked {
         Asked { prompt: prompt.to_vec(), answer: answer.to_vec() }
+    }
+
+    /// Draws and the exact bound ask a network about the same times: those of masked shares of the answer.
+    #[test]
+    fn draws_and_the_exact_bound_ask_about_the_same_times() {
+        let x0_bl = Tensor::from_slice(&[0i64, 1, 2, 0]).unsqueeze(0);
+        let asked = asked(&[0, 1], &[2, 0]);
+        let plan = Plan { way: Way::Bound(8), batch: 8, seed: 3, guidance: 0.0 };
+        let times = |measured: &dyn Fn(&Denoiser)| {
+            let toy = Toy::new(4, 3).noting_times();
+            measured(&Denoiser::new(&toy));
+            let all = toy.asked().concat();
+            all.iter().map(|t| format!("{t:.9}")).collect::<std::collections::BTreeSet<String>>()
+        };
+        let by_draws = times(&|model| drop(drawn(model, &x0_bl, &asked, plan, (8, 0)).unwrap()));
+        let of_all = times(&|model| drop(exact(model, &x0_bl, &asked, 8).unwrap()));
+        assert_eq!((by_draws.len(), &by_draws), (2, &of_all));
     }
 
     /// The bound of an exact model is the likelihood of the answer given the prompt, and draws come near it.

@@ -1,9 +1,9 @@
 //! Likelihood of the validation blocks: the parameterization's own bound, a strict one, or the exact likelihood of an
 //! order of unmasking.
 
-pub mod answer;
 pub mod answers;
 pub mod blocks;
+pub mod chain;
 pub mod diversity;
 pub mod duel;
 pub mod generated;

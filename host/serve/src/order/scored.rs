@@ -2,7 +2,7 @@
 
 use maskdiff_base::text::nearest;
 use maskdiff_config::listed::DuelOrder;
-use maskdiff_engine::evaluate::answer::Way;
+use maskdiff_engine::evaluate::answers::Way;
 use maskdiff_engine::evaluate::order as duel_order;
 use serde_json::Value;
 
@@ -59,9 +59,8 @@ impl Reader<'_> {
             },
         };
         let duel = self.facts.duel;
-        let of_bound = Way::Bound { samples: samples.unwrap_or(SAMPLES) };
-        let of_duel =
-            Way::Duel { order: order.unwrap_or(duel.0), tokens: tokens.unwrap_or(duel.1) };
+        let of_bound = Way::Bound(samples.unwrap_or(SAMPLES));
+        let of_duel = Way::Duel(order.unwrap_or(duel.0), tokens.unwrap_or(duel.1));
         Ok(match self.body.get("likelihood") {
             Some(Value::String(word)) if word == "bound" => of_bound,
             Some(Value::String(word)) if word == "duel" => of_duel,

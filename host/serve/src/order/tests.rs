@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use maskdiff_engine::evaluate::answer::Way;
+use maskdiff_engine::evaluate::answers::Way;
 use serde_json::json;
 
 use super::scored::SAMPLES;
@@ -105,11 +105,11 @@ fn likelihoods_are_asked_for_by_text_or_tokens() {
         answers.pairs.iter().map(|(ids, given)| (ids.len(), *given)).collect::<Vec<_>>(),
         [(3, 2), (1, 0)]
     );
-    assert_eq!(answers.way, Way::Bound { samples: SAMPLES });
+    assert_eq!(answers.way, Way::Bound(SAMPLES));
     let duel = read(
         json!({"likelihood": "duel", "order": "left_to_right", "requests": [{"continuation": "a"}]}),
     );
-    assert!(matches!(duel.unwrap().way, Way::Duel { tokens: 1, .. }));
+    assert!(matches!(duel.unwrap().way, Way::Duel(_, 1)));
     for (body, said) in [
         (json!({"requests": []}), "`requests` is a list"),
         (json!({"requests": [{"context": "a"}]}), "`continuation` is a text"),
