@@ -74,6 +74,11 @@ fn a_plugin_of_the_first_version_keeps_its_contract_and_runs() {
     keeps_its_contract_and_runs("1.0.0");
 }
 
+#[test]
+fn a_plugin_of_contract_1_1_keeps_its_contract_and_runs() {
+    keeps_its_contract_and_runs("1.1.0");
+}
+
 /// A copy of plugin-api in a workspace of its own, with texts replaced in its files; each must be there.
 fn changed_api(name: &str, changes: &[(&str, &str, &str)]) -> PathBuf {
     let folder = workshop(name);
