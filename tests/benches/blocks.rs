@@ -1,6 +1,7 @@
 //! What blocks cost: a training step beside that of a network that reads whole sequences, and walks with and without a cache.
 //!
-//! Prints `blocks NAME NUMBER`, which `scripts/bench_json.py` reads. CPU seconds of the process, the ways in turn.
+//! Prints `blocks NAME NUMBER`, which `scripts/bench_json.py` reads. CPU seconds of the process, the ways in turn. With words it runs
+//! those parts alone: `training`, `sampling`, `caches`.
 
 use std::hint::black_box;
 
@@ -126,8 +127,10 @@ fn caches(registry: &Registry) {
 }
 
 fn main() {
-    let registry = registry();
-    training(&registry);
-    sampling(&registry);
-    caches(&registry);
+    let (registry, words): (Registry, Vec<String>) = (registry(), std::env::args().collect());
+    let parts: [(&str, fn(&Registry)); 3] =
+        [("training", training), ("sampling", sampling), ("caches", caches)];
+    let named = |name: &str| words.iter().any(|word| word == name);
+    let all = !parts.iter().any(|(name, _)| named(name));
+    parts.iter().filter(|(name, _)| all || named(name)).for_each(|(_, part)| part(&registry));
 }

@@ -1,6 +1,7 @@
 //! The model: backbone, process, schedule and parameterization bound together.
 
 mod adapting;
+mod alone;
 mod kept;
 mod learned;
 mod lent;
@@ -25,13 +26,15 @@ use tch::{Kind, Tensor};
 use crate::component;
 use crate::graphs::Graphs;
 use crate::lora::Lora;
-use crate::moment::Moment;
+use crate::moment::{Moment, Streams};
 use crate::plugins::{Choice, Choices, Registry};
 
+use alone::Alone;
 use kept::Kept;
 use spent::Clocks;
 use views::{Blocks, Interval};
 
+pub use learned::is_of_group;
 pub use spent::Spent;
 
 /// Called with steps done, steps in all, and the tokens so far; an error stops the walk.
@@ -309,6 +312,11 @@ impl Model {
         self.rows.get() + self.others.iter().map(|(_, other)| other.rows()).sum::<i64>()
     }
 
+    /// Holds a call of a sampler over so few tokens to one thread.
+    fn alone_over(&self, tokens: usize) -> Option<Alone> {
+        self.drawing.get().then(|| Alone::over(tokens as i64, self.facts.device())).flatten()
+    }
+
     /// Counts a call that reads `x [B, S]`, or mixtures `[B, S, M]`.
     fn count(&self, x: &Tensor) {
         let size = x.size();
@@ -329,6 +337,16 @@ impl Model {
     /// A part of the walk begins, a window or a block: what is drawn in it comes from numbers of its own.
     pub fn begin_part(&self, part: u64) {
         self.moment.borrow_mut().begin_part(part);
+    }
+
+    /// The random streams as they stand, for [`Model::rewind`].
+    pub fn streams(&self) -> Option<Streams> {
+        self.moment.borrow().streams().cloned()
+    }
+
+    /// Puts the random streams back where they stood.
+    pub fn rewind(&self, streams: Option<Streams>) {
+        self.moment.borrow_mut().rewind(streams);
     }
 
     /// Runs `body` for one sequence of a batch alone: what it draws comes from that sequence's stream.

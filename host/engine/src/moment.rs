@@ -90,6 +90,16 @@ impl Moment {
         }
     }
 
+    /// The streams as they stand.
+    pub fn streams(&self) -> Option<&Streams> {
+        self.streams.as_ref()
+    }
+
+    /// Puts the streams back where they stood.
+    pub fn rewind(&mut self, streams: Option<Streams>) {
+        self.streams = streams;
+    }
+
     /// Keeps the stream of one sequence alone; returns the streams of all, for [`Moment::together`].
     pub fn alone(&mut self, row: usize) -> Option<Streams> {
         let (own, all) = self.streams.take()?.only(row);

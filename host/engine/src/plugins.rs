@@ -87,6 +87,8 @@ pub struct Registry {
 impl Registry {
     /// Opens every plugin in `places`. A crate found twice counts where it was found first.
     pub fn open(places: &Places) -> Result<Self> {
+        // From here on tensors are made.
+        maskdiff_native::keep_memory();
         let mut registry = Self::default();
         for file in &places.files {
             registry.add(file)?;

@@ -437,11 +437,13 @@ pub fn guided(
     let Some(given_bl) = model.given().filter(|_| scale != 0.0) else {
         return walk(model, sampler, xt_bl);
     };
-    let view = GuidedView::new(model, scale, &given_bl);
+    let (view, streams) = (GuidedView::new(model, scale, &given_bl), model.streams());
     let walked = walk_over(model, &view, sampler, xt_bl);
     if walked.is_ok() || !view.untold() {
         return walked;
     }
+    // What the walk that failed has drawn is drawn again.
+    model.rewind(streams);
     let rows = (0..xt_bl.size()[0]).map(|row| {
         let given = given_bl.narrow(0, row, 1);
         let view = GuidedView::new(model, scale, &given);

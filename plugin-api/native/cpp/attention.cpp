@@ -5,6 +5,9 @@
 #include <ATen/ATen.h>
 #include <torch/csrc/autograd/custom_function.h>
 
+#include <algorithm>
+#include <numeric>
+
 #include "shim.h"
 
 namespace {
@@ -27,11 +30,20 @@ Tensor empty_like_queries(const Tensor& q, int64_t columns) {
   return at::empty({q.size(0), columns, q.size(1), q.size(3)}, q.options()).transpose(1, 2);
 }
 
+// The tiles in the order in which they are attended to: those that see most of the past first.
+std::vector<size_t> by_past(at::IntArrayRef tiles) {
+  std::vector<size_t> order(tiles.size() / 5);
+  std::iota(order.begin(), order.end(), 0);
+  const auto sees = [&](size_t i) { return std::pair(tile_of(tiles, i).past, tile_of(tiles, i).owns); };
+  std::stable_sort(order.begin(), order.end(), [&](size_t a, size_t b) { return sees(a) > sees(b); });
+  return order;
+}
+
 // The columns of a tile: those of the past and those of the call behind them. A copy of the past has room for the call's columns, which
-// are written over those of the past that the tile does not see, and put back.
+// are written over those of the past that neither this tile nor a later one sees.
 class Columns {
  public:
-  Columns(const Tensor& own, const Tensor& past, at::IntArrayRef tiles) : own_(own), past_(past) {
+  Columns(const Tensor& own, const Tensor& past, at::IntArrayRef tiles) : own_(own) {
     if (!past.defined()) return;
     int64_t columns = past.size(2);
     for (size_t i = 0; i < tiles.size() / 5; ++i) columns = std::max(columns, tile_of(tiles, i).past + tile_of(tiles, i).owns);
@@ -41,20 +53,21 @@ class Columns {
 
   Tensor of(const Tile& tile) {
     const Tensor own = own_.narrow(2, tile.own, tile.owns);
-    if (!past_.defined() || tile.past == 0) return own;
-    if (spoilt_ > 0) {
-      const int64_t behind = std::min(spoilt_, past_.size(2) - from_);
-      if (behind > 0) room_.narrow(2, from_, behind).copy_(past_.narrow(2, from_, behind));
-    }
+    if (!room_.defined() || tile.past == 0) return own;
+    // What an earlier tile has written there may serve this one.
+    if (tile.past != from_ || tile.own != first_) written_ = 0;
     from_ = tile.past;
-    spoilt_ = tile.owns;
-    room_.narrow(2, from_, spoilt_).copy_(own);
+    first_ = tile.own;
+    if (const int64_t more = tile.owns - written_; more > 0) {
+      room_.narrow(2, from_ + written_, more).copy_(own.narrow(2, written_, more));
+      written_ = tile.owns;
+    }
     return room_.narrow(2, 0, tile.past + tile.owns);
   }
 
  private:
-  Tensor own_, past_, room_;
-  int64_t from_ = 0, spoilt_ = 0;
+  Tensor own_, room_;
+  int64_t from_ = 0, first_ = 0, written_ = 0;
 };
 
 std::optional<Tensor> mask_of(const std::vector<Tensor>& masks, size_t i) {
@@ -69,12 +82,13 @@ struct Tiled : torch::autograd::Function<Tiled> {
     const Tensor out = empty_like_queries(q, q.size(2));
     Columns keys(k, past_k, tiles), values(v, past_v, tiles);
     variable_list saved{q, k, v, past_k, past_v, out};
-    for (size_t i = 0; i < masks.size(); ++i) {
+    saved.resize(6 + masks.size());
+    for (const size_t i : by_past(tiles)) {
       const Tile tile = tile_of(tiles, i);
       auto [part, sums] = at::_scaled_dot_product_flash_attention_for_cpu(
           q.narrow(2, tile.row, tile.rows), keys.of(tile), values.of(tile), 0.0, false, mask_of(masks, i));
       out.narrow(2, tile.row, tile.rows).copy_(part);
-      saved.push_back(sums);
+      saved[6 + i] = sums;
     }
     ctx->save_for_backward(saved);
     ctx->saved_data["tiles"] = tiles;
@@ -97,7 +111,7 @@ struct Tiled : torch::autograd::Function<Tiled> {
     }
     const Tensor grad = grads[0].stride(-1) == 1 ? grads[0] : grads[0].contiguous();
     Columns keys(k, past_k, tiles), values(v, past_v, tiles);
-    for (size_t i = 0; i < masks.size(); ++i) {
+    for (const size_t i : by_past(tiles)) {
       const Tile tile = tile_of(tiles, i);
       auto rows = [&](const Tensor& x) { return x.narrow(2, tile.row, tile.rows); };
       auto [q_part, k_part, v_part] = at::_scaled_dot_product_flash_attention_for_cpu_backward(

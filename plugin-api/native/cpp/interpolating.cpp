@@ -13,6 +13,7 @@
 #include <ATen/core/grad_mode.h>
 #include <torch/csrc/autograd/custom_function.h>
 
+#include <algorithm>
 #include <cmath>
 #include <limits>
 #include <optional>
@@ -89,13 +90,17 @@ VECTORIZED __attribute__((always_inline)) inline float far_below(float l, float 
   return x < -80.0f ? 0.0f : e;
 }
 
-FOR_EACH_PROCESSOR void powers(float* out, const float* l, float peak, int64_t n) {
-  for (int64_t i = 0; i < n; ++i) out[i] = far_below(l[i], peak);
+FOR_EACH_PROCESSOR void powers(float* l, float peak, int64_t n) {
+  for (int64_t i = 0; i < n; ++i) l[i] = far_below(l[i], peak);
 }
 
-// y - ln(1 + y) for y >= 0, with 2 atanh for the logarithm: r = y / (2 + y) near 0, where the difference is r (y - 2 r^2/3 - ..),
-// else r = (m - 1) / (m + 1) for 1 + y = 2^e m.
-VECTORIZED __attribute__((always_inline)) inline float above_log(float y) {
+struct OfToken {
+  float term, share;
+};
+
+// y - ln(1 + y) and y / (1 + y) for y >= 0, with 2 atanh for the logarithm: r = y / (2 + y) near 0, where the difference is
+// r (y - 2 r^2/3 - ..), else r = (m - 1) / (m + 1) for 1 + y = 2^e m. A division is slow: both come from one.
+VECTORIZED __attribute__((always_inline)) inline OfToken of_token(float y) {
   const float one = 1.0f + y;
   int32_t bits;
   memcpy(&bits, &one, sizeof bits);
@@ -104,28 +109,43 @@ VECTORIZED __attribute__((always_inline)) inline float above_log(float y) {
   float m;
   memcpy(&m, &rest, sizeof m);
   const bool near = y < 0.4f;
-  const float top = near ? y : m - 1.0f, r = top / (top + 2.0f), square = r * r;
+  // below is at most 2.5, so that its product with 1 + y is finite.
+  const float top = near ? y : m - 1.0f, below = top + 2.0f, inverse = 1.0f / (below * one);
+  const float r = top * one * inverse, square = r * r;
   const float tail = square * (1.0f / 3 + square * (1.0f / 5 + square * (1.0f / 7 + square * (1.0f / 9 + square / 11))));
   const float e = static_cast<float>(exponent);
   const float far = (y - e * 0.693145751953125f) - (e * 1.42860682030941723e-6f + 2.0f * r);
-  return (near ? r * y : far) - 2.0f * r * tail;
+  return {(near ? r * y : far) - 2.0f * r * tail, y * below * inverse};
 }
 
-// The law p into the memory of the logits, and of each token its term and its share of the mean.
-FOR_EACH_PROCESSOR void terms(float* l, float* term, float* share, float peak, float scale, float slope, int64_t n) {
+// The law p in the place of its powers, and of each token its term and its share of the mean.
+FOR_EACH_PROCESSOR void terms(float* l, float* term, float* share, float scale, float slope, int64_t n) {
   for (int64_t i = 0; i < n; ++i) {
-    const float p = far_below(l[i], peak) * scale, y = slope * p;
+    const float p = l[i] * scale;
+    const OfToken of = of_token(slope * p);
     l[i] = p;
-    term[i] = above_log(y);
-    share[i] = p * y / (1.0f + y);
+    term[i] = of.term;
+    share[i] = p * of.share;
   }
 }
 
-FOR_EACH_PROCESSOR void gradient(float* p, float slope, float factor, float mean, int64_t n) {
+FOR_EACH_PROCESSOR void gradient(float* p, const float* share, float factor, float mean, int64_t n) {
+  for (int64_t i = 0; i < n; ++i) p[i] = factor * (share[i] - p[i] * mean);
+}
+
+// The largest number, and whether one is NaN. That is told by the bits: the compiler takes all numbers for finite.
+FOR_EACH_PROCESSOR bool peak_of(const float* l, int64_t n, float* found) {
+  float peak = l[0];
+  int32_t most = 0;
   for (int64_t i = 0; i < n; ++i) {
-    const float y = slope * p[i];
-    p[i] = factor * p[i] * (y / (1.0f + y) - mean);
+    int32_t bits;
+    memcpy(&bits, l + i, sizeof bits);
+    bits &= 0x7FFFFFFF;
+    most = bits > most ? bits : most;
+    peak = l[i] > peak ? l[i] : peak;
   }
+  *found = peak;
+  return most > 0x7F800000;
 }
 
 VECTORIZED float sum_of(const float* x, int64_t n) {
@@ -141,24 +161,26 @@ VECTORIZED float sum_of(const float* x, int64_t n) {
 }
 
 // The same in float64, where nothing is hurried.
-void powers(double* out, const double* l, double peak, int64_t n) {
-  for (int64_t i = 0; i < n; ++i) out[i] = std::exp(l[i] - peak);
+bool peak_of(const double* l, int64_t n, double* found) {
+  *found = *std::max_element(l, l + n);
+  return std::any_of(l, l + n, [](double x) { return std::isnan(x); });
 }
 
-void terms(double* l, double* term, double* share, double peak, double scale, double slope, int64_t n) {
+void powers(double* l, double peak, int64_t n) {
+  for (int64_t i = 0; i < n; ++i) l[i] = std::exp(l[i] - peak);
+}
+
+void terms(double* l, double* term, double* share, double scale, double slope, int64_t n) {
   for (int64_t i = 0; i < n; ++i) {
-    const double p = std::exp(l[i] - peak) * scale, y = slope * p;
+    const double p = l[i] * scale, y = slope * p;
     l[i] = p;
     term[i] = phi(y, std::log1p(y));
     share[i] = p * y / (1 + y);
   }
 }
 
-void gradient(double* p, double slope, double factor, double mean, int64_t n) {
-  for (int64_t i = 0; i < n; ++i) {
-    const double y = slope * p[i];
-    p[i] = factor * p[i] * (y / (1 + y) - mean);
-  }
+void gradient(double* p, const double* share, double factor, double mean, int64_t n) {
+  for (int64_t i = 0; i < n; ++i) p[i] = factor * (share[i] - p[i] * mean);
 }
 
 double sum_of(const double* x, int64_t n) {
@@ -167,15 +189,16 @@ double sum_of(const double* x, int64_t n) {
   return sum;
 }
 
-// One row in place: the logits become their gradient, where it is wanted.
+// One row in place: the logits become their gradient, where it is wanted. `share` has room for a row.
 template <typename T>
-double walk(T* l, int64_t n, T peak, const Row& row, int64_t banned, bool wanted) {
-  if (row.weight == 0 || !std::isfinite(peak)) {
+double walk(T* l, T* share, int64_t n, const Row& row, int64_t banned, bool wanted) {
+  T peak = 0;
+  if (row.weight == 0 || peak_of(l, n, &peak) || !std::isfinite(peak)) {
     const double nats = row.weight == 0 ? 0.0 : std::numeric_limits<double>::quiet_NaN();
     if (wanted) std::fill(l, l + n, static_cast<T>(nats));
     return nats;
   }
-  T first[kBlock], second[kBlock];
+  T term[kBlock];
   const auto blocks = [&](auto&& body) {
     for (int64_t i = 0; i < n; i += kBlock) body(i, std::min(kBlock, n - i));
   };
@@ -184,21 +207,21 @@ double walk(T* l, int64_t n, T peak, const Row& row, int64_t banned, bool wanted
   l[row.x] = -std::numeric_limits<T>::infinity();
   double others = 0;
   blocks([&](int64_t i, int64_t m) {
-    powers(first, l + i, peak, m);
-    others += sum_of(first, m);
+    powers(l + i, peak, m);
+    others += sum_of(l + i, m);
   });
   const double total = others + power_x, norm = peak + std::log(total), every = row.every_at_least();
   const double log_x = power_x > 0 ? -std::log1p(others / power_x) : at_x - norm;
   Sums sums{log_x, row.z == row.x ? log_x : at_z - norm, 0, 0};
   const T slope = static_cast<T>(row.alpha / every), scale = static_cast<T>(1 / total);
   blocks([&](int64_t i, int64_t m) {
-    terms(l + i, first, second, peak, scale, slope, m);
-    sums.divergence += every * sum_of(first, m);
-    sums.share += sum_of(second, m);
+    terms(l + i, term, share + i, scale, slope, m);
+    sums.divergence += every * sum_of(term, m);
+    sums.share += sum_of(share + i, m);
   });
   const Slopes s = finish(row, sums, row.z == banned);
   if (wanted) {
-    blocks([&](int64_t i, int64_t m) { gradient(l + i, slope, static_cast<T>(s.factor), static_cast<T>(s.mean), m); });
+    blocks([&](int64_t i, int64_t m) { gradient(l + i, share + i, static_cast<T>(s.factor), static_cast<T>(s.mean), m); });
     l[row.x] = static_cast<T>(s.factor * s.at_x);
     l[row.z] += static_cast<T>(s.factor * s.more_at_z);
     if (banned >= 0) l[banned] = 0;
@@ -220,8 +243,6 @@ struct Rows {
 template <typename T>
 void walk_all(const Tensor& logits, const Rows& rows, const Tensor& nats, bool wanted) {
   const int64_t count = logits.size(0), n = logits.size(1);
-  const Tensor peaks = at::amax(logits, 1);
-  const T* peak = peaks.const_data_ptr<T>();
   const int64_t *x = rows.x.const_data_ptr<int64_t>(), *z = rows.z.const_data_ptr<int64_t>();
   const double *alpha = rows.alpha.const_data_ptr<double>(), *every = rows.every.const_data_ptr<double>();
   const double* weight = rows.weight.const_data_ptr<double>();
@@ -230,8 +251,9 @@ void walk_all(const Tensor& logits, const Rows& rows, const Tensor& nats, bool w
     TORCH_CHECK(x[i] >= 0 && x[i] < n && z[i] >= 0 && z[i] < n, "a token is outside of 0..", n, ": ", x[i], " or ", z[i]);
   }
   at::parallel_for(0, count, 1, [&](int64_t begin, int64_t end) {
+    std::vector<T> share(n);
     for (int64_t i = begin; i < end; ++i) {
-      out[i] = static_cast<T>(walk(l + i * n, n, peak[i], Row{x[i], z[i], alpha[i], every[i], weight[i]}, rows.banned, wanted));
+      out[i] = static_cast<T>(walk(l + i * n, share.data(), n, Row{x[i], z[i], alpha[i], every[i], weight[i]}, rows.banned, wanted));
     }
   });
 }

@@ -152,6 +152,7 @@ unsafe extern "C" {
         reserved: *mut i64,
     ) -> *mut c_char;
     fn maskdiff_allocated_bytes() -> u64;
+    fn maskdiff_keep_memory();
     fn maskdiff_free_message(text: *mut c_char);
 }
 
@@ -329,6 +330,12 @@ pub fn device_bytes(index: usize) -> Result<DeviceBytes> {
         maskdiff_device_bytes(index, &mut bytes.now, &mut bytes.peak, &mut bytes.reserved)
     })?;
     Ok(bytes)
+}
+
+/// Lets this process keep memory that is freed, up to 1 GiB, for what comes next: a step of training takes the same as the one before.
+pub fn keep_memory() {
+    // SAFETY: sets two options of malloc.
+    unsafe { maskdiff_keep_memory() }
 }
 
 /// Bytes of heap in use by this process, of libtorch and of Rust.

@@ -221,15 +221,19 @@ const SHORT: i64 = 64;
 /// Rows of a tile: few enough to leave out most of what is not seen, and enough for a product to be fast.
 const TILE: i64 = 64;
 
-/// Tiles of a call in blocks at consecutive positions that fill whole blocks; none for another call, or where the positions are not
-/// at hand.
+/// Tiles of a call whose tokens see those before them, or of one in blocks at consecutive positions that fill whole blocks; none for
+/// another call, or where the positions are not at hand.
 fn tiles(sees: &Sees, positions: &Tensor, past: i64) -> Vec<Tile> {
+    if positions.device() != Device::Cpu {
+        return Vec::new();
+    }
     let (size, own_is_earlier) = match sees {
+        Sees::Causal => return causal_tiles(positions.size().last().copied().unwrap_or(0), past),
         Sees::Blocks(size) => (*size, true),
         Sees::Earlier(size) => (*size, false),
         _ => return Vec::new(),
     };
-    if positions.dim() != 1 || positions.device() != Device::Cpu || size < 1 {
+    if positions.dim() != 1 || size < 1 {
         return Vec::new();
     }
     let Ok(at) = Vec::<i64>::try_from(positions) else { return Vec::new() };
@@ -252,6 +256,15 @@ fn tiles(sees: &Sees, positions: &Tensor, past: i64) -> Vec<Tile> {
         }
     };
     (0..new).step_by(rows as usize).map(tile).collect()
+}
+
+/// Tiles of a call of `new` tokens, each of which sees the past and the tokens before it.
+fn causal_tiles(new: i64, past: i64) -> Vec<Tile> {
+    let tile = |first: i64| {
+        let count = TILE.min(new - first);
+        Tile { rows: (first, count), past, own: (0, first + count), mask: None }
+    };
+    (0..new).step_by(TILE as usize).map(tile).collect()
 }
 
 /// Whether a tile is the whole call, over all of its own columns and no past, and a single block.

@@ -27,25 +27,31 @@ pub(crate) fn at_positions(value_bl: &Tensor, order_bl: &Tensor) -> Tensor {
     value_bl.zeros_like().scatter(1, order_bl, value_bl)
 }
 
-/// What scores a token: the rows of a pass and the tokens that they should have.
+/// What scores a token: the rows of a pass, the tokens that they should have, and a factor for each sequence.
 struct Scored<'a> {
     hidden: &'a Tensor,
     target: &'a Tensor,
     rows: &'a Tensor,
+    weight_b: Option<&'a Tensor>,
 }
 
-/// Nats at the rows that `scored` marks, 0 elsewhere: `hidden [B, S, D]`, `target [B, S] i64`, `scored [B, S] bool` → `[B, S]`.
+/// Nats at the rows that `scored` marks, times their factor, 0 elsewhere: `hidden [B, S, D]`, `target [B, S] i64`, `scored [B, S] bool`
+/// → `[B, S]`. A factor that came behind would cost a second pass over the head.
 fn nats(model: &Denoiser, scored: &Scored<'_>) -> Result<Tensor> {
     let rows_n = ops::rows_of(scored.rows);
     let hidden_nd = ops::take_rows(scored.hidden, &rows_n);
-    let one_n = Tensor::ones(rows_n.size(), (hidden_nd.kind(), rows_n.device()));
-    let target_n = ops::take_rows(scored.target, &rows_n);
-    let nats_n = model.weighted_nll(&hidden_nd, &target_n, &one_n, Some(model.mask_id()?))?;
+    let weight_n = match scored.weight_b {
+        Some(weight_b) => ops::of_sequence(weight_b, &rows_n, scored.target.size()[1]),
+        None => Tensor::ones(rows_n.size(), (Kind::Double, rows_n.device())),
+    };
+    let (weight_n, target_n) =
+        (weight_n.to_kind(hidden_nd.kind()), ops::take_rows(scored.target, &rows_n));
+    let nats_n = model.weighted_nll(&hidden_nd, &target_n, &weight_n, Some(model.mask_id()?))?;
     let zero = Tensor::zeros(scored.target.size(), (nats_n.kind(), nats_n.device()));
     Ok(ops::put_rows(&zero, &rows_n, &nats_n))
 }
 
-/// Nats `[B, L]` of the masked tokens of `xt_bl`, at their positions. The clean tokens come first in the order; a mask sees all of them, and the
+/// Nats `[B, L]` of the masked tokens of `xt_bl`, times the factor of their sequence, at their positions. The clean tokens come first in the order; a mask sees all of them, and the
 /// masks before it.
 ///
 /// # Cost
@@ -55,12 +61,14 @@ pub(crate) fn masked_nats(
     x0_bl: &Tensor,
     xt_bl: &Tensor,
     order_bl: &Tensor,
+    weight_b: Option<&Tensor>,
 ) -> Result<Tensor> {
     let xt = xt_bl.gather(1, order_bl, false);
     let pass = Pass::new(&xt, &silent(x0_bl)).positions(order_bl).sees(Sees::Causal);
     let hidden = model.pass(&pass)?.hidden;
     let (target, rows) = (x0_bl.gather(1, order_bl, false), xt.eq(model.mask_id()?));
-    let nats = nats(model, &Scored { hidden: &hidden, target: &target, rows: &rows })?;
+    let scored = Scored { hidden: &hidden, target: &target, rows: &rows, weight_b };
+    let nats = nats(model, &scored)?;
     Ok(at_positions(&nats, order_bl))
 }
 
@@ -99,7 +107,7 @@ pub(crate) fn ordered_nats(
         Pass::new(&slots, &sigma).positions(&behind(order_bl)).past(&keys).sees(Sees::Pairs(pairs));
     let hidden = model.pass(&pass)?.hidden;
     let (target, rows) = (behind(&target), behind(scored_bl));
-    let scored = Scored { hidden: &hidden, target: &target, rows: &rows };
+    let scored = Scored { hidden: &hidden, target: &target, rows: &rows, weight_b: None };
     let nats = nats(model, &scored)?;
     let nats = Tensor::cat(&[Tensor::zeros([batch, first], (nats.kind(), nats.device())), nats], 1);
     Ok(at_positions(&nats, order_bl))

@@ -128,12 +128,15 @@ impl AnyOrder {
         let xt_bl = rows(&drawn.xt_bl);
         let masked_bl = xt_bl.eq(self.mask).to_kind(Kind::Double);
         let order_bl = sorted(&(rows(&drawn.u_bl) + masked_bl));
-        let nats_bl = masked_nats(model, &rows(drawn.x0_bl), &xt_bl, &order_bl)?;
         // -a'/(1 - a), for both over exp(-sigma).
         let weight_b = rows(&drawn.dsigma_b) * a0 / (rows(&drawn.sigma_b).expm1() + (1.0 - a0));
-        let weighted_bl = &nats_bl * weight_b.unsqueeze(1).to_kind(nats_bl.kind());
-        let loss_bl = if self.config.low_variance { nats_bl } else { weighted_bl.shallow_clone() };
-        Ok(Terms { loss_bl, nats_bl: weighted_bl })
+        let in_loss = (!self.config.low_variance).then_some(&weight_b);
+        let loss_bl = masked_nats(model, &rows(drawn.x0_bl), &xt_bl, &order_bl, in_loss)?;
+        let nats_bl = match in_loss {
+            Some(_) => loss_bl.shallow_clone(),
+            None => &loss_bl * weight_b.unsqueeze(1).to_kind(loss_bl.kind()),
+        };
+        Ok(Terms { loss_bl, nats_bl })
     }
 
     /// The term of filling in, of some sequences.
