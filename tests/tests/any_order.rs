@@ -296,6 +296,7 @@ fn what_does_not_fit_any_order_is_refused() {
         (&["block_size=8"][..], &["`block_size` is 8", "orders the tokens of a whole text"][..]),
         (&["backbone=dimamba", "~model.n_heads"], &["needs `past`"]),
         (&["time_conditioning=true"], &["`time_conditioning=false`"]),
+        (&["sampling.cfg_scale=1"], &["`any_order` reads the network past the laws"]),
         (&["training.alpha_0=2"], &["training.alpha_0"]),
         (&["training.low_variance=true", "training.alpha_0=0.5"], &["training.alpha_0 = 1"]),
         (&["diffusion=uniform"], &["mask"]),

@@ -12,7 +12,7 @@ use maskdiff_config::{Config, Request, load};
 use maskdiff_engine::distributed::World;
 use maskdiff_engine::learner::{Ask, Batch, Learner};
 use maskdiff_engine::model::Model;
-use maskdiff_engine::{accelerator, observe};
+use maskdiff_engine::{accelerator, needs, observe};
 use maskdiff_native::{
     Group, Op, Reducer, Rendezvous, device_bytes, generator_state, set_generator_state, wait_for,
 };
@@ -305,9 +305,8 @@ fn trained(rows: i64, words: &[&str], reduced: Option<Kind>) {
     (0..5).for_each(|k| drop(step(k)));
     let seconds = median((5..25).map(step).collect());
     let speed = (rows * MDLM.length) as f64 / seconds;
-    let weights: usize = model.trainable().iter().map(Tensor::numel).sum();
     let used = observe::peak_tflops(&config, device).map_or("?".into(), |peak| {
-        format!("{:.0} %", 100.0 * observe::utilization(weights, speed, peak, 1))
+        format!("{:.0} %", 100.0 * observe::utilization(needs::flops(&model), speed, peak, 1))
     });
     let gib = device_bytes(index).expect("bytes").peak as f64 / (1u64 << 30) as f64;
     row(

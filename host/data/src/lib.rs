@@ -155,6 +155,15 @@ impl<'a> Observer<'a> {
     }
 }
 
+/// The tokenizer of what the configuration trains on. A text is read only where its tokens are its characters.
+pub fn tokenizer_of(config: &Config, observer: &Observer<'_>) -> Result<Arc<dyn Tokenizer>> {
+    let name = config.data.tokenizer_name_or_path.as_str();
+    if is_stories(config)? || name == prepare::CHARACTERS {
+        return open(config, None, observer).map(|corpus| corpus.tokenizer);
+    }
+    prepare::named_tokenizer(name, &corpora::LazyHub::default(), observer)
+}
+
 /// Opens what the configuration trains and validates on. A tokenizer that comes with a checkpoint is used as it is.
 pub fn open(
     config: &Config,

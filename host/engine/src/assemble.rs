@@ -109,6 +109,13 @@ fn check_guidance(config: &Config, registry: &Registry) -> Result<()> {
             "leave it out, or choose a method of diffusion",
         );
     }
+    let (_, sampler) = registry.find(ComponentKind::Sampler, &config.sampling.predictor)?;
+    if sampler.needs.iter().any(|need| need == capability::PAST) {
+        return fault(
+            format!("sampler `{}` reads the network past the laws", sampler.name),
+            "leave it out, or choose a sampler that asks for laws",
+        );
+    }
     Ok(())
 }
 

@@ -16,6 +16,7 @@ use crate::distributed::World;
 use crate::evaluate::{self, Plan};
 use crate::learner::{Ask, Learner};
 use crate::model::Model;
+use crate::needs;
 use crate::observe::{self, Part};
 use crate::prompt::Given;
 use crate::sample::{self, NamedSampler, Texts};
@@ -181,7 +182,7 @@ pub fn train(feed: Feed<'_>, learner: &mut Learner, effort: Effort<'_>) -> Resul
     let speed = told["tokens_per_s"].as_f64().unwrap_or(0.0);
     if let Some(peak) = observe::peak_tflops(config, model.facts().device()) {
         let ranks = feed.world.size();
-        told["mfu"] = json!(observe::utilization(weights, speed, peak, ranks));
+        told["mfu"] = json!(observe::utilization(needs::flops(model), speed, peak, ranks));
     }
     Ok(told)
 }

@@ -27,6 +27,8 @@ pub struct Needs {
     pub optimizer: u64,
     /// The averaged weights.
     pub average: u64,
+    /// Frozen models beside it: a teacher.
+    pub others: u64,
     /// Matrices without their adapters, and gradients of the sums, of a network that takes no adapters itself.
     pub projection: u64,
     /// What the backward pass keeps of the forward pass of a micro-batch: an estimate for transformers; none where the sizes are not known.
@@ -88,6 +90,11 @@ impl Needs {
             gradients: sum(&bytes, &trained) + if pure { learnt } else { 0 },
             optimizer: sum(&moments, &trained) / shared,
             average: if config.training.ema > 0.0 { learnt / shared } else { 0 },
+            others: model
+                .others()
+                .flat_map(|(_, other)| other.parameters())
+                .map(|p| bytes(&p.tensor))
+                .sum(),
             projection: model.lora().map_or(0, |lora| lora.bytes_of_sums()),
             activations: activations(config, precision, shares.batch),
             ranks: ranks as u64,
@@ -104,13 +111,14 @@ impl Needs {
     }
 
     /// The parts of it, with their names.
-    pub fn kinds(&self) -> [(&'static str, u64); 6] {
+    pub fn kinds(&self) -> [(&'static str, u64); 7] {
         [
             ("weights", self.weights),
             ("masters", self.masters),
             ("gradients", self.gradients),
             ("optimizer", self.optimizer),
             ("average", self.average),
+            ("other models", self.others),
             ("projection", self.projection),
         ]
     }
@@ -137,8 +145,9 @@ impl Needs {
     }
 }
 
-/// Operations of a token: two for each number of a matrix forward, and four backward; of a matrix that is not trained two.
-fn flops(model: &Model) -> u64 {
+/// Operations of a token in training: two for each number of a matrix forward, and four backward; of a matrix that is not trained two.
+/// Attention is left out.
+pub fn flops(model: &Model) -> u64 {
     let trained: Vec<*mut std::ffi::c_void> =
         model.trainable().iter().filter(|tensor| tensor.dim() == 2).map(Tensor::data_ptr).collect();
     let head = model.head_matrix();

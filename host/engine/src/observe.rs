@@ -94,10 +94,9 @@ fn names() -> Option<Vec<String>> {
     (0..nvml.device_count().ok()?).map(name).collect()
 }
 
-/// The share of the peak that training uses: six products and sums for each weight and token (forward, and twice that
-/// backward), attention left out.
-pub fn utilization(weights: usize, tokens_per_s: f64, peak_tflops: f64, devices: usize) -> f64 {
-    6.0 * weights as f64 * tokens_per_s / (peak_tflops * 1e12 * devices as f64)
+/// The share of the peak that training uses, whose matrix products of a token are `flops` (see [`crate::needs::flops`]).
+pub fn utilization(flops: u64, tokens_per_s: f64, peak_tflops: f64, devices: usize) -> f64 {
+    flops as f64 * tokens_per_s / (peak_tflops * 1e12 * devices as f64)
 }
 
 /// Memory in GiB as `perf/...`: the process's now and at most, and a GPU's at most.
@@ -216,7 +215,7 @@ mod tests {
 
     #[test]
     fn half_the_peak_is_half() {
-        assert!((utilization(1_000_000, 1e6, 12.0, 1) - 0.5).abs() < 1e-12);
+        assert!((utilization(6_000_000, 1e6, 12.0, 1) - 0.5).abs() < 1e-12);
         assert!(memory(Device::Cpu)["perf/memory_peak_gib"].as_f64().unwrap() > 0.0);
     }
 }

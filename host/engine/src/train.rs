@@ -32,6 +32,7 @@ use crate::distributed::World;
 use crate::evaluate::{Bound, Measure};
 use crate::learner::{Ask, Batch, Learner, Step};
 use crate::model::Model;
+use crate::needs;
 use crate::observe::{self, Part, Split, Usual};
 use crate::sample::NamedSampler;
 
@@ -347,8 +348,8 @@ impl Trainer<'_> {
             line["train/batches_left_out"] = json!(self.progress.skipped.len());
         }
         if let Some(peak) = observe::peak_tflops(config, device) {
-            let weights = self.learner.params().iter().map(Tensor::numel).sum();
-            line["perf/mfu"] = json!(observe::utilization(weights, speed, peak, self.world.size()));
+            let flops = needs::flops(&self.model);
+            line["perf/mfu"] = json!(observe::utilization(flops, speed, peak, self.world.size()));
         }
         if let Value::Object(line) = &mut line {
             line.extend(self.learner.split.take(window.timed));

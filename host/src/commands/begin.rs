@@ -192,7 +192,7 @@ fn is_by_hand(config: &Config, key: &str, common: &Common) -> bool {
 }
 
 /// The run's own newest checkpoint, if the run resumes: of those that are not damaged, as far as that shows at once.
-fn own_checkpoint(config: &Config) -> Result<Option<Checkpoint>> {
+pub(super) fn own_checkpoint(config: &Config) -> Result<Option<Checkpoint>> {
     let places = &config.checkpointing;
     let run = config.run.dir.as_ref().map(|run| Path::new(run).join("checkpoints"));
     let folder = places.save_dir.as_ref().map(PathBuf::from).or(run);

@@ -101,7 +101,7 @@ fn train(common: &Common, effort: Effort<'_>) -> Result<(Config, Value)> {
         config: &config,
         registry: &registry,
         choices: &choices,
-        corpus: &corpus,
+        tokenizer: corpus.tokenizer.as_ref(),
     };
     student.taught(&mut model)?;
     assemble::begin_texts(&model, &config, corpus.tokenizer.as_ref());

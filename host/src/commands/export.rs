@@ -11,7 +11,7 @@ use maskdiff_engine::checkpoint::adapter::adapted;
 use maskdiff_engine::checkpoint::foreign::peft;
 use maskdiff_engine::checkpoint::foreign::write::Export;
 use maskdiff_engine::checkpoint::{self, Checkpoint, EMA, MODEL, Named, OPTIMIZER};
-use maskdiff_engine::model::Model;
+use maskdiff_engine::model::{Model, is_of_group};
 use maskdiff_plugin_api::capability;
 use serde_json::json;
 use tch::Device;
@@ -38,6 +38,7 @@ pub fn run(common: &Common, format: As, output: &Path, shard_gb: f64) -> Result<
     let _fresh = Fresh::claim(output)?;
     let (checkpoint, mut config, tokenizer) = common.trained()?;
     if format == As::Peft {
+        check_peft(&checkpoint)?;
         let averaged = peft::write(&checkpoint, &config, !config.eval.disable_ema, output)?;
         return written(common, &checkpoint, output, averaged);
     }
@@ -129,6 +130,19 @@ fn check_place(model: &Model, format: As) -> Result<()> {
                 "`{}` is learned beside the network, and this format has no place for it",
                 parameter.name
             ),
+            "`--as safetensors` writes all that is learned",
+        )),
+        None => Ok(()),
+    }
+}
+
+/// The same of adapters.
+fn check_peft(checkpoint: &Checkpoint) -> Result<()> {
+    let kept = checkpoint.kept(MODEL)?.unwrap_or_default();
+    let beside = kept.keys().find(|name| is_of_group(name));
+    match beside.filter(|_| checkpoint.state.upon.is_some()) {
+        Some(name) => Err(Error::config(
+            format!("`{name}` is learned beside the network, and PEFT has no place for it"),
             "`--as safetensors` writes all that is learned",
         )),
         None => Ok(()),

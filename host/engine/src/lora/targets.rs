@@ -87,7 +87,7 @@ pub(super) fn find<'a>(
     Ok(Targets { adapted, whole })
 }
 
-/// All linear maps but those with a row or a column for each token.
+/// All linear maps but the head.
 fn usual<'a>(
     config: &Config,
     network: &Network<'a>,
@@ -103,7 +103,12 @@ fn usual<'a>(
             &format!("name them by `{TARGETS}=[...]`; matrices end in: {}", endings(maps, false)),
         ));
     }
-    let inner = maps.iter().filter(|p| !p.tensor.size().contains(&network.vocab_size));
+    // A head that the network does not show is told by its rows.
+    let is_head = |p: &Parameter| match network.head {
+        Some(head) => head.data_ptr() == p.tensor.data_ptr(),
+        None => p.tensor.size().contains(&network.vocab_size),
+    };
+    let inner = maps.iter().filter(|parameter| !is_head(parameter));
     Ok(inner.map(|parameter| parameter.name.as_str()).collect())
 }
 

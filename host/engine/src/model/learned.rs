@@ -19,10 +19,13 @@ impl Model {
         if let Some(place) = self.parameters.iter().position(|p| p.name == name) {
             return place >= self.of_network;
         }
-        GROUPS
-            .iter()
-            .any(|group| name.strip_prefix(group).is_some_and(|rest| rest.starts_with('.')))
+        is_of_group(name)
     }
+}
+
+/// Whether a name is of a parameter that a schedule or a parameterization learns, if no module of the network is called so.
+pub fn is_of_group(name: &str) -> bool {
+    GROUPS.iter().any(|group| name.strip_prefix(group).is_some_and(|rest| rest.starts_with('.')))
 }
 
 /// Refuses two parameters of one name, of which one is the network's.

@@ -1,6 +1,6 @@
 //! `training.lora`: adapters that are trained in the place of a checkpoint's weights.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use maskdiff_base::error::Result;
 use maskdiff_config::{Config, groups};
@@ -106,8 +106,11 @@ fn without(config: &Config, beginning: &Beginning, upon: Option<Upon>) -> Result
 fn check_same(config: &Config, resumed: &Checkpoint, upon: &Upon) -> Result<()> {
     let path = resumed.path.display();
     if let Some(from) = &config.training.from {
-        let now = Checkpoint::open(&super::super::fetched(from, false)?)?;
-        if now.hash()? != upon.sha256 {
+        let named = super::super::fetched(from, false)?;
+        // A run that was named may have newer checkpoints than the one that the adapters are for.
+        let holds =
+            named.canonicalize().is_ok_and(|named| Path::new(&upon.path).starts_with(named));
+        if !holds && Checkpoint::open(&named)?.hash()? != upon.sha256 {
             return Err(config.layers.error(
                 "training.from",
                 &format!(

@@ -89,7 +89,8 @@ impl Job<'_> {
         self.look_ahead(config, registry, &choices, facts)?;
         let taught = choices.clone();
         let mut model = assemble::model(config, registry, choices, facts)?;
-        let student = Student { common: self.common, config, registry, choices: &taught, corpus };
+        let (common, tokenizer) = (self.common, corpus.tokenizer.as_ref());
+        let student = Student { common, config, registry, choices: &taught, tokenizer };
         let others = student.taught(&mut model)?;
         self.world.agree(teacher::NAME, &others.values().cloned().collect::<Vec<String>>())?;
         assemble::begin_texts(&model, config, corpus.tokenizer.as_ref());

@@ -14,40 +14,53 @@ use tch::Device;
 
 use super::super::begin::{self, Start};
 use super::Common;
+use super::teacher::Student;
 
-/// Prints what a training by `ranks` processes needs. It draws and loads no weights and uses no GPU.
+/// Prints what a training by `ranks` processes needs. It draws no weights, loads none but a teacher's, reads no corpus but one whose
+/// characters are its tokens, and uses no GPU.
 pub fn run(common: &Common, ranks: usize) -> Result<()> {
     let (mut config, start) = begin::configuration(common)?;
     super::check_words(&config)?;
     let registry = assemble::registry(&common.plugins, &config)?;
     let choices = assemble::choices(&mut config, &registry, false)?;
-    let tokenizer = tokenizer(common, &config, start.as_ref())?;
+    let own = begin::own_checkpoint(&config)?;
+    let tokenizer = tokenizer(common, &config, start.as_ref(), own.as_ref())?;
+    let taught = choices.clone();
     let facts = assemble::facts(&config, &registry, tokenizer.as_ref(), Device::Cpu)?;
     let facts = facts.fresh(false);
     let mut model = assemble::model(&config, &registry, choices, facts)?;
     if let Some(rank) = config.training.lora.rank {
+        let upon = own.as_ref().and_then(|own| own.state.upon.as_ref().map(|upon| (own, upon)));
+        let base = upon.map(|(own, upon)| upon.open(&own.path)).transpose()?;
         let from: Option<&Checkpoint> = start.as_ref().map(|start| &start.checkpoint);
-        let foreign = from.and_then(|from| from.foreign.as_ref());
+        let foreign = base.as_ref().or(from).and_then(|from| from.foreign.as_ref());
         let theirs = |name: &str| foreign.map_or(name.to_string(), |foreign| foreign.theirs(name));
         model.adapt(&config, rank, &theirs)?;
     }
+    let tokenizer = tokenizer.as_ref();
+    let student =
+        Student { common, config: &config, registry: &registry, choices: &taught, tokenizer };
+    student.taught(&mut model)?;
     let needs = Needs::of(&model, &config, ranks)?;
     show(common, &needs);
     Ok(())
 }
 
-/// The tokenizer of what the run begins with, or of its text.
+/// The tokenizer of the run's own checkpoint, of what it begins with, or of its text.
 fn tokenizer(
     common: &Common,
     config: &Config,
     start: Option<&Start>,
+    own: Option<&Checkpoint>,
 ) -> Result<Arc<dyn Tokenizer>> {
+    if let Some(own) = own {
+        return Ok(own.tokenizer()?.into());
+    }
     if let Some(given) = start.and_then(|start| start.tokenizer.clone()) {
         return Ok(given);
     }
     let (mut report, stop) = (common.report(), Stop::default());
-    let corpus = maskdiff_data::open(config, None, &Observer::new(&mut report, &stop))?;
-    Ok(corpus.tokenizer)
+    maskdiff_data::tokenizer_of(config, &Observer::new(&mut report, &stop))
 }
 
 fn show(common: &Common, needs: &Needs) {

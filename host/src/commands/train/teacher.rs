@@ -6,8 +6,8 @@ use std::sync::Arc;
 use maskdiff_base::error::{Error, Result};
 use maskdiff_config::kind::ComponentKind;
 use maskdiff_config::{Config, load, options};
+use maskdiff_data::Tokenizer;
 use maskdiff_data::tokenizer::piece;
-use maskdiff_data::{Corpus, Tokenizer};
 use maskdiff_engine::assemble;
 use maskdiff_engine::checkpoint::Checkpoint;
 use maskdiff_engine::model::Model;
@@ -33,8 +33,8 @@ pub struct Student<'a> {
     pub registry: &'a Registry,
     /// The model's components.
     pub choices: &'a Choices,
-    /// What it is trained on.
-    pub corpus: &'a Corpus,
+    /// Of what it is trained on.
+    pub tokenizer: &'a dyn Tokenizer,
 }
 
 impl std::fmt::Debug for Student<'_> {
@@ -93,7 +93,7 @@ impl Student<'_> {
             None => teacher.checkpoint.tokenizer()?.into(),
             Some(other) => foreign::tokenizer(other, &teacher.config, &self.common.bare())?,
         };
-        let ours = self.corpus.tokenizer.as_ref();
+        let ours = self.tokenizer;
         let alike = |id: i64| piece(id, theirs.as_ref()) == piece(id, ours);
         // A tokenizer without words has nothing to compare; others may be written in two ways.
         let same = theirs.is_bare()

@@ -68,6 +68,13 @@ fn renamed(name: &str, theirs: &dyn Fn(&str) -> String) -> String {
     }
 }
 
+/// The rank of the adapters: rows of any A.
+fn rank(kept: &BTreeMap<String, Stored>) -> Option<i64> {
+    let is_a = |name: &str| adapter_of(name).is_some_and(|(_, part)| part == PARTS[0]);
+    let (_, a) = kept.iter().find(|(name, _)| is_a(name))?;
+    a.size().first().copied()
+}
+
 /// `adapter_config.json`.
 fn said(
     config: &Config,
@@ -76,7 +83,9 @@ fn said(
     theirs: &dyn Fn(&str) -> String,
 ) -> Result<serde_json::Value> {
     let lora = &config.training.lora;
-    let rank = lora.rank.unwrap_or(1);
+    // What was trained is told by its tensors and their factor: a key may have been changed since.
+    let rank = rank(kept).unwrap_or(1) as f64;
+    let alpha = upon.scale * if lora.rslora { rank.sqrt() } else { rank };
     let (mut targets, mut whole, mut turned) = (BTreeSet::new(), BTreeSet::new(), BTreeSet::new());
     for name in kept.keys() {
         match adapter_of(name) {
@@ -101,8 +110,8 @@ fn said(
         "peft_type": "LORA",
         "task_type": null,
         "base_model_name_or_path": upon.path,
-        "r": rank,
-        "lora_alpha": lora.alpha.unwrap_or(2.0 * rank as f64),
+        "r": rank as i64,
+        "lora_alpha": alpha,
         "lora_dropout": lora.dropout,
         "use_rslora": lora.rslora,
         "use_dora": false,
