@@ -7,6 +7,7 @@ mod lent;
 mod others;
 mod spent;
 pub mod views;
+mod watched;
 
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, BTreeSet};
@@ -33,6 +34,7 @@ use spent::Clocks;
 use views::{Blocks, Interval};
 
 pub use spent::Spent;
+pub use watched::{Laws, Unwanted};
 
 /// Called with steps done, steps in all, and the tokens so far; an error stops the walk.
 pub type Progress<'a> = Box<dyn FnMut(i64, i64, &Tensor) -> PluginResult<()> + 'a>;
@@ -76,6 +78,8 @@ pub struct Model {
     /// Rows of the head that are no tokens: no walk draws them.
     unused: RefCell<Option<Tensor>>,
     progress: RefCell<Option<Progress<'static>>>,
+    laws: Rc<Laws>,
+    unwanted: RefCell<Option<Unwanted>>,
 }
 
 impl std::fmt::Debug for Model {
@@ -199,6 +203,8 @@ impl Model {
             others: Vec::new(),
             unused: RefCell::new(None),
             progress: RefCell::new(None),
+            laws: Rc::default(),
+            unwanted: RefCell::new(None),
         })
     }
 

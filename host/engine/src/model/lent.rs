@@ -148,6 +148,7 @@ impl maskdiff_plugin_api::Model for Model {
         if let Some(hidden) = self.cached_state(xt_bl, sigma_b)? {
             return Ok(hidden);
         }
+        self.check_wanted()?;
         self.count(xt_bl);
         let train = self.train.get();
         let none = || sigma_b.zeros_like();
@@ -166,6 +167,7 @@ impl maskdiff_plugin_api::Model for Model {
     }
 
     fn extend(&self, x_bl: &Tensor, cache: Vec<Tensor>) -> PluginResult<(Tensor, Vec<Tensor>)> {
+        self.check_wanted()?;
         self.count(x_bl);
         let extend = || self.reduced(|| self.network.extend(x_bl, cache));
         self.clocks.network(self.facts.device(), extend)
@@ -202,7 +204,9 @@ impl maskdiff_plugin_api::Model for Model {
 
     fn log_x0(&self, xt_bl: &Tensor, t_b: &Tensor, rows_n: &Tensor) -> PluginResult<Tensor> {
         self.note_law(false, xt_bl, t_b, rows_n);
-        self.method.log_x0(self, xt_bl, t_b, rows_n)
+        let log_p_nv = self.method.log_x0(self, xt_bl, t_b, rows_n)?;
+        self.note_answer(xt_bl, rows_n, &log_p_nv);
+        Ok(log_p_nv)
     }
 
     fn score(&self, xt_bl: &Tensor, t_b: &Tensor, rows_n: &Tensor) -> PluginResult<Tensor> {
@@ -226,6 +230,7 @@ impl maskdiff_plugin_api::Model for Model {
     }
 
     fn pass(&self, pass: &Pass) -> PluginResult<Passed> {
+        self.check_wanted()?;
         self.count(pass.tokens.ids());
         let train = self.train.get();
         self.clocks.network(self.facts.device(), || {
@@ -274,8 +279,9 @@ impl maskdiff_plugin_api::Model for Model {
         self.moment.borrow_mut().uniforms(shape, self.facts.device())
     }
 
-    /// All sequences are alike to the model itself.
-    fn turn_to(&self, _: &Tensor) -> PluginResult<()> {
+    /// All sequences are alike to the model itself; who watches its laws tells them apart.
+    fn turn_to(&self, texts_b: &Tensor) -> PluginResult<()> {
+        self.laws.turn_to(texts_b);
         Ok(())
     }
 
