@@ -10,12 +10,17 @@ More of `--model_args`: `likelihood` (`bound` or `duel`), `samples` (draws of th
 `local-completions`. Without `tokenizer`, that of the server is used.
 """
 
+import os
+import time
+
 import requests
 from lm_eval.api.registry import register_model
 from lm_eval.models.openai_completions import LocalCompletionsAPI
 from tqdm import tqdm
 
 WAYS = ("likelihood", "samples", "order", "tokens_per_step")
+# What a server answers that takes no more requests for the moment, and how often it is asked again.
+BUSY, TRIES = (429, 503), 8
 
 
 @register_model("maskdiff")
@@ -26,6 +31,10 @@ class Maskdiff(LocalCompletionsAPI):
         self._way = {key: options.pop(key) for key in WAYS if key in options}
         if options.get("tokenizer"):
             tokenizer_backend = "huggingface"
+        # Without it, lm-eval would cut texts at a length of its own.
+        self._length = int(options.get("max_length") or known_length(base_url))
+        # lm-eval takes one off for a token that is drawn behind each text, and none is drawn here.
+        options["max_length"] = self._length + 1
         super().__init__(base_url=base_url, tokenizer_backend=tokenizer_backend, **options)
 
     def _loglikelihood_tokens(self, all_requests, disable_tqdm=False, **_):
@@ -35,16 +44,42 @@ class Maskdiff(LocalCompletionsAPI):
         found = []
         for first in tqdm(range(0, len(all_requests), size), disable=disable_tqdm, desc="likelihoods"):
             part = all_requests[first : first + size]
-            pairs = [{"context": list(context), "continuation": list(ids)} for _, context, ids in part]
+            pairs = [cut(list(context), list(ids), self._length) for _, context, ids in part]
+            pairs = [{"context": context, "continuation": ids} for context, ids in pairs]
             body = {"model": self.model, "seed": self._seed, "requests": pairs, **self._way}
-            answer = requests.post(url, json=body, headers=self.header, timeout=self.timeout)
-            if not answer.ok:
-                raise RuntimeError(f"{url} answered {answer.status_code}: {answer.text[:500]}")
+            answer = patient(lambda: requests.post(url, json=body, headers=self.header, timeout=self.timeout))
             for (key, _, _), one in zip(part, answer.json()["results"]):
                 found.append((one["loglikelihood"], one["is_greedy"]))
                 if key is not None:
                     self.cache_hook.add_partial("loglikelihood", key, found[-1])
         return found
+
+
+def known_length(base_url):
+    """Tokens that the served model knows."""
+    url = base_url.rsplit("/v1/", 1)[0] + "/v1/models"
+    key = os.environ.get("OPENAI_API_KEY", "")
+    header = {"Authorization": f"Bearer {key}"} if key else {}
+    return patient(lambda: requests.get(url, headers=header, timeout=60)).json()["data"][0]["max_model_len"]
+
+
+def cut(context, continuation, length):
+    """A pair that the model has room for. As lm-eval does it, the beginning of the context goes first."""
+    continuation = continuation[-length:]
+    kept = length - len(continuation)
+    return (context[-kept:] if kept else []), continuation
+
+
+def patient(ask):
+    """An answer of a server, which is asked again while it is busy."""
+    for again in range(TRIES):
+        answer = ask()
+        if answer.status_code not in BUSY or again == TRIES - 1:
+            break
+        time.sleep(min(30.0, float(answer.headers.get("Retry-After", 1)) * 2**again))
+    if not answer.ok:
+        raise RuntimeError(f"{answer.url} answered {answer.status_code}: {answer.text[:500]}")
+    return answer
 
 
 if __name__ == "__main__":

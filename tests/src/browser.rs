@@ -110,6 +110,37 @@ impl Browser {
         self.send("POST", "/url", Some(&json!({"url": url})));
     }
 
+    /// Opens an address and waits for its scripts to load.
+    pub fn visit(&self, url: &str) {
+        self.send("POST", "/url", Some(&json!({"url": url})));
+    }
+
+    /// Gives the window another size.
+    pub fn resize(&self, width: u32, height: u32) {
+        let size = json!({"width": width, "height": height});
+        self.send("POST", "/window/rect", Some(&size));
+    }
+
+    /// Asks for dark colours, or for light ones.
+    pub fn dark(&self, on: bool) {
+        let features =
+            json!([{"name": "prefers-color-scheme", "value": if on { "dark" } else { "light" }}]);
+        let command =
+            json!({"cmd": "Emulation.setEmulatedMedia", "params": {"features": features}});
+        self.send("POST", "/goog/cdp/execute", Some(&command));
+    }
+
+    /// Waits until an expression is true.
+    #[track_caller]
+    pub fn wait(&self, expression: &str) {
+        let until = Instant::now() + Duration::from_secs(30);
+        while self.script(expression) != Value::Bool(true) {
+            let text = self.script("document.body.innerText");
+            assert!(Instant::now() < until, "`{expression}` does not come about: {text}");
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+
     /// All elements that a CSS selector matches, in order.
     pub fn all(&self, css: &str) -> Vec<Element> {
         let wanted = json!({"using": "css selector", "value": css});

@@ -60,6 +60,7 @@ fn strike(port: u16, dice: &mut Dice) -> u16 {
         0 => (noise(dice), End::Closes),
         1 => (head(dice), End::Closes),
         2 => (posted(&mutated(dice), None), End::Waits),
+        3 if dice.below(4) == 0 => (asked(&looked(dice).to_string()), End::Waits),
         3 => (posted(&odd(dice).to_string(), None), End::Waits),
         4 => (posted("{", Some(dice.below(1 << 40))), End::Leaves),
         5 => (chunked(dice), End::Leaves),
@@ -126,6 +127,9 @@ fn head(dice: &mut Dice) -> Vec<u8> {
                 "/v1",
                 "/metrics",
                 "/v1/models",
+                "/assets/draw.js",
+                "/assets/%2e%2e/Cargo.toml",
+                "/runs/data",
                 "/%00",
                 "//",
             ]);
@@ -136,11 +140,27 @@ fn head(dice: &mut Dice) -> Vec<u8> {
 }
 
 fn posted(body: &str, length: Option<usize>) -> Vec<u8> {
+    to("/v1/completions", body, length)
+}
+
+fn asked(body: &str) -> Vec<u8> {
+    to("/v1/likeliest", body, None)
+}
+
+fn to(path: &str, body: &str, length: Option<usize>) -> Vec<u8> {
     let length = length.unwrap_or(body.len());
     let head = format!(
-        "POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: {length}\r\nConnection: close\r\n\r\n"
+        "POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Length: {length}\r\nConnection: close\r\n\r\n"
     );
     [head.as_bytes(), body.as_bytes()].concat()
+}
+
+/// A question for the likeliest tokens of a position, right or not.
+fn looked(dice: &mut Dice) -> Value {
+    let tokens: Vec<Value> = (0..dice.below(70))
+        .map(|_| if dice.below(3) == 0 { json!(null) } else { json!(dice.below(40)) })
+        .collect();
+    json!({"tokens": tokens, "position": dice.below(70), "top": dice.below(8)})
 }
 
 fn chunked(dice: &mut Dice) -> Vec<u8> {

@@ -5,6 +5,12 @@
 //! `q(z | x) = alpha x + (1 - alpha) m` at a masked position is, with `p~ = alpha p + (1 - alpha) m` and `r = -a'/alpha`,
 //! `r / q(m) * (KL(q || p~) + ratio - ln ratio - 1)`, `ratio = q(m) / p~(m)`.
 
+use std::cell::Cell;
+use std::rc::Rc;
+
+use maskdiff_base::error::INTERRUPTED;
+use maskdiff_engine::evaluate::answers::{Asked, Plan, Way, measure};
+use maskdiff_engine::evaluate::chain;
 use maskdiff_engine::evaluate::{Draws, duel, in_time, strict};
 use maskdiff_engine::model::Model;
 use maskdiff_engine::plugins::Registry;
@@ -226,6 +232,47 @@ fn every_sequence_of(registry: &Registry, noise: &str, time_conditioning: bool) 
     let states = Tensor::arange(27, (Kind::Int64, Device::Cpu));
     let digit = |place: i64| states.floor_divide_scalar(3i64.pow(place as u32)).remainder(3);
     (model, Tensor::stack(&[digit(2), digit(1), digit(0)], 1))
+}
+
+/// What is scored ends at the next call of the network once nobody waits for it.
+#[test]
+fn a_score_ends_when_nobody_waits() {
+    let (model, every) = every_sequence_of(&registry(), "loglinear", false);
+    let ids = Vec::<i64>::try_from(every.get(5)).expect("ids");
+    let asked_for = Asked { prompt: Vec::new(), answer: ids.clone() };
+    // Three tokens have seven sets of masks: so few draws are drawn, one a call.
+    let plan = Plan { way: Way::Bound(6), batch: 1, seed: 1, guidance: 0.0 };
+    let bound = || measure(&model, &asked_for, plan, 0);
+    let (asked, before) = (Rc::new(Cell::new(0)), model.calls());
+    let seen = Rc::clone(&asked);
+    model.end_when(Some(Rc::new(move || {
+        seen.set(seen.get() + 1);
+        seen.get() > 3
+    })));
+    assert_eq!(bound().expect_err("nobody waits").exit_code(), INTERRUPTED);
+    assert_eq!(asked.get(), 4, "before each call");
+    assert_eq!(model.calls() - before, 3);
+    assert!(chain::left_to_right(&model, &ids, 0, 1).is_err());
+    assert!(chain::likeliest(&model, &[Some(ids[0]), None], 1, 1).is_err());
+    model.end_when(None);
+    assert!(bound().is_ok());
+}
+
+/// The likeliest tokens of a position are those of the chain, where all later positions are holes.
+#[test]
+fn the_likeliest_tokens_are_those_of_the_chain() {
+    let (model, every) = every_sequence_of(&registry(), "loglinear", true);
+    let ids = Vec::<i64>::try_from(every.get(11)).expect("ids");
+    let whole = chain::left_to_right(&model, &ids, 0, 3).expect("the chain");
+    for (place, scored) in whole.iter().enumerate() {
+        let mut tokens: Vec<Option<i64>> = ids.iter().map(|id| Some(*id)).collect();
+        // Whatever stands at the position itself counts as a hole.
+        tokens[place + 1..].fill(None);
+        let found = chain::likeliest(&model, &tokens, place, 3).expect("tokens");
+        for ((id, p), (other, other_p)) in found.iter().zip(&scored.top) {
+            assert!(id == other && (p - other_p).abs() < 1e-9, "{found:?} {scored:?}");
+        }
+    }
 }
 
 /// The bound of each sequence by enumeration of every masked set S: the sum of `CE(S) / (k binomial(L, k))`, `[27]`.

@@ -64,6 +64,46 @@ print(text, end="")
     assert_eq!(String::from_utf8_lossy(&out.stdout), whole.as_str().expect("a text"));
 }
 
+/// A client that waits where the server is busy, and cuts what the model has no room for: against a server of a few lines.
+#[test]
+fn the_package_is_patient_and_cuts_what_is_too_long() {
+    let Some(python) = maskdiff_tests::serve_clients() else {
+        maskdiff_tests::skipped("no lm-eval: `scripts/setup.sh --serve` installs it");
+        return;
+    };
+    let program = r#"
+import http.server, json, threading, time
+from maskdiff_lm_eval import cut, known_length, patient
+assert cut([1, 2, 3], [4, 5], 4) == ([2, 3], [4, 5])
+assert cut([1, 2, 3], [4, 5], 2) == ([], [4, 5])
+assert cut([1], [4, 5, 6], 2) == ([], [5, 6])
+assert cut([], [4], 9) == ([], [4])
+codes = [429, 503, 200]
+class Busy(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        self.send_response(codes.pop(0))
+        self.send_header("Retry-After", "0.01")
+        self.end_headers()
+        self.wfile.write(json.dumps({"data": [{"max_model_len": 64}]}).encode())
+    def log_message(self, *words):
+        pass
+server = http.server.HTTPServer(("127.0.0.1", 0), Busy)
+threading.Thread(target=server.serve_forever, daemon=True).start()
+url = f"http://127.0.0.1:{server.server_port}/v1/completions"
+assert known_length(url) == 64 and codes == []
+codes[:] = [400]
+try:
+    known_length(url)
+    raise SystemExit("it was not refused")
+except RuntimeError as error:
+    assert "answered 400" in str(error), error
+"#;
+    let mut command = std::process::Command::new(python);
+    command.args(["-c", program]).env("PYTHONPATH", maskdiff_tests::root().join("python"));
+    let out = command.output().expect("python");
+    assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
+}
+
 /// Two tasks of lm-eval in a folder: `choice` of two continuations, and `write`.
 fn tasks(folder: &Path) {
     let write = |name: &str, text: &str| std::fs::write(folder.join(name), text).expect("written");

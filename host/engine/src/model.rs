@@ -8,6 +8,7 @@ mod lent;
 mod others;
 mod spent;
 pub mod views;
+mod watched;
 
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, BTreeSet};
@@ -36,6 +37,7 @@ use views::{Blocks, Interval};
 
 pub use learned::is_of_group;
 pub use spent::Spent;
+pub use watched::{Laws, Unwanted};
 
 /// Called with steps done, steps in all, and the tokens so far; an error stops the walk.
 pub type Progress<'a> = Box<dyn FnMut(i64, i64, &Tensor) -> PluginResult<()> + 'a>;
@@ -79,6 +81,8 @@ pub struct Model {
     /// Rows of the head that are no tokens: no walk draws them.
     unused: RefCell<Option<Tensor>>,
     progress: RefCell<Option<Progress<'static>>>,
+    laws: Rc<Laws>,
+    unwanted: RefCell<Option<Unwanted>>,
 }
 
 impl std::fmt::Debug for Model {
@@ -202,6 +206,8 @@ impl Model {
             others: Vec::new(),
             unused: RefCell::new(None),
             progress: RefCell::new(None),
+            laws: Rc::default(),
+            unwanted: RefCell::new(None),
         })
     }
 

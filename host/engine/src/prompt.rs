@@ -159,6 +159,28 @@ impl Given {
         Ok(Self { text: tokenizer.decode(ids), tokens, ..Self::default() })
     }
 
+    /// A text of tokens with holes, `None`, of which it says the end; of sequences of `length` tokens.
+    pub fn of_holes(
+        tokens: &[Option<i64>],
+        tokenizer: &dyn Tokenizer,
+        length: i64,
+    ) -> Result<Self> {
+        let known: Vec<i64> = tokens.iter().flatten().copied().collect();
+        // What holds of the tokens of a prompt holds of these.
+        Self::of_tokens(&known, tokenizer, length.max(known.len() as i64 + 1))?;
+        if tokens.len() as i64 > length {
+            let have = counted(tokens.len(), "token");
+            return Err(Error::config(
+                format!("the text has {have}, and the model draws sequences of {length}"),
+                format!("shorten it to at most {}", counted(length, "token")),
+            ));
+        }
+        let shown: Vec<i64> =
+            tokens.iter().map(|token| token.unwrap_or(tokenizer.mask_id())).collect();
+        let text = tokenizer.decode(&shown);
+        Ok(Self { text, tokens: tokens.to_vec(), whole: true, free: false })
+    }
+
     fn draft(text: &str, tokenizer: &dyn Tokenizer, length: i64) -> Result<Self> {
         let tokens = known(text, text, false, tokenizer)?;
         if tokens.len() as i64 > length {
@@ -261,6 +283,12 @@ impl Given {
         }
     }
 
+    /// The given tokens with their positions.
+    pub fn known(&self) -> impl Iterator<Item = (usize, i64)> {
+        let tokens = self.tokens.iter().enumerate();
+        tokens.filter_map(|(position, token)| Some((position, (*token)?)))
+    }
+
     /// How many tokens are given.
     pub fn count(&self) -> usize {
         self.tokens.iter().flatten().count()
@@ -341,6 +369,18 @@ mod tests {
         assert_eq!(ids.iter().filter(|id| **id == 99).count(), 3 + 1 + 4);
         given.cut(0, &mut ids);
         assert_eq!(ids.len(), 12);
+    }
+
+    #[test]
+    fn tokens_with_holes_are_a_whole_text() {
+        let tokenizer = characters("abc ");
+        let holes = [Some(1), None, Some(2)];
+        let given = Given::of_holes(&holes, tokenizer.as_ref(), 3).unwrap();
+        assert_eq!((given.whole(), given.count(), given.reach()), (Some(3), 2, 3));
+        assert_eq!(given.known().collect::<Vec<_>>(), [(0, 1), (2, 2)]);
+        assert!(Given::of_holes(&holes, tokenizer.as_ref(), 2).is_err(), "too long");
+        let mask = [Some(tokenizer.mask_id()), None];
+        assert!(Given::of_holes(&mask, tokenizer.as_ref(), 8).is_err(), "the mask is no token");
     }
 
     #[test]

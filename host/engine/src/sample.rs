@@ -241,6 +241,8 @@ pub fn draw(
     model.set_moment(Moment::of_walk(streams, None));
     model.set_unused(&unused(texts.tokenizer, model.facts()));
     model.on_progress(recorded(progress, recorder.map(Rc::clone)));
+    // Of a walk before that failed.
+    let _ = model.has_approximated();
     let walked = match model.blocks() {
         Some(blocks) => grown(model, blocks, sampler, (given, texts), recorder),
         None => windows(model, sampler, (given, texts), recorder).map(|rows| (rows, 0)),

@@ -6,6 +6,7 @@ pub mod ledger;
 pub mod ownership;
 pub mod page;
 pub mod picture;
+pub mod report;
 pub mod run_dir;
 pub mod runs;
 pub mod trace;

@@ -1,8 +1,10 @@
 //! Texts as clients receive them: OpenAI's shapes, and what draws the text again under `maskdiff`.
 
+use maskdiff_config::groups;
 use maskdiff_data::tokenizer::piece;
 use serde_json::{Map, Value, json};
 
+use crate::fault::without_paths;
 use crate::fresh::{now, random};
 use crate::job::{Step, Text};
 use crate::model::Facts;
@@ -92,6 +94,9 @@ impl<'a> Answer<'a> {
             "ids": text.ids, "entropy": text.entropy, "calls": text.calls, "rows": text.rows, "seconds": text.seconds,
             "batch": text.batch,
         });
+        if text.approximate {
+            about["approximate"] = json!(true);
+        }
         if text.scored.is_none() || text.seconds > 0.0 {
             about["seed"] = json!(text.seed);
             about["number"] = json!(text.number);
@@ -114,8 +119,32 @@ impl<'a> Answer<'a> {
             });
         }
         words.extend(self.reply.stop_at_eos.map(|on| format!("sampling.stop_at_eos={on}")));
+        words.extend(self.own_words());
         words.extend(self.reply.words.iter().cloned());
         words
+    }
+
+    /// Words of the server's own command line that hold for this text: those that the request does not say otherwise, and of another
+    /// sampler than the server's none of its options.
+    fn own_words(&self) -> Vec<String> {
+        let key = |word: &str| word.split('=').next().unwrap_or_default().to_string();
+        let mut said: Vec<String> = self.reply.words.iter().map(|word| key(word)).collect();
+        said.extend(["sampling.num_samples", "sampling.first_number"].map(String::from));
+        if self.reply.new_tokens.is_some() {
+            said.extend(["sampling.new_tokens", "sampling.length"].map(String::from));
+        }
+        if self.reply.stop_at_eos.is_some() {
+            said.push("sampling.stop_at_eos".into());
+        }
+        let other = said.iter().any(|key| key == "sampling.predictor");
+        let of_host = groups::keys("sampling");
+        let holds = |word: &&String| {
+            let key = key(word);
+            let option = key.strip_prefix("sampling.").filter(|_| other);
+            !said.contains(&key) && option.is_none_or(|option| of_host.contains(&option))
+        };
+        let own = self.facts.own_words.iter().filter(holds);
+        own.map(|word| without_paths(word, &self.facts.hidden)).collect()
     }
 
     /// What is said of all texts beyond OpenAI's words.
@@ -151,12 +180,14 @@ impl<'a> Answer<'a> {
         };
         let tokenizer = self.facts.tokenizer.as_ref();
         let from = if self.reply.echo { 0 } else { text.reach };
-        let tokens: Vec<String> = text.ids[from..].iter().map(|id| piece(*id, tokenizer)).collect();
+        let tokens: Vec<String> =
+            text.ids[from..text.kept.max(from)].iter().map(|id| piece(*id, tokenizer)).collect();
         let offsets: Vec<usize> = tokens
             .iter()
             .scan(0, |at, token| Some(std::mem::replace(at, *at + token.chars().count())))
             .collect();
-        let scored = &scored[from.min(scored.len())..];
+        let end = text.kept.min(scored.len());
+        let scored = &scored[from.min(end)..end];
         let top = scored.iter().map(|one| {
             let mut all = Map::new();
             // Two tokens that read alike count as the likelier one.
@@ -193,6 +224,10 @@ impl<'a> Answer<'a> {
         if !step.opened.is_empty() {
             about["opened"] = json!(step.opened);
         }
+        if let Some(begun) = &step.given {
+            about["given"] = json!(begun.given);
+            about["length"] = json!(begun.length);
+        }
         chunk.insert("maskdiff".into(), about);
         Value::Object(chunk)
     }
@@ -207,6 +242,10 @@ impl<'a> Answer<'a> {
         }
         if !text.opened.is_empty() {
             about["opened"] = json!(text.opened);
+        }
+        if let Some(begun) = &text.begun {
+            about["given"] = json!(begun.given);
+            about["length"] = json!(begun.length);
         }
         chunk.insert("maskdiff".into(), about);
         Value::Object(chunk)

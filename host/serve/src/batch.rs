@@ -2,20 +2,20 @@
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::rc::Rc;
 use std::sync::Arc;
 
 use maskdiff_base::error::{Error, Result};
-use maskdiff_base::memory;
+use maskdiff_data::Tokenizer;
 use maskdiff_engine::choose::Choose as _;
 use maskdiff_engine::component;
-use maskdiff_engine::evaluate::chain::left_to_right;
+use maskdiff_engine::evaluate::chain::{Scored, left_to_right};
 use maskdiff_engine::prompt::Given;
 use maskdiff_engine::sample::{self, Drawn, Texts, Windows};
 use maskdiff_native::generator_state;
 use maskdiff_records::trace::Recorder;
 
+use crate::guard::guarded;
 use crate::job::{Draw, Order, Shown, Text};
 use crate::model::{Host, Settled};
 use crate::steps::{Row, Rows, Watch, continuation, cut};
@@ -38,6 +38,24 @@ pub(crate) struct Piece {
     pub row: Row,
 }
 
+/// A walk that failed.
+#[derive(Debug)]
+pub(crate) struct Failed {
+    /// Why.
+    pub error: Error,
+    /// Its texts as far as their clients have seen them.
+    pub rows: Vec<Row>,
+}
+
+impl From<Error> for Failed {
+    fn from(error: Error) -> Self {
+        Self { error, rows: Vec::new() }
+    }
+}
+
+/// What a batch gives: a text, or why there is none, for each of its rows.
+type Made = Vec<Result<Text>>;
+
 /// What two texts must have in common to be drawn together.
 pub(crate) fn fits(one: (&Draw, &Order), other: (&Draw, &Order)) -> bool {
     let of = |(draw, order): (&Draw, &Order)| {
@@ -58,7 +76,7 @@ impl Way {
         draw: &Draw,
         pieces: Vec<Piece>,
         watch: &Watch,
-    ) -> Result<Vec<Text>> {
+    ) -> std::result::Result<Made, Failed> {
         let batch = Batch { host, draw, watch };
         if self.by_sequence == Some(true) {
             return batch.texts(&mut self.settled, pieces).map(|(texts, _)| texts);
@@ -95,6 +113,7 @@ fn again(row: &Row) -> Row {
         shown: None,
         stops: row.stops.clone(),
         ends: row.ends.clone(),
+        given: Vec::new(),
         sent: String::new(),
         last: Vec::new(),
         pending: BTreeMap::new(),
@@ -111,26 +130,45 @@ struct Batch<'a> {
 
 impl Batch<'_> {
     /// Draws some texts, and says whether libtorch's generator was left alone.
-    fn texts(&self, settled: &mut Settled, pieces: Vec<Piece>) -> Result<(Vec<Text>, bool)> {
+    fn texts(
+        &self,
+        settled: &mut Settled,
+        pieces: Vec<Piece>,
+    ) -> std::result::Result<(Made, bool), Failed> {
         let (orders, rows): (Vec<Order>, Vec<Row>) =
             pieces.into_iter().map(|piece| (piece.order, piece.row)).unzip();
         let rows: Rows = Rc::new(RefCell::new(rows));
+        let laws = self.host.model.laws();
+        let denoising = |row: &Row| row.shown == Some(Shown::Denoising);
+        laws.watch(rows.borrow().iter().any(denoising));
+        let made = self.made(settled, orders, &rows);
+        laws.watch(false);
+        made.map_err(|error| Failed { error, rows: rows.take() })
+    }
+
+    fn made(&self, settled: &mut Settled, orders: Vec<Order>, rows: &Rows) -> Result<(Made, bool)> {
         let device = self.host.model.facts().device();
         // As `maskdiff sample` does.
         tch::manual_seed(orders.first().map_or(0, |order| order.seed.cast_signed()));
         let before = generator_state(device).map_err(component::torch)?;
-        let drawn = self.walk(settled, &orders, &rows)?;
+        let drawn = self.walk(settled, &orders, rows)?;
         let alone = generator_state(device).map_err(component::torch)? == before;
-        let batch = orders.len();
-        let cost = (drawn.nfe, drawn.token_forwards, drawn.seconds, batch);
-        let all = self.expected(settled);
-        let mut texts = Vec::with_capacity(batch);
-        for ((sample, order), row) in
-            drawn.samples.into_iter().zip(orders).zip(rows.borrow().iter())
-        {
-            texts.push(self.text(sample, order, row, (cost, all))?);
-        }
-        Ok((texts, alone))
+        let cost = Cost {
+            calls: drawn.nfe,
+            rows: drawn.token_forwards,
+            seconds: drawn.seconds,
+            batch: orders.len(),
+            approximate: drawn.approximate,
+            all: self.expected(settled),
+        };
+        let watch = Watch { rows: Rc::clone(rows), ..self.watch.clone() };
+        let rows = rows.borrow();
+        let each = drawn.samples.into_iter().zip(orders).zip(rows.iter()).enumerate();
+        // What one of them lacks is no fault of the others.
+        let text = |(index, ((sample, order), row))| {
+            guarded(|| self.text(sample, order, (index, row), (&watch, cost)))
+        };
+        Ok((each.map(text).collect(), alone))
     }
 
     /// The walk.
@@ -171,16 +209,9 @@ impl Batch<'_> {
             let progress = Some(watch.progress());
             sample::draw(model, sampler, &given, texts, progress, recorder.as_ref())
         };
-        let walked = catch_unwind(AssertUnwindSafe(|| memory::guarded(walk)));
+        let walked = guarded(walk);
         model.on_progress(None);
-        match walked {
-            Ok(walked) => walked.map_err(|e| settled.config.locate(e)),
-            Err(_) => Err(Error::new(
-                maskdiff_base::error::Kind::Torch,
-                "the model failed with a fault that no check foresaw",
-                "the log of the server has it",
-            )),
-        }
+        walked.map_err(|e| settled.config.locate(e))
     }
 
     /// Tokens behind what is given, or in blocks the tokens of a text.
@@ -213,13 +244,13 @@ impl Batch<'_> {
         &self,
         sample: sample::Sample,
         order: Order,
-        row: &Row,
-        (cost, all): ((f64, f64, f64, usize), usize),
+        (index, row): (usize, &Row),
+        (watch, cost): (&Watch, Cost),
     ) -> Result<Text> {
         let tokenizer = self.host.facts.tokenizer.as_ref();
         let mut ids = sample.ids;
         let behind = (self.host.facts.lead + order.given.reach()).min(ids.len());
-        let expected = self.draw.new_tokens.map_or(all, |new| behind + new as usize);
+        let expected = self.draw.new_tokens.map_or(cost.all, |new| behind + new as usize);
         let reach = row.reach.min(ids.len());
         if let Some(end) = ids[reach..].iter().position(|id| row.ends.contains(id)) {
             ids.truncate(reach + end);
@@ -232,8 +263,15 @@ impl Batch<'_> {
             false => tokenizer.decode(&ids),
         };
         let rest = text.strip_prefix(row.sent.as_str());
+        if rest.is_none() && row.quiet {
+            return Err(Error::new(
+                maskdiff_base::error::Kind::Torch,
+                "the text was drawn again beside no other, and came out otherwise than what was shown of it",
+                "ask again",
+            ));
+        }
         let scored = match row.logprobs {
-            Some(top) => Some(left_to_right(&self.host.model, &ids, 0, top.max(1))?),
+            Some(top) => Some(self.scored(&ids, row, top)?),
             None => None,
         };
         if rest.is_none() {
@@ -241,6 +279,10 @@ impl Batch<'_> {
                 "a text changed after it was shown: its sampler should say that it `revises`"
             );
         }
+        let kept = match stopped && scored.is_some() {
+            true => before_stop(tokenizer, &ids, reach, text.len()),
+            false => ids.len(),
+        };
         Ok(Text {
             reach,
             given: order.given.count(),
@@ -251,18 +293,49 @@ impl Batch<'_> {
             entropy: sample.entropy,
             seed: order.seed,
             number: order.number,
-            calls: cost.0,
-            rows: cost.1,
-            seconds: cost.2,
-            batch: cost.3,
+            calls: cost.calls,
+            rows: cost.rows,
+            seconds: cost.seconds,
+            batch: cost.batch,
+            approximate: cost.approximate,
+            kept,
             opened: match row.shown {
-                Some(Shown::Denoising) => self.watch.rest(row, &ids),
+                Some(Shown::Denoising) => watch.rest(row, index, &ids),
                 _ => Vec::new(),
             },
+            begun: (row.shown == Some(Shown::Denoising) && !row.told)
+                .then(|| watch.given(row, ids.len())),
             scored,
             ids,
         })
     }
+
+    /// Log-probabilities of the tokens of a text, while somebody waits for them.
+    fn scored(&self, ids: &[i64], row: &Row, top: usize) -> Result<Vec<Scored>> {
+        let model = &self.host.model;
+        model.end_when(Some(row.unwanted(&self.watch.over)));
+        let scored = guarded(|| left_to_right(model, ids, 0, top.max(1)));
+        model.end_when(None);
+        scored
+    }
+}
+
+/// What a batch took.
+#[derive(Debug, Clone, Copy)]
+struct Cost {
+    calls: f64,
+    rows: f64,
+    seconds: f64,
+    batch: usize,
+    approximate: bool,
+    /// Tokens of a text that does not end by itself.
+    all: usize,
+}
+
+/// How many tokens it takes to write the first `bytes` of what stands behind the first `reach` of them.
+fn before_stop(tokenizer: &dyn Tokenizer, ids: &[i64], reach: usize, bytes: usize) -> usize {
+    let writes = |kept: &usize| continuation(tokenizer, &ids[..*kept], reach).len() >= bytes;
+    (reach..ids.len()).find(writes).unwrap_or(ids.len())
 }
 
 /// How the client of a text sees it.
@@ -295,6 +368,14 @@ pub(crate) fn row(
         sent: String::new(),
         last: Vec::new(),
         pending: BTreeMap::new(),
+        given: match draw.shown {
+            Some(Shown::Denoising) => {
+                order.given.known().map(|(place, id)| (facts.lead + place, id)).collect()
+            }
+            _ => Vec::new(),
+        },
+        told: false,
+        quiet: false,
     }
 }
 
@@ -305,6 +386,7 @@ pub(crate) fn watch(host: &Host<'_>, over: Rc<dyn Fn() -> bool>) -> Watch {
         recorder: None,
         tokenizer: Arc::clone(&host.facts.tokenizer),
         mask: host.model.facts().mask_id,
+        laws: Some(host.model.laws()),
         over,
     }
 }

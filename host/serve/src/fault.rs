@@ -97,11 +97,12 @@ impl Fault {
     }
 }
 
-/// A text in which what is hidden, and every absolute path, is named `…`.
-fn without_paths(text: &str, hidden: &[String]) -> String {
+/// A text in which what is hidden, and every absolute path, is named `…`. A hidden path is replaced where it stands as a whole or a path goes on
+/// behind it; a name without folders says nothing of the machine.
+pub(crate) fn without_paths(text: &str, hidden: &[String]) -> String {
     let mut text = text.to_string();
-    for word in hidden.iter().filter(|word| word.len() > 1) {
-        text = text.replace(word.as_str(), "…");
+    for word in hidden.iter().filter(|word| word.len() > 1 && word.contains('/')) {
+        text = without(&text, word);
     }
     let mut shown = String::with_capacity(text.len());
     let mut rest = text.as_str();
@@ -121,6 +122,29 @@ fn without_paths(text: &str, hidden: &[String]) -> String {
     shown + rest
 }
 
+/// A text in which a path is named `…`, where it is no part of another word.
+fn without(text: &str, path: &str) -> String {
+    let is_word = |c: char| c.is_alphanumeric() || "_-.".contains(c);
+    let mut shown = String::with_capacity(text.len());
+    let mut rest = text;
+    while let Some(at) = rest.find(path) {
+        let (before, from) = rest.split_at(at);
+        let behind = &from[path.len()..];
+        let starts = before.chars().last().or(shown.chars().last());
+        // A dot may end the sentence.
+        let mut next = behind.chars();
+        let goes_on = match next.next() {
+            Some('.') => next.next().is_some_and(is_word),
+            other => other.is_some_and(is_word),
+        };
+        let whole = !goes_on && starts.is_none_or(|c| !is_word(c) && c != '/');
+        shown.push_str(before);
+        shown.push_str(if whole { "…" } else { path });
+        rest = behind;
+    }
+    shown + rest
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -131,12 +155,20 @@ mod tests {
         for (text, shown) in [
             ("`/home/a/x.toml` is damaged", "`…` is damaged"),
             ("of runs/first/checkpoints/last: wrong", "of …/checkpoints/last: wrong"),
+            ("in runs/first: x. See runs/first.", "in …: x. See …."),
+            ("runs/firsts and myruns/first", "runs/firsts and myruns/first"),
             ("and/or, 1/2 and `a / b`", "and/or, 1/2 and `a / b`"),
             ("(/a/b: no; /c)", "(…: no; …)"),
             ("/", "/"),
         ] {
             assert_eq!(without_paths(text, &hidden), shown);
         }
+        // The folder of a checkpoint is a name like any other word.
+        let name = ["steps".to_string()];
+        assert_eq!(
+            without_paths("`steps` must be at least 1", &name),
+            "`steps` must be at least 1"
+        );
     }
 
     #[test]

@@ -83,6 +83,29 @@ pub(crate) struct Answers {
     pub seed: u64,
 }
 
+/// A position of a text whose likeliest tokens are asked for.
+#[derive(Debug, Clone)]
+pub(crate) struct Look {
+    /// What is known of the text; `None` is a hole.
+    pub tokens: Vec<Option<i64>>,
+    /// The position.
+    pub place: usize,
+    /// How many tokens.
+    pub top: usize,
+}
+
+/// What a walk begins with.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Begun {
+    /// What is given: position, id, how it reads.
+    pub given: Vec<(usize, i64, String)>,
+    /// Tokens of the text with its holes.
+    pub length: usize,
+}
+
+/// A token that a step has changed: position, id, how it reads, and the probability that the model gave it, where that is known.
+pub(crate) type Opened = (usize, i64, String, Option<f64>);
+
 /// What the model is to do.
 #[derive(Debug, Clone)]
 pub(crate) enum Work {
@@ -92,6 +115,8 @@ pub(crate) enum Work {
     Score(Score),
     /// Score answers.
     Answers(Answers),
+    /// Tell the likeliest tokens of a position.
+    Look(Look),
 }
 
 impl Work {
@@ -101,6 +126,7 @@ impl Work {
             Self::Draw(draw) => draw.orders.len(),
             Self::Score(score) => score.texts.len(),
             Self::Answers(answers) => answers.pairs.len(),
+            Self::Look(_) => 1,
         }
     }
 }
@@ -121,7 +147,9 @@ pub(crate) struct Text {
     /// That part of `text` that no event has shown yet.
     pub rest: String,
     /// Tokens that no step has shown, where steps are shown.
-    pub opened: Vec<(usize, i64, String)>,
+    pub opened: Vec<Opened>,
+    /// What the walk began with, where no step has told it.
+    pub begun: Option<Begun>,
     /// `stop` or `length`.
     pub finish: &'static str,
     /// Entropy of its tokens, nats.
@@ -138,6 +166,10 @@ pub(crate) struct Text {
     pub seconds: f64,
     /// Texts in its batch.
     pub batch: usize,
+    /// Whether a cache stood in for calls of the network.
+    pub approximate: bool,
+    /// How many of its tokens are in front of the place where a stop text has cut it.
+    pub kept: usize,
     /// Log-probabilities of its tokens, where they are asked for; the first tokens may have none.
     pub scored: Option<Vec<Scored>>,
 }
@@ -151,6 +183,8 @@ pub(crate) enum Event {
     Text(usize, Box<Text>),
     /// An answer of [`Answers`] is scored.
     Answer(usize, Found),
+    /// The likeliest tokens of a [`Look`] and their log-probabilities.
+    Likeliest(Vec<(i64, f64)>),
     /// The job ends with a fault.
     Fault(Fault),
 }
@@ -166,12 +200,14 @@ pub(crate) struct Step {
     pub total: i64,
     /// Text that has become certain.
     pub delta: String,
-    /// Tokens that changed: position, id, how it reads.
-    pub opened: Vec<(usize, i64, String)>,
+    /// Tokens that changed.
+    pub opened: Vec<Opened>,
     /// Positions without a token.
     pub masked: usize,
     /// The whole text with holes, where it is asked for.
     pub whole: Option<String>,
+    /// What the walk began with, in its first step where steps are shown.
+    pub given: Option<Begun>,
 }
 
 /// Room in the queue for the pieces of a job, given back when it is dropped.

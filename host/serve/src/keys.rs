@@ -209,6 +209,7 @@ pub(crate) mod tests {
             by_duel: false,
             duel: (Order::Confidence, 1),
             no_likelihood: None,
+            own_words: Vec::new(),
             hidden: Vec::new(),
         }
     }

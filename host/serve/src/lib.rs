@@ -9,10 +9,14 @@
 
 #![warn(clippy::print_stdout, clippy::print_stderr)]
 
+mod access;
 mod answer;
+mod assets;
 mod batch;
+mod board;
 mod fault;
 mod fresh;
+mod guard;
 mod http;
 mod job;
 mod keys;
@@ -26,6 +30,7 @@ mod stream;
 mod worker;
 
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -33,7 +38,7 @@ use maskdiff_base::error::Result;
 use maskdiff_base::memory;
 use maskdiff_base::stop::Stop;
 
-pub use http::Key;
+pub use access::Key;
 pub use model::{Facts, Host, Sampler, Settle, Settled};
 
 /// What a server keeps to.
@@ -68,6 +73,8 @@ pub struct Settings {
     pub key: Option<Key>,
     /// What it keeps to.
     pub limits: Limits,
+    /// Folders whose runs are shown at `/runs`.
+    pub runs: Vec<PathBuf>,
 }
 
 /// Serves until somebody asks to stop. `ready` is called with the address once clients can connect.
@@ -81,11 +88,11 @@ pub fn serve(
     let limits = settings.limits.clone();
     let listener = listen::bind(settings.address)?;
     let address = listen::address(&listener)?;
-    let app = http::App::new(Arc::clone(&host.facts), settings, queue.clone(), address);
-    let app = Arc::new(app);
-    let metrics = Arc::clone(&app.metrics);
+    let served = (Arc::clone(&host.facts), queue.clone());
+    let (site, board) = site(settings, address, Some(served));
+    let metrics = Arc::clone(&site.metrics);
     let halt = stop.clone();
-    let network = memory::thread("network", move || listen::run(listener, app, &halt))?;
+    let network = memory::thread("network", move || listen::run(listener, (site, board), &halt))?;
     ready(address);
     worker::work(&mut host, jobs, &worker::Shared { limits, queue, metrics, stop: stop.clone() });
     network.join().unwrap_or_else(|_| {
@@ -95,4 +102,26 @@ pub fn serve(
             "start the server again, and report what it logged",
         ))
     })
+}
+
+/// Serves runs alone, without a model, until somebody asks to stop.
+pub fn serve_runs(settings: Settings, stop: &Stop, ready: impl FnOnce(SocketAddr)) -> Result<()> {
+    let listener = listen::bind(settings.address)?;
+    let address = listen::address(&listener)?;
+    let all = site(settings, address, None);
+    ready(address);
+    listen::run(listener, all, stop)
+}
+
+/// What the network's side serves.
+fn site(
+    settings: Settings,
+    address: SocketAddr,
+    served: Option<(Arc<Facts>, job::Queue)>,
+) -> (Arc<http::Site>, Option<Arc<board::Board>>) {
+    let Settings { key, limits, runs, .. } = settings;
+    let board = (!runs.is_empty()).then(|| Arc::new(board::Board::new(runs)));
+    let (access, started) = (access::Access::new(key, address), fresh::now());
+    let site = http::Site { access, limits, metrics: Arc::default(), served, started };
+    (Arc::new(site), board)
 }

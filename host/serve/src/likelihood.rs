@@ -2,9 +2,9 @@
 
 use maskdiff_base::error::Result;
 use maskdiff_engine::evaluate::answers::{self, Asked, Found, Plan};
-use maskdiff_engine::evaluate::chain::{fitting, left_to_right};
+use maskdiff_engine::evaluate::chain::{fitting, left_to_right, likeliest};
 
-use crate::job::{Answers, Score, Text};
+use crate::job::{Answers, Look, Score, Text};
 use crate::model::Host;
 
 /// The tokens of a text with their log-probabilities, and behind them the likeliest next one where it is wanted and fits.
@@ -36,6 +36,7 @@ pub(crate) fn scored(host: &Host<'_>, score: &Score, number: usize) -> Result<Te
         calls: (model.calls() - before.0) as f64,
         rows: (model.rows() - before.1) as f64,
         batch: 1,
+        kept: ids.len(),
         scored: Some(tokens),
         ids,
         ..Text::default()
@@ -51,4 +52,9 @@ pub(crate) fn answered(host: &Host<'_>, answers: &Answers, number: usize) -> Res
     let batch = fitting(ids.len()) as i64;
     let plan = Plan { way: answers.way, batch, seed: answers.seed, guidance: 0.0 };
     answers::measure(&host.model, &asked, plan, 0)
+}
+
+/// The likeliest tokens of a position.
+pub(crate) fn looked(host: &Host<'_>, look: &Look) -> Result<Vec<(i64, f64)>> {
+    likeliest(&host.model, &look.tokens, look.place, look.top)
 }

@@ -17,7 +17,8 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 
 use crate::Limits;
-use crate::http::{App, router};
+use crate::board::Board;
+use crate::http::{Site, router};
 use crate::metrics::Metrics;
 
 /// Between two looks for a signal.
@@ -58,23 +59,31 @@ fn failed(error: &std::io::Error) -> Error {
 }
 
 /// Serves connections until somebody asks to stop and all of them have ended, or their grace is over.
-pub(crate) fn run(listener: std::net::TcpListener, app: Arc<App>, stop: &Stop) -> Result<()> {
+pub(crate) fn run(
+    listener: std::net::TcpListener,
+    (site, board): (Arc<Site>, Option<Arc<Board>>),
+    stop: &Stop,
+) -> Result<()> {
     let mut builder = tokio::runtime::Builder::new_current_thread();
     let runtime = builder.enable_all().max_blocking_threads(4).build().map_err(|e| failed(&e))?;
-    let done = runtime.block_on(accept(listener, app, stop));
+    let router = router(&site, board.as_ref());
+    let done = runtime.block_on(accept(listener, (site, router), stop));
     // What still runs is some client's tokenization: nobody waits for it.
     runtime.shutdown_background();
     done
 }
 
-async fn accept(listener: std::net::TcpListener, app: Arc<App>, stop: &Stop) -> Result<()> {
+async fn accept(
+    listener: std::net::TcpListener,
+    (site, router): (Arc<Site>, Router),
+    stop: &Stop,
+) -> Result<()> {
     let listener = TcpListener::from_std(listener).map_err(|e| failed(&e))?;
     let (halt, halted) = watch::channel(false);
-    let router = router(&app);
     while !stop.asked() {
         match tokio::time::timeout(LOOK, listener.accept()).await {
             Err(_) => {}
-            Ok(Ok((stream, _))) => take(stream, &app, &router, &halted),
+            Ok(Ok((stream, _))) => take(stream, &site, &router, &halted),
             // No file is left for it, say: those that are open may end meanwhile.
             Ok(Err(error)) => {
                 tracing::debug!("a connection failed: {error}");
@@ -85,25 +94,35 @@ async fn accept(listener: std::net::TcpListener, app: Arc<App>, stop: &Stop) -> 
     drop(listener);
     drop(halted);
     let _ = halt.send(true);
-    let _ = tokio::time::timeout(app.limits.grace + LAST, halt.closed()).await;
+    let _ = tokio::time::timeout(site.limits.grace + LAST, halt.closed()).await;
     Ok(())
 }
 
+/// The place of a connection among those that are open, given back however the connection ends: a handler that panics ends it too.
+struct Slot(Arc<Metrics>);
+
+impl Drop for Slot {
+    fn drop(&mut self) {
+        self.0.connections.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
 /// Serves a connection, where there are not too many.
-fn take(stream: TcpStream, app: &Arc<App>, router: &Router, halted: &watch::Receiver<bool>) {
-    let open = &app.metrics.connections;
-    if open.load(Ordering::Relaxed) >= app.limits.connections as u64 {
-        Metrics::add(&app.metrics.refused, 1);
+fn take(stream: TcpStream, site: &Arc<Site>, router: &Router, halted: &watch::Receiver<bool>) {
+    let open = &site.metrics.connections;
+    if open.load(Ordering::Relaxed) >= site.limits.connections as u64 {
+        Metrics::add(&site.metrics.refused, 1);
         let _ = stream.try_write(FULL);
         return;
     }
     open.fetch_add(1, Ordering::Relaxed);
     let _ = stream.set_nodelay(true);
-    let (metrics, limits) = (Arc::clone(&app.metrics), app.limits.clone());
+    let (metrics, limits) = (Arc::clone(&site.metrics), site.limits.clone());
     let (router, halted) = (router.clone(), halted.clone());
+    let slot = Slot(metrics);
     tokio::spawn(async move {
         serve(stream, router, halted, &limits).await;
-        metrics.connections.fetch_sub(1, Ordering::Relaxed);
+        drop(slot);
     });
 }
 
@@ -125,4 +144,26 @@ async fn serve(
     connection.as_mut().graceful_shutdown();
     let most = if asked { limits.grace + LAST } else { limits.request + limits.reading };
     let _ = tokio::time::timeout(most, connection).await;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_connection_that_ends_in_a_panic_gives_its_place_back() {
+        let metrics: Arc<Metrics> = Arc::default();
+        metrics.connections.fetch_add(1, Ordering::Relaxed);
+        let slot = Slot(Arc::clone(&metrics));
+        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+        let ended = runtime.block_on(async {
+            tokio::spawn(async move {
+                let _slot = slot;
+                panic!("a handler's fault");
+            })
+            .await
+        });
+        assert!(ended.is_err_and(|error| error.is_panic()));
+        assert_eq!(metrics.connections.load(Ordering::Relaxed), 0);
+    }
 }

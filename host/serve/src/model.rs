@@ -60,6 +60,8 @@ pub struct Facts {
     pub duel: (Order, i64),
     /// Why likelihoods of single texts cannot be measured, where that is so.
     pub no_likelihood: Option<String>,
+    /// Words with which the server was started and that decide how a text is drawn.
+    pub own_words: Vec<String>,
     /// What answers must not tell: paths.
     pub hidden: Vec<String>,
 }

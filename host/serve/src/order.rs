@@ -88,6 +88,10 @@ impl Reader<'_> {
             && self.body.get("stream") != Some(&Value::Bool(true))
             && !prompts.iter().any(|prompt| matches!(prompt, Prompt::Free))
         {
+            if self.whole("n", 1, 1 << 20)?.is_some_and(|n| n != 1) {
+                let said = "a prompt that is scored has one score: leave `n` out";
+                return Err(Fault::of_key("n", said));
+            }
             // Nothing is drawn, so options of the sampler have no effect here.
             let unused = (self.facts.predictor.clone(), Vec::new());
             let reply = self.reply(Some(logprobs), unused)?;
@@ -260,10 +264,12 @@ impl Reader<'_> {
     /// `prompt`: nothing, a text, several, token ids, or several lists of them.
     fn prompts(&self) -> Result<Vec<Prompt>, Fault> {
         let wrong = || {
-            let said = "`prompt` is a text, a list of token ids, or a list of either";
+            let said = "`prompt` is a text, a list of token ids, or a list of either; in a list of ids null is a hole";
             Fault::of_key("prompt", said)
         };
+        let holed = |ids: &[Value]| ids.iter().any(Value::is_null);
         let one = |value: &Value| match value {
+            Value::Array(ids) if holed(ids) => self.holes(ids, "prompt").map(Prompt::Holes),
             Value::String(text) if text.is_empty() => Ok(Prompt::Free),
             Value::String(text) => Ok(Prompt::Text(text.clone())),
             Value::Array(ids) if ids.is_empty() => Ok(Prompt::Free),
@@ -272,7 +278,9 @@ impl Reader<'_> {
         };
         match self.body.get("prompt") {
             None | Some(Value::Null) => Ok(vec![Prompt::Free]),
-            Some(Value::Array(all)) if all.first().is_some_and(|first| !first.is_number()) => {
+            Some(Value::Array(all))
+                if all.first().is_some_and(|first| !first.is_number() && !first.is_null()) =>
+            {
                 self.check_count("prompt", all.len())?;
                 all.iter().map(one).collect()
             }
@@ -286,6 +294,7 @@ impl Reader<'_> {
         let given = match prompt {
             Prompt::Free => return Ok(Given::default()),
             Prompt::Tokens(ids) => Given::of_tokens(ids, tokenizer, room),
+            Prompt::Holes(tokens) => Given::of_holes(tokens, tokenizer, room),
             Prompt::Text(text) if text.contains("[MASK]") || text.contains("[MASK:") => {
                 Given::new(&Ask::Template(text.clone()), tokenizer, room)
             }
@@ -364,6 +373,8 @@ enum Prompt {
     Text(String),
     /// Tokens.
     Tokens(Vec<i64>),
+    /// Tokens of a whole text, of which those that are none are to be drawn.
+    Holes(Vec<Option<i64>>),
 }
 
 #[cfg(test)]

@@ -8,12 +8,12 @@ use std::time::Instant;
 
 use maskdiff_data::Tokenizer;
 use maskdiff_data::tokenizer::piece;
-use maskdiff_engine::model::Progress;
+use maskdiff_engine::model::{Laws, Progress, Unwanted};
 use maskdiff_plugin_api::{Kind, PluginError};
 use maskdiff_records::trace::Recorder;
 use tokio::sync::mpsc;
 
-use crate::job::{Event, Shown, Step};
+use crate::job::{Begun, Event, Opened, Shown, Step};
 
 /// A text of the batch, as its client sees it.
 #[derive(Debug)]
@@ -42,8 +42,46 @@ pub(crate) struct Row {
     pub sent: String,
     /// Its tokens at the step before.
     pub last: Vec<i64>,
-    /// Tokens that changed and were not sent yet.
-    pub pending: BTreeMap<usize, i64>,
+    /// Tokens that changed and were not sent yet, each with the probability that the model gave it.
+    pub pending: BTreeMap<usize, (i64, Option<f64>)>,
+    /// What is given of the text, for those who see its steps.
+    pub given: Vec<(usize, i64)>,
+    /// Whether a step was sent.
+    pub told: bool,
+    /// It is drawn once more, and its client has seen a part of it already: no step is sent.
+    pub quiet: bool,
+}
+
+impl Row {
+    /// The same text for another walk, from its own stream of random numbers. What its client has seen already is not sent again.
+    pub(crate) fn once_more(self) -> Self {
+        match self.told {
+            true => Self { quiet: true, ..self },
+            false => {
+                Self { sent: String::new(), last: Vec::new(), pending: BTreeMap::new(), ..self }
+            }
+        }
+    }
+
+    /// Whether the token at a position is given, where steps are shown.
+    fn gives(&self, place: usize) -> bool {
+        self.given.binary_search_by_key(&place, |(place, _)| *place).is_ok()
+    }
+
+    /// Whether nobody waits for it any more.
+    pub(crate) fn unwanted(&self, over: &Rc<dyn Fn() -> bool>) -> Unwanted {
+        unwanted(&self.sender, self.deadline, over)
+    }
+}
+
+/// Whether nobody waits for the answer that goes to a client until its deadline.
+pub(crate) fn unwanted(
+    sender: &mpsc::Sender<Event>,
+    deadline: Instant,
+    over: &Rc<dyn Fn() -> bool>,
+) -> Unwanted {
+    let (sender, over) = (sender.clone(), Rc::clone(over));
+    Rc::new(move || over() || sender.is_closed() || Instant::now() >= deadline)
 }
 
 /// Texts of a batch, shared by the walk and whoever started it.
@@ -60,6 +98,8 @@ pub(crate) struct Watch {
     pub tokenizer: Arc<dyn Tokenizer>,
     /// The mask.
     pub mask: Option<i64>,
+    /// How sure the model was.
+    pub laws: Option<Rc<Laws>>,
     /// Whether the server is to end now, whoever waits.
     pub over: Rc<dyn Fn() -> bool>,
 }
@@ -80,9 +120,10 @@ impl Watch {
             if x_bl.size().first().copied() != Some(rows.len() as i64) {
                 return Ok(());
             }
-            for (row, now) in rows.iter_mut().zip(recorder.now()) {
-                if let Some(step) = self.step(row, now, (done, total)) {
-                    let _ = row.sender.try_send(Event::Step(step));
+            let size = x_bl.size();
+            for (index, (row, now)) in rows.iter_mut().zip(recorder.now()).enumerate() {
+                if let Some(step) = self.step(row, now, (done, total), (index, &size)) {
+                    row.told |= row.sender.try_send(Event::Step(step)).is_ok();
                 }
             }
             Ok(())
@@ -90,18 +131,27 @@ impl Watch {
     }
 
     /// What a step shows of a text, if anything, and if its client keeps up.
-    fn step(&self, row: &mut Row, now: &[i64], (done, total): (i64, i64)) -> Option<Step> {
-        let shown = row.shown?;
+    fn step(
+        &self,
+        row: &mut Row,
+        now: &[i64],
+        (done, total): (i64, i64),
+        (index, size): (usize, &[i64]),
+    ) -> Option<Step> {
+        let shown = row.shown.filter(|_| !row.quiet)?;
+        // In a window that has moved, positions of the walk are others than those of the text.
+        let size = if size.get(1) == Some(&(now.len() as i64)) { size } else { &[] };
         let now = &now[..now.len().min(row.whole.unwrap_or(usize::MAX))];
         let hole = |id: &i64| *id < 0 || Some(*id) == self.mask;
-        for (place, id) in now.iter().enumerate() {
-            let before = row.last.get(place);
+        let changed = now.iter().enumerate().filter(|(place, id)| {
+            let before = row.last.get(*place);
             // A hole was there before the first step.
-            let same = before == Some(id) || before.is_none_or(hole) && hole(id);
-            if !same && place >= row.reach {
-                row.pending.insert(place, *id);
-            }
-        }
+            let same = before == Some(*id) || before.is_none_or(hole) && hole(id);
+            !same && *place >= row.reach && !row.gives(*place)
+        });
+        let changed: Vec<(usize, i64)> = changed.map(|(place, id)| (place, *id)).collect();
+        let sure = self.sure(shown, index, size, &changed);
+        row.pending.extend(changed.into_iter().zip(sure).map(|((at, id), p)| (at, (id, p))));
         row.last = now.to_vec();
         // Room is kept for what must arrive.
         if row.sender.capacity() <= row.sender.max_capacity() / 2 {
@@ -114,7 +164,8 @@ impl Watch {
             Shown::Text | Shown::Denoising => step.delta = self.certain(row, now, &hole),
         }
         if shown == Shown::Denoising {
-            let read = |(place, id)| (place, id, self.read(id));
+            step.given = (!row.told).then(|| self.given(row, now.len()));
+            let read = |(place, (id, p))| (place, id, self.read(id), p);
             step.opened = std::mem::take(&mut row.pending).into_iter().map(read).collect();
         } else if step.delta.is_empty() && step.whole.is_none() {
             return None;
@@ -122,13 +173,51 @@ impl Watch {
         Some(step)
     }
 
-    /// What no step has shown of a text that is done.
-    pub(crate) fn rest(&self, row: &Row, ids: &[i64]) -> Vec<(usize, i64, String)> {
+    /// What a walk begins with: what is given, and how many tokens the text has.
+    pub(crate) fn given(&self, row: &Row, length: usize) -> Begun {
+        let read = |(place, id): &(usize, i64)| (*place, *id, self.read(*id));
+        Begun { given: row.given.iter().map(read).collect(), length }
+    }
+
+    /// What no step has shown of a text that is done, the row `index` of its batch.
+    pub(crate) fn rest(&self, row: &Row, index: usize, ids: &[i64]) -> Vec<Opened> {
         let last = |place: usize| row.last.get(place).copied();
         let new = ids.iter().enumerate().filter(|(place, id)| {
-            *place >= row.reach && (last(*place) != Some(**id) || row.pending.contains_key(place))
+            let new = last(*place) != Some(**id) || row.pending.contains_key(place);
+            new && *place >= row.reach && !row.gives(*place)
         });
-        new.map(|(place, id)| (place, *id, self.read(*id))).collect()
+        let new: Vec<(usize, i64)> = new.map(|(place, id)| (place, *id)).collect();
+        let length = self.laws.as_ref().map_or(0, |laws| laws.length());
+        let size = [self.rows.borrow().len() as i64, length];
+        let size = if ids.len() as i64 <= length { &size[..] } else { &[] };
+        let sure = self.sure(Shown::Denoising, index, size, &new);
+        let whole = |((place, id), p): ((usize, i64), Option<f64>)| {
+            let waited = row.pending.get(&place).filter(|(waited, _)| *waited == id);
+            (place, id, self.read(id), waited.and_then(|(_, p)| *p).or(p))
+        };
+        new.into_iter().zip(sure).map(whole).collect()
+    }
+
+    /// The probability that the model gave some tokens of the row `index` of texts of a size.
+    fn sure(
+        &self,
+        shown: Shown,
+        index: usize,
+        size: &[i64],
+        tokens: &[(usize, i64)],
+    ) -> Vec<Option<f64>> {
+        let Some(laws) = self.laws.as_ref().filter(|_| shown == Shown::Denoising) else {
+            return vec![None; tokens.len()];
+        };
+        let asked: Vec<(usize, usize, i64)> =
+            tokens.iter().map(|(place, id)| (index, *place, (*id).max(0))).collect();
+        let sure = laws.of(size, &asked).into_iter().zip(tokens);
+        // A token that is masked again has none; four digits are more than a colour shows.
+        let open = |(p, (_, id)): (Option<f64>, &(usize, i64))| {
+            let p = p.filter(|p| p.is_finite() && *id >= 0 && Some(*id) != self.mask)?;
+            Some((p * 1e4).round() / 1e4)
+        };
+        sure.map(open).collect()
     }
 
     fn read(&self, id: i64) -> String {
@@ -224,6 +313,9 @@ mod tests {
             sent: String::new(),
             last: Vec::new(),
             pending: BTreeMap::new(),
+            given: vec![(0, 2)],
+            told: false,
+            quiet: false,
         };
         let watch = Watch {
             rows: Rc::default(),
@@ -231,6 +323,7 @@ mod tests {
             // " " 0, "." 1, "a" 2, "b" 3, "c" 4
             tokenizer: maskdiff_data::tokenizer::characters("abc .").into(),
             mask: Some(MASK),
+            laws: None,
             over: Rc::new(|| false),
         };
         (watch, row, events)
@@ -239,10 +332,12 @@ mod tests {
     #[test]
     fn text_is_sent_up_to_the_first_hole_and_never_a_stop_that_has_begun() {
         let (watch, mut row, _events) = watch();
-        let mut step = |now: &[i64]| watch.step(&mut row, now, (1, 9)).unwrap();
+        let mut step = |now: &[i64]| watch.step(&mut row, now, (1, 9), (0, &[])).unwrap();
         let first = step(&[2, MASK, 3, MASK, MASK]);
         assert_eq!((first.delta.as_str(), first.masked), ("", 3));
-        assert_eq!(first.opened, [(2, 3, "b".to_string())]);
+        let begun = first.given.unwrap();
+        assert_eq!((&begun.given[..], begun.length), (&[(0, 2, "a".to_string())][..], 5));
+        assert_eq!(first.opened, [(2, 3, "b".to_string(), None)]);
         assert_eq!(
             step(&[2, 2, 3, MASK, MASK]).delta,
             "a",
@@ -259,18 +354,35 @@ mod tests {
         for _ in 0..5 {
             row.sender.try_send(Event::Step(Step::default())).unwrap();
         }
-        assert!(watch.step(&mut row, &[2, 2, MASK], (1, 3)).is_none());
+        assert!(watch.step(&mut row, &[2, 2, MASK], (1, 3), (0, &[])).is_none());
         while events.try_recv().is_ok() {}
-        let step = watch.step(&mut row, &[2, 2, 3], (2, 3)).unwrap();
-        assert_eq!(step.opened, [(1, 2, "a".to_string()), (2, 3, "b".to_string())]);
+        let step = watch.step(&mut row, &[2, 2, 3], (2, 3), (0, &[])).unwrap();
+        assert_eq!(step.opened, [(1, 2, "a".to_string(), None), (2, 3, "b".to_string(), None)]);
     }
 
     #[test]
     fn a_text_that_may_change_is_shown_at_its_end() {
         let (watch, row, _events) = watch();
         let mut row = Row { revises: true, ..row };
-        assert_eq!(watch.step(&mut row, &[2, 2, 3], (1, 3)).unwrap().delta, "");
+        assert_eq!(watch.step(&mut row, &[2, 2, 3], (1, 3), (0, &[])).unwrap().delta, "");
         assert_eq!(cut("a.b.c", &[".c".into(), ".".into()]), ("a", true));
         assert_eq!(cut("abc", &["x".into()]), ("abc", false));
+    }
+
+    /// Who has seen a part of a text that is drawn once more gets the rest of it alone.
+    #[test]
+    fn a_text_that_is_drawn_once_more_goes_on_where_it_was() {
+        let (watch, mut row, _events) = watch();
+        row.stops.clear();
+        let first = watch.step(&mut row, &[2, 2, MASK, MASK], (1, 3), (0, &[])).unwrap();
+        assert_eq!(first.opened.len(), 1);
+        row.told = true;
+        let mut row = row.once_more();
+        assert!(watch.step(&mut row, &[2, MASK, MASK, MASK], (0, 3), (0, &[])).is_none());
+        let rest: Vec<usize> = watch.rest(&row, 0, &[2, 2, 3, 3]).iter().map(|o| o.0).collect();
+        assert_eq!(rest, [2, 3]);
+        row.told = false;
+        row.quiet = false;
+        assert!(row.once_more().last.is_empty(), "nothing was sent: it begins anew");
     }
 }

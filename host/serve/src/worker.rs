@@ -2,23 +2,23 @@
 
 use std::cell::Cell;
 use std::collections::VecDeque;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::time::{Duration, Instant};
 
-use maskdiff_base::error::{Error, INTERRUPTED, Kind, Result};
-use maskdiff_base::memory;
+use maskdiff_base::error::{Error, INTERRUPTED, Result};
 use maskdiff_base::stop::Stop;
 
 use crate::Limits;
-use crate::batch::{self, Piece, Way, fits};
+use crate::batch::{self, Failed, Piece, Way, fits};
 use crate::fault::Fault;
+use crate::guard::guarded;
 use crate::job::{Draw, Event, Job, Queue, Work};
-use crate::likelihood::{answered, scored};
+use crate::likelihood::{answered, looked, scored};
 use crate::metrics::Metrics;
 use crate::model::Host;
+use crate::steps::{Row, unwanted};
 
 /// Between two looks for a signal.
 const LOOK: Duration = Duration::from_millis(50);
@@ -139,7 +139,7 @@ impl Worker<'_, '_> {
                 self.open.push_front(first);
                 self.batch(&draw);
             }
-            Work::Score(_) | Work::Answers(_) => {
+            Work::Score(_) | Work::Answers(_) | Work::Look(_) => {
                 self.score(&mut first);
                 self.open.push_back(first);
             }
@@ -191,41 +191,49 @@ impl Worker<'_, '_> {
                 open.next += 1;
             }
         }
-        let drawn = self.drawn(draw, &taken);
-        match drawn {
+        let pieces = taken.iter().filter_map(|one| self.piece(one)).collect();
+        match self.drawn(draw, pieces) {
             Ok(texts) => self.tell(&taken, texts),
-            // What one of them asks for is no fault of the others. Who has seen a part of a text is not shown another beginning.
-            Err(error) if taken.len() > 1 && !is_end(&error) => {
-                let shown = |(place, _): &(usize, usize)| match &self.open[*place].job.work {
-                    Work::Draw(draw) => draw.shown.is_some(),
-                    _ => false,
-                };
-                let (shown, again): (Vec<_>, Vec<_>) = taken.into_iter().partition(shown);
-                self.failed(&shown, &error);
-                for one in &again {
-                    match self.drawn(draw, std::slice::from_ref(one)) {
-                        Ok(texts) => self.tell(std::slice::from_ref(one), texts),
-                        Err(error) => self.failed(std::slice::from_ref(one), &error),
-                    }
+            // What one of them asks for is no fault of the others: each is drawn alone.
+            Err(Failed { error, rows }) if rows.len() > 1 && !is_end(&error) => {
+                log(&error);
+                for (one, row) in taken.iter().zip(rows) {
+                    self.alone(draw, one, row);
                 }
             }
-            Err(error) => self.failed(&taken, &error),
+            Err(Failed { error, .. }) => self.failed(&taken, &error),
         }
         // Who has waited is first, and who was served goes behind them.
         self.open.rotate_left(1.min(self.open.len()));
     }
 
-    fn drawn(&mut self, draw: &Draw, taken: &[(usize, usize)]) -> Result<Vec<crate::job::Text>> {
+    /// A text of a job, as a batch takes it.
+    fn piece(&self, (place, text): &(usize, usize)) -> Option<Piece> {
+        let job = &self.open[*place].job;
+        let Work::Draw(draw) = &job.work else { return None };
+        let order = draw.orders[*text].clone();
+        let row = batch::row(&*self.host, draw, &order, (&job.sender, job.deadline, *text));
+        Some(Piece { order, row })
+    }
+
+    /// Draws a text once more, beside no other.
+    fn alone(&mut self, draw: &Draw, one: &(usize, usize), row: Row) {
+        let Some(piece) = self.piece(one).filter(|_| !self.open[one.0].over) else { return };
+        let piece = Piece { row: row.once_more(), ..piece };
+        let taken = std::slice::from_ref(one);
+        match self.drawn(draw, vec![piece]) {
+            Ok(texts) => self.tell(taken, texts),
+            Err(Failed { error, .. }) => self.failed(taken, &error),
+        }
+    }
+
+    fn drawn(
+        &mut self,
+        draw: &Draw,
+        pieces: Vec<Piece>,
+    ) -> std::result::Result<Vec<Result<crate::job::Text>>, Failed> {
         let place = self.way(&draw.words)?;
         let host = &*self.host;
-        let pieces = taken.iter().filter_map(|(place, text)| {
-            let job = &self.open[*place].job;
-            let Work::Draw(draw) = &job.work else { return None };
-            let order = draw.orders[*text].clone();
-            let row = batch::row(host, draw, &order, (&job.sender, job.deadline, *text));
-            Some(Piece { order, row })
-        });
-        let pieces: Vec<Piece> = pieces.collect();
         let way = &mut self.ways[place].1;
         way.draw(host, draw, pieces, &batch::watch(host, Rc::clone(&self.over)))
     }
@@ -236,7 +244,7 @@ impl Worker<'_, '_> {
             let way = self.ways.remove(place);
             self.ways.push(way);
         } else {
-            let settled = (self.host.settle)(words)?;
+            let settled = guarded(|| (self.host.settle)(words))?;
             if self.ways.len() == WAYS {
                 self.ways.remove(0);
             }
@@ -245,40 +253,48 @@ impl Worker<'_, '_> {
         Ok(self.ways.len() - 1)
     }
 
-    fn tell(&mut self, taken: &[(usize, usize)], texts: Vec<crate::job::Text>) {
-        let metrics = &self.shared.metrics;
-        Metrics::add(&metrics.batches, 1);
-        for ((place, number), text) in taken.iter().zip(texts) {
+    fn tell(&mut self, taken: &[(usize, usize)], texts: Vec<Result<crate::job::Text>>) {
+        Metrics::add(&self.shared.metrics.batches, 1);
+        for (one, text) in taken.iter().zip(texts) {
+            let text = match text {
+                Ok(text) => text,
+                Err(error) => {
+                    self.failed(std::slice::from_ref(one), &error);
+                    continue;
+                }
+            };
+            let metrics = &self.shared.metrics;
             Metrics::add(&metrics.texts, 1);
             Metrics::add(&metrics.tokens, (text.ids.len() - text.reach) as u64);
             Metrics::add(&metrics.calls, text.calls.round() as u64);
             Metrics::add(&metrics.rows, text.rows.round() as u64);
-            let _ = self.open[*place].job.sender.try_send(Event::Text(*number, Box::new(text)));
+            let _ = self.open[one.0].job.sender.try_send(Event::Text(one.1, Box::new(text)));
         }
     }
 
     fn failed(&mut self, taken: &[(usize, usize)], error: &Error) {
-        let limit = self.shared.limits.request.as_secs_f64();
         log(error);
         for (place, _) in taken {
-            let open = &mut self.open[*place];
-            if open.over {
-                continue;
+            if !self.open[*place].over {
+                let fault = self.fault(&self.open[*place].job, error);
+                self.open[*place].fail(fault);
             }
-            if open.job.sender.is_closed() {
-                Metrics::add(&self.shared.metrics.left, 1);
-            }
-            let late = Instant::now() >= open.job.deadline;
-            let fault = match (late, is_end(error)) {
-                (true, _) => Fault::late(limit),
-                (_, true) => crate::stream::ended(),
-                _ => Fault::of_error(error, &self.host.facts.hidden),
-            };
-            open.fail(fault);
         }
     }
 
-    /// Scores the next text or answer of a job.
+    /// What an error is to the client of a job; who left is counted.
+    fn fault(&self, job: &Job, error: &Error) -> Fault {
+        if job.sender.is_closed() {
+            Metrics::add(&self.shared.metrics.left, 1);
+        }
+        match (Instant::now() >= job.deadline, is_end(error)) {
+            (true, _) => Fault::late(self.shared.limits.request.as_secs_f64()),
+            (_, true) => crate::stream::ended(),
+            _ => Fault::of_error(error, &self.host.facts.hidden),
+        }
+    }
+
+    /// Scores the next text or answer of a job, while somebody waits for it.
     fn score(&mut self, open: &mut Open) {
         let number = open.next;
         open.next += 1;
@@ -291,23 +307,23 @@ impl Worker<'_, '_> {
             Work::Answers(answers) => {
                 answered(host, answers, number).map(|found| Event::Answer(number, found))
             }
+            Work::Look(look) => looked(host, look).map(Event::Likeliest),
             Work::Draw(_) => Err(Error::config("texts are drawn in batches", "")),
         };
-        let done = catch_unwind(AssertUnwindSafe(|| memory::guarded(work)));
+        host.model.end_when(Some(unwanted(&open.job.sender, open.job.deadline, &self.over)));
+        let done = guarded(work);
+        host.model.end_when(None);
         let metrics = &self.shared.metrics;
         Metrics::add(&metrics.calls, (host.model.calls() - before.0).cast_unsigned());
         Metrics::add(&metrics.rows, (host.model.rows() - before.1).cast_unsigned());
         match done {
-            Ok(Ok(event)) => {
+            Ok(event) => {
                 let _ = open.job.sender.try_send(event);
             }
-            Ok(Err(error)) => {
+            Err(error) => {
                 log(&error);
-                open.fail(Fault::of_error(&error, &host.facts.hidden));
-            }
-            Err(_) => {
-                let message = "the model failed with a fault that no check foresaw";
-                open.fail(Fault::of_error(&Error::new(Kind::Torch, message, ""), &[]));
+                let fault = self.fault(&open.job, &error);
+                open.fail(fault);
             }
         }
     }

@@ -13,7 +13,7 @@ use maskdiff_data::{Tokenizer, sft};
 use maskdiff_engine::distributed::World;
 use maskdiff_engine::model::{Model, Progress};
 use maskdiff_engine::prompt::{Ask, Given};
-use maskdiff_engine::sample::{self, NamedSampler, Texts};
+use maskdiff_engine::sample::{self, Drawn, NamedSampler, Texts};
 use maskdiff_engine::{accelerator, assemble};
 use maskdiff_plugin_api::{Kind, PluginError};
 use serde_json::json;
@@ -62,6 +62,7 @@ pub fn run(common: &Common) -> Result<()> {
             "each line is a question; `{ANEW}` starts a new conversation, Ctrl-D ends"
         ));
     }
+    let mut told = false;
     for line in std::io::stdin().lock().lines() {
         let line =
             line.map_err(|e| Error::io("read", std::path::Path::new("standard input"), &e))?;
@@ -69,14 +70,23 @@ pub fn run(common: &Common) -> Result<()> {
             "" => {}
             ANEW => talk.turns.clear(),
             question => {
-                let Some((answer, nfe)) = talk.answer(question, lives)? else {
+                let Some((answer, drawn)) = talk.answer(question, lives)? else {
                     report.note(&format!(
                         "the conversation is longer than the model's {} tokens: `{ANEW}` starts a new one",
                         sample::length(&talk.config)
                     ));
                     continue;
                 };
-                report.result(&json!({"role": ASSISTANT, "content": answer, "nfe": nfe}), &answer);
+                let mut line = json!({"role": ASSISTANT, "content": answer, "nfe": drawn.nfe});
+                if drawn.approximate {
+                    line["approximate"] = json!(true);
+                    if !std::mem::replace(&mut told, true) {
+                        report.note(
+                            "approximate: keys and values of earlier calls stand for those of tokens outside the block",
+                        );
+                    }
+                }
+                report.result(&line, &answer);
             }
         }
     }
@@ -97,8 +107,8 @@ struct Talk {
 }
 
 impl Talk {
-    /// The model's answer, and the calls that it took; nothing, and the question is dropped, where there is no room for it.
-    fn answer(&mut self, question: &str, lives: bool) -> Result<Option<(String, f64)>> {
+    /// The model's answer, and what it took; nothing, and the question is dropped, where there is no room for it.
+    fn answer(&mut self, question: &str, lives: bool) -> Result<Option<(String, Drawn)>> {
         self.turns.push(Message::new("user", question));
         let text = self.template.render(&self.turns, true)?;
         let lead = self.model.blocks().map_or(0, |blocks| i64::from(blocks.begins().is_some()));
@@ -130,7 +140,7 @@ impl Talk {
         let answer = self.cut(&ids[reach.min(ids.len())..]);
         self.turns.push(Message::new(ASSISTANT, &answer));
         self.said += 1;
-        Ok(Some((answer, drawn.nfe)))
+        Ok(Some((answer, drawn)))
     }
 
     /// The text up to the end of the turn.

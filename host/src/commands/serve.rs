@@ -20,6 +20,7 @@ use maskdiff_engine::plugins::Registry;
 use maskdiff_engine::sample;
 use maskdiff_engine::{accelerator, assemble};
 use maskdiff_plugin_api::capability;
+use maskdiff_records::runs;
 use maskdiff_serve::{Facts, Host, Key, Limits, Sampler, Settings, Settled};
 use serde_json::json;
 
@@ -37,6 +38,9 @@ pub struct Options {
     /// The name of the model in the API; by default that of the checkpoint's folder
     #[arg(long, value_name = "NAME")]
     name: Option<String>,
+    /// A folder whose runs are shown at `/runs`, live while they train; may be given several times, and without a checkpoint
+    #[arg(long, value_name = "FOLDER", value_hint = clap::ValueHint::DirPath)]
+    runs: Vec<PathBuf>,
     /// A file with the key that clients must send; the variable MASKDIFF_API_KEY may hold it instead
     #[arg(long, value_name = "FILE", value_hint = clap::ValueHint::FilePath)]
     api_key_file: Option<PathBuf>,
@@ -118,7 +122,7 @@ impl Options {
         Ok(Some(Key::new(secret)))
     }
 
-    fn limits(&self, config: &Config) -> Limits {
+    fn limits(&self, batch: usize) -> Limits {
         let seconds = |seconds: u32| Duration::from_secs(u64::from(seconds.max(1)));
         Limits {
             connections: self.connections.max(1) as usize,
@@ -126,7 +130,7 @@ impl Options {
             tokens: i64::from(self.max_tokens.max(1)),
             queue: self.queue.max(1) as usize,
             texts: self.max_texts.max(1) as usize,
-            batch: config.loader.eval_batch_size as usize,
+            batch,
             reading: seconds(self.read_timeout),
             request: seconds(self.timeout),
             grace: Duration::from_secs(u64::from(self.grace)),
@@ -138,6 +142,17 @@ impl Options {
 pub fn run(common: &Common, given: &Options) -> Result<()> {
     let key = given.key()?;
     let address = given.address(key.as_ref())?;
+    for folder in &given.runs {
+        // A folder that is not there shows now.
+        runs::find(folder)?;
+    }
+    let settings = |batch| {
+        let limits = given.limits(batch);
+        Settings { address, key, limits, runs: given.runs.clone() }
+    };
+    if !given.runs.is_empty() && common.config()?.eval.checkpoint_path.is_none() {
+        return runs_alone(common, settings(1));
+    }
     let (checkpoint, mut config, tokenizer) = common.trained()?;
     let registry = assemble::registry(&common.plugins, &config)?;
     let choices = assemble::choices(&mut config, &registry, true)?;
@@ -149,7 +164,9 @@ pub fn run(common: &Common, given: &Options) -> Result<()> {
     assemble::load_weights(&model, &checkpoint, &config)?;
     let served = Served { checkpoint: &checkpoint, config: &config, registry: &registry };
     let lead = model.blocks().map_or(0, |blocks| usize::from(blocks.begins().is_some()));
-    let known = Arc::new(served.facts(given, &tokenizer, lead)?);
+    let mut known = served.facts(given, &tokenizer, lead)?;
+    known.own_words = own_words(common);
+    let known = Arc::new(known);
     let settle = |words: &[String]| -> Result<Settled> {
         let common = without_options(common, words);
         let mut config = common.for_checkpoint(&checkpoint, words)?;
@@ -160,7 +177,7 @@ pub fn run(common: &Common, given: &Options) -> Result<()> {
     // What is wrong with the sampler that the command line names shows now.
     drop(settle(&[])?);
     let stop = Stop::listen("requests that are under way are answered")?;
-    let settings = Settings { address, key, limits: given.limits(&config) };
+    let settings = settings(config.loader.eval_batch_size as usize);
     let report = common.report();
     let name = known.name.clone();
     let hash = known.checkpoint.clone();
@@ -169,6 +186,17 @@ pub fn run(common: &Common, given: &Options) -> Result<()> {
         let url = format!("http://{address}");
         let line = json!({"listening": url, "model": name, "checkpoint": hash});
         report.result(&line, &format!("`{name}` is served at {url}"));
+    })
+}
+
+/// Serves runs without a model.
+fn runs_alone(common: &Common, settings: Settings) -> Result<()> {
+    let stop = Stop::listen("the pages that are open are answered")?;
+    let report = common.report();
+    maskdiff_serve::serve_runs(settings, &stop, |address| {
+        let url = format!("http://{address}");
+        let line = json!({"listening": url, "runs": format!("{url}/runs")});
+        report.result(&line, &format!("runs are shown at {url}/runs"));
     })
 }
 
@@ -184,6 +212,13 @@ fn without_options(common: &Common, words: &[String]) -> Common {
     };
     let overrides = common.overrides.iter().filter(kept).cloned().collect();
     common.clone().overriding(overrides)
+}
+
+/// Words of the command line that decide how texts are drawn.
+fn own_words(common: &Common) -> Vec<String> {
+    let draws =
+        |word: &&String| word.starts_with("sampling.") || word.starts_with("eval.disable_ema=");
+    common.overrides.iter().filter(draws).cloned().collect()
 }
 
 /// What facts are gathered from.
@@ -218,6 +253,7 @@ impl Served<'_> {
             duel,
             no_likelihood: self.no_likelihood(),
             hidden: hidden.into(),
+            own_words: Vec::new(),
         })
     }
 

@@ -75,3 +75,32 @@ fn chunk(model: &Model, ids: &[i64], places: &[usize], top: usize) -> Result<Vec
     });
     Ok(scored.collect())
 }
+
+/// The `top` likeliest tokens of one position and their log-probabilities, the likeliest first, given what else is known of a text: `None`
+/// is a hole, and so is the position itself. One network call.
+pub fn likeliest(
+    model: &Model,
+    tokens: &[Option<i64>],
+    place: usize,
+    top: usize,
+) -> Result<Vec<(i64, f64)>> {
+    let denoiser = Denoiser::new(model);
+    let named = |e| model.method_error(e);
+    let mask = denoiser.mask_id().map_err(named)?;
+    let known = |(at, token): (usize, &Option<i64>)| token.filter(|_| at != place).unwrap_or(mask);
+    let ids: Vec<i64> = tokens.iter().enumerate().map(known).collect();
+    let masked = ids.iter().filter(|id| **id == mask).count();
+    let device = model.facts().device();
+    let [xt_1l, rows_n] =
+        [ids.clone(), vec![place as i64]].map(|all| Tensor::from_slice(&all).to_device(device));
+    let share_b = Tensor::from_slice(&[masked as f64 / ids.len() as f64]).to_device(device);
+    let log_p_nv = tch::no_grad(|| {
+        let t_b = time_of_share(&denoiser, &share_b).map_err(named)?;
+        model.log_x0(&xt_1l.unsqueeze(0), &t_b, &rows_n)
+    })?;
+    let width = (top as i64).min(log_p_nv.size()[1]);
+    let (best_nk, id_nk) = log_p_nv.topk(width, -1, true, true);
+    let best = Vec::<f64>::try_from(best_nk.to_kind(Kind::Double).flatten(0, -1));
+    let id = Vec::<i64>::try_from(id_nk.flatten(0, -1)).map_err(component::torch)?;
+    Ok(id.into_iter().zip(best.map_err(component::torch)?).collect())
+}

@@ -148,6 +148,7 @@ impl maskdiff_plugin_api::Model for Model {
         if let Some(hidden) = self.cached_state(xt_bl, sigma_b)? {
             return Ok(hidden);
         }
+        self.check_wanted()?;
         self.count(xt_bl);
         let _few = self.alone_over(xt_bl.numel());
         let train = self.train.get();
@@ -167,6 +168,7 @@ impl maskdiff_plugin_api::Model for Model {
     }
 
     fn extend(&self, x_bl: &Tensor, cache: Vec<Tensor>) -> PluginResult<(Tensor, Vec<Tensor>)> {
+        self.check_wanted()?;
         self.count(x_bl);
         let _few = self.alone_over(x_bl.numel());
         let extend = || self.reduced(|| self.network.extend(x_bl, cache));
@@ -206,7 +208,9 @@ impl maskdiff_plugin_api::Model for Model {
 
     fn log_x0(&self, xt_bl: &Tensor, t_b: &Tensor, rows_n: &Tensor) -> PluginResult<Tensor> {
         self.note_law(false, xt_bl, t_b, rows_n);
-        self.method.log_x0(self, xt_bl, t_b, rows_n)
+        let log_p_nv = self.method.log_x0(self, xt_bl, t_b, rows_n)?;
+        self.note_answer(xt_bl, rows_n, &log_p_nv);
+        Ok(log_p_nv)
     }
 
     fn score(&self, xt_bl: &Tensor, t_b: &Tensor, rows_n: &Tensor) -> PluginResult<Tensor> {
@@ -230,6 +234,7 @@ impl maskdiff_plugin_api::Model for Model {
     }
 
     fn pass(&self, pass: &Pass) -> PluginResult<Passed> {
+        self.check_wanted()?;
         self.count(pass.tokens.ids());
         let _few = self.alone_over(pass.tokens.ids().numel());
         let train = self.train.get();
@@ -279,8 +284,9 @@ impl maskdiff_plugin_api::Model for Model {
         self.moment.borrow_mut().uniforms(shape, self.facts.device())
     }
 
-    /// All sequences are alike to the model itself.
-    fn turn_to(&self, _: &Tensor) -> PluginResult<()> {
+    /// All sequences are alike to the model itself; who watches its laws tells them apart.
+    fn turn_to(&self, texts_b: &Tensor) -> PluginResult<()> {
+        self.laws.turn_to(texts_b);
         Ok(())
     }
 

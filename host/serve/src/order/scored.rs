@@ -8,10 +8,12 @@ use serde_json::Value;
 
 use super::{Prompt, Reader};
 use crate::fault::Fault;
-use crate::job::{Answers, Score};
+use crate::job::{Answers, Look, Score};
 
 /// Draws of the bound of an answer, as published tables have them.
 pub(super) const SAMPLES: i64 = 128;
+/// The largest number of likeliest tokens of a position.
+const LIKELIEST: i64 = 1000;
 
 impl Reader<'_> {
     /// `/v1/loglikelihood`.
@@ -20,15 +22,7 @@ impl Reader<'_> {
         self.check_scores()?;
         let own =
             ["likelihood", "model", "order", "requests", "samples", "seed", "tokens_per_step"];
-        if let Some(key) = self.body.keys().find(|key| !own.contains(&key.as_str())) {
-            let hint = match nearest(key, &own) {
-                Some(near) => format!("did you mean `{near}`?"),
-                None => format!("those that are: {}", own.join(", ")),
-            };
-            let mut fault = Fault::of_key(key, format!("unknown key `{key}`; {hint}"));
-            fault.code = "unknown_key";
-            return Err(fault);
-        }
+        self.check_keys(&own)?;
         let requests = match self.body.get("requests") {
             Some(Value::Array(all)) if !all.is_empty() => all,
             _ => {
@@ -42,6 +36,41 @@ impl Reader<'_> {
         let pairs = requests.iter().map(|request| self.pair(request)).collect::<Result<_, _>>()?;
         let seed = self.seed()?.unwrap_or(1);
         Ok(Answers { pairs, way: self.way()?, seed })
+    }
+
+    /// Whether there are no keys but these.
+    fn check_keys(&self, own: &[&str]) -> Result<(), Fault> {
+        let Some(key) = self.body.keys().find(|key| !own.contains(&key.as_str())) else {
+            return Ok(());
+        };
+        let hint = match nearest(key, own) {
+            Some(near) => format!("did you mean `{near}`?"),
+            None => format!("those that are: {}", own.join(", ")),
+        };
+        let mut fault = Fault::of_key(key, format!("unknown key `{key}`; {hint}"));
+        fault.code = "unknown_key";
+        Err(fault)
+    }
+
+    /// `/v1/likeliest`.
+    pub(crate) fn likeliest(&self) -> Result<Look, Fault> {
+        self.check_model()?;
+        self.check_scores()?;
+        self.check_keys(&["model", "position", "tokens", "top"])?;
+        let tokens = match self.body.get("tokens") {
+            Some(Value::Array(all)) if !all.is_empty() => self.holes(all, "tokens")?,
+            _ => {
+                let said = "`tokens` is a list of token ids, in which null is a hole";
+                return Err(Fault::of_key("tokens", said));
+            }
+        };
+        self.check_length(tokens.len())?;
+        let Some(place) = self.whole("position", 0, tokens.len() as i64 - 1)? else {
+            let said = "`position` is the place in `tokens` that is asked about, from 0";
+            return Err(Fault::of_key("position", said));
+        };
+        let top = self.whole("top", 1, LIKELIEST)?.unwrap_or(5) as usize;
+        Ok(Look { tokens, place: place as usize, top })
     }
 
     /// `likelihood`, `samples`, `order`, `tokens_per_step`.
@@ -79,7 +108,7 @@ impl Reader<'_> {
         let tokens = |key: &str| match &request[key] {
             Value::Null if key == "context" => Ok(Vec::new()),
             Value::Array(ids) => self.ids(ids, key),
-            Value::String(text) => self.encode(text),
+            Value::String(text) => self.encode_scored(text, key),
             _ => Err(Fault::of_key(key, format!("`{key}` is a text or a list of token ids"))),
         };
         let (mut ids, continuation) = (tokens("context")?, tokens("continuation")?);
@@ -106,8 +135,12 @@ impl Reader<'_> {
         let ids = |prompt: &Prompt| -> Result<Vec<i64>, Fault> {
             let ids = match prompt {
                 Prompt::Tokens(ids) => ids.clone(),
-                Prompt::Text(text) => self.encode(text)?,
+                Prompt::Text(text) => self.encode_scored(text, "prompt")?,
                 Prompt::Free => Vec::new(),
+                Prompt::Holes(_) => {
+                    let said = "a prompt with holes has no score: fill them, or leave `echo` out";
+                    return Err(Fault::of_key("prompt", said));
+                }
             };
             self.check_length(ids.len())?;
             Ok(ids)

@@ -30,6 +30,39 @@ impl Reader<'_> {
         all.iter().map(id).collect()
     }
 
+    /// A text to score: each of its tokens is one of the vocabulary, and none the mask.
+    pub(super) fn encode_scored(&self, text: &str, key: &str) -> Result<Vec<i64>, Fault> {
+        let tokenizer = self.facts.tokenizer.as_ref();
+        let unknown = tokenizer.unknown().map(i64::from);
+        let shown: String = text.chars().take(60).collect();
+        let has_hole = text.contains("[MASK]") || text.contains("[MASK:");
+        let ids = if has_hole { Vec::new() } else { self.encode(text)? };
+        if has_hole || ids.contains(&tokenizer.mask_id()) {
+            let said =
+                format!("`{key}` is scored as it stands, and `{shown}` holds the mask: fill it");
+            return Err(Fault::of_key(key, said));
+        }
+        match unknown.filter(|id| ids.contains(id)) {
+            Some(id) => {
+                let token = tokenizer.decode(&[id]);
+                let said = format!(
+                    "a part of `{shown}` is unknown to the tokenizer (`{token}`): its likelihood would be that of another text"
+                );
+                Err(Fault::of_key(key, said))
+            }
+            None => Ok(ids),
+        }
+    }
+
+    /// Tokens of a text, in which null is a hole.
+    pub(super) fn holes(&self, all: &[Value], key: &str) -> Result<Vec<Option<i64>>, Fault> {
+        let one = |value: &Value| match value {
+            Value::Null => Ok(None),
+            value => Ok(self.ids(std::slice::from_ref(value), key)?.pop()),
+        };
+        all.iter().map(one).collect()
+    }
+
     pub(super) fn check_model(&self) -> Result<(), Fault> {
         match self.body.get("model") {
             None | Some(Value::Null) => Ok(()),

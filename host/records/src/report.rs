@@ -1,0 +1,200 @@
+//! What a page about runs shows: runs with their curves and texts, results beside published figures, traces.
+
+mod headline;
+mod published;
+
+use std::collections::BTreeSet;
+use std::fmt::Write as _;
+use std::path::{Path, PathBuf};
+use std::time::UNIX_EPOCH;
+
+use maskdiff_base::error::Result;
+use maskdiff_base::files::look;
+use serde_json::{Map, Value, json};
+use sha2::{Digest as _, Sha256};
+
+use crate::ledger;
+use crate::runs::{self, Run};
+
+/// What was found in some folders.
+#[derive(Debug, Default)]
+pub struct Gathered {
+    /// Runs.
+    pub runs: Vec<Value>,
+    /// Results.
+    pub results: Vec<Value>,
+    /// Traces of texts.
+    pub traces: Vec<Value>,
+    published: Vec<Value>,
+}
+
+impl Gathered {
+    /// Whether there is nothing.
+    pub fn is_empty(&self) -> bool {
+        self.runs.is_empty() && self.results.is_empty() && self.traces.is_empty()
+    }
+
+    /// All of it as a page takes it.
+    pub fn data(self) -> Value {
+        let mut data = json!({});
+        data["runs"] = self.runs.into();
+        data["results"] = self.results.into();
+        data["published"] = self.published.into();
+        data["traces"] = self.traces.into();
+        data
+    }
+}
+
+/// Reads the runs and ledgers at and below some folders; `name` says how the page names a folder.
+pub fn gather(folders: &[PathBuf], name: &dyn Fn(&Path) -> String) -> Result<Gathered> {
+    let mut found = Gathered::default();
+    let mut seen = BTreeSet::new();
+    let (mut results, mut traces) = (Vec::new(), Vec::new());
+    for folder in folders {
+        for path in runs::find(folder)? {
+            if !seen.insert(path.canonicalize().unwrap_or_else(|_| path.clone())) {
+                continue;
+            }
+            let run = Run::open(&path)?;
+            let name = name(&path);
+            results.extend(run.results()?.iter().map(|line| result(&name, line)));
+            traces.extend(run.traces());
+            found.runs.push(shown(&run, &name));
+        }
+        // A folder may hold results of checkpoints that are no runs.
+        if seen.insert(folder.canonicalize().unwrap_or_else(|_| folder.clone())) {
+            let lines = runs::lines(&folder.join(ledger::FILE))?;
+            results.extend(lines.iter().map(|line| result(&name(folder), line)));
+            traces.extend(runs::traces(folder));
+        }
+    }
+    let named = |(name, mut trace): (String, Value)| {
+        trace["name"] = json!(name);
+        trace
+    };
+    found.traces = traces.into_iter().map(named).collect();
+    found.published = published::beside(&results)?;
+    found.results = results;
+    Ok(found)
+}
+
+/// A run for the page.
+fn shown(run: &Run, name: &str) -> Value {
+    // The curves are moved, not copied: they are most of a page.
+    let mut line = json!({"name": name, "state": run.state(), "facts": facts(run)});
+    line["settings"] = json!(run.settings());
+    line["headline"] = headline::headline(run);
+    line["about"] = headline::about(run);
+    line["curves"] = run.curves().into();
+    line["samples"] = run.samples().into();
+    line
+}
+
+/// The files that [`gather`] reads, as a hash of their names, sizes and times: it changes when one of them does.
+pub fn state(folders: &[PathBuf]) -> Result<String> {
+    let mut files = Vec::new();
+    for folder in folders {
+        for run in runs::find(folder)? {
+            for name in ["metrics.jsonl", "config.toml", "manifest.json", ledger::FILE] {
+                files.push(run.join(name));
+            }
+            for folder in [run.join("samples"), run] {
+                files.extend(look::optional_entries(&folder).iter().map(std::fs::DirEntry::path));
+            }
+        }
+        files.extend(look::optional_entries(folder).iter().map(std::fs::DirEntry::path));
+    }
+    files.sort();
+    files.dedup();
+    let mut text = String::new();
+    for file in files {
+        let Some(found) = look::optional_found(&file).filter(|found| found.is_file()) else {
+            continue;
+        };
+        let time = found.modified().ok().and_then(|time| time.duration_since(UNIX_EPOCH).ok());
+        let _ = writeln!(text, "{} {} {time:?}", file.display(), found.len());
+    }
+    Ok(Sha256::digest(text).iter().map(|byte| format!("{byte:02x}")).collect())
+}
+
+/// What tells a run from another.
+fn facts(run: &Run) -> Map<String, Value> {
+    const SHOWN: [&str; 12] = [
+        "parameterization",
+        "backbone",
+        "diffusion",
+        "noise.type",
+        "sampling.predictor",
+        "data.name",
+        "model.name",
+        "model.length",
+        "loader.global_batch_size",
+        "optim.lr",
+        "trainer.max_steps",
+        "seed",
+    ];
+    let facts = SHOWN.iter().filter_map(|key| Some(((*key).to_string(), json!(run.setting(key)?))));
+    facts.collect()
+}
+
+/// A line of a ledger for the page.
+fn result(run: &str, line: &Value) -> Value {
+    let result = line["result"].as_object().cloned().unwrap_or_default();
+    let metrics: Map<String, Value> =
+        result.iter().filter(|(name, v)| name.contains('/') && v.is_number()).map(owned).collect();
+    let text = |value: &Value| value.as_str().unwrap_or_default().to_string();
+    let command = line["command"].as_array().into_iter().flatten().map(text);
+    let details = json!({
+        "checkpoint": line["checkpoint"]["path"],
+        "weights (SHA-256)": line["checkpoint"]["sha256"],
+        "data (SHA-256)": line["data"]["sha256"],
+        "judge": result.get("judge"),
+        "judge (SHA-256)": line["judge_sha256"],
+        "sampler": line["sampler"],
+        "plugins": line["plugins"].as_object().map(|all| {
+            all.iter().map(|(name, hash)| format!("{name} {}", text(hash))).collect::<Vec<_>>().join("\n")
+        }),
+        "command": command.collect::<Vec<String>>().join(" "),
+        "maskdiff": line["maskdiff"],
+        "libtorch": line["libtorch"],
+    });
+    let details = details.as_object().into_iter().flatten().filter(|(_, value)| value.is_string());
+    let protocol = result.get("protocol").map(|protocol| format!("protocol {}", text(protocol)));
+    json!({
+        "run": run,
+        "set": result.get("set").cloned().unwrap_or_else(|| line["kind"].clone()),
+        "measure": result.get("measure").map(text).or(protocol).unwrap_or_default(),
+        "method": line["method"],
+        "step": line["checkpoint"]["step"],
+        "time": line["time"],
+        "metrics": metrics,
+        "details": details.map(owned).collect::<Map<String, Value>>(),
+    })
+}
+
+fn owned((name, value): (&String, &Value)) -> (String, Value) {
+    (name.clone(), value.clone())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_line_of_a_ledger_keeps_its_numbers_and_hashes() {
+        let line = json!({
+            "kind": "generated", "judge_sha256": "ab", "command": ["maskdiff", "score"],
+            "result": {"protocol": "pooled", "judge": "gpt2", "gen/ppl": 3.5, "retokenize": true},
+        });
+        let shown = result("r", &line);
+        assert_eq!(
+            (&shown["measure"], &shown["set"]),
+            (&json!("protocol pooled"), &json!("generated"))
+        );
+        assert_eq!(
+            (&shown["metrics"], &shown["details"]["command"]),
+            (&json!({"gen/ppl": 3.5}), &json!("maskdiff score"))
+        );
+        assert_eq!(shown["details"]["judge (SHA-256)"], "ab");
+    }
+}

@@ -1,0 +1,140 @@
+//! Runs as `/runs` shows them: what lies in some folders, read again when a file in them has changed.
+
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use axum::Router;
+use axum::body::{Body, Bytes};
+use axum::extract::State;
+use axum::http::{HeaderMap, Response, StatusCode};
+use axum::routing::get;
+use maskdiff_base::error::Result;
+use maskdiff_records::{page, report};
+use serde_json::{Value, json};
+
+use crate::assets::{has, tag, tagged};
+use crate::fault::{Fault, without_paths};
+
+/// The runs of some folders.
+#[derive(Debug)]
+pub(crate) struct Board {
+    folders: Vec<PathBuf>,
+    /// What was told last, and of which state of the files.
+    last: Mutex<Option<Told>>,
+}
+
+#[derive(Debug, Clone)]
+struct Told {
+    state: String,
+    tag: String,
+    body: Bytes,
+}
+
+/// The endpoints of runs.
+pub(crate) fn router(board: &Arc<Board>) -> Router {
+    Router::new().route("/runs/data", get(data)).with_state(Arc::clone(board))
+}
+
+/// What the page shows. Who has the newest already is told so.
+async fn data(State(board): State<Arc<Board>>, headers: HeaderMap) -> Response<Body> {
+    let reading = tokio::task::spawn_blocking(move || board.told());
+    match reading.await {
+        Ok(Ok(told)) => {
+            let body = if has(&headers, &told.tag) { Bytes::new() } else { told.body };
+            tagged(&headers, "application/json", &told.tag, Body::from(body))
+        }
+        Ok(Err(error)) => Fault::of_error(&error, &[]).answer(),
+        Err(_) => {
+            let said = "the runs could not be read: the log of the server has it";
+            Fault::new(StatusCode::INTERNAL_SERVER_ERROR, "server_error", said).answer()
+        }
+    }
+}
+
+impl Board {
+    /// Of folders that hold runs.
+    pub(crate) fn new(folders: Vec<PathBuf>) -> Self {
+        Self { folders, last: Mutex::default() }
+    }
+
+    /// What is to be told now. One client at a time reads the folders, and others get what it has read.
+    fn told(&self) -> Result<Told> {
+        let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
+        let state = report::state(&self.folders)?;
+        if let Some(told) = last.as_ref().filter(|told| told.state == state) {
+            return Ok(told.clone());
+        }
+        let found = report::gather(&self.folders, &|path| self.name(path))?;
+        let mut data = page::data("maskdiff runs", found.data());
+        // It would be another one each time.
+        data["made"] = json!("");
+        hide(&mut data);
+        let text = data.to_string();
+        let told = Told { state, tag: tag(&text), body: Bytes::from(text) };
+        *last = Some(told.clone());
+        Ok(told)
+    }
+
+    /// A folder by its name below that which is served.
+    fn name(&self, path: &Path) -> String {
+        let below = self.folders.iter().find_map(|folder| path.strip_prefix(folder).ok());
+        let below = below.map(|below| below.display().to_string());
+        below.filter(|below| !below.is_empty()).unwrap_or_else(|| {
+            path.file_name().map_or("runs".into(), |name| name.to_string_lossy().into_owned())
+        })
+    }
+}
+
+/// Takes paths of the machine out of settings, commands and the like. Texts that models have drawn stay as they are.
+fn hide(data: &mut Value) {
+    fn strings(value: &mut Value) {
+        match value {
+            Value::String(text) => *text = without_paths(text, &[]),
+            Value::Array(all) => all.iter_mut().for_each(strings),
+            Value::Object(all) => all.values_mut().for_each(strings),
+            _ => {}
+        }
+    }
+    for run in data["runs"].as_array_mut().into_iter().flatten() {
+        for key in ["facts", "settings", "about"] {
+            strings(&mut run[key]);
+        }
+    }
+    for result in data["results"].as_array_mut().into_iter().flatten() {
+        strings(&mut result["details"]);
+    }
+    for trace in data["traces"].as_array_mut().into_iter().flatten() {
+        strings(&mut trace["name"]);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_told_has_no_path_and_is_read_again_when_a_file_grows() {
+        let folder = tempfile::tempdir().unwrap();
+        let run = folder.path().join("a/one");
+        std::fs::create_dir_all(&run).unwrap();
+        let config = format!("[data]\npath = \"{}\"\n", folder.path().display());
+        std::fs::write(run.join("config.toml"), config).unwrap();
+        let metrics = run.join("metrics.jsonl");
+        std::fs::write(&metrics, "{\"step\": 1, \"val/nelbo\": 2.5, \"samples\": [\"/tmp/x\"]}\n")
+            .unwrap();
+        let board = Board::new(vec![folder.path().to_path_buf()]);
+        let first = board.told().unwrap();
+        let data: Value = serde_json::from_slice(&first.body).unwrap();
+        assert_eq!(data["runs"][0]["name"], "a/one");
+        assert_eq!(data["runs"][0]["settings"]["data.path"], "…");
+        assert_eq!(data["runs"][0]["samples"][0]["texts"][0], "/tmp/x", "a text is a text");
+        assert!(!data["runs"][0].to_string().contains(&folder.path().display().to_string()));
+        assert_eq!(board.told().unwrap().tag, first.tag);
+        let lines = "{\"step\": 1, \"val/nelbo\": 2.5}\n{\"step\": 2, \"val/nelbo\": 2.0}\n";
+        std::fs::write(&metrics, lines).unwrap();
+        let second = board.told().unwrap();
+        assert_ne!(second.tag, first.tag);
+        let data: Value = serde_json::from_slice(&second.body).unwrap();
+        assert_eq!(data["runs"][0]["headline"]["best_nelbo"], 2.0);
+    }
+}

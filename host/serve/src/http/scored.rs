@@ -1,0 +1,85 @@
+//! Endpoints that tell what the model thinks of tokens.
+
+use std::sync::Arc;
+
+use axum::body::Body;
+use axum::extract::{Request, State};
+use axum::http::Response;
+use maskdiff_data::tokenizer::piece;
+use serde_json::{Value, json};
+
+use super::{App, answered, json_answer, object, read};
+use crate::job::{Event, Work};
+use crate::stream;
+
+type Here = State<Arc<App>>;
+
+pub(super) async fn loglikelihood(State(app): Here, request: Request) -> Response<Body> {
+    let done = async {
+        let body = object(&app, request).await?;
+        let answers = read(&app, body, |reader| reader.likelihood()).await?;
+        let (way, seed) = (answers.way, answers.seed);
+        let work = Work::Answers(answers);
+        let mut results = vec![Value::Null; work.pieces()];
+        let mut left = results.len();
+        let mut events = app.queue.submit(work, app.site.limits.request)?;
+        while let Some(event) = events.recv().await {
+            match event {
+                Event::Answer(number, found) => {
+                    left -= 1;
+                    results[number] = json!({
+                        "loglikelihood": found.loglikelihood, "is_greedy": found.is_greedy, "stderr": found.standard_error,
+                        "calls": found.calls,
+                    });
+                }
+                Event::Fault(fault) => return Err(fault),
+                Event::Step(_) | Event::Text(..) | Event::Likeliest(_) => {}
+            }
+        }
+        if left > 0 {
+            return Err(stream::ended());
+        }
+        Ok(json_answer(&json!({
+            "object": "loglikelihood", "model": app.facts.name, "results": results,
+            "maskdiff": {"checkpoint": app.facts.checkpoint, "likelihood": in_words(way), "seed": seed},
+        })))
+    };
+    answered(done.await)
+}
+
+/// A way to measure, as answers name it.
+fn in_words(way: maskdiff_engine::evaluate::answers::Way) -> String {
+    use maskdiff_engine::evaluate::answers::Way;
+    use maskdiff_plugin_api::ops::Order;
+    match way {
+        Way::Bound(samples) => format!("bound:{samples}"),
+        Way::Duel(order, tokens) => {
+            let name =
+                Order::ALL.iter().find(|(_, one)| *one == order).map_or("", |(name, _)| name);
+            format!("duel:{name}:{tokens}")
+        }
+    }
+}
+
+/// `/v1/likeliest`: the tokens that the model finds likeliest at a position.
+pub(super) async fn likeliest(State(app): Here, request: Request) -> Response<Body> {
+    let done = async {
+        let body = object(&app, request).await?;
+        let look = read(&app, body, |reader| reader.likeliest()).await?;
+        let position = look.place;
+        let mut events = app.queue.submit(Work::Look(look), app.site.limits.request)?;
+        let found = match events.recv().await {
+            Some(Event::Likeliest(found)) => found,
+            Some(Event::Fault(fault)) => return Err(fault),
+            _ => return Err(stream::ended()),
+        };
+        let (tokenizer, mask) = (app.facts.tokenizer.as_ref(), app.facts.tokenizer.mask_id());
+        let told = found.into_iter().filter(|(id, log_p)| *id != mask && log_p.is_finite());
+        let told = told.map(|(id, log_p)| {
+            json!({"id": id, "text": piece(id, tokenizer), "logprob": log_p, "probability": log_p.exp()})
+        });
+        let top: Vec<Value> = told.collect();
+        Ok(json_answer(&json!({"object": "likeliest", "position": position, "top": top})))
+    };
+    answered(done.await)
+}
