@@ -14,12 +14,39 @@ use serde_json::{Map, Value, json};
 /// Figures of a paper.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
-struct Published {
-    title: String,
-    source: String,
-    metric: String,
-    /// Set of text to method to value.
-    rows: toml::Table,
+pub(super) struct Published {
+    pub(super) title: String,
+    pub(super) source: String,
+    pub(super) metric: String,
+    /// Set of text, or number of steps, to method to value.
+    pub(super) rows: toml::Table,
+}
+
+impl Published {
+    /// The methods that it has figures of.
+    pub(super) fn methods(&self) -> Vec<&str> {
+        let mut methods: Vec<&str> = Vec::new();
+        for (method, _) in self.rows.values().filter_map(toml::Value::as_table).flatten() {
+            if !methods.contains(&method.as_str()) {
+                methods.push(method);
+            }
+        }
+        methods
+    }
+}
+
+/// All figures of `configs/published`.
+pub(super) fn figures() -> Result<Vec<Published>> {
+    let mut tables = Vec::new();
+    for name in shelf_names("published") {
+        let (file, text) = shelf_file("published", &name)?.unwrap_or_default();
+        let read: File = toml::from_str(&text).map_err(|e| {
+            let hint = "see the shipped files of configs/published/";
+            Error::config(format!("`{file}`: {}", e.message()), hint)
+        })?;
+        tables.extend(read.table);
+    }
+    Ok(tables)
 }
 
 #[derive(Debug, Deserialize)]
@@ -155,26 +182,13 @@ fn owned((name, value): (&String, &Value)) -> (String, Value) {
 
 /// The published tables that have a set in common with our results, with these.
 fn published(results: &[Value]) -> Result<Vec<Value>> {
-    let mut tables = Vec::new();
-    for name in shelf_names("published") {
-        let (file, text) = shelf_file("published", &name)?.unwrap_or_default();
-        let read: File = toml::from_str(&text).map_err(|e| {
-            let hint = "see the shipped files of configs/published/";
-            Error::config(format!("`{file}`: {}", e.message()), hint)
-        })?;
-        tables.extend(read.table);
-    }
+    let tables = figures()?;
     let beside = tables.iter().map(|table| beside(table, results));
     Ok(beside.flatten().collect())
 }
 
 fn beside(table: &Published, results: &[Value]) -> Option<Value> {
-    let mut methods: Vec<&String> = Vec::new();
-    for (method, _) in table.rows.values().filter_map(toml::Value::as_table).flatten() {
-        if !methods.contains(&method) {
-            methods.push(method);
-        }
-    }
+    let methods = table.methods();
     let ours = |set: &str| -> Vec<Value> {
         let of_set = results.iter().filter(|result| result["set"] == set);
         let with = of_set.filter_map(|result| {
