@@ -174,6 +174,18 @@ enum Command {
         #[arg(long, hide = true, conflicts_with = "watch")]
         follow: bool,
     },
+    /// Compare samplers at few steps: network calls, generative perplexity, entropy, MAUVE and seconds as one table
+    ///
+    /// `maskdiff steps RUN --steps 8,32,128 --samplers NAME,NAME --svg steps.svg`. Generative perplexity is that of
+    /// `eval.gen_ppl_eval_model_name_or_path`; `eval.compute_generative_perplexity=false` leaves it out.
+    Steps {
+        #[command(flatten)]
+        trained: Trained,
+        #[command(flatten)]
+        flags: Evaluating,
+        #[command(flatten)]
+        asked: commands::steps::Asked,
+    },
     /// Measure speed and memory of a configuration on this machine, without a run folder
     ///
     /// `maskdiff bench train model=small`, `maskdiff bench sample RUN`: the words are those of the command that is measured. It prints tokens per
@@ -439,16 +451,15 @@ impl Command {
                     None => commands::sample::run(&common, &asked, &shown),
                 }
             }
+            Self::Steps { trained, flags, asked } => {
+                commands::steps::run(&evaluating(common, trained, &flags)?, &asked)
+            }
             Self::Bench { work } => nested::bench(work, common, words),
             Self::Chat { trained, flags } => {
-                let mut overrides = trained.into_overrides()?;
-                flags.add_to(&mut overrides)?;
-                commands::chat::run(&common.overriding(overrides))
+                commands::chat::run(&drawing(common, trained, &flags)?)
             }
             Self::Serve { trained, flags, options } => {
-                let mut overrides = trained.into_overrides()?;
-                flags.add_to(&mut overrides)?;
-                commands::serve::run(&common.overriding(overrides), &options)
+                commands::serve::run(&evaluating(common, trained, &flags)?, &options)
             }
             Self::Export { trained, kind, output, shard_gb } => {
                 let common = common.overriding(trained.into_overrides()?);
@@ -481,6 +492,20 @@ impl Command {
         }
         .map(|()| 0)
     }
+}
+
+/// What a command that draws from a checkpoint is given.
+fn drawing(common: Common, trained: Trained, flags: &Sampling) -> Result<Common> {
+    let mut overrides = trained.into_overrides()?;
+    flags.add_to(&mut overrides)?;
+    Ok(common.overriding(overrides))
+}
+
+/// What a command that measures a checkpoint is given.
+fn evaluating(common: Common, trained: Trained, flags: &Evaluating) -> Result<Common> {
+    let mut overrides = trained.into_overrides()?;
+    flags.add_to(&mut overrides)?;
+    Ok(common.overriding(overrides))
 }
 
 fn print_completions(shell: clap_complete::Shell) {

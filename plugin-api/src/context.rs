@@ -26,6 +26,10 @@ pub struct Context {
     /// memory of matrices as it is and draws nothing.
     #[serde(default = "yes")]
     pub fresh: bool,
+    /// Classes that a sequence may be of; 0 where there are none. A network that offers [`crate::capability::LABEL`] then reads
+    /// labels `0..classes`, and the label `classes` for "none".
+    #[serde(default)]
+    pub classes: i64,
 }
 
 fn yes() -> bool {
@@ -44,6 +48,7 @@ impl Context {
             kind: Kind::Float,
             cuda: None,
             fresh: true,
+            classes: 0,
         }
     }
 
@@ -81,6 +86,12 @@ impl Context {
     #[must_use]
     pub fn fresh(self, fresh: bool) -> Self {
         Self { fresh, ..self }
+    }
+
+    /// The same for sequences of this many classes.
+    #[must_use]
+    pub fn classes(self, classes: i64) -> Self {
+        Self { classes, ..self }
     }
 
     /// Where parameters live.
@@ -122,8 +133,9 @@ mod tests {
         let context = Context::new(7, 4).mask(Some(6)).kind(Kind::Double).fresh(false);
         let text = serde_json::to_string(&context).unwrap();
         assert_eq!(serde_json::from_str::<Context>(&text).unwrap(), context);
-        // A host of contract 1.0 does not say it.
-        let older = text.replace(r#","fresh":false"#, "");
-        assert!(serde_json::from_str::<Context>(&older).unwrap().fresh);
+        // A host of contract 1.0 says neither.
+        let older = text.replace(r#","fresh":false,"classes":0"#, "");
+        let older = serde_json::from_str::<Context>(&older).unwrap();
+        assert!(older.fresh && older.classes == 0);
     }
 }

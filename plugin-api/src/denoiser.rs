@@ -7,8 +7,8 @@ use crate::beside::{Seat, kept};
 use crate::door::{self, Argument, Arguments, first};
 use crate::shape::ANY;
 use crate::{
-    Interpolation, Kind as ErrorKind, Mix, Pass, Passed, Rated, Result, Tokens, Window, bail,
-    ensure,
+    Guidance, Interpolation, Kind as ErrorKind, Mix, Pass, Passed, Rated, Result, Tokens, Window,
+    bail, ensure,
 };
 
 /// What stands behind a [`Denoiser`]. The host implements it over the loaded components, the test kit over
@@ -276,6 +276,19 @@ impl<'a> Denoiser<'a> {
     pub fn log_x0(&self, xt_bl: &Tensor, t_b: &Tensor, rows_n: &Tensor) -> Result<Tensor> {
         let arguments = self.law_arguments(xt_bl, t_b, rows_n);
         door::call("log_x0", &arguments, || self.seat()?.log_x0(xt_bl, t_b, rows_n))
+    }
+
+    /// What this walk is guided by at `rows_n`, where that acts on the law of a step; `None` where [`Denoiser::log_x0`] is all there is. A
+    /// sampler that does not ask is guided too, on the law of clean tokens.
+    #[track_caller]
+    pub fn guidance(
+        &self,
+        xt_bl: &Tensor,
+        t_b: &Tensor,
+        rows_n: &Tensor,
+    ) -> Result<Option<Guidance>> {
+        let arguments = self.law_arguments(xt_bl, t_b, rows_n);
+        door::call("guidance", &arguments, || known(self.seat()?.guidance(xt_bl, t_b, rows_n)))
     }
 
     /// The parameterization's concrete score at `rows_n` → `[N, V]`.

@@ -70,6 +70,7 @@ mod context;
 mod denoiser;
 mod door;
 mod error;
+mod guidance;
 pub mod guide;
 pub mod nn;
 mod noise;
@@ -92,6 +93,7 @@ pub use component::{Component, Options, capability};
 pub use context::Context;
 pub use denoiser::{Denoiser, Model};
 pub use error::{Kind, PluginError, Result, speaks_of_memory};
+pub use guidance::Guidance;
 pub use noise::NoiseSchedule;
 pub use ops::{Interpolation, Rated};
 pub use parameterization::Parameterization;
@@ -108,10 +110,10 @@ pub use {schemars, tch, tracing};
 /// What a plugin imports.
 pub mod prelude {
     pub use crate::{
-        Backbone, Batch, Component, Context, Denoiser, ForwardProcess, Head, Interpolation, Mix,
-        NoiseSchedule, Objective, Parameterization, Parameters, Pass, Passed, Rated, Result,
-        Rounds, Sampler, Sees, Slot, StepSampler, Tokens, Walk, Wants, Window, bail, capability,
-        check_shape, ensure, export_plugin, ops, register,
+        Backbone, Batch, Component, Context, Denoiser, ForwardProcess, Guidance, Head,
+        Interpolation, Mix, NoiseSchedule, Objective, Parameterization, Parameters, Pass, Passed,
+        Rated, Result, Rounds, Sampler, Sees, Slot, StepSampler, Tokens, Walk, Wants, Window, bail,
+        capability, check_shape, ensure, export_plugin, ops, register,
     };
     pub use schemars::JsonSchema;
     pub use serde::{Deserialize, Serialize};

@@ -33,7 +33,7 @@ fn product(vocab_size: i64) {
     let size = Size::small(vocab_size, 128);
     let model = size.model(&registry());
     let ids = Vec::<i64>::try_from(tokens(&size, BATCH * BATCHES).flatten(0, 1)).expect("ids");
-    let blocks = Blocks::Given(Rows { ids, length: size.length as usize, used: None, given: None });
+    let blocks = Blocks::Given(Rows { ids, length: size.length as usize, ..Rows::default() });
     let plan = Plan { measure: Measure::Reference, batch: BATCH, passes: 1, seed: 1, steps: 1 };
     let mut seconds = Vec::new();
     // The first warms up.

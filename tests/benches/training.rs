@@ -36,6 +36,7 @@ fn batch(size: &Size, model: &Model, step: u64) -> Batch {
         t_b: model.draw_t(&u_b).expect("times"),
         counted_bl: None,
         given_bl: None,
+        label_b: None,
         u_bl: Some(
             mask_uniforms(1, step, 0, BATCH as usize, size.length as usize).expect("memory"),
         ),
@@ -121,6 +122,7 @@ fn checkpointing() {
                 t_b: batch.t_b.narrow(0, 0, 2),
                 counted_bl: None,
                 given_bl: None,
+                label_b: None,
                 u_bl: batch.u_bl.map(|u| u.narrow(0, 0, 2)),
                 streams: None,
             };

@@ -32,6 +32,7 @@ fn batch(model: &Model, step: u64) -> Batch {
         t_b: model.draw_t(&u_b).expect("times"),
         counted_bl: None,
         given_bl: None,
+        label_b: None,
         u_bl: Some(u_bl),
         streams: None,
     }

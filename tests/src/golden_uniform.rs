@@ -43,6 +43,8 @@ pub struct Network {
     pub method: Value,
     /// Whether it sees the noise level.
     pub time_conditioning: bool,
+    /// Classes that it is told.
+    pub classes: i64,
 }
 
 impl Network {
@@ -56,6 +58,24 @@ impl Network {
             noise: ("loglinear", json!({})),
             method: json!({}),
             time_conditioning: true,
+            classes: 0,
+        }
+    }
+
+    /// The same that is told two classes.
+    pub fn udlm_labels() -> Self {
+        Self { weights: "u_models_ddg/dit_cond.safetensors", classes: 2, ..Self::udlm() }
+    }
+
+    /// The same over masks, its last token, without a view of the time.
+    #[must_use]
+    pub fn over_masks(self) -> Self {
+        let [.., vocab_size] = self.sizes;
+        Self {
+            mask: Some(vocab_size - 1),
+            process: ("absorbing_state", json!({})),
+            time_conditioning: false,
+            ..self
         }
     }
 
@@ -80,6 +100,7 @@ impl Network {
             noise: ("gidd", options),
             method: json!({ "network_input": "time", "sampling_eps": 1e-4, "sampling_end": 0.9999 }),
             time_conditioning: true,
+            classes: 0,
         }
     }
 
@@ -91,6 +112,7 @@ impl Network {
             .mask(mask_id)
             .time_conditioning(self.time_conditioning)
             .kind(kind)
+            .classes(self.classes)
             .cuda(cuda())
     }
 

@@ -42,6 +42,7 @@ fn golden_twenty_steps_of_training() {
                 t_b: model.draw_t(&u_b).expect("times"),
                 counted_bl: Some(at("attention_mask", k)),
                 given_bl: None,
+                label_b: None,
                 u_bl: Some(at("u_mask", k).to_kind(Kind::Double)),
                 streams: None,
             };

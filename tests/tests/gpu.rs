@@ -64,6 +64,7 @@ fn batch(size: &Size, model: &Model, rows: i64, step: u64) -> Batch {
         t_b: model.draw_t(&u_b).expect("times"),
         counted_bl: None,
         given_bl: None,
+        label_b: None,
         u_bl: Some(u_bl.to_device(device())),
         streams: None,
     }

@@ -408,3 +408,56 @@ fn a_gpt2_goes_both_ways() {
     assert_eq!(read(Path::new(&from)), read(&at.join("out")));
     assert_eq!(drawn(&from), drawn("out"));
 }
+
+/// Few steps of several samplers as one table, one file of it and one picture; a row says what `sample` says of the same texts.
+#[test]
+fn few_steps_are_compared_in_one_table() {
+    if golden_case("i_genppl").is_none() {
+        return;
+    }
+    let folder = tempfile::tempdir().expect("a folder");
+    let at = folder.path();
+    train(at, &["run.dir=net", "trainer.max_steps=2"]).expect(0);
+    let [lm, _] = words("gpt2");
+    let lm = lm.as_str();
+    let steps = |more: &[&str]| {
+        maskdiff(at, &[&["steps", "net", "--steps", "2,4", "-n", "3"], more].concat())
+    };
+    let out = ["--csv", "t.csv", "--svg", "t.svg", "--samplers", "ddpm_cache,first_hitting"];
+    let rows = steps(&[&out[..], &[lm]].concat()).expect(0).lines();
+    let of = |key: &str| rows.iter().map(|row| row[key].clone()).collect::<Vec<Value>>();
+    assert_eq!(of("sampler"), ["ddpm_cache", "ddpm_cache", "first_hitting"]);
+    assert_eq!(of("steps"), [json!(2), json!(4), json!(null)]);
+    assert!(rows[0]["nfe"].as_f64() < rows[1]["nfe"].as_f64(), "{rows:?}");
+    let draw =
+        ["sample", "net", "-n", "3", "--steps", "4", "eval.compute_generative_perplexity=true", lm];
+    let drawn = maskdiff(at, &draw).expect(0).lines();
+    let scored = drawn.last().expect("scores");
+    for key in ["gen/ppl", "gen/entropy", "gen/tokens"] {
+        assert_eq!(rows[1][key], scored[key], "{key}");
+    }
+    let csv = fs::read_to_string(at.join("t.csv")).expect("a table");
+    assert!(
+        csv.starts_with("sampler,steps,nfe,gen_ppl,entropy,mauve,seconds\nddpm_cache,2,"),
+        "{csv}"
+    );
+    assert_eq!(csv.lines().count(), 4);
+    let svg = fs::read_to_string(at.join("t.svg")).expect("a picture");
+    assert!(svg.starts_with("<svg ") && svg.contains("network calls"), "{svg}");
+    let bare = steps(&["eval.compute_generative_perplexity=false"]);
+    assert!(bare.expect(0).lines().iter().all(|row| row.get("gen/ppl").is_none()));
+    let told =
+        steps(&["eval.compute_generative_perplexity=false", "--steps", "8", "--format", "text"]);
+    assert!(told.expect(0).stdout.contains("198.27"), "{}", told.stdout);
+    fs::write(at.join("mine.csv"), "mine").expect("a file");
+    for (words, said) in [
+        (&["--samplers", "nothing"][..], "nothing"),
+        (&["--samplers", "analytic", lm], "analytic"),
+        (&["--csv", "mine.csv", lm], "`mine.csv`"),
+        (&["eval.gen_ppl_eval_model_name_or_path=nowhere/nothing"], "makes the table without it"),
+    ] {
+        let refused = steps(words);
+        assert_ne!(refused.code, 0, "{words:?}");
+        refused.says(&[said]);
+    }
+}

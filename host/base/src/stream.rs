@@ -40,6 +40,8 @@ pub enum Purpose {
     Adapters = 20,
     /// The draws of the bound of an answer; one stream for each answer.
     Answers = 21,
+    /// Whether a training sequence loses its label; one stream for each sequence.
+    Labels = 22,
 }
 
 /// The stream of a purpose and a place, as in the step; the place is below 2^56.

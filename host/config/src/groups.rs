@@ -140,6 +140,9 @@ group! {
         documents: listed::Documents = listed::Documents::File,
         /// `jsonl`, `parquet`, `hf`: where the text is.
         column: String = "text".into(),
+        /// The column or key of a document's label, a class that the network is told of (`model.labels`): a text, a whole number, or true or
+        /// false. It needs `data.wrap=false`. Of `stories`: `animal`, `colour`, `place`, `toy` or `weather`.
+        label_column: Option<String> = None,
         /// Your files and `hf`: what is done to the text first: `wikitext`, `ptb`, `lm1b`, `lambada`, `scientific_papers`.
         detokenizer: Option<listed::Detokenizer> = None,
         /// `hf`: `owner/name`.
@@ -173,6 +176,10 @@ group! {
         adapter: Option<String> as path = None,
         /// L, tokens in a block.
         length: i64 where (TOKENS) = 64,
+        /// The classes of documents that the network is told, in their order; by default those of `data.label_column`.
+        labels: Vec<String> = Vec::new(),
+        /// How many classes the network is told where they have no names (`0`, `1`, ..), as in another program's checkpoint.
+        classes: i64 where (Range::of(0.0, 1e6)) = 0,
         /// Id of the mask among the tokens of another program's checkpoint. By default what its `config.json` says, else its tokenizer.
         mask_id: Option<i64> where (Range::of(0.0, 2_147_483_647.0)) = None,
     }
@@ -226,6 +233,9 @@ group! {
         clip_search_widths: Vec<f64> where (SHARE) = Vec::new(),
         /// `clip_search_widths`: how far apart the intervals of a width begin.
         clip_search_delta: f64 where (Range::of(0.0, 1.0).above()) = 0.05,
+        /// `data.label_column`: share of the sequences that are trained without their label, so that the network knows the law without one,
+        /// which guidance needs.
+        label_dropout: f64 where (SHARE) = 0.1,
         /// The checkpoint whose weights a run begins with at step 0, and nothing else of it: whatever `maskdiff eval` reads.
         from: Option<String> = None,
         /// The checkpoint of a frozen model that a method of distillation learns from. Without `training.from` the run begins with its
@@ -257,6 +267,11 @@ group! {
         /// Cut a text at its first EOS or padding after the given tokens. By default on if each block held one document
         /// (`data.wrap=false`), since the model was not trained on what follows.
         stop_at_eos: Option<bool> = None,
+        /// Classes that are drawn, names of `model.labels`: N sequences for each, or for each with each prompt. `--label NAME`.
+        labels: Vec<String> = Vec::new(),
+        /// g: laws are guided by the label, `g log p(x | label) + (1 - g) log p(x)` (D-CFG): 1 is the law under the label, 0 that without one,
+        /// more than 1 is away from it at twice the cost of a call. Where noise is other tokens than the mask, it is the law of a step.
+        guidance_scale: f64 where (Range::of(0.0, 1e6)) = 1.0,
         /// w: laws are guided by what is given, `(1 + w) log p(x | given) - w log p(x | given tokens masked)`, at twice the cost of a call; 0 leaves
         /// them as they are. LLaDA's `cfg_scale`; Dream's is 1 more.
         cfg_scale: f64 where (Range::of(0.0, 1e6)) = 0.0,

@@ -114,6 +114,29 @@ impl Config {
         self.top.component.as_deref().unwrap_or(&self.top.parameterization)
     }
 
+    /// The names of the classes that the network is told; numbers where they have none.
+    pub fn label_names(&self) -> Vec<String> {
+        match self.model.labels.is_empty() {
+            true => (0..self.model.classes).map(|class| class.to_string()).collect(),
+            false => self.model.labels.clone(),
+        }
+    }
+
+    /// How many classes the network is told.
+    pub fn classes(&self) -> i64 {
+        self.label_names().len() as i64
+    }
+
+    /// Classes of the text that is trained on, where the configuration does not name them.
+    pub fn set_labels(&mut self, labels: &[String]) {
+        if labels.is_empty() || self.classes() > 0 {
+            return;
+        }
+        self.model.labels = labels.to_vec();
+        let values = figment::value::Value::from(labels.to_vec());
+        self.layers.fill("model.labels", values, "labels of the training text");
+    }
+
     /// How `world` ranks share a global batch.
     pub fn shares(&self, world: usize) -> Result<Shares> {
         let (global, world) = (self.loader.global_batch_size, world as i64);

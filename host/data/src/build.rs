@@ -18,7 +18,7 @@ use maskdiff_config::listed::OnInvalid;
 
 use super::detokenize::{Detokenizer, detokenized};
 use super::pack::Packer;
-use super::read::{Losses, Piece, Place, Reader};
+use super::read::{Label, Losses, Piece, Place, Reader};
 use super::tokenizer::{Encoder, Tokenizer};
 
 /// Text of a job, in bytes; one document may have more.
@@ -60,20 +60,24 @@ struct Done {
     ids: Vec<u32>,
     /// For each piece where its ids end, and whether a document ends there; a document that is left out is not here.
     ends: Vec<(usize, bool)>,
+    /// The label of each.
+    labels: Vec<Label>,
     losses: Losses,
     text: u64,
     /// What the job took from the budget.
     cost: usize,
 }
 
-/// Reads documents, tokenizes them and packs them; `block` takes each full block with its number of tokens that are no
-/// filling, `tick` the documents and the bytes of text so far. Gives what was left out or mended.
+/// Takes a full block, its number of tokens that are no filling, and the label of the document that it ends with.
+pub(super) type Sink<'a> = &'a mut dyn FnMut(&[u32], usize, Option<&str>) -> Result<()>;
+
+/// Reads documents, tokenizes them and packs them; `block` takes each full block, `tick` the documents and the bytes of text so far. Gives what was left out or mended.
 pub fn run(
     reader: &Reader<'_>,
     files: &[PathBuf],
     recipe: Recipe<'_>,
     packer: &mut Packer,
-    block: &mut dyn FnMut(&[u32], usize) -> Result<()>,
+    block: Sink<'_>,
     tick: &mut dyn FnMut(u64, u64) -> Result<()>,
 ) -> Result<Losses> {
     let workers = recipe.workers.max(1);
@@ -214,8 +218,8 @@ fn read_jobs(
 fn encode(job: &Job, recipe: Recipe<'_>, encoder: &mut dyn Encoder) -> Result<Done> {
     let text = job.pieces.iter().map(|piece| piece.text.len() as u64).sum();
     let cost = text as usize + job.pieces.len() * PIECE;
-    let mut done =
-        Done { ids: Vec::new(), ends: Vec::new(), losses: Losses::default(), text, cost };
+    let (ids, ends, labels) = (Vec::new(), Vec::new(), Vec::new());
+    let mut done = Done { ids, ends, labels, losses: Losses::default(), text, cost };
     let (mask, size) = (recipe.tokenizer.mask_id(), recipe.tokenizer.vocab_size());
     for piece in &job.pieces {
         let start = done.ids.len();
@@ -252,6 +256,7 @@ fn encode(job: &Job, recipe: Recipe<'_>, encoder: &mut dyn Encoder) -> Result<Do
             }
         }
         done.ends.push((done.ids.len(), piece.ends));
+        done.labels.push(piece.label.clone());
     }
     Ok(done)
 }
@@ -279,7 +284,7 @@ fn pack_in_order(
     done: Receiver<(u64, Result<Done>)>,
     budget: &Budget,
     packer: &mut Packer,
-    block: &mut dyn FnMut(&[u32], usize) -> Result<()>,
+    block: Sink<'_>,
     tick: &mut dyn FnMut(u64, u64) -> Result<()>,
 ) -> Result<Losses> {
     let mut waiting = BTreeMap::new();
@@ -290,8 +295,9 @@ fn pack_in_order(
         while let Some(result) = waiting.remove(&next) {
             let job = result?;
             let mut start = 0;
-            for (end, ends) in job.ends {
-                packer.add(&job.ids[start..end], ends, &mut *block)?;
+            for ((end, ends), label) in job.ends.into_iter().zip(&job.labels) {
+                let label = label.as_deref();
+                packer.add(&job.ids[start..end], ends, |row, used| block(row, used, label))?;
                 start = end;
                 documents += u64::from(ends);
             }
@@ -378,6 +384,7 @@ mod tests {
             on_invalid,
             cut: &|_| None,
             whole: false,
+            label: None,
         };
         let packing = Packing {
             length: 8,
@@ -389,7 +396,7 @@ mod tests {
         };
         let mut packer = Packer::new(packing, None);
         let recipe = Recipe { detokenizer: None, tokenizer: &tokenizer, on_invalid, workers };
-        let mut block = |_: &[u32], _| block();
+        let mut block = |_: &[u32], _, _: Option<&str>| block();
         let losses = run(&reader, &[path], recipe, &mut packer, &mut block, &mut |_, _| Ok(()))?;
         Ok((packer.finish(), losses))
     }

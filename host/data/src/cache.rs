@@ -8,11 +8,13 @@
 //! 48       header           n bytes of JSON, filled up with spaces to a multiple of 4096 from the start of the file
 //! 48 + n   tokens           rows × length, u16 or u32
 //!          lengths          rows × u32, the tokens of each block that are no filling; only of blocks that are filled
+//!          labels           rows × u32, the class of each block; only where a column of labels was read
 //! ```
 //!
 //! A file is written under another name and gets its own when it is whole. Opening checks the header and the size; every
 //! byte is checked by [`Cache::verify`].
 
+use std::collections::HashMap;
 use std::fs::File;
 use std::io::{BufWriter, Seek as _, SeekFrom, Write as _};
 use std::path::{Path, PathBuf};
@@ -33,6 +35,8 @@ const FRONT: usize = 48;
 const PAGE: usize = 4096;
 /// A larger header is none of ours.
 const MOST_HEADER: usize = 64 << 20;
+/// Bytes of the labels in a header, at most.
+const MOST_LABELS: usize = 256 << 10;
 /// Room for the numbers that are known at the end only.
 const ROOM: usize = 512;
 
@@ -68,17 +72,25 @@ pub struct Header {
     pub width: usize,
     /// SHA-256 of all that follows the header.
     pub sha256: String,
+    /// Where the labels of documents stood, if they were read.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub label_column: Option<String>,
+    /// The labels, in the order in which they came.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub labels: Vec<String>,
 }
 
 impl Header {
-    /// Bytes of the tokens and of the lengths.
+    /// Bytes of the tokens, and of the lengths and labels.
     fn body(&self) -> Option<(u64, u64)> {
         let rows = self.packed.rows;
         let tokens =
             rows.checked_mul(self.packing.length as u64)?.checked_mul(self.width as u64)?;
-        let lengths = if self.packing.wrap { 0 } else { rows.checked_mul(4)? };
-        tokens.checked_add(lengths)?;
-        Some((tokens, lengths))
+        let each = [!self.packing.wrap, self.label_column.is_some()];
+        let each = each.into_iter().filter(|is_there| *is_there).count() as u64;
+        let more = rows.checked_mul(4 * each)?;
+        tokens.checked_add(more)?;
+        Some((tokens, more))
     }
 
     /// That of blocks of which nothing else is said.
@@ -98,6 +110,8 @@ impl Header {
             replaced: 0,
             width: Self::width(vocab_size),
             sha256: String::new(),
+            label_column: None,
+            labels: Vec::new(),
         }
     }
 
@@ -236,15 +250,32 @@ impl Cache {
         if packing.wrap {
             return Ok(packing.length);
         }
-        let tokens = self.rows() as usize * packing.length * self.header.width;
-        let at = self.from + tokens + row as usize * 4;
-        let bytes = self.bytes[at..at + 4].try_into().unwrap_or_default();
-        match u32::from_le_bytes(bytes) as usize {
+        match self.number(row) as usize {
             used if used <= packing.length => Ok(used),
             used => {
                 let length = packing.length;
                 Err(self.damaged(&format!("block {row} of {length} tokens says that {used} count")))
             }
+        }
+    }
+
+    /// Number `place` behind the tokens.
+    fn number(&self, place: u64) -> u32 {
+        let tokens = self.rows() as usize * self.header.packing.length * self.header.width;
+        let at = self.from + tokens + place as usize * 4;
+        u32::from_le_bytes(self.bytes[at..at + 4].try_into().unwrap_or_default())
+    }
+
+    /// The class of a block among the header's labels; none where there are no labels.
+    pub fn label(&self, row: u64) -> Result<Option<usize>> {
+        if self.header.label_column.is_none() {
+            return Ok(None);
+        }
+        let lengths = if self.header.packing.wrap { 0 } else { self.rows() };
+        let (label, all) = (self.number(lengths + row) as usize, self.header.labels.len());
+        match label < all {
+            true => Ok(Some(label)),
+            false => Err(self.damaged(&format!("block {row} is of class {label} of {all}"))),
         }
     }
 
@@ -261,6 +292,7 @@ impl Cache {
         let mut row = vec![0; length];
         for number in 0..self.rows() {
             self.read(number * length as u64, &mut row)?;
+            self.label(number)?;
         }
         Ok(())
     }
@@ -287,7 +319,17 @@ pub struct Writer {
     hash: Sha256,
     width: usize,
     lengths: Vec<u32>,
+    labels: Vec<u32>,
+    names: Names,
     buffer: Vec<u8>,
+}
+
+/// Labels in the order in which they came.
+#[derive(Debug, Default)]
+struct Names {
+    numbers: HashMap<String, u32>,
+    all: Vec<String>,
+    bytes: usize,
 }
 
 impl Writer {
@@ -299,13 +341,39 @@ impl Writer {
         let partial = tempfile::Builder::new().prefix(&format!(".{name}-")).tempfile_in(folder);
         let partial = partial.map_err(|e| Error::io("write into", folder, &e))?;
         let json = serde_json::to_vec(header).map_or(0, |json| json.len());
-        let front = (FRONT + json + ROOM).next_multiple_of(PAGE);
+        let room = ROOM + if header.label_column.is_some() { MOST_LABELS } else { 0 };
+        let front = (FRONT + json + room).next_multiple_of(PAGE);
         let file = partial.reopen().map_err(|e| Error::io("write", partial.path(), &e))?;
         let mut out = BufWriter::with_capacity(1 << 20, file);
         out.seek(SeekFrom::Start(front as u64)).map_err(|e| Error::io("write", path, &e))?;
         let path = path.to_path_buf();
-        let (width, lengths, buffer) = (header.width, Vec::new(), Vec::new());
-        Ok(Self { path, partial, out, front, hash: Sha256::new(), width, lengths, buffer })
+        let (width, hash, names) = (header.width, Sha256::new(), Names::default());
+        let (lengths, labels, buffer) = (Vec::new(), Vec::new(), Vec::new());
+        Ok(Self { path, partial, out, front, hash, width, lengths, labels, names, buffer })
+    }
+
+    /// Says of which class the block is that was added last.
+    pub fn label(&mut self, label: &str) -> Result<()> {
+        let Names { numbers, all, bytes } = &mut self.names;
+        let number = match numbers.get(label) {
+            Some(number) => *number,
+            None => {
+                // As JSON has it: each character takes six bytes at most.
+                *bytes += 6 * label.len() + 3;
+                if *bytes > MOST_LABELS {
+                    return Err(Error::data(
+                        format!("there are more than {} labels", all.len()),
+                        "`data.label_column` is a class of documents, of which there are few: name another column",
+                    ));
+                }
+                let number = all.len() as u32;
+                numbers.insert(label.to_string(), number);
+                all.push(label.to_string());
+                number
+            }
+        };
+        self.labels.push(number);
+        Ok(())
     }
 
     /// Adds a block of which `used` tokens are no filling.
@@ -329,9 +397,11 @@ impl Writer {
 
     /// Ends the file with what became of the corpus, and gives it its name.
     pub fn finish(mut self, mut header: Header) -> Result<PathBuf> {
-        self.buffer =
-            std::mem::take(&mut self.lengths).into_iter().flat_map(u32::to_le_bytes).collect();
-        self.put()?;
+        for numbers in [std::mem::take(&mut self.lengths), std::mem::take(&mut self.labels)] {
+            self.buffer = numbers.into_iter().flat_map(u32::to_le_bytes).collect();
+            self.put()?;
+        }
+        header.labels = std::mem::take(&mut self.names.all);
         header.sha256 = hex(&self.hash.finalize());
         let said = |e: &std::io::Error| Error::io("write", &self.path, e);
         self.out.seek(SeekFrom::Start(0)).map_err(|e| said(&e))?;
@@ -383,6 +453,33 @@ mod tests {
             assert_eq!(used, (4, if wrap { 4 } else { 2 }));
         }
         assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1, "nothing else is left");
+    }
+
+    #[test]
+    fn labels_read_back_in_the_order_in_which_they_came() {
+        let folder = tempfile::tempdir().unwrap();
+        for wrap in [true, false] {
+            let mut header = Header { label_column: Some("topic".into()), ..header(wrap, 100) };
+            let mut writer = Writer::create(&folder.path().join("a.blocks"), &header).unwrap();
+            for (i, label) in ["sport", "news", "sport"].into_iter().enumerate() {
+                writer.add(&[i as u32; 4], 4 - i, wrap).unwrap();
+                writer.label(label).unwrap();
+            }
+            header.packed.rows = 3;
+            let cache = Cache::open(&writer.finish(header).unwrap()).unwrap();
+            cache.verify().unwrap();
+            assert_eq!(cache.header.labels, ["sport", "news"]);
+            let labels: Vec<_> = (0..3).map(|row| cache.label(row).unwrap()).collect();
+            assert_eq!(labels, [Some(0), Some(1), Some(0)]);
+            assert_eq!(cache.used(2).unwrap(), if wrap { 4 } else { 2 });
+        }
+        let cache = Cache::open(&written(folder.path(), false, 100)).unwrap();
+        assert_eq!(cache.label(0).unwrap(), None);
+        let many = Header { label_column: Some("id".into()), ..header(true, 100) };
+        let mut writer = Writer::create(&folder.path().join("b.blocks"), &many).unwrap();
+        let too_many = (0..100_000).try_for_each(|i| writer.label(&format!("document {i}")));
+        let said = too_many.unwrap_err().in_one_line();
+        assert!(said.contains("labels") && said.contains("`data.label_column`"), "{said}");
     }
 
     #[test]

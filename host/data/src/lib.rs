@@ -13,6 +13,7 @@ mod cache;
 pub mod chat;
 pub mod corpora;
 pub mod detokenize;
+mod labels;
 mod listing;
 mod loader;
 mod pack;
@@ -31,6 +32,7 @@ mod words;
 
 pub use build::{Recipe, run as build_blocks};
 pub use cache::{Cache, Header, Writer};
+pub use labels::unknown as unknown_label;
 pub use loader::Loader;
 pub use pack::{Packed, Packer, Packing};
 pub use prepare::block_start;
@@ -67,6 +69,8 @@ pub struct Corpus {
     pub valid: Blocks,
     /// Where both come from, training first.
     pub reads: Vec<Reads>,
+    /// The names of the classes of blocks; empty where they have none.
+    pub labels: Vec<String>,
 }
 
 /// What a run reads, for its manifest and its checkpoints.
@@ -190,6 +194,7 @@ pub fn open(
         train.ok_or_else(|| Error::config("there is nothing to train on", "set `data.train`"))?;
     let valid = Part::find(config, Role::Valid, &hub)?;
     check_use(config, &train, valid.is_some())?;
+    labels::check(config)?;
     tell(&train, valid.as_ref(), observer);
     let parts: Vec<&Part> = std::iter::once(&train).chain(&valid).collect();
     let tokenizer = match tokenizer {
@@ -209,27 +214,36 @@ pub fn open(
         let valid = valid.ok_or_else(|| Error::data("a stream holds nothing out", ""))?;
         let rows = 0..valid.rows();
         let valid = Blocks::Cached(Cached::new(valid, rows));
-        return Ok(Corpus { tokenizer, train: Loader::new(source), valid, reads });
+        let (train, labels) = (Loader::new(source), Vec::new());
+        return Ok(Corpus { tokenizer, train, valid, reads, labels });
     }
     let cache = blocks(&train, Role::Train)?;
     reads.insert(0, Reads::cached(&cache));
+    let names = match &cache.header.label_column {
+        Some(_) => labels::names(config, &cache.header.labels),
+        None => Vec::new(),
+    };
+    let labelled = |cached: Cached, cache: &Cache| -> Result<Cached> {
+        Ok(cached.classes(labels::of_cache(cache, &names)?))
+    };
     let (kept, valid) = match valid {
         Some(valid) => {
             let rows = 0..valid.rows();
-            (cache.rows(), Cached::new(valid, rows))
+            (cache.rows(), labelled(Cached::new(Arc::clone(&valid), rows), &valid)?)
         }
         None => {
             let kept = kept(config, &cache)?;
-            (kept, Cached::new(Arc::clone(&cache), kept..cache.rows()))
+            (kept, labelled(Cached::new(Arc::clone(&cache), kept..cache.rows()), &cache)?)
         }
     };
-    let cached = Cached::new(cache, 0..kept);
+    let cached = labelled(Cached::new(Arc::clone(&cache), 0..kept), &cache)?;
     let source = match (train.crop, config.data.random_offsets) {
         (true, _) => Source::Cropped(cached),
         (false, true) => Source::Anywhere(cached),
         (false, false) => Source::Blocks(cached),
     };
-    Ok(Corpus { tokenizer, train: Loader::new(source), valid: Blocks::Cached(valid), reads })
+    let (train, valid) = (Loader::new(source), Blocks::Cached(valid));
+    Ok(Corpus { tokenizer, train, valid, reads, labels: names })
 }
 
 /// Text that a model is measured on.
@@ -247,9 +261,11 @@ impl std::fmt::Debug for Valid {
 }
 
 impl Valid {
-    fn cached(cache: Arc<Cache>, rows: std::ops::Range<u64>) -> Self {
+    fn cached(config: &Config, cache: Arc<Cache>, rows: std::ops::Range<u64>) -> Result<Self> {
         let reads = Some(Reads::cached(&cache));
-        Self { blocks: Blocks::Cached(Cached::new(cache, rows)), reads }
+        let classes = labels::of_cache(&cache, &config.label_names())?;
+        let cached = Cached::new(cache, rows).classes(classes);
+        Ok(Self { blocks: Blocks::Cached(cached), reads })
     }
 
     /// Characters of the text of the first `n` blocks behind the first `skipped` tokens of each; what stands for no text has
@@ -312,11 +328,12 @@ pub fn open_valid(
         return Ok(Valid { blocks: Blocks::Given(valid), reads: reads.into_iter().last() });
     }
     let hub = LazyHub::default();
+    labels::check(config)?;
     if let Some(part) = Part::find(config, Role::Valid, &hub)? {
         part.notes.iter().for_each(|note| observer.note(note));
         let cache = prepare::blocks(&part, config, Role::Valid, tokenizer, &hub, observer)?;
         let rows = 0..cache.rows();
-        return Ok(Valid::cached(cache, rows));
+        return Valid::cached(config, cache, rows);
     }
     let part = Part::find(config, Role::Train, &hub)?;
     let part =
@@ -329,7 +346,7 @@ pub fn open_valid(
         rows.end - rows.start,
         cache.rows()
     ));
-    Ok(Valid::cached(cache, rows))
+    Valid::cached(config, cache, rows)
 }
 
 /// Tells what a user should know of the files that are trained and validated on.
@@ -487,10 +504,12 @@ fn open_stories(config: &Config) -> Result<Corpus> {
     }
     let mut rng = generator(config.top.seed, Purpose::Valid, 0);
     let blocks = config.data.valid_blocks;
-    let ids: Vec<i64> = (0..blocks).flat_map(|_| stories::story(&mut rng)).collect();
-    let valid = Blocks::Given(Rows { ids, length: stories::LENGTH, used: None, given: None });
-    let train = Loader::new(Source::Stories);
-    Ok(Corpus { tokenizer: tokenizer::stories().into(), train, valid, reads: Vec::new() })
+    let (labelled, labels) = labels::of_stories(config)?;
+    let told = (0..blocks).map(|_| stories::told(&mut rng));
+    let valid = Blocks::Given(stories::rows(told, labelled.as_ref()));
+    let train = Loader::new(Source::Stories(labelled));
+    let tokenizer = tokenizer::stories().into();
+    Ok(Corpus { tokenizer, train, valid, reads: Vec::new(), labels })
 }
 
 /// The exact entropy of the data in bits per token, where it is known.

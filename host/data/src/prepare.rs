@@ -19,7 +19,7 @@ use super::cache::{self, Cache, Header, Writer};
 use super::corpora::{LazyHub, Part, Role, short_hash};
 use super::detokenize::detokenized;
 use super::pack::{Packed, Packer, Packing};
-use super::read::{Losses, Reader};
+use super::read::{Format, Losses, Reader};
 use super::tokenizer::{self, Characters, Tokenizer};
 
 /// Where blocks are kept.
@@ -213,7 +213,7 @@ const LEFT_OUT: &str = "its documents were left out as no valid text: see `data.
 /// Reads a part as the configuration says.
 pub fn reader<'a>(
     part: &'a Part,
-    config: &Config,
+    config: &'a Config,
     cut: &'a (dyn Fn(&str) -> Option<usize> + Sync),
 ) -> Reader<'a> {
     Reader {
@@ -223,7 +223,14 @@ pub fn reader<'a>(
         cut,
         // The rules of a detokenizer reach over a whole text.
         whole: part.detokenizer.is_some(),
+        label: label_column(config, part),
     }
+}
+
+/// Where the labels of a part's documents are, if they are wanted and it has columns.
+fn label_column<'a>(config: &'a Config, part: &Part) -> Option<&'a str> {
+    let columns = matches!(part.format, Format::JsonLines { .. } | Format::Parquet { .. });
+    config.data.label_column.as_deref().filter(|_| columns)
 }
 
 /// Where a corpus comes from, in no more lines than people read.
@@ -251,6 +258,7 @@ fn header(part: &Part, config: &Config, packing: Packing, tokenizer: &dyn Tokeni
         on_invalid: config.data.on_invalid.to_string(),
         tokenizer_sha256: hex(&Sha256::digest(&json)),
         tokenizer: json,
+        label_column: label_column(config, part).map(String::from),
         ..Header::new(packing, tokenizer.vocab_size())
     }
 }
@@ -276,8 +284,10 @@ fn path_of(part: &Part, header: &Header, folder: &Path) -> PathBuf {
 fn key(part: &Part, header: &Header) -> String {
     let Header { packing, tokenizer_sha256, detokenizer, on_invalid, .. } = header;
     let identity = &part.identity;
+    let labels = header.label_column.as_ref();
+    let labels = labels.map_or(String::new(), |column| format!("\nlabels {column:?}"));
     short_hash(&format!(
-        "{identity}\n{packing:?}\n{tokenizer_sha256}\n{detokenizer:?}\n{on_invalid}"
+        "{identity}\n{packing:?}\n{tokenizer_sha256}\n{detokenizer:?}\n{on_invalid}{labels}"
     ))
 }
 
@@ -364,7 +374,10 @@ fn make(
     let mut tick = |documents: u64, bytes: u64| {
         observer.tick("tokenize", documents, total, &format!("documents, {} MB", bytes / 1_000_000))
     };
-    let mut block = |row: &[u32], used: usize| writer.add(row, used, packing.wrap);
+    let mut block = |row: &[u32], used: usize, label: Option<&str>| {
+        writer.add(row, used, packing.wrap)?;
+        label.map_or(Ok(()), |label| writer.label(label))
+    };
     let Losses { skipped, replaced } =
         build::run(&reader, files, recipe, &mut packer, &mut block, &mut tick)?;
     header.packed = packer.finish();

@@ -11,6 +11,8 @@ pub struct Rows {
     pub used: Option<Vec<usize>>,
     /// How many tokens at the start of each block are given: never masked, and none of the loss. None where none are.
     pub given: Option<Vec<usize>>,
+    /// The class of each block. None where they have none.
+    pub labels: Option<Vec<i64>>,
 }
 
 impl Rows {
@@ -39,6 +41,7 @@ impl Rows {
             length: self.length,
             used: empty(&self.used),
             given: empty(&self.given),
+            labels: self.labels.as_ref().map(|_| Vec::new()),
         };
         for n in numbers.map(|n| n as usize) {
             picked.ids.extend(&self.ids[n * self.length..(n + 1) * self.length]);
@@ -46,6 +49,9 @@ impl Rows {
                 if let (Some(to), Some(from)) = (to, from) {
                     to.push(from[n]);
                 }
+            }
+            if let (Some(to), Some(from)) = (&mut picked.labels, &self.labels) {
+                to.push(from[n]);
             }
         }
         picked
@@ -56,7 +62,8 @@ impl Rows {
         let ids = self.ids[start * self.length..(start + n) * self.length].to_vec();
         let used = self.used.as_ref().map(|used| used[start..start + n].to_vec());
         let given = self.given.as_ref().map(|given| given[start..start + n].to_vec());
-        Self { ids, length: self.length, used, given }
+        let labels = self.labels.as_ref().map(|labels| labels[start..start + n].to_vec());
+        Self { ids, length: self.length, used, given, labels }
     }
 }
 

@@ -251,7 +251,8 @@ pub(super) fn rows(
         blocks: None,
         sha256: hex(&hash.finalize()),
     };
-    Ok((Rows { ids, length, used: Some(used), given: Some(given) }, reads))
+    let (used, given) = (Some(used), Some(given));
+    Ok((Rows { ids, length, used, given, labels: None }, reads))
 }
 
 /// Rows to train on and rows to validate on.
@@ -308,5 +309,6 @@ pub(super) fn corpus(
     };
     let ([train, valid], reads) = open(config, tokenizer.as_ref())?;
     let train = Loader::new(Source::Given(train));
-    Ok(Corpus { tokenizer, train, valid: Blocks::Given(valid), reads })
+    let valid = Blocks::Given(valid);
+    Ok(Corpus { tokenizer, train, valid, reads, labels: Vec::new() })
 }

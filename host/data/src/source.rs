@@ -19,12 +19,20 @@ pub struct Cached {
     cache: Arc<Cache>,
     first: u64,
     rows: u64,
+    /// The class that each label of the file is.
+    classes: Option<Arc<[i64]>>,
 }
 
 impl Cached {
     /// The blocks `rows` of a file.
     pub fn new(cache: Arc<Cache>, rows: std::ops::Range<u64>) -> Self {
-        Self { cache, first: rows.start, rows: rows.end - rows.start }
+        Self { cache, first: rows.start, rows: rows.end - rows.start, classes: None }
+    }
+
+    /// The same with the class that each label of the file is.
+    #[must_use]
+    pub fn classes(self, classes: Option<Arc<[i64]>>) -> Self {
+        Self { classes, ..self }
     }
 
     fn length(&self) -> usize {
@@ -38,15 +46,19 @@ impl Cached {
     /// Reads blocks by their numbers.
     fn read(&self, numbers: impl Iterator<Item = u64>) -> Result<Rows> {
         let length = self.length();
-        let (mut ids, mut used) = (Vec::new(), Vec::new());
+        let (mut ids, mut used, mut labels) = (Vec::new(), Vec::new(), Vec::new());
         for number in numbers {
             let row = self.first + number;
             let start = ids.len();
             ids.resize(start + length, 0);
             self.cache.read(row * length as u64, &mut ids[start..])?;
             used.push(self.cache.used(row)?);
+            if let Some(classes) = &self.classes {
+                labels.extend(self.cache.label(row)?.map(|label| classes[label]));
+            }
         }
-        Ok(Rows { ids, length, used: self.padded().then_some(used), given: None })
+        let labels = self.classes.as_ref().map(|_| labels);
+        Ok(Rows { ids, length, used: self.padded().then_some(used), given: None, labels })
     }
 
     /// Reads `length` tokens from each of these places in the stream of tokens.
@@ -58,7 +70,7 @@ impl Cached {
             ids.resize(start + length, 0);
             self.cache.read(from + place, &mut ids[start..])?;
         }
-        Ok(Rows { ids, length, used: None, given: None })
+        Ok(Rows { ids, length, ..Rows::default() })
     }
 }
 
@@ -112,8 +124,8 @@ impl Blocks {
 /// An endless source of training blocks.
 #[derive(Debug)]
 pub enum Source {
-    /// The grammar of [`stories`].
-    Stories,
+    /// The grammar of [`stories`], with what labels its stories.
+    Stories(Option<stories::Labels>),
     /// Rows in memory, in a new order each epoch.
     Given(Rows),
     /// Blocks of a file, in a new order each epoch.
@@ -141,10 +153,9 @@ impl Source {
         let Samples { seed, first, n, .. } = samples;
         let numbers = first..first + n as u64;
         Ok(match self {
-            Self::Stories => {
-                let story = |i| stories::story(&mut generator(seed, Purpose::Sample, i));
-                let ids: Vec<i64> = numbers.flat_map(story).collect();
-                Rows { ids, length: stories::LENGTH, used: None, given: None }
+            Self::Stories(labels) => {
+                let story = |i| stories::told(&mut generator(seed, Purpose::Sample, i));
+                stories::rows(numbers.map(story), labels.as_ref())
             }
             Self::Anywhere(cached) => {
                 let length = cached.length();
@@ -238,7 +249,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let cached = blocks(folder.path(), true);
         for source in [
-            Source::Stories,
+            Source::Stories(None),
             Source::Blocks(cached.clone()),
             Source::Anywhere(cached.clone()),
             Source::Cropped(cached),

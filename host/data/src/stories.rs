@@ -18,10 +18,12 @@
 //! checks every rule), so a block has one derivation only, and the entropy of the derivation is the
 //! entropy of the block.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::LazyLock;
 
 use rand::Rng;
+
+use super::rows::Rows;
 
 /// Tokens in a block: a story of three to six sentences, then the fill token up to this length.
 pub const LENGTH: usize = 64;
@@ -308,6 +310,11 @@ pub fn vocabulary() -> Vec<&'static str> {
 /// Draws one block: the token ids of a story, then id 0 (the fill), [`LENGTH`] ids in all. Blocks
 /// are independent of each other, and depend on nothing but `rng`.
 pub fn story(rng: &mut impl Rng) -> Vec<i64> {
+    told(rng).0
+}
+
+/// The same, with what its slots stand for.
+pub(super) fn told(rng: &mut impl Rng) -> (Vec<i64>, Bound) {
     let mut block = Vec::with_capacity(LENGTH);
     let mut state = State::start();
     loop {
@@ -326,7 +333,54 @@ pub fn story(rng: &mut impl Rng) -> Vec<i64> {
         }
     }
     block.resize(LENGTH, 0);
-    block
+    (block, state.bound)
+}
+
+/// Slots with what they stand for in a story.
+type Bound = Vec<(&'static str, &'static str)>;
+
+/// Slots that can label a story: each story has them, as one word.
+pub const LABELS: [&str; 5] = ["animal", "colour", "place", "toy", "weather"];
+
+/// What labels stories.
+#[derive(Debug, Clone)]
+pub struct Labels {
+    slot: String,
+    /// The class of each word.
+    classes: BTreeMap<&'static str, i64>,
+}
+
+/// The words that a slot of [`LABELS`] can stand for, in order.
+pub fn labels(slot: &str) -> Vec<String> {
+    let Some(rule) = GRAMMAR.rules.get(slot) else { return Vec::new() };
+    let words: BTreeSet<&str> = rule.cases.values().flatten().map(|text| text.words).collect();
+    words.into_iter().map(String::from).collect()
+}
+
+impl Labels {
+    /// Of a slot, whose words are of these classes.
+    pub(super) fn new(slot: &str, class: impl Fn(&str) -> i64) -> Self {
+        let words = GRAMMAR.rules[slot].cases.values().flatten().map(|text| text.words);
+        Self { slot: slot.to_string(), classes: words.map(|word| (word, class(word))).collect() }
+    }
+
+    fn of(&self, bound: &Bound) -> i64 {
+        let word = bound.iter().find(|(slot, _)| *slot == self.slot).map_or("", |bound| bound.1);
+        self.classes.get(word).copied().unwrap_or_default()
+    }
+}
+
+/// Blocks of stories.
+pub(super) fn rows(
+    stories: impl Iterator<Item = (Vec<i64>, Bound)>,
+    labels: Option<&Labels>,
+) -> Rows {
+    let (mut ids, mut classes) = (Vec::new(), Vec::new());
+    for (story, bound) in stories {
+        ids.extend(story);
+        classes.extend(labels.map(|labels| labels.of(&bound)));
+    }
+    Rows { ids, length: LENGTH, labels: labels.map(|_| classes), ..Rows::default() }
 }
 
 /// The exact entropy of a block in bits, computed from the grammar (once; later calls are free).
@@ -465,6 +519,24 @@ mod tests {
             broken[LENGTH - 1] = id;
             assert_eq!(log2_probability(&broken), None);
         }
+    }
+
+    #[test]
+    fn every_story_has_its_labels_as_words() {
+        let vocabulary = vocabulary();
+        for seed in 0..300 {
+            let (block, bound) = told(&mut ChaCha8Rng::seed_from_u64(seed));
+            for slot in LABELS {
+                let names = labels(slot);
+                let own = Labels::new(slot, |word| {
+                    names.iter().position(|name| name == word).unwrap() as i64
+                });
+                let word = &names[own.of(&bound) as usize];
+                let told = block.iter().any(|id| vocabulary[*id as usize] == word);
+                assert!(told, "{slot}: {word} is not in {block:?}");
+            }
+        }
+        assert_eq!(labels("toy"), ["ball", "balloon", "boat", "car", "hat", "kite"]);
     }
 
     #[test]

@@ -165,7 +165,7 @@ impl Streamer {
                 used.push(*counted);
             }
         }
-        Ok(Rows { ids, length, used: (!self.plan.packing.wrap).then_some(used), given: None })
+        Ok(Rows { ids, length, used: (!self.plan.packing.wrap).then_some(used), ..Rows::default() })
     }
 
     fn read_window(&self, state: &mut State, number: u64) -> Result<Vec<Block>> {
@@ -230,6 +230,7 @@ fn read(
         on_invalid: plan.on_invalid,
         cut: &cut,
         whole: plan.part.detokenizer.is_some(),
+        label: None,
     };
     let recipe = Recipe {
         detokenizer: plan.part.detokenizer,
@@ -251,7 +252,7 @@ fn read(
     loop {
         let local = plan.part.fetch_some(&hub, file % files, &plan.folder, &alive)?;
         let before = number;
-        let mut block = |row: &[u32], used: usize| {
+        let mut block = |row: &[u32], used: usize, _: Option<&str>| {
             number += 1;
             let block = Ok((row.to_vec(), used));
             out.send(block).map_err(|_| Error::data("nobody reads the stream", ""))

@@ -8,7 +8,8 @@ use super::corpora::{FILES, OWN, Spec};
 use super::sft;
 
 /// Keys that mean nothing to conversations: a row is a conversation, and the files are yours.
-const WITHOUT_ROWS: [&str; 17] = [
+const WITHOUT_ROWS: [&str; 18] = [
+    "label_column",
     "valid",
     "valid_split",
     "wrap",
@@ -89,6 +90,7 @@ impl Sources<'_> {
             "chat_template" | "answer_filling" => false,
             "documents" => self.either(&["text"]),
             "column" => self.either(&["jsonl", "parquet", "hf"]),
+            "label_column" => stories || !self.either(&["text"]) && !text8(self.train),
             "detokenizer" => self.either(&OWN),
             "repo" | "config" => self.either(&["hf"]),
             "split" => self.train == "hf",
@@ -116,6 +118,9 @@ impl Sources<'_> {
             "path" | "valid_path" => "`data=text` (or jsonl, parquet) reads files of yours",
             "chat_template" | "answer_filling" => "`data=sft` has conversations",
             "documents" => "`data=text` has documents that are files or lines",
+            "label_column" => {
+                "`data=jsonl`, `data=parquet`, `data=hf`, corpora of the hub and `data=stories` have labels"
+            }
             "column" => "`data=jsonl`, `data=parquet` and `data=hf` have columns",
             "repo" | "config" | "split" => "`data=hf` reads a repository of the hub",
             "reference_num_proc" if self.train != "stories" => {

@@ -1,6 +1,7 @@
 //! From a configuration to a model: plugins, choices, facts, weights.
 
 mod blocks;
+pub mod labels;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -70,6 +71,7 @@ pub fn choices(config: &mut Config, registry: &Registry, sampled: bool) -> Resul
     blocks::check(config, registry, &choices)?;
     check_teacher(config, registry, &choices)?;
     check_guidance(config, registry)?;
+    labels::check(config, registry)?;
     Ok(choices)
 }
 
@@ -245,6 +247,7 @@ pub fn facts(
         .mask(masks.then(|| tokenizer.mask_id()))
         .time_conditioning(config.top.time_conditioning)
         .kind(kind)
+        .classes(config.classes())
         .cuda(match device {
             Device::Cuda(index) => Some(index),
             _ => None,

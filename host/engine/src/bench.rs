@@ -202,7 +202,7 @@ pub fn evaluate(model: &Model, plan: Plan, length: i64, effort: Effort<'_>) -> R
             None => ids,
         };
         let ids = Vec::try_from(ids).map_err(component::torch)?;
-        Ok(Blocks::Given(Rows { ids, length: length as usize, used: None, given: None }))
+        Ok(Blocks::Given(Rows { ids, length: length as usize, ..Rows::default() }))
     };
     let blocks = tokens()?;
     let one = Plan { passes: 1, ..plan };

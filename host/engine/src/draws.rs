@@ -27,6 +27,15 @@ pub fn mask_uniforms(
     Ok(Tensor::f_from_slice(&numbers).map_err(component::torch)?.view([rows as i64, length as i64]))
 }
 
+/// Labels `[B] i64` of the sequences of a run from a number on, each of which is lost with probability `share`: it becomes `none`.
+pub fn with_dropped(label_b: &Tensor, (seed, first): (u64, u64), share: f64, none: i64) -> Tensor {
+    let numbers = first..first + label_b.numel() as u64;
+    let lost =
+        numbers.map(|number| generator(seed, Purpose::Labels, number).random::<f64>() < share);
+    let lost_b = Tensor::from_slice(&lost.collect::<Vec<bool>>()).to_device(label_b.device());
+    label_b.masked_fill(&lost_b, none)
+}
+
 /// The uniform numbers behind the times of a global batch of `n`, `[n] f64`; evenly spread when `antithetic`.
 pub fn time_uniforms(seed: u64, step: u64, n: i64, antithetic: bool) -> Result<Tensor> {
     let mut numbers = memory::room(n as usize, "for the times of `loader.global_batch_size`")?;

@@ -385,6 +385,34 @@ impl Model {
         &self.method
     }
 
+    /// Runs `body` about sequences of these classes, `[B] i64`: the network reads them in every call.
+    pub(crate) fn labelled<T>(&self, label_b: &Tensor, body: impl FnOnce() -> T) -> T {
+        let label_b = Some(label_b.shallow_clone());
+        let before = std::mem::replace(&mut self.moment.borrow_mut().label_b, label_b);
+        let done = body();
+        self.moment.borrow_mut().label_b = before;
+        done
+    }
+
+    /// The classes of the sequences of a call over `rows` of them: those of the batch, or of each of several copies of the batch.
+    fn labels_of(&self, rows: i64) -> PluginResult<Option<Tensor>> {
+        // A model beside this one may know no classes.
+        let moment = self.moment.borrow();
+        let Some(label_b) = moment.label_b.as_ref().filter(|_| self.facts.classes > 0) else {
+            return Ok(None);
+        };
+        let known = label_b.size()[0];
+        if known == 0 || rows % known != 0 {
+            return Err(PluginError::new(
+                ErrorKind::Unsupported,
+                format!(
+                    "a call over {rows} sequences of a batch of {known} whose classes are known"
+                ),
+            ));
+        }
+        Ok(Some(label_b.repeat([rows / known])))
+    }
+
     /// In the window that is walked next, the first `seen` positions are given.
     pub fn give_first(&self, seen: i64) {
         if let Some(given_bl) = &mut self.moment.borrow_mut().given_bl {

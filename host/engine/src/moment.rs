@@ -78,6 +78,12 @@ impl Moment {
         Self { step, draws_noise: streams.is_some(), streams, ..Self::default() }
     }
 
+    /// The same of sequences of these classes, `[B] i64`.
+    #[must_use]
+    pub fn labelled(self, label_b: Option<Tensor>) -> Self {
+        Self { label_b, ..self }
+    }
+
     /// Of a walk in which positions `[B, L] bool` are given.
     pub fn of_walk(streams: Streams, given_bl: Option<Tensor>) -> Self {
         Self { streams: Some(streams), given_bl, ..Self::default() }

@@ -99,6 +99,8 @@ pub struct Given {
     whole: bool,
     /// A draft: its tokens may change.
     free: bool,
+    /// Its class, where it is to be of one.
+    pub label: Option<i64>,
 }
 
 impl Given {
@@ -193,7 +195,7 @@ impl Given {
                 format!("revise it in parts of at most {}", counted(length, "token")),
             ));
         }
-        Ok(Self { text: text.to_string(), tokens, whole: true, free: true })
+        Ok(Self { text: text.to_string(), tokens, whole: true, free: true, label: None })
     }
 
     fn template(text: &str, tokenizer: &dyn Tokenizer, length: i64) -> Result<Self> {
@@ -237,7 +239,7 @@ impl Given {
                 "shorten it, or make its holes smaller",
             ));
         }
-        Ok(Self { text: text.to_string(), tokens, whole: true, free: false })
+        Ok(Self { text: text.to_string(), tokens, whole: true, free: false, label: None })
     }
 
     /// Whether it says where the text ends.

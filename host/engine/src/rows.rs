@@ -15,6 +15,8 @@ pub struct TokenRows {
     pub counted_bl: Option<Tensor>,
     /// Which tokens are given `[B, L] bool`; none when none are. They do not count.
     pub given_bl: Option<Tensor>,
+    /// The class of each block, `[B] i64`; none where they have none.
+    pub label_b: Option<Tensor>,
 }
 
 impl TokenRows {
@@ -39,7 +41,9 @@ impl TokenRows {
             (None, Some(given)) => Some(given.logical_not()),
             (used, None) => used,
         };
-        Ok(Self { x0_bl: x0_bl.to_device(device), counted_bl, given_bl })
+        let label_b = rows.labels.as_ref().map(|labels| Tensor::f_from_slice(labels)).transpose();
+        let label_b = label_b.map_err(component::torch)?.map(|label_b| label_b.to_device(device));
+        Ok(Self { x0_bl: x0_bl.to_device(device), counted_bl, given_bl, label_b })
     }
 
     /// The uniform numbers of a corruption, made such that it keeps what is given.
@@ -57,7 +61,8 @@ mod tests {
 
     #[test]
     fn filling_does_not_count() {
-        let rows = Rows { ids: (0..6).collect(), length: 3, used: Some(vec![2, 3]), given: None };
+        let rows =
+            Rows { ids: (0..6).collect(), length: 3, used: Some(vec![2, 3]), ..Rows::default() };
         let TokenRows { x0_bl, counted_bl, .. } = TokenRows::new(&rows, Device::Cpu).unwrap();
         assert_eq!(x0_bl, Tensor::arange(6, (tch::Kind::Int64, Device::Cpu)).view([2, 3]));
         let counted = Vec::<Vec<bool>>::try_from(counted_bl.unwrap()).unwrap();

@@ -55,6 +55,10 @@ pub struct Texts<'a> {
     pub least: Option<f64>,
     /// How strongly laws are guided by what is given; 0 leaves them as they are.
     pub guidance: f64,
+    /// The class of texts that say none of their own.
+    pub label: Option<i64>,
+    /// How strongly laws are guided by the class of a text; 1 is the law of the class.
+    pub label_guidance: f64,
 }
 
 impl<'a> Texts<'a> {
@@ -74,6 +78,11 @@ impl<'a> Texts<'a> {
             cached: config.sampling.kv_cache,
             least: config.sampling.min_entropy,
             guidance: config.sampling.cfg_scale,
+            label: match &config.sampling.labels[..] {
+                [only] => class(config, only),
+                _ => None,
+            },
+            label_guidance: config.sampling.guidance_scale,
         }
     }
 
@@ -100,6 +109,13 @@ impl<'a> Texts<'a> {
             ));
         }
         Ok(reach + new)
+    }
+
+    /// The class of each text, `[B] i64`, where any has one; those that have none are of no class.
+    fn labels(&self, given: &[Given], facts: &Facts) -> Option<Tensor> {
+        let own: Vec<Option<i64>> = given.iter().map(|given| given.label.or(self.label)).collect();
+        let all = own.iter().map(|label| label.unwrap_or(facts.classes)).collect::<Vec<i64>>();
+        own.iter().any(Option::is_some).then(|| Tensor::from_slice(&all).to_device(facts.device()))
     }
 
     /// The seed and the number of a text of the batch.
@@ -140,6 +156,11 @@ impl<'a> Texts<'a> {
         };
         reach.max(begins)
     }
+}
+
+/// The class of a name.
+pub fn class(config: &Config, name: &str) -> Option<i64> {
+    config.label_names().iter().position(|known| known == name).map(|at| at as i64)
 }
 
 /// Tokens of a text at most: `sampling.length`, or else the model's.
@@ -207,6 +228,8 @@ pub struct Sample {
     pub ids: Vec<i64>,
     /// Their entropy, nats.
     pub entropy: f64,
+    /// Its class, where it was drawn as one.
+    pub label: Option<i64>,
 }
 
 /// A batch of draws and what it cost.
@@ -256,7 +279,8 @@ pub fn draw(
     let sample = |(mut ids, given): (Vec<i64>, &Given)| {
         texts.end(given, lead, &mut ids);
         let (text, entropy) = (tokenizer.decode(&ids), diversity::entropy(&ids));
-        Sample { given: given.text.clone(), text, ids, entropy }
+        let label = given.label.or(texts.label);
+        Sample { given: given.text.clone(), text, ids, entropy, label }
     };
     Ok(Drawn {
         samples: rows.map(sample).collect(),
@@ -289,6 +313,7 @@ fn windows(
         given.mark(&given_bl.get(row));
     }
     model.give(Some(given_bl));
+    let labels = texts.labels(given, model.facts());
     let prior = || model.prior(count, length);
     let mut number: i64 = 0;
     let walked = windows.walk(&xt_bl, prior, |xt_bl| {
@@ -297,10 +322,13 @@ fn windows(
         }
         model.begin_part(number.cast_unsigned());
         number += 1;
-        let guidance = texts.guidance;
-        let Some(recorder) = recorder else { return guided(model, sampler, xt_bl, guidance) };
+        let walk = |sampler: &mut NamedSampler| match &labels {
+            Some(label_b) => labelled(model, sampler, xt_bl, (label_b, texts.label_guidance)),
+            None => guided(model, sampler, xt_bl, texts.guidance),
+        };
+        let Some(recorder) = recorder else { return walk(sampler) };
         recorder.borrow_mut().begin(id_rows(xt_bl)?, (number - 1) * windows.stride);
-        let x0_bl = guided(model, sampler, xt_bl, guidance)?;
+        let x0_bl = walk(sampler)?;
         recorder.borrow_mut().end(id_rows(&x0_bl)?);
         Ok(x0_bl)
     });
@@ -439,21 +467,47 @@ pub fn guided(
     let Some(given_bl) = model.given().filter(|_| scale != 0.0) else {
         return walk(model, sampler, xt_bl);
     };
-    let (view, streams) = (GuidedView::new(model, scale, &given_bl), model.streams());
-    let walked = walk_over(model, &view, sampler, xt_bl);
-    if walked.is_ok() || !view.untold() {
+    viewed(model, sampler, xt_bl, |row| match row {
+        None => GuidedView::new(model, scale, &given_bl),
+        Some(row) => GuidedView::new(model, scale, &given_bl.narrow(0, row, 1)),
+    })
+}
+
+/// The same of texts of these classes, `[B] i64`, whose laws are guided by them.
+pub fn labelled(
+    model: &Model,
+    sampler: &mut NamedSampler,
+    xt_bl: &Tensor,
+    (label_b, scale): (&Tensor, f64),
+) -> Result<Tensor> {
+    viewed(model, sampler, xt_bl, |row| match row {
+        None => GuidedView::labelled(model, scale, label_b),
+        Some(row) => GuidedView::labelled(model, scale, &label_b.narrow(0, row, 1)),
+    })
+}
+
+/// A walk over a view of all texts; or, where a sampler does not say which of them a call is about, over one of each.
+fn viewed<'m>(
+    model: &'m Model,
+    sampler: &mut NamedSampler,
+    xt_bl: &Tensor,
+    view: impl Fn(Option<i64>) -> GuidedView<'m>,
+) -> Result<Tensor> {
+    let (all, streams) = (view(None), model.streams());
+    let walked = walk_over(model, &all, sampler, xt_bl);
+    if walked.is_ok() || !all.untold() {
         return walked;
     }
     // What the walk that failed has drawn is drawn again.
     model.rewind(streams);
+    let given_bl = model.given();
     let rows = (0..xt_bl.size()[0]).map(|row| {
-        let given = given_bl.narrow(0, row, 1);
-        let view = GuidedView::new(model, scale, &given);
-        model.give(Some(given));
-        model.alone(row as usize, || walk_over(model, &view, sampler, &xt_bl.narrow(0, row, 1)))
+        model.give(given_bl.as_ref().map(|given_bl| given_bl.narrow(0, row, 1)));
+        let (own, xt_1l) = (view(Some(row)), xt_bl.narrow(0, row, 1));
+        model.alone(row as usize, || walk_over(model, &own, sampler, &xt_1l))
     });
     let rows = rows.collect::<Result<Vec<Tensor>>>();
-    model.give(Some(given_bl));
+    model.give(given_bl);
     Ok(Tensor::cat(&rows?, 0))
 }
 

@@ -36,6 +36,8 @@ pub enum Kind {
     Jobs,
     /// The table of a sweep.
     Table,
+    /// The table of `maskdiff steps`.
+    Steps,
     /// The page of a component.
     Component,
     /// `config.toml` of a run.
@@ -74,6 +76,7 @@ impl Kind {
             Self::Ledger => "ledger of results",
             Self::Jobs => "list of jobs",
             Self::Table => "table of a sweep",
+            Self::Steps => "table of `maskdiff steps`",
             Self::Component => "page of `maskdiff plugins docs`",
             Self::Profile => "recording of `maskdiff train --profile`",
             Self::Config | Self::Manifest | Self::Tokenizer | Self::Secrets | Self::Log => {
@@ -110,6 +113,7 @@ impl Kind {
             Self::Ledger => any_line(&|line| has(line, &["kind", "maskdiff", "libtorch", "time"])),
             Self::Jobs => any_line(&|line| has(line, &["job", "script", "submitted"])),
             Self::Table => head.starts_with("point,") || head.starts_with("point\n"),
+            Self::Steps => head.starts_with("sampler,steps,nfe,"),
             Self::Component => {
                 head.starts_with("# ")
                     && (head.contains("\nChosen by `")

@@ -1,7 +1,7 @@
 //! What a page about runs shows: runs with their curves and texts, results beside published figures, traces.
 
 mod headline;
-mod published;
+pub mod published;
 
 use std::collections::BTreeSet;
 use std::fmt::Write as _;

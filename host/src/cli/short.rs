@@ -41,6 +41,9 @@ pub(super) struct Sampling {
     /// Sampling temperature; the same as sampling.temperature=T
     #[arg(long, value_name = "T")]
     temperature: Option<f64>,
+    /// A class of texts to draw, of a model that was trained with labels (may be repeated); the same as sampling.labels=[NAME]
+    #[arg(long, value_name = "NAME")]
+    label: Vec<String>,
 }
 
 impl Training {
@@ -67,7 +70,10 @@ impl Sampling {
         add(words, "length", "sampling.length", self.length)?;
         // With its point: an option that is a number may not take a whole one.
         let temperature = self.temperature.map(|t| format!("{t:?}"));
-        add(words, "temperature", "sampling.temperature", temperature)
+        add(words, "temperature", "sampling.temperature", temperature)?;
+        let quoted = |label: &String| toml::Value::String(label.clone()).to_string();
+        let labels = self.label.iter().map(quoted).collect::<Vec<String>>().join(", ");
+        add(words, "label", "sampling.labels", (!labels.is_empty()).then(|| format!("[{labels}]")))
     }
 }
 
@@ -184,6 +190,7 @@ mod tests {
             steps: Some(8),
             length: Some(90),
             temperature: Some(1.0),
+            label: vec!["dog".into(), "big cat".into()],
         };
         flags.add_to(&mut words).unwrap();
         let expected = [
@@ -193,6 +200,7 @@ mod tests {
             "sampling.steps=8",
             "sampling.length=90",
             "sampling.temperature=1.0",
+            "sampling.labels=[\"dog\", \"big cat\"]",
         ];
         assert_eq!(words, expected);
         let said = flags.add_to(&mut words).unwrap_err().to_string();

@@ -123,6 +123,12 @@ fn written(common: &Common, checkpoint: &Checkpoint, output: &Path, averaged: bo
 
 /// Refuses a format of other programs for what is learned beside the network: they have no place for it.
 fn check_place(model: &Model, format: As) -> Result<()> {
+    if format == As::Lightning && model.facts().classes > 0 {
+        return Err(Error::config(
+            "the network is told classes, and a checkpoint of the original program has no place for them",
+            "`--as hf` writes UDLM's folder where the method is UDLM's, `--as safetensors` writes any",
+        ));
+    }
     let beside = model.parameters().iter().find(|p| model.is_beside_network(&p.name));
     match beside.filter(|_| !matches!(format, As::Safetensors)) {
         Some(parameter) => Err(Error::config(

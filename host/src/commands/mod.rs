@@ -18,6 +18,7 @@ pub mod runs;
 pub mod sample;
 pub mod score;
 pub mod serve;
+pub mod steps;
 pub mod sweep;
 pub mod sync;
 pub mod train;

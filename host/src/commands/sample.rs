@@ -177,6 +177,7 @@ impl Session {
         let mut drawn = Drawn {
             report: common.report(),
             tokenizer,
+            labels: config.label_names(),
             recorder: shown.recorder(),
             trace: Trace::new(&sampler.0, model.facts().mask_id),
             texts: judge.is_some().then(Vec::new),
@@ -212,6 +213,8 @@ impl Session {
 struct Drawn<'a> {
     report: Report,
     tokenizer: &'a dyn Tokenizer,
+    /// The names of the classes.
+    labels: Vec<String>,
     recorder: Option<Rc<RefCell<Recorder>>>,
     trace: Trace,
     /// Those to be scored, where they are.
@@ -227,7 +230,7 @@ impl Drawn<'_> {
         let record = self.recorder.as_ref();
         let (steps, walks) = record.map(|r| r.borrow_mut().take()).unwrap_or_default();
         let mut walks = walks.into_iter();
-        for Sample { given, text, ids, entropy } in batch.samples {
+        for Sample { given, text, ids, entropy, label } in batch.samples {
             let mut line = json!({
                 "text": text, "ids": ids, "nfe": nfe, "token_forwards": batch.token_forwards, "rejected": batch.rejected,
                 "seconds": each, "entropy": entropy, "batch": number,
@@ -237,6 +240,9 @@ impl Drawn<'_> {
             }
             if !given.is_empty() {
                 line["given"] = json!(given);
+            }
+            if let Some(label) = label {
+                line["label"] = json!(self.labels[label as usize]);
             }
             let rule = if self.printed == 0 { "" } else { "\n---\n" };
             self.report.result(&line, &format!("{rule}{text}"));
@@ -326,6 +332,9 @@ fn given(config: &Config, asked: &[Ask], tokenizer: &dyn Tokenizer) -> Result<(V
     }
     let wanted = config.sampling.num_samples;
     let rounds = wanted.unwrap_or(config.sampling.num_sample_batches);
+    if asked.is_empty() && !config.sampling.labels.is_empty() {
+        return Ok((of_labels(config, &[Given::default()]), rounds));
+    }
     if asked.is_empty() {
         let each = if wanted.is_some() { 1 } else { config.loader.eval_batch_size };
         return Ok((vec![Given::default(); each as usize], rounds));
@@ -342,12 +351,30 @@ fn given(config: &Config, asked: &[Ask], tokenizer: &dyn Tokenizer) -> Result<(V
             &format!("the template `{}` says where its text ends", template.text),
             "`sampling.semi_ar=true` goes on behind a text: give a prompt, or leave it out",
         )),
-        _ => Ok((given, rounds)),
+        _ => Ok((of_labels(config, &given), rounds)),
     }
 }
 
+/// The same for each label that is drawn, where any is.
+fn of_labels(config: &Config, given: &[Given]) -> Vec<Given> {
+    let labels = &config.sampling.labels;
+    if labels.is_empty() {
+        return given.to_vec();
+    }
+    let of = |label: &String| {
+        let label = sample::class(config, label);
+        let labelled = move |given: &Given| {
+            let mut own = given.clone();
+            own.label = label;
+            own
+        };
+        given.iter().map(labelled)
+    };
+    labels.iter().flat_map(of).collect()
+}
+
 /// Shows the progress of a trajectory, and ends it when asked to.
-fn progress(mut report: Report, stop: Stop) -> Progress<'static> {
+pub(super) fn progress(mut report: Report, stop: Stop) -> Progress<'static> {
     // Each window of a text is a walk of its own.
     let mut last = i64::MAX;
     Box::new(move |done, total, _| {

@@ -124,8 +124,20 @@ impl Scorer {
         ledger: &Ledger,
         origin: &Value,
     ) -> Result<()> {
+        let (line, words) = self.measure(common, config, texts)?;
+        common.report().result(&line, &words);
+        self.record(common, texts, line, (ledger, origin))
+    }
+
+    /// Scores texts: as a line of results, and in words.
+    pub(super) fn measure(
+        &mut self,
+        common: &Common,
+        config: &Config,
+        texts: &[Generated],
+    ) -> Result<(Value, String)> {
         cut(&mut self.plan, config, texts)?;
-        let Self { judge, plan } = &self;
+        let Self { judge, plan } = &*self;
         let stop = Stop::listen("the windows that are under way are ended")?;
         let mut report = common.report();
         let mut started = false;
@@ -149,7 +161,18 @@ impl Scorer {
             "max_length": plan.length.filter(|_| plan.protocol.cut),
         });
         ledger::extend(&mut line, json!(scores));
-        report.result(&line, &scores.in_words(judge, plan));
+        Ok((line, scores.in_words(judge, plan)))
+    }
+
+    /// Adds what came out to the results log.
+    pub(super) fn record(
+        &self,
+        common: &Common,
+        texts: &[Generated],
+        line: Value,
+        (ledger, origin): (&Ledger, &Value),
+    ) -> Result<()> {
+        let Self { judge, plan } = self;
         let references = plan.references.as_ref();
         let mut entry = json!({
             "kind": "generated",
@@ -161,7 +184,7 @@ impl Scorer {
         });
         ledger::extend(&mut entry, origin.clone());
         if let Some(path) = ledger.append(entry)? {
-            report.note(&format!("added to {}", path.display()));
+            common.report().note(&format!("added to {}", path.display()));
         }
         Ok(())
     }

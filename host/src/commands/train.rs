@@ -95,6 +95,8 @@ fn work(
     job.agree(config, &held, &beginning, &report)?;
     accelerator::meet(&job.world, chosen.device)?;
     let corpus = job.corpus(config, &beginning, &mut report)?;
+    config.set_labels(&corpus.labels);
+    assemble::labels::check(config, &registry)?;
     let mut made = job.components(config, &registry, chosen, &corpus, &report)?;
     if let Some(adapters) = &adapters {
         adapters.add_to(&mut made.model, config, &beginning)?;

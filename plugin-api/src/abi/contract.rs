@@ -13,8 +13,8 @@ use super::message::{Crosses, Message, lacks, replied};
 use crate::denoiser::{Denoiser, Model};
 use crate::shape::{ANY, Kinds, Wanted};
 use crate::{
-    Adaptation, Backbone, Batch, ForwardProcess, Interpolation, LinearMaps, Mix, NoiseSchedule,
-    Objective, Parameterization, Pass, Passed, Rated, Result, Rounds, Window,
+    Adaptation, Backbone, Batch, ForwardProcess, Guidance, Interpolation, LinearMaps, Mix,
+    NoiseSchedule, Objective, Parameterization, Pass, Passed, Rated, Result, Rounds, Window,
 };
 
 /// Methods of a component. `NAME(ARGUMENT: &TYPE, ..) -> TYPE, missing CLOSURE, check CLOSURE;`: `missing` makes the answer for a
@@ -186,6 +186,7 @@ macro_rules! denoiser_methods {
             corrupt_tokens(x0_bl: Tensor, alpha_bl: Tensor) -> Tensor;
             rated_nll(rows: Rated) -> Tensor;
             window(window: Window) -> ();
+            guidance(xt_bl: Tensor, t_b: Tensor, rows_n: Tensor) -> Option<Guidance>;
         }
     };
 }

@@ -14,7 +14,7 @@ use super::objects::*;
 use super::tensor::{RTensor, RTensorRef};
 use crate::denoiser::{Denoiser, Model};
 use crate::error::Result;
-use crate::{Interpolation, Mix, Pass, Passed, Rated, Window};
+use crate::{Guidance, Interpolation, Mix, Pass, Passed, Rated, Window};
 
 /// The call that says which of the models beside a lent one is asked from now on.
 const SELECT: &str = "select";

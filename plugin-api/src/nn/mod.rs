@@ -15,7 +15,7 @@ mod timestep;
 pub use attention::{Reading, Rotary, Rotation, SelfAttention};
 pub use grouped::{GroupedAttention, Heads, SwiGlu};
 pub use linear::{Linear, RmsNorm};
-pub use timestep::{Modulation, TimestepEmbedder};
+pub use timestep::{LabelEmbedder, Modulation, TimestepEmbedder};
 
 /// Layer norm with a weight and no bias: `[.., D]`.
 pub fn norm(x: &Tensor, weight: &Tensor) -> Tensor {

@@ -2,7 +2,7 @@
 
 use tch::{Device, Kind, Tensor};
 
-use crate::Parameters;
+use crate::{Parameters, Result, ensure};
 
 /// Sinusoidal features; half cosines, half sines.
 const FEATURES: i64 = 256;
@@ -39,6 +39,37 @@ impl TimestepEmbedder {
         let features = Tensor::cat(&[angle.cos(), angle.sin()], -1).to_kind(kind);
         let hidden = features.linear(&self.weights[0], Some(&self.biases[0])).silu();
         hidden.linear(&self.weights[1], Some(&self.biases[1]))
+    }
+}
+
+/// The embedding of the class of a sequence, beside that of the noise level.
+#[derive(Debug)]
+pub struct LabelEmbedder {
+    table: Tensor,
+}
+
+impl LabelEmbedder {
+    /// Parameter `cond_map.embedding_table.weight [classes + 1, cond_dim]`, whose last row is "none"; nothing where there are no classes.
+    pub fn new(p: &mut Parameters, classes: i64, cond_dim: i64) -> Option<Self> {
+        let table = || p.normal("cond_map.embedding_table.weight", &[classes + 1, cond_dim], 1.0);
+        (classes > 0).then(table).map(|table| Self { table })
+    }
+
+    /// `label_b [B] i64` in `0..=classes` → `[B, C]`; without labels one row, of no class.
+    ///
+    /// # Errors
+    /// A label that is none of the classes.
+    pub fn forward(&self, label_b: Option<&Tensor>) -> Result<Tensor> {
+        let none = self.table.size()[0] - 1;
+        let Some(label_b) = label_b else { return Ok(self.table.narrow(0, none, 1)) };
+        // sync: an index outside the table would read foreign memory on a GPU.
+        let (low, high) = (label_b.min().int64_value(&[]), label_b.max().int64_value(&[]));
+        ensure!(
+            0 <= low && high <= none,
+            Shape,
+            "labels {low}..={high} where the classes are 0..{none}, and {none} for none"
+        );
+        Ok(self.table.index_select(0, label_b))
     }
 }
 

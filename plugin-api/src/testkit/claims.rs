@@ -147,13 +147,34 @@ pub(super) fn passes(network: &Network, provides: &[&str]) -> Result<()> {
     subject.claims(capability::POSITIONS, &positions, || {
         subject.same("positions 0, 1, .. against none", &positions, &hidden)
     })?;
-    let label = subject.own(ids).label(Some(&Tensor::zeros([3], I64)));
-    subject.claims(capability::LABEL, &label, || {
-        shaped("a pass with labels", &subject.pass(&label)?.hidden, &hidden.size(), Kind::Double)
-    })?;
+    labels(&subject, &hidden)?;
     let both = subject.own(ids).sees(Sees::Causal).wants(Wants::Both);
     subject.claims(capability::PAST, &both, || past(&subject, &both))
 }
+
+/// A class for each sequence changes the state of that sequence alone, and "none" is what a call without labels means.
+fn labels(subject: &Subject<'_>, hidden: &Tensor) -> Result<()> {
+    let of = |labels: [i64; 3]| subject.own(&subject.ids).label(Some(&Tensor::from_slice(&labels)));
+    subject.claims(capability::LABEL, &of([CLASSES; 3]), || {
+        subject.same("labels of no class against no labels", &of([CLASSES; 3]), hidden)?;
+        let first = subject.pass(&of([0, CLASSES, CLASSES]))?.hidden;
+        shaped("a pass with labels", &first, &hidden.size(), Kind::Double)?;
+        no_nan("a pass with labels", &first)?;
+        close(
+            "sequences without a class beside one that has one",
+            &first.narrow(0, 1, 2),
+            &hidden.narrow(0, 1, 2),
+            1e-9,
+        )?;
+        let other = subject.pass(&of([1, CLASSES, CLASSES]))?.hidden;
+        let apart = (first - other).get(0).abs().max().double_value(&[]);
+        ensure!(apart > 1e-9, Other, "two classes give the same state");
+        Ok(())
+    })
+}
+
+/// Classes that a network which reads labels is told of.
+pub(super) const CLASSES: i64 = 3;
 
 /// A text in two parts is the whole text; keys alone are those of both; positions go with their tokens.
 fn past(subject: &Subject<'_>, both: &Pass) -> Result<()> {

@@ -196,7 +196,8 @@ pub fn process(make: Make<'_, Process>, provides: &[&str]) -> Result<LeftOut> {
 pub fn backbone(make: Make<'_, Network>, provides: &[&str]) -> Result<LeftOut> {
     guarded(|| {
         let facts = Context::new(11, 6).mask(Some(10)).time_conditioning(true).kind(Kind::Double);
-        let network = make(&facts)?;
+        let labelled = provides.contains(&capability::LABEL);
+        let network = make(&facts.classes(if labelled { claims::CLASSES } else { 0 }))?;
         let entries = network.parameters()?;
         for length in [6, 1] {
             let xt = Tensor::randint(11, [3, length], (Kind::Int64, Device::Cpu));

@@ -11,7 +11,7 @@
 //! Differences: on a GPU the original forces bfloat16 inside; here the host's precision decides.
 
 use maskdiff_plugin_api::nn::{
-    Modulation, Reading, Rotary, TimestepEmbedder, embed, linear, modulated_norm,
+    LabelEmbedder, Modulation, Reading, Rotary, TimestepEmbedder, embed, linear, modulated_norm,
 };
 use maskdiff_plugin_api::prelude::*;
 
@@ -89,8 +89,13 @@ impl Config {
 }
 
 /// What [`Dit::pass`] reads.
-const READS: &[&str] =
-    &[capability::MIXTURE, capability::POSITIONS, capability::TOKEN_SIGMA, capability::PAST];
+const READS: &[&str] = &[
+    capability::MIXTURE,
+    capability::POSITIONS,
+    capability::TOKEN_SIGMA,
+    capability::LABEL,
+    capability::PAST,
+];
 
 /// See the module documentation.
 struct Dit {
@@ -98,6 +103,8 @@ struct Dit {
     time_free: bool,
     embedding: Tensor,
     timestep: TimestepEmbedder,
+    /// Of a network that is told classes.
+    labels: Option<LabelEmbedder>,
     rotary: Rotary,
     blocks: Vec<Block>,
     norm_final: Tensor,
@@ -118,6 +125,7 @@ impl Component for Dit {
         // kaiming_uniform(a = √5) of a [V, D] matrix is uniform in ±1/√D, as `linear` draws.
         let embedding = p.linear("vocab_embed.embedding", v, d);
         let timestep = TimestepEmbedder::new(&mut p, c);
+        let labels = LabelEmbedder::new(&mut p, context.classes, c);
         let rotary = Rotary::new(&mut p, d / config.n_heads);
         let blocks = (0..config.n_blocks).map(|i| Block::new(&mut p, i, &config)).collect();
         let norm_final = p.constant("output_layer.norm_final.weight", &[d], 1.0);
@@ -135,6 +143,7 @@ impl Component for Dit {
             time_free: !context.time_conditioning,
             embedding,
             timestep,
+            labels,
             rotary,
             blocks,
             norm_final,
@@ -146,11 +155,21 @@ impl Component for Dit {
 
 impl Dit {
     /// The conditioning on noise levels `[B]` → `[B, C]`, or `[B, L]` → `[B, L, C]`. Without time conditioning every token hears
-    /// the same: one row speaks for all.
-    fn conditioning(&self, sigma: &Tensor) -> Tensor {
+    /// the same: one row speaks for all. Labels `[B] i64` add theirs: `silu(level) + silu(label)`.
+    fn conditioning(&self, sigma: &Tensor, label_b: Option<&Tensor>) -> Result<Tensor> {
         let one = || sigma.reshape([-1]).narrow(0, 0, 1);
         let sigma = if self.time_free { one() } else { sigma.shallow_clone() };
-        self.timestep.forward(&sigma).silu()
+        let c = self.timestep.forward(&sigma).silu();
+        let Some(labels) = &self.labels else {
+            ensure!(
+                label_b.is_none(),
+                Unsupported,
+                "a call has labels, and this network was made without classes"
+            );
+            return Ok(c);
+        };
+        let of_label = labels.forward(label_b)?.silu();
+        Ok(c + if sigma.dim() == 2 { of_label.unsqueeze(1) } else { of_label })
     }
 
     fn finish(&self, x_bld: &Tensor, c_bc: &Tensor) -> Tensor {
@@ -166,7 +185,7 @@ impl Backbone for Dit {
 
     fn hidden(&self, xt_bl: &Tensor, sigma_b: &Tensor, train: bool) -> Result<Tensor> {
         let (_b, l) = check_shape!(xt_bl, [B, L], Int64);
-        let c_bc = self.conditioning(sigma_b);
+        let c_bc = self.conditioning(sigma_b, None)?;
         let rotation = self.rotary.at(0, l);
         let mut x_bld = Tensor::embedding(&self.embedding, xt_bl, -1, false, false);
         for block in &self.blocks {
@@ -181,7 +200,7 @@ impl Backbone for Dit {
         pass.only(READS, Self::NAME)?;
         let layers = self.blocks.len();
         let reading = Reading::new(pass, &self.rotary, layers)?;
-        let c_bc = self.conditioning(&pass.sigma);
+        let c_bc = self.conditioning(&pass.sigma, pass.label.as_ref())?;
         let mut keys = Vec::with_capacity(2 * layers);
         let mut x_bld = embed(&self.embedding, &pass.tokens);
         for (i, block) in self.blocks.iter().enumerate() {

@@ -3,6 +3,8 @@
 use maskdiff_plugin_api::ops::Restriction;
 use maskdiff_plugin_api::prelude::*;
 
+use crate::coins::Rows;
+
 /// Checks the options that walks have in common.
 pub(crate) fn check_walk(steps: i64, t_min: f64, t_start: f64) -> Result<()> {
     ensure!(steps > 0, Config, "`sampling.steps` must be at least 1, got {steps}");
@@ -30,6 +32,26 @@ pub(crate) fn law_of_x0(
     }
     let restricted = restriction.apply(&log_p_nv);
     Ok(restricted.log_softmax(-1, restricted.kind()))
+}
+
+/// The law `[N, V] f64` of a step whose laws are guided, of which `law` makes the plain one from the network's; `None` where it is the law of
+/// clean tokens that is guided, if any.
+pub(crate) fn guided_law(
+    model: &Denoiser,
+    restriction: &Restriction,
+    (xt_bl, rows_n): (&Tensor, &Tensor),
+    t: f64,
+    law: impl Fn(&Rows) -> Result<Tensor>,
+) -> Result<Option<Tensor>> {
+    let t_b = model.times(xt_bl.size()[0], t);
+    let Some(guidance) = model.guidance(xt_bl, &t_b, rows_n)? else { return Ok(None) };
+    let z_n = ops::take_rows(xt_bl, rows_n);
+    let step = guidance.step(|log_p_nv| {
+        let restricted = restriction.apply(log_p_nv);
+        let log_p_nv = &restricted.log_softmax(-1, restricted.kind());
+        law(&Rows { z_n: &z_n, log_p_nv })
+    });
+    step.map(Some)
 }
 
 /// Flat positions that may change in a walk from a start: all but the given ones. Where nobody says which those are, and the mask

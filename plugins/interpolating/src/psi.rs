@@ -7,7 +7,7 @@ use maskdiff_plugin_api::prelude::*;
 use tch::Kind;
 
 use crate::coins::{self, Noise, Rows};
-use crate::options::{all_rows, check_walk, free_rows, law_of_x0};
+use crate::options::{all_rows, check_walk, free_rows, guided_law, law_of_x0};
 use crate::profile::{Mode, Profile};
 use crate::tail::Tail;
 
@@ -166,6 +166,9 @@ impl Psi {
         if rows_n.numel() == 0 {
             return Ok(xt_bl.shallow_clone());
         }
+        if let Some(law_nv) = self.guided(model, (xt_bl, rows_n), step)? {
+            return Ok(ops::put_rows(xt_bl, rows_n, &ops::categorical(&law_nv.log())));
+        }
         let z_n = ops::take_rows(xt_bl, rows_n);
         let log_p_nv = law_of_x0(model, &self.restriction, xt_bl, rows_n, step.t)?;
         let rows = Rows { z_n: &z_n, log_p_nv: &log_p_nv };
@@ -180,6 +183,19 @@ impl Psi {
             coins::ancestral(model, &rows, t, s).where_self(&ops::bernoulli(&share), &corrected_n)
         };
         Ok(ops::put_rows(xt_bl, rows_n, &drawn_n))
+    }
+
+    /// The law of a step that is guided as such, `[N, V] f64`.
+    fn guided(
+        &self,
+        model: &Denoiser,
+        (xt_bl, rows_n): (&Tensor, &Tensor),
+        step: Step,
+    ) -> Result<Option<Tensor>> {
+        let (t, s) = (Noise::at(model, step.t)?, Noise::at(model, step.s)?);
+        guided_law(model, &self.restriction, (xt_bl, rows_n), step.t, |rows| {
+            mixed(model, rows, (t, s), step.kappa)
+        })
     }
 
     /// The law of the end, `[N, V] f64`.
@@ -220,14 +236,23 @@ impl Sampler for Psi {
         let Some(near) = steps.iter().min_by(|a, b| far(a).total_cmp(&far(b))) else {
             bail!(Other, "a walk of no steps");
         };
+        let step = Step { t, s, kappa: near.kappa };
+        if let Some(law_nv) = self.guided(model, (xt_bl, &rows_n), step)? {
+            return Ok(law_nv.view(size));
+        }
         let z_n = ops::take_rows(xt_bl, &rows_n);
         let log_p_nv = law_of_x0(model, &self.restriction, xt_bl, &rows_n, t)?;
         let rows = Rows { z_n: &z_n, log_p_nv: &log_p_nv };
-        let (level_t, level_s) = (Noise::at(model, t)?, Noise::at(model, s)?);
-        let predicted = coins::ancestral_law(model, &rows, level_t, level_s)?;
-        let corrected = coins::corrected_law(model, &rows, level_t, level_s)?;
-        Ok((predicted * near.kappa + corrected * (1.0 - near.kappa)).view(size))
+        let levels = (Noise::at(model, t)?, Noise::at(model, s)?);
+        Ok(mixed(model, &rows, levels, near.kappa)?.view(size))
     }
+}
+
+/// The law of a step that predicts with the share `kappa` and corrects with the rest, `[N, V] f64`.
+fn mixed(model: &Denoiser, rows: &Rows, (t, s): (Noise, Noise), kappa: f64) -> Result<Tensor> {
+    let predicted = coins::ancestral_law(model, rows, t, s)?;
+    let corrected = coins::corrected_law(model, rows, t, s)?;
+    Ok(predicted * kappa + corrected * (1.0 - kappa))
 }
 
 #[cfg(test)]

@@ -7,7 +7,7 @@ use maskdiff_plugin_api::prelude::*;
 use tch::Kind;
 
 use crate::coins::{self, Noise, Rows};
-use crate::options::{all_rows, check_walk, free_rows, law_of_x0};
+use crate::options::{all_rows, check_walk, free_rows, guided_law, law_of_x0};
 use crate::tail::Tail;
 
 register!(sampler Interpolating);
@@ -114,6 +114,9 @@ impl Interpolating {
         rows_n: &Tensor,
         (t, s): (f64, f64),
     ) -> Result<Tensor> {
+        if let Some(law_nv) = self.guided(model, (xt_bl, rows_n), (t, s))? {
+            return Ok(law_nv);
+        }
         let z_n = ops::take_rows(xt_bl, rows_n);
         let log_p_nv = law_of_x0(model, &self.restriction, xt_bl, rows_n, t)?;
         let rows = Rows { z_n: &z_n, log_p_nv: &log_p_nv };
@@ -123,6 +126,27 @@ impl Interpolating {
         let law_nv =
             coins::ancestral_law(model, &rows, Noise::at(model, t)?, Noise::at(model, s)?)?;
         Ok(if self.config.min_p > 0.0 { self.without_unlikely(&law_nv) } else { law_nv })
+    }
+
+    /// The law of a step that is guided as such, `[N, V] f64`. Tails that take the likeliest token look at the law of clean tokens.
+    fn guided(
+        &self,
+        model: &Denoiser,
+        (xt_bl, rows_n): (&Tensor, &Tensor),
+        (t, s): (f64, f64),
+    ) -> Result<Option<Tensor>> {
+        if s == 0.0 && self.config.tail != Tail::Ancestral {
+            return Ok(None);
+        }
+        let (level_t, level_s) = (Noise::at(model, t)?, Noise::at(model, s)?);
+        let law_nv = guided_law(model, &self.restriction, (xt_bl, rows_n), t, |rows| {
+            coins::ancestral_law(model, rows, level_t, level_s)
+        })?;
+        let likely = |law_nv: Tensor| match self.config.min_p > 0.0 {
+            true => self.without_unlikely(&law_nv),
+            false => law_nv,
+        };
+        Ok(law_nv.map(likely))
     }
 
     /// One draw of a step at the positions that are free.
@@ -141,6 +165,9 @@ impl Interpolating {
         }
         if min_p > 0.0 || (ends && tail != Tail::Ancestral) {
             let law_nv = self.law_at(model, xt_bl, &rows_n, (t, s))?;
+            return Ok(ops::put_rows(xt_bl, &rows_n, &ops::categorical(&law_nv.log())));
+        }
+        if let Some(law_nv) = self.guided(model, (xt_bl, &rows_n), (t, s))? {
             return Ok(ops::put_rows(xt_bl, &rows_n, &ops::categorical(&law_nv.log())));
         }
         let z_n = ops::take_rows(xt_bl, &rows_n);

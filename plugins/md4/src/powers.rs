@@ -130,11 +130,13 @@ mod tests {
             Vec::<f64>::try_from(-sigma.neg().expm1().squeeze_dim(0)).unwrap()
         };
         let want = (1.0 - 1e-4) * 0.3f64.powf(1.7);
-        assert!(masked(&noise).iter().all(|m| (m - want).abs() < 1e-7), "{:?}", masked(&noise));
+        // Powers are float32 numbers: their rounding is all that there is between both.
+        let rounding = want * 0.3f64.ln().abs() * 1.7 * f64::from(f32::EPSILON);
+        assert!(masked(&noise).iter().all(|m| (m - want).abs() < rounding), "{:?}", masked(&noise));
         tch::no_grad(|| {
             let _ = noise.raw_v.get(2).fill_(3.0);
         });
         let [first, last] = masked(&noise)[..] else { panic!("two tokens") };
-        assert!((first - want).abs() < 1e-7 && last < want, "{first}, {last}");
+        assert!((first - want).abs() < rounding && last < want, "{first}, {last}");
     }
 }

@@ -126,14 +126,3 @@ fn golden_folders_come_back_as_they_were() {
         assert!(!drawn.stdout.contains("[MASK]"), "{name}: {}", drawn.stdout);
     }
 }
-
-#[test]
-fn a_network_that_is_told_classes_is_refused_by_the_key() {
-    let folder = golden().join("u_ckpt_udlm/hf_labels");
-    if case("u_ckpt_udlm").is_none() || !folder.is_dir() {
-        return;
-    }
-    let place = tempfile::tempdir().expect("a folder");
-    let words = ["sample", "--checkpoint", &folder.display().to_string()];
-    maskdiff(place.path(), &words).expect(5).says(&["`cfg` is true, and only false is known"]);
-}

@@ -13,16 +13,6 @@ fn mixed(laws: [&Tensor; 2], kappa: f64) -> Tensor {
     laws[0] * kappa + laws[1] * (1.0 - kappa)
 }
 
-/// DUO's network over masks, its last token, without a view of the time.
-fn masks_of(network: Network, mask: i64) -> Network {
-    Network {
-        mask: Some(mask),
-        process: ("absorbing_state", json!({})),
-        time_conditioning: false,
-        ..network
-    }
-}
-
 #[test]
 fn walks_with_a_predictor_and_a_corrector() {
     let Some(manifest) = case("u_duo_trajectories") else { return };
@@ -30,7 +20,7 @@ fn walks_with_a_predictor_and_a_corrector() {
     for name in ["psi_constant", "psi_loop", "mask_psi"] {
         let golden = Tensors::golden(&format!("u_duo_trajectories/{name}.safetensors"));
         let network = match name {
-            "mask_psi" => masks_of(Network::duo(), 12),
+            "mask_psi" => Network::duo().over_masks(),
             _ => Network::duo(),
         };
         let model = network.build(&registry, Kind::Double);
@@ -68,14 +58,15 @@ fn walks_with_a_predictor_and_a_corrector() {
 #[test]
 fn walks_over_masks() {
     let registry = registry();
-    for (set, name, network, mask, draws) in [
-        ("u_duo_trajectories", "mask_ancestral", Network::duo(), 12, "tokens"),
-        ("u_udlm_trajectories", "absorbing", Network::udlm(), 10, "draws"),
+    for (set, name, network, draws) in [
+        ("u_duo_trajectories", "mask_ancestral", Network::duo(), "tokens"),
+        ("u_udlm_trajectories", "absorbing", Network::udlm(), "draws"),
     ] {
         let Some(manifest) = case(set) else { return };
         let steps = manifest["steps"].as_i64().expect("steps");
         let golden = Tensors::golden(&format!("{set}/{name}.safetensors"));
-        let network = masks_of(network, mask);
+        let network = network.over_masks();
+        let mask = network.mask.expect("a mask");
         let model = network.build(&registry, Kind::Double);
         let options: Value = json!({ "steps": steps, "tail": "ancestral" });
         let walker = walker(&registry, &network, "interpolating", options);

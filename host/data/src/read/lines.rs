@@ -2,6 +2,7 @@
 
 use std::io::BufRead;
 use std::path::Path;
+use std::sync::Arc;
 
 use maskdiff_base::error::Result;
 use maskdiff_config::listed::OnInvalid;
@@ -19,7 +20,7 @@ impl Reader<'_> {
                 return self.no_text(too_long(&place), hint, losses);
             };
             let text = self.text(bytes, &place.to_string(), offset, losses)?;
-            text.map_or(Ok(()), |text| self.document(text, place, losses, sink))
+            text.map_or(Ok(()), |text| self.document((text, None), place, losses, sink))
         })
     }
 
@@ -39,9 +40,17 @@ impl Reader<'_> {
             if bytes.iter().all(u8::is_ascii_whitespace) {
                 return Ok(());
             }
-            let text = self.member(&bytes, column, &place, offset, losses)?;
+            let Some(text) = self.member(&bytes, column, &place, offset, losses)? else {
+                return Ok(());
+            };
+            let label = match self.label.map(|key| label(&bytes, key)).transpose() {
+                Ok(label) => label,
+                Err(why) => {
+                    return self.no_text(format!("{place}: {why}"), NO_LABEL, losses);
+                }
+            };
             drop(bytes);
-            text.map_or(Ok(()), |text| self.document(text, place, losses, sink))
+            self.document((text, label), place, losses, sink)
         })
     }
 
@@ -92,6 +101,28 @@ impl Reader<'_> {
         }
         let what = format!("{place}: the text of `{column}` is not valid: {fault}");
         self.no_text(what, "`data.on_invalid=replace` mends it", losses).map(|()| None)
+    }
+}
+
+/// What to do about a document without a label.
+pub(super) const NO_LABEL: &str = "`data.label_column` names what holds the label of a document: a text, a whole number, or true or false";
+
+/// The label under a key of a line: a text as it is, a number or a truth value as it is written there.
+fn label(line: &[u8], key: &str) -> std::result::Result<Arc<str>, String> {
+    let members = json::members(line)?;
+    let Some(at) = json::get(&members, key) else {
+        return Err(format!(
+            "there is no key `{key}`, the label; keys there: {}",
+            json::keys(&members)
+        ));
+    };
+    let value = &line[at.clone()];
+    match value.first() {
+        Some(b'"') => json::text(value).map(Arc::from).map_err(|why| format!("`{key}` {why}")),
+        Some(b'{' | b'[' | b'n') | None => {
+            Err(format!("`{key}` is no label but {}", json::kind(value)))
+        }
+        Some(_) => Ok(String::from_utf8_lossy(value).trim().into()),
     }
 }
 

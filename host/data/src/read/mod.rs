@@ -28,7 +28,12 @@ pub struct Piece {
     pub ends: bool,
     /// Where it is, for messages.
     pub place: Place,
+    /// The label of the document, where a reader was asked for it.
+    pub label: Label,
 }
+
+/// The label of a document: none where the reader was not asked for it.
+pub(super) type Label = Option<Arc<str>>;
 
 /// A place in a corpus.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -150,6 +155,8 @@ pub struct Reader<'a> {
     pub cut: &'a (dyn Fn(&str) -> Option<usize> + Sync),
     /// Documents are handed out whole.
     pub whole: bool,
+    /// The key or column of a document's label, in JSON lines and parquet.
+    pub label: Option<&'a str>,
 }
 
 /// Takes the pieces of documents one after the other.
@@ -212,13 +219,13 @@ impl Reader<'_> {
     /// Hands out a document that is in memory, a long one in pieces.
     fn document(
         &self,
-        text: String,
+        (text, label): (String, Label),
         place: Place,
         losses: &mut Losses,
         sink: Sink<'_>,
     ) -> Result<()> {
         if text.len() <= LONGEST || self.whole {
-            return sink(Piece { text, starts: true, ends: true, place });
+            return sink(Piece { text, starts: true, ends: true, place, label });
         }
         // All places before the first piece is gone: a document that is left out is left out whole.
         let mut cuts = vec![0];
@@ -239,7 +246,7 @@ impl Reader<'_> {
         for part in cuts.windows(2) {
             let (starts, ends) = (part[0] == 0, part[1] == text.len());
             let text = text[part[0]..part[1]].to_string();
-            sink(Piece { text, starts, ends, place: place.clone() })?;
+            sink(Piece { text, starts, ends, place: place.clone(), label: label.clone() })?;
         }
         Ok(())
     }
@@ -284,8 +291,14 @@ mod tests {
         let path = folder.path().join("file");
         std::fs::write(&path, content).unwrap();
         let cut = |text: &str| text.rfind(' ');
-        let reader =
-            Reader { format, slice: Slice::default(), on_invalid, cut: &cut, whole: false };
+        let reader = Reader {
+            format,
+            slice: Slice::default(),
+            on_invalid,
+            cut: &cut,
+            whole: false,
+            label: None,
+        };
         let (mut documents, mut open) = (Vec::new(), String::new());
         let losses = reader.read(&[path], &mut |piece| {
             open.push_str(&piece.text);

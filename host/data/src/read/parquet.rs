@@ -1,16 +1,19 @@
 //! A column of text in parquet files.
 
+use std::collections::BTreeSet;
 use std::fs::File;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use maskdiff_base::error::{Error, Result};
 use parquet::basic::{ConvertedType, LogicalType, Type};
-use parquet::column::reader::ColumnReader;
-use parquet::data_type::{AsBytes as _, ByteArray};
+use parquet::column::reader::{ColumnReader, ColumnReaderImpl};
+use parquet::data_type::{AsBytes as _, ByteArray, DataType};
 use parquet::file::reader::{FileReader as _, SerializedFileReader};
 use parquet::schema::types::ColumnDescPtr;
 
-use super::{LONGEST_LINE, Losses, Place, Reader, Sink};
+use super::lines::NO_LABEL;
+use super::{LONGEST_LINE, Label, Losses, Place, Reader, Sink};
 
 /// Rows that are read at once.
 const ROWS: usize = 256;
@@ -34,6 +37,7 @@ pub(super) fn read(
     for path in files {
         let file = Table::open(path)?;
         let place = file.column(column)?;
+        let label = how.label.map(|name| file.label_column(name)).transpose()?;
         let (first, whole) = (number, Place::whole(path));
         for group in 0..file.reader.num_row_groups() {
             let size = file.reader.metadata().row_group(group).num_rows().cast_unsigned();
@@ -44,6 +48,8 @@ pub(super) fn read(
             if number >= range.end {
                 return Ok(());
             }
+            let labels = label.map(|label| file.labels(group, label)).transpose()?;
+            let before = number;
             file.group(group, place, &mut |value| {
                 let document = number;
                 number += 1;
@@ -59,8 +65,20 @@ pub(super) fn read(
                     let what = format!("{place} has more than {LONGEST_LINE} bytes");
                     return how.no_text(what, "split the text into several", losses);
                 }
+                let label = match &labels {
+                    None => None,
+                    Some(labels) => {
+                        let own = labels.get((document - before) as usize).cloned().flatten();
+                        if own.is_none() {
+                            let name = how.label.unwrap_or_default();
+                            let what = format!("{place}: `{name}`, the label, is empty (null)");
+                            return how.no_text(what, NO_LABEL, losses);
+                        }
+                        own
+                    }
+                };
                 let text = how.text(bytes.to_vec(), &place.to_string(), 0, losses)?;
-                text.map_or(Ok(()), |text| how.document(text, place, losses, sink))
+                text.map_or(Ok(()), |text| how.document((text, label), place, losses, sink))
             })?;
         }
     }
@@ -118,6 +136,46 @@ impl<'a> Table<'a> {
         })
     }
 
+    /// The number of the column of labels of a name: texts, whole numbers, or truth values.
+    fn label_column(&self, name: &str) -> Result<usize> {
+        let columns = self.reader.metadata().file_metadata().schema_descr().columns();
+        let can = |column: &ColumnDescPtr| {
+            is_text(column)
+                || column.max_rep_level() == 0
+                    && matches!(column.physical_type(), Type::BOOLEAN | Type::INT32 | Type::INT64)
+        };
+        let is = |column: &ColumnDescPtr| column.path().string() == name && can(column);
+        columns.iter().position(is).ok_or_else(|| {
+            let all: Vec<String> =
+                columns.iter().filter(|c| can(c)).map(|c| c.path().string()).collect();
+            Error::data(
+                format!("`{name}` is no column of labels of `{}`", self.path.display()),
+                format!(
+                    "columns there that may be: {}; choose one by `data.label_column`",
+                    all.join(", ")
+                ),
+            )
+        })
+    }
+
+    /// The labels of all rows of a group; none of a row that is null there.
+    fn labels(&self, group: usize, column: usize) -> Result<Vec<Label>> {
+        let said = |e: parquet::errors::ParquetError| broken(self.path, &e);
+        let schema = self.reader.metadata().file_metadata().schema_descr();
+        let there = schema.column(column).max_def_level();
+        let group = self.reader.get_row_group(group).map_err(said)?;
+        let labels = match group.get_column_reader(column).map_err(said)? {
+            ColumnReader::ByteArrayColumnReader(reader) => {
+                values(reader, there, |value| String::from_utf8_lossy(value.as_bytes()).into())
+            }
+            ColumnReader::Int32ColumnReader(reader) => values(reader, there, ToString::to_string),
+            ColumnReader::Int64ColumnReader(reader) => values(reader, there, ToString::to_string),
+            ColumnReader::BoolColumnReader(reader) => values(reader, there, ToString::to_string),
+            _ => Ok(Vec::new()),
+        };
+        labels.map_err(said)
+    }
+
     /// Calls `row` with the value of every row of a group.
     fn group(
         &self,
@@ -148,6 +206,37 @@ impl<'a> Table<'a> {
                 let is_there = there == 0 || levels.get(at).is_none_or(|level| *level == there);
                 row(if is_there { texts.next() } else { None })?;
             }
+        }
+    }
+}
+
+/// All values of a column in words, where they are there.
+fn values<T: DataType>(
+    mut reader: ColumnReaderImpl<T>,
+    there: i16,
+    word: impl Fn(&T::T) -> String,
+) -> std::result::Result<Vec<Label>, parquet::errors::ParquetError> {
+    let (mut all, mut known) = (Vec::new(), BTreeSet::<Arc<str>>::new());
+    let (mut values, mut levels) = (Vec::<T::T>::new(), Vec::<i16>::new());
+    loop {
+        values.clear();
+        levels.clear();
+        let (records, _, _) = reader.read_records(ROWS, Some(&mut levels), None, &mut values)?;
+        if records == 0 {
+            return Ok(all);
+        }
+        let mut words = values.iter().map(&word);
+        for at in 0..records {
+            let is_there = there == 0 || levels.get(at).is_none_or(|level| *level == there);
+            let label = if is_there { words.next() } else { None };
+            all.push(label.map(|label| match known.get(&label[..]) {
+                Some(same) => Arc::clone(same),
+                None => {
+                    let label: Arc<str> = label.into();
+                    known.insert(Arc::clone(&label));
+                    label
+                }
+            }));
         }
     }
 }

@@ -20,7 +20,8 @@ pub(super) fn read(path: &Path, chunk: usize, slice: Slice, sink: Sink<'_>) -> R
     let place = Place::whole(path);
     for document in 0..taken as u64 {
         let text = letters.by_ref().take(chunk).collect();
-        sink(Piece { text, starts: true, ends: true, place: place.at("document", document) })?;
+        let place = place.at("document", document);
+        sink(Piece { text, starts: true, ends: true, place, label: None })?;
     }
     Ok(())
 }

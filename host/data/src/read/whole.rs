@@ -51,7 +51,8 @@ impl Reader<'_> {
                 Some(at) => {
                     let rest = text.split_off(at);
                     let piece = std::mem::replace(&mut text, rest);
-                    sink(Piece { text: piece, starts, ends: false, place: place.clone() })?;
+                    let place = place.clone();
+                    sink(Piece { text: piece, starts, ends: false, place, label: None })?;
                     starts = false;
                 }
                 None if self.whole && text.len() > LONGEST_WHOLE => {
@@ -72,14 +73,15 @@ impl Reader<'_> {
                     };
                     self.no_text(what, &hint, losses)?;
                     // Of a document that is left out, earlier pieces may have gone on.
-                    let rest = Piece { text: String::new(), starts, ends: true, place };
+                    let text = String::new();
+                    let rest = Piece { text, starts, ends: true, place, label: None };
                     return if starts { Ok(()) } else { sink(rest) };
                 }
                 None => {}
             }
         }
         losses.replaced += u64::from(mended);
-        sink(Piece { text, starts, ends: true, place: place.clone() })?;
+        sink(Piece { text, starts, ends: true, place: place.clone(), label: None })?;
         Ok(())
     }
 }

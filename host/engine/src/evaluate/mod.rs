@@ -108,7 +108,7 @@ impl Measure {
     /// What is measured of some sequences.
     fn nats(self, model: &Model, rows: &TokenRows, draws: Draws) -> Result<Measured> {
         let Draws { u_b, u_bl, .. } = &draws;
-        let TokenRows { x0_bl, counted_bl, given_bl } = rows;
+        let TokenRows { x0_bl, counted_bl, given_bl, label_b } = rows;
         let sum = |t: &Tensor| t.sum_dim_intlist([1i64].as_slice(), false, Kind::Double);
         let counted_bl = &model.counted(counted_bl.as_ref().map(Tensor::shallow_clone), x0_bl);
         // The exact way scores every token.
@@ -116,10 +116,13 @@ impl Measure {
         if self == Self::Reference && !(whole && is_exact(model)) {
             let t_b = model.draw_t(u_b)?;
             model.inject_uniforms(Some(rows.keeping(u_bl)));
-            model.set_moment(Moment::of_loss(None, draws.streams));
-            let batch =
-                Batch::new(x0_bl, &t_b).counted(counted_bl.as_ref()).given(given_bl.as_ref());
-            let batch = batch.at(draws.step, draws.step);
+            let label = || label_b.as_ref().map(Tensor::shallow_clone);
+            model.set_moment(Moment::of_loss(None, draws.streams).labelled(label()));
+            let batch = Batch::new(x0_bl, &t_b)
+                .counted(counted_bl.as_ref())
+                .given(given_bl.as_ref())
+                .label(label_b.as_ref())
+                .at(draws.step, draws.step);
             let objective = model.objective(&batch);
             model.inject_uniforms(None);
             model.set_moment(Moment::default());
@@ -138,21 +141,30 @@ impl Measure {
         let fitting = (LAW_NUMBERS / (facts.length * facts.vocab_size)).max(1);
         let parts = x0_bl.split(fitting, 0).into_iter().zip(draws.split(fitting));
         let denoiser = Denoiser::new(model);
-        let nats = |(x0_bl, draws): (Tensor, Draws)| match (self, model.blocks()) {
-            (Self::Duel { order, tokens }, None) => duel::nats(&denoiser, &x0_bl, order, tokens),
+        let measured = |x0_bl: &Tensor, draws: &Draws| match (self, model.blocks()) {
+            (Self::Duel { order, tokens }, None) => duel::nats(&denoiser, x0_bl, order, tokens),
             (Self::Duel { order, tokens }, Some(read)) => {
-                blocks::duel_nats(model, read, &x0_bl, order, tokens)
+                blocks::duel_nats(model, read, x0_bl, order, tokens)
             }
-            (_, None) if !model.carries_over() => in_time::nats(model, &x0_bl, &draws),
-            (_, None) => strict::nats(&denoiser, &x0_bl, &draws),
+            (_, None) if !model.carries_over() => in_time::nats(model, x0_bl, draws),
+            (_, None) => strict::nats(&denoiser, x0_bl, draws),
             (_, Some(_)) if !model.carries_over() => bail!(
                 Unsupported,
                 "in blocks (`block_size`) `{}` needs noise that is masks alone: measure with `eval.bound=reference`",
                 self.chosen_by()
             ),
-            (_, Some(read)) => blocks::strict_nats(model, read, &x0_bl, &draws),
+            (_, Some(read)) => blocks::strict_nats(model, read, x0_bl, draws),
         };
-        let nats = parts.map(nats).collect::<maskdiff_plugin_api::Result<Vec<Tensor>>>();
+        let nats = |(number, (x0_bl, draws)): (usize, (Tensor, Draws))| match label_b {
+            Some(label_b) => {
+                let first = number as i64 * fitting;
+                let own_b = label_b.narrow(0, first, x0_bl.size()[0]);
+                model.labelled(&own_b, || measured(&x0_bl, &draws))
+            }
+            None => measured(&x0_bl, &draws),
+        };
+        let nats =
+            parts.enumerate().map(nats).collect::<maskdiff_plugin_api::Result<Vec<Tensor>>>();
         let nats = nats.map_err(|e| model.method_error(e))?;
         let all = || x0_bl.ones_like();
         let scored_b = sum(&counted_bl.as_ref().map_or_else(all, Tensor::shallow_clone));

@@ -45,7 +45,7 @@ pub fn variances(
             }
             let size = plan.batch.min(n - start);
             let rows = TokenRows::new(&sequences.rows(start, size)?, device)?;
-            let TokenRows { x0_bl, counted_bl, given_bl } = &rows;
+            let TokenRows { x0_bl, counted_bl, given_bl, .. } = &rows;
             let clocks = model.clocks();
             let u = draws::evaluation_times(seed, 0, 1, start * clocks, size * clocks);
             let u = u.view([size, clocks]).to_device(device);

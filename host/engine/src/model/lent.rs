@@ -3,7 +3,7 @@
 use maskdiff_native::{InterpolatingRows, RatedRows};
 use maskdiff_plugin_api::{
     Head, Interpolation, Kind as ErrorKind, Mix, Pass, Passed, PluginError, Rated,
-    Result as PluginResult, Window, ensure, ops,
+    Result as PluginResult, Sees, Window, capability, ensure, ops,
 };
 use tch::{Device, Kind, Tensor};
 
@@ -29,6 +29,14 @@ fn plain_nll(
 }
 
 impl Model {
+    /// Which tokens the network sees in a call that does not say so.
+    fn own_way(&self) -> Sees {
+        match self.offered.contains(capability::CAUSAL) {
+            true => Sees::Causal,
+            false => Sees::All,
+        }
+    }
+
     /// A draw of the process, of texts or of all their blocks.
     pub(crate) fn corrupt_shown(&self, x0_bl: &Tensor, alpha_b: &Tensor) -> PluginResult<Tensor> {
         self.process.corrupt(x0_bl, alpha_b, &self.noise_uniforms(x0_bl)?)
@@ -155,6 +163,11 @@ impl maskdiff_plugin_api::Model for Model {
         let none = || sigma_b.zeros_like();
         let sigma_b = &if self.facts.time_conditioning { sigma_b.shallow_clone() } else { none() };
         self.note_hidden(xt_bl, sigma_b);
+        if let Some(label_b) = self.labels_of(xt_bl.size()[0])? {
+            let pass = Pass::new(xt_bl, sigma_b).sees(self.own_way()).label(Some(&label_b));
+            let passed = || self.reduced(|| self.network.pass(&pass, train));
+            return Ok(self.clocks.network(self.facts.device(), passed)?.hidden);
+        }
         let pass = |xt_bl: &Tensor, sigma_b: &Tensor| {
             self.reduced(|| self.network.hidden(xt_bl, sigma_b, train))
         };
@@ -238,12 +251,21 @@ impl maskdiff_plugin_api::Model for Model {
         self.count(pass.tokens.ids());
         let _few = self.alone_over(pass.tokens.ids().numel());
         let train = self.train.get();
+        let label_b = match &pass.label {
+            Some(_) => None,
+            None => self.labels_of(pass.tokens.ids().size()[0])?,
+        };
         self.clocks.network(self.facts.device(), || {
-            if self.facts.time_conditioning {
+            if self.facts.time_conditioning && label_b.is_none() {
                 return self.reduced(|| self.network.pass(pass, train));
             }
-            let still = pass.at_sigma(&pass.sigma.zeros_like());
-            self.reduced(|| self.network.pass(&still, train))
+            let sigma = match self.facts.time_conditioning {
+                true => pass.sigma.shallow_clone(),
+                false => pass.sigma.zeros_like(),
+            };
+            let mut own = pass.at_sigma(&sigma);
+            own.label = own.label.or(label_b);
+            self.reduced(|| self.network.pass(&own, train))
         })
     }
 

@@ -48,7 +48,7 @@ impl Feed<'_> {
         let blocks = self.corpus.train.rows(samples, stride)?;
         let mut tokens = TokenRows::new(&blocks, device)?;
         tokens.counted_bl = self.model.counted(tokens.counted_bl, &tokens.x0_bl);
-        let TokenRows { x0_bl, counted_bl, given_bl } = &tokens;
+        let TokenRows { x0_bl, counted_bl, given_bl, label_b } = &tokens;
         let antithetic = config.training.antithetic_sampling;
         let (all, clocks) = (config.loader.global_batch_size, self.model.clocks());
         let u = match clocks {
@@ -61,6 +61,10 @@ impl Feed<'_> {
         let u_bl = tokens.keeping(&u_bl.to_device(device));
         // A sequence's number in the run does not depend on who trains on it.
         let number = step * config.loader.global_batch_size.cast_unsigned() + first.cast_unsigned();
+        let label_b = label_b.as_ref().map(|label_b| {
+            let share = config.training.label_dropout;
+            draws::with_dropped(label_b, (seed, number), share, self.model.facts().classes)
+        });
         let part = |start: i64| {
             let numbers = number + start.cast_unsigned()..number + (start + batch).cast_unsigned();
             Ok(Batch {
@@ -68,6 +72,7 @@ impl Feed<'_> {
                 t_b: self.model.draw_training_t(&u_b.narrow(0, start, batch))?,
                 counted_bl: counted_bl.as_ref().map(|counted| counted.narrow(0, start, batch)),
                 given_bl: given_bl.as_ref().map(|given| given.narrow(0, start, batch)),
+                label_b: label_b.as_ref().map(|label_b| label_b.narrow(0, start, batch)),
                 u_bl: Some(u_bl.narrow(0, start, batch)),
                 streams: Some(Streams::new(seed, Purpose::Draws, numbers)),
             })

@@ -56,6 +56,8 @@ pub struct Plot {
     pub title: String,
     /// The name of the values.
     pub metric: String,
+    /// What the horizontal axis counts; steps, where it says nothing.
+    pub axis: &'static str,
     /// Whether the axis of steps is logarithmic.
     pub log_x: bool,
     /// Whether the axis of values is.
@@ -81,7 +83,8 @@ impl Plot {
         let mut svg = Svg::new(WIDTH, HEIGHT + rows * ROW);
         style(&mut svg);
         svg.text(Spot { x: LEFT, y: 26.0, anchor: "start" }, "ink title", "", &self.title);
-        axes::draw(&mut svg, &x, &y, ("step", &self.metric));
+        let counted = if self.axis.is_empty() { "step" } else { self.axis };
+        axes::draw(&mut svg, &x, &y, (counted, &self.metric));
         let pixels = |points: &[(f64, f64)]| -> Vec<(f64, f64)> {
             points.iter().map(|(step, value)| (x.at(*step), y.at(*value))).collect()
         };

@@ -8,12 +8,28 @@ use serde_json::{Value, json};
 /// Figures of a paper.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
-struct Published {
-    title: String,
-    source: String,
-    metric: String,
-    /// Set of text to method to value.
-    rows: toml::Table,
+pub struct Published {
+    /// What they are of.
+    pub title: String,
+    /// The paper.
+    pub source: String,
+    /// The name of the metric.
+    pub metric: String,
+    /// Set of text, or number of steps, to method to value.
+    pub rows: toml::Table,
+}
+
+impl Published {
+    /// The methods that it has figures of.
+    pub fn methods(&self) -> Vec<&str> {
+        let mut methods: Vec<&str> = Vec::new();
+        for (method, _) in self.rows.values().filter_map(toml::Value::as_table).flatten() {
+            if !methods.contains(&method.as_str()) {
+                methods.push(method);
+            }
+        }
+        methods
+    }
 }
 
 #[derive(Debug, Deserialize)]
@@ -22,8 +38,8 @@ struct File {
     table: Vec<Published>,
 }
 
-/// The published tables that have a set in common with our results, with these.
-pub(super) fn beside(results: &[Value]) -> Result<Vec<Value>> {
+/// All figures of `configs/published`.
+pub fn figures() -> Result<Vec<Published>> {
     let mut tables = Vec::new();
     for name in shelf_names("published") {
         let (file, text) = shelf_file("published", &name)?.unwrap_or_default();
@@ -33,17 +49,18 @@ pub(super) fn beside(results: &[Value]) -> Result<Vec<Value>> {
         })?;
         tables.extend(read.table);
     }
+    Ok(tables)
+}
+
+/// The published tables that have a set in common with our results, with these.
+pub(super) fn beside(results: &[Value]) -> Result<Vec<Value>> {
+    let tables = figures()?;
     let beside = tables.iter().map(|table| row_by_row(table, results));
     Ok(beside.flatten().collect())
 }
 
 fn row_by_row(table: &Published, results: &[Value]) -> Option<Value> {
-    let mut methods: Vec<&String> = Vec::new();
-    for (method, _) in table.rows.values().filter_map(toml::Value::as_table).flatten() {
-        if !methods.contains(&method) {
-            methods.push(method);
-        }
-    }
+    let methods = table.methods();
     let ours = |set: &str| -> Vec<Value> {
         let of_set = results.iter().filter(|result| result["set"] == set);
         let with = of_set.filter_map(|result| {

@@ -93,6 +93,7 @@ pub fn run(report: &Report, folders: &[PathBuf], asked: &Asked) -> Result<()> {
         log_x: asked.log_x,
         log_y: asked.log_y,
         curves,
+        ..Plot::default()
     };
     ownership::put(&asked.svg, Kind::Plot, SVG, asked.force, &plot.svg())?;
     let (path, lines) = (asked.svg.display().to_string(), plot.curves.len());

@@ -107,6 +107,9 @@ pub(super) enum Mask {
 
 const HEAD_SIZE: &str = "model.head_size";
 
+/// Which may have names, and then is their number.
+const CLASSES: &str = "model.classes";
+
 /// The value of a dotted key.
 fn get<'a>(config: &'a Value, key: &str) -> &'a Value {
     key.split('.').fold(config, |value, part| &value[part])
@@ -161,7 +164,9 @@ impl Layout {
     pub(super) fn fits(&self, theirs: &Value, tensors: &[String]) -> bool {
         let known = |(key, value): (&String, &Value)| {
             let has = get(theirs, key);
-            value.as_array().map_or(has == value, |words| words.contains(has))
+            // A switch that a file does not have is off.
+            let off = has.is_null() && *value == Value::Bool(false);
+            off || value.as_array().map_or(has == value, |words| words.contains(has))
         };
         let told = |tensor: &String| {
             let mask =
@@ -281,9 +286,10 @@ impl Layout {
         {
             return false;
         }
-        // A model in blocks has the same tensors as one without: the key alone tells them apart.
-        let blocks = config.top.block_size.is_some();
+        // A model in blocks has the same tensors as one without: the key alone tells them apart. One with classes has a table more.
+        let (blocks, classes) = (config.top.block_size.is_some(), config.classes() > 0);
         blocks == self.keys.contains_key("block_size")
+            && classes == self.keys.contains_key(CLASSES)
             && self.model.iter().filter(|(key, _)| chooses(key)).all(|(key, value)| {
                 let has = config.layers.value(key).unwrap_or(Value::Null);
                 // A switch that nobody has set is off.
@@ -311,7 +317,11 @@ impl Layout {
         }
         for (key, their_key) in &self.keys {
             let value = config.layers.value(key).unwrap_or(Value::Null);
-            let value = if value == json!(0) { derived(config, key) } else { value };
+            let value = match value == json!(0) {
+                true if key == CLASSES => json!(config.classes()),
+                true => derived(config, key),
+                false => value,
+            };
             put(&mut theirs, their_key.as_str().unwrap_or_default(), value);
         }
         let tokens = vocab_size - i64::from(self.vocabulary.mask == Mask::Apart);

@@ -1,9 +1,10 @@
-//! The model as a sampler sees it whose laws are guided: pushed away from what the model says without knowing what is given.
+//! The model as a sampler sees it whose laws are guided: pushed away from what the model says without knowing what is given, or of which class
+//! a text is.
 
 use std::cell::{Cell, RefCell};
 
 use maskdiff_plugin_api::{
-    Interpolation, Mix, Model as Lent, Pass, Passed, Rated, Result, Window, bail, ensure,
+    Guidance, Interpolation, Mix, Model as Lent, Pass, Passed, Rated, Result, Window, bail,
 };
 use tch::{Device, Kind, Tensor};
 
@@ -12,38 +13,64 @@ use crate::model::Model;
 /// A model with guided laws. Shape letters: `B` sequences of a walk, `N` rows, `V` vocabulary including the mask.
 ///
 /// # Equation
-/// `log p = normalised (1 + w) log p(x0 | xt) - w log p(x0 | xt with every given token masked)`; a score is guided alike, and keeps the sum that
-/// it has without.
+/// `log p = normalised g log p(x0 | xt, known) + (1 - g) log p(x0 | xt)`; a score is guided alike, and keeps the sum that it has without. What is
+/// known is a label, or the given tokens, without which they are masked. Where noise is other tokens than the mask, samplers that ask for it
+/// ([`Lent::guidance`]) guide the law of a step by labels in this way, and not that of clean tokens.
 ///
 /// # Source
-/// Nie et al. 2025, arXiv:2410.18514 (unsupervised guidance). Differences: published programs guide logits; of laws that come from them it is
-/// the same.
+/// Schiff et al. 2024, arXiv:2412.10193, section 3.1 (D-CFG, labels); Nie et al. 2025, arXiv:2410.18514 (unsupervised guidance, `g = 1 + w`).
+/// Differences: published programs guide logits; of laws that come from them it is the same.
 ///
 /// # Cost
-/// Twice the tokens in each call; none more where nothing is given.
+/// Twice the tokens in each call; none more where nothing is known, or the scale is 0 or 1.
 #[derive(Debug)]
 pub struct GuidedView<'a> {
     model: &'a Model,
+    /// g: 1 is the law with what is known, 0 that without.
     scale: f64,
-    /// `[B, L] bool`.
-    given_bl: Tensor,
-    /// Whether any token is given.
-    any: bool,
+    by: By,
     /// The sequences that the next call is about.
     turned: RefCell<Option<Tensor>>,
     /// Whether a call came about other sequences than it could be told.
     untold: Cell<bool>,
 }
 
-/// What stands for a probability of zero in the law that is left behind: its logarithm would leave no numbers.
-const NEVER: f64 = -1e4;
+/// What is known of the sequences of a walk.
+#[derive(Debug)]
+enum By {
+    /// Tokens, `[B, L] bool`.
+    Given(Tensor),
+    /// The class, `[B] i64`.
+    Label(Tensor),
+}
+
+impl By {
+    fn sequences(&self) -> i64 {
+        match self {
+            Self::Given(known) | Self::Label(known) => known.size()[0],
+        }
+    }
+}
+
+/// A question to the model: tokens, times, rows.
+type Law<'f> = &'f dyn Fn(&Tensor, &Tensor, &Tensor) -> Result<Tensor>;
 
 impl<'a> GuidedView<'a> {
-    /// Guided by `scale`, of walks in which `given_bl [B, L] bool` is given.
-    pub fn new(model: &'a Model, scale: f64, given_bl: &Tensor) -> Self {
+    /// Guided by `w`, which is `g - 1`, of walks in which `given_bl [B, L] bool` is given.
+    pub fn new(model: &'a Model, w: f64, given_bl: &Tensor) -> Self {
         let any = given_bl.any().int64_value(&[]) == 1;
-        let (turned, untold) = (RefCell::new(None), Cell::new(false));
-        Self { model, scale, given_bl: given_bl.shallow_clone(), any, turned, untold }
+        // Where nothing is given, both laws are one.
+        let scale = if any { 1.0 + w } else { 1.0 };
+        Self::by(model, scale, By::Given(given_bl.shallow_clone()))
+    }
+
+    /// Of these classes, `label_b [B] i64`, guided by `g`.
+    pub fn labelled(model: &'a Model, scale: f64, label_b: &Tensor) -> Self {
+        Self::by(model, scale, By::Label(label_b.shallow_clone()))
+    }
+
+    fn by(model: &'a Model, scale: f64, by: By) -> Self {
+        Self { model, scale, by, turned: RefCell::new(None), untold: Cell::new(false) }
     }
 
     /// Whether a sampler has asked about some of the sequences without saying which. It walks them one at a time, then.
@@ -51,23 +78,16 @@ impl<'a> GuidedView<'a> {
         self.untold.get()
     }
 
-    /// What is given of the sequences `[n, L]` that a call is about.
-    fn given_of(&self, x_nl: &Tensor) -> Result<Tensor> {
-        let (shown, all) = (x_nl.size()[0], self.given_bl.size()[0]);
-        ensure!(
-            x_nl.size()[1] == self.given_bl.size()[1],
-            Shape,
-            "a guided call over {} tokens of sequences of {}",
-            x_nl.size()[1],
-            self.given_bl.size()[1]
-        );
+    /// What is known of the `shown` sequences that a call is about: rows of `known`.
+    fn of_call(&self, known: &Tensor, shown: i64) -> Result<Tensor> {
+        let all = self.by.sequences();
         match self.turned.borrow_mut().take() {
             Some(sequences_n) if sequences_n.size() == [shown] => {
-                Ok(self.given_bl.index_select(0, &sequences_n))
+                Ok(known.index_select(0, &sequences_n))
             }
-            _ if shown == all => Ok(self.given_bl.shallow_clone()),
+            _ if shown == all => Ok(known.shallow_clone()),
             // Of a single one all are about it.
-            _ if all == 1 => Ok(self.given_bl.expand([shown, -1], false)),
+            _ if all == 1 => Ok(known.repeat_interleave_self_int(shown, 0, shown)),
             _ => {
                 self.untold.set(true);
                 bail!(
@@ -78,39 +98,66 @@ impl<'a> GuidedView<'a> {
         }
     }
 
-    /// What the model says of tokens with and without what is given, by a call over both.
-    fn both(
+    /// What the model says of tokens with what is known and without it, by a call over both; one law where the scale leaves one.
+    fn laws(
         &self,
         xt_bl: &Tensor,
         t_b: &Tensor,
         rows_n: &Tensor,
-        law: impl Fn(&Tensor, &Tensor, &Tensor) -> Result<Tensor>,
-    ) -> Result<[Tensor; 2]> {
-        let given = self.given_of(xt_bl)?;
-        let Some(mask) = self.model.mask_id() else {
-            bail!(Unsupported, "guidance masks what is given, and the process has no mask")
+        law: Law<'_>,
+    ) -> Result<(Tensor, Option<Tensor>)> {
+        let (n, shown) = (rows_n.size()[0], xt_bl.size()[0]);
+        let (with, without) = (self.scale != 0.0, self.scale != 1.0);
+        let copies = |of: &Tensor| {
+            if with && without { Tensor::cat(&[of, of], 0) } else { of.shallow_clone() }
         };
-        let without = xt_bl.masked_fill(&given, mask);
-        let rows_2n = Tensor::cat(&[rows_n, &(rows_n + xt_bl.numel() as i64)], 0);
-        let both =
-            law(&Tensor::cat(&[xt_bl, &without], 0), &Tensor::cat(&[t_b, t_b], 0), &rows_2n)?;
-        let n = rows_n.size()[0];
-        Ok([both.narrow(0, 0, n), both.narrow(0, n, n)])
+        let rows = match with && without {
+            true => Tensor::cat(&[rows_n, &(rows_n + xt_bl.numel() as i64)], 0),
+            false => rows_n.shallow_clone(),
+        };
+        let laws = match &self.by {
+            By::Given(given_bl) => {
+                let Some(mask) = self.model.mask_id() else {
+                    bail!(Unsupported, "guidance masks what is given, and the process has no mask")
+                };
+                let given = without.then(|| self.of_call(given_bl, shown)).transpose()?;
+                let masked = given.map(|given| xt_bl.masked_fill(&given, mask));
+                let parts: Vec<&Tensor> =
+                    with.then_some(xt_bl).into_iter().chain(masked.as_ref()).collect();
+                law(&Tensor::cat(&parts, 0), &copies(t_b), &rows)?
+            }
+            By::Label(label_b) => {
+                let own = with.then(|| self.of_call(label_b, shown)).transpose()?;
+                let none = || {
+                    Tensor::full([shown], self.model.facts().classes, (Kind::Int64, xt_bl.device()))
+                };
+                let parts: Vec<Tensor> = own.into_iter().chain(without.then(none)).collect();
+                let labels = Tensor::cat(&parts, 0);
+                self.model.labelled(&labels, || law(&copies(xt_bl), &copies(t_b), &rows))?
+            }
+        };
+        Ok(match with && without {
+            true => (laws.narrow(0, 0, n), Some(laws.narrow(0, n, n))),
+            false => (laws, None),
+        })
     }
 
-    /// `(1 + w) l - w u`; what is never there stays so.
-    fn pushed(&self, l: &Tensor, u: &Tensor) -> Tensor {
-        let pushed = l * (1.0 + self.scale) - u.clamp_min(NEVER) * self.scale;
-        pushed.masked_fill(&l.eq(f64::NEG_INFINITY), f64::NEG_INFINITY)
+    /// The class of the sequences of a call that reads the network past the laws: where one law is all there is.
+    fn label_of(&self, what: &str, shown: i64) -> Result<Tensor> {
+        match &self.by {
+            By::Label(label_b) if self.scale == 1.0 => self.of_call(label_b, shown),
+            By::Label(label_b) if self.scale == 0.0 => {
+                Ok(self.of_call(label_b, shown)?.full_like(self.model.facts().classes))
+            }
+            By::Label(_) => unguided(what, "sampling.guidance_scale"),
+            By::Given(_) => unguided(what, "sampling.cfg_scale"),
+        }
     }
 }
 
 /// A call that reads the network past the laws.
-fn unguided<T>(what: &str) -> Result<T> {
-    bail!(
-        Unsupported,
-        "this sampler asks for `{what}`, and guidance (`sampling.cfg_scale`) changes laws alone"
-    )
+fn unguided<T>(what: &str, key: &str) -> Result<T> {
+    bail!(Unsupported, "this sampler asks for `{what}`, and guidance (`{key}`) changes laws alone")
 }
 
 /// Methods that are the model's own.
@@ -143,49 +190,79 @@ impl Lent for GuidedView<'_> {
         interpolating_nll(rows: &Interpolation) -> Result<Tensor>;
         offers(capability: &String) -> Result<Option<bool>>;
         given() -> Result<Option<Tensor>>;
-        label() -> Result<Option<Tensor>>;
         step() -> Result<Option<i64>>;
         uniforms(shape: &Vec<i64>) -> Result<Tensor>;
         normals(shape: &Vec<i64>) -> Result<Tensor>;
-        window(window: &Window) -> Result<()>;
         token_sigma(tokens_bl: &Tensor, t_b: &Tensor) -> Result<Tensor>;
         token_dsigma(tokens_bl: &Tensor, t_b: &Tensor) -> Result<Tensor>;
         corrupt_tokens(x0_bl: &Tensor, alpha_bl: &Tensor) -> Result<Tensor>;
         rated_nll(rows: &Rated) -> Result<Tensor>;
     }
 
-    fn hidden(&self, _: &Tensor, _: &Tensor) -> Result<Tensor> {
-        unguided("hidden")
+    fn hidden(&self, xt_bl: &Tensor, sigma_b: &Tensor) -> Result<Tensor> {
+        let label_b = self.label_of("hidden", xt_bl.size()[0])?;
+        self.model.labelled(&label_b, || Lent::hidden(self.model, xt_bl, sigma_b))
     }
 
     fn extend(&self, _: &Tensor, _: Vec<Tensor>) -> Result<(Tensor, Vec<Tensor>)> {
-        unguided("extend")
+        bail!(Unsupported, "this sampler asks for `extend`, and guidance changes laws alone")
     }
 
-    fn pass(&self, _: &Pass) -> Result<Passed> {
-        unguided("pass")
+    fn pass(&self, pass: &Pass) -> Result<Passed> {
+        let label_b = self.label_of("pass", pass.tokens.ids().size()[0])?;
+        self.model.labelled(&label_b, || Lent::pass(self.model, pass))
+    }
+
+    fn window(&self, window: &Window) -> Result<()> {
+        match &self.by {
+            By::Given(_) => Lent::window(self.model, window),
+            By::Label(_) => bail!(
+                Unsupported,
+                "keys and values that are kept (`cache`) are those of texts without a label"
+            ),
+        }
+    }
+
+    fn label(&self) -> Result<Option<Tensor>> {
+        match &self.by {
+            By::Given(_) => Lent::label(self.model),
+            By::Label(label_b) => Ok(Some(label_b.shallow_clone())),
+        }
     }
 
     fn log_x0(&self, xt_bl: &Tensor, t_b: &Tensor, rows_n: &Tensor) -> Result<Tensor> {
-        if !self.any {
-            return Lent::log_x0(self.model, xt_bl, t_b, rows_n);
+        let law = |x: &Tensor, t: &Tensor, rows: &Tensor| Lent::log_x0(self.model, x, t, rows);
+        Ok(match self.laws(xt_bl, t_b, rows_n, &law)? {
+            (l, Some(u)) => Guidance::away(self.scale, l, u).clean(),
+            (law, None) => law,
+        })
+    }
+
+    /// Of a process with a mask it is the law of clean tokens that is guided: mixing the laws of a step would change how many tokens open.
+    fn guidance(&self, xt_bl: &Tensor, t_b: &Tensor, rows_n: &Tensor) -> Result<Option<Guidance>> {
+        if matches!(self.by, By::Given(_))
+            || self.model.mask_id().is_some()
+            || self.scale == 0.0
+            || self.scale == 1.0
+        {
+            return Ok(None);
         }
         let law = |x: &Tensor, t: &Tensor, rows: &Tensor| Lent::log_x0(self.model, x, t, rows);
-        let [l, u] = self.both(xt_bl, t_b, rows_n, law)?;
-        Ok(self.pushed(&l, &u).log_softmax(-1, l.kind()))
+        let (l, u) = self.laws(xt_bl, t_b, rows_n, &law)?;
+        Ok(u.map(|u| Guidance::away(self.scale, l, u)))
     }
 
     fn score(&self, xt_bl: &Tensor, t_b: &Tensor, rows_n: &Tensor) -> Result<Tensor> {
-        if !self.any {
-            return Lent::score(self.model, xt_bl, t_b, rows_n);
-        }
         let law = |x: &Tensor, t: &Tensor, rows: &Tensor| Lent::score(self.model, x, t, rows);
-        let [l, u] = self.both(xt_bl, t_b, rows_n, law)?;
+        let (l, u) = match self.laws(xt_bl, t_b, rows_n, &law)? {
+            (l, Some(u)) => (l, u),
+            (law, None) => return Ok(law),
+        };
         // The ratio of the token that is there is 1, and no part of what is guided.
         let own_n1 = xt_bl.reshape([-1]).index_select(0, rows_n).unsqueeze(1);
-        let [others, u] = [&l, &u].map(|x| x.scatter_value(1, &own_n1, 0.0));
+        let [others, u] = [&l, &u].map(|x| x.scatter_value(1, &own_n1, 0.0).to_kind(Kind::Double));
         let sum = others.sum_dim_intlist([-1i64].as_slice(), true, Kind::Double);
-        let shares = self.pushed(&others.log(), &u.log()).softmax(-1, Kind::Double);
+        let shares = Guidance::away(self.scale, others.log(), u.log()).clean().exp();
         let guided = (shares * sum).to_kind(l.kind());
         Ok(guided.scatter(1, &own_n1, &l.gather(1, &own_n1, false)))
     }
