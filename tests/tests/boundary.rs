@@ -179,13 +179,13 @@ fn the_mask_is_that_of_the_process() {
 }
 
 #[test]
-fn networks_in_python_are_told_to_wait() {
+fn processes_in_python_are_told_to_wait() {
     let folder = tempfile::tempdir().expect("a folder");
-    for word in ["backbone=python:net.py:Net", "backbone=python"] {
+    for word in ["diffusion=python:noise.py:Noise", "diffusion=python"] {
         train(folder.path(), &[word]).expect(3).says(&[
-            "there is no backbone `python",
-            "networks are written in Rust until",
-            "maskdiff plugins new backbone NAME",
+            "there is no process `python",
+            "a process is written in Rust until",
+            "maskdiff plugins new process NAME",
         ]);
     }
 }

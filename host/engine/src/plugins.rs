@@ -241,14 +241,9 @@ impl Registry {
             .filter(|(_, c)| c.name == name && !c.schema["properties"]["argument"].is_null())
             .map(|(_, c)| c.kind.as_str())
             .collect();
-        let what = if kind == ComponentKind::Backbone {
-            "networks are".into()
-        } else {
-            format!("a {kind} is")
-        };
         (!kinds.is_empty()).then(|| {
             format!(
-                "`{name}` has {} so far; {what} written in Rust until `{name}` has them too: `maskdiff plugins new {kind} NAME`",
+                "`{name}` has {} so far; a {kind} is written in Rust until `{name}` has them too: `maskdiff plugins new {kind} NAME`",
                 kinds.join(", ")
             )
         })
