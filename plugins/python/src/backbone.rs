@@ -78,6 +78,7 @@ impl Backbone for PythonBackbone {
     }
 
     fn hidden(&self, xt_bl: &Tensor, sigma_b: &Tensor, train: bool) -> Result<Tensor> {
+        check_shape!(xt_bl, [B, L], Int64);
         let arguments = [A::Tensor(xt_bl), A::Tensor(sigma_b), A::Flag(train)];
         self.object.tensor("hidden", &arguments, None)
     }

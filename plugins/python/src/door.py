@@ -166,7 +166,7 @@ def make(name, kind, promises, options, context):
         raise AttributeError(f'`{file}` has no class `{attribute}`; it has {", ".join(names) or "none"}')
     for promise in promises:
         if getattr(getattr(module, attribute), promise, False) is not True:
-            raise TypeError(f'`{attribute}` must say `{promise} = True`: samplers rely on it (see the guide, page python)')
+            raise TypeError(f'`{attribute}` must say `{promise} = True`: other components rely on it (see the guide, page python)')
     device = 'cpu' if context['cuda'] is None else f'cuda:{context["cuda"]}'
     facts = {**context, 'kind': DTYPES[context['kind']], 'device': torch.device(device)}
     made = getattr(module, attribute)(types.SimpleNamespace(**facts), **options)
@@ -234,6 +234,8 @@ def call(request, tensors, count, host, answer):
         value = answer_to(json.loads(request), [wrap(tensors[i]) for i in range(count)], host, lent)
         if isinstance(value, torch.Tensor):
             held, value = [value], None
+        elif isinstance(value, tuple) and value and all(isinstance(part, torch.Tensor) for part in value):
+            held, value = list(value), None
         elif isinstance(value, tuple) and len(value) == 2 and isinstance(value[1], list):
             value, held = value
         said = json.dumps({'value': value}, default=repr, allow_nan=False)

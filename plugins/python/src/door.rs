@@ -20,6 +20,7 @@ pub(crate) enum Argument<'a> {
     Model,
     Tensor(&'a Tensor),
     Number(f64),
+    Count(i64),
     Flag(bool),
 }
 
@@ -67,6 +68,7 @@ impl Object {
             .map(|argument| match argument {
                 Argument::Model => json!({"model": facts(model)}),
                 Argument::Number(number) => json!(number),
+                Argument::Count(count) => json!(count),
                 Argument::Flag(flag) => json!(flag),
                 Argument::Tensor(tensor) => {
                     tensors.push(*tensor);
@@ -89,6 +91,20 @@ impl Object {
         match answer.tensors.pop() {
             Some(tensor) => Ok(tensor),
             None => bail!(Shape, "`{method}` returned {}, expected a tensor", answer.said["value"]),
+        }
+    }
+
+    /// A method that gives two tensors.
+    pub(crate) fn tensors(&self, method: &str, arguments: &[Argument<'_>]) -> Result<[Tensor; 2]> {
+        let answer = self.call(method, arguments, None)?;
+        let count = answer.tensors.len();
+        match <[Tensor; 2]>::try_from(answer.tensors) {
+            Ok(both) => Ok(both),
+            Err(_) => bail!(
+                Shape,
+                "`{method}` returned {count} tensors and {}, expected two tensors",
+                answer.said["value"]
+            ),
         }
     }
 

@@ -1,5 +1,5 @@
-//! Components written in Python: `sampling.predictor=python:my_sampler.py:MySampler`, and so for networks, noise schedules and
-//! parameterizations.
+//! Components written in Python: `sampling.predictor=python:my_sampler.py:MySampler`, and so for networks, processes, noise
+//! schedules and parameterizations.
 //!
 //! The interpreter runs inside this process, over the same libtorch: tensors cross as `torch.Tensor` without a copy, and
 //! autograd goes through. It is looked for when the first such component is made, so this plugin loads on a machine
@@ -13,6 +13,7 @@ use serde_json::{Map, Value, json};
 mod backbone;
 mod door;
 mod interpreter;
+mod process;
 
 use door::{Argument as A, Made, Object};
 
