@@ -158,6 +158,20 @@ impl Parameters {
         }
     }
 
+    /// A tensor that something else has made and computes with: it stays the very tensor, whatever its kind and device.
+    #[track_caller]
+    pub fn given(&mut self, name: &str, tensor: &Tensor, trainable: bool) {
+        self.shared(name, tensor);
+        if let Some(entry) = self.entries.last_mut() {
+            entry.trainable = trainable;
+        }
+    }
+
+    /// Says that the matrix `[out, in]` of that name is a linear map, which can be adapted from outside.
+    pub fn maps(&mut self, name: &str) {
+        self.maps.push(Map { name: name.to_string(), transposed: false, slot: None });
+    }
+
     /// The type of the parameters.
     pub fn kind(&self) -> Kind {
         self.kind

@@ -17,7 +17,7 @@ use maskdiff_engine::learner::{Ask, Batch, Learner};
 use maskdiff_engine::model::Model;
 use maskdiff_tests::bench::{Size, median, peak_mib, tokens};
 use maskdiff_tests::original::{Original, loss_difference};
-use maskdiff_tests::{registry, target};
+use maskdiff_tests::{python, registry, root, target};
 use serde_json::Value;
 use tch::Tensor;
 
@@ -52,8 +52,18 @@ fn report(name: &str, size: &Size, seconds: Vec<f64>) {
 
 /// The step of the issue: DiT hidden 256, 4 blocks, L = 128, batch 32, dropout 0.1, average, clip.
 fn product(vocab_size: i64, steps: u64) {
+    of_network("product", "dit", vocab_size, steps);
+}
+
+/// The same step with the network as a class in Python.
+fn in_python(vocab_size: i64, steps: u64) {
+    let file = root().join("plugins/python/examples/dit.py");
+    of_network("python", &format!("python:{}:Dit", file.display()), vocab_size, steps);
+}
+
+fn of_network(name: &str, backbone: &str, vocab_size: i64, steps: u64) {
     let size = Size::small(vocab_size, 128);
-    let model = size.model(&registry());
+    let model = size.model_of(&registry(), backbone, "subs");
     let mut learner =
         Learner::new(&model, &config(&[]), Rc::new(World::alone())).expect("a learner");
     let mut step = |k| {
@@ -64,7 +74,7 @@ fn product(vocab_size: i64, steps: u64) {
     };
     step(0);
     let seconds = (1..=steps).map(&mut step).collect();
-    report(&format!("product_{vocab_size}"), &size, seconds);
+    report(&format!("{name}_{vocab_size}"), &size, seconds);
 }
 
 fn original(vocab_size: i64, steps: u64) {
@@ -186,13 +196,18 @@ fn main() {
         Ok("original_50258") => return original(50_258, 3),
         Ok("product_1024") => return product(1024, 9),
         Ok("original_1024") => return original(1024, 9),
+        Ok("python_50258") => return in_python(50_258, 5),
+        Ok("python_1024") => return in_python(1024, 9),
         Ok("checkpointing") => return checkpointing(),
         _ => {}
     }
     let own = std::env::current_exe().expect("this program");
-    for name in
-        ["product_1024", "original_1024", "product_50258", "original_50258", "checkpointing"]
-    {
+    let in_python: &[&str] = match python() {
+        Some(_) => &["python_1024", "python_50258"],
+        None => &[],
+    };
+    let names = ["product_1024", "original_1024", "product_50258", "original_50258"];
+    for name in names.iter().chain(in_python).chain(&["checkpointing"]) {
         let status = Command::new(&own).env(ASKED, name).status();
         assert!(status.expect("the child starts").success(), "{name} failed");
     }

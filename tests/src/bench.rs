@@ -91,6 +91,11 @@ impl Size {
         if backbone != "dimamba" {
             options["n_heads"] = json!(self.n_heads);
         }
+        // `python:FILE:CLASS` as the configuration has it.
+        let (backbone, argument) = backbone.split_once(':').unwrap_or((backbone, ""));
+        if !argument.is_empty() {
+            options["argument"] = json!(argument);
+        }
         let choices = Choices {
             backbone: Choice { name: backbone.into(), options },
             process: choice(process),

@@ -74,6 +74,16 @@ pub fn python() -> Option<PathBuf> {
     named.filter(|python| python.is_file()).or_else(|| made().filter(ready))
 }
 
+/// The option `model.argument=FILE:CLASS` for a class of `plugins/python/examples`; says why where there is no Python.
+pub fn python_example(class: &str) -> Option<String> {
+    if python().is_none() {
+        skipped("no Python with torch, see `scripts/setup.sh --python`");
+        return None;
+    }
+    let folder = root().join("plugins/python/examples");
+    Some(format!("model.argument={}", folder.join(class).display()))
+}
+
 /// The Python of an environment that `scripts/setup.sh` made in the user's cache.
 fn environment(name: &str) -> Option<PathBuf> {
     let cache = std::env::var_os("XDG_CACHE_HOME").map(PathBuf::from);

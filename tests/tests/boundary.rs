@@ -177,15 +177,3 @@ fn the_mask_is_that_of_the_process() {
         .expect(3)
         .says(&["process `maskless`: `mask_id` is 198, outside 0..197"]);
 }
-
-#[test]
-fn networks_in_python_are_told_to_wait() {
-    let folder = tempfile::tempdir().expect("a folder");
-    for word in ["backbone=python:net.py:Net", "backbone=python"] {
-        train(folder.path(), &[word]).expect(3).says(&[
-            "there is no backbone `python",
-            "networks are written in Rust until",
-            "maskdiff plugins new backbone NAME",
-        ]);
-    }
-}

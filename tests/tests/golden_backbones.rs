@@ -1,7 +1,9 @@
 //! Golden cases b and c: logits and gradients of the networks, in float32 and float64.
 
 use maskdiff_plugin_api::Denoiser;
-use maskdiff_tests::{Setup, Tensors, assert_close, distance, golden_case, registry};
+use maskdiff_tests::{
+    Setup, Tensors, assert_close, distance, golden_case, python_example, registry,
+};
 use serde_json::{Value, json};
 use tch::{Kind, Tensor};
 
@@ -57,6 +59,15 @@ fn check(case: &Value, overrides: &[&str]) {
 fn golden_dit() {
     let Some(case) = golden_case("b_dit") else { return };
     check(&case, &["time_conditioning=True"]);
+}
+
+/// The same network as a class in Python.
+#[test]
+fn golden_dit_in_python() {
+    let (Some(case), Some(dit)) = (golden_case("b_dit"), python_example("dit.py:Dit")) else {
+        return;
+    };
+    check(&case, &["time_conditioning=True", "backbone=python", &dit]);
 }
 
 #[test]

@@ -6,12 +6,29 @@ use maskdiff_config::{Request, load};
 use maskdiff_engine::clock;
 use maskdiff_engine::distributed::World;
 use maskdiff_engine::learner::{Ask, Batch, Learner};
-use maskdiff_tests::{Setup, Tensors, assert_close, golden_case, registry};
+use maskdiff_tests::{Setup, Tensors, assert_close, golden_case, python_example, registry};
+use serde_json::{Value, json};
 use tch::{Kind, Tensor};
 
 #[test]
 fn golden_twenty_steps_of_training() {
     let Some(case) = golden_case("j_train") else { return };
+    twenty_steps(&case, &[]);
+}
+
+/// The same with the network as a class in Python.
+#[test]
+fn golden_twenty_steps_of_training_in_python() {
+    let (Some(case), Some(dit)) = (golden_case("j_train"), python_example("dit.py:Dit")) else {
+        return;
+    };
+    twenty_steps(&case, &["backbone=python", &dit]);
+}
+
+fn twenty_steps(case: &Value, more: &[&str]) {
+    let mut overrides = case["overrides"].as_array().cloned().unwrap_or_default();
+    overrides.extend(more.iter().map(|word| json!(word)));
+    let overrides = json!(overrides);
     for (kind, suffix) in [(Kind::Float, ""), (Kind::Double, ".f64")] {
         let numbers = |key: &str| case["optim"][key].to_string();
         let warmup = &case["warmup"];
@@ -29,7 +46,7 @@ fn golden_twenty_steps_of_training() {
         })
         .expect("the configuration");
         let mask = case["mask_index"].as_i64().expect("mask_index");
-        let setup = Setup::new(&case["model"], &case["overrides"], mask, kind);
+        let setup = Setup::new(&case["model"], &overrides, mask, kind);
         let model = setup.build(&registry(), "models/dit.safetensors");
         let steps = Tensors::golden("j_train/steps.safetensors");
         let at = |name: &str, k: i64| steps.get(name).get(k);

@@ -35,7 +35,7 @@ fn training_and_sampling_in_python_give_the_numbers_of_rust() {
     let Some(python) = python() else { return };
     let folder = tempfile::tempdir().expect("a folder");
     let folder = folder.path();
-    let (subs, noise) = (example("subs.py", "Subs"), example("subs.py", "LogLinear"));
+    let (subs, noise) = (example("subs.py", "Subs"), example("loglinear.py", "LogLinear"));
     let sampler = example("ddpm_cache.py", "DdpmCache");
     let chosen = [
         format!("parameterization={subs}"),
@@ -80,22 +80,75 @@ fn training_and_sampling_in_python_give_the_numbers_of_rust() {
 fn the_examples_in_python_keep_their_contracts() {
     let Some(python) = python() else { return };
     let folder = tempfile::tempdir().expect("a folder");
-    let plugin = maskdiff_tests::target().join("libmaskdiff_python.so").display().to_string();
-    let class = example("ddpm_cache.py", "DdpmCache");
-    let argument = format!("argument={}", class.strip_prefix("python:").expect("its name"));
-    let words = ["plugins", "check", &plugin, "--kind", "sampler", &argument];
-    run_with(&python, folder.path(), &words).expect(0);
+    let check = |kind: &str, file: &str, class: &str, more: &[&str]| {
+        let class = example(file, class);
+        let class = class.strip_prefix("python:").expect("its name");
+        let words = ["plugins", "check", class, "--kind", kind];
+        run_with(&python, folder.path(), &[&words[..], more].concat())
+    };
+    for (kind, file, class) in [
+        ("backbone", "dit.py", "Dit"),
+        ("parameterization", "subs.py", "Subs"),
+        ("sampler", "ddpm_cache.py", "DdpmCache"),
+    ] {
+        let out = check(kind, file, class, &[]);
+        assert!(out.expect(0).stdout.contains("keeps its contract"), "{out:?}");
+    }
     // An option of the class, not of the plugin.
-    let words = [&words[..], &["steps=0"]].concat();
-    run_with(&python, folder.path(), &words)
+    check("sampler", "ddpm_cache.py", "DdpmCache", &["steps=0"])
         .expect(3)
         .says(&["`sampling.steps` must be at least 1"]);
-    for (kind, class) in [("parameterization", "Subs"), ("noise", "LogLinear")] {
-        let class = example("subs.py", class);
-        let argument = format!("argument={}", class.strip_prefix("python:").expect("its name"));
-        let words = ["plugins", "check", &plugin, "--kind", kind, &argument];
-        run_with(&python, folder.path(), &words).expect(0);
+    // By the plugin file as well.
+    let plugin = maskdiff_tests::target().join("libmaskdiff_python.so").display().to_string();
+    let class = example("loglinear.py", "LogLinear").replacen("python:", "argument=", 1);
+    let words = ["plugins", "check", &plugin, "--kind", "noise", &class];
+    run_with(&python, folder.path(), &words).expect(0);
+    let words = ["plugins", "check", "mean.py:Mean"];
+    run_with(&python, folder.path(), &words).expect(2).says(&["`--kind KIND`"]);
+}
+
+/// A file of each kind as it is written for an author: it is there, it keeps its contract, and it is not written over.
+#[test]
+fn a_new_class_in_python_keeps_its_contract() {
+    let Some(python) = python() else { return };
+    let folder = tempfile::tempdir().expect("a folder");
+    let run = |words: &[&str]| run_with(&python, folder.path(), words);
+    for kind in ["backbone", "noise", "parameterization", "process", "sampler"] {
+        let name = format!("my-{kind}");
+        let out = run(&["plugins", "new", "--python", kind, &name]);
+        assert!(out.expect(0).stdout.contains(&format!("my_{kind}.py")), "{out:?}");
     }
+    run(&["plugins", "check", "my_process.py:MyProcess", "--kind", "process"]).expect(0);
+    run(&["plugins", "check", "my_backbone.py:MyBackbone", "--kind", "backbone"]).expect(0);
+    run(&["plugins", "new", "--python", "noise", "my-noise"]).expect(2).says(&["is there already"]);
+    run(&["plugins", "new", "--python", "noise", "my-other", "--api", "1.0"])
+        .expect(2)
+        .says(&["--python"]);
+}
+
+/// A process in Python gives the numbers of the same in Rust.
+#[test]
+fn a_process_in_python_trains_as_in_rust() {
+    let Some(python) = python() else { return };
+    let folder = tempfile::tempdir().expect("a folder");
+    let folder = folder.path();
+    let process = format!("diffusion={}", example("absorbing.py", "Absorbing"));
+    run_with(&python, folder, &[&["train", "run.dir=rust"], SMALL].concat()).expect(0);
+    let words = [&["train", "run.dir=python", &process], SMALL].concat();
+    run_with(&python, folder, &words).expect(0);
+    let numbers = |run: &str| -> Vec<f64> {
+        let all = metrics(&folder.join(run));
+        all.iter().filter_map(|line| line["train/nelbo"].as_f64()).collect()
+    };
+    let (rust, python_) = (numbers("rust"), numbers("python"));
+    assert_eq!(rust.len(), 20);
+    assert_eq!(rust, python_);
+    // What a class does not promise cannot be relied on.
+    let uniform = process.replacen("python:", "python_uniform:", 1);
+    let words = ["run.dir=uniform", &uniform, "parameterization=interpolating"];
+    run_with(&python, folder, &[&["train"], SMALL, &words].concat())
+        .expect(2)
+        .says(&["must say `uniform = True`"]);
 }
 
 #[test]
@@ -225,4 +278,47 @@ class Starts:
         let mask = line.split_whitespace().last().expect("a mask");
         assert_eq!(u64::from_str_radix(mask, 16).expect("a number"), 0, "{masks}");
     }
+}
+
+/// What `import maskdiff` draws is what `maskdiff sample` draws; mistakes are exceptions in maskdiff's words.
+#[test]
+fn a_checkpoint_is_used_from_python() {
+    let Some(python) = python() else { return };
+    let folder = tempfile::tempdir().expect("a folder");
+    let folder = folder.path();
+    run_with(&python, folder, &[&["train", "run.dir=first"], SMALL].concat()).expect(0);
+    let program = "
+import json, maskdiff
+from maskdiff._runs import records
+with maskdiff.load('first') as model:
+    drawn = model.sample('Ben has a', n=2, seed=7)
+    trace = model.trace('Ben has a', seed=7, steps=4)
+    likely = model.loglikelihood(['Ben has a hat.', 'hat'], likelihood='duel')
+    try:
+        model.sample(stepz=3)
+    except maskdiff.Error as error:
+        wrong = str(error)
+try:
+    maskdiff.load('nowhere')
+except maskdiff.Error as error:
+    absent = str(error)
+print(json.dumps({'ids': [text.ids for text in drawn], 'steps': len(trace), 'opened': sum(len(step['opened']) for step in trace),
+                  'likely': likely, 'wrong': wrong, 'absent': absent, 'runs': [run['run'] for run in records('.')]}))
+";
+    let mut command = std::process::Command::new(&python);
+    command.args(["-c", program]).current_dir(folder).env("PYTHONPATH", root().join("python"));
+    command.env("MASKDIFF_BINARY", maskdiff_tests::target().join("maskdiff"));
+    command.env("XDG_DATA_HOME", folder.join("data-home")).env("PYTHONDONTWRITEBYTECODE", "1");
+    let out = finish(&mut command);
+    let said = &out.expect(0).lines()[0];
+    let words = ["sample", "first", "--prompt", "Ben has a", "sampling.num_samples=2", "seed=7"];
+    let drawn = run_with(&python, folder, &words);
+    let theirs: Vec<Value> = drawn.expect(0).lines().iter().map(|l| l["ids"].clone()).collect();
+    assert_eq!(said["ids"], Value::from(theirs));
+    assert_eq!(said["steps"], 4);
+    assert!(said["opened"].as_u64() > Some(0), "{said}");
+    assert!(said["likely"][0].as_f64() < said["likely"][1].as_f64(), "{said}");
+    assert_eq!(said["wrong"], "unknown key `stepz`; did you mean `steps`?");
+    assert!(said["absent"].as_str().is_some_and(|said| said.contains("nowhere")), "{said}");
+    assert_eq!(said["runs"][0], "./first");
 }

@@ -210,9 +210,7 @@ impl Registry {
         });
         let Some(&first) = hits.next() else {
             let known: Vec<&str> = of_kind().map(|(_, c)| c.name.as_str()).collect();
-            let mut hint = self
-                .written_in_rust(kind, name)
-                .unwrap_or_else(|| unknown_hint(kind, name, &known));
+            let mut hint = unknown_hint(kind, name, &known);
             if let Some(broken) = self.broken.first() {
                 hint = format!(
                     "{broken}: copy or build that plugin again, if it is there; else {hint}"
@@ -232,28 +230,6 @@ impl Registry {
             ));
         }
         Ok(first)
-    }
-
-    /// Of `name:ARGUMENT` where components of other kinds take one: what kinds, and what to do for this one.
-    fn written_in_rust(&self, kind: ComponentKind, name: &str) -> Option<String> {
-        let name = name.split(':').next().unwrap_or(name);
-        let all = self.components();
-        let kinds: Vec<&str> = all
-            .iter()
-            .filter(|(_, c)| c.name == name && !c.schema["properties"]["argument"].is_null())
-            .map(|(_, c)| c.kind.as_str())
-            .collect();
-        let what = if kind == ComponentKind::Backbone {
-            "networks are".into()
-        } else {
-            format!("a {kind} is")
-        };
-        (!kinds.is_empty()).then(|| {
-            format!(
-                "`{name}` has {} so far; {what} written in Rust until `{name}` has them too: `maskdiff plugins new {kind} NAME`",
-                kinds.join(", ")
-            )
-        })
     }
 
     /// What stands behind the colon in `name:ARGUMENT`, where the named component has an option `argument`.

@@ -65,7 +65,7 @@ pub(super) enum Plugins {
         /// KEY=VALUE
         overrides: Vec<String>,
     },
-    /// Create a plugin crate from a template that builds, passes its contract and runs
+    /// Create a plugin crate, or a class in Python, from a template that passes its contract and runs
     ///
     /// KIND is backbone, noise, parameterization, process or sampler.
     New {
@@ -77,8 +77,11 @@ pub(super) enum Plugins {
         #[arg(long, value_name = "DIR", default_value = ".", value_hint = ValueHint::DirPath)]
         path: PathBuf,
         /// The source of maskdiff-plugin-api: a folder, a git address or a version
-        #[arg(long, value_name = "SOURCE")]
+        #[arg(long, value_name = "SOURCE", conflicts_with = "python")]
         api: Option<String>,
+        /// Write a Python file with a class instead of a crate
+        #[arg(long)]
+        python: bool,
     },
     /// Build a plugin, check its contract and install it for this user
     Build {
@@ -94,7 +97,7 @@ pub(super) enum Plugins {
     },
     /// Run the contract tests of each component of a plugin file, in child processes
     Check {
-        /// The plugin file
+        /// The plugin file, or FILE.py:CLASS with `--kind`
         #[arg(value_hint = ValueHint::FilePath)]
         file: PathBuf,
         /// Time limit per component, in seconds
@@ -284,11 +287,12 @@ pub(super) fn runs(command: Runs, report: &Report) -> Result<()> {
 }
 
 pub(super) fn plugins(command: Plugins, common: Common) -> Result<()> {
-    use commands::plugins::{build, check, docs, list, new, remove};
+    use commands::plugins::{build, check, class, docs, list, new, remove};
     match command {
         Plugins::List { overrides } => list::list(&common.overriding(overrides)),
         Plugins::Show { name, overrides } => list::show(&common.overriding(overrides), &name),
-        Plugins::New { kind, name, path, api } => {
+        Plugins::New { kind, name, path, python: true, .. } => class::new(&kind, &name, &path),
+        Plugins::New { kind, name, path, api, .. } => {
             new::new(&common, &kind, &name, &path, api.as_deref())
         }
         Plugins::Build { folder, release, force } => build::build(&common, &folder, release, force),

@@ -1,6 +1,7 @@
-"""`subs` and the log-linear schedule in Python: what MDLM trains with, and a place to start from.
+"""`subs` in Python: what MDLM trains with, and a place to start from.
 
-    maskdiff train parameterization=python:subs.py:Subs noise.type=python:subs.py:LogLinear
+    maskdiff train parameterization=python:subs.py:Subs
+    maskdiff plugins check subs.py:Subs --kind parameterization
 """
 import torch
 
@@ -36,22 +37,3 @@ class Subs:
         token = xt.flatten()[rows][:, None]
         certain = torch.full_like(log_p, -torch.inf).scatter(1, token, 0.0)
         return torch.where(token == self.mask, log_p, certain)
-
-
-class LogLinear:
-    """alpha(t) = 1 - (1 - eps) t; times and results [B] float64."""
-
-    def __init__(self, context, eps=1e-3):
-        self.eps = eps
-
-    def sigma(self, t):
-        return -torch.log1p(-(1 - self.eps) * t)
-
-    def dsigma(self, t):
-        return (1 - self.eps) / (1 - (1 - self.eps) * t)
-
-    def time_of_alpha(self, alpha):
-        return (1 - alpha) / (1 - self.eps)
-
-    def sigma_range(self):
-        return self.eps, -torch.tensor(self.eps, dtype=torch.float64).log().item()

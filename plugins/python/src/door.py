@@ -19,6 +19,10 @@ import types
 
 import torch
 
+# The other file of this door, as a module of its own.
+network = types.ModuleType('maskdiff_network')
+exec(compile(NETWORK, 'maskdiff/network.py', 'exec'), network.__dict__)
+
 Pointers = ctypes.POINTER(ctypes.c_void_p)
 Call = ctypes.CFUNCTYPE(None, ctypes.c_char_p, Pointers, ctypes.c_size_t, ctypes.c_void_p, ctypes.c_void_p)
 take_answer = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_char_p, Pointers, ctypes.c_size_t)(TAKE_ANSWER)
@@ -143,7 +147,7 @@ for _module, _names in ((os, ('system', 'posix_spawn', 'posix_spawnp', 'execv', 
 objects, sources = {}, []
 
 
-def make(name, promises, options, context):
+def make(name, kind, promises, options, context):
     file, colon, attribute = name.rpartition(':')
     if not colon:
         raise ValueError(f'`{name}` is not FILE:CLASS')
@@ -162,10 +166,12 @@ def make(name, promises, options, context):
         raise AttributeError(f'`{file}` has no class `{attribute}`; it has {", ".join(names) or "none"}')
     for promise in promises:
         if getattr(getattr(module, attribute), promise, False) is not True:
-            raise TypeError(f'`{attribute}` must say `{promise} = True`: samplers rely on it (see the guide, page python)')
+            raise TypeError(f'`{attribute}` must say `{promise} = True`: other components rely on it (see the guide, page python)')
     device = 'cpu' if context['cuda'] is None else f'cuda:{context["cuda"]}'
     facts = {**context, 'kind': DTYPES[context['kind']], 'device': torch.device(device)}
     made = getattr(module, attribute)(types.SimpleNamespace(**facts), **options)
+    if kind == 'backbone':
+        made = network.Network(made, facts)
     number = len(objects) + 1
     while number in objects:
         number += 1
@@ -183,7 +189,7 @@ def method(made, name):
 
 def answer_to(request, tensors, host, lent):
     if 'make' in request:
-        return make(request['make'], request['promises'], request['options'], request['context'])
+        return make(request['make'], request['kind'], request['promises'], request['options'], request['context'])
     if 'drop' in request:
         objects.pop(request['drop'], None)
         return None
@@ -202,7 +208,7 @@ def answer_to(request, tensors, host, lent):
 
 def raised(error):
     """What was raised, with its traceback but for the lines of this file and of the import system."""
-    ours = ('maskdiff/door.py', '<frozen importlib')
+    ours = ('maskdiff/door.py', 'maskdiff/network.py', '<frozen importlib')
     frames = [f for f in traceback.extract_tb(error.__traceback__) if not f.filename.startswith(ours)]
     trace = ''.join(['the traceback in Python:\n', *traceback.format_list(frames)]).rstrip() if frames else ''
     own = [f for f in frames if os.path.abspath(f.filename) in sources]
@@ -211,8 +217,13 @@ def raised(error):
         hint = '\n'.join(part for part in (error.said['hint'], trace) if part)
         return {'message': str(error), 'chain': error.said.get('chain', []), 'kind': error.said['kind'],
                 'traceback': hint, 'place': place}
+    if isinstance(error, network.Broken):
+        return {'message': str(error), 'kind': error.kind, 'traceback': trace, 'place': error.place}
+    said = ''.join(traceback.format_exception_only(type(error), error)).strip()
+    if hasattr(error, 'maskdiff_method'):
+        said = f'`{error.maskdiff_method}`: {said}'
     # What fails before a line of the class has run is a matter of names and options.
-    return {'message': ''.join(traceback.format_exception_only(type(error), error)).strip(),
+    return {'message': said,
             'kind': 'Other' if frames else 'Config', 'traceback': trace, 'place': place}
 
 
@@ -223,13 +234,17 @@ def call(request, tensors, count, host, answer):
         value = answer_to(json.loads(request), [wrap(tensors[i]) for i in range(count)], host, lent)
         if isinstance(value, torch.Tensor):
             held, value = [value], None
+        elif isinstance(value, tuple) and value and all(isinstance(part, torch.Tensor) for part in value):
+            held, value = list(value), None
+        elif isinstance(value, tuple) and len(value) == 2 and isinstance(value[1], list):
+            value, held = value
         said = json.dumps({'value': value}, default=repr, allow_nan=False)
     except BaseException as error:
         held, said = [], json.dumps({'raised': raised(error)})
     finally:
         for model in lent:
             model._host = None
-    impls = (ctypes.c_void_p * 1)(*[tensor._cdata for tensor in held])
+    impls = (ctypes.c_void_p * max(1, len(held)))(*[tensor._cdata for tensor in held])
     take_answer(answer, said.encode(), impls, len(held))
 
 

@@ -20,6 +20,8 @@ pub(crate) enum Argument<'a> {
     Model,
     Tensor(&'a Tensor),
     Number(f64),
+    Count(i64),
+    Flag(bool),
 }
 
 /// A Python object by its number in `door.py`.
@@ -39,13 +41,14 @@ impl Object {
     /// Makes `FILE:CLASS` with the options as keyword arguments.
     pub(crate) fn new(
         class: &str,
-        promises: &[&str],
+        (kind, promises): (&str, &[&str]),
         options: &Map<String, Value>,
         context: &Value,
     ) -> Result<Self> {
         let python = python()?;
-        let request =
-            json!({"make": class, "promises": promises, "options": options, "context": context});
+        let request = json!({
+            "make": class, "kind": kind, "promises": promises, "options": options, "context": context
+        });
         let answer = ask(python, &request, &[], None)?;
         let Some(number) = answer.said["value"].as_u64() else {
             bail!(Other, "Python gave no object for `{class}`: {}", answer.said);
@@ -65,6 +68,8 @@ impl Object {
             .map(|argument| match argument {
                 Argument::Model => json!({"model": facts(model)}),
                 Argument::Number(number) => json!(number),
+                Argument::Count(count) => json!(count),
+                Argument::Flag(flag) => json!(flag),
                 Argument::Tensor(tensor) => {
                     tensors.push(*tensor);
                     json!({"tensor": tensors.len() - 1})
@@ -87,6 +92,26 @@ impl Object {
             Some(tensor) => Ok(tensor),
             None => bail!(Shape, "`{method}` returned {}, expected a tensor", answer.said["value"]),
         }
+    }
+
+    /// A method that gives two tensors.
+    pub(crate) fn tensors(&self, method: &str, arguments: &[Argument<'_>]) -> Result<[Tensor; 2]> {
+        let answer = self.call(method, arguments, None)?;
+        let count = answer.tensors.len();
+        match <[Tensor; 2]>::try_from(answer.tensors) {
+            Ok(both) => Ok(both),
+            Err(_) => bail!(
+                Shape,
+                "`{method}` returned {count} tensors and {}, expected two tensors",
+                answer.said["value"]
+            ),
+        }
+    }
+
+    /// What a network says of its parameters and its head, and the parameters themselves.
+    pub(crate) fn described(&self) -> Result<(Value, Vec<Tensor>)> {
+        let Answer { mut said, tensors } = self.call("described", &[], None)?;
+        Ok((said["value"].take(), tensors))
     }
 
     /// A method that gives two numbers.

@@ -18,8 +18,9 @@ use serde_json::Value;
 
 use crate::door::{call_model, take_answer};
 
-/// The door's other side.
+/// The door's other side, and its part for networks.
 const DOOR: &str = include_str!("door.py");
+const NETWORK: &str = include_str!("network.py");
 
 /// What an interpreter says of itself.
 const QUESTION: &str = "
@@ -169,11 +170,12 @@ fn start() -> Result<Python> {
     let prelude = format!(
         "import sys\nsys.path[:] = {}\nsys.prefix = sys.exec_prefix = {}\nsys.executable = {}\n\
          exec(compile({}, 'maskdiff/door.py', 'exec'), \
-         {{'__name__': 'maskdiff_door', 'SHARED': {}, 'TAKE_ANSWER': {}, 'CALL_MODEL': {}}})\n",
+         {{'__name__': 'maskdiff_door', 'NETWORK': {}, 'SHARED': {}, 'TAKE_ANSWER': {}, 'CALL_MODEL': {}}})\n",
         found["path"],
         found["prefix"],
         found["executable"],
         Value::from(DOOR),
+        Value::from(NETWORK),
         (&raw mut shared) as usize,
         take_answer as *const () as usize,
         call_model as *const () as usize,

@@ -1,5 +1,5 @@
-//! Components written in Python: `sampling.predictor=python:my_sampler.py:MySampler`, and so for noise schedules and
-//! parameterizations.
+//! Components written in Python: `sampling.predictor=python:my_sampler.py:MySampler`, and so for networks, processes, noise
+//! schedules and parameterizations.
 //!
 //! The interpreter runs inside this process, over the same libtorch: tensors cross as `torch.Tensor` without a copy, and
 //! autograd goes through. It is looked for when the first such component is made, so this plugin loads on a machine
@@ -10,8 +10,10 @@
 use maskdiff_plugin_api::prelude::*;
 use serde_json::{Map, Value, json};
 
+mod backbone;
 mod door;
 mod interpreter;
+mod process;
 
 use door::{Argument as A, Made, Object};
 
@@ -23,7 +25,7 @@ register!(sampler PythonSampler);
 /// The options of a Python class: what its `__init__` takes beside the context.
 #[derive(Debug, Clone, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(default)]
-struct Config {
+pub(crate) struct Config {
     /// `FILE:CLASS`, as behind the colon of `python:FILE:CLASS`.
     argument: String,
     /// All other options of the group, handed to the class as keyword arguments.
@@ -38,7 +40,12 @@ fn make(kind: &str, promises: &[&str], config: &Config, context: &Context) -> Re
         Config,
         "`python` needs a file and a class, as in `python:my_{kind}.py:MyClass`"
     );
-    Object::new(&config.argument, promises, &config.options, &serde_json::to_value(context)?)
+    Object::new(
+        &config.argument,
+        (kind, promises),
+        &config.options,
+        &serde_json::to_value(context)?,
+    )
 }
 
 macro_rules! component {

@@ -19,7 +19,7 @@ use maskdiff_plugin_api::testkit::contracts;
 use maskdiff_plugin_api::{Kind, PluginError};
 use serde_json::{Value, json};
 
-use super::Common;
+use super::{Common, class};
 
 /// How long a component may take.
 pub const PATIENCE: Duration = Duration::from_secs(120);
@@ -44,13 +44,26 @@ pub fn check(
     kind: Option<&str>,
     patience: Duration,
 ) -> Result<CheckedPlugin> {
-    let options = common.overrides.as_slice();
+    let class = class::in_file(common, file, kind)?;
+    let mut options = common.overrides.clone();
+    let file = match &class {
+        Some(class) => {
+            options.push(format!("argument={}", class.argument));
+            class.plugin.as_path()
+        }
+        None => file,
+    };
+    let options = options.as_slice();
     let listed = in_child(file, None, options, patience)?;
     let listed = listed.map_err(|why| Error::plugin(why, "build it again, or ask its author"))?;
     let all: Vec<ComponentInfo> =
         serde_json::from_value(listed["components"].clone()).unwrap_or_default();
     let components: Vec<&ComponentInfo> =
         all.iter().filter(|c| kind.is_none_or(|kind| c.kind == kind)).collect();
+    let components: Vec<&ComponentInfo> = components
+        .into_iter()
+        .filter(|c| class.as_ref().is_none_or(|class| c.name == class.component))
+        .collect();
     if components.is_empty() {
         return Err(Error::plugin(
             format!(
@@ -240,8 +253,9 @@ fn contract(
         Some(Noise) => {
             contracts::noise(&|facts| plugin.noise(name, &options, facts), &words_of(needs))
         }
+        // The word that chooses a process says what it claims, in whatever language it is written.
         Some(Process) => {
-            contracts::process(&|facts| plugin.process(name, &options, facts), &claimed)
+            contracts::process(&|facts| plugin.process(name, &options, facts), &words_of(provides))
         }
         Some(Backbone) => {
             contracts::backbone(&|facts| plugin.backbone(name, &options, facts), &claimed)

@@ -2,6 +2,7 @@
 
 pub mod build;
 pub mod check;
+pub mod class;
 pub mod docs;
 pub mod list;
 pub mod new;

@@ -27,15 +27,7 @@ pub fn new(
     api: Option<&str>,
 ) -> Result<()> {
     let kind = ComponentKind::read(kind)?;
-    let named =
-        name.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_' || c == '-')
-            && name.starts_with(|c: char| c.is_ascii_lowercase());
-    if !named {
-        return Err(Error::config(
-            format!("`{name}` cannot be a plugin's name"),
-            "a name is lower-case letters, digits, `_` and `-`, and starts with a letter",
-        ));
-    }
+    check_name(name)?;
     let target = folder.join(name);
     if look::is_taken(&target)? {
         return Err(Error::config(
@@ -74,6 +66,20 @@ pub fn new(
         quoted_path(&target),
         try_it(kind, &component)
     ));
+    Ok(())
+}
+
+/// Checks that a name can be that of a plugin.
+pub(super) fn check_name(name: &str) -> Result<()> {
+    let named =
+        name.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_' || c == '-')
+            && name.starts_with(|c: char| c.is_ascii_lowercase());
+    if !named {
+        return Err(Error::config(
+            format!("`{name}` cannot be a plugin's name"),
+            "a name is lower-case letters, digits, `_` and `-`, and starts with a letter",
+        ));
+    }
     Ok(())
 }
 
@@ -151,7 +157,7 @@ fn source(api: Option<&str>) -> Result<String> {
 }
 
 /// A command that uses a new component at once.
-fn try_it(kind: ComponentKind, component: &str) -> String {
+pub(super) fn try_it(kind: ComponentKind, component: &str) -> String {
     let choice = format!("{}={component}", kind.key());
     match kind {
         ComponentKind::Sampler => format!("sample --checkpoint RUN {choice}"),
@@ -193,7 +199,7 @@ fn type_name(kind: ComponentKind, component: &str) -> String {
 }
 
 /// `my_sampler` as `MySampler`.
-fn camel_case(name: &str) -> String {
+pub(super) fn camel_case(name: &str) -> String {
     let capital = |word: &str| {
         let mut letters = word.chars();
         letters

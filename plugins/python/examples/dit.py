@@ -1,0 +1,154 @@
+"""`dit` in Python: the network of MDLM with the parameter names of its checkpoints, and a place to start from.
+
+    maskdiff train backbone=python:dit.py:Dit model.hidden_size=256 model.n_heads=4
+"""
+import math
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+
+class Dit(nn.Module):
+    """Shapes: B sequences, L tokens, D the width, C the width of the conditioning, H heads, V tokens with the mask."""
+
+    def __init__(self, context, hidden_size=256, cond_dim=128, n_blocks=4, n_heads=4, dropout=0.1):
+        super().__init__()
+        if hidden_size % (2 * n_heads):
+            raise ValueError(f'`hidden_size` ({hidden_size}) must be an even multiple of `n_heads` ({n_heads})')
+        # Without time conditioning all noise levels are 0: one conditioning speaks for all sequences.
+        self.time_free = not context.time_conditioning
+        self.vocab_embed = Embedding(context.vocab_size, hidden_size)
+        self.sigma_map = NoiseLevel(cond_dim)
+        self.rotary_emb = Rotary(hidden_size // n_heads)
+        self.blocks = nn.ModuleList(Block(hidden_size, cond_dim, n_heads, dropout) for _ in range(n_blocks))
+        self.output_layer = Output(context.vocab_size, hidden_size, cond_dim)
+
+    def hidden(self, x, sigma):
+        """x [B, L] tokens, sigma [B] float64 -> [B, L, D], which enters the head."""
+        condition = F.silu(self.sigma_map(sigma[:1] if self.time_free else sigma))
+        rotation = self.rotary_emb(x.shape[1])
+        x = self.vocab_embed(x)
+        for block in self.blocks:
+            x = block(x, condition, rotation)
+        return self.output_layer(x, condition)
+
+    @property
+    def head(self):
+        """A linear map: the host fuses it with the loss, and never holds the logits of all tokens."""
+        return self.output_layer.linear
+
+    def forward(self, x, sigma):
+        """The logits [B, L, V]."""
+        return self.head(self.hidden(x, sigma))
+
+
+class Embedding(nn.Module):
+    def __init__(self, tokens, width):
+        super().__init__()
+        self.embedding = nn.Parameter(torch.empty(tokens, width).uniform_(-1, 1) / math.sqrt(width))
+
+    def forward(self, x):
+        return F.embedding(x, self.embedding)
+
+
+class NoiseLevel(nn.Module):
+    """Cosines and sines of the noise level, then a small MLP: [B] -> [B, C]."""
+
+    def __init__(self, width, features=256):
+        super().__init__()
+        self.mlp = nn.Sequential(nn.Linear(features, width), nn.SiLU(), nn.Linear(width, width))
+        half = features // 2
+        frequencies = torch.exp(torch.arange(half, dtype=torch.float32) * -math.log(10000.0) / half)
+        self.register_buffer('frequencies', frequencies, persistent=False)
+
+    def forward(self, sigma):
+        angle = sigma.to(self.frequencies.dtype)[:, None] * self.frequencies
+        features = torch.cat([angle.cos(), angle.sin()], -1)
+        return self.mlp(features.to(self.mlp[0].weight.dtype))
+
+
+class Rotary(nn.Module):
+    def __init__(self, width):
+        super().__init__()
+        even = torch.arange(0, width, 2, dtype=torch.float32)
+        self.register_buffer('inv_freq', torch.exp(even / width * -math.log(10000.0)))
+
+    def forward(self, length):
+        """cos and sin, [L, 1, 1, K/2]."""
+        angle = torch.arange(length, dtype=self.inv_freq.dtype, device=self.inv_freq.device)[:, None] * self.inv_freq
+        return angle.cos()[:, None, None], angle.sin()[:, None, None]
+
+
+def rotated(x, cos, sin):
+    """x [B, L, 2, H, K]: the halves of each head are rotated against each other."""
+    a, b = x.chunk(2, -1)
+    cos, sin = cos.to(x.dtype), sin.to(x.dtype)
+    return torch.cat([a * cos - b * sin, b * cos + a * sin], -1)
+
+
+class Norm(nn.Module):
+    """A layer norm with a weight and no bias, modulated."""
+
+    def __init__(self, width):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(width))
+
+    def forward(self, x, shift, scale):
+        size = self.weight.shape
+        if shift.numel() > self.weight.numel():
+            return F.layer_norm(x, size, self.weight) * (1 + scale) + shift
+        # One modulation of all sequences is part of the norm, and costs nothing.
+        weight, bias = self.weight * (1 + scale.flatten()), shift.flatten()
+        return F.layer_norm(x, size, weight.to(x.dtype), bias.to(x.dtype))
+
+
+def modulation(width, condition):
+    """A linear map that is zero at first: each block begins as the identity."""
+    made = nn.Linear(condition, width)
+    nn.init.zeros_(made.weight)
+    nn.init.zeros_(made.bias)
+    return made
+
+
+class Block(nn.Module):
+    def __init__(self, width, condition, heads, dropout):
+        super().__init__()
+        self.heads, self.dropout = heads, dropout
+        self.norm1 = Norm(width)
+        self.attn_qkv = nn.Linear(width, 3 * width, bias=False)
+        self.attn_out = nn.Linear(width, width, bias=False)
+        self.norm2 = Norm(width)
+        self.mlp = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(approximate='tanh'), nn.Linear(4 * width, width))
+        self.adaLN_modulation = modulation(6 * width, condition)
+
+    def forward(self, x, condition, rotation):
+        shift1, scale1, gate1, shift2, scale2, gate2 = self.adaLN_modulation(condition)[:, None].chunk(6, -1)
+        h = self.attention(self.norm1(x, shift1, scale1), rotation)
+        x = torch.addcmul(x, gate1, F.dropout(h, self.dropout, self.training))
+        h = self.mlp(self.norm2(x, shift2, scale2))
+        return torch.addcmul(x, gate2, F.dropout(h, self.dropout, self.training))
+
+    def attention(self, x, rotation):
+        batch, length, width = x.shape
+        qk, v = self.attn_qkv(x).view(batch, length, 3, self.heads, -1).split([2, 1], 2)
+        q, k = rotated(qk, *rotation).unbind(2)
+        q, k, v = (part.transpose(1, 2) for part in (q, k, v.squeeze(2)))
+        out = F.scaled_dot_product_attention(q, k, v)
+        return self.attn_out(out.transpose(1, 2).reshape(batch, length, width))
+
+
+class Output(nn.Module):
+    def __init__(self, tokens, width, condition):
+        super().__init__()
+        self.norm_final = Norm(width)
+        self.linear = nn.Linear(width, tokens)
+        # Zero at first: the first prediction is uniform.
+        nn.init.zeros_(self.linear.weight)
+        nn.init.zeros_(self.linear.bias)
+        self.adaLN_modulation = modulation(2 * width, condition)
+
+    def forward(self, x, condition):
+        """The head itself is apart, see `Dit.head`."""
+        shift, scale = self.adaLN_modulation(condition)[:, None].chunk(2, -1)
+        return self.norm_final(x, shift, scale)

@@ -1,0 +1,305 @@
+"""A `torch.nn.Module` as a backbone: its parameters for the host, and what its methods return, checked.
+
+The host owns the parameters from then on: it steps, averages, saves and loads the very tensors that the module computes with.
+"""
+import functools
+import inspect
+import os
+import sys
+import traceback
+
+import torch
+from torch import nn
+
+# torch's own, before `told` stands in their place.
+_register_hook = torch.Tensor.register_hook
+_apply = torch.autograd.function.BackwardCFunction.apply
+
+
+class Broken(Exception):
+    """What a class does against the contract, and where its method begins."""
+
+    def __init__(self, message, kind='Shape', place=''):
+        super().__init__(message)
+        self.kind, self.place = kind, place
+
+
+def where(function):
+    """FILE:LINE of a function of the user's."""
+    code = getattr(inspect.unwrap(function), '__code__', None)
+    return f'{code.co_filename}:{code.co_firstlineno}' if code else ''
+
+
+def last_line(error):
+    """FILE:LINE of the user's at which an exception arose."""
+    frames = traceback.extract_tb(error.__traceback__)
+    own = [f for f in frames if not f.filename.startswith(('maskdiff/', os.path.dirname(torch.__file__)))]
+    return f'{own[-1].filename}:{own[-1].lineno}' if own else ''
+
+
+# libtorch keeps only the text of an exception in backward, and of one in a hook not even that. So the text says who raised it and
+# where, and that of a hook is printed.
+def told(name, function, prints=False):
+    @functools.wraps(function)
+    def call(*args, **named):
+        try:
+            return function(*args, **named)
+        except Exception as error:
+            said = f'`{name(args)}` raised {type(error).__name__}: {error} ({last_line(error)})'
+            if prints:
+                print(said, file=sys.stderr)
+            raise RuntimeError(said) from error
+    return call
+
+
+def register_hook(tensor, hook):
+    return _register_hook(tensor, told(lambda _: f'hook {getattr(hook, "__qualname__", hook)}', hook, prints=True))
+
+
+torch.autograd.function.BackwardCFunction.apply = told(
+    lambda args: f'{type(args[0])._forward_cls.__qualname__}.backward', _apply)
+torch.Tensor.register_hook = register_hook
+
+
+class Network:
+    """A module of the user's; methods as those of `maskdiff_plugin_api::Backbone`."""
+
+    def __init__(self, module, facts):
+        self.name = type(module).__name__
+        if not isinstance(module, nn.Module):
+            raise Broken(f'`{self.name}` is no `torch.nn.Module`, which a backbone must be', 'Config')
+        self.module, self.facts = module, facts
+        self._place()
+        self.entries = self._entries()
+        self.state = self._state()
+        # The graph up to this number has been used by a backward pass.
+        self.spent = -1
+        module.eval()
+        self.split, self.head = self._split()
+
+    def _place(self):
+        """Moves the module to the host's device, its parameters to the host's type."""
+        kind, device = self.facts['kind'], self.facts['device']
+        for name, parameter in self.module.named_parameters():
+            if isinstance(parameter, nn.parameter.UninitializedParameter):
+                raise Broken(f'the parameter `{name}` of `{self.name}` has no size before the first call: give it in `__init__`',
+                             'Config')
+            if parameter.is_complex():
+                raise Broken(f'the parameter `{name}` of `{self.name}` is {parameter.dtype}, expected real numbers', 'Config')
+        # A buffer such as a frequency needs more digits than 16 bits have.
+        wide = torch.float32 if kind.itemsize == 2 else kind
+
+        def placed(tensor):
+            if not tensor.is_floating_point():
+                return tensor.to(device)
+            return tensor.to(device, kind if isinstance(tensor, nn.Parameter) else wide).contiguous()
+
+        self.module._apply(placed)
+
+    def _entries(self):
+        """What a checkpoint holds, in the order of `state_dict`: (name, tensor, first name of a shared one)."""
+        owned = dict(self.module.named_parameters(remove_duplicate=False))
+        owned.update(self.module.named_buffers(remove_duplicate=False))
+        entries, first = [], {}
+        for name, tensor in self.module.state_dict(keep_vars=True).items():
+            if owned.get(name) is not tensor:
+                raise Broken(f'`{name}` in the `state_dict` of `{self.name}` is neither a parameter nor a buffer, so the host cannot '
+                             'keep it', 'Config')
+            entries.append((name, tensor, first.setdefault(id(tensor), name)))
+        lost = [name for name, parameter in self.module.named_parameters() if id(parameter) not in first]
+        if lost:
+            raise Broken(f'the parameter `{lost[0]}` of `{self.name}` is not in its `state_dict`', 'Config')
+        if not any(tensor.requires_grad for _, tensor, _ in entries):
+            raise Broken(f'`{self.name}` has no parameter to train', 'Config')
+        return entries
+
+    def _state(self):
+        """What must stay as it is: the parameters, and the buffers that are saved."""
+        kept = {id(tensor) for _, tensor, _ in self.entries}
+        modules = [(part._parameters, part._buffers) for part in self.module.modules()]
+        held = [(held, key, tensor) for both in modules for held in both for key, tensor in held.items()
+                if tensor is not None and id(tensor) in kept]
+        counts = [(part._parameters, len(part._parameters)) for part in self.module.modules()]
+        sizes = [(tensor, tensor.shape, tensor.dtype) for _, tensor, _ in self.entries]
+        return held, counts, sizes, [(part._modules, len(part._modules)) for part in self.module.modules()]
+
+    def described(self):
+        """For the host: words about the parameters and the head, and the parameters."""
+        maps = {id(part.weight) for part in self.module.modules() if isinstance(part, nn.Linear)}
+        words = [{'name': name, 'trains': tensor.requires_grad and first == name, 'first': first, 'is_map': id(tensor) in maps}
+                 for name, tensor, first in self.entries]
+        return {'parameters': words, 'split': self.split, 'head': self.head}, [tensor for _, tensor, _ in self.entries]
+
+    def _split(self):
+        """How logits come about, and the names of the head's matrix and bias where it is a linear map that the host can fuse.
+
+        `hidden`: by the class's own method of that name, then its `head`. `caught`: `forward` ends in a linear map `head`, which the
+        host computes in its place. `whole`: by `forward` alone.
+        """
+        head = getattr(self.module, 'head', None)
+        fused = self._head_names(head)
+        own = inspect.isfunction(inspect.getattr_static(type(self.module), 'hidden', None))
+        if own and not callable(head):
+            raise Broken(f'`{self.name}` has a method `hidden` and no `head`, a module or a method that makes logits of its result',
+                         'Config', where(type(self.module).hidden))
+        if not own and type(self.module).forward is nn.Module.forward:
+            raise Broken(f'`{self.name}` has no method `forward(x, sigma)`', 'Config')
+        length, device = self.facts['length'], self.facts['device']
+        x = torch.zeros([1, length], dtype=torch.int64, device=device)
+        sigma = torch.zeros([1], dtype=torch.float64, device=device)
+        # A trial, so that what is wrong is told before a run begins; it draws no number of the run's.
+        with torch.no_grad(), torch.random.fork_rng([device] if device.type == 'cuda' else []):
+            if own:
+                self.split, self.head = 'hidden', fused
+                self.logits(self.hidden(x, sigma, False).flatten(0, 1))
+            elif fused and self._ends_in_head(x, sigma):
+                self.split, self.head = 'caught', fused
+                self.hidden(x, sigma, False)
+            else:
+                self.split, self.head = 'whole', None
+                self.hidden(x, sigma, False)
+        return self.split, self.head
+
+    def _head_names(self, head):
+        """The names of matrix and bias of a head that is a plain linear map over the vocabulary."""
+        plain = isinstance(head, nn.Linear) and type(head).forward is nn.Linear.forward
+        if not plain or head._forward_hooks or head._forward_pre_hooks or head.out_features != self.facts['vocab_size']:
+            return None
+        names = {id(tensor): first for _, tensor, first in self.entries}
+        weight, bias = names.get(id(head.weight)), names.get(id(head.bias))
+        if weight is None or (head.bias is not None and bias is None):
+            return None
+        return {'weight': weight, 'bias': bias}
+
+    def _ends_in_head(self, x, sigma):
+        try:
+            result, caught = self._without_head(x, sigma)
+        except Exception:
+            # What comes behind the head does not fit its input.
+            return False
+        return len(caught) == 1 and result is caught[0]
+
+    def _without_head(self, x, sigma):
+        """`forward` with its head left out, and what went into the head."""
+        caught, head = [], self.module.head
+
+        def catch(state):
+            caught.append(state)
+            return state
+
+        head.forward = catch
+        try:
+            return self.module(x, sigma), caught
+        finally:
+            del head.forward
+
+    def hidden(self, x, sigma, train):
+        if self.module.training != train:
+            self.module.train(train)
+        method = 'hidden' if self.split == 'hidden' else 'forward'
+        if self.split == 'hidden':
+            state = self._told(method, self.module.hidden, x, sigma)
+        elif self.split == 'caught':
+            state, caught = self._told(method, self._without_head, x, sigma)
+            if len(caught) != 1 or state is not caught[0]:
+                raise self._broken(method, 'ended in the linear map `head` when it was first called and does not now: give the class a '
+                                           'method `hidden(x, sigma)`, or another name to the map')
+        else:
+            state = self._told(method, self.module, x, sigma)
+        self._check_state(method, state, x)
+        self._check_graph(method, state, train)
+        self._check_parameters(method)
+        return state
+
+    def logits(self, hidden):
+        logits = self._told('head', self.module.head, hidden)
+        size = [hidden.shape[0], self.facts['vocab_size']]
+        self._check('head', logits, size, '[N, V]', hidden)
+        return logits
+
+    def _told(self, method, function, *args):
+        try:
+            return function(*args)
+        except Exception as error:
+            # Not what a nested call says of itself.
+            if not isinstance(error, Broken) and not hasattr(error, 'maskdiff_method'):
+                error.maskdiff_method = f'{self.name}.{method}'
+            raise
+
+    def _broken(self, method, what, kind='Shape'):
+        function = getattr(type(self.module), method, None)
+        place = where(function) if inspect.isfunction(function) else where(type(self.module).forward)
+        return Broken(f'`{self.name}.{method}` {what}', kind, place)
+
+    def _check(self, method, value, size, letters, like):
+        if not isinstance(value, torch.Tensor):
+            raise self._broken(method, f'returned {value!r:.80}, expected a tensor {letters}')
+        fits = len(value.shape) == len(size) and all(want in (None, got) for got, want in zip(value.shape, size))
+        if not fits or not value.is_floating_point():
+            wanted = [letter if want is None else want for letter, want in zip(letters.strip('[]').split(', '), size)]
+            raise self._broken(method, f'returned {list(value.shape)} {value.dtype}, expected {letters} = '
+                                       f'[{", ".join(map(str, wanted))}] of floating point')
+        if value.device != like.device:
+            raise self._broken(method, f'returned a tensor on {value.device}, expected one on {like.device}')
+
+    def _check_state(self, method, state, x):
+        if self.split == 'whole':
+            self._check(method, state, [*x.shape, self.facts['vocab_size']], '[B, L, V]', x)
+            return
+        width = self.module.head.in_features if self.head else None
+        self._check(method, state, [*x.shape, width], '[B, L, D]', x)
+        kinds = {self.facts['kind'], torch.get_autocast_dtype(x.device.type), torch.float32} \
+            if torch.is_autocast_enabled(x.device.type) else {self.facts['kind']}
+        if state.dtype not in kinds:
+            raise self._broken(method, f'returned {state.dtype}, and the parameters are {self.facts["kind"]}')
+
+    def _check_graph(self, method, state, train):
+        """That a pass in training has a gradient, and reaches no graph that an earlier step has used."""
+        if not (train and torch.is_grad_enabled()):
+            return
+        if not state.requires_grad:
+            if any(tensor.requires_grad for _, tensor, _ in self.entries):
+                raise self._broken(method, 'returned a tensor without a gradient: something in it detaches, or runs under `no_grad`')
+            return
+        if state.grad_fn is None:
+            return
+        used = self._used_node(state.grad_fn)
+        if used is not None:
+            raise self._broken(method, f'uses a tensor of an earlier step (`{used.name()}`), whose graph is gone: keep it by '
+                                       '`.detach()`', 'Other')
+        now = number_now()
+
+        def was_used(_):
+            self.spent = max(self.spent, now)
+
+        _register_hook(state, was_used)
+
+    def _used_node(self, root):
+        seen, open_ = {root}, [root]
+        while open_:
+            node = open_.pop()
+            # Leaves have the highest number.
+            if node._sequence_nr() <= self.spent:
+                return node
+            for below, _ in node.next_functions:
+                if below is not None and below not in seen:
+                    seen.add(below)
+                    open_.append(below)
+        return None
+
+    def _check_parameters(self, method):
+        held, counts, sizes, parts = self.state
+        same = all(len(now) == count for now, count in counts) and all(len(now) == count for now, count in parts)
+        if not same:
+            raise self._broken(method, 'adds or removes parameters or modules: the host knows those that `__init__` made')
+        for holder, key, tensor in held:
+            if holder.get(key) is not tensor:
+                raise self._broken(method, f'replaces the parameter or buffer `{key}`: write into it in place (`copy_`)')
+        for tensor, shape, kind in sizes:
+            if tensor.shape != shape or tensor.dtype != kind:
+                raise self._broken(method, f'changes a parameter from {list(shape)} {kind} to {list(tensor.shape)} {tensor.dtype}')
+
+
+def number_now():
+    """The number of the newest node of this thread's graphs."""
+    return torch.ones((), requires_grad=True).exp().grad_fn._sequence_nr()

@@ -1,0 +1,118 @@
+"""A model in a process beside this one, `maskdiff serve` on the loopback interface."""
+import dataclasses
+import json
+import os
+import secrets
+import tempfile
+import threading
+import urllib.error
+import urllib.request
+import weakref
+
+from . import _program
+
+
+@dataclasses.dataclass(frozen=True)
+class Text:
+    """A text that was drawn."""
+
+    text: str
+    """With its prompt."""
+    ids: list
+    """Its tokens, the prompt's among them."""
+    seed: int
+    number: int
+    """`seed` and `number` draw it again."""
+    calls: float
+    """Network calls."""
+
+    def __str__(self):
+        return self.text
+
+
+def _end(process, key_file):
+    process.terminate()
+    process.communicate()
+    os.unlink(key_file)
+
+
+class Model:
+    """A checkpoint that answers; made by `maskdiff.load`. It ends with its `with` block, by `close()`, or with this program."""
+
+    def __init__(self, checkpoint, settings=(), trust=False):
+        # A key of our own: other users of this machine may reach the port too.
+        self._key = secrets.token_urlsafe(24)
+        file, key_file = tempfile.mkstemp(prefix="maskdiff-key-")
+        with os.fdopen(file, "w") as out:
+            out.write(self._key + "\n")
+        words = ["serve", os.fspath(checkpoint), "--port", "0", "--api-key-file", key_file, "--format", "json", "--quiet", *settings]
+        process = _program.start(words + (["--trust"] if trust else []))
+        line = process.stdout.readline()
+        if not line:
+            _, said = process.communicate()
+            os.unlink(key_file)
+            raise _program.Error(said.strip() or f"maskdiff ended with code {process.returncode}")
+        self._address = json.loads(line)["listening"]
+        for pipe in (process.stdout, process.stderr):
+            # A full pipe would stop it.
+            threading.Thread(target=pipe.read, daemon=True).start()
+        self.close = weakref.finalize(self, _end, process, key_file)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.close()
+
+    def _open(self, path, body):
+        headers = {"Content-Type": "application/json", "Authorization": f"Bearer {self._key}"}
+        request = urllib.request.Request(self._address + path, json.dumps(body).encode(), headers)
+        try:
+            return urllib.request.urlopen(request)
+        except urllib.error.HTTPError as error:
+            raise _program.Error(json.loads(error.read())["error"]["message"]) from None
+        except urllib.error.URLError as error:
+            raise _program.Error(f"the model does not answer (was it closed?): {error.reason}") from None
+
+    def _ask(self, path, body):
+        with self._open(path, body) as answer:
+            return json.load(answer)
+
+    def sample(self, prompt: str | list | None = None, *, n: int = 1, seed: int | None = None, max_tokens: int | None = None,
+               **options) -> list:
+        """`n` texts (`Text`), the same as those of `maskdiff sample` with that seed.
+
+        `prompt` is a text, which may have holes (`[MASK:3]`), or token ids. `options` are those of the sampler: `steps`, `temperature`,
+        `sampler="confidence"`, ..., and the keys of `/v1/completions`.
+        """
+        body = {"prompt": prompt, "n": n, "seed": seed, "max_tokens": max_tokens, "echo": True, **options}
+        answer = self._ask("/v1/completions", {key: value for key, value in body.items() if value is not None})
+        made = [(choice["text"], choice["maskdiff"]) for choice in answer["choices"]]
+        return [Text(text, of["ids"], of["seed"], of["number"], of["calls"]) for text, of in made]
+
+    def trace(self, prompt: str | list | None = None, **options) -> list:
+        """One text as it comes about: for each step a dict with `step`, `steps`, `opened` (`[position, id, text]` each) and `masked`."""
+        body = {"stream": True, "denoising": True, **({} if prompt is None else {"prompt": prompt}), **options}
+        steps = []
+        with self._open("/v1/completions", body) as events:
+            for line in events:
+                data = line.decode().partition("data:")[2].strip()
+                if not data or data == "[DONE]":
+                    continue
+                event = json.loads(data)
+                if "error" in event:
+                    raise _program.Error(event["error"]["message"])
+                of = event.get("maskdiff") or (event["choices"][0].get("maskdiff") if event.get("choices") else None)
+                if of and "opened" in of:
+                    steps.append(of)
+        return steps
+
+    def loglikelihood(self, texts: list, contexts: list | None = None, likelihood: str | None = None, **options) -> list:
+        """log p of each text in nats, behind its context where there are some.
+
+        `likelihood` is `"bound"` or `"duel"`; options: `samples`, `order`, `tokens_per_step`.
+        """
+        contexts = [""] * len(texts) if contexts is None else contexts
+        requests = [{"context": context, "continuation": text} for context, text in zip(contexts, texts, strict=True)]
+        body = {"requests": requests, **({} if likelihood is None else {"likelihood": likelihood}), **options}
+        return [result["loglikelihood"] for result in self._ask("/v1/loglikelihood", body)["results"]]
