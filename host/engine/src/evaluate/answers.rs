@@ -313,8 +313,12 @@ mod tests {
             let all = toy.asked().concat();
             all.iter().map(|t| format!("{t:.9}")).collect::<std::collections::BTreeSet<String>>()
         };
-        let by_draws = times(&|model| drop(drawn(model, &x0_bl, &asked, plan, (8, 0)).unwrap()));
-        let of_all = times(&|model| drop(exact(model, &x0_bl, &asked, 8).unwrap()));
+        let by_draws = times(&|model| {
+            let _ = drawn(model, &x0_bl, &asked, plan, (8, 0)).unwrap();
+        });
+        let of_all = times(&|model| {
+            let _ = exact(model, &x0_bl, &asked, 8).unwrap();
+        });
         assert_eq!((by_draws.len(), &by_draws), (2, &of_all));
     }
 
