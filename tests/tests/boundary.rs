@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use maskdiff_tests::run::{Output, SMALL, maskdiff, train};
+use maskdiff_tests::run::{Output, SMALL, maskdiff};
 use maskdiff_tests::target;
 
 fn bad_plugin() -> String {
