@@ -127,10 +127,17 @@ fn caches(registry: &Registry) {
 }
 
 fn main() {
-    let (registry, words): (Registry, Vec<String>) = (registry(), std::env::args().collect());
-    let parts: [(&str, fn(&Registry)); 3] =
-        [("training", training), ("sampling", sampling), ("caches", caches)];
+    let registry = registry();
+    let words: Vec<String> = std::env::args().collect();
     let named = |name: &str| words.iter().any(|word| word == name);
-    let all = !parts.iter().any(|(name, _)| named(name));
-    parts.iter().filter(|(name, _)| all || named(name)).for_each(|(_, part)| part(&registry));
+    let all = !["training", "sampling", "caches"].into_iter().any(named);
+    if all || named("training") {
+        training(&registry);
+    }
+    if all || named("sampling") {
+        sampling(&registry);
+    }
+    if all || named("caches") {
+        caches(&registry);
+    }
 }

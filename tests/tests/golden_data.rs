@@ -225,12 +225,12 @@ fn pack(
 ) -> (Vec<Vec<u32>>, Vec<usize>, Packed) {
     let cut = |text: &str| tokenizer.cut(text);
     let (slice, on_invalid) = (Slice::default(), OnInvalid::Error);
-    let reader = Reader { format, slice, on_invalid, cut: &cut, whole: false };
+    let reader = Reader { format, slice, on_invalid, cut: &cut, whole: false, label: None };
     let recipe = Recipe { detokenizer, tokenizer, on_invalid, workers };
     let documents = if format == &Format::Files { 1 } else { 60_000 };
     let mut packer = Packer::new(packing, Some(documents));
     let (mut rows, mut used) = (Vec::new(), Vec::new());
-    let mut block = |row: &[u32], n: usize| {
+    let mut block = |row: &[u32], n: usize, _label: Option<&str>| {
         rows.push(row.to_vec());
         used.push(n);
         Ok(())

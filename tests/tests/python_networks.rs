@@ -102,6 +102,7 @@ fn trained(folder: &Path, source: &str, steps: u64) -> std::result::Result<Vec<f
             given_bl: None,
             u_bl: Some(Tensor::rand([2, 8], (Kind::Double, tch::Device::Cpu))),
             streams: None,
+            label_b: None,
         };
         let before = model.parameters()[0].tensor.copy();
         match learner.step(&model, vec![batch], Ask::STEP) {

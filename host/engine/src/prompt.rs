@@ -180,7 +180,7 @@ impl Given {
         let shown: Vec<i64> =
             tokens.iter().map(|token| token.unwrap_or(tokenizer.mask_id())).collect();
         let text = tokenizer.decode(&shown);
-        Ok(Self { text, tokens: tokens.to_vec(), whole: true, free: false })
+        Ok(Self { text, tokens: tokens.to_vec(), whole: true, free: false, label: None })
     }
 
     fn draft(text: &str, tokenizer: &dyn Tokenizer, length: i64) -> Result<Self> {
