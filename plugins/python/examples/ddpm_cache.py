@@ -1,6 +1,6 @@
 """`ddpm_cache` in Python: the same law as the shipped sampler, and a place to start from.
-
     maskdiff sample --checkpoint RUN sampling.predictor=python:ddpm_cache.py:DdpmCache
+    maskdiff plugins check ddpm_cache.py:DdpmCache --kind sampler
 """
 import torch
 

@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
+use include_dir::{Dir, include_dir};
 use maskdiff_base::error::{Error, Result};
 use maskdiff_base::files::{look, write_whole};
 use maskdiff_base::output;
@@ -46,20 +47,18 @@ pub fn in_file(common: &Common, word: &Path, kind: Option<&str>) -> Result<Optio
     Ok(Some(Class { plugin, component, argument: argument.to_string() }))
 }
 
-/// Where a class of each kind begins, and the name that its own takes the place of.
-fn template(kind: ComponentKind) -> (&'static str, &'static str, &'static str) {
-    macro_rules! example {
-        ($file:literal, $class:literal) => {
-            (include_str!(concat!("../../../../plugins/python/examples/", $file)), $file, $class)
-        };
-    }
-    match kind {
-        ComponentKind::Backbone => example!("mean.py", "Mean"),
-        ComponentKind::Noise => example!("loglinear.py", "LogLinear"),
-        ComponentKind::Parameterization => example!("subs.py", "Subs"),
-        ComponentKind::Process => example!("absorbing.py", "Absorbing"),
-        ComponentKind::Sampler => example!("ddpm_cache.py", "DdpmCache"),
-    }
+static EXAMPLES: Dir<'_> = include_dir!("$CARGO_MANIFEST_DIR/../plugins/python/examples");
+
+/// Where a class of a kind begins: the text of an example, its file and its class. The example is the one that says how it is checked.
+fn template(kind: ComponentKind) -> Option<(&'static str, &'static str, &'static str)> {
+    let begin = "maskdiff plugins check ";
+    let end = format!(" --kind {kind}\n");
+    EXAMPLES.files().find_map(|file| {
+        let text = file.contents_utf8()?;
+        let (before, _) = text.split_once(&end)?;
+        let (file, class) = before.rsplit_once(begin)?.1.split_once(':')?;
+        Some((text, file, class))
+    })
 }
 
 /// Writes `folder/NAME.py` with a class that keeps its contract, and a test of it.
@@ -82,7 +81,12 @@ pub fn new(kind: &str, name: &str, folder: &Path) -> Result<()> {
             "choose another name, or another folder with `--path`",
         ));
     }
-    let (text, old_file, old_class) = template(kind);
+    let Some((text, old_file, old_class)) = template(kind) else {
+        return Err(Error::config(
+            format!("there is no example of a {kind} in Python"),
+            "leave `--python` out: `maskdiff plugins new KIND NAME` makes a crate",
+        ));
+    };
     let text = text.replace(old_file, &file).replace(old_class, &class);
     let test = format!(
         "\n\ndef test_contract():\n    \"\"\"What other components rely on, tried on tiny models: pytest {file}, or python {file}.\"\"\"\n    \
