@@ -1,9 +1,11 @@
 """A model in a process beside this one, `maskdiff serve` on the loopback interface."""
+import collections
 import dataclasses
+import http.client
 import json
 import os
 import secrets
-import tempfile
+import subprocess
 import threading
 import urllib.error
 import urllib.request
@@ -30,10 +32,46 @@ class Text:
         return self.text
 
 
-def _end(process, key_file):
+def _end(process, readers):
     process.terminate()
-    process.communicate()
-    os.unlink(key_file)
+    try:
+        process.wait(5)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+    for reader in readers:
+        reader.join(1)
+
+
+def _listening(process):
+    """The address that the server says it listens at; None where it ends before."""
+    for line in process.stdout:
+        try:
+            return json.loads(line)["listening"]
+        except (ValueError, KeyError, TypeError):
+            # A class in Python may print while it is made.
+            continue
+    return None
+
+
+def _kept(pipe):
+    """The last lines of a pipe, which is read all the time: a full one would stop the server."""
+    lines = collections.deque(maxlen=40)
+
+    def read():
+        for line in pipe:
+            lines.append(line)
+
+    reader = threading.Thread(target=read, daemon=True)
+    reader.start()
+    return reader, lines
+
+
+# The limits of a server are for strangers, and this one has none.
+_OWN_LIMITS = ["--max-texts", "100000", "--queue", "100000", "--max-body", "1000000", "--timeout", "10000000", "--grace", "1"]
+
+# What is sent to this machine goes through no proxy.
+_direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
 
 class Model:
@@ -42,21 +80,19 @@ class Model:
     def __init__(self, checkpoint, settings=(), trust=False):
         # A key of our own: other users of this machine may reach the port too.
         self._key = secrets.token_urlsafe(24)
-        file, key_file = tempfile.mkstemp(prefix="maskdiff-key-")
-        with os.fdopen(file, "w") as out:
-            out.write(self._key + "\n")
-        words = ["serve", os.fspath(checkpoint), "--port", "0", "--api-key-file", key_file, "--format", "json", "--quiet", *settings]
-        process = _program.start(words + (["--trust"] if trust else []))
-        line = process.stdout.readline()
-        if not line:
-            _, said = process.communicate()
-            os.unlink(key_file)
-            raise _program.Error(said.strip() or f"maskdiff ended with code {process.returncode}")
-        self._address = json.loads(line)["listening"]
-        for pipe in (process.stdout, process.stderr):
-            # A full pipe would stop it.
-            threading.Thread(target=pipe.read, daemon=True).start()
-        self.close = weakref.finalize(self, _end, process, key_file)
+        words = ["serve", os.fspath(checkpoint), "--port", "0", "--format", "json", "--quiet", *_OWN_LIMITS, *settings]
+        process = _program.start(words + (["--trust"] if trust else []), self._key)
+        said, self._said = _kept(process.stderr)
+        self.close = weakref.finalize(self, _end, process, [said])
+        try:
+            self._address = _listening(process)
+        except BaseException:
+            self.close()
+            raise
+        if self._address is None:
+            self.close()
+            raise _program.Error("".join(self._said).strip() or f"maskdiff ended with code {process.returncode}")
+        self._printed = _kept(process.stdout)
 
     def __enter__(self):
         return self
@@ -68,15 +104,28 @@ class Model:
         headers = {"Content-Type": "application/json", "Authorization": f"Bearer {self._key}"}
         request = urllib.request.Request(self._address + path, json.dumps(body).encode(), headers)
         try:
-            return urllib.request.urlopen(request)
+            return _direct.open(request)
         except urllib.error.HTTPError as error:
-            raise _program.Error(json.loads(error.read())["error"]["message"]) from None
-        except urllib.error.URLError as error:
-            raise _program.Error(f"the model does not answer (was it closed?): {error.reason}") from None
+            text = error.read().decode(errors="replace")
+            try:
+                text = json.loads(text)["error"]["message"]
+            except (ValueError, KeyError, TypeError):
+                pass
+            raise _program.Error(text) from None
+        except (OSError, http.client.HTTPException) as error:
+            raise self._gone(error) from None
+
+    def _gone(self, error):
+        last = "".join(self._said).strip()
+        reason = getattr(error, "reason", error)
+        return _program.Error(f"the model does not answer (was it closed?): {reason}" + (f"\nits last words: {last}" if last else ""))
 
     def _ask(self, path, body):
-        with self._open(path, body) as answer:
-            return json.load(answer)
+        try:
+            with self._open(path, body) as answer:
+                return json.load(answer)
+        except (OSError, http.client.HTTPException) as error:
+            raise self._gone(error) from None
 
     def sample(self, prompt: str | list | None = None, *, n: int = 1, seed: int | None = None, max_tokens: int | None = None,
                **options) -> list:

@@ -1,4 +1,5 @@
 """The `maskdiff` program: where it is, and how it starts."""
+import concurrent.futures
 import ctypes
 import json
 import os
@@ -19,18 +20,19 @@ def binary() -> str:
     return found
 
 
-def _environment():
-    # `MASKDIFF_...` are settings of the program, and this is none.
-    return {key: value for key, value in os.environ.items() if key != "MASKDIFF_BINARY"}
+def _environment(**more):
+    # `MASKDIFF_...` are settings of the program, and these are none of it.
+    own = ("MASKDIFF_BINARY", "MASKDIFF_API_KEY")
+    return {**{key: value for key, value in os.environ.items() if key not in own}, **more}
 
 
 def answer(*words: str) -> list:
     """The JSON lines of a command that ends."""
-    done = subprocess.run([binary(), *words, "--format", "json"], capture_output=True, text=True, check=False,
+    done = subprocess.run([binary(), *words, "--format", "json"], capture_output=True, encoding="utf-8", check=False,
                           env=_environment())
     if done.returncode != 0:
         raise Error(done.stderr.strip() or f"maskdiff ended with code {done.returncode}")
-    return [json.loads(line) for line in done.stdout.splitlines() if line.strip()]
+    return [json.loads(line) for line in done.stdout.split("\n") if line.strip()]
 
 
 _prctl = getattr(ctypes.CDLL(None), "prctl", None)
@@ -42,7 +44,12 @@ def _with_parent():
         _prctl(1, signal.SIGTERM)
 
 
-def start(words) -> subprocess.Popen:
-    """A command that stays."""
-    return subprocess.Popen([binary(), *words], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-                            preexec_fn=_with_parent, env=_environment())
+# The signal comes when the thread ends that has started the program: this one stays as long as Python does.
+_starter = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="maskdiff")
+
+
+def start(words, key) -> subprocess.Popen:
+    """A command that stays; `key` is the one that its server wants."""
+    options = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "encoding": "utf-8", "errors": "replace"}
+    return _starter.submit(subprocess.Popen, [binary(), *words], preexec_fn=_with_parent, env=_environment(MASKDIFF_API_KEY=key),
+                           **options).result()

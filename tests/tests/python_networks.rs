@@ -104,11 +104,12 @@ fn trained(folder: &Path, source: &str, steps: u64) -> std::result::Result<Vec<f
             streams: None,
             label_b: None,
         };
-        let before = model.parameters()[0].tensor.copy();
+        let weights = || model.trainable().iter().map(Tensor::copy).collect::<Vec<Tensor>>();
+        let before = weights();
         match learner.step(&model, vec![batch], Ask::STEP) {
             Ok(done) => losses.push(done.loss),
             Err(error) => {
-                assert_eq!(before, model.parameters()[0].tensor, "a step that failed was taken");
+                assert_eq!(before, weights(), "a step that failed was taken");
                 return Err(error.to_string());
             }
         }
@@ -185,6 +186,14 @@ fn a_head_that_is_fused_gives_the_losses_of_one_that_is_not() {
             assert!((a - b).abs() < 1e-5, "{caught:?} {losses:?}");
         }
     }
+    // What is written into the logits in place is no head: they are capped in both.
+    let capped =
+        |cap: &str| trained(folder, &net(&[("return self.head(h)", cap)]), 4).expect("losses");
+    let in_place =
+        capped("logits = self.head(h); logits.div_(0.1).tanh_().mul_(0.1); return logits");
+    let anew = capped("return torch.tanh(self.head(h) / 0.1) * 0.1");
+    assert!(in_place.iter().zip(&anew).all(|(a, b)| (a - b).abs() < 1e-5), "{in_place:?} {anew:?}");
+    assert!((in_place[0] - caught[0]).abs() > 1e-3, "{in_place:?} {caught:?}");
     // Two names of one parameter are one parameter.
     let tied = net(&[("# EXTRA", "self.head.weight = self.embed.weight")]);
     let model = model(folder, &tied).expect("a model");

@@ -38,6 +38,16 @@ const NAMES: [&str; 9] = [
     "training.from",
 ];
 
+/// What components in Python are made of, `FILE:CLASS`.
+const ARGUMENTS: [&str; 6] = [
+    "argument",
+    "model.argument",
+    "noise.argument",
+    "process.argument",
+    "sampling.argument",
+    "training.argument",
+];
+
 /// The current folder.
 pub fn here() -> Option<PathBuf> {
     std::env::current_dir().ok()
@@ -90,7 +100,7 @@ fn above(file: &Path, dir: Option<&Path>) -> Option<PathBuf> {
 /// Lets the relative paths of a stored configuration start where its run was begun, and takes that place out.
 pub(super) fn settle(file: &str, text: &str, values: &mut Dict) {
     if let Some(base) = place(Path::new(file), text).filter(|base| Some(base) != here().as_ref()) {
-        for key in PATHS.iter().chain(&NAMES) {
+        for key in PATHS.iter().chain(&NAMES).chain(&ARGUMENTS) {
             if let Some(value) = leaf(values, key) {
                 started(key, value, &base);
             }
@@ -133,6 +143,12 @@ pub fn from(key: &str, value: &str, base: &Path) -> String {
     if PATHS.contains(&key) {
         let none = key == "eval.results" && ["none", "None", "null"].contains(&value);
         return if relative(value) && !none { joined(value) } else { value.to_string() };
+    }
+    if ARGUMENTS.contains(&key) {
+        return match value.rsplit_once(':') {
+            Some((file, class)) if there(file) => format!("{}:{class}", joined(file)),
+            _ => value.to_string(),
+        };
     }
     if !NAMES.contains(&key) {
         return value.to_string();

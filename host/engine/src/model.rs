@@ -318,9 +318,16 @@ impl Model {
         self.rows.get() + self.others.iter().map(|(_, other)| other.rows()).sum::<i64>()
     }
 
-    /// Holds a call of a sampler over so few tokens to one thread.
-    fn alone_over(&self, tokens: usize) -> Option<Alone> {
-        self.drawing.get().then(|| Alone::over(tokens as i64, self.facts.device())).flatten()
+    /// Holds a call of a sampler over few tokens to one thread, where what it reads is small: the network, or its head.
+    fn alone_over(&self, tokens: usize, of_head: bool) -> Option<Alone> {
+        if !self.drawing.get() {
+            return None;
+        }
+        let vocab_size = self.facts.vocab_size;
+        let is_asked = |size: &[i64]| size.len() > 1 && size.contains(&vocab_size) == of_head;
+        let sizes = self.parameters.iter().map(|parameter| parameter.tensor.size());
+        let numbers = sizes.filter(|size| is_asked(size)).map(|size| size.iter().product::<i64>());
+        Alone::over(tokens as i64, numbers.sum(), self.facts.device())
     }
 
     /// Counts a call that reads `x [B, S]`, or mixtures `[B, S, M]`.

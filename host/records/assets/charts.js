@@ -362,12 +362,14 @@ function curvesSection(runs) {
     cancelAnimationFrame(frame);
     frame = requestAnimationFrame(() => charts.forEach((chart) => chart.draw()));
   };
-  const all = button('All curves as CSV', () => download('curves.csv', 'text/csv', allCurves(runs)), { id: 'all-csv' });
+  let newest = runs;
+  const all = button('All curves as CSV', () => download('curves.csv', 'text/csv', allCurves(newest)), { id: 'all-csv' });
   const signs = el('p', { class: 'soft row note' }, 'Line: as measured, or smoothed with the measured one faint behind it. Band: lowest to highest of the seeds, its line their mean. '
     + 'Dot: a value that stands alone. Gap: no finite number. Drag to zoom, double-click for the whole.', all);
   const nodes = [curvesBar(runs, redraw), signs, ...parts];
   // A refresh with the same curves only gives them their new points.
   nodes.update = (next) => {
+    newest = next;
     charts.forEach((chart) => { chart.runs = next; });
     redraw();
   };

@@ -64,8 +64,12 @@ function thinned(list) {
 /** The value at `x` on the line through `[x, y]` pairs in order; beyond their ends along the last piece from the origin. */
 function along(pairs, x) {
   if (!pairs.length) return NaN;
-  let high = pairs.findIndex(([at]) => at >= x);
-  if (high < 0) {
+  let high = 0;
+  for (let after = pairs.length; high < after;) {
+    const middle = (high + after) >> 1;
+    if (pairs[middle][0] >= x) after = middle; else high = middle + 1;
+  }
+  if (high === pairs.length) {
     const [at, value] = pairs.at(-1);
     return at > 0 ? value * x / at : NaN;
   }
@@ -106,13 +110,11 @@ function placed(run, metric, axis) {
 /** Several runs as one: at each step that any of them has the mean of those that cover it, the lowest and the highest. */
 function banded(lists) {
   const filled = lists.map((list) => list.filter(({ raw }) => !Number.isNaN(raw))).filter((list) => list.length);
-  const at = (list, x) => {
-    if (x < list[0].x || x > list.at(-1).x) return NaN;
-    return along(list.map((point) => [point.x, point.raw]), x);
-  };
+  const pairs = filled.map((list) => list.map((point) => [point.x, point.raw]));
+  const at = (list, x) => (x < list[0][0] || x > list.at(-1)[0] ? NaN : along(list, x));
   const steps = new Map(filled.flatMap((list) => list.map(({ x, step }) => [x, step])));
   return [...steps].sort(([a], [b]) => a - b).map(([x, step]) => {
-    const values = filled.map((list) => at(list, x)).filter((value) => !Number.isNaN(value));
+    const values = pairs.map((list) => at(list, x)).filter((value) => !Number.isNaN(value));
     const sum = values.reduce((a, b) => a + b, 0);
     return { x, step, raw: sum / values.length, low: Math.min(...values), high: Math.max(...values), runs: values.length };
   });

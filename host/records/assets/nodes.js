@@ -95,11 +95,12 @@ function download(name, kind, text) {
   setTimeout(() => URL.revokeObjectURL(url), 1000);
 }
 
-/** Values as a line of CSV. */
+/** Values as a line of CSV. A text that a spreadsheet would compute gets a sign in front of it. */
 function csvLine(values) {
   const cell = (value) => {
-    const text = value === null || value === undefined || Number.isNaN(value) ? '' : String(value);
-    return /[",\n]/.test(text) ? `"${text.replaceAll('"', '""')}"` : text;
+    const bare = value === null || value === undefined || Number.isNaN(value) ? '' : String(value);
+    const text = typeof value === 'string' && /^[=+\-@\t\r]/.test(bare) ? `'${bare}` : bare;
+    return /[",\n\r]/.test(text) ? `"${text.replaceAll('"', '""')}"` : text;
   };
   return `${values.map(cell).join(',')}\n`;
 }

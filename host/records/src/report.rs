@@ -58,24 +58,32 @@ pub fn gather(folders: &[PathBuf], name: &dyn Fn(&Path) -> String) -> Result<Gat
             let run = Run::open(&path)?;
             let name = name(&path);
             results.extend(run.results()?.iter().map(|line| result(&name, line)));
-            traces.extend(run.traces());
+            traces.extend(run.traces().into_iter().map(|trace| named(trace, &path, &name)));
             found.runs.push(shown(&run, &name));
         }
         // A folder may hold results of checkpoints that are no runs.
         if seen.insert(folder.canonicalize().unwrap_or_else(|_| folder.clone())) {
             let lines = runs::lines(&folder.join(ledger::FILE))?;
-            results.extend(lines.iter().map(|line| result(&name(folder), line)));
-            traces.extend(runs::traces(folder));
+            let name = name(folder);
+            results.extend(lines.iter().map(|line| result(&name, line)));
+            let own = runs::traces(folder);
+            traces.extend(own.into_iter().map(|trace| named(trace, folder, &name)));
         }
     }
-    let named = |(name, mut trace): (String, Value)| {
-        trace["name"] = json!(name);
-        trace
-    };
-    found.traces = traces.into_iter().map(named).collect();
+    found.traces = traces;
     found.published = published::beside(&results)?;
     found.results = results;
     Ok(found)
+}
+
+/// A trace by its file's place in a folder, and the folder by its name.
+fn named((file, mut trace): (String, Value), folder: &Path, name: &str) -> Value {
+    let below = Path::new(&file).strip_prefix(folder);
+    trace["name"] = match below {
+        Ok(below) => json!(format!("{name}/{}", below.display())),
+        Err(_) => json!(file),
+    };
+    trace
 }
 
 /// A run for the page.
@@ -95,7 +103,8 @@ pub fn state(folders: &[PathBuf]) -> Result<String> {
     let mut files = Vec::new();
     for folder in folders {
         for run in runs::find(folder)? {
-            for name in ["metrics.jsonl", "config.toml", "manifest.json", ledger::FILE] {
+            let weights = "checkpoints/last/model.safetensors";
+            for name in ["metrics.jsonl", "config.toml", "manifest.json", ledger::FILE, weights] {
                 files.push(run.join(name));
             }
             for folder in [run.join("samples"), run] {

@@ -114,9 +114,15 @@ class Canvas {
     const move = { ArrowLeft: -1, ArrowUp: -1, ArrowRight: 1, ArrowDown: 1, Home: -Infinity, End: Infinity }[event.key];
     if (from < 0 || !move) return;
     event.preventDefault();
-    const to = Math.max(0, Math.min(this.spans.length - 1, from + move));
-    this.spans[from].tabIndex = -1;
-    this.spans[to].tabIndex = 0;
-    this.spans[to].focus();
+    this.focus(from + move);
+  }
+
+  /** Moves to a token, of those that are seen the nearest. */
+  focus(to) {
+    const seen = this.spans.filter((span) => !span.hidden);
+    const span = seen[Math.max(0, Math.min(seen.length - 1, to))];
+    if (!span) return;
+    this.spans.forEach((other) => { other.tabIndex = other === span ? 0 : -1; });
+    span.focus();
   }
 }

@@ -20,11 +20,18 @@ function askForKey(wrong) {
       el('p', { role: 'alert' }, said), el('div', { class: 'row' }, el('label', {}, 'Key', input), el('button', { type: 'submit' }, 'Enter')));
     form.addEventListener('submit', (event) => {
       event.preventDefault();
+      // A key of other signs than ASCII fits no header.
+      if (!/^[\x20-\x7e]+$/.test(input.value.trim())) {
+        input.setCustomValidity('A key has letters, digits and signs of ASCII.');
+        input.reportValidity();
+        return;
+      }
       sessionStorage.setItem(KEY, input.value.trim());
       form.remove();
       asking = null;
       resolve();
     });
+    input.addEventListener('input', () => input.setCustomValidity(''));
     document.querySelector('main').before(form);
     input.focus();
   });

@@ -43,7 +43,8 @@ class Panel {
   pinned() {
     if (!this.canvas.pins.size || !this.canvas.tokens) return null;
     const stays = (token, at) => (token && (token.given || this.canvas.pins.has(at)) ? token.id : null);
-    return this.canvas.tokens.map(stays);
+    // A pin is of the last step, whichever is seen.
+    return this.canvas.at(this.canvas.frames.length).map(stays);
   }
 
   async draw(signal, kept) {
@@ -181,8 +182,8 @@ class Panel {
     const kept = this.canvas.tokens.map((token, place) => (place === at ? null : token?.id ?? null))
       .filter((_, place) => !this.canvas.spans[place].hidden);
     this.canvas.pins.delete(at);
-    this.kept = kept;
-    run((signal) => this.draw(signal, kept));
+    // The menu that has the focus goes, and all tokens are made anew.
+    run((signal) => this.draw(signal, kept)).then(() => this.canvas.focus(at));
   }
 }
 
@@ -242,9 +243,10 @@ function setCompare(on) {
 /** All that decides what is drawn. */
 function state() {
   const of = (panel) => {
-    const kept = panel.pinned() ?? panel.kept;
+    // Tokens that the text on the page was drawn around; pins that were set since are drawn around next.
     const { pins, given } = panel.canvas;
-    return { settings: panel.settings.request(), ...(kept ? { tokens: kept, pins: [...pins], given: [...given] } : {}) };
+    const sent = panel.body?.prompt;
+    return { settings: panel.settings.request(), ...(Array.isArray(sent) ? { tokens: sent, pins: [...pins], given: [...given] } : {}) };
   };
   return { text: text.value, count: tokens.valueAsNumber || undefined, seed: seed.valueAsNumber || 0, checkpoint: model.checkpoint, panels: panels.map(of) };
 }
@@ -267,15 +269,15 @@ async function recall() {
   tokens.value = said.count ?? '';
   seed.value = said.seed ?? 1;
   setCompare(said.panels?.length > 1);
-  said.panels?.forEach(({ settings, pins, given, tokens: kept }, i) => {
-    panels[i]?.settings.write(settings);
-    panels[i].canvas.pins = new Set(pins);
-    panels[i].canvas.given = new Set(given);
-    panels[i].kept = kept;
+  const unknown = panels.filter((panel, i) => said.panels?.[i] && !panel.settings.write(said.panels[i].settings));
+  panels.forEach(({ canvas }, i) => {
+    canvas.pins = new Set(said.panels?.[i]?.pins);
+    canvas.given = new Set(said.panels?.[i]?.given);
   });
-  await run((signal) => Promise.all(panels.map((panel) => panel.draw(signal, panel.kept))));
+  await run((signal) => Promise.all(panels.map((panel, i) => panel.draw(signal, said.panels?.[i]?.tokens))));
   tellPins();
   if (said.checkpoint && said.checkpoint !== model.checkpoint) say('drawn from another checkpoint than that of the link');
+  if (unknown.length) say('drawn by another sampler than that of the link, which this server does not have');
 }
 
 // ---- The start ----
@@ -297,10 +299,7 @@ async function begin() {
 
 form.addEventListener('submit', (event) => {
   event.preventDefault();
-  if (model) {
-    panels.forEach((panel) => { panel.kept = null; });
-    drawAll();
-  }
+  if (model) drawAll();
 });
 form.addEventListener('keydown', (event) => {
   if (event.key === 'Enter' && (event.ctrlKey || event.metaKey)) form.requestSubmit();

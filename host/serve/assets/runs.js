@@ -7,6 +7,12 @@ const live = document.getElementById('live');
 const status = document.getElementById('live-status');
 let newest = null;
 
+/** Only what has gone wrong is read aloud: the time changes every few seconds. */
+function tell(words, failed) {
+  status.setAttribute('role', failed ? 'alert' : 'none');
+  status.textContent = words;
+}
+
 async function refresh() {
   try {
     const answer = await ask('/runs/data');
@@ -15,9 +21,9 @@ async function refresh() {
       show(await answer.json());
       newest = tag;
     }
-    status.textContent = `up to date at ${new Date().toLocaleTimeString()}`;
+    tell(`up to date at ${new Date().toLocaleTimeString()}`, false);
   } catch (error) {
-    status.textContent = `The runs could not be read: ${error.message}`;
+    tell(`The runs could not be read: ${error.message}`, true);
   }
 }
 

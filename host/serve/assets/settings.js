@@ -96,10 +96,13 @@ class Settings {
     return { sampler: this.choice.value, ...this.values() };
   }
 
+  /** Takes the settings of a request; says whether its sampler is known. */
   write({ sampler, ...options }) {
-    if (this.samplers.some(({ name }) => name === sampler)) this.choice.value = sampler;
+    const known = this.samplers.some(({ name }) => name === sampler);
+    if (known) this.choice.value = sampler;
     this.load();
     for (const option of this.options) if (option.name in options) option.write(options[option.name]);
     this.tell();
+    return known;
   }
 }

@@ -21,6 +21,8 @@ pub(crate) struct Board {
     folders: Vec<PathBuf>,
     /// What was told last, and of which state of the files.
     last: Mutex<Option<Told>>,
+    /// Whose turn it is to read.
+    turn: tokio::sync::Mutex<()>,
 }
 
 #[derive(Debug, Clone)]
@@ -37,13 +39,21 @@ pub(crate) fn router(board: &Arc<Board>) -> Router {
 
 /// What the page shows. Who has the newest already is told so.
 async fn data(State(board): State<Arc<Board>>, headers: HeaderMap) -> Response<Body> {
-    let reading = tokio::task::spawn_blocking(move || board.told());
+    // Who waits for what another client reads holds no thread meanwhile.
+    let _turn = board.turn.lock().await;
+    let (reader, hidden) = (Arc::clone(&board), board.hidden());
+    let reading = tokio::task::spawn_blocking(move || reader.told());
     match reading.await {
         Ok(Ok(told)) => {
             let body = if has(&headers, &told.tag) { Bytes::new() } else { told.body };
             tagged(&headers, "application/json", &told.tag, Body::from(body))
         }
-        Ok(Err(error)) => Fault::of_error(&error, &[]).answer(),
+        Ok(Err(error)) => {
+            // Nobody has asked for anything wrong.
+            let mut fault = Fault::of_error(&error, &hidden);
+            fault.status = StatusCode::INTERNAL_SERVER_ERROR;
+            fault.answer()
+        }
         Err(_) => {
             let said = "the runs could not be read: the log of the server has it";
             Fault::new(StatusCode::INTERNAL_SERVER_ERROR, "server_error", said).answer()
@@ -54,7 +64,12 @@ async fn data(State(board): State<Arc<Board>>, headers: HeaderMap) -> Response<B
 impl Board {
     /// Of folders that hold runs.
     pub(crate) fn new(folders: Vec<PathBuf>) -> Self {
-        Self { folders, last: Mutex::default() }
+        Self { folders, last: Mutex::default(), turn: tokio::sync::Mutex::default() }
+    }
+
+    /// What no answer names.
+    fn hidden(&self) -> Vec<String> {
+        self.folders.iter().map(|folder| folder.display().to_string()).collect()
     }
 
     /// What is to be told now. One client at a time reads the folders, and others get what it has read.
@@ -77,11 +92,19 @@ impl Board {
 
     /// A folder by its name below that which is served.
     fn name(&self, path: &Path) -> String {
-        let below = self.folders.iter().find_map(|folder| path.strip_prefix(folder).ok());
-        let below = below.map(|below| below.display().to_string());
-        below.filter(|below| !below.is_empty()).unwrap_or_else(|| {
+        let own = |path: &Path| {
             path.file_name().map_or("runs".into(), |name| name.to_string_lossy().into_owned())
-        })
+        };
+        let several = self.folders.len() > 1;
+        let below = |folder: &PathBuf| {
+            let below = path.strip_prefix(folder).ok()?.display().to_string();
+            match (below.is_empty(), several) {
+                (true, _) => None,
+                (false, true) => Some(format!("{}/{below}", own(folder))),
+                (false, false) => Some(below),
+            }
+        };
+        self.folders.iter().find_map(below).unwrap_or_else(|| own(path))
     }
 }
 
@@ -95,16 +118,34 @@ fn hide(data: &mut Value) {
             _ => {}
         }
     }
+    /// A setting that is a path as a whole, which may have blanks.
+    fn paths(value: &mut Value) {
+        match value {
+            Value::String(text) if text.len() > 1 && text.starts_with('/') => *text = "…".into(),
+            Value::Object(all) => all.values_mut().for_each(paths),
+            _ => {}
+        }
+    }
     for run in data["runs"].as_array_mut().into_iter().flatten() {
         for key in ["facts", "settings", "about"] {
+            paths(&mut run[key]);
             strings(&mut run[key]);
         }
     }
     for result in data["results"].as_array_mut().into_iter().flatten() {
-        strings(&mut result["details"]);
+        for key in ["details", "method"] {
+            strings(&mut result[key]);
+        }
+    }
+    for table in data["published"].as_array_mut().into_iter().flatten() {
+        for row in table["rows"].as_array_mut().into_iter().flatten() {
+            strings(&mut row["ours"]);
+        }
     }
     for trace in data["traces"].as_array_mut().into_iter().flatten() {
-        strings(&mut trace["name"]);
+        for key in ["name", "sampler"] {
+            strings(&mut trace[key]);
+        }
     }
 }
 
@@ -117,7 +158,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let run = folder.path().join("a/one");
         std::fs::create_dir_all(&run).unwrap();
-        let config = format!("[data]\npath = \"{}\"\n", folder.path().display());
+        let config = format!("[data]\npath = \"{}/Ann Lee\"\n", folder.path().display());
         std::fs::write(run.join("config.toml"), config).unwrap();
         let metrics = run.join("metrics.jsonl");
         std::fs::write(&metrics, "{\"step\": 1, \"val/nelbo\": 2.5, \"samples\": [\"/tmp/x\"]}\n")

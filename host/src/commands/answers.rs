@@ -28,6 +28,7 @@ pub fn run(common: &Common, file: &Path) -> Result<()> {
     let ledger = Ledger::new(&config, Some(&checkpoint.path), TORCH_VERSION)?;
     let registry = assemble::registry(&common.plugins, &config)?;
     let choices = assemble::choices(&mut config, &registry, false)?;
+    assemble::labels::check_unused(&config, "answers are measured without labels")?;
     let plan = Plan::new(&config);
     let needs = [capability::MASK, capability::LOG_X0, capability::CARRY_OVER];
     let chosen = [

@@ -94,6 +94,8 @@ fn train(common: &Common, effort: Effort<'_>) -> Result<(Config, Value)> {
     let observer = Observer::new(&mut report, effort.stop);
     let corpus = maskdiff_data::open(&config, tokenizer, &observer)?;
     report.finish();
+    config.set_labels(&corpus.labels);
+    assemble::labels::check(&config, &registry)?;
     let facts = assemble::facts(&config, &registry, corpus.tokenizer.as_ref(), device)?;
     let mut model = assemble::model(&config, &registry, choices.clone(), facts)?;
     let student = Student {
@@ -133,6 +135,7 @@ fn sample(common: &Common, effort: Effort<'_>) -> Result<(Config, Value)> {
     let tokenizer = tokenizer.as_ref();
     let registry = assemble::registry(&common.plugins, &config)?;
     let choices = assemble::choices(&mut config, &registry, true)?;
+    assemble::labels::check_one(&config)?;
     let device = accelerator::device(&config, &World::alone())?;
     let facts = assemble::facts(&config, &registry, tokenizer, device)?;
     let facts = facts.fresh(false);

@@ -43,6 +43,7 @@ pub fn run(common: &Common) -> Result<()> {
     };
     let registry = assemble::registry(&common.plugins, &config)?;
     let choices = assemble::choices(&mut config, &registry, true)?;
+    assemble::labels::check_one(&config)?;
     let device = accelerator::device(&config, &World::alone())?;
     let facts = assemble::facts(&config, &registry, tokenizer.as_ref(), device)?;
     let facts = facts.fresh(false);

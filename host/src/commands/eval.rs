@@ -35,6 +35,11 @@ pub fn run(common: &Common) -> Result<()> {
             "leave it out; `maskdiff eval --answers FILE` measures guided answers",
         ));
     }
+    assemble::labels::check_read(&config)?;
+    assemble::labels::check_unused(
+        &config,
+        "the bound of validation text is that of its own labels",
+    )?;
     let registry = assemble::registry(&common.plugins, &config)?;
     let choices = assemble::choices(&mut config, &registry, false)?;
     let plan = Plan::new(&config, Measure::new(&config));

@@ -112,6 +112,12 @@ impl Options {
             (None, Some(said)) => (said.to_string_lossy().into_owned(), VARIABLE.to_string()),
         };
         let secret = secret.lines().next().unwrap_or_default().trim();
+        if !secret.chars().all(|sign| sign.is_ascii_graphic()) {
+            return Err(Error::config(
+                format!("the key in {place} has signs that no header can carry"),
+                "use letters, digits and signs of ASCII without blanks",
+            ));
+        }
         if secret.len() < 8 {
             let message = format!("the key in {place} has {} characters", secret.len());
             return Err(Error::config(
@@ -156,6 +162,7 @@ pub fn run(common: &Common, given: &Options) -> Result<()> {
     let (checkpoint, mut config, tokenizer) = common.trained()?;
     let registry = assemble::registry(&common.plugins, &config)?;
     let choices = assemble::choices(&mut config, &registry, true)?;
+    assemble::labels::check_one(&config)?;
     let device = accelerator::device(&config, &World::alone())?;
     let facts = assemble::facts(&config, &registry, tokenizer.as_ref(), device)?;
     let facts = facts.fresh(false);

@@ -88,6 +88,7 @@ pub fn run(common: &Common, asked: &Asked) -> Result<()> {
     let (checkpoint, mut config, tokenizer) = common.trained()?;
     let registry = assemble::registry(&common.plugins, &config)?;
     let choices = assemble::choices(&mut config, &registry, false)?;
+    assemble::labels::check_one(&config)?;
     let walks = asked.walks(common, &config, &registry)?;
     let scorer = scorer(common, &config)?;
     let device = accelerator::device(&config, &World::alone())?;

@@ -97,6 +97,10 @@ fn work(
     let corpus = job.corpus(config, &beginning, &mut report)?;
     config.set_labels(&corpus.labels);
     assemble::labels::check(config, &registry)?;
+    assemble::labels::check_one(config)?;
+    if beginning.first().is_none() {
+        assemble::labels::check_seen(config)?;
+    }
     let mut made = job.components(config, &registry, chosen, &corpus, &report)?;
     if let Some(adapters) = &adapters {
         adapters.add_to(&mut made.model, config, &beginning)?;

@@ -211,7 +211,8 @@ double walk(T* l, T* share, int64_t n, const Row& row, int64_t banned, bool want
     others += sum_of(l + i, m);
   });
   const double total = others + power_x, norm = peak + std::log(total), every = row.every_at_least();
-  const double log_x = power_x > 0 ? -std::log1p(others / power_x) : at_x - norm;
+  // A quotient by a denormal number would be infinite.
+  const double log_x = power_x > 1e-300 ? -std::log1p(others / power_x) : at_x - norm;
   Sums sums{log_x, row.z == row.x ? log_x : at_z - norm, 0, 0};
   const T slope = static_cast<T>(row.alpha / every), scale = static_cast<T>(1 / total);
   blocks([&](int64_t i, int64_t m) {

@@ -57,6 +57,17 @@ impl Restriction {
         self.temperature == 1.0 && self.top_k == 0 && self.top_p >= 1.0
     }
 
+    /// The tokens that a law `[N, V]` loses: `[N, V] bool`.
+    pub fn lost(&self, log_p_nv: &Tensor) -> Tensor {
+        self.apply(log_p_nv).eq(f64::NEG_INFINITY)
+    }
+
+    /// As [`Restriction::apply`], where which tokens are lost is known: `[N, V] bool`.
+    pub fn losing(&self, log_p_nv: &Tensor, lost_nv: &Tensor) -> Tensor {
+        let log_p = log_p_nv.to_kind(Kind::Double) / self.temperature;
+        log_p.masked_fill(lost_nv, f64::NEG_INFINITY)
+    }
+
     /// `log_p_nv [N, V]`, which need not be normalised → the restricted law, not normalised, f64.
     pub fn apply(&self, log_p_nv: &Tensor) -> Tensor {
         let never = f64::NEG_INFINITY;

@@ -87,6 +87,12 @@ impl Component for AnyOrder {
             Config,
             "`any_order` keeps what clean tokens have computed, which must not depend on the time: set `time_conditioning=false`"
         );
+        ensure!(
+            context.classes == 0 || alpha_0 == 0.0 || alpha_0 == 1.0,
+            Config,
+            "`any_order` with `training.alpha_0` between 0 and 1 trains two parts of a batch apart, and does not tell their classes \
+             (`data.label_column`): leave the labels out, or set `training.alpha_0=1`"
+        );
         let Some(mask) = context.mask_id else { bail!(Config, "`any_order` needs a mask token") };
         Ok(Self { config, mask })
     }

@@ -2,6 +2,7 @@
 
 use maskdiff_plugin_api::ops::Restriction;
 use maskdiff_plugin_api::prelude::*;
+use tch::Kind;
 
 use crate::coins::Rows;
 
@@ -46,12 +47,20 @@ pub(crate) fn guided_law(
     let t_b = model.times(xt_bl.size()[0], t);
     let Some(guidance) = model.guidance(xt_bl, &t_b, rows_n)? else { return Ok(None) };
     let z_n = ops::take_rows(xt_bl, rows_n);
-    let step = guidance.step(|log_p_nv| {
-        let restricted = restriction.apply(log_p_nv);
-        let log_p_nv = &restricted.log_softmax(-1, restricted.kind());
-        law(&Rows { z_n: &z_n, log_p_nv })
-    });
-    step.map(Some)
+    let rows = |log_p_nv: &Tensor| law(&Rows { z_n: &z_n, log_p_nv });
+    restricted_step(&guidance, restriction, rows).map(Some)
+}
+
+/// The guided law of a step over restricted laws. What is lost is lost by the guided law of clean tokens: were it by each of the two laws, a
+/// token that only the other one loses would have an endless advantage.
+fn restricted_step(
+    guidance: &Guidance,
+    restriction: &Restriction,
+    law: impl Fn(&Tensor) -> Result<Tensor>,
+) -> Result<Tensor> {
+    let lost_nv = restriction.lost(&guidance.clean());
+    guidance
+        .step(|log_p_nv| law(&restriction.losing(log_p_nv, &lost_nv).log_softmax(-1, Kind::Double)))
 }
 
 /// Flat positions that may change in a walk from a start: all but the given ones. Where nobody says which those are, and the mask
@@ -77,4 +86,25 @@ pub(crate) fn masks_alone(model: &Denoiser) -> Result<bool> {
 /// All flat positions.
 pub(crate) fn all_rows(xt_bl: &Tensor) -> Tensor {
     Tensor::arange(xt_bl.numel() as i64, (tch::Kind::Int64, xt_bl.device()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_likeliest_tokens_are_those_of_the_guided_law() {
+        let law = |p: &[f64]| Tensor::from_slice(p).unsqueeze(0).log();
+        let guidance = Guidance::away(2.0, law(&[0.6, 0.3999, 0.0001]), law(&[0.6, 0.1, 0.3]));
+        let two = Restriction::new(1.0, 2, 1.0).unwrap();
+        let step = restricted_step(&guidance, &two, |log_p_nv| Ok(log_p_nv.exp())).unwrap();
+        let p = Vec::<f64>::try_from(step.squeeze_dim(0)).unwrap();
+        // Of the first two tokens p^2 / q, over their sums.
+        let kept = [0.6 * 0.6 / 0.6, 0.3999 * 0.3999 / 0.1];
+        for (i, kept_p) in kept.iter().enumerate() {
+            let want = kept_p / (kept[0] + kept[1]);
+            assert!((p[i] - want).abs() < 1e-12, "{p:?}");
+        }
+        assert_eq!(p[2], 0.0);
+    }
 }

@@ -200,6 +200,16 @@ impl Psi {
 
     /// The law of the end, `[N, V] f64`.
     fn tail(&self, model: &Denoiser, xt_bl: &Tensor, rows_n: &Tensor, t: f64) -> Result<Tensor> {
+        if self.config.tail == Tail::Ancestral {
+            // It is a step to the end.
+            let (from, end) = (Noise::at(model, t)?, Noise::at(model, 0.0)?);
+            let law_nv = guided_law(model, &self.restriction, (xt_bl, rows_n), t, |rows| {
+                coins::ancestral_law(model, rows, from, end)
+            })?;
+            if let Some(law_nv) = law_nv {
+                return Ok(law_nv);
+            }
+        }
         let z_n = ops::take_rows(xt_bl, rows_n);
         let log_p_nv = law_of_x0(model, &self.restriction, xt_bl, rows_n, t)?;
         self.config.tail.law(model, &Rows { z_n: &z_n, log_p_nv: &log_p_nv }, t)

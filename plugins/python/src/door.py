@@ -236,7 +236,8 @@ def call(request, tensors, count, host, answer):
             held, value = [value], None
         elif isinstance(value, tuple) and value and all(isinstance(part, torch.Tensor) for part in value):
             held, value = list(value), None
-        elif isinstance(value, tuple) and len(value) == 2 and isinstance(value[1], list):
+        elif isinstance(value, tuple) and len(value) == 2 and isinstance(value[1], list) and value[1] \
+                and all(isinstance(part, torch.Tensor) for part in value[1]):
             value, held = value
         said = json.dumps({'value': value}, default=repr, allow_nan=False)
     except BaseException as error:

@@ -87,10 +87,14 @@ impl Object {
         arguments: &[Argument<'_>],
         model: Option<&Denoiser>,
     ) -> Result<Tensor> {
-        let mut answer = self.call(method, arguments, model)?;
-        match answer.tensors.pop() {
-            Some(tensor) => Ok(tensor),
-            None => bail!(Shape, "`{method}` returned {}, expected a tensor", answer.said["value"]),
+        let answer = self.call(method, arguments, model)?;
+        let count = answer.tensors.len();
+        match <[Tensor; 1]>::try_from(answer.tensors) {
+            Ok([tensor]) => Ok(tensor),
+            Err(_) if count == 0 => {
+                bail!(Shape, "`{method}` returned {}, expected a tensor", answer.said["value"])
+            }
+            Err(_) => bail!(Shape, "`{method}` returned {count} tensors, expected one"),
         }
     }
 

@@ -163,7 +163,8 @@ class Network:
     def _head_names(self, head):
         """The names of matrix and bias of a head that is a plain linear map over the vocabulary."""
         plain = isinstance(head, nn.Linear) and type(head).forward is nn.Linear.forward
-        if not plain or head._forward_hooks or head._forward_pre_hooks or head.out_features != self.facts['vocab_size']:
+        hooks = [head._forward_hooks, head._forward_pre_hooks, head._backward_hooks, head._backward_pre_hooks]
+        if not plain or any(hooks) or head.out_features != self.facts['vocab_size']:
             return None
         names = {id(tensor): first for _, tensor, first in self.entries}
         weight, bias = names.get(id(head.weight)), names.get(id(head.bias))
@@ -177,14 +178,19 @@ class Network:
         except Exception:
             # What comes behind the head does not fit its input.
             return False
-        return len(caught) == 1 and result is caught[0]
+        return self._is_caught(result, caught)
+
+    @staticmethod
+    def _is_caught(result, caught):
+        """Whether `forward` ended in its head: what comes out is what went in, and nothing has written into it since."""
+        return len(caught) == 1 and result is caught[0][0] and result._version == caught[0][1]
 
     def _without_head(self, x, sigma):
-        """`forward` with its head left out, and what went into the head."""
+        """`forward` with its head left out, and what went into the head: the tensor, and how often it had been written into."""
         caught, head = [], self.module.head
 
         def catch(state):
-            caught.append(state)
+            caught.append((state, state._version))
             return state
 
         head.forward = catch
@@ -201,7 +207,7 @@ class Network:
             state = self._told(method, self.module.hidden, x, sigma)
         elif self.split == 'caught':
             state, caught = self._told(method, self._without_head, x, sigma)
-            if len(caught) != 1 or state is not caught[0]:
+            if not self._is_caught(state, caught):
                 raise self._broken(method, 'ended in the linear map `head` when it was first called and does not now: give the class a '
                                            'method `hidden(x, sigma)`, or another name to the map')
         else:

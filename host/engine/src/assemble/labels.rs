@@ -17,7 +17,83 @@ const SCALE: &str = "sampling.guidance_scale";
 /// read its classes are not known; this is to be called again then.
 pub fn check(config: &Config, registry: &Registry) -> Result<()> {
     check_network(config, registry)?;
-    check_drawn(config)
+    check_drawn(config)?;
+    check_sampler(config, registry)
+}
+
+/// Checks that what draws can be guided by a label.
+fn check_sampler(config: &Config, registry: &Registry) -> Result<()> {
+    let (layers, sampling) = (&config.layers, &config.sampling);
+    if sampling.labels.is_empty() || matches!(sampling.guidance_scale, 0.0 | 1.0) {
+        return Ok(());
+    }
+    let (_, sampler) = registry.find(ComponentKind::Sampler, &sampling.predictor)?;
+    if sampler.needs.iter().any(|need| need == capability::PAST) {
+        return Err(layers.error(
+            SCALE,
+            &format!(
+                "`{SCALE}` is {}, and sampler `{}` reads the network past the laws",
+                sampling.guidance_scale, sampler.name
+            ),
+            &format!("`{SCALE}=1` draws from the law of the label; or choose a sampler that asks for laws"),
+        ));
+    }
+    Ok(())
+}
+
+/// Refuses several labels where all texts are of one class.
+pub fn check_one(config: &Config) -> Result<()> {
+    match &config.sampling.labels[..] {
+        [_, _, ..] => Err(config.layers.error(
+            DRAWN,
+            &format!(
+                "`{DRAWN}` names {}, and these texts are of one class",
+                config.sampling.labels.len()
+            ),
+            "name one; `maskdiff sample` draws texts of several classes",
+        )),
+        _ => Ok(()),
+    }
+}
+
+/// Refuses classes that a training would not see.
+pub fn check_seen(config: &Config) -> Result<()> {
+    if config.data.label_column.is_some() || config.classes() == 0 {
+        return Ok(());
+    }
+    let key = if config.model.labels.is_empty() { "model.classes" } else { "model.labels" };
+    Err(config.layers.error(
+        key,
+        &format!("`{key}` tells of classes, and the training text has no labels (`{COLUMN}`)"),
+        &format!("name the column of the labels (`{COLUMN}`), or leave it out"),
+    ))
+}
+
+/// Refuses the labels of a text that a model without classes would not read.
+pub fn check_read(config: &Config) -> Result<()> {
+    let column = config.data.label_column.as_ref().filter(|_| config.layers.is_by_hand(COLUMN));
+    match column.filter(|_| config.classes() == 0) {
+        Some(column) => Err(config.layers.error(
+            COLUMN,
+            &format!("`{COLUMN}={column}` gives labels, and this model was trained without"),
+            "leave it out",
+        )),
+        None => Ok(()),
+    }
+}
+
+/// Refuses words about labels that are drawn where none is; `why` says why not.
+pub fn check_unused(config: &Config, why: &str) -> Result<()> {
+    let (layers, sampling) = (&config.layers, &config.sampling);
+    let set = [(DRAWN, !sampling.labels.is_empty()), (SCALE, sampling.guidance_scale != 1.0)];
+    match set.into_iter().find(|(key, is_set)| *is_set && layers.is_by_hand(key)) {
+        Some((key, _)) => Err(layers.error(
+            key,
+            &format!("`{key}` is of texts that are drawn, and {why}"),
+            "leave it out",
+        )),
+        None => Ok(()),
+    }
 }
 
 fn check_network(config: &Config, registry: &Registry) -> Result<()> {

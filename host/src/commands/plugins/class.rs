@@ -6,6 +6,7 @@ use include_dir::{Dir, include_dir};
 use maskdiff_base::error::{Error, Result};
 use maskdiff_base::files::{look, write_whole};
 use maskdiff_base::output;
+use maskdiff_base::text::quoted_path;
 use maskdiff_config::kind::ComponentKind;
 use maskdiff_engine::assemble;
 
@@ -96,12 +97,15 @@ pub fn new(kind: &str, name: &str, folder: &Path) -> Result<()> {
     );
     std::fs::create_dir_all(folder).map_err(|e| Error::io("write", folder, &e))?;
     write_whole(&target, (text + &test).as_bytes())?;
+    let named =
+        |before: &str| quoted_path(Path::new(&format!("{before}{}:{class}", target.display())));
     output::result(&format!(
         "{}: a {kind} in Python, the class `{class}`\n\
-         next: maskdiff plugins check {file}:{class} --kind {kind}\n\
+         next: maskdiff plugins check {} --kind {kind}\n\
          then: maskdiff {}",
         target.display(),
-        try_it(kind, &format!("python:{file}:{class}")),
+        named(""),
+        try_it(kind, &named("python:")),
     ));
     Ok(())
 }
