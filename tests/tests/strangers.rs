@@ -209,7 +209,7 @@ fn a_class_in_python_that_a_checkpoint_names_is_not_imported() {
         command.env("MASKDIFF_PYTHON", &python).env("XDG_DATA_HOME", at.join(home));
         finish(&mut command)
     };
-    let example = maskdiff_tests::root().join("plugins/python/examples/subs.py");
+    let example = maskdiff_tests::root().join("plugins/python/examples/loglinear.py");
     let example = fs::read_to_string(example).expect("the example");
     fs::write(&file, example).expect("a file");
     let schedule = format!("noise.type=python:{}:LogLinear", file.display());

@@ -12,8 +12,9 @@ const SECTIONS = [
   ['denoising', 'Denoising', (data) => tracesSection(data.traces), (data) => data.traces],
 ];
 
-/** What stands on the page now, by section. */
+/** What stands on the page now, by section; and what was told last. */
 const standing = new Map();
+let latest = null;
 
 /** Makes a section where its part of the data is another than before. */
 function section([id, name, make, part], data) {
@@ -23,8 +24,13 @@ function section([id, name, make, part], data) {
     before.content?.update?.(data.runs);
     return before;
   }
-  // Whoever is at work in it with the keyboard is not thrown out.
-  if (before?.node?.contains(document.activeElement)) return before;
+  // Whoever is at work in it with the keyboard is not thrown out: it is made anew once they are elsewhere.
+  if (before?.node?.contains(document.activeElement)) {
+    const later = () => setTimeout(() => { if (!before.node.contains(document.activeElement)) show(latest); });
+    if (!before.waits) before.node.addEventListener('focusout', later);
+    before.waits = true;
+    return before;
+  }
   const content = make(data);
   const node = content && el('section', { id, 'aria-labelledby': `${id}-title` }, el('h2', { id: `${id}-title` }, name), ...content);
   const made = { id, name, state, content, node };
@@ -34,6 +40,7 @@ function section([id, name, make, part], data) {
 
 /** Shows data, for the first time or again. */
 function show(data) {
+  latest = data;
   data.runs.forEach((run) => {
     run.headline = { ...run.headline, hours: hoursOf(run) };
     run.settings ??= {};

@@ -30,7 +30,7 @@ class Canvas {
   }
 
   /** A new walk from what is given, in a text of this length. Of tokens that were only kept from the text before, it is known how sure the model was. */
-  lay(given, length, kept) {
+  lay(given, length, kept, lead = 0) {
     const before = this.tokens ?? [];
     if (!kept) this.given = new Set(given.map(([at]) => at));
     this.frames = [];
@@ -40,7 +40,9 @@ class Canvas {
       this.start[at] = this.given.has(at) ? { id, text, given: true } : { id, text, p };
     }
     this.spans = this.start.map(() => el('button', { type: 'button', class: 'token', tabindex: -1 }));
-    this.spans.slice(0, 1).forEach((span) => { span.tabIndex = 0; });
+    // What the model puts in front itself is no part of the text.
+    this.spans.slice(0, lead).forEach((span) => { span.hidden = true; });
+    this.spans.slice(lead, lead + 1).forEach((span) => { span.tabIndex = 0; });
     this.node.replaceChildren(...this.spans);
     this.show(0);
   }
@@ -70,7 +72,7 @@ class Canvas {
     this.shown = frame;
     this.tokens = this.at(frame);
     this.tokens.forEach((token, at) => this.paint(this.spans[at], token, at));
-    return this.tokens.filter((token) => token).length;
+    return this.tokens.filter((token, at) => token && !this.spans[at].hidden).length;
   }
 
   paint(span, token, at) {
@@ -120,7 +122,8 @@ class Canvas {
   /** Moves to a token, of those that are seen the nearest. */
   focus(to) {
     const seen = this.spans.filter((span) => !span.hidden);
-    const span = seen[Math.max(0, Math.min(seen.length - 1, to))];
+    const before = this.spans.filter((span, at) => span.hidden && at < to).length;
+    const span = seen[Math.max(0, Math.min(seen.length - 1, to - (Number.isFinite(to) && this.spans[0]?.hidden ? before : 0)))];
     if (!span) return;
     this.spans.forEach((other) => { other.tabIndex = other === span ? 0 : -1; });
     span.focus();

@@ -34,7 +34,8 @@ class Panel {
   /** What is asked for: the text as it is written, or the tokens that must stay. */
   request(kept) {
     const fixed = kept ?? this.pinned();
-    const prompt = fixed ?? (text.value || undefined);
+    // Of a token that the model puts in front itself no prompt tells.
+    const prompt = fixed?.slice(model.lead) ?? (text.value || undefined);
     const count = fixed || /\[MASK[:\]]/.test(text.value) ? undefined : tokens.valueAsNumber || undefined;
     return { ...this.settings.request(), prompt, max_tokens: count, seed: seed.valueAsNumber || 0 };
   }
@@ -63,7 +64,7 @@ class Panel {
 
   /** A step of the walk, or its end. */
   hear(about) {
-    if (about.given) this.canvas.lay(about.given, about.length, Array.isArray(this.body.prompt));
+    if (about.given) this.canvas.lay(about.given, about.length, Array.isArray(this.body.prompt), model.lead);
     if (about.opened?.length) {
       this.canvas.add(about.ids ? this.lastStep() + 1 : about.step, about.opened);
       this.follow();
@@ -87,13 +88,13 @@ class Panel {
     this.slider.value = frame;
     const open = this.canvas.show(frame);
     const step = frame ? this.canvas.frames[frame - 1].step : 0;
-    this.at.textContent = `step ${step} of ${this.lastStep()} · ${open} of ${this.canvas.spans.length} tokens open`;
+    this.at.textContent = `step ${step} of ${this.lastStep()} · ${open} of ${this.canvas.spans.length - model.lead} tokens open`;
     this.slider.setAttribute('aria-valuetext', this.at.textContent);
   }
 
   done(about) {
     // What stands behind the end of the text was cut.
-    this.canvas.spans.forEach((span, at) => { span.hidden = at >= about.ids.length; });
+    this.canvas.spans.forEach((span, at) => { span.hidden = at < model.lead || at >= about.ids.length; });
     const facts = [['entropy', `${about.entropy.toFixed(3)} nats`], ['network calls', Number(about.calls.toFixed(2))], ['tokens read', Math.round(about.rows)],
       ['time', `${about.seconds.toPrecision(3)} s`], ...(about.approximate ? [['law', 'approximate: kept keys and values']] : [])];
     this.measures.replaceChildren(...facts.map(([name, value]) => el('div', {}, el('dt', {}, name), el('dd', {}, value))));
@@ -246,7 +247,8 @@ function state() {
     // Tokens that the text on the page was drawn around; pins that were set since are drawn around next.
     const { pins, given } = panel.canvas;
     const sent = panel.body?.prompt;
-    return { settings: panel.settings.request(), ...(Array.isArray(sent) ? { tokens: sent, pins: [...pins], given: [...given] } : {}) };
+    const front = Array(model.lead).fill(null);
+    return { settings: panel.settings.request(), ...(Array.isArray(sent) ? { tokens: [...front, ...sent], pins: [...pins], given: [...given] } : {}) };
   };
   return { text: text.value, count: tokens.valueAsNumber || undefined, seed: seed.valueAsNumber || 0, checkpoint: model.checkpoint, panels: panels.map(of) };
 }

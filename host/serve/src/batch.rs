@@ -87,10 +87,12 @@ impl Way {
                 piece.order = renumbered(piece.order);
             }
             let (order, again) = (piece.order.clone(), again(&piece.row));
+            // Such a text may have to be drawn again, and nothing of it is seen before.
+            let unsure = self.by_sequence.is_none() && order.number > 0;
+            piece.row.quiet |= unsure;
             let (texts, alone) = batch.texts(&mut self.settled, vec![piece])?;
-            let first = self.by_sequence.is_none();
             self.by_sequence.get_or_insert(alone);
-            if first && !alone && order.number > 0 {
+            if unsure && !alone {
                 let piece = Piece { order: renumbered(order), row: again };
                 done.extend(batch.texts(&mut self.settled, vec![piece])?.0);
             } else {
@@ -106,14 +108,14 @@ fn renumbered(order: Order) -> Order {
     Order { seed: order.seed.wrapping_add(order.number), number: 0, ..order }
 }
 
-/// The same row, of which nothing is seen on the way: what was sent is not taken back.
+/// The same row, of which nothing is seen on the way.
 fn again(row: &Row) -> Row {
     Row {
         sender: row.sender.clone(),
-        shown: None,
+        quiet: true,
         stops: row.stops.clone(),
         ends: row.ends.clone(),
-        given: Vec::new(),
+        given: row.given.clone(),
         sent: String::new(),
         last: Vec::new(),
         pending: BTreeMap::new(),
@@ -314,7 +316,8 @@ impl Batch<'_> {
     fn scored(&self, ids: &[i64], row: &Row, top: usize) -> Result<Vec<Scored>> {
         let model = &self.host.model;
         model.end_when(Some(row.unwanted(&self.watch.over)));
-        let scored = guarded(|| left_to_right(model, ids, 0, top.max(1)));
+        // Who watches a text of the same batch sees the laws of the walk.
+        let scored = model.laws().apart(|| guarded(|| left_to_right(model, ids, 0, top.max(1))));
         model.end_when(None);
         scored
     }

@@ -169,7 +169,7 @@ async fn models(State(app): Here) -> Response<Body> {
         "id": facts.name, "object": "model", "created": app.site.started, "owned_by": "maskdiff", "max_model_len": facts.length,
         "maskdiff": {
             "checkpoint": facts.checkpoint, "step": facts.step, "length": facts.length, "vocab_size": facts.tokenizer.vocab_size(),
-            "blocks": facts.blocks, "chat": facts.template.is_some(), "likelihood": facts.no_likelihood.is_none(),
+            "blocks": facts.blocks, "lead": facts.lead, "chat": facts.template.is_some(), "likelihood": facts.no_likelihood.is_none(),
             "samplers": samplers, "sampler": facts.predictor,
         },
     }]}))

@@ -163,8 +163,9 @@ class Network:
     def _head_names(self, head):
         """The names of matrix and bias of a head that is a plain linear map over the vocabulary."""
         plain = isinstance(head, nn.Linear) and type(head).forward is nn.Linear.forward
-        hooks = [head._forward_hooks, head._forward_pre_hooks, head._backward_hooks, head._backward_pre_hooks]
-        if not plain or any(hooks) or head.out_features != self.facts['vocab_size']:
+        if not plain or head.out_features != self.facts['vocab_size']:
+            return None
+        if head._forward_hooks or head._forward_pre_hooks or head._backward_hooks or head._backward_pre_hooks:
             return None
         names = {id(tensor): first for _, tensor, first in self.entries}
         weight, bias = names.get(id(head.weight)), names.get(id(head.bias))

@@ -107,7 +107,7 @@ impl Reader<'_> {
 /// What to do about a document without a label.
 pub(super) const NO_LABEL: &str = "`data.label_column` names what holds the label of a document: a text, a whole number, or true or false";
 
-/// The label under a key of a line: a text as it is, a number or a truth value as it is written there.
+/// The label under a key of a line: a text as it is, a whole number or a truth value as it is written there.
 fn label(line: &[u8], key: &str) -> std::result::Result<Arc<str>, String> {
     let members = json::members(line)?;
     let Some(at) = json::get(&members, key) else {
@@ -122,7 +122,15 @@ fn label(line: &[u8], key: &str) -> std::result::Result<Arc<str>, String> {
         Some(b'{' | b'[' | b'n') | None => {
             Err(format!("`{key}` is no label but {}", json::kind(value)))
         }
-        Some(_) => Ok(String::from_utf8_lossy(value).trim().into()),
+        Some(_) => {
+            let written = String::from_utf8_lossy(value).trim().to_string();
+            let known = ["true", "false"].contains(&&written[..]) || written.parse::<i64>().is_ok();
+            match known {
+                true => Ok(written.into()),
+                // 4, 4.0 and 4e0 would be three classes.
+                false => Err(format!("`{key}` is no label but the number {written}")),
+            }
+        }
     }
 }
 

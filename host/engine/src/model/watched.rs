@@ -53,6 +53,14 @@ impl Laws {
         self.turned.take();
     }
 
+    /// Runs something of its own, of which nothing is kept.
+    pub fn apart<T>(&self, body: impl FnOnce() -> T) -> T {
+        let on = self.on.replace(false);
+        let done = body();
+        self.on.set(on);
+        done
+    }
+
     /// Tokens of the texts that were asked about last; 0 where nothing was.
     pub fn length(&self) -> i64 {
         self.last.borrow().as_ref().and_then(|law| law.size.get(1).copied()).unwrap_or(0)
