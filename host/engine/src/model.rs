@@ -22,7 +22,7 @@ use maskdiff_plugin_api::{
     Batch, Context, Head, Kind as ErrorKind, Objective, Parameter, PluginError,
     Result as PluginResult, capability,
 };
-use tch::{Kind, Tensor};
+use tch::{Device, Kind, Tensor};
 
 use crate::component;
 use crate::graphs::Graphs;
@@ -70,6 +70,7 @@ pub struct Model {
     clocks: Clocks,
     reduced: Cell<Option<Kind>>,
     drawing: Cell<bool>,
+    alone: Alone,
     graphs: RefCell<Option<Graphs>>,
     /// What a walk keeps of earlier calls, where it works on a part of its tokens.
     kept_keys: RefCell<Option<Kept>>,
@@ -198,6 +199,7 @@ impl Model {
             clocks: Clocks::default(),
             reduced: Cell::new(None),
             drawing: Cell::new(false),
+            alone: Alone::default(),
             graphs: RefCell::new(None),
             kept_keys: RefCell::new(None),
             approximated: Cell::new(false),
@@ -294,6 +296,7 @@ impl Model {
             tracing::debug!("attention by cuDNN stays as it was: {error}");
         }
         self.kept_keys.take();
+        self.alone.release();
         self.drawing.set(drawing);
     }
 
@@ -318,16 +321,16 @@ impl Model {
         self.rows.get() + self.others.iter().map(|(_, other)| other.rows()).sum::<i64>()
     }
 
-    /// Holds a call of a sampler over few tokens to one thread, where what it reads is small: the network, or its head.
-    fn alone_over(&self, tokens: usize, of_head: bool) -> Option<Alone> {
-        if !self.drawing.get() {
-            return None;
+    /// Before a call of a sampler over N tokens of the network, or N rows of its head: how many threads compute it.
+    fn enter(&self, tokens: usize, of_head: bool) {
+        if !self.drawing.get() || self.facts.device() != Device::Cpu {
+            return;
         }
         let vocab_size = self.facts.vocab_size;
         let is_asked = |size: &[i64]| size.len() > 1 && size.contains(&vocab_size) == of_head;
         let sizes = self.parameters.iter().map(|parameter| parameter.tensor.size());
         let numbers = sizes.filter(|size| is_asked(size)).map(|size| size.iter().product::<i64>());
-        Alone::over(tokens as i64, numbers.sum(), self.facts.device())
+        self.alone.enter(tokens as i64, numbers.sum());
     }
 
     /// Counts a call that reads `x [B, S]`, or mixtures `[B, S, M]`.

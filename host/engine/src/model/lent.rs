@@ -158,7 +158,7 @@ impl maskdiff_plugin_api::Model for Model {
         }
         self.check_wanted()?;
         self.count(xt_bl);
-        let _few = self.alone_over(xt_bl.numel(), false);
+        self.enter(xt_bl.numel(), false);
         let train = self.train.get();
         let none = || sigma_b.zeros_like();
         let sigma_b = &if self.facts.time_conditioning { sigma_b.shallow_clone() } else { none() };
@@ -183,14 +183,14 @@ impl maskdiff_plugin_api::Model for Model {
     fn extend(&self, x_bl: &Tensor, cache: Vec<Tensor>) -> PluginResult<(Tensor, Vec<Tensor>)> {
         self.check_wanted()?;
         self.count(x_bl);
-        let _few = self.alone_over(x_bl.numel(), false);
+        self.enter(x_bl.numel(), false);
         let extend = || self.reduced(|| self.network.extend(x_bl, cache));
         self.clocks.network(self.facts.device(), extend)
     }
 
     fn logits(&self, hidden_nd: &Tensor) -> PluginResult<Tensor> {
         let rows = hidden_nd.size().first().copied().unwrap_or(0);
-        let _few = self.alone_over(rows.unsigned_abs() as usize, true);
+        self.enter(rows.unsigned_abs() as usize, true);
         let logits = || self.reduced(|| self.network.logits(hidden_nd));
         let logits_nv = self.clocks.head(self.facts.device(), logits)?;
         Ok(match self.unused.borrow().as_ref().filter(|_| self.drawing.get()) {
@@ -249,7 +249,7 @@ impl maskdiff_plugin_api::Model for Model {
     fn pass(&self, pass: &Pass) -> PluginResult<Passed> {
         self.check_wanted()?;
         self.count(pass.tokens.ids());
-        let _few = self.alone_over(pass.tokens.ids().numel(), false);
+        self.enter(pass.tokens.ids().numel(), false);
         let train = self.train.get();
         let label_b = match &pass.label {
             Some(_) => None,
