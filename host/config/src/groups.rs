@@ -140,8 +140,8 @@ group! {
         documents: listed::Documents = listed::Documents::File,
         /// `jsonl`, `parquet`, `hf`: where the text is.
         column: String = "text".into(),
-        /// The column or key of a document's label, a class that the network is told of (`model.labels`): a text, a whole number, or true or
-        /// false. It needs `data.wrap=false`. Of `stories`: `animal`, `colour`, `place`, `toy` or `weather`.
+        /// The column or key of a document's label: a text, a whole number, true or false. The network is conditioned on it as a class
+        /// (`model.labels`). It needs `data.wrap=false`. Of `stories`: `animal`, `colour`, `place`, `toy` or `weather`.
         label_column: Option<String> = None,
         /// Your files and `hf`: what is done to the text first: `wikitext`, `ptb`, `lm1b`, `lambada`, `scientific_papers`.
         detokenizer: Option<listed::Detokenizer> = None,
@@ -176,9 +176,9 @@ group! {
         adapter: Option<String> as path = None,
         /// L, tokens in a block.
         length: i64 where (TOKENS) = 64,
-        /// The classes of documents that the network is told, in their order; by default those of `data.label_column`.
+        /// The names of the classes that the network is conditioned on, in order; by default the labels of `data.label_column`.
         labels: Vec<String> = Vec::new(),
-        /// How many classes the network is told where they have no names (`0`, `1`, ..), as in another program's checkpoint.
+        /// The number of classes where they have no names, as in another program's checkpoint; they are then called `0`, `1` and so on.
         classes: i64 where (Range::of(0.0, 1e6)) = 0,
         /// Id of the mask among the tokens of another program's checkpoint. By default what its `config.json` says, else its tokenizer.
         mask_id: Option<i64> where (Range::of(0.0, 2_147_483_647.0)) = None,

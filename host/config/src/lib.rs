@@ -114,7 +114,7 @@ impl Config {
         self.top.component.as_deref().unwrap_or(&self.top.parameterization)
     }
 
-    /// The names of the classes that the network is told; numbers where they have none.
+    /// The names of the classes that the network is conditioned on; numbers where they have none.
     pub fn label_names(&self) -> Vec<String> {
         match self.model.labels.is_empty() {
             true => (0..self.model.classes).map(|class| class.to_string()).collect(),
@@ -122,7 +122,7 @@ impl Config {
         }
     }
 
-    /// How many classes the network is told.
+    /// The number of classes that the network is conditioned on.
     pub fn classes(&self) -> i64 {
         self.label_names().len() as i64
     }
