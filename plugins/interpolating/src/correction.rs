@@ -6,7 +6,7 @@ use maskdiff_plugin_api::prelude::*;
 use tch::Kind;
 
 use crate::coins::{self, Noise, Rows};
-use crate::options::{all_rows, check_walk, free_rows, law_of_x0};
+use crate::options::{all_rows, check_min_p, check_walk, free_rows, law_of_x0, likely};
 use maskdiff_plugin_api::ops::Restriction;
 
 register!(sampler SelfCorrection);
@@ -54,6 +54,9 @@ struct Config {
     /// A correction is drawn among the likeliest tokens whose mass first reaches p, in (0, 1].
     #[schemars(range(max = 1.0), extend("exclusiveMinimum" = 0.0))]
     top_p: f64,
+    /// Tokens whose probability in a step or a correction is below this are not drawn, in [0, 1); 0 is off.
+    #[schemars(range(min = 0.0), extend("exclusiveMaximum" = 1.0))]
+    min_p: f64,
 }
 
 impl Default for Config {
@@ -69,6 +72,7 @@ impl Default for Config {
             temperature: 0.1,
             top_k: 0,
             top_p: 1.0,
+            min_p: 0.0,
         }
     }
 }
@@ -98,6 +102,7 @@ impl Component for SelfCorrection {
     fn new(config: Config, _: &Context) -> Result<Self> {
         let Config { steps, t_min, corrections, t_correct, tokens_per_step, patience, .. } = config;
         check_walk(steps, t_min, 1.0)?;
+        check_min_p(config.min_p)?;
         for (name, value, least) in [
             ("corrections", corrections, 1),
             ("tokens_per_step", tokens_per_step, 1),
@@ -126,6 +131,15 @@ struct Corrected {
 }
 
 impl SelfCorrection {
+    /// The law from which corrections are drawn, `log p [N, V]`.
+    fn log_law(&self, model: &Denoiser, x_bl: &Tensor, rows_n: &Tensor) -> Result<Tensor> {
+        let log_p_nv = law_of_x0(model, &self.restriction, x_bl, rows_n, self.config.t_correct)?;
+        if self.config.min_p == 0.0 {
+            return Ok(log_p_nv);
+        }
+        Ok(likely(log_p_nv.to_kind(Kind::Double).exp(), self.config.min_p).log())
+    }
+
     fn walk(&self, model: &Denoiser, xt_bl: &Tensor, rows_n: &Tensor) -> Result<Tensor> {
         let Config { steps, t_min, .. } = self.config;
         let plain = Restriction::new(1.0, 0, 1.0)?;
@@ -140,7 +154,12 @@ impl SelfCorrection {
             let log_p_nv = law_of_x0(model, &plain, &x_bl, rows_n, time(i))?;
             let rows = Rows { z_n: &z_n, log_p_nv: &log_p_nv };
             let (level_t, level_s) = (Noise::at(model, time(i))?, Noise::at(model, s)?);
-            let drawn_n = coins::ancestral(model, &rows, level_t, level_s);
+            let drawn_n = if self.config.min_p > 0.0 {
+                let law_nv = coins::ancestral_law(model, &rows, level_t, level_s)?;
+                ops::categorical(&likely(law_nv, self.config.min_p).log())
+            } else {
+                coins::ancestral(model, &rows, level_t, level_s)
+            };
             x_bl = ops::put_rows(&x_bl, rows_n, &drawn_n);
             let total = steps + 1 + self.config.corrections;
             model.progress(i + 1, total, &x_bl)?;
@@ -152,8 +171,7 @@ impl SelfCorrection {
     fn correct(&self, model: &Denoiser, x_bl: &Tensor, free_n: &Tensor) -> Result<Corrected> {
         let (b, l) = check_shape!(x_bl, [B, L], Int64);
         let rows_n = all_rows(x_bl);
-        let t = self.config.t_correct;
-        let log_p_nv = law_of_x0(model, &self.restriction, x_bl, &rows_n, t)?;
+        let log_p_nv = self.log_law(model, x_bl, &rows_n)?;
         let y_n1 = ops::categorical(&log_p_nv).unsqueeze(1);
         let p_bl = log_p_nv.gather(1, &y_n1, false).to_kind(Kind::Double).exp().view([b, l]);
         let y_bl = y_n1.view([b, l]);
@@ -206,8 +224,7 @@ impl Sampler for SelfCorrection {
     /// The law of a correction; times have no meaning here.
     fn law(&self, model: &Denoiser, xt_bl: &Tensor, _t: f64, _s: f64) -> Result<Tensor> {
         let (b, l) = check_shape!(xt_bl, [B, L], Int64);
-        let t = self.config.t_correct;
-        let log_p_nv = law_of_x0(model, &self.restriction, xt_bl, &all_rows(xt_bl), t)?;
+        let log_p_nv = self.log_law(model, xt_bl, &all_rows(xt_bl))?;
         Ok(log_p_nv.to_kind(Kind::Double).exp().view([b, l, model.vocab_size()]))
     }
 }
@@ -220,7 +237,7 @@ impl SelfCorrection {
         if rows_n.numel() == 0 {
             return Ok(x_bl);
         }
-        let log_p_nv = law_of_x0(model, &self.restriction, &x_bl, &rows_n, self.config.t_correct)?;
+        let log_p_nv = self.log_law(model, &x_bl, &rows_n)?;
         Ok(ops::put_rows(&x_bl, &rows_n, &ops::categorical(&log_p_nv)))
     }
 }
@@ -262,9 +279,15 @@ mod tests {
     #[test]
     fn a_correction_is_drawn_from_the_restricted_law() {
         let toy = Toy::uniform(3, 3);
-        for (top_k, top_p) in [(1, 1.0), (0, 1e-6)] {
-            let config =
-                Config { from: From::Text, temperature: 10.0, top_k, top_p, ..Config::default() };
+        for (top_k, top_p, min_p) in [(1, 1.0, 0.0), (0, 1e-6, 0.0), (0, 1.0, 0.99)] {
+            let config = Config {
+                from: From::Text,
+                temperature: 10.0,
+                top_k,
+                top_p,
+                min_p,
+                ..Config::default()
+            };
             let mut sampler = SelfCorrection::new(config, &toy.context()).unwrap();
             let start = Tensor::randint(3, [50, 3], (Kind::Int64, tch::Device::Cpu));
             let mut drawn = |seed| {

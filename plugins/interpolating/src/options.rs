@@ -35,6 +35,26 @@ pub(crate) fn law_of_x0(
     Ok(restricted.log_softmax(-1, restricted.kind()))
 }
 
+/// Checks `sampling.min_p`.
+pub(crate) fn check_min_p(min_p: f64) -> Result<()> {
+    ensure!(
+        (0.0..1.0).contains(&min_p),
+        Config,
+        "`sampling.min_p` must lie in [0, 1), got {min_p}"
+    );
+    Ok(())
+}
+
+/// A law `[N, V] f64` without the tokens that are less probable than `min_p`; the likeliest token stays.
+pub(crate) fn likely(law_nv: Tensor, min_p: f64) -> Tensor {
+    if min_p == 0.0 {
+        return law_nv;
+    }
+    let (most, _) = law_nv.max_dim(-1, true);
+    let kept = law_nv.masked_fill(&law_nv.less_tensor(&most.clamp_max(min_p)), 0.0);
+    &kept / kept.sum_dim_intlist(-1, true, Kind::Double)
+}
+
 /// The law `[N, V] f64` of a step whose laws are guided, of which `law` makes the plain one from the network's; `None` where it is the law of
 /// clean tokens that is guided, if any.
 pub(crate) fn guided_law(
@@ -91,6 +111,19 @@ pub(crate) fn all_rows(xt_bl: &Tensor) -> Tensor {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn unlikely_tokens_are_lost_but_never_all() {
+        let law = |p: &[f64]| Tensor::from_slice(p).unsqueeze(0);
+        let values = |law_nv: Tensor| Vec::<f64>::try_from(law_nv.squeeze_dim(0)).unwrap();
+        let kept = values(likely(law(&[0.5, 0.3, 0.2]), 0.25));
+        assert!((kept[0] - 0.625).abs() < 1e-15 && kept[2] == 0.0, "{kept:?}");
+        assert_eq!(values(likely(law(&[0.5, 0.3, 0.2]), 0.9)), [1.0, 0.0, 0.0]);
+        assert_eq!(values(likely(law(&[0.5, 0.3, 0.2]), 0.0)), [0.5, 0.3, 0.2]);
+        for wrong in [1.0, -0.1, f64::NAN] {
+            assert!(check_min_p(wrong).unwrap_err().to_string().contains("`sampling.min_p`"));
+        }
+    }
 
     #[test]
     fn the_likeliest_tokens_are_those_of_the_guided_law() {

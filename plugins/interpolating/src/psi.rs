@@ -7,7 +7,7 @@ use maskdiff_plugin_api::prelude::*;
 use tch::Kind;
 
 use crate::coins::{self, Noise, Rows};
-use crate::options::{all_rows, check_walk, free_rows, guided_law, law_of_x0};
+use crate::options::{all_rows, check_min_p, check_walk, free_rows, guided_law, law_of_x0, likely};
 use crate::profile::{Mode, Profile};
 use crate::tail::Tail;
 
@@ -55,6 +55,9 @@ struct Config {
     /// The network's likeliest tokens whose mass first reaches p stay, in (0, 1].
     #[schemars(range(max = 1.0), extend("exclusiveMinimum" = 0.0))]
     top_p: f64,
+    /// Tokens whose probability in a step is below this are not drawn (GIDD), in [0, 1); 0 is off.
+    #[schemars(range(min = 0.0), extend("exclusiveMaximum" = 1.0))]
+    min_p: f64,
 }
 
 impl Default for Config {
@@ -74,6 +77,7 @@ impl Default for Config {
             temperature: 1.0,
             top_k: 0,
             top_p: 1.0,
+            min_p: 0.0,
         }
     }
 }
@@ -105,6 +109,7 @@ impl Component for Psi {
     fn new(config: Config, _: &Context) -> Result<Self> {
         let Config { steps, t_min, high_frac, middle_frac, eta, plateau, .. } = config;
         check_walk(steps, t_min, 1.0)?;
+        check_min_p(config.min_p)?;
         for (name, value) in [("high_frac", high_frac), ("middle_frac", middle_frac), ("eta", eta)]
         {
             ensure!(
@@ -166,7 +171,11 @@ impl Psi {
         if rows_n.numel() == 0 {
             return Ok(xt_bl.shallow_clone());
         }
-        if let Some(law_nv) = self.guided(model, (xt_bl, rows_n), step)? {
+        let whole = match self.config.min_p > 0.0 {
+            true => Some(self.law_at(model, (xt_bl, rows_n), step)?),
+            false => self.guided(model, (xt_bl, rows_n), step)?,
+        };
+        if let Some(law_nv) = whole {
             return Ok(ops::put_rows(xt_bl, rows_n, &ops::categorical(&law_nv.log())));
         }
         let z_n = ops::take_rows(xt_bl, rows_n);
@@ -198,17 +207,31 @@ impl Psi {
         })
     }
 
+    /// The law of a step, `[N, V] f64`.
+    fn law_at(
+        &self,
+        model: &Denoiser,
+        (xt_bl, rows_n): (&Tensor, &Tensor),
+        step: Step,
+    ) -> Result<Tensor> {
+        let law_nv = match self.guided(model, (xt_bl, rows_n), step)? {
+            Some(law_nv) => law_nv,
+            None => {
+                let z_n = ops::take_rows(xt_bl, rows_n);
+                let log_p_nv = law_of_x0(model, &self.restriction, xt_bl, rows_n, step.t)?;
+                let rows = Rows { z_n: &z_n, log_p_nv: &log_p_nv };
+                let levels = (Noise::at(model, step.t)?, Noise::at(model, step.s)?);
+                mixed(model, &rows, levels, step.kappa)?
+            }
+        };
+        Ok(likely(law_nv, self.config.min_p))
+    }
+
     /// The law of the end, `[N, V] f64`.
     fn tail(&self, model: &Denoiser, xt_bl: &Tensor, rows_n: &Tensor, t: f64) -> Result<Tensor> {
         if self.config.tail == Tail::Ancestral {
             // It is a step to the end.
-            let (from, end) = (Noise::at(model, t)?, Noise::at(model, 0.0)?);
-            let law_nv = guided_law(model, &self.restriction, (xt_bl, rows_n), t, |rows| {
-                coins::ancestral_law(model, rows, from, end)
-            })?;
-            if let Some(law_nv) = law_nv {
-                return Ok(law_nv);
-            }
+            return self.law_at(model, (xt_bl, rows_n), Step { t, s: 0.0, kappa: 1.0 });
         }
         let z_n = ops::take_rows(xt_bl, rows_n);
         let log_p_nv = law_of_x0(model, &self.restriction, xt_bl, rows_n, t)?;
@@ -247,20 +270,16 @@ impl Sampler for Psi {
             bail!(Other, "a walk of no steps");
         };
         let step = Step { t, s, kappa: near.kappa };
-        if let Some(law_nv) = self.guided(model, (xt_bl, &rows_n), step)? {
-            return Ok(law_nv.view(size));
-        }
-        let z_n = ops::take_rows(xt_bl, &rows_n);
-        let log_p_nv = law_of_x0(model, &self.restriction, xt_bl, &rows_n, t)?;
-        let rows = Rows { z_n: &z_n, log_p_nv: &log_p_nv };
-        let levels = (Noise::at(model, t)?, Noise::at(model, s)?);
-        Ok(mixed(model, &rows, levels, near.kappa)?.view(size))
+        Ok(self.law_at(model, (xt_bl, &rows_n), step)?.view(size))
     }
 }
 
 /// The law of a step that predicts with the share `kappa` and corrects with the rest, `[N, V] f64`.
 fn mixed(model: &Denoiser, rows: &Rows, (t, s): (Noise, Noise), kappa: f64) -> Result<Tensor> {
     let predicted = coins::ancestral_law(model, rows, t, s)?;
+    if kappa >= 1.0 {
+        return Ok(predicted);
+    }
     let corrected = coins::corrected_law(model, rows, t, s)?;
     Ok(predicted * kappa + corrected * (1.0 - kappa))
 }
@@ -293,6 +312,18 @@ mod tests {
                 let make = |context: &Context| made(&config, context);
                 draws_have_the_law(make, &grid(3, 1.0, 0.1), &toy, given);
             }
+            let (low, tail) = (Mode::Constant, Tail::Ancestral);
+            let config = Config {
+                steps: 2,
+                t_min: 0.2,
+                low,
+                tail,
+                eta: 0.5,
+                min_p: 0.2,
+                ..Config::default()
+            };
+            let make = |context: &Context| made(&config, context);
+            draws_have_the_law(make, &grid(2, 1.0, 0.2), &toy, None);
         }
     }
 

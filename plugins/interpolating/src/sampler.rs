@@ -4,10 +4,9 @@
 
 use maskdiff_plugin_api::ops::Restriction;
 use maskdiff_plugin_api::prelude::*;
-use tch::Kind;
 
 use crate::coins::{self, Noise, Rows};
-use crate::options::{all_rows, check_walk, free_rows, guided_law, law_of_x0};
+use crate::options::{all_rows, check_min_p, check_walk, free_rows, guided_law, law_of_x0, likely};
 use crate::tail::Tail;
 
 register!(sampler Interpolating);
@@ -82,11 +81,7 @@ impl Component for Interpolating {
     fn new(config: Config, _: &Context) -> Result<Self> {
         let Config { steps, t_min, t_start, temperature, top_k, top_p, min_p, .. } = config;
         check_walk(steps, t_min, t_start)?;
-        ensure!(
-            (0.0..1.0).contains(&min_p),
-            Config,
-            "`sampling.min_p` must lie in [0, 1), got {min_p}"
-        );
+        check_min_p(min_p)?;
         let restriction = Restriction::new(temperature, top_k, top_p)?;
         Ok(Self { config, restriction })
     }
@@ -96,14 +91,6 @@ impl Interpolating {
     fn time(&self, i: i64) -> f64 {
         let Config { steps, t_start, t_min, .. } = self.config;
         t_start - (t_start - t_min) * i as f64 / steps as f64
-    }
-
-    /// Drops what is unlikely; the likeliest token stays.
-    fn without_unlikely(&self, law_nv: &Tensor) -> Tensor {
-        let (most, _) = law_nv.max_dim(-1, true);
-        let floor = most.clamp_max(self.config.min_p);
-        let kept = law_nv.masked_fill(&law_nv.less_tensor(&floor), 0.0);
-        &kept / kept.sum_dim_intlist(-1, true, Kind::Double)
     }
 
     /// The law of a step at rows, `[N, V] f64`; `s = 0` is the tail.
@@ -125,7 +112,7 @@ impl Interpolating {
         }
         let law_nv =
             coins::ancestral_law(model, &rows, Noise::at(model, t)?, Noise::at(model, s)?)?;
-        Ok(if self.config.min_p > 0.0 { self.without_unlikely(&law_nv) } else { law_nv })
+        Ok(likely(law_nv, self.config.min_p))
     }
 
     /// The law of a step that is guided as such, `[N, V] f64`. Tails that take the likeliest token look at the law of clean tokens.
@@ -142,11 +129,7 @@ impl Interpolating {
         let law_nv = guided_law(model, &self.restriction, (xt_bl, rows_n), t, |rows| {
             coins::ancestral_law(model, rows, level_t, level_s)
         })?;
-        let likely = |law_nv: Tensor| match self.config.min_p > 0.0 {
-            true => self.without_unlikely(&law_nv),
-            false => law_nv,
-        };
-        Ok(law_nv.map(likely))
+        Ok(law_nv.map(|law_nv| likely(law_nv, self.config.min_p)))
     }
 
     /// One draw of a step at the positions that are free.
