@@ -258,7 +258,8 @@ group! {
         /// The number of the first text that `maskdiff sample` draws. A text is drawn from the seed and its number, so text 5 comes out the same
         /// alone (`first_number=5`, one sequence) and as the sixth of six.
         first_number: u64 where (Range::of(0.0, 1e12)) = 0,
-        /// Number of tokens that `maskdiff sample` draws after a prompt, or in total without one; by default up to `model.length`.
+        /// Number of tokens that `maskdiff sample` draws after a prompt, or in total without one; by default up to `model.length`, or in
+        /// blocks up to `sampling.length`.
         new_tokens: Option<i64> where (TOKENS) = None,
         /// Sequences drawn at every evaluation while training.
         num_sample_log: i64 where (Range::of(0.0, 1e6)) = 2,

@@ -45,7 +45,7 @@ pub struct Texts<'a> {
     pub first: u64,
     /// Where the texts do not follow each other: the seed and the number of each.
     pub sources: &'a [(u64, u64)],
-    /// In blocks: tokens of a text at most.
+    /// In blocks: tokens of a text at most, where `new_tokens` does not say it.
     pub length: i64,
     /// In blocks: what is done with tokens beyond the trained window.
     pub context: Context,
@@ -109,6 +109,13 @@ impl<'a> Texts<'a> {
             ));
         }
         Ok(reach + new)
+    }
+
+    /// Tokens of a text in blocks at most, `lead` tokens in front of what is given included.
+    fn length_in_blocks(&self, given: &[Given], lead: usize) -> i64 {
+        let Some(new) = self.new_tokens else { return self.length };
+        let reach = given.iter().map(Given::reach).max().unwrap_or(0);
+        (lead + reach) as i64 + new
     }
 
     /// The class of each text, `[B] i64`, where any has one; those that have none are of no class.
@@ -358,12 +365,7 @@ fn grown(
             "use a model without `block_size`",
         ));
     }
-    if texts.new_tokens.is_some() {
-        return Err(Error::config(
-            "`sampling.new_tokens` is of models without blocks",
-            "`sampling.length` says how long a text in blocks becomes at most",
-        ));
-    }
+    let texts = Texts { length: texts.length_in_blocks(given, lead(model)), ..texts };
     let start = start(model, blocks, given, texts)?;
     let growth = Growth {
         size: blocks.size,

@@ -123,12 +123,8 @@ impl Talk {
         let reach = given.reach();
         let wanted = self.config.sampling.new_tokens.unwrap_or(ANSWER.min(most - reach as i64));
         let own = Texts::new(&self.config, self.tokenizer.as_ref());
-        let (new_tokens, length) = match self.model.blocks() {
-            Some(_) => (None, lead + reach as i64 + wanted),
-            None => (Some(wanted), own.length),
-        };
-        let texts =
-            Texts { new_tokens, length, stop_at_eos: true, first: own.first + self.said, ..own };
+        let first = own.first + self.said;
+        let texts = Texts { new_tokens: Some(wanted), stop_at_eos: true, first, ..own };
         let reach = reach + lead as usize;
         let shown = shown(Arc::clone(&self.tokenizer), reach, lives, self.stop.clone());
         let drawn =

@@ -1,6 +1,7 @@
 //! Runs in blocks as a user makes them.
 
-use maskdiff_tests::run::{maskdiff, metrics};
+use maskdiff_tests::liar::measured;
+use maskdiff_tests::run::{command, maskdiff, metrics};
 use serde_json::Value;
 
 use super::{BLOCKS, small, train};
@@ -46,6 +47,17 @@ fn a_run_in_blocks_trains_is_measured_and_draws_texts_of_any_length() {
     for line in prompted.expect(0).lines() {
         assert!(line["text"].as_str().expect("a text").contains("Ben has a"), "{line}");
     }
+    // Three words, or two prompts of different lengths; beyond the window too.
+    for new in [5, 70] {
+        let words = format!("sampling.new_tokens={new}");
+        let behind = sample(&["--prompt", "Ben has a", "--prompt", "One day", &words]);
+        let behind = behind.expect(0).lines();
+        assert_eq!(behind.len(), 6);
+        for (line, given) in behind.iter().zip([3, 3, 3, 2, 2, 2]) {
+            let ids = line["ids"].as_array().expect("ids").len();
+            assert!((given + new..=given + new + 1).contains(&ids), "{line}");
+        }
+    }
     // Of few kinds of words no text has an entropy of 50 nats: all are drawn ten times, or end where they say nothing new.
     let dull = ["sampling.length=300", "sampling.min_entropy=50", "sampling.num_samples=1"];
     let rejected = sample(&dull);
@@ -57,6 +69,27 @@ fn a_run_in_blocks_trains_is_measured_and_draws_texts_of_any_length() {
     let anew = sample(&["sampling.kv_cache=false"]);
     let more = anew.expect(0).lines()[0]["token_forwards"].as_f64().expect("a number");
     assert!(more > 2.0 * calls * 8.0, "{more}");
+}
+
+/// A text of 131,072 tokens takes the memory of a short one: what leaves the window is dropped.
+#[test]
+fn a_long_text_takes_little_memory() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let at = folder.path();
+    let shape = ["block_size=64", "model.hidden_size=16", "trainer.max_steps=2"];
+    let words = [&["train"], &small()[..], &shape, &["run.dir=run"]].concat();
+    maskdiff(at, &words).expect(0);
+    let peak = |length: usize| {
+        let length_word = format!("sampling.length={length}");
+        let words = ["sample", "--checkpoint", "run", "sampling.num_samples=1", &length_word];
+        // A walk of one step: each block is a call.
+        let done = measured(&mut command(at, &[&words[..], &["sampling.steps=1"]].concat()), None);
+        let ids = done.output.expect(0).lines()[0]["ids"].as_array().expect("ids").len();
+        assert_eq!(ids, length);
+        done.peak_mib
+    };
+    let (short, long) = (peak(4096), peak(131_072));
+    assert!(long < short + 48.0, "{short} MiB for 4,096 tokens, {long} for 131,072");
 }
 
 /// Other methods and samplers run in blocks as they are.

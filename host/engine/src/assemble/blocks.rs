@@ -87,6 +87,13 @@ pub(super) fn check(config: &Config, registry: &Registry, choices: &Choices) -> 
 
 /// Checks how texts of blocks are drawn.
 fn check_texts(config: &Config) -> Result<()> {
+    if let (Some(_), Some(length)) = (config.sampling.new_tokens, config.sampling.length) {
+        return Err(config.layers.error(
+            "sampling.new_tokens",
+            &format!("`sampling.new_tokens` and `sampling.length` ({length}) both say how long a text becomes"),
+            "leave one of both out",
+        ));
+    }
     let (sampling, length) = (&config.sampling, sample::length(config));
     let slides = sampling.context == listed::Context::Slide && length > config.model.length;
     if slides && !sampling.kv_cache {

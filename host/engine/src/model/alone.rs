@@ -5,6 +5,9 @@ use std::cell::Cell;
 /// Tokens of a call up to which it is computed by one thread.
 const FEW: i64 = 64;
 
+/// Products of numbers of a call up to which it is, whatever its tokens: they take less than half a millisecond.
+const LITTLE: i64 = 1 << 24;
+
 /// Numbers of the matrices up to which it is: more of them do not stay in a processor's own memory, and two threads read them faster.
 const SMALL: i64 = 1 << 23;
 
@@ -19,7 +22,8 @@ pub(super) struct Alone {
 impl Alone {
     /// Before a call over N tokens on a CPU that reads so many numbers.
     pub(super) fn enter(&self, tokens: i64, numbers: i64) {
-        if tokens > FEW || numbers > SMALL {
+        let small = tokens <= FEW && numbers <= SMALL || tokens.saturating_mul(numbers) <= LITTLE;
+        if !small {
             return self.release();
         }
         let threads = tch::get_num_threads();
@@ -53,7 +57,9 @@ mod tests {
         assert_eq!(after(&|alone| alone.enter(16, 1000)), 1);
         assert_eq!(after(&|alone| alone.enter(16, 1000)), 1);
         assert_eq!(after(&|alone| alone.enter(16, SMALL + 1)), 2);
-        assert_eq!(after(&|alone| alone.enter(FEW + 1, 1000)), 2);
+        assert_eq!(after(&|alone| alone.enter(FEW + 1, LITTLE / FEW)), 2);
+        assert_eq!(after(&|alone| alone.enter(FEW + 1, 1000)), 1);
+        assert_eq!(after(&Alone::release), 2);
         assert_eq!(after(&|alone| alone.enter(1, 1000)), 1);
         assert_eq!(after(&Alone::release), 2);
         assert_eq!(after(&Alone::release), 2);
