@@ -7,7 +7,7 @@ use std::process::{Child, Stdio};
 use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use crate::run::{command, train};
 
@@ -18,6 +18,56 @@ pub fn folder() -> &'static Path {
         let folder = tempfile::tempdir().expect("a folder").keep();
         train(&folder, &["run.dir=run"]).expect(0);
         let words = ["run.dir=blocks", "block_size=8", "trainer.max_steps=3"];
+        train(&folder, &words).expect(0);
+        folder
+    })
+}
+
+/// A folder with a tiny model of stories whose animal it is told, `animals`.
+pub fn labelled() -> &'static Path {
+    static FOLDER: OnceLock<PathBuf> = OnceLock::new();
+    FOLDER.get_or_init(|| {
+        let folder = tempfile::tempdir().expect("a folder").keep();
+        train(&folder, &["run.dir=animals", "data.label_column=animal"]).expect(0);
+        folder
+    })
+}
+
+/// A folder with a model in blocks that has a BOS in front of every text, `begun`, over a vocabulary of few words.
+pub fn begun() -> &'static Path {
+    static FOLDER: OnceLock<PathBuf> = OnceLock::new();
+    FOLDER.get_or_init(|| {
+        let folder = tempfile::tempdir().expect("a folder").keep();
+        let words =
+            ["<s>", "</s>", "[MASK]", "<unk>", "we", "know", "that", "they", "see", "what", "is"];
+        let vocab = words.iter().enumerate().map(|(i, word)| ((*word).to_string(), json!(i)));
+        let vocab: serde_json::Map<String, Value> = vocab.collect();
+        let special = |i: usize| {
+            json!({
+                "id": i, "content": words[i], "single_word": false, "lstrip": false, "rstrip": false, "normalized": false, "special": true,
+            })
+        };
+        let tokenizer = json!({
+            "version": "1.0", "added_tokens": [special(0), special(1), special(2)], "normalizer": null,
+            "pre_tokenizer": {"type": "Whitespace"}, "post_processor": null, "decoder": null, "truncation": null, "padding": null,
+            "model": {"type": "WordLevel", "vocab": vocab, "unk_token": "<unk>"},
+        });
+        let write =
+            |name: &str, text: &str| std::fs::write(folder.join(name), text).expect("written");
+        write("words.json", &tokenizer.to_string());
+        let line = "{\"text\": \"we know that they see what we see and that is what they know\"}\n";
+        write("a.jsonl", &line.replace(" and", "").repeat(60));
+        let words = [
+            "run.dir=begun",
+            "data=jsonl",
+            "data.path=a.jsonl",
+            "data.tokenizer_name_or_path=words.json",
+            "data.wrap=true",
+            "data.insert_special=both",
+            "model.length=32",
+            "block_size=8",
+            "trainer.max_steps=10",
+        ];
         train(&folder, &words).expect(0);
         folder
     })

@@ -252,8 +252,8 @@ fn a_score_ends_when_nobody_waits() {
     assert_eq!(bound().expect_err("nobody waits").exit_code(), INTERRUPTED);
     assert_eq!(asked.get(), 4, "before each call");
     assert_eq!(model.calls() - before, 3);
-    assert!(chain::left_to_right(&model, &ids, 0, 1).is_err());
-    assert!(chain::likeliest(&model, &[Some(ids[0]), None], 1, 1).is_err());
+    assert!(chain::left_to_right(&model, &ids, 0, 1, chain::Reading::WHOLE).is_err());
+    assert!(chain::likeliest(&model, &[Some(ids[0]), None], 1, 1, chain::Reading::WHOLE).is_err());
     model.end_when(None);
     assert!(bound().is_ok());
 }
@@ -263,12 +263,13 @@ fn a_score_ends_when_nobody_waits() {
 fn the_likeliest_tokens_are_those_of_the_chain() {
     let (model, every) = every_sequence_of(&registry(), "loglinear", true);
     let ids = Vec::<i64>::try_from(every.get(11)).expect("ids");
-    let whole = chain::left_to_right(&model, &ids, 0, 3).expect("the chain");
+    let whole = chain::left_to_right(&model, &ids, 0, 3, chain::Reading::WHOLE).expect("the chain");
     for (place, scored) in whole.iter().enumerate() {
         let mut tokens: Vec<Option<i64>> = ids.iter().map(|id| Some(*id)).collect();
         // Whatever stands at the position itself counts as a hole.
         tokens[place + 1..].fill(None);
-        let found = chain::likeliest(&model, &tokens, place, 3).expect("tokens");
+        let found =
+            chain::likeliest(&model, &tokens, place, 3, chain::Reading::WHOLE).expect("tokens");
         for ((id, p), (other, other_p)) in found.iter().zip(&scored.top) {
             assert!(id == other && (p - other_p).abs() < 1e-9, "{found:?} {scored:?}");
         }

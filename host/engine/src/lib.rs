@@ -30,3 +30,4 @@ pub mod prompt;
 pub mod rows;
 pub mod sample;
 pub mod train;
+pub mod windows;

@@ -368,7 +368,9 @@ impl Model {
     /// Runs `body` for one sequence of a batch alone: what it draws comes from that sequence's stream.
     pub fn alone<T>(&self, row: usize, body: impl FnOnce() -> T) -> T {
         let all = self.moment.borrow_mut().alone(row);
+        self.laws.leave_alone(Some(row));
         let done = body();
+        self.laws.leave_alone(None);
         self.moment.borrow_mut().together(row, all);
         done
     }
@@ -421,14 +423,6 @@ impl Model {
             ));
         }
         Ok(Some(label_b.repeat([rows / known])))
-    }
-
-    /// In the window that is walked next, the first `seen` positions are given.
-    pub fn give_first(&self, seen: i64) {
-        if let Some(given_bl) = &mut self.moment.borrow_mut().given_bl {
-            let positions = Tensor::arange(given_bl.size()[1], (Kind::Int64, given_bl.device()));
-            *given_bl = positions.lt(seen).unsqueeze(0).expand_as(given_bl).copy();
-        }
     }
 
     /// Which positions of the walk in progress are given, `[B, L] bool`.

@@ -257,25 +257,30 @@ impl Given {
         self.whole.then_some(self.tokens.len())
     }
 
-    /// Puts what is given into a start `[L] i64` drawn from the prior.
-    pub fn put_into(&self, start_l: &Tensor) {
-        for (position, token) in self.tokens.iter().enumerate() {
-            if let Some(token) = token {
-                let _ = start_l.get(position as i64).fill_(*token);
-            }
+    /// Puts what is given into a start `[L] i64` drawn from the prior, which begins at position `from` of the text.
+    pub fn put_into(&self, start_l: &Tensor, from: usize) {
+        for (position, token) in self.known_of(from, start_l.size()[0]) {
+            let _ = start_l.get(position).fill_(token);
         }
     }
 
-    /// Sets the given positions of `given_l [L] bool`.
-    pub fn mark(&self, given_l: &Tensor) {
+    /// Sets the given positions of `given_l [L] bool`, which begins at position `from` of the text.
+    pub fn mark(&self, given_l: &Tensor, from: usize) {
         if self.free {
             return;
         }
-        for (position, token) in self.tokens.iter().enumerate() {
-            if token.is_some() {
-                let _ = given_l.get(position as i64).fill_(1);
-            }
+        for (position, _) in self.known_of(from, given_l.size()[0]) {
+            let _ = given_l.get(position).fill_(1);
         }
+    }
+
+    /// The given tokens of a part of the text, with their positions in it.
+    fn known_of(&self, from: usize, length: i64) -> impl Iterator<Item = (i64, i64)> {
+        // A draft is where a text starts: what follows moves on from what became of it.
+        let starts = from == 0 || !self.free;
+        let within = self.known().filter(move |(position, _)| starts && *position >= from);
+        let within = within.map(move |(position, token)| ((position - from) as i64, token));
+        within.filter(move |(position, _)| *position < length)
     }
 
     /// Cuts off what was drawn after a template or a draft, which begins at `lead`.
@@ -366,7 +371,7 @@ mod tests {
             given.tokens.iter().map(|token| if token.is_some() { 't' } else { '_' }).collect();
         assert_eq!(shape, "tttt___tttt_");
         let start = Tensor::full([16], 99, (tch::Kind::Int64, tch::Device::Cpu));
-        given.put_into(&start);
+        given.put_into(&start, 0);
         let mut ids = Vec::<i64>::try_from(&start).unwrap();
         assert_eq!(ids.iter().filter(|id| **id == 99).count(), 3 + 1 + 4);
         given.cut(0, &mut ids);

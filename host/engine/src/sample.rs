@@ -9,9 +9,9 @@ use std::time::Instant;
 use maskdiff_base::error::{Error, Result};
 use maskdiff_base::stream::Purpose;
 use maskdiff_base::text::counted;
+use maskdiff_config::Config;
 use maskdiff_config::kind::ComponentKind;
 use maskdiff_config::listed::Context;
-use maskdiff_config::{Config, groups};
 use maskdiff_data::Tokenizer;
 use maskdiff_plugin_api::abi::handles::Walker;
 use maskdiff_plugin_api::{Context as Facts, Kind as ErrorKind, Model as Lent, PluginError};
@@ -21,12 +21,14 @@ use tch::Tensor;
 
 use crate::component;
 use crate::evaluate::diversity;
-use crate::model::{Model, Progress};
+use crate::model::{Laws, Model, Progress};
 use crate::moment::{Moment, Streams};
 use crate::prompt::Given;
 
 use crate::model::views::{Blocks, Growth, GuidedView};
 use grow::{Start, grow, none_given};
+
+pub use crate::windows::Windows;
 
 /// How sampled tokens become text: the length, the end, the tokenizer.
 #[derive(Clone, Copy)]
@@ -183,47 +185,6 @@ pub fn stops_at_eos(config: &Config) -> bool {
 /// A loaded sampler with its name.
 pub type NamedSampler = (String, Walker);
 
-/// How long a text becomes: a window of the model's length, then windows that each move on by `stride` tokens and see
-/// the end of the one before.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Windows {
-    /// Tokens by which a window moves, 1 to the model's length.
-    pub stride: i64,
-    /// Windows after the first, ≥ 0.
-    pub more: i64,
-}
-
-impl Windows {
-    /// Texts of the model's length.
-    pub const ONE: Self = Self { stride: 1, more: 0 };
-
-    /// What the configuration asks for.
-    pub fn new(sampling: &groups::Sampling) -> Self {
-        if !sampling.semi_ar {
-            return Self::ONE;
-        }
-        Self { stride: sampling.stride_length, more: sampling.num_strides }
-    }
-
-    /// All windows of a text: from the first start `[B, L]` to `[B, L + more * stride]`. `prior` makes the starts of later
-    /// ones, `sample` walks from a start.
-    pub fn walk(
-        self,
-        first: &Tensor,
-        prior: impl Fn() -> Result<Tensor>,
-        mut sample: impl FnMut(&Tensor) -> Result<Tensor>,
-    ) -> Result<Tensor> {
-        let seen = first.size()[1] - self.stride;
-        let mut text = sample(first)?;
-        for _ in 0..self.more {
-            let start = prior()?;
-            start.narrow(1, 0, seen).copy_(&text.narrow(1, text.size()[1] - seen, seen));
-            text = Tensor::cat(&[text, sample(&start)?.narrow(1, seen, self.stride)], 1);
-        }
-        Ok(text)
-    }
-}
-
 /// One drawn sequence.
 #[derive(Debug, Clone, Serialize)]
 pub struct Sample {
@@ -270,7 +231,7 @@ pub fn draw(
     let streams = Streams::each(Purpose::Walks, (0..given.len()).map(|row| texts.source(row)));
     model.set_moment(Moment::of_walk(streams, None));
     model.set_unused(&unused(texts.tokenizer, model.facts()));
-    model.on_progress(recorded(progress, recorder.map(Rc::clone)));
+    model.on_progress(recorded(progress, recorder.map(Rc::clone), model.laws()));
     // Of a walk before that failed.
     let _ = model.has_approximated();
     let walked = match model.blocks() {
@@ -314,27 +275,30 @@ fn windows(
     let (count, windows) = (given.len() as i64, texts.windows);
     let length = texts.walk_length(given, model.facts().length)?;
     let xt_bl = model.prior(count, length)?;
-    let given_bl = none_given(&xt_bl);
-    for (row, given) in (0..).zip(given) {
-        given.put_into(&xt_bl.get(row));
-        given.mark(&given_bl.get(row));
-    }
-    model.give(Some(given_bl));
     let labels = texts.labels(given, model.facts());
     let prior = || model.prior(count, length);
     let mut number: i64 = 0;
     let walked = windows.walk(&xt_bl, prior, |xt_bl| {
+        let from = number * windows.stride;
+        let given_bl = none_given(xt_bl);
         if number > 0 {
-            model.give_first(length - windows.stride);
+            // The end of the window before stays.
+            let _ = given_bl.narrow(1, 0, length - windows.stride).fill_(1);
         }
+        for (row, given) in (0..).zip(given) {
+            given.put_into(&xt_bl.get(row), from as usize);
+            given.mark(&given_bl.get(row), from as usize);
+        }
+        model.give(Some(given_bl));
         model.begin_part(number.cast_unsigned());
+        model.laws().begin(from);
         number += 1;
         let walk = |sampler: &mut NamedSampler| match &labels {
             Some(label_b) => labelled(model, sampler, xt_bl, (label_b, texts.label_guidance)),
             None => guided(model, sampler, xt_bl, texts.guidance),
         };
         let Some(recorder) = recorder else { return walk(sampler) };
-        recorder.borrow_mut().begin(id_rows(xt_bl)?, (number - 1) * windows.stride);
+        recorder.borrow_mut().begin(id_rows(xt_bl)?, from);
         let x0_bl = walk(sampler)?;
         recorder.borrow_mut().end(id_rows(&x0_bl)?);
         Ok(x0_bl)
@@ -420,8 +384,8 @@ fn start(model: &Model, blocks: &Blocks, given: &[Given], texts: Texts<'_>) -> R
     }
     for (row, given) in (0..).zip(given) {
         let behind = |x: &Tensor| x.get(row).narrow(0, lead as i64, all - lead as i64);
-        given.put_into(&behind(&x_bn));
-        given.mark(&behind(&given_bn));
+        given.put_into(&behind(&x_bn), 0);
+        given.mark(&behind(&given_bn), 0);
     }
     let (first, ends) = (blocks.begins(), texts.ends());
     let from = given.iter().map(|given| texts.free_from(given, lead, first) as i64).collect();
@@ -444,12 +408,16 @@ pub(crate) fn id_rows(x_bl: &Tensor) -> Result<Vec<Vec<i64>>> {
 fn recorded(
     progress: Option<Progress<'static>>,
     recorder: Option<Rc<RefCell<Recorder>>>,
+    laws: Rc<Laws>,
 ) -> Option<Progress<'static>> {
     let Some(recorder) = recorder else { return progress };
     let mut progress = progress.unwrap_or_else(|| Box::new(|_, _, _| Ok(())));
     Some(Box::new(move |done, total, x_bl| {
         let rows = id_rows(x_bl).map_err(|e| PluginError::new(ErrorKind::Other, e.to_string()))?;
-        recorder.borrow_mut().step(done, total, rows);
+        match (laws.alone(), &rows[..]) {
+            (Some(text), [ids]) => recorder.borrow_mut().step_alone(text, done, total, ids),
+            _ => recorder.borrow_mut().step(done, total, rows),
+        }
         progress(done, total, x_bl)
     }))
 }
@@ -587,41 +555,4 @@ fn check(x0_bl: Tensor, xt_bl: &Tensor, model: &Model, name: &str) -> Result<Ten
         );
     }
     Ok(x0_bl)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use tch::{Device, Kind};
-
-    const MASK: i64 = 99;
-
-    /// A sampler that counts up from the last given token shows what each window saw.
-    #[test]
-    fn each_window_sees_the_end_of_the_one_before() {
-        for (stride, more) in [(1, 3), (2, 2), (4, 2), (3, 0)] {
-            let prior = || Ok(Tensor::full([1, 4], MASK, (Kind::Int64, Device::Cpu)));
-            let mut starts = Vec::new();
-            let count = |start: &Tensor| {
-                let mut ids = Vec::<i64>::try_from(start.get(0)).map_err(component::torch)?;
-                starts.push(ids.clone());
-                let given = ids.iter().take_while(|id| **id != MASK).count();
-                let first = if given == 0 { starts.len() as i64 * 10 } else { ids[given - 1] + 1 };
-                (given..4).for_each(|i| ids[i] = first + (i - given) as i64);
-                Ok(Tensor::from_slice(&ids).unsqueeze(0))
-            };
-            let text = Windows { stride, more }.walk(&prior().unwrap(), prior, count).unwrap();
-            let text = Vec::<i64>::try_from(text.get(0)).unwrap();
-            assert_eq!(text.len() as i64, 4 + stride * more);
-            for (i, start) in starts.iter().enumerate().skip(1) {
-                let seen = (4 - stride) as usize;
-                let at = i * stride as usize;
-                assert_eq!(start[..seen], text[at..at + seen], "window {i}, stride {stride}");
-                assert!(start[seen..].iter().all(|id| *id == MASK));
-            }
-            if stride < 4 {
-                assert!(text.windows(2).all(|pair| pair[1] == pair[0] + 1), "{text:?}");
-            }
-        }
-    }
 }

@@ -4,6 +4,7 @@
 
 /** The sections: how each is made, of which part of the data, so that a refresh makes only those anew whose part has changed. */
 const SECTIONS = [
+  ['unreadable', 'Not shown', (data) => unreadableSection(data.unreadable ?? []), (data) => data.unreadable ?? []],
   ['runs', 'Runs', (data) => runsSection(data.runs), (data) => data.runs.map(({ curves, samples, ...rest }) => rest)],
   ['curves', 'Curves', (data) => curvesSection(data.runs), (data) => data.runs.map(({ name, settings, about, curves }) => [name, settings, about, Object.keys(curves)])],
   ['table', 'Results', (data) => resultsSection(data.results), (data) => data.results],
@@ -11,6 +12,12 @@ const SECTIONS = [
   ['samples', 'Samples', (data) => samplesSection(data.runs), (data) => data.runs.map(({ name, samples }) => [name, samples])],
   ['denoising', 'Denoising', (data) => tracesSection(data.traces), (data) => data.traces],
 ];
+
+/** Folders that could not be read, each with the reason. */
+function unreadableSection(all) {
+  if (!all.length) return null;
+  return [el('ul', { class: 'unreadable' }, ...all.map(({ name, why }) => el('li', {}, el('strong', {}, name), ` cannot be read: ${why}`)))];
+}
 
 /** What stands on the page now, by section; and what was told last. */
 const standing = new Map();

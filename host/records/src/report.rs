@@ -1,20 +1,19 @@
 //! What a page about runs shows: runs with their curves and texts, results beside published figures, traces.
 
 mod headline;
+mod memory;
 pub mod published;
 
 use std::collections::BTreeSet;
-use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
-use std::time::UNIX_EPOCH;
 
 use maskdiff_base::error::Result;
-use maskdiff_base::files::look;
 use serde_json::{Map, Value, json};
-use sha2::{Digest as _, Sha256};
 
 use crate::ledger;
 use crate::runs::{self, Run};
+
+pub use memory::{Memory, Part, Seen};
 
 /// What was found in some folders.
 #[derive(Debug, Default)]
@@ -96,34 +95,6 @@ fn shown(run: &Run, name: &str) -> Value {
     line["curves"] = run.curves().into();
     line["samples"] = run.samples().into();
     line
-}
-
-/// The files that [`gather`] reads, as a hash of their names, sizes and times: it changes when one of them does.
-pub fn state(folders: &[PathBuf]) -> Result<String> {
-    let mut files = Vec::new();
-    for folder in folders {
-        for run in runs::find(folder)? {
-            let weights = "checkpoints/last/model.safetensors";
-            for name in ["metrics.jsonl", "config.toml", "manifest.json", ledger::FILE, weights] {
-                files.push(run.join(name));
-            }
-            for folder in [run.join("samples"), run] {
-                files.extend(look::optional_entries(&folder).iter().map(std::fs::DirEntry::path));
-            }
-        }
-        files.extend(look::optional_entries(folder).iter().map(std::fs::DirEntry::path));
-    }
-    files.sort();
-    files.dedup();
-    let mut text = String::new();
-    for file in files {
-        let Some(found) = look::optional_found(&file).filter(|found| found.is_file()) else {
-            continue;
-        };
-        let time = found.modified().ok().and_then(|time| time.duration_since(UNIX_EPOCH).ok());
-        let _ = writeln!(text, "{} {} {time:?}", file.display(), found.len());
-    }
-    Ok(Sha256::digest(text).iter().map(|byte| format!("{byte:02x}")).collect())
 }
 
 /// What tells a run from another.

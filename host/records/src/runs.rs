@@ -39,9 +39,23 @@ pub fn find(folder: &Path) -> Result<Vec<PathBuf>> {
         ));
     }
     let mut found = Vec::new();
-    look(folder, DEPTH, &mut found);
+    // What cannot be read holds no run that could be shown: it is told of.
+    let untold = &mut |path: &Path, _: Error| drop(look::optional_entries(path));
+    look(folder, DEPTH, &mut found, untold);
     found.sort();
     Ok(found)
+}
+
+/// The same, and what cannot be looked into, with the reason.
+pub fn search(folder: &Path) -> Result<(Vec<PathBuf>, Vec<(PathBuf, Error)>)> {
+    let (mut found, mut closed) = (Vec::new(), Vec::new());
+    if !look::is_folder(folder)? {
+        return find(folder).map(|found| (found, closed));
+    }
+    look(folder, DEPTH, &mut found, &mut |path, error| closed.push((path.to_path_buf(), error)));
+    found.sort();
+    closed.sort_by(|(one, _), (other, _)| one.cmp(other));
+    Ok((found, closed))
 }
 
 /// Whether a folder is that of a run.
@@ -49,17 +63,33 @@ pub fn is_run(folder: &Path) -> Result<bool> {
     look::is_file(&folder.join(METRICS))
 }
 
-fn look(folder: &Path, depth: usize, found: &mut Vec<PathBuf>) {
-    if look::optional_found(&folder.join(METRICS)).is_some_and(|it| it.is_file()) {
-        found.push(folder.to_path_buf());
+fn look(
+    folder: &Path,
+    depth: usize,
+    found: &mut Vec<PathBuf>,
+    closed: &mut dyn FnMut(&Path, Error),
+) {
+    match look::found(&folder.join(METRICS)) {
+        Ok(it) if it.as_ref().is_some_and(std::fs::Metadata::is_file) => {
+            found.push(folder.to_path_buf());
+            return;
+        }
+        Ok(_) => {}
+        Err(error) => return closed(folder, error),
+    }
+    if depth == 0 {
         return;
     }
-    // What cannot be read holds no run that could be shown: it is told of.
-    for entry in look::optional_entries(folder).into_iter().filter(|_| depth > 0) {
-        // No links: they lead to the same runs again, or round in circles.
-        if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
-            look(&entry.path(), depth - 1, found);
+    match look::entries(folder) {
+        Ok(entries) => {
+            for entry in entries {
+                // No links: they lead to the same runs again, or round in circles.
+                if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+                    look(&entry.path(), depth - 1, found, closed);
+                }
+            }
         }
+        Err(error) => closed(folder, error),
     }
 }
 
@@ -80,6 +110,11 @@ impl Run {
     /// Reads how far a run is and how good it became. Of a large file it has no curves.
     pub fn glance(path: &Path) -> Result<Self> {
         Self::read(path, Keep::Ends)
+    }
+
+    /// Reads what its metrics have grown by since it was opened.
+    pub fn grow(&mut self) -> Result<()> {
+        self.metrics.grow(&self.path.join(METRICS))
     }
 
     fn read(path: &Path, keep: Keep) -> Result<Self> {

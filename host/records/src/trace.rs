@@ -102,6 +102,14 @@ impl Recorder {
         }
     }
 
+    /// The same of one text that is walked by itself, its place among the others, with its tokens.
+    pub fn step_alone(&mut self, text: usize, done: i64, total: i64, ids: &[i64]) {
+        self.total = total;
+        if let Some(row) = self.rows.get_mut(text) {
+            row.write(self.before + done, self.offset, ids);
+        }
+    }
+
     /// The window ends with these tokens: what the sampler did not tell of is its last step.
     pub fn end(&mut self, rows: Vec<Vec<i64>>) {
         let total = self.total.max(1);
@@ -192,6 +200,19 @@ mod tests {
         assert_eq!(walks[0].events, [(2, vec![(1, 2)]), (3, vec![(0, 1), (2, 3)])]);
         let again = [(1, vec![(0, 1)]), (2, vec![(0, 9)]), (3, vec![(0, 4), (2, 6)])];
         assert_eq!((walks[1].start.clone(), &walks[1].events[..]), (vec![9, 5, 9], &again[..]));
+    }
+
+    /// A sampler that walks one text after the other is written down for each.
+    #[test]
+    fn texts_that_are_walked_alone_stay_apart() {
+        let mut recorder = Recorder::default();
+        recorder.begin(tensor(&[[9, 9, 9], [9, 9, 9]]), 0);
+        recorder.step_alone(0, 1, 2, &[1, 9, 9]);
+        recorder.step_alone(1, 1, 2, &[9, 9, 6]);
+        recorder.end(tensor(&[[1, 2, 3], [4, 5, 6]]));
+        let (_, walks) = recorder.take();
+        assert_eq!(walks[0].events, [(1, vec![(0, 1)]), (2, vec![(1, 2), (2, 3)])]);
+        assert_eq!(walks[1].events, [(1, vec![(2, 6)]), (2, vec![(0, 4), (1, 5)])]);
     }
 
     #[test]

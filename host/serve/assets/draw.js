@@ -3,7 +3,7 @@
 // The page: asks for texts, shows how they are denoised, and lets the reader change them.
 
 const byId = (id) => document.getElementById(id);
-const [form, text, tokens, seed, compare, status] = ['ask', 'text', 'tokens', 'seed', 'compare', 'status'].map(byId);
+const [form, text, tokens, seed, label, guidance, compare, status] = ['ask', 'text', 'tokens', 'seed', 'label', 'guidance', 'compare', 'status'].map(byId);
 const panels = [];
 let model = null;
 let samplers = [];
@@ -37,7 +37,7 @@ class Panel {
     // Of a token that the model puts in front itself no prompt tells.
     const prompt = fixed?.slice(model.lead) ?? (text.value || undefined);
     const count = fixed || /\[MASK[:\]]/.test(text.value) ? undefined : tokens.valueAsNumber || undefined;
-    return { ...this.settings.request(), prompt, max_tokens: count, seed: seed.valueAsNumber || 0 };
+    return { ...this.settings.request(), ...labelled(), prompt, max_tokens: count, seed: seed.valueAsNumber || 0 };
   }
 
   /** Given and pinned tokens with holes for all others; null where nothing is pinned. */
@@ -141,8 +141,10 @@ class Panel {
 
   async likeliest(at, list) {
     const known = this.canvas.tokens.filter((_, place) => !this.canvas.spans[place].hidden).map((token) => token?.id ?? null);
+    // Of a token that the model puts in front itself no question tells; the law is that by which the text was drawn.
+    const asked = { tokens: known, position: at - model.lead, top: 5, label: this.body?.label, guidance_scale: this.body?.guidance_scale };
     try {
-      const answer = await ask('/v1/likeliest', { tokens: known, position: at, top: 5 });
+      const answer = await ask('/v1/likeliest', asked);
       const { top } = await answer.json();
       list.replaceChildren(...top.map(({ id, text: read, probability }) => {
         const bar = el('span', { class: 'share', 'aria-hidden': 'true' });
@@ -181,11 +183,26 @@ class Panel {
   /** Draws one token anew, given all others as they stand. */
   again(at) {
     const kept = this.canvas.tokens.map((token, place) => (place === at ? null : token?.id ?? null))
-      .filter((_, place) => !this.canvas.spans[place].hidden);
+      .filter((_, place) => place < model.lead || !this.canvas.spans[place].hidden);
     this.canvas.pins.delete(at);
     // The menu that has the focus goes, and all tokens are made anew.
     run((signal) => this.draw(signal, kept)).then(() => this.canvas.focus(at));
   }
+}
+
+/** The class that is asked for, and how strongly it guides, as keys of a request. */
+function labelled() {
+  const scale = guidance.valueAsNumber;
+  const guides = (label.value || model.label) && Number.isFinite(scale);
+  return { label: label.value || undefined, guidance_scale: guides ? scale : undefined };
+}
+
+/** The classes of the model, where it has any. */
+function offerLabels() {
+  const { labels, label: own, guides } = model;
+  document.querySelector('.of-labels').hidden = !labels.length;
+  document.querySelector('.of-guidance').hidden = !labels.length || !guides;
+  label.replaceChildren(el('option', { value: '' }, own ? `default: ${own}` : 'none'), ...labels.map((name) => el('option', { value: name }, name)));
 }
 
 /** A word as a shell takes it. */
@@ -250,7 +267,7 @@ function state() {
     const front = Array(model.lead).fill(null);
     return { settings: panel.settings.request(), ...(Array.isArray(sent) ? { tokens: [...front, ...sent], pins: [...pins], given: [...given] } : {}) };
   };
-  return { text: text.value, count: tokens.valueAsNumber || undefined, seed: seed.valueAsNumber || 0, checkpoint: model.checkpoint, panels: panels.map(of) };
+  return { text: text.value, count: tokens.valueAsNumber || undefined, seed: seed.valueAsNumber || 0, ...labelled(), checkpoint: model.checkpoint, panels: panels.map(of) };
 }
 
 function remember() {
@@ -270,6 +287,11 @@ async function recall() {
   text.value = said.text ?? '';
   tokens.value = said.count ?? '';
   seed.value = said.seed ?? 1;
+  label.value = said.label ?? '';
+  guidance.value = said.guidance_scale ?? '';
+  // A label that this model does not have leaves nothing chosen.
+  const lacks = label.selectedIndex < 0;
+  if (lacks) label.value = '';
   setCompare(said.panels?.length > 1);
   const unknown = panels.filter((panel, i) => said.panels?.[i] && !panel.settings.write(said.panels[i].settings));
   panels.forEach(({ canvas }, i) => {
@@ -279,6 +301,7 @@ async function recall() {
   await run((signal) => Promise.all(panels.map((panel, i) => panel.draw(signal, said.panels?.[i]?.tokens))));
   tellPins();
   if (said.checkpoint && said.checkpoint !== model.checkpoint) say('drawn from another checkpoint than that of the link');
+  if (lacks) say('drawn without the label of the link, which this model does not have');
   if (unknown.length) say('drawn by another sampler than that of the link, which this server does not have');
 }
 
@@ -293,6 +316,7 @@ async function begin() {
   document.title = `${id} · maskdiff`;
   byId('about').textContent = `step ${model.step} · ${model.length} tokens · vocabulary of ${model.vocab_size} · checkpoint ${model.checkpoint.slice(0, 12)}`;
   tokens.max = model.length;
+  offerLabels();
   panels.push(new Panel(0));
   setCompare(false);
   byId('link').hidden = true;

@@ -98,6 +98,9 @@ impl<'a> Answer<'a> {
             about["approximate"] = json!(true);
         }
         if text.scored.is_none() || text.seconds > 0.0 {
+            if let Some(label) = &self.reply.label {
+                about["label"] = json!(label);
+            }
             about["seed"] = json!(text.seed);
             about["number"] = json!(text.number);
             about["words"] = json!(self.words(text));
@@ -118,15 +121,20 @@ impl<'a> Answer<'a> {
                 false => format!("sampling.new_tokens={new}"),
             });
         }
+        let label = self.reply.label.as_ref();
+        words.extend(label.map(|label| format!("sampling.labels={}", json!([label]))));
+        let ends = self.reply.new_tokens.is_some() || text.reach == 0 && text.given > 0;
+        let in_one = ends && self.facts.windows.is_some();
+        words.extend(in_one.then(|| "sampling.semi_ar=false".to_string()));
         words.extend(self.reply.stop_at_eos.map(|on| format!("sampling.stop_at_eos={on}")));
-        words.extend(self.own_words());
+        words.extend(self.own_words(in_one));
         words.extend(self.reply.words.iter().cloned());
         words
     }
 
     /// Words of the server's own command line that hold for this text: those that the request does not say otherwise, and of another
-    /// sampler than the server's none of its options.
-    fn own_words(&self) -> Vec<String> {
+    /// sampler than the server's none of its options; of a text that is drawn in one window none of how windows move.
+    fn own_words(&self, in_one: bool) -> Vec<String> {
         let key = |word: &str| word.split('=').next().unwrap_or_default().to_string();
         let mut said: Vec<String> = self.reply.words.iter().map(|word| key(word)).collect();
         said.extend(["sampling.num_samples", "sampling.first_number"].map(String::from));
@@ -135,6 +143,13 @@ impl<'a> Answer<'a> {
         }
         if self.reply.stop_at_eos.is_some() {
             said.push("sampling.stop_at_eos".into());
+        }
+        if self.reply.label.is_some() {
+            said.push("sampling.labels".into());
+        }
+        if in_one {
+            let moves = ["semi_ar", "num_strides", "stride_length"];
+            said.extend(moves.map(|key| format!("sampling.{key}")));
         }
         let other = said.iter().any(|key| key == "sampling.predictor");
         let of_host = groups::keys("sampling");

@@ -9,7 +9,7 @@ use maskdiff_base::error::{Error, Result};
 use maskdiff_data::Tokenizer;
 use maskdiff_engine::choose::Choose as _;
 use maskdiff_engine::component;
-use maskdiff_engine::evaluate::chain::{Scored, left_to_right};
+use maskdiff_engine::evaluate::chain::{Reading, Scored, left_to_right};
 use maskdiff_engine::prompt::Given;
 use maskdiff_engine::sample::{self, Drawn, Texts, Windows};
 use maskdiff_native::generator_state;
@@ -167,8 +167,12 @@ impl Batch<'_> {
         let rows = rows.borrow();
         let each = drawn.samples.into_iter().zip(orders).zip(rows.iter()).enumerate();
         // What one of them lacks is no fault of the others.
-        let text = |(index, ((sample, order), row))| {
-            guarded(|| self.text(sample, order, (index, row), (&watch, cost)))
+        type Each<'r> = (usize, ((sample::Sample, Order), &'r Row));
+        let text = |(index, ((sample, order), row)): Each<'_>| {
+            let scale = settled.config.sampling.guidance_scale;
+            let reading =
+                Reading { label: order.given.label, guidance: scale, ..self.host.reading };
+            guarded(|| self.text(sample, order, (index, row), (&watch, cost, reading)))
         };
         Ok((each.map(text).collect(), alone))
     }
@@ -182,19 +186,13 @@ impl Batch<'_> {
         let given: Vec<Given> = orders.iter().map(|order| order.given.clone()).collect();
         let (new_tokens, length) = self.length(&own, &given);
         let texts = Texts {
-            windows: Windows::new(sampling),
+            windows: self.windows(Windows::new(sampling), new_tokens, &given),
             new_tokens,
             length,
             stop_at_eos: self.draw.stop_at_eos.unwrap_or(own.stop_at_eos),
             sources: &sources,
             ..own
         };
-        if sampling.semi_ar && (new_tokens.is_some() || given.iter().any(Given::is_whole)) {
-            return Err(Error::config(
-                "`semi_ar` moves a window over longer texts, and `max_tokens` or a text with holes says where a text ends",
-                "leave one of both out",
-            ));
-        }
         if texts.stop_at_eos {
             // What stands behind an EOS is cut at the end, and is not sent before.
             let tokenizer = facts.tokenizer.as_ref();
@@ -214,6 +212,18 @@ impl Batch<'_> {
         let walked = guarded(walk);
         model.on_progress(None);
         walked.map_err(|e| settled.config.locate(e))
+    }
+
+    /// The windows of texts: no more than those need that say where they end.
+    fn windows(&self, own: Windows, new_tokens: Option<i64>, given: &[Given]) -> Windows {
+        let longest = given.iter().filter_map(Given::whole).max().unwrap_or(0);
+        match new_tokens {
+            Some(_) => Windows::ONE,
+            None if given.iter().all(Given::is_whole) => {
+                own.up_to(longest as i64, self.host.facts.length)
+            }
+            None => own,
+        }
     }
 
     /// Tokens behind what is given, or in blocks the tokens of a text.
@@ -247,7 +257,7 @@ impl Batch<'_> {
         sample: sample::Sample,
         order: Order,
         (index, row): (usize, &Row),
-        (watch, cost): (&Watch, Cost),
+        (watch, cost, reading): (&Watch, Cost, Reading),
     ) -> Result<Text> {
         let tokenizer = self.host.facts.tokenizer.as_ref();
         let mut ids = sample.ids;
@@ -273,7 +283,7 @@ impl Batch<'_> {
             ));
         }
         let scored = match row.logprobs {
-            Some(top) => Some(self.scored(&ids, row, top)?),
+            Some(top) => Some(self.scored(&ids, row, top, reading)?),
             None => None,
         };
         if rest.is_none() {
@@ -313,11 +323,12 @@ impl Batch<'_> {
     }
 
     /// Log-probabilities of the tokens of a text, while somebody waits for them.
-    fn scored(&self, ids: &[i64], row: &Row, top: usize) -> Result<Vec<Scored>> {
+    fn scored(&self, ids: &[i64], row: &Row, top: usize, reading: Reading) -> Result<Vec<Scored>> {
         let model = &self.host.model;
         model.end_when(Some(row.unwanted(&self.watch.over)));
         // Who watches a text of the same batch sees the laws of the walk.
-        let scored = model.laws().apart(|| guarded(|| left_to_right(model, ids, 0, top.max(1))));
+        let score = || left_to_right(model, ids, 0, top.max(1), reading);
+        let scored = model.laws().apart(|| guarded(score));
         model.end_when(None);
         scored
     }

@@ -9,8 +9,8 @@ use axum::extract::State;
 use axum::http::{HeaderMap, Response, StatusCode};
 use axum::routing::get;
 use maskdiff_base::error::Result;
-use maskdiff_records::{page, report};
-use serde_json::{Value, json};
+use maskdiff_records::report::{Memory, Part, Seen};
+use serde_json::Value;
 
 use crate::assets::{has, tag, tagged};
 use crate::fault::{Fault, without_paths};
@@ -19,15 +19,14 @@ use crate::fault::{Fault, without_paths};
 #[derive(Debug)]
 pub(crate) struct Board {
     folders: Vec<PathBuf>,
-    /// What was told last, and of which state of the files.
-    last: Mutex<Option<Told>>,
+    /// What was read of them, and what was told last.
+    last: Mutex<(Memory, Option<Told>)>,
     /// Whose turn it is to read.
     turn: tokio::sync::Mutex<()>,
 }
 
 #[derive(Debug, Clone)]
 struct Told {
-    state: String,
     tag: String,
     body: Bytes,
 }
@@ -75,19 +74,18 @@ impl Board {
     /// What is to be told now. One client at a time reads the folders, and others get what it has read.
     fn told(&self) -> Result<Told> {
         let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
-        let state = report::state(&self.folders)?;
-        if let Some(told) = last.as_ref().filter(|told| told.state == state) {
-            return Ok(told.clone());
-        }
-        let found = report::gather(&self.folders, &|path| self.name(path))?;
-        let mut data = page::data("maskdiff runs", found.data());
-        // It would be another one each time.
-        data["made"] = json!("");
-        hide(&mut data);
-        let text = data.to_string();
-        let told = Told { state, tag: tag(&text), body: Bytes::from(text) };
-        *last = Some(told.clone());
-        Ok(told)
+        let (memory, told) = &mut *last;
+        let hidden = self.hidden();
+        let dress = |part: Part<'_>| hide(part, &hidden);
+        let seen = Seen { name: &|path| self.name(path), dress: &dress };
+        let page = memory.page("maskdiff runs", &self.folders, &seen)?;
+        let text = match (page, told.as_ref()) {
+            (None, Some(told)) => return Ok(told.clone()),
+            (page, _) => page.unwrap_or_default(),
+        };
+        let new = Told { tag: tag(&text), body: Bytes::from(text) };
+        *told = Some(new.clone());
+        Ok(new)
     }
 
     /// A folder by its name below that which is served.
@@ -109,7 +107,7 @@ impl Board {
 }
 
 /// Takes paths of the machine out of settings, commands and the like. Texts that models have drawn stay as they are.
-fn hide(data: &mut Value) {
+fn hide(part: Part<'_>, hidden: &[String]) {
     fn strings(value: &mut Value) {
         match value {
             Value::String(text) => *text = without_paths(text, &[]),
@@ -126,26 +124,24 @@ fn hide(data: &mut Value) {
             _ => {}
         }
     }
-    for run in data["runs"].as_array_mut().into_iter().flatten() {
-        for key in ["facts", "settings", "about"] {
-            paths(&mut run[key]);
-            strings(&mut run[key]);
+    match part {
+        Part::Run(run) => {
+            for key in ["facts", "settings", "about"] {
+                paths(&mut run[key]);
+                strings(&mut run[key]);
+            }
         }
-    }
-    for result in data["results"].as_array_mut().into_iter().flatten() {
-        for key in ["details", "method"] {
-            strings(&mut result[key]);
+        Part::Result(result) => {
+            for key in ["details", "method"] {
+                strings(&mut result[key]);
+            }
         }
-    }
-    for table in data["published"].as_array_mut().into_iter().flatten() {
-        for row in table["rows"].as_array_mut().into_iter().flatten() {
-            strings(&mut row["ours"]);
+        Part::Trace(trace) => {
+            for key in ["name", "sampler"] {
+                strings(&mut trace[key]);
+            }
         }
-    }
-    for trace in data["traces"].as_array_mut().into_iter().flatten() {
-        for key in ["name", "sampler"] {
-            strings(&mut trace[key]);
-        }
+        Part::Reason(why) => *why = without_paths(why, hidden),
     }
 }
 
@@ -177,5 +173,15 @@ mod tests {
         assert_ne!(second.tag, first.tag);
         let data: Value = serde_json::from_slice(&second.body).unwrap();
         assert_eq!(data["runs"][0]["headline"]["best_nelbo"], 2.0);
+        // One that cannot be read is named, and hides no other.
+        let broken = folder.path().join("b");
+        std::fs::create_dir_all(broken.join("config.toml")).unwrap();
+        std::fs::write(broken.join("metrics.jsonl"), "{\"step\": 1}\n").unwrap();
+        let told = board.told().unwrap();
+        let data: Value = serde_json::from_slice(&told.body).unwrap();
+        assert_eq!(data["runs"].as_array().map(Vec::len), Some(1));
+        assert_eq!(data["unreadable"][0]["name"], "b");
+        assert!(data["unreadable"][0]["why"].as_str().is_some_and(|why| why.contains("read")));
+        assert!(!data.to_string().contains(&folder.path().display().to_string()), "{data}");
     }
 }

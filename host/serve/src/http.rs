@@ -170,7 +170,8 @@ async fn models(State(app): Here) -> Response<Body> {
         "maskdiff": {
             "checkpoint": facts.checkpoint, "step": facts.step, "length": facts.length, "vocab_size": facts.tokenizer.vocab_size(),
             "blocks": facts.blocks, "lead": facts.lead, "chat": facts.template.is_some(), "likelihood": facts.no_likelihood.is_none(),
-            "samplers": samplers, "sampler": facts.predictor,
+            "likeliest": facts.no_law.is_none(), "samplers": samplers, "sampler": facts.predictor,
+            "labels": facts.labels, "label": facts.label.and_then(|label| facts.label_name(label)), "guides": facts.guides,
         },
     }]}))
 }

@@ -68,6 +68,8 @@ pub(crate) struct Score {
     pub texts: Vec<Vec<i64>>,
     /// As [`Draw::logprobs`].
     pub logprobs: usize,
+    /// The class, and how strongly it guides.
+    pub label: (Option<i64>, f64),
     /// Whether the likeliest next token is appended.
     pub next: bool,
 }
@@ -92,6 +94,8 @@ pub(crate) struct Look {
     pub place: usize,
     /// How many tokens.
     pub top: usize,
+    /// The class, and how strongly it guides.
+    pub label: (Option<i64>, f64),
 }
 
 /// What a walk begins with.

@@ -8,7 +8,7 @@ use crate::fault::Fault;
 use crate::model::{Facts, Sampler};
 
 /// Keys of the host's `sampling` group that a request may set.
-const HOST: [&str; 3] = ["context", "kv_cache", "min_entropy"];
+const HOST: [&str; 5] = ["cfg_scale", "context", "guidance_scale", "kv_cache", "min_entropy"];
 
 /// Keys of OpenAI's API that mean nothing here, with the values at which that is no matter.
 const WITHOUT: [(&str, &[f64]); 4] = [
@@ -208,7 +208,13 @@ pub(crate) mod tests {
             new_tokens: None,
             by_duel: false,
             duel: (Order::Confidence, 1),
+            windows: None,
+            labels: Vec::new(),
+            label: None,
+            guidance: 1.0,
+            guides: true,
             no_likelihood: None,
+            no_law: None,
             own_words: Vec::new(),
             hidden: Vec::new(),
         }

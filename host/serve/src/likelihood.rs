@@ -2,7 +2,7 @@
 
 use maskdiff_base::error::Result;
 use maskdiff_engine::evaluate::answers::{self, Asked, Found, Plan};
-use maskdiff_engine::evaluate::chain::{fitting, left_to_right, likeliest};
+use maskdiff_engine::evaluate::chain::{Reading, fitting, left_to_right, likeliest};
 
 use crate::job::{Answers, Look, Score, Text};
 use crate::model::Host;
@@ -14,12 +14,15 @@ pub(crate) fn scored(host: &Host<'_>, score: &Score, number: usize) -> Result<Te
     let mut ids = score.texts[number].clone();
     let given = ids.len();
     let top = score.logprobs.max(1);
-    let mut tokens = left_to_right(model, &ids, 0, top)?;
-    if score.next && (given as i64) < host.facts.length {
+    let reading = reading(host, score.label);
+    let mut all: Vec<i64> = begun(host).chain(ids.iter().copied()).collect();
+    let mut tokens = left_to_right(model, &all, all.len() - given, top, reading)?;
+    let most = if host.facts.blocks { host.facts.room } else { host.facts.length };
+    if score.next && (all.len() as i64) < most {
         // Whichever token stands there: it is masked when its law is asked for.
-        let mut longer = ids.clone();
-        longer.push(i64::from(host.facts.tokenizer.mask_id() == 0));
-        let mut next = left_to_right(model, &longer, given, top)?;
+        let from = all.len();
+        all.push(i64::from(host.facts.tokenizer.mask_id() == 0));
+        let mut next = left_to_right(model, &all, from, top, reading)?;
         if let Some((id, log_p)) = next.first().and_then(|next| next.top.first().copied()) {
             next[0].log_p = log_p;
             ids.push(id);
@@ -56,5 +59,18 @@ pub(crate) fn answered(host: &Host<'_>, answers: &Answers, number: usize) -> Res
 
 /// The likeliest tokens of a position.
 pub(crate) fn looked(host: &Host<'_>, look: &Look) -> Result<Vec<(i64, f64)>> {
-    likeliest(&host.model, &look.tokens, look.place, look.top)
+    let tokens: Vec<Option<i64>> =
+        begun(host).map(Some).chain(look.tokens.iter().copied()).collect();
+    let place = look.place + tokens.len() - look.tokens.len();
+    likeliest(&host.model, &tokens, place, look.top, reading(host, look.label))
+}
+
+/// The token that the model has in front of every text, where it has one.
+fn begun(host: &Host<'_>) -> impl Iterator<Item = i64> {
+    host.model.blocks().and_then(maskdiff_engine::model::views::Blocks::begins).into_iter()
+}
+
+/// How a text of a class is read.
+fn reading(host: &Host<'_>, (label, guidance): (Option<i64>, f64)) -> Reading {
+    Reading { label, guidance, ..host.reading }
 }

@@ -6,15 +6,16 @@ use maskdiff_base::error::Result;
 use maskdiff_config::Config;
 use maskdiff_data::Tokenizer;
 use maskdiff_data::chat::Template;
+use maskdiff_engine::evaluate::chain::Reading;
 use maskdiff_engine::model::Model;
-use maskdiff_engine::sample::NamedSampler;
+use maskdiff_engine::sample::{NamedSampler, Windows};
 use maskdiff_plugin_api::ops::Order;
 use serde_json::Value;
 
 /// A sampler that fits the model.
 #[derive(Debug, Clone)]
 pub struct Sampler {
-    /// The word that chooses it.
+    /// The word by which clients choose it: no path of this machine.
     pub name: String,
     /// One line.
     pub about: String,
@@ -58,8 +59,20 @@ pub struct Facts {
     pub by_duel: bool,
     /// Which token `duel` reveals next, and how many at once.
     pub duel: (Order, i64),
-    /// Why likelihoods of single texts cannot be measured, where that is so.
+    /// How windows move over texts that are longer than one, where they do.
+    pub windows: Option<Windows>,
+    /// The names of the classes that the network is told.
+    pub labels: Vec<String>,
+    /// The class of texts where a request names none.
+    pub label: Option<i64>,
+    /// How strongly laws are guided by the class where a request does not say so; 1 is the law of the class.
+    pub guidance: f64,
+    /// Whether the law without a class was trained, so that another may be guided.
+    pub guides: bool,
+    /// Why likelihoods of answers cannot be measured, where that is so.
     pub no_likelihood: Option<String>,
+    /// Why tokens have no law given others, where that is so.
+    pub no_law: Option<String>,
     /// Words with which the server was started and that decide how a text is drawn.
     pub own_words: Vec<String>,
     /// What answers must not tell: paths.
@@ -76,6 +89,16 @@ impl Facts {
     /// A sampler by its name.
     pub fn sampler(&self, name: &str) -> Option<&Sampler> {
         self.samplers.iter().find(|sampler| sampler.name == name)
+    }
+
+    /// Tokens of a text at most, of all its windows.
+    pub fn longest(&self) -> i64 {
+        self.windows.map_or(self.room, |windows| windows.tokens(self.room))
+    }
+
+    /// The name of a class.
+    pub fn label_name(&self, label: i64) -> Option<&String> {
+        self.labels.get(usize::try_from(label).ok()?)
     }
 }
 
@@ -102,6 +125,8 @@ pub struct Host<'a> {
     pub facts: Arc<Facts>,
     /// The model with its weights.
     pub model: Model,
+    /// How texts are read whose tokens are asked about.
+    pub reading: Reading,
     /// Makes samplers.
     pub settle: Settle<'a>,
 }

@@ -5,7 +5,7 @@ mod values;
 
 use maskdiff_data::chat::{ANSWER, Message, ends};
 use maskdiff_engine::prompt::{Ask, Given};
-use serde_json::{Map, Value};
+use serde_json::{Map, Value, json};
 
 use crate::Limits;
 use crate::fault::Fault;
@@ -33,6 +33,8 @@ pub(crate) struct Reply {
     pub sampler: String,
     /// Its options, `KEY=VALUE`.
     pub words: Vec<String>,
+    /// The class of the texts.
+    pub label: Option<String>,
     /// Tokens behind each prompt.
     pub new_tokens: Option<i64>,
     /// Whether texts end at EOS, where that is said.
@@ -51,9 +53,10 @@ const TOP: i64 = 20;
 const NUMBERS: u64 = 1 << 40;
 
 /// Keys of both endpoints that draw.
-const DRAWS: [&str; 10] = [
+const DRAWS: [&str; 11] = [
     "denoising",
     "diffusing",
+    "label",
     "max_tokens",
     "n",
     "number",
@@ -106,7 +109,7 @@ impl Reader<'_> {
         let chosen = keys::sampler(self.body, &own, self.facts)?;
         let given = prompts.iter().map(|prompt| self.given(prompt)).collect::<Result<_, _>>()?;
         let draw = self.draw(&chosen, given, max_tokens, logprobs)?;
-        let reply = self.reply(logprobs, (chosen.sampler.name.clone(), draw.words.clone()))?;
+        let reply = self.reply(logprobs, (chosen.sampler.name.clone(), chosen.words))?;
         let reply = told(reply, &draw);
         if reply.stream && (reply.echo || logprobs.is_some()) {
             let said = "a stream has neither the prompt nor log-probabilities: leave `echo` and `logprobs` out, or `stream`";
@@ -147,7 +150,7 @@ impl Reader<'_> {
         let mut draw = self.draw(&chosen, vec![given], Some(max_tokens), None)?;
         draw.ends = ends(self.facts.tokenizer.as_ref());
         draw.stop_at_eos = draw.stop_at_eos.or(Some(true));
-        let words = (chosen.sampler.name.clone(), draw.words.clone());
+        let words = (chosen.sampler.name.clone(), chosen.words);
         let reply = Reply { chat: true, ..told(self.reply(None, words)?, &draw) };
         Ok((Work::Draw(draw), reply))
     }
@@ -158,7 +161,7 @@ impl Reader<'_> {
         match (given.whole(), max_tokens) {
             (Some(all), _) => (all - given.count()) as i64,
             (None, Some(tokens)) => tokens,
-            (None, None) => (self.facts.room - known).max(0),
+            (None, None) => (self.facts.longest() - known).max(0),
         }
     }
 
@@ -166,12 +169,12 @@ impl Reader<'_> {
     fn draw(
         &self,
         chosen: &keys::Chosen<'_>,
-        given: Vec<Given>,
+        mut given: Vec<Given>,
         max_tokens: Option<i64>,
         logprobs: Option<usize>,
     ) -> Result<Draw, Fault> {
         if logprobs.is_some() {
-            self.check_scores()?;
+            self.check_law()?;
         }
         let each = self.whole("n", 1, 1 << 20)?.unwrap_or(1) as u64;
         self.check_count("n", given.len().saturating_mul(each as usize))?;
@@ -189,6 +192,9 @@ impl Reader<'_> {
                 ));
             }
         }
+        if logprobs.is_some() {
+            self.check_windows(&given, max_tokens)?;
+        }
         let drawn = given.iter().map(|given| self.tokens_of(given, max_tokens)).max();
         self.check_tokens("max_tokens", drawn.unwrap_or(0))?;
         let seed = match self.seed()? {
@@ -197,6 +203,8 @@ impl Reader<'_> {
         };
         let first = self.whole("number", 0, NUMBERS as i64)?.unwrap_or(0) as u64;
         let count = given.len() as u64;
+        let label = self.labelled()?.0;
+        given.iter_mut().for_each(|given| given.label = label);
         // The texts of a prompt stand together, and are numbered as `maskdiff sample` draws them: a round of all prompts after the other.
         let orders = given.into_iter().zip(0..).flat_map(|(given, place)| {
             (0..each).map(move |round| Order {
@@ -206,7 +214,7 @@ impl Reader<'_> {
             })
         });
         Ok(Draw {
-            words: chosen.words.clone(),
+            words: with_label(chosen.words.clone(), self.facts, label),
             revises: chosen.sampler.revises,
             orders: orders.collect(),
             new_tokens: max_tokens,
@@ -233,6 +241,7 @@ impl Reader<'_> {
             each: self.whole("n", 1, 1 << 20)?.unwrap_or(1) as usize,
             sampler,
             words,
+            label: self.labelled()?.0.and_then(|label| self.facts.label_name(label).cloned()),
             new_tokens: None,
             stop_at_eos: None,
             logprobs,
@@ -290,13 +299,15 @@ impl Reader<'_> {
 
     fn given(&self, prompt: &Prompt) -> Result<Given, Fault> {
         let tokenizer = self.facts.tokenizer.as_ref();
-        let room = self.facts.room - self.facts.lead as i64;
+        let lead = self.facts.lead as i64;
+        // Holes may be in any window, and a prompt stands in the first one.
+        let (room, longest) = (self.facts.room - lead, self.facts.longest() - lead);
         let given = match prompt {
             Prompt::Free => return Ok(Given::default()),
             Prompt::Tokens(ids) => Given::of_tokens(ids, tokenizer, room),
-            Prompt::Holes(tokens) => Given::of_holes(tokens, tokenizer, room),
+            Prompt::Holes(tokens) => Given::of_holes(tokens, tokenizer, longest),
             Prompt::Text(text) if text.contains("[MASK]") || text.contains("[MASK:") => {
-                Given::new(&Ask::Template(text.clone()), tokenizer, room)
+                Given::new(&Ask::Template(text.clone()), tokenizer, longest)
             }
             Prompt::Text(text) => Given::new(&Ask::Prompt(text.clone()), tokenizer, room),
         };
@@ -362,6 +373,13 @@ impl Reader<'_> {
 /// A reply that tells how to draw its texts again.
 fn told(reply: Reply, draw: &Draw) -> Reply {
     Reply { new_tokens: draw.new_tokens, stop_at_eos: draw.stop_at_eos, ..reply }
+}
+
+/// Words of a sampler whose texts have classes: which, each text says itself, and texts of several are drawn together.
+fn with_label(mut words: Vec<String>, facts: &Facts, label: Option<i64>) -> Vec<String> {
+    let any = facts.labels.first().filter(|_| label.is_some());
+    words.extend(any.map(|any| format!("sampling.labels={}", json!([any]))));
+    words
 }
 
 /// What is given of a text.

@@ -116,13 +116,18 @@ impl Watch {
             let Some(recorder) = &self.recorder else { return Ok(()) };
             let recorder = recorder.borrow();
             let mut rows = self.rows.borrow_mut();
-            // A text of several that is walked alone is seen at its end.
-            if x_bl.size().first().copied() != Some(rows.len() as i64) {
+            // Of several, one may be walked by itself.
+            let alone = self.laws.as_ref().and_then(|laws| laws.alone());
+            let (shown, batch) = (x_bl.size().first().copied(), rows.len());
+            if shown != Some(if alone.is_some() { 1 } else { batch as i64 }) {
                 return Ok(());
             }
-            let size = x_bl.size();
+            let seen = |index: &usize| alone.is_none_or(|alone| alone == *index);
             for (index, (row, now)) in rows.iter_mut().zip(recorder.now()).enumerate() {
-                if let Some(step) = self.step(row, now, (done, total), (index, &size)) {
+                if !seen(&index) {
+                    continue;
+                }
+                if let Some(step) = self.step(row, now, (done, total), (index, batch)) {
                     row.told |= row.sender.try_send(Event::Step(step)).is_ok();
                 }
             }
@@ -136,11 +141,9 @@ impl Watch {
         row: &mut Row,
         now: &[i64],
         (done, total): (i64, i64),
-        (index, size): (usize, &[i64]),
+        (index, batch): (usize, usize),
     ) -> Option<Step> {
         let shown = row.shown.filter(|_| !row.quiet)?;
-        // In a window that has moved, positions of the walk are others than those of the text.
-        let size = if size.get(1) == Some(&(now.len() as i64)) { size } else { &[] };
         let now = &now[..now.len().min(row.whole.unwrap_or(usize::MAX))];
         let hole = |id: &i64| *id < 0 || Some(*id) == self.mask;
         let changed = now.iter().enumerate().filter(|(place, id)| {
@@ -150,7 +153,7 @@ impl Watch {
             !same && *place >= row.reach && !row.gives(*place)
         });
         let changed: Vec<(usize, i64)> = changed.map(|(place, id)| (place, *id)).collect();
-        let sure = self.sure(shown, index, size, &changed);
+        let sure = self.sure(shown, index, batch, &changed);
         row.pending.extend(changed.into_iter().zip(sure).map(|((at, id), p)| (at, (id, p))));
         row.last = now.to_vec();
         // Room is kept for what must arrive.
@@ -187,10 +190,8 @@ impl Watch {
             new && *place >= row.reach && !row.gives(*place)
         });
         let new: Vec<(usize, i64)> = new.map(|(place, id)| (place, *id)).collect();
-        let length = self.laws.as_ref().map_or(0, |laws| laws.length());
-        let size = [self.rows.borrow().len() as i64, length];
-        let size = if ids.len() as i64 <= length { &size[..] } else { &[] };
-        let sure = self.sure(Shown::Denoising, index, size, &new);
+        let batch = self.rows.borrow().len();
+        let sure = self.sure(Shown::Denoising, index, batch, &new);
         let whole = |((place, id), p): ((usize, i64), Option<f64>)| {
             let waited = row.pending.get(&place).filter(|(waited, _)| *waited == id);
             (place, id, self.read(id), waited.and_then(|(_, p)| *p).or(p))
@@ -198,12 +199,12 @@ impl Watch {
         new.into_iter().zip(sure).map(whole).collect()
     }
 
-    /// The probability that the model gave some tokens of the row `index` of texts of a size.
+    /// The probability that the model gave some tokens of the row `index` of a batch of so many texts.
     fn sure(
         &self,
         shown: Shown,
         index: usize,
-        size: &[i64],
+        batch: usize,
         tokens: &[(usize, i64)],
     ) -> Vec<Option<f64>> {
         let Some(laws) = self.laws.as_ref().filter(|_| shown == Shown::Denoising) else {
@@ -211,7 +212,7 @@ impl Watch {
         };
         let asked: Vec<(usize, usize, i64)> =
             tokens.iter().map(|(place, id)| (index, *place, (*id).max(0))).collect();
-        let sure = laws.of(size, &asked).into_iter().zip(tokens);
+        let sure = laws.of(batch, &asked).into_iter().zip(tokens);
         // A token that is masked again has none; four digits are more than a colour shows.
         let open = |(p, (_, id)): (Option<f64>, &(usize, i64))| {
             let p = p.filter(|p| p.is_finite() && *id >= 0 && Some(*id) != self.mask)?;
@@ -332,7 +333,7 @@ mod tests {
     #[test]
     fn text_is_sent_up_to_the_first_hole_and_never_a_stop_that_has_begun() {
         let (watch, mut row, _events) = watch();
-        let mut step = |now: &[i64]| watch.step(&mut row, now, (1, 9), (0, &[])).unwrap();
+        let mut step = |now: &[i64]| watch.step(&mut row, now, (1, 9), (0, 1)).unwrap();
         let first = step(&[2, MASK, 3, MASK, MASK]);
         assert_eq!((first.delta.as_str(), first.masked), ("", 3));
         let begun = first.given.unwrap();
@@ -354,9 +355,9 @@ mod tests {
         for _ in 0..5 {
             row.sender.try_send(Event::Step(Step::default())).unwrap();
         }
-        assert!(watch.step(&mut row, &[2, 2, MASK], (1, 3), (0, &[])).is_none());
+        assert!(watch.step(&mut row, &[2, 2, MASK], (1, 3), (0, 1)).is_none());
         while events.try_recv().is_ok() {}
-        let step = watch.step(&mut row, &[2, 2, 3], (2, 3), (0, &[])).unwrap();
+        let step = watch.step(&mut row, &[2, 2, 3], (2, 3), (0, 1)).unwrap();
         assert_eq!(step.opened, [(1, 2, "a".to_string(), None), (2, 3, "b".to_string(), None)]);
     }
 
@@ -364,7 +365,7 @@ mod tests {
     fn a_text_that_may_change_is_shown_at_its_end() {
         let (watch, row, _events) = watch();
         let mut row = Row { revises: true, ..row };
-        assert_eq!(watch.step(&mut row, &[2, 2, 3], (1, 3), (0, &[])).unwrap().delta, "");
+        assert_eq!(watch.step(&mut row, &[2, 2, 3], (1, 3), (0, 1)).unwrap().delta, "");
         assert_eq!(cut("a.b.c", &[".c".into(), ".".into()]), ("a", true));
         assert_eq!(cut("abc", &["x".into()]), ("abc", false));
     }
@@ -374,11 +375,11 @@ mod tests {
     fn a_text_that_is_drawn_once_more_goes_on_where_it_was() {
         let (watch, mut row, _events) = watch();
         row.stops.clear();
-        let first = watch.step(&mut row, &[2, 2, MASK, MASK], (1, 3), (0, &[])).unwrap();
+        let first = watch.step(&mut row, &[2, 2, MASK, MASK], (1, 3), (0, 1)).unwrap();
         assert_eq!(first.opened.len(), 1);
         row.told = true;
         let mut row = row.once_more();
-        assert!(watch.step(&mut row, &[2, MASK, MASK, MASK], (0, 3), (0, &[])).is_none());
+        assert!(watch.step(&mut row, &[2, MASK, MASK, MASK], (0, 3), (0, 1)).is_none());
         let rest: Vec<usize> = watch.rest(&row, 0, &[2, 2, 3, 3]).iter().map(|o| o.0).collect();
         assert_eq!(rest, [2, 3]);
         row.told = false;

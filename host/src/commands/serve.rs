@@ -16,8 +16,9 @@ use maskdiff_data::sft;
 use maskdiff_engine::checkpoint::Checkpoint;
 use maskdiff_engine::distributed::World;
 use maskdiff_engine::evaluate;
+use maskdiff_engine::evaluate::chain::Reading;
 use maskdiff_engine::plugins::Registry;
-use maskdiff_engine::sample;
+use maskdiff_engine::sample::{self, Windows};
 use maskdiff_engine::{accelerator, assemble};
 use maskdiff_plugin_api::capability;
 use maskdiff_records::runs;
@@ -185,10 +186,11 @@ pub fn run(common: &Common, given: &Options) -> Result<()> {
     drop(settle(&[])?);
     let stop = Stop::listen("requests that are under way are answered")?;
     let settings = settings(config.loader.eval_batch_size as usize);
+    let reading = Reading::new(&config);
     let report = common.report();
     let name = known.name.clone();
     let hash = known.checkpoint.clone();
-    let host = Host { facts: known, model, settle: Box::new(settle) };
+    let host = Host { facts: known, model, reading, settle: Box::new(settle) };
     maskdiff_serve::serve(host, settings, &stop, |address| {
         let url = format!("http://{address}");
         let line = json!({"listening": url, "model": name, "checkpoint": hash});
@@ -228,6 +230,12 @@ fn own_words(common: &Common) -> Vec<String> {
     common.overrides.iter().filter(draws).cloned().collect()
 }
 
+/// A name of a component as clients are told it: `NAME:FILE:CLASS` without the folders of the file.
+fn without_folders(name: &str) -> String {
+    let last = |part: &str| part.rsplit(['/', '\\']).next().unwrap_or_default().to_string();
+    name.split(':').map(last).collect::<Vec<String>>().join(":")
+}
+
 /// What facts are gathered from.
 struct Served<'a> {
     checkpoint: &'a Checkpoint,
@@ -254,11 +262,17 @@ impl Served<'_> {
             tokenizer: Arc::clone(tokenizer),
             template: self.template()?,
             samplers: self.samplers(),
-            predictor: config.sampling.predictor.clone(),
+            predictor: without_folders(&config.sampling.predictor),
             new_tokens: config.sampling.new_tokens,
             by_duel: config.eval.likelihood == listed::Likelihood::Duel,
             duel,
+            windows: config.sampling.semi_ar.then(|| Windows::new(&config.sampling)),
+            labels: config.label_names(),
+            label: config.sampling.labels.first().and_then(|name| sample::class(config, name)),
+            guidance: config.sampling.guidance_scale,
+            guides: config.training.label_dropout > 0.0,
             no_likelihood: self.no_likelihood(),
+            no_law: self.no_law(),
             hidden: hidden.into(),
             own_words: Vec::new(),
         })
@@ -309,7 +323,7 @@ impl Served<'_> {
             && let Ok((_, component)) = self.registry.find(ComponentKind::Sampler, predictor)
         {
             all.push(Sampler {
-                name: predictor.clone(),
+                name: without_folders(predictor),
                 about: component.about.clone(),
                 schema: component.schema.clone(),
                 defaults: component.defaults.clone(),
@@ -325,13 +339,18 @@ impl Served<'_> {
     fn no_likelihood(&self) -> Option<String> {
         if self.config.top.block_size.is_some() {
             return Some(
-                "it reads its texts block after block; `maskdiff eval` measures it".into(),
+                "it reads its texts block after block; `maskdiff eval` measures it, and `/v1/completions` with `echo` and `logprobs` its chain from left to right".into(),
             );
         }
+        self.no_law()
+    }
+
+    /// Why tokens have no law given others, where that is so.
+    fn no_law(&self) -> Option<String> {
         let needs = [capability::MASK, capability::LOG_X0, capability::CARRY_OVER];
         let chosen = [ComponentKind::Process, ComponentKind::Parameterization]
             .map(|kind| (kind, kind.chosen(self.config)));
-        let lacks = self.registry.check_offered("`/v1/loglikelihood`", &needs, &chosen).err();
+        let lacks = self.registry.check_offered("the law of a token", &needs, &chosen).err();
         lacks.map(|error| error.in_one_line())
     }
 }

@@ -110,6 +110,7 @@ pub fn grow(
     let end = start.ends.as_ref().and_then(|(ends, _)| ends.first().copied());
     let filler = end.unwrap_or_else(|| i64::from(model.facts().mask_id == Some(0)));
     for at in (0..length).step_by(size as usize) {
+        model.laws().begin(at);
         let block = start.x_bn.narrow(1, at, size).copy();
         let given = start.given_bn.narrow(1, at, size).copy();
         for row in (0..batch).filter(|row| fates.over[*row as usize]) {

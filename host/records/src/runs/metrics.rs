@@ -4,7 +4,7 @@
 //! the same.
 
 use std::fs::File;
-use std::io::Read as _;
+use std::io::{Read as _, Seek as _, SeekFrom};
 use std::path::Path;
 
 use maskdiff_base::error::{Error, Result};
@@ -15,6 +15,9 @@ use super::thinned::{self, Keep, Known};
 /// A file of this size or less is read as a whole.
 pub(super) const WHOLE: u64 = 8 << 20;
 
+/// Bytes in front of what a file has grown by that must be those that were read, or it is another file.
+const TAIL: usize = 256;
+
 /// What is kept of a file of metrics.
 #[derive(Debug, Default)]
 pub(super) struct Metrics {
@@ -22,6 +25,10 @@ pub(super) struct Metrics {
     pub(super) lines: Vec<Value>,
     /// What is known of a file that is not read as a whole.
     pub(super) known: Option<Known>,
+    /// Bytes of the lines that were read and are whole, the last of them, and whether a line behind them was read as well.
+    pub(super) read: u64,
+    pub(super) tail: Vec<u8>,
+    pub(super) loose: bool,
 }
 
 impl Metrics {
@@ -39,9 +46,48 @@ impl Metrics {
             }
             let mut bytes = Vec::new();
             (&file).read_to_end(&mut bytes)?;
-            Ok(Self { lines: parsed(&bytes), known: None })
+            let mut whole = Self::default();
+            whole.push(&bytes);
+            Ok(whole)
         };
         read().map_err(|e| Error::io("read", path, &e))
+    }
+
+    /// Reads what a file has grown by since it was read; all of it where it is another file, or too large to be held.
+    pub(super) fn grow(&mut self, path: &Path) -> Result<()> {
+        let new = || -> std::io::Result<Option<Vec<u8>>> {
+            let mut file = File::open(path)?;
+            let size = file.metadata()?.len();
+            if self.known.is_some() || size > WHOLE || size < self.read {
+                return Ok(None);
+            }
+            file.seek(SeekFrom::Start(self.read - self.tail.len() as u64))?;
+            let mut bytes = Vec::new();
+            file.read_to_end(&mut bytes)?;
+            let is_same = bytes.starts_with(&self.tail);
+            Ok(is_same.then(|| bytes.split_off(self.tail.len())))
+        };
+        match new().map_err(|e| Error::io("read", path, &e))? {
+            Some(new) => self.push(&new),
+            None => *self = Self::read(path, Keep::Even)?,
+        }
+        Ok(())
+    }
+
+    /// Takes the bytes behind those that were read.
+    fn push(&mut self, bytes: &[u8]) {
+        if self.loose {
+            // Now it is whole.
+            self.lines.pop();
+        }
+        let whole = memchr::memrchr(b'\n', bytes).map_or(0, |at| at + 1);
+        self.lines.extend(parsed(&bytes[..whole]));
+        let behind = parsed(&bytes[whole..]);
+        self.loose = !behind.is_empty();
+        self.lines.extend(behind);
+        self.read += whole as u64;
+        self.tail.extend(&bytes[whole.saturating_sub(TAIL)..whole]);
+        self.tail.drain(..self.tail.len().saturating_sub(TAIL));
     }
 
     /// The least value of a metric.
@@ -70,6 +116,7 @@ fn parsed(bytes: &[u8]) -> Vec<Value> {
 #[cfg(test)]
 mod tests {
     use std::io::Write as _;
+    use std::os::unix::fs::FileExt as _;
 
     use super::*;
 
@@ -116,6 +163,38 @@ mod tests {
         .unwrap();
         let metrics = Metrics::read(&path, Keep::Even).unwrap();
         assert_eq!((metrics.lines.len(), metrics.least("val/nelbo")), (2, Some(2.5)));
+    }
+
+    /// Lines that were read are not read again, and a file that was written anew is read as a whole.
+    #[test]
+    fn what_a_file_has_grown_by_is_read() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("metrics.jsonl");
+        let line = |step: usize| format!("{{\"step\":{step},\"val/nelbo\":{step}.5}}\n");
+        let text: String = (1..=40).map(line).collect();
+        std::fs::write(&path, &text).unwrap();
+        let mut metrics = Metrics::read(&path, Keep::Even).unwrap();
+        let file = File::options().write(true).open(&path).unwrap();
+        // Whoever read it again would find this.
+        file.write_all_at(b"{\"step\":9,\"val/nelbo\":0.5}", 0).unwrap();
+        let end = text.len() as u64;
+        file.write_all_at(b"{\"step\":41,\"val/nelbo\":2.5}", end).unwrap();
+        metrics.grow(&path).unwrap();
+        assert_eq!((metrics.lines.len(), metrics.least("val/nelbo")), (41, Some(1.5)));
+        // The line that had no end yet goes on, and another follows.
+        file.write_all_at(b",\"a\":1}\n{\"step\":42}\n{\"st", end + 27).unwrap();
+        metrics.grow(&path).unwrap();
+        assert_eq!(metrics.lines.len(), 42);
+        assert_eq!(metrics.lines[40]["a"], 1);
+        metrics.grow(&path).unwrap();
+        assert_eq!(metrics.lines.len(), 42);
+        for text in [line(7), (5..=90).map(line).collect()] {
+            std::fs::write(&path, &text).unwrap();
+            metrics.grow(&path).unwrap();
+            assert_eq!(metrics.lines.len(), text.lines().count(), "another file");
+        }
+        std::fs::remove_file(&path).unwrap();
+        assert!(metrics.grow(&path).is_err());
     }
 
     /// What is shown of a run is exact, wherever in a large file it stands.

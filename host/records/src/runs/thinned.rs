@@ -91,7 +91,7 @@ pub(super) fn read(file: &File, size: u64, keep: Keep) -> io::Result<Metrics> {
         lines.extend(part.lines);
     }
     known.last = last(file, borders[PARTS as usize])?;
-    Ok(Metrics { lines, known: Some(known) })
+    Ok(Metrics { lines, known: Some(known), ..Metrics::default() })
 }
 
 /// Where a part begins, at a line; the last one ends where whole lines end.

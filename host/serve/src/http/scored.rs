@@ -74,7 +74,9 @@ pub(super) async fn likeliest(State(app): Here, request: Request) -> Response<Bo
             _ => return Err(stream::ended()),
         };
         let (tokenizer, mask) = (app.facts.tokenizer.as_ref(), app.facts.tokenizer.mask_id());
-        let told = found.into_iter().filter(|(id, log_p)| *id != mask && log_p.is_finite());
+        // The network may have more rows than there are tokens.
+        let is_token = |id: i64| id != mask && tokenizer.has(id);
+        let told = found.into_iter().filter(|(id, log_p)| is_token(*id) && log_p.is_finite());
         let told = told.map(|(id, log_p)| {
             json!({"id": id, "text": piece(id, tokenizer), "logprob": log_p, "probability": log_p.exp()})
         });

@@ -55,8 +55,8 @@ impl Reader<'_> {
     /// `/v1/likeliest`.
     pub(crate) fn likeliest(&self) -> Result<Look, Fault> {
         self.check_model()?;
-        self.check_scores()?;
-        self.check_keys(&["model", "position", "tokens", "top"])?;
+        self.check_law()?;
+        self.check_keys(&["guidance_scale", "label", "model", "position", "tokens", "top"])?;
         let tokens = match self.body.get("tokens") {
             Some(Value::Array(all)) if !all.is_empty() => self.holes(all, "tokens")?,
             _ => {
@@ -64,13 +64,14 @@ impl Reader<'_> {
                 return Err(Fault::of_key("tokens", said));
             }
         };
-        self.check_length(tokens.len())?;
+        self.check_most(tokens.len(), self.facts.longest())?;
         let Some(place) = self.whole("position", 0, tokens.len() as i64 - 1)? else {
             let said = "`position` is the place in `tokens` that is asked about, from 0";
             return Err(Fault::of_key("position", said));
         };
         let top = self.whole("top", 1, LIKELIEST)?.unwrap_or(5) as usize;
-        Ok(Look { tokens, place: place as usize, top })
+        let label = self.labelled()?;
+        Ok(Look { tokens, place: place as usize, top, label })
     }
 
     /// `likelihood`, `samples`, `order`, `tokens_per_step`.
@@ -131,7 +132,7 @@ impl Reader<'_> {
         logprobs: usize,
         tokens: Option<i64>,
     ) -> Result<Score, Fault> {
-        self.check_scores()?;
+        self.check_law()?;
         let ids = |prompt: &Prompt| -> Result<Vec<i64>, Fault> {
             let ids = match prompt {
                 Prompt::Tokens(ids) => ids.clone(),
@@ -146,6 +147,7 @@ impl Reader<'_> {
             Ok(ids)
         };
         let texts = prompts.iter().map(ids).collect::<Result<_, _>>()?;
-        Ok(Score { texts, logprobs, next: tokens == Some(1) })
+        let label = self.labelled()?;
+        Ok(Score { texts, logprobs, label, next: tokens == Some(1) })
     }
 }

@@ -1,5 +1,7 @@
 //! Single values of a body, and what they must keep to.
 
+use maskdiff_base::text::nearest;
+use maskdiff_engine::prompt::Given;
 use serde_json::Value;
 
 use super::Reader;
@@ -7,6 +9,11 @@ use crate::fault::Fault;
 
 /// Seeds are below this, so that every program that reads JSON keeps them.
 pub(super) const SEEDS: u64 = 1 << 53;
+
+/// How strongly a class guides.
+const SCALE: &str = "guidance_scale";
+/// Classes that a refusal names.
+const SHOWN: usize = 20;
 
 impl Reader<'_> {
     pub(super) fn encode(&self, text: &str) -> Result<Vec<i64>, Fault> {
@@ -79,9 +86,98 @@ impl Reader<'_> {
         }
     }
 
+    /// The class of the texts, and how strongly it guides their laws.
+    pub(super) fn labelled(&self) -> Result<(Option<i64>, f64), Fault> {
+        let facts = self.facts;
+        let label = match self.body.get("label") {
+            None | Some(Value::Null) => facts.label,
+            Some(Value::String(name)) => Some(self.class(name)?),
+            // Classes of a corpus may be numbers, or true and false.
+            Some(value @ (Value::Number(_) | Value::Bool(_))) => {
+                Some(self.class(&value.to_string())?)
+            }
+            Some(_) => return Err(Fault::of_key("label", "`label` is the name of a class")),
+        };
+        let scale = match self.body.get(SCALE) {
+            None | Some(Value::Null) => return Ok((label, facts.guidance)),
+            Some(said) => said.as_f64(),
+        };
+        let refused = |said: &str| Err(Fault::of_key(SCALE, format!("`{SCALE}` {said}")));
+        match scale {
+            None => refused(
+                "is a number: 1 is the law of the label, and more is further away from that without one",
+            ),
+            Some(scale) if scale == 1.0 => Ok((label, scale)),
+            Some(_) if facts.labels.is_empty() => {
+                refused("guides by a label, and this model was trained without: leave it out")
+            }
+            Some(_) if label.is_none() => {
+                refused(&format!("guides by a label: name one as `label`, of {}", self.classes()))
+            }
+            Some(_) if !facts.guides => refused(
+                "guides away from the law without a label, and that was not trained (`training.label_dropout=0`): leave it out",
+            ),
+            Some(scale) => Ok((label, scale)),
+        }
+    }
+
+    fn class(&self, name: &str) -> Result<i64, Fault> {
+        let labels = &self.facts.labels;
+        if labels.is_empty() {
+            let said = "this model was trained without labels: leave `label` out";
+            return Err(Fault::of_key("label", said));
+        }
+        labels.iter().position(|known| known == name).map(|at| at as i64).ok_or_else(|| {
+            let known: Vec<&str> = labels.iter().map(String::as_str).collect();
+            let hint = match nearest(name, &known) {
+                Some(near) => format!("did you mean `{near}`?"),
+                None => format!("labels: {}", self.classes()),
+            };
+            let shown: String = name.chars().take(60).collect();
+            Fault::of_key("label", format!("there is no label `{shown}`; {hint}"))
+        })
+    }
+
+    /// The classes, the first of many.
+    fn classes(&self) -> String {
+        let labels = &self.facts.labels;
+        let rest = if labels.len() > SHOWN { ", …" } else { "" };
+        labels[..labels.len().min(SHOWN)].join(", ") + rest
+    }
+
     pub(super) fn check_scores(&self) -> Result<(), Fault> {
         match &self.facts.no_likelihood {
             Some(why) => Err(Fault::wrong(format!("this model scores no single texts: {why}"))),
+            None => Ok(()),
+        }
+    }
+
+    /// Refuses questions for the law of a token given others.
+    pub(super) fn check_law(&self) -> Result<(), Fault> {
+        match &self.facts.no_law {
+            Some(why) => {
+                Err(Fault::wrong(format!("this model has no law of single tokens: {why}")))
+            }
+            None => Ok(()),
+        }
+    }
+
+    /// Refuses log-probabilities of texts that are drawn in several windows: the network reads one.
+    pub(super) fn check_windows(&self, given: &[Given], new: Option<i64>) -> Result<(), Fault> {
+        let Some(windows) = self.facts.windows else { return Ok(()) };
+        let most = self.facts.length;
+        let tokens = |given: &Given| match (given.whole(), new) {
+            (Some(all), _) => all as i64,
+            (None, Some(new)) => given.reach() as i64 + new,
+            (None, None) => windows.tokens(most),
+        };
+        match given.iter().map(tokens).max().filter(|longest| *longest > most) {
+            Some(longest) => {
+                let said = format!(
+                    "`logprobs` are of texts that the model reads at once, of at most {most} tokens, and this one has {longest}: set `max_tokens`, or leave it out"
+                );
+                Err(Fault::of_key("logprobs", said))
+            }
             None => Ok(()),
         }
     }
@@ -99,10 +195,16 @@ impl Reader<'_> {
     }
 
     pub(super) fn check_length(&self, tokens: usize) -> Result<(), Fault> {
-        match tokens as i64 > self.facts.length {
+        let facts = self.facts;
+        self.check_most(tokens, if facts.blocks { facts.room } else { facts.length })
+    }
+
+    /// Checks a text against a number of tokens, of which the model has the first itself.
+    pub(super) fn check_most(&self, tokens: usize, most: i64) -> Result<(), Fault> {
+        let most = most - self.facts.lead as i64;
+        match tokens as i64 > most {
             true => Err(Fault::too_much(format!(
-                "a text of {tokens} tokens, and the model knows {}: shorten it",
-                self.facts.length
+                "a text of {tokens} tokens, and the model knows {most}: shorten it"
             ))),
             false => Ok(()),
         }

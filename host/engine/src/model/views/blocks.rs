@@ -270,7 +270,9 @@ impl Lent for BlockView<'_> {
 
     fn log_x0(&self, xt_nb: &Tensor, t_n: &Tensor, rows: &Tensor) -> Result<Tensor> {
         self.model.note_law(false, xt_nb, t_n, rows);
-        self.model.method().log_x0(self, xt_nb, t_n, rows)
+        let log_p_nv = self.model.method().log_x0(self, xt_nb, t_n, rows)?;
+        self.model.note_answer(xt_nb, rows, &log_p_nv);
+        Ok(log_p_nv)
     }
 
     fn score(&self, xt_nb: &Tensor, t_n: &Tensor, rows: &Tensor) -> Result<Tensor> {
@@ -369,6 +371,6 @@ impl Lent for BlockView<'_> {
 
     fn turn_to(&self, sequences_n: &Tensor) -> Result<()> {
         *self.turned.borrow_mut() = Some(sequences_n.shallow_clone());
-        Ok(())
+        self.model.turn_to(sequences_n)
     }
 }

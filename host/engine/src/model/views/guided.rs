@@ -232,10 +232,14 @@ impl Lent for GuidedView<'_> {
 
     fn log_x0(&self, xt_bl: &Tensor, t_b: &Tensor, rows_n: &Tensor) -> Result<Tensor> {
         let law = |x: &Tensor, t: &Tensor, rows: &Tensor| Lent::log_x0(self.model, x, t, rows);
-        Ok(match self.laws(xt_bl, t_b, rows_n, &law)? {
+        // Who watches the walk sees the law that the sampler sees.
+        let laws = || self.laws(xt_bl, t_b, rows_n, &law);
+        let law_nv = match self.model.laws().apart(laws)? {
             (l, Some(u)) => Guidance::away(self.scale, l, u).clean(),
             (law, None) => law,
-        })
+        };
+        self.model.note_answer(xt_bl, rows_n, &law_nv);
+        Ok(law_nv)
     }
 
     /// Of a process with a mask it is the law of clean tokens that is guided: mixing the laws of a step would change how many tokens open.
@@ -248,8 +252,13 @@ impl Lent for GuidedView<'_> {
             return Ok(None);
         }
         let law = |x: &Tensor, t: &Tensor, rows: &Tensor| Lent::log_x0(self.model, x, t, rows);
-        let (l, u) = self.laws(xt_bl, t_b, rows_n, &law)?;
-        Ok(u.map(|u| Guidance::away(self.scale, l, u)))
+        let laws = || self.laws(xt_bl, t_b, rows_n, &law);
+        let (l, u) = self.model.laws().apart(laws)?;
+        let guidance = u.map(|u| Guidance::away(self.scale, l, u));
+        if let Some(guidance) = guidance.as_ref().filter(|_| self.model.laws().watched()) {
+            self.model.note_answer(xt_bl, rows_n, &guidance.clean());
+        }
+        Ok(guidance)
     }
 
     fn score(&self, xt_bl: &Tensor, t_b: &Tensor, rows_n: &Tensor) -> Result<Tensor> {
@@ -269,6 +278,6 @@ impl Lent for GuidedView<'_> {
 
     fn turn_to(&self, sequences_n: &Tensor) -> Result<()> {
         *self.turned.borrow_mut() = Some(sequences_n.shallow_clone());
-        Ok(())
+        self.model.turn_to(sequences_n)
     }
 }

@@ -1,12 +1,12 @@
 //! The pages of `maskdiff serve` in a real browser: text that is denoised at `/`, and runs at `/runs`.
 
+mod runs;
+
 use std::fs;
-use std::io::Write as _;
 use std::path::Path;
 
 use maskdiff_tests::browser::Browser;
-use maskdiff_tests::run::{maskdiff, train};
-use maskdiff_tests::served::{Server, folder};
+use maskdiff_tests::served::{Server, begun, folder, labelled};
 use serde_json::{Value, json};
 
 const ENTER: &str = "\u{e007}";
@@ -101,7 +101,7 @@ fn a_text_is_denoised_changed_and_drawn_again_by_its_link() {
     browser.wait("document.querySelector('.play').textContent === 'Play'");
     assert_eq!(shown(&browser, 0), whole, "it was played to its end");
     pins(&browser, &whole);
-    again(&browser);
+    again(&browser, &server, 2);
     link(&browser, &home);
     picture(&browser, "draw-light");
     browser.dark(true);
@@ -140,17 +140,39 @@ fn pins(browser: &Browser, whole: &[Option<String>]) {
     assert_eq!(browser.text("#draw"), "Draw");
 }
 
-/// One token is opened again, and all others stay.
-fn again(browser: &Browser) {
-    let before = shown(browser, 0);
-    set(browser, "#seed", "77");
-    browser.click(&browser.all(".token")[2]);
+/// The ids of the tokens of the first panel that are seen; none of a hole.
+fn ids(browser: &Browser) -> Vec<Value> {
+    let script = "panels[0].canvas.tokens.filter((_, at) => !panels[0].canvas.spans[at].hidden).map((t) => t?.id ?? null)";
+    browser.script(script).as_array().expect("ids").clone()
+}
+
+/// One token is opened again and drawn anew, and all others stay. The seed is one with which another token comes.
+fn again(browser: &Browser, server: &Server, place: usize) {
+    let (before, read) = (ids(browser), shown(browser, 0));
+    let mut holed = before.clone();
+    holed[place] = Value::Null;
+    let settings = browser.script("panels[0].settings.request()");
+    let other = (100..160).find_map(|seed| {
+        let mut body = settings.clone();
+        body["prompt"] = json!(holed);
+        body["seed"] = json!(seed);
+        let answer = server.post("/v1/completions", &body).expect(200);
+        let own = answer["choices"][0]["maskdiff"]["ids"].as_array().expect("ids").clone();
+        // What the model puts in front itself is no part of the text.
+        let own = own[own.len() - before.len()..].to_vec();
+        (own[place] != before[place]).then_some((seed, own))
+    });
+    let (seed, wanted) = other.expect("a seed with another token");
+    set(browser, "#seed", &seed.to_string());
+    let tokens = browser.all(".token:not([hidden])");
+    browser.click(&tokens[place]);
     browser.click(&browser.one(".menu .again"));
     done(browser);
+    assert_eq!(ids(browser), wanted, "it was drawn anew, as the server draws it");
     let after = shown(browser, 0);
-    let others = |all: &[Option<String>]| [&all[..2], &all[3..]].concat();
-    assert_eq!(others(&after), others(&before));
-    assert!(after[2].is_some());
+    assert_ne!(after[place], read[place]);
+    let others = |all: &[Option<String>]| [&all[..place], &all[place + 1..]].concat();
+    assert_eq!(others(&after), others(&read));
 }
 
 /// Two samplers on one seed, and a link that draws both again.
@@ -192,6 +214,119 @@ fn refused(browser: &Browser) {
     browser.wait("document.querySelector('#status').textContent === 'stopped'");
 }
 
+/// A model in blocks that puts a BOS in front of its texts: the BOS is not seen, tokens have their probabilities, and each can be changed.
+#[test]
+fn a_text_in_blocks_with_a_bos_is_shown_and_changed() {
+    let server = Server::start(begun(), &["begun", "sampling.predictor=first_hitting"]);
+    let Some(browser) = Browser::start() else { return };
+    browser.visit(&format!("http://127.0.0.1:{}/", server.port));
+    browser.wait("document.querySelectorAll('.panel').length === 1");
+    assert_eq!(browser.script("document.querySelector('.of-labels').offsetParent"), Value::Null);
+    browser.keys(&browser.one("#text"), "we know");
+    set(&browser, "#tokens", "14");
+    set(&browser, "#seed", "3");
+    draw(&browser);
+    let body = json!({"prompt": "we know", "max_tokens": 14, "seed": 3});
+    let answer = server.post("/v1/completions", &body).expect(200)["choices"][0].clone();
+    let all = answer["maskdiff"]["ids"].as_array().expect("ids").clone();
+    assert_eq!(ids(&browser), all[1..], "all but the BOS");
+    let whole = shown(&browser, 0);
+    assert!(whole.len() > 5, "{whole:?}");
+    assert_eq!(whole[..2].iter().flatten().map(|t| t.trim()).collect::<Vec<_>>(), ["we", "know"]);
+    let sure = "document.querySelectorAll('.token[style*=\"--sure\"]:not([hidden])').length";
+    assert_eq!(browser.script(sure), json!(whole.len() - 2));
+    // What is told of a token is what the server says of that place.
+    let place = whole.len() - 1;
+    browser.click(&browser.all(".token:not([hidden])")[place]);
+    browser.wait("document.querySelectorAll('.likeliest button').length === 5");
+    let asked = json!({"tokens": ids(&browser), "position": place, "top": 5});
+    let top = server.post("/v1/likeliest", &asked).expect(200)["top"].clone();
+    let told = browser
+        .script("[...document.querySelectorAll('.likeliest .number')].map((n) => n.textContent)");
+    let wanted: Vec<String> = top
+        .as_array()
+        .expect("a list")
+        .iter()
+        .filter_map(|one| Some(format!("{:.3}", one["probability"].as_f64()?)))
+        .collect();
+    assert_eq!(told, json!(wanted));
+    browser.keys(&browser.one(".menu button"), ESCAPE);
+    again(&browser, &server, 4);
+    // A pin stays, and the BOS is none of what is sent.
+    let before = ids(&browser);
+    browser.click(&browser.all(".token:not([hidden])")[3]);
+    browser.click(&browser.one(".menu .pin"));
+    set(&browser, "#seed", "9");
+    draw(&browser);
+    let after = ids(&browser);
+    assert_eq!((&after[..2], &after[3]), (&before[..2], &before[3]));
+    picture(&browser, "draw-blocks");
+    let address = browser.script("document.querySelector('#address').value");
+    browser.visit("about:blank");
+    browser.visit(address.as_str().expect("a link"));
+    browser.wait("document.querySelectorAll('.panel').length === 1");
+    done(&browser);
+    assert_eq!(ids(&browser), after, "the link draws it again");
+    has_nothing_to_complain_of(&browser);
+}
+
+/// Where the checkpoint has labels, one is chosen like a seed, with how strongly it guides; the link keeps both.
+#[test]
+fn a_label_is_chosen_where_the_checkpoint_has_some() {
+    let server = Server::start(labelled(), &["animals", "sampling.predictor=first_hitting"]);
+    let Some(browser) = Browser::start() else { return };
+    browser.visit(&format!("http://127.0.0.1:{}/", server.port));
+    browser.wait("document.querySelectorAll('.panel').length === 1");
+    let offered =
+        browser.script("[...document.querySelector('#label').options].map((o) => o.value)");
+    let labels = server.get("/v1/models").expect(200)["data"][0]["maskdiff"]["labels"].clone();
+    assert_eq!(offered.as_array().expect("options")[1..], labels.as_array().expect("labels")[..]);
+    browser.keys(&browser.one("#text"), "Ben has a");
+    set(&browser, "#tokens", "16");
+    set(&browser, "#seed", "5");
+    set(&browser, "#label", "dog");
+    set(&browser, "#guidance", "3");
+    draw(&browser);
+    let body = json!({"prompt": "Ben has a", "max_tokens": 16, "seed": 5, "label": "dog", "guidance_scale": 3});
+    let answer = server.post("/v1/completions", &body).expect(200)["choices"][0].clone();
+    let drawn = ids(&browser);
+    assert_eq!(json!(drawn), answer["maskdiff"]["ids"]);
+    let words = browser.text(".words");
+    assert!(words.contains("dog") && words.contains("guidance_scale=3"), "{words}");
+    let sure = browser.script("document.querySelectorAll('.token[style*=\"--sure\"]').length");
+    assert_eq!(sure, 16);
+    // The likeliest values are those of the class.
+    browser.click(&browser.all(".token")[6]);
+    browser.wait("document.querySelectorAll('.likeliest button').length === 5");
+    let mut asked = json!({"tokens": drawn, "position": 6, "label": "dog", "guidance_scale": 3});
+    let of = |asked: &Value| {
+        let top = server.post("/v1/likeliest", asked).expect(200)["top"][0].clone();
+        format!("{:.3}", top["probability"].as_f64().expect("a number"))
+    };
+    let wanted = of(&asked);
+    asked
+        .as_object_mut()
+        .expect("an object")
+        .retain(|key, _| !["label", "guidance_scale"].contains(&key.as_str()));
+    assert_ne!(of(&asked), wanted, "another law without the class");
+    assert_eq!(browser.text(".likeliest .number"), wanted);
+    browser.keys(&browser.one(".menu button"), ESCAPE);
+    picture(&browser, "draw-label");
+    let address = browser.script("document.querySelector('#address').value");
+    browser.visit("about:blank");
+    browser.visit(address.as_str().expect("a link"));
+    browser.wait("document.querySelectorAll('.panel').length === 1");
+    done(&browser);
+    assert_eq!(ids(&browser), drawn);
+    assert_eq!(browser.script("document.querySelector('#label').value"), "dog");
+    // Without a label the scale guides nothing, and is not sent.
+    set(&browser, "#label", "");
+    draw(&browser);
+    assert_eq!(browser.text(".error"), "");
+    assert_ne!(ids(&browser), drawn);
+    has_nothing_to_complain_of(&browser);
+}
+
 #[test]
 fn a_page_asks_for_the_key() {
     fs::write(folder().join("page-key.txt"), "a-long-secret\n").expect("written");
@@ -226,9 +361,11 @@ fn the_files_of_a_page_have_their_types_and_tags() {
     }
     assert!(!page.body.contains("/runs"), "there are no runs here");
     assert_eq!(server.get("/runs").status, 404);
+    let mut bytes = page.body.len();
     for link in page.body.split("\"/assets/").skip(1) {
         let name = link.split('"').next().expect("a name");
         let asset = server.get(&format!("/assets/{name}"));
+        bytes += asset.body.len();
         let kind = if name.ends_with(".js") { "text/javascript" } else { "text/css" };
         assert!(asset.status == 200 && asset.head.contains(kind), "{name}: {asset:?}");
         let tag = asset.head.lines().find_map(|line| line.strip_prefix("etag: ")).expect("a tag");
@@ -236,164 +373,7 @@ fn the_files_of_a_page_have_their_types_and_tags() {
         let again = server.ask("GET", &format!("/assets/{name}"), &head, "");
         assert_eq!((again.status, again.body.as_str()), (304, ""), "{name}");
     }
+    assert!(bytes < 150_000, "a page of {bytes} bytes");
+    println!("the page has {bytes} bytes");
     assert_eq!(server.get("/assets/../Cargo.toml").status, 404);
-}
-
-/// Two seeds, and a run on other text.
-fn runs() -> tempfile::TempDir {
-    let folder = tempfile::tempdir().expect("a folder");
-    let at = folder.path();
-    for (run, more) in
-        [("runs/one", "seed=1"), ("runs/two", "seed=2"), ("runs/other", "model.cond_dim=8")]
-    {
-        let dir = format!("run.dir={run}");
-        train(at, &[&dir, more, "trainer.val_check_interval=10"]).expect(0);
-    }
-    // Text of another name: what a run was trained on decides which curves share an axis.
-    let config = at.join("runs/other/config.toml");
-    let text = fs::read_to_string(&config).expect("its configuration");
-    fs::write(&config, text.replace("train = \"stories\"", "train = \"poems\"")).expect("written");
-    let words = ["sample", "--checkpoint", "runs/two", "--trace", "runs/two/samples/x.trace.json"];
-    maskdiff(at, &[&words[..], &["-n", "1", "trainer.accelerator=cpu"]].concat()).expect(0);
-    maskdiff(at, &["eval", "--checkpoint", "runs/one", "trainer.accelerator=cpu"]).expect(0);
-    folder
-}
-
-#[test]
-fn runs_are_shown_live() {
-    let folder = runs();
-    let at = folder.path();
-    // Without a checkpoint there are the runs alone.
-    let server = Server::start(at, &["--runs", "runs"]);
-    assert_eq!(server.get("/").status, 307);
-    assert_eq!(server.get("/v1/models").status, 404);
-    let told = server.get("/runs/data");
-    assert_eq!(told.expect(200)["runs"].as_array().map(Vec::len), Some(3));
-    assert!(!told.body.contains(&at.display().to_string()), "a path of the machine");
-    let Some(browser) = Browser::start() else { return };
-    browser.visit(&format!("http://127.0.0.1:{}/runs", server.port));
-    browser.wait("document.querySelectorAll('section').length >= 5");
-    headlines(&browser);
-    curves(&browser);
-    downloads(&browser);
-    // Samples of all runs at one step, and a trace whose frames all wrote something.
-    assert_eq!(browser.all("#samples article").len(), 3);
-    browser.keys(&browser.one(".sample-slider"), HOME);
-    browser.one("#denoising .trace-text");
-    browser.keys(&browser.one(".trace-slider"), HOME);
-    let first = browser.text(".trace-status");
-    browser.keys(&browser.one(".trace-slider"), RIGHT);
-    assert_ne!(browser.text(".trace-status"), first);
-    browser.keys(&browser.one(".trace-slider"), END);
-    for (dark, name) in [(false, "runs-light"), (true, "runs-dark")] {
-        browser.dark(dark);
-        picture(&browser, name);
-    }
-    browser.dark(false);
-    // A run that goes on is seen to.
-    browser.click(&browser.one("#runs-title"));
-    let mut file = fs::OpenOptions::new()
-        .append(true)
-        .open(at.join("runs/one/metrics.jsonl"))
-        .expect("its metrics");
-    writeln!(file, "{{\"step\": 40, \"val/nelbo\": 0.1234}}").expect("written");
-    browser.wait("document.querySelector('#headlines').textContent.includes('0.1234')");
-    has_nothing_to_complain_of(&browser);
-    browser.resize(420, 1200);
-    let wide = browser.script("document.documentElement.scrollWidth <= window.innerWidth");
-    assert_eq!(wide, true, "a narrow window does not scroll sideways");
-    picture(&browser, "runs-narrow");
-}
-
-/// The numbers that are asked for first, and the settings that differ.
-fn headlines(browser: &Browser) {
-    let text = browser.text("#headlines");
-    for said in ["best nats", "best perplexity", "parameters", "tokens/s", "time", "differ"] {
-        assert!(text.contains(said), "{said}: {text}");
-    }
-    let differing = browser
-        .script("[...document.querySelectorAll('#differing tbody th')].map((c) => c.textContent)");
-    let differing = differing.as_array().expect("keys").clone();
-    assert!(differing.contains(&json!("seed")) && differing.contains(&json!("model.cond_dim")));
-    assert!(!differing.iter().any(|key| key.as_str().is_some_and(|key| key.starts_with("run."))));
-    browser.click(&browser.one("#all-settings summary"));
-    assert!(browser.all("#settings tbody tr").len() > 50);
-}
-
-/// Axes, smoothing, zoom, bands, and runs on other text apart.
-fn curves(browser: &Browser) {
-    let groups = browser.script(
-        "[...document.querySelectorAll('.group-of-charts')].map((g) => [g.querySelector('summary').textContent, g.open])",
-    );
-    assert!(groups[0][0].as_str().is_some_and(|name| name.starts_with("Loss")), "{groups}");
-    let last = groups.as_array().and_then(|all| all.last()).expect("groups").clone();
-    assert!(last[0].as_str().is_some_and(|name| name.starts_with("Performance")), "{groups}");
-    assert_eq!(last[1], false, "it is folded");
-    let titles = browser.script(
-        "[...document.querySelectorAll('#curves figure')].map((f) => f.querySelector('h3').textContent + (f.querySelector('.of-text')?.textContent ?? ''))",
-    );
-    let of_loss = |title: &&Value| title.as_str().is_some_and(|t| t.starts_with("val/nelbo"));
-    let titles = titles.as_array().expect("titles");
-    assert_eq!(titles.iter().filter(of_loss).count(), 2, "a chart for each text: {titles:?}");
-    let paths = "document.querySelector('#curves figure').querySelectorAll('path.band').length";
-    browser.wait(&format!("{paths} === 1"));
-    browser.click(&browser.one("#bands"));
-    browser.wait(&format!("{paths} === 0"));
-    browser.click(&browser.one("#bands"));
-    let labels = || {
-        let script = "[...document.querySelectorAll('#curves figure')[0].querySelectorAll('svg text')].map((t) => t.textContent)";
-        browser.script(script)
-    };
-    for (css, value) in [("#axis", "tokens"), ("#axis", "hours"), ("#axis", "step")] {
-        let before = labels();
-        set(browser, css, value);
-        browser.wait(&format!(
-            "document.querySelector('#curves figure .soft').textContent.includes({})",
-            json!(if value == "hours" { "hours" } else { value })
-        ));
-        assert_ne!(labels(), before, "{value}");
-    }
-    for css in ["#log-x", "#log-y"] {
-        browser.click(&browser.one(css));
-    }
-    set(browser, "#smoothing", "0.6");
-    browser.wait("document.querySelectorAll('#curves .raw').length > 0");
-    for css in ["#log-x", "#log-y"] {
-        browser.click(&browser.one(css));
-    }
-    // By keyboard: nearer, a value read, and all of it again; with the pointer the same.
-    let chart = browser.all("svg.chart")[2].clone();
-    let whole = |hidden: bool| {
-        let node = "document.querySelectorAll('#curves .whole')[2]";
-        browser.wait(&format!("{node}.hidden === {hidden}"));
-    };
-    assert_eq!(titles[2].as_str().map(|title| title.starts_with("train/nelbo")), Some(true));
-    browser.keys(&chart, "+");
-    whole(false);
-    browser.keys(&chart, RIGHT);
-    browser.wait("document.querySelectorAll('.readout')[2].textContent.includes('step')");
-    browser.keys(&chart, "0");
-    whole(true);
-    let drag = "(() => { const svg = document.querySelectorAll('svg.chart')[2]; const box = svg.getBoundingClientRect(); \
-        const send = (kind, x) => svg.dispatchEvent(new PointerEvent(kind, { clientX: box.left + x, clientY: box.top + 50, buttons: 1 })); \
-        send('pointerdown', 80); send('pointermove', 250); send('pointerup', 250); return true; })()";
-    browser.script(drag);
-    whole(false);
-    browser.click(&browser.all("#curves .whole")[2]);
-    whole(true);
-    browser.click(&browser.one(".legend input"));
-    browser.click(&browser.one(".legend input"));
-}
-
-/// What a chart gives as files.
-fn downloads(browser: &Browser) {
-    browser.script("(() => { window.saved = []; window.download = (...file) => window.saved.push(file); return true; })()");
-    for css in [".save button:nth-child(2)", ".save button:nth-child(3)", "#all-csv"] {
-        browser.click(&browser.one(css));
-    }
-    let saved = browser.script("window.saved");
-    let [svg, csv, all] = [0, 1, 2].map(|i| saved[i][2].as_str().unwrap_or_default().to_string());
-    assert!(svg.starts_with("<svg") && svg.contains("</svg>") && !svg.contains("var(--"), "{svg}");
-    assert!(csv.starts_with("run,step,x,val/nelbo\none,10,10,"), "{csv}");
-    assert!(all.lines().count() > 100 && all.contains("perf/tokens_per_s"), "{all}");
 }
