@@ -382,6 +382,9 @@ group! {
         deterministic: bool = false,
         /// `ddp`: every rank holds everything; `zero1`: each holds its share of the optimizer and of the average.
         strategy: listed::Strategy = listed::Strategy::Ddp,
+        /// Keep the input of each block of the network alone for the backward pass, in which the block is computed again: less memory for a
+        /// third more arithmetic. Losses and gradients stay the same bit for bit.
+        activation_checkpointing: bool = false,
         /// Seconds that a rank waits for the others before it gives up.
         timeout_s: f64 where (Range::of(1.0, 1e7)) = 1800.0,
         /// Seconds from a signal to the end, whatever is left to do.

@@ -2,6 +2,7 @@
 
 mod blocks;
 pub mod labels;
+pub mod stages;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -72,6 +73,7 @@ pub fn choices(config: &mut Config, registry: &Registry, sampled: bool) -> Resul
     check_teacher(config, registry, &choices)?;
     check_guidance(config, registry)?;
     labels::check(config, registry)?;
+    stages::check(config, registry, &choices)?;
     Ok(choices)
 }
 
@@ -248,6 +250,7 @@ pub fn facts(
         .time_conditioning(config.top.time_conditioning)
         .kind(kind)
         .classes(config.classes())
+        .activation_checkpointing(config.trainer.activation_checkpointing)
         .cuda(match device {
             Device::Cuda(index) => Some(index),
             _ => None,
