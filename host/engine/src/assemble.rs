@@ -1,6 +1,7 @@
 //! From a configuration to a model: plugins, choices, facts, weights.
 
 mod blocks;
+mod documents;
 pub mod labels;
 pub mod stages;
 
@@ -74,6 +75,7 @@ pub fn choices(config: &mut Config, registry: &Registry, sampled: bool) -> Resul
     check_guidance(config, registry)?;
     labels::check(config, registry)?;
     stages::check(config, registry, &choices)?;
+    documents::check(config, registry, &choices)?;
     Ok(choices)
 }
 

@@ -30,7 +30,7 @@ struct Config {
     n_heads: i64,
     /// A token's law comes from the state of the token before it, as an autoregressive network has learnt it. Of use to a network that
     /// sees both sides; a causal one is read so by its method. It reads no `past`, so neither blocks nor any order.
-    #[schemars(extend("x-withdraws" = ["past"]))]
+    #[schemars(extend("x-withdraws" = ["past"], "x-first-given" = true))]
     shift: bool,
     /// Dropout of embeddings, attention weights and what joins the residual stream, while training, in [0, 1).
     #[schemars(range(min = 0.0), extend("exclusiveMaximum" = 1.0))]
