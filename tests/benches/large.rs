@@ -16,8 +16,7 @@ use maskdiff_tests::{python, registry, root};
 use tch::{Device, Kind, Tensor};
 
 const ASKED: &str = "MASKDIFF_BENCH_LARGE";
-const WORDS: &[&str] =
-    &["model.mask_id=151665", "model.length=64", "trainer.accelerator=cpu"];
+const WORDS: &[&str] = &["model.mask_id=151665", "model.length=64", "trainer.accelerator=cpu"];
 const CALLS: usize = 5;
 
 /// The folder, made once: `MASKDIFF_BENCH_QWEN2`, or one below the target.

@@ -29,7 +29,7 @@ fn runs_with_dropout_are_the_same_bit_for_bit() {
     let folder = tempfile::tempdir().expect("a folder");
     let at = folder.path();
     same(at, &["model.dropout=0.3", "time_conditioning=true", "loader.batch_size=4"]);
-    same(at, &["parameterization=ar", "model.dropout=0.3"]);
+    same(at, &["parameterization=ar", "model.dropout=0.3", "~sampling.steps"]);
     let bare = ["~model.cond_dim", "model.hidden_size=32"];
     same(at, &[&bare[..], &["backbone=llama", "model.mlp_size=48", "model.n_kv_heads=1"]].concat());
     same(at, &["backbone=diffugpt", "model.dropout=0.2"]);
@@ -97,8 +97,7 @@ fn a_block_keeps_its_input_alone() {
     let _ = kept(false);
     let ((all, plain), (inputs, again)) = (kept(false), kept(true));
     println!("kept of six blocks: {all} bytes, with checkpointing {inputs}");
-    // The draws are others for the mask of two calls only where a loss draws: it does not here.
-    assert!(plain.is_finite() && again.is_finite());
+    assert_eq!(plain.to_bits(), again.to_bits());
     assert!(all > 40_000_000, "{all}");
     assert!(inputs * 5 < all, "{inputs} bytes of {all}");
 }
