@@ -9,7 +9,7 @@ scripts/setup.sh
 scripts/setup.sh --hub || echo "no client of the hub: nothing beside our tokenizing"
 cargo build --workspace --release --locked
 cargo bench -p maskdiff-tests --locked --bench memory --bench head --bench uniform --bench speed --bench training --bench data \
-  --bench evaluation --bench tracking --bench blocks --bench serve | tee "$out.txt"
+  --bench evaluation --bench tracking --bench blocks --bench serve --bench large | tee "$out.txt"
 scripts/bench_json.py "$out.txt" >"$out"
 rm "$out.txt"
 cat "$out"

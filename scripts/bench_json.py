@@ -97,6 +97,12 @@ for way in ('prefix', 'dual'):
   ratio(f'32 tokens in blocks of 8 behind 224: CPU seconds, without / with the approximate cache `{way}`', blocks, 'cache_none_s', f'cache_{way}_s')
   ratio(f'32 tokens in blocks of 8 behind 224: tokens read, without / with the approximate cache `{way}`', blocks, 'cache_none_rows', f'cache_{way}_rows')
 ratio('10,000 rows to a bad W&B server: time of the steps, with / without', tracking, 'with_s', 'without_s')
-result = {'seconds': seconds, 'memory_mib': memory, 'head': head, 'uniform': uniform, 'training': training, 'evaluation': evaluation, 'tracking': tracking, 'blocks': blocks, 'serve': serve, 'data': data,
+large = {w[1]: float(w[2]) for w in words if w[:1] == ['large']}
+ratio('500M parameters in bf16: time to load / to read the file', large, 'load', 'read')
+ratio('500M parameters in bf16: peak memory of loading / size', large, 'load_memory', 'file')
+ratio('500M parameters in bf16, 64 tokens: CPU seconds of a call, transformers / ours', large, 'transformers_call_cpu', 'call_cpu')
+ratio('500M parameters in bf16, LoRA of 2 x 64 tokens: memory with / without activation checkpointing', large,
+      'lora_lean_memory', 'lora_memory')
+result = {'seconds': seconds, 'memory_mib': memory, 'head': head, 'uniform': uniform, 'training': training, 'evaluation': evaluation, 'tracking': tracking, 'blocks': blocks, 'serve': serve, 'large': large, 'data': data,
           'load_plugins_ms': load_ms, 'ratios': ratios}
 print(json.dumps(result, indent=1, ensure_ascii=False))

@@ -22,6 +22,7 @@ fn main() {
             "cpp/fused.cpp",
             "cpp/interpolating.cpp",
             "cpp/rated.cpp",
+            "cpp/stages.cpp",
             "cpp/distributed.cpp",
             "cpp/cuda.cpp",
         ])

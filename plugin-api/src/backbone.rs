@@ -31,6 +31,10 @@ pub struct Parameters {
     maps: Vec<Map>,
     /// Whether the network is training, for its slots.
     train: Rc<Cell<bool>>,
+    /// Whether stages are computed again in the backward pass.
+    again: bool,
+    /// Calls of stages so far.
+    staged: Cell<u64>,
 }
 
 /// A linear map among the parameters.
@@ -56,6 +60,8 @@ impl Parameters {
             fresh: context.fresh,
             maps: Vec::new(),
             train: Rc::default(),
+            again: context.activation_checkpointing,
+            staged: Cell::new(0),
         }
     }
 
@@ -108,6 +114,46 @@ impl Parameters {
     /// Tells the slots whether the network is training: before each call that the host makes.
     pub(crate) fn set_train(&self, train: bool) {
         self.train.set(train);
+    }
+
+    /// A part of the network, `block` of these inputs, as the stage of that number. A network that calls it for each of its blocks
+    /// offers [`crate::capability::STAGES`].
+    ///
+    /// By default it is the call itself. With [`Context::activation_checkpointing`], where gradients are recorded, the inputs
+    /// alone are kept for the backward pass, in which the block runs again under the same random numbers (Chen et al. 2016,
+    /// arXiv:1604.06174). Numbers and gradients stay the same bit for bit.
+    ///
+    /// `block` owns what it reads, since it outlives the call, and gives the same for the same inputs. A tensor that depends on trained
+    /// parameters (the conditioning on a noise level) is one of the inputs, or else this panics; parameters and adapters themselves
+    /// are found.
+    #[track_caller]
+    pub fn stage<const N: usize>(
+        &self,
+        index: usize,
+        inputs: &[&Tensor],
+        block: impl Fn(&[Tensor]) -> [Tensor; N] + 'static,
+    ) -> [Tensor; N] {
+        self.staged.set(self.staged.get() + 1);
+        if !self.again || !maskdiff_native::gradients_on() {
+            let inputs: Vec<Tensor> = inputs.iter().map(|input| input.shallow_clone()).collect();
+            return block(&inputs);
+        }
+        // The second run is of a network that trains or not as in the first.
+        let (train, then) = (Rc::clone(&self.train), self.train.get());
+        let body = move |inputs: &[Tensor]| {
+            let now = train.replace(then);
+            let made = block(inputs);
+            train.set(now);
+            Vec::from(made)
+        };
+        let made = maskdiff_native::recomputed(inputs, body)
+            .unwrap_or_else(|error| panic!("stage {index}: {error}"));
+        made.try_into().unwrap_or_else(|_| panic!("stage {index} returned other than {N} tensors"))
+    }
+
+    /// How often [`Parameters::stage`] was called.
+    pub fn staged(&self) -> u64 {
+        self.staged.get()
     }
 
     /// Memory for a parameter that a checkpoint fills at once.

@@ -69,6 +69,8 @@ pub mod capability {
     pub const LABEL: &str = "label";
     /// The backbone gives keys and values of tokens, reads those of other tokens, and attends as it is told, see [`crate::Sees`].
     pub const PAST: &str = "past";
+    /// The backbone calls [`crate::Parameters::stage`] for each of its blocks, so that activation checkpointing is possible.
+    pub const STAGES: &str = "stages";
     /// The sampler may change tokens that are open already, so what is open on the way is no part of the text yet.
     pub const REVISES: &str = "revises";
     /// The parameterization scores each token given all earlier ones.

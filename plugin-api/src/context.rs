@@ -30,6 +30,10 @@ pub struct Context {
     /// labels `0..classes`, and the label `classes` for "none".
     #[serde(default)]
     pub classes: i64,
+    /// Whether the stages of a network keep their inputs alone for the backward pass, in which they are computed again, see
+    /// [`crate::Parameters::stage`].
+    #[serde(default)]
+    pub activation_checkpointing: bool,
 }
 
 fn yes() -> bool {
@@ -49,6 +53,7 @@ impl Context {
             cuda: None,
             fresh: true,
             classes: 0,
+            activation_checkpointing: false,
         }
     }
 
@@ -94,6 +99,12 @@ impl Context {
         Self { classes, ..self }
     }
 
+    /// The same with stages that are computed again in the backward pass, or without.
+    #[must_use]
+    pub fn activation_checkpointing(self, activation_checkpointing: bool) -> Self {
+        Self { activation_checkpointing, ..self }
+    }
+
     /// Where parameters live.
     pub fn device(&self) -> Device {
         self.cuda.map_or(Device::Cpu, Device::Cuda)
@@ -133,9 +144,11 @@ mod tests {
         let context = Context::new(7, 4).mask(Some(6)).kind(Kind::Double).fresh(false);
         let text = serde_json::to_string(&context).unwrap();
         assert_eq!(serde_json::from_str::<Context>(&text).unwrap(), context);
-        // A host of contract 1.0 says neither.
-        let older = text.replace(r#","fresh":false,"classes":0"#, "");
+        // A host of contract 1.0 says none of these.
+        let newer = r#","fresh":false,"classes":0,"activation_checkpointing":false"#;
+        let older = text.replace(newer, "");
+        assert_ne!(older, text);
         let older = serde_json::from_str::<Context>(&older).unwrap();
-        assert!(older.fresh && older.classes == 0);
+        assert!(older.fresh && older.classes == 0 && !older.activation_checkpointing);
     }
 }

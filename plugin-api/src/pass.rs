@@ -130,6 +130,11 @@ impl Pass {
         }
     }
 
+    /// The keys and values of other tokens in a layer: two, or none without a past.
+    pub fn past_of(&self, layer: usize) -> impl Iterator<Item = &Tensor> {
+        self.past.get(2 * layer..2 * layer + 2).into_iter().flatten()
+    }
+
     /// Reads mixtures instead of tokens: `ids [B, S, M] i64`, `weight [B, S, M]`.
     #[must_use]
     pub fn mixture(mut self, ids: &Tensor, weight: &Tensor) -> Self {

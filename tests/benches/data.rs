@@ -162,7 +162,7 @@ fn loader(folder: &Path) {
     let source = Source::Blocks(Cached::new(cache, 0..n));
     let started = Instant::now();
     for first in (0..n).step_by(batch) {
-        let samples = Samples { seed: 1, first, n: batch, per_epoch: None };
+        let samples = Samples { seed: 1, first, n: batch, per_epoch: None, batch: 0 };
         std::hint::black_box(source.rows(samples).expect("rows"));
     }
     let tokens = n as f64 * LENGTH as f64;
@@ -171,7 +171,7 @@ fn loader(folder: &Path) {
     let started = Instant::now();
     let cache = Arc::new(Cache::open(&path).expect("blocks"));
     let loader = Loader::new(Source::Blocks(Cached::new(cache, 0..BLOCKS)));
-    let samples = Samples { seed: 1, first: BLOCKS / 2, n: 64, per_epoch: None };
+    let samples = Samples { seed: 1, first: BLOCKS / 2, n: 64, per_epoch: None, batch: 0 };
     std::hint::black_box(loader.rows(samples, 64).expect("rows"));
     println!("data first_batch_ms {:.1}", started.elapsed().as_secs_f64() * 1e3);
 }

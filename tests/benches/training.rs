@@ -37,6 +37,7 @@ fn batch(size: &Size, model: &Model, step: u64) -> Batch {
         counted_bl: None,
         given_bl: None,
         label_b: None,
+        document_bl: None,
         u_bl: Some(
             mask_uniforms(1, step, 0, BATCH as usize, size.length as usize).expect("memory"),
         ),
@@ -133,6 +134,7 @@ fn checkpointing() {
                 counted_bl: None,
                 given_bl: None,
                 label_b: None,
+                document_bl: None,
                 u_bl: batch.u_bl.map(|u| u.narrow(0, 0, 2)),
                 streams: None,
             };

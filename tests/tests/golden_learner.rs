@@ -60,6 +60,7 @@ fn twenty_steps(case: &Value, more: &[&str]) {
                 counted_bl: Some(at("attention_mask", k)),
                 given_bl: None,
                 label_b: None,
+                document_bl: None,
                 u_bl: Some(at("u_mask", k).to_kind(Kind::Double)),
                 streams: None,
             };

@@ -478,3 +478,32 @@ fn a_plan_tells_what_a_training_needs() {
     maskdiff(at, &words).expect(5).says(&["this training holds at least", "weights", "--plan"]);
     assert!(!at.join("run").exists());
 }
+
+/// A run that trains further keeps the checkpoint that adapters are added to, however few it keeps.
+#[test]
+fn the_weights_under_adapters_stay() {
+    let place = tempfile::tempdir().expect("a folder");
+    let at = place.path();
+    let small = maskdiff_tests::run::SMALL;
+    let run = |more: &[&str]| {
+        let few = ["checkpointing.every_n_steps=2", "checkpointing.keep_last=1"];
+        maskdiff(at, &[&["train"], small, &few, more].concat())
+    };
+    let base = ["run.dir=base", "trainer.val_check_interval=0"];
+    run(&[&base[..], &["trainer.max_steps=2"]].concat()).expect(0);
+    let adapters = ["run.dir=adapters", "training.from=base", "training.lora.rank=2"];
+    run(&[&adapters[..], &["trainer.max_steps=2"]].concat()).expect(0);
+    let more = ["trainer.max_steps=8", "checkpointing.resume_from_ckpt=true"];
+    run(&[&base[..], &more].concat()).expect(0);
+    let steps = |run: &str| -> Vec<String> {
+        let all = fs::read_dir(at.join(run).join("checkpoints")).expect("checkpoints");
+        let names = all.map(|entry| entry.expect("one").file_name().to_string_lossy().into_owned());
+        let mut steps: Vec<String> = names.filter(|name| name.starts_with("step-")).collect();
+        steps.sort();
+        steps
+    };
+    assert_eq!(steps("base"), ["step-00000002", "step-00000008"]);
+    let words =
+        ["sample", "--checkpoint", "adapters", "trainer.accelerator=cpu", "sampling.num_samples=1"];
+    maskdiff(at, &words).expect(0);
+}

@@ -103,6 +103,7 @@ fn trained(folder: &Path, source: &str, steps: u64) -> std::result::Result<Vec<f
             u_bl: Some(Tensor::rand([2, 8], (Kind::Double, tch::Device::Cpu))),
             streams: None,
             label_b: None,
+            document_bl: None,
         };
         let weights = || model.trainable().iter().map(Tensor::copy).collect::<Vec<Tensor>>();
         let before = weights();

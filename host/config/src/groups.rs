@@ -158,6 +158,11 @@ group! {
         chat_template: Option<String> as path = None,
         /// `sft`: the EOS that fill a row behind its answer count as part of the answer, so that the model learns to end.
         answer_filling: bool = true,
+        /// `sft`: batches are of rows of similar length, cut to the longest row of the batch, in a random order. Validation rows stay as they are.
+        group_by_length: bool = false,
+        /// `sft`: training sequences hold several rows, one behind the other. No token attends to another row, and each row has positions from 0.
+        /// Rows of a sequence share its time. Filling behind the last row is never part of an answer. Validation rows stay apart.
+        pack: bool = false,
         /// `maskdiff eval` measures on each of these, files of `configs/data/`, instead of on `valid`.
         sets: Vec<String> = Vec::new(),
         /// Training blocks start anywhere instead of at multiples of the length.
@@ -383,6 +388,9 @@ group! {
         deterministic: bool = false,
         /// `ddp`: every rank holds everything; `zero1`: each holds its share of the optimizer and of the average.
         strategy: listed::Strategy = listed::Strategy::Ddp,
+        /// Keep the input of each block of the network alone for the backward pass, in which the block is computed again: less memory for a
+        /// third more arithmetic. Losses and gradients stay the same bit for bit.
+        activation_checkpointing: bool = false,
         /// Seconds that a rank waits for the others before it gives up.
         timeout_s: f64 where (Range::of(1.0, 1e7)) = 1800.0,
         /// Seconds from a signal to the end, whatever is left to do.

@@ -13,10 +13,12 @@ mod cache;
 pub mod chat;
 pub mod corpora;
 pub mod detokenize;
+mod grouped;
 mod labels;
 mod listing;
 mod loader;
 mod pack;
+mod packed;
 mod permutation;
 mod places;
 pub mod prepare;
@@ -38,7 +40,7 @@ pub use pack::{Packed, Packer, Packing};
 pub use prepare::block_start;
 pub use read::{Format, Reader, Slice};
 pub use read::{json, read_text};
-pub use rows::{Rows, Samples};
+pub use rows::{Document, Rows, Samples};
 pub use source::{Blocks, Cached, Source};
 pub use tokenizer::{
     REPOSITORY_FILES as TOKENIZER_FILES, Tokenizer, bare as bare_tokenizer, has_tokenizer,
@@ -324,7 +326,7 @@ pub fn open_valid(
         return Ok(Valid { blocks, reads });
     }
     if config.data.train == sft::NAME {
-        let ([_, valid], reads) = sft::open(config, tokenizer)?;
+        let (_, valid, reads) = sft::open(config, tokenizer)?;
         return Ok(Valid { blocks: Blocks::Given(valid), reads: reads.into_iter().last() });
     }
     let hub = LazyHub::default();

@@ -99,7 +99,8 @@ impl Loader {
         let rows = ahead.answer()?;
         while ahead.asked.len() < AHEAD {
             let last = ahead.asked.back().unwrap_or(&samples);
-            ahead.ask(Samples { first: last.first + stride, ..*last });
+            let (first, batch) = (last.first + stride, last.batch + stride);
+            ahead.ask(Samples { first, batch, ..*last });
         }
         Ok(rows)
     }

@@ -13,6 +13,18 @@ pub struct Rows {
     pub given: Option<Vec<usize>>,
     /// The class of each block. None where they have none.
     pub labels: Option<Vec<i64>>,
+    /// The documents that each block is packed with, one behind the other. None where a block is one; then `used` and `given` say
+    /// what they say of it, else they are none.
+    pub documents: Option<Vec<Vec<Document>>>,
+}
+
+/// A document in a block.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Document {
+    /// How many tokens it has.
+    pub length: usize,
+    /// How many of them, at its start, are given.
+    pub given: usize,
 }
 
 impl Rows {
@@ -42,6 +54,7 @@ impl Rows {
             used: empty(&self.used),
             given: empty(&self.given),
             labels: self.labels.as_ref().map(|_| Vec::new()),
+            documents: self.documents.as_ref().map(|_| Vec::new()),
         };
         for n in numbers.map(|n| n as usize) {
             picked.ids.extend(&self.ids[n * self.length..(n + 1) * self.length]);
@@ -53,6 +66,9 @@ impl Rows {
             if let (Some(to), Some(from)) = (&mut picked.labels, &self.labels) {
                 to.push(from[n]);
             }
+            if let (Some(to), Some(from)) = (&mut picked.documents, &self.documents) {
+                to.push(from[n].clone());
+            }
         }
         picked
     }
@@ -63,7 +79,23 @@ impl Rows {
         let used = self.used.as_ref().map(|used| used[start..start + n].to_vec());
         let given = self.given.as_ref().map(|given| given[start..start + n].to_vec());
         let labels = self.labels.as_ref().map(|labels| labels[start..start + n].to_vec());
-        Self { ids, length: self.length, used, given, labels }
+        let documents = self.documents.as_ref().map(|all| all[start..start + n].to_vec());
+        Self { ids, length: self.length, used, given, labels, documents }
+    }
+
+    /// The same, of the first `length` tokens of each block.
+    #[must_use]
+    pub fn cut(mut self, length: usize) -> Self {
+        if length >= self.length {
+            return self;
+        }
+        let blocks = self.ids.chunks(self.length.max(1));
+        self.ids = blocks.flat_map(|block| block[..length].iter().copied()).collect();
+        for counts in [&mut self.used, &mut self.given].into_iter().flatten() {
+            counts.iter_mut().for_each(|count| *count = (*count).min(length));
+        }
+        self.length = length;
+        self
     }
 }
 
@@ -78,4 +110,6 @@ pub struct Samples {
     pub n: usize,
     /// The number of samples in an epoch, where it is limited.
     pub per_epoch: Option<u64>,
+    /// The first sample of the global batch that they are a part of.
+    pub batch: u64,
 }

@@ -14,8 +14,10 @@ use sha2::{Digest, Sha256};
 
 use super::chat::{ASSISTANT, Message, Template};
 use super::corpora::LazyHub;
+use super::grouped::Grouped;
 use super::listing::{self, Endings};
 use super::loader::Loader;
+use super::packed::packed;
 use super::rows::Rows;
 use super::source::{Blocks, Source};
 use super::tokenizer::Tokenizer;
@@ -190,13 +192,43 @@ pub fn template(config: &Config) -> Result<Option<Template>> {
     Ok(None)
 }
 
+/// Rows of conversations.
+#[derive(Debug, Clone)]
+pub(super) struct Conversations {
+    rows: Rows,
+    /// How many tokens of each are no filling.
+    lengths: Vec<usize>,
+}
+
+impl Conversations {
+    fn part(&self, start: usize, n: usize) -> Self {
+        let lengths = self.lengths[start..start + n].to_vec();
+        Self { rows: self.rows.part(start, n), lengths }
+    }
+
+    /// What a run trains on.
+    fn source(self, config: &Config) -> Source {
+        let Self { rows, lengths } = self;
+        if config.data.pack {
+            let packed = packed(&rows, &lengths);
+            tracing::info!("{} packed into {} sequences", counted(rows.len(), "row"), packed.len());
+            return Source::Given(packed);
+        }
+        if config.data.group_by_length {
+            let batch = config.loader.global_batch_size.cast_unsigned();
+            return Source::Grouped(Grouped::new(rows, lengths, batch));
+        }
+        Source::Given(rows)
+    }
+}
+
 /// The rows of some files, and where they come from. `length` is that of a row.
-pub(super) fn rows(
+fn rows(
     config: &Config,
     paths: &[PathBuf],
     tokenizer: &dyn Tokenizer,
     split: &str,
-) -> Result<(Rows, Reads)> {
+) -> Result<(Conversations, Reads)> {
     let length = config.model.length as usize;
     let template = template(config)?;
     let fill = tokenizer.eos().or_else(|| tokenizer.pad()).map(i64::from);
@@ -208,7 +240,8 @@ pub(super) fn rows(
         ));
     }
     let mut left = Left { on_invalid: config.data.on_invalid, count: 0 };
-    let (mut ids, mut used, mut given) = (Vec::new(), Vec::new(), Vec::new());
+    let (mut ids, mut used, mut given, mut lengths) =
+        (Vec::new(), Vec::new(), Vec::new(), Vec::new());
     let (mut origin, mut hash) = (Vec::new(), Sha256::new());
     for file in paths {
         let text = read_text(file)?;
@@ -236,6 +269,7 @@ pub(super) fn rows(
             ids.extend(std::iter::repeat_n(fill.unwrap_or(0), length - n));
             used.push(if config.data.answer_filling { length } else { n });
             given.push(prompt);
+            lengths.push(n);
         }
     }
     if left.count > 0 {
@@ -252,11 +286,15 @@ pub(super) fn rows(
         sha256: hex(&hash.finalize()),
     };
     let (used, given) = (Some(used), Some(given));
-    Ok((Rows { ids, length, used, given, labels: None }, reads))
+    let rows = Rows { ids, length, used, given, ..Rows::default() };
+    Ok((Conversations { rows, lengths }, reads))
 }
 
 /// Rows to train on and rows to validate on.
-pub(super) fn open(config: &Config, tokenizer: &dyn Tokenizer) -> Result<([Rows; 2], Vec<Reads>)> {
+pub(super) fn open(
+    config: &Config,
+    tokenizer: &dyn Tokenizer,
+) -> Result<(Conversations, Rows, Vec<Reads>)> {
     let data = &config.data;
     let files = |key: &str, paths: &Option<Paths>| -> Result<Vec<PathBuf>> {
         let Some(paths) = paths else {
@@ -280,18 +318,42 @@ pub(super) fn open(config: &Config, tokenizer: &dyn Tokenizer) -> Result<([Rows;
     if data.valid_path.is_some() {
         let paths = files("data.valid_path", &data.valid_path)?;
         let (valid, valid_reads) = rows(config, &paths, tokenizer, "validation")?;
-        if train.is_empty() || valid.is_empty() {
-            return empty(if train.is_empty() { "data.path" } else { "data.valid_path" });
+        let valid = valid.rows;
+        if train.rows.is_empty() || valid.is_empty() {
+            return empty(if train.rows.is_empty() { "data.path" } else { "data.valid_path" });
         }
-        return Ok(([train, valid], vec![reads, valid_reads]));
+        return Ok((train, valid, vec![reads, valid_reads]));
     }
-    let n = train.len();
+    let n = train.rows.len();
     if n < 2 {
         return empty("data.path");
     }
     let kept = ((n as f64 * (1.0 - data.valid_fraction)) as usize).clamp(1, n - 1);
-    let parts = [train.part(0, kept), train.part(kept, n - kept)];
-    Ok((parts, vec![reads]))
+    Ok((train.part(0, kept), train.rows.part(kept, n - kept), vec![reads]))
+}
+
+/// Checks how rows become batches.
+fn check_batches(config: &Config) -> Result<()> {
+    let Config { data, top, .. } = config;
+    if data.pack && data.group_by_length {
+        return Err(config.layers.error(
+            "data.group_by_length",
+            "`data.group_by_length` sorts rows by length, and with `data.pack` all sequences are of one length",
+            "leave one of them out",
+        ));
+    }
+    for (key, is_on) in [("data.pack", data.pack), ("data.group_by_length", data.group_by_length)] {
+        if let (true, Some(size)) = (is_on, top.block_size) {
+            return Err(config.layers.error(
+                key,
+                &format!(
+                    "`{key}` needs sequences that are read as a whole, and `block_size` is {size}"
+                ),
+                "leave one of them out",
+            ));
+        }
+    }
+    Ok(())
 }
 
 /// What a run on conversations reads. A tokenizer that comes with a checkpoint is used as it is.
@@ -307,8 +369,9 @@ pub(super) fn corpus(
             prepare::named_tokenizer(name, &LazyHub::default(), observer)?
         }
     };
-    let ([train, valid], reads) = open(config, tokenizer.as_ref())?;
-    let train = Loader::new(Source::Given(train));
+    check_batches(config)?;
+    let (train, valid, reads) = open(config, tokenizer.as_ref())?;
+    let train = Loader::new(train.source(config));
     let valid = Blocks::Given(valid);
     Ok(Corpus { tokenizer, train, valid, reads, labels: Vec::new() })
 }

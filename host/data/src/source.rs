@@ -8,6 +8,7 @@ use maskdiff_base::stream::{Purpose, generator};
 use rand::Rng;
 
 use super::cache::Cache;
+use super::grouped::Grouped;
 use super::permutation::Permutation;
 use super::rows::{Rows, Samples};
 use super::stories;
@@ -58,7 +59,7 @@ impl Cached {
             }
         }
         let labels = self.classes.as_ref().map(|_| labels);
-        Ok(Rows { ids, length, used: self.padded().then_some(used), given: None, labels })
+        Ok(Rows { ids, length, used: self.padded().then_some(used), labels, ..Rows::default() })
     }
 
     /// Reads `length` tokens from each of these places in the stream of tokens.
@@ -128,6 +129,8 @@ pub enum Source {
     Stories(Option<stories::Labels>),
     /// Rows in memory, in a new order each epoch.
     Given(Rows),
+    /// The same in batches of similar length.
+    Grouped(Grouped),
     /// Blocks of a file, in a new order each epoch.
     Blocks(Cached),
     /// The tokens of a file, cut anywhere.
@@ -144,6 +147,7 @@ impl Source {
         match self {
             Self::Blocks(cached) | Self::Cropped(cached) => Some(cached.rows),
             Self::Given(rows) => Some(rows.len() as u64),
+            Self::Grouped(rows) => Some(rows.len()),
             _ => None,
         }
     }
@@ -164,6 +168,7 @@ impl Source {
                 cached.read_at(numbers.map(place), length)?
             }
             Self::Given(rows) => rows.picked(in_epochs(rows.len() as u64, samples)),
+            Self::Grouped(rows) => rows.rows(samples),
             Self::Blocks(cached) => cached.read(in_epochs(cached.rows, samples))?,
             Self::Cropped(cached) => {
                 let length = cached.length() / 2;
@@ -186,7 +191,7 @@ impl Source {
 
 /// Which of `blocks` each sample is: an order of its own for each epoch.
 fn in_epochs(blocks: u64, samples: Samples) -> impl Iterator<Item = u64> {
-    let Samples { seed, first, n, per_epoch } = samples;
+    let Samples { seed, first, n, per_epoch, .. } = samples;
     let size = per_epoch.map_or(blocks, |n| n.clamp(1, blocks));
     let mut order = None;
     (first..first + n as u64).map(move |i| {
@@ -233,7 +238,7 @@ mod tests {
     }
 
     fn ids(source: &Source, seed: u64, first: u64, n: usize, per_epoch: Option<u64>) -> Rows {
-        source.rows(Samples { seed, first, n, per_epoch }).unwrap()
+        source.rows(Samples { seed, first, n, per_epoch, batch: first }).unwrap()
     }
 
     fn first_ids(rows: &Rows) -> Vec<i64> {
@@ -302,8 +307,13 @@ mod tests {
         let some = valid.rows(2, 3).unwrap();
         assert_eq!(some.used, Some(vec![3, 4, 5]));
         assert_eq!(some.text(1).len(), 4, "filling is behind the text");
-        let rows =
-            Source::Blocks(cached).rows(Samples { seed: 1, first: 0, n: 10, per_epoch: None });
+        let rows = Source::Blocks(cached).rows(Samples {
+            seed: 1,
+            first: 0,
+            n: 10,
+            per_epoch: None,
+            batch: 0,
+        });
         assert_eq!(rows.unwrap().used.unwrap().iter().sum::<usize>(), 55);
     }
 
@@ -319,7 +329,7 @@ mod tests {
             .into_iter()
             .chain([(16, Some(6), 4), (20, Some(6), 8), (28, Some(6), 8)])
         {
-            let samples = Samples { seed: 5, first, n: 4, per_epoch };
+            let samples = Samples { seed: 5, first, n: 4, per_epoch, batch: first };
             let rows = loader.rows(samples, stride).unwrap();
             assert_eq!(rows, source.rows(samples).unwrap(), "at {first}");
         }

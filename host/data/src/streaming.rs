@@ -351,7 +351,7 @@ mod tests {
         texts(folder.path());
         for wrap in [true, false] {
             let ids = |streamer: &Streamer, first, n| {
-                streamer.rows(Samples { seed: 1, first, n, per_epoch: None }).unwrap()
+                streamer.rows(Samples { seed: 1, first, n, per_epoch: None, batch: 0 }).unwrap()
             };
             let whole = ids(&streamer(folder.path(), wrap, 8), 0, 1000);
             assert_eq!(whole.used.is_some(), !wrap);
@@ -371,7 +371,8 @@ mod tests {
             assert_ne!(plain, whole);
             assert_eq!(sorted(&plain.part(8, 8)), sorted(&whole.part(8, 8)));
             let other = streamer(folder.path(), wrap, 8);
-            let other = other.rows(Samples { seed: 2, first: 8, n: 8, per_epoch: None }).unwrap();
+            let other =
+                other.rows(Samples { seed: 2, first: 8, n: 8, per_epoch: None, batch: 0 }).unwrap();
             assert_ne!(other, whole.part(8, 8));
             assert_eq!(sorted(&other), sorted(&whole.part(8, 8)));
         }
@@ -383,13 +384,14 @@ mod tests {
         texts(folder.path());
         std::fs::write(folder.path().join("1.txt"), b"\xff\n").unwrap();
         let broken = streamer(folder.path(), true, 8);
-        let error =
-            broken.rows(Samples { seed: 1, first: 0, n: 500, per_epoch: None }).unwrap_err();
+        let error = broken
+            .rows(Samples { seed: 1, first: 0, n: 500, per_epoch: None, batch: 0 })
+            .unwrap_err();
         assert!(error.to_string().contains("1.txt"), "{error}");
         let empty = tempfile::tempdir().unwrap();
         std::fs::write(empty.path().join("0.txt"), "short\n").unwrap();
         let error = streamer(empty.path(), true, 1)
-            .rows(Samples { seed: 1, first: 0, n: 1, per_epoch: None })
+            .rows(Samples { seed: 1, first: 0, n: 1, per_epoch: None, batch: 0 })
             .unwrap_err();
         assert!(error.to_string().contains("less text than one block"), "{error}");
     }

@@ -87,7 +87,7 @@ impl Sources<'_> {
                     || files(self.valid) && data.valid_path.is_none()
             }
             "valid_path" => files(self.valid) || text8(self.valid) && !text8(self.train),
-            "chat_template" | "answer_filling" => false,
+            "chat_template" | "answer_filling" | "group_by_length" | "pack" => false,
             "documents" => self.either(&["text"]),
             "column" => self.either(&["jsonl", "parquet", "hf"]),
             "label_column" => stories || !self.either(&["text"]) && !text8(self.train),
@@ -116,7 +116,9 @@ impl Sources<'_> {
     fn remedy(&self, key: &str) -> String {
         let needed = match key {
             "path" | "valid_path" => "`data=text` (or jsonl, parquet) reads files of yours",
-            "chat_template" | "answer_filling" => "`data=sft` has conversations",
+            "chat_template" | "answer_filling" | "group_by_length" | "pack" => {
+                "`data=sft` has conversations"
+            }
             "documents" => "`data=text` has documents that are files or lines",
             "label_column" => {
                 "`data=jsonl`, `data=parquet`, `data=hf`, corpora of the hub and `data=stories` have labels"

@@ -1,7 +1,9 @@
 //! From a configuration to a model: plugins, choices, facts, weights.
 
 mod blocks;
+mod documents;
 pub mod labels;
+pub mod stages;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -72,6 +74,8 @@ pub fn choices(config: &mut Config, registry: &Registry, sampled: bool) -> Resul
     check_teacher(config, registry, &choices)?;
     check_guidance(config, registry)?;
     labels::check(config, registry)?;
+    stages::check(config, registry, &choices)?;
+    documents::check(config, registry, &choices)?;
     Ok(choices)
 }
 
@@ -248,6 +252,7 @@ pub fn facts(
         .time_conditioning(config.top.time_conditioning)
         .kind(kind)
         .classes(config.classes())
+        .activation_checkpointing(config.trainer.activation_checkpointing)
         .cuda(match device {
             Device::Cuda(index) => Some(index),
             _ => None,

@@ -33,6 +33,8 @@ pub struct Batch {
     pub given_bl: Option<Tensor>,
     /// The class of each sequence, `[B] i64`; `None`: they have none.
     pub label_b: Option<Tensor>,
+    /// The number of each token's document in its sequence, `[B, L] i64`; `None`: each sequence is one.
+    pub document_bl: Option<Tensor>,
     /// The uniform numbers of the corruption, `[B, L] f64`; `None` draws them from libtorch's generator.
     pub u_bl: Option<Tensor>,
     /// What else a component draws for these sequences; `None` draws it from libtorch's generator.
@@ -217,14 +219,15 @@ impl Learner {
 
     /// What the parameterization makes of a micro-batch.
     fn objective(&self, model: &Model, batch: Batch) -> Result<Objective> {
-        let Batch { x0_bl, t_b, counted_bl, given_bl, label_b, u_bl, streams } = batch;
+        let Batch { x0_bl, t_b, counted_bl, given_bl, label_b, document_bl, u_bl, streams } = batch;
         model.inject_uniforms(u_bl);
         let batch = maskdiff_plugin_api::Batch::new(&x0_bl, &t_b)
             .counted(counted_bl.as_ref())
             .given(given_bl.as_ref())
             .label(label_b.as_ref())
             .at(self.step, self.total_steps);
-        model.set_moment(Moment::of_loss(Some(self.step), streams).labelled(label_b));
+        let moment = Moment::of_loss(Some(self.step), streams);
+        model.set_moment(moment.labelled(label_b).packed(document_bl));
         let objective = model.objective(&batch);
         // A parameterization without noise has not taken them.
         model.inject_uniforms(None);

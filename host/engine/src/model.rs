@@ -2,6 +2,7 @@
 
 mod adapting;
 mod alone;
+mod documents;
 mod kept;
 mod learned;
 mod lent;
@@ -59,6 +60,8 @@ pub struct Model {
     facts: Context,
     blocks: Option<Blocks>,
     parameters: Vec<Parameter>,
+    /// Whether an option of the network leaves the first token of a text without a law.
+    first_given: bool,
     /// How many of them are the network's; the others stand behind.
     of_network: usize,
     shared: Vec<(String, String)>,
@@ -174,6 +177,8 @@ impl Model {
         {
             offered.extend(registry.find(kind, &choice.name)?.1.provides.iter().cloned());
         }
+        let schema = &registry.find(ComponentKind::Backbone, &names.backbone.name)?.1.schema;
+        let first_given = documents::first_is_given(schema, &names.backbone.options);
         let reports_loss = plugin.info.api_version.starts_with("1.0.");
         Ok(Self {
             noise,
@@ -188,6 +193,7 @@ impl Model {
             reports_loss,
             facts,
             blocks,
+            first_given,
             parameters,
             of_network,
             shared,

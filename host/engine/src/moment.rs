@@ -70,6 +70,8 @@ pub struct Moment {
     pub given_bl: Option<Tensor>,
     /// Classes, `[B] i64`.
     pub label_b: Option<Tensor>,
+    /// The number of each token's document in its sequence, `[B, L] i64`, where there are several.
+    pub document_bl: Option<Tensor>,
 }
 
 impl Moment {
@@ -82,6 +84,12 @@ impl Moment {
     #[must_use]
     pub fn labelled(self, label_b: Option<Tensor>) -> Self {
         Self { label_b, ..self }
+    }
+
+    /// The same of sequences that are packed with documents, `[B, L] i64`.
+    #[must_use]
+    pub fn packed(self, document_bl: Option<Tensor>) -> Self {
+        Self { document_bl, ..self }
     }
 
     /// Of a walk in which positions `[B, L] bool` are given.

@@ -176,5 +176,13 @@ fn activations(config: &Config, precision: Precision, batch: i64) -> Option<u64>
     let (width, blocks) = (size("model.hidden_size")?, size("model.n_blocks")?);
     let kind = precision.reduced().unwrap_or(precision.weights());
     let tokens = (batch * config.model.length) as u64;
-    Some(tokens * blocks * width * KEPT_OF_A_TOKEN * kind.elt_size_in_bytes() as u64)
+    let kept = match config.trainer.activation_checkpointing {
+        // The input of each block, in the type of the stream, and all of the one that is computed again.
+        true => {
+            let stream = precision.weights().elt_size_in_bytes() as u64;
+            blocks * stream + KEPT_OF_A_TOKEN * kind.elt_size_in_bytes() as u64
+        }
+        false => blocks * KEPT_OF_A_TOKEN * kind.elt_size_in_bytes() as u64,
+    };
+    Some(tokens * width * kept)
 }

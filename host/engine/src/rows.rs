@@ -1,8 +1,8 @@
 //! Blocks of token ids as tensors.
 
 use maskdiff_base::error::Result;
-use maskdiff_data::Rows;
-use tch::{Device, Tensor};
+use maskdiff_data::{Document, Rows};
+use tch::{Device, Kind, Tensor};
 
 use crate::component;
 
@@ -17,6 +17,8 @@ pub struct TokenRows {
     pub given_bl: Option<Tensor>,
     /// The class of each block, `[B] i64`; none where they have none.
     pub label_b: Option<Tensor>,
+    /// The number of each token's document in its block, `[B, L] i64`; filling is one of its own. None where a block is one document.
+    pub document_bl: Option<Tensor>,
 }
 
 impl TokenRows {
@@ -35,7 +37,18 @@ impl TokenRows {
             let all = Tensor::f_from_slice(&all).map_err(component::torch)?;
             Ok(Some(all.view(shape).to_device(device)))
         };
-        let (used_bl, given_bl) = (first(&rows.used)?, first(&rows.given)?);
+        let (mut used_bl, mut given_bl) = (first(&rows.used)?, first(&rows.given)?);
+        let mut document_bl = None;
+        if let Some(documents) = &rows.documents {
+            let [used, given, number] = of_documents(documents, rows.length);
+            let placed = |values: Vec<i64>| -> Result<Tensor> {
+                let values = Tensor::f_from_slice(&values).map_err(component::torch)?;
+                Ok(values.view(shape).to_device(device))
+            };
+            used_bl = Some(placed(used)?.to_kind(Kind::Bool));
+            given_bl = Some(placed(given)?.to_kind(Kind::Bool));
+            document_bl = Some(placed(number)?);
+        }
         let counted_bl = match (used_bl, &given_bl) {
             (Some(used), Some(given)) => Some(used.logical_and(&given.logical_not())),
             (None, Some(given)) => Some(given.logical_not()),
@@ -43,7 +56,28 @@ impl TokenRows {
         };
         let label_b = rows.labels.as_ref().map(|labels| Tensor::f_from_slice(labels)).transpose();
         let label_b = label_b.map_err(component::torch)?.map(|label_b| label_b.to_device(device));
-        Ok(Self { x0_bl: x0_bl.to_device(device), counted_bl, given_bl, label_b })
+        let x0_bl = x0_bl.to_device(device);
+        Ok(Self { x0_bl, counted_bl, given_bl, label_b, document_bl })
+    }
+
+    /// Leaves the first token of each sequence and document out of the loss, which a network cannot predict that reads a token off the
+    /// state before it. Where tokens are `masked`, it is given too.
+    pub fn without_first(&mut self, masked: bool) {
+        let first_bl = match &self.document_bl {
+            Some(document_bl) => starts(document_bl),
+            None => starts(&self.x0_bl.zeros_like()),
+        };
+        let rest_bl = first_bl.logical_not();
+        self.counted_bl = Some(match &self.counted_bl {
+            Some(counted_bl) => counted_bl.logical_and(&rest_bl),
+            None => rest_bl,
+        });
+        if masked {
+            self.given_bl = Some(match &self.given_bl {
+                Some(given_bl) => given_bl.logical_or(&first_bl),
+                None => first_bl,
+            });
+        }
     }
 
     /// The uniform numbers of a corruption, made such that it keeps what is given.
@@ -53,6 +87,31 @@ impl TokenRows {
             None => u_bl.shallow_clone(),
         }
     }
+}
+
+/// True where a document begins, of the numbers of documents `[B, L]`.
+pub(crate) fn starts(document_bl: &Tensor) -> Tensor {
+    let first = document_bl.narrow(1, 0, 1).ones_like();
+    let changes = document_bl.diff(1, 1, None::<&Tensor>, None::<&Tensor>);
+    Tensor::cat(&[first, changes], 1).not_equal(0)
+}
+
+/// Of each token of packed blocks: whether it is text, whether it is given, and the number of its document.
+fn of_documents(blocks: &[Vec<Document>], length: usize) -> [Vec<i64>; 3] {
+    let mut all = [(); 3].map(|()| Vec::with_capacity(blocks.len() * length));
+    for (row, documents) in blocks.iter().enumerate() {
+        let [used, given, number] = &mut all;
+        for (document, Document { length, given: prompt }) in (0..).zip(documents) {
+            used.extend(std::iter::repeat_n(1, *length));
+            given.extend((0..*length).map(|at| i64::from(at < *prompt)));
+            number.extend(std::iter::repeat_n(document, *length));
+        }
+        let end = (row + 1) * length;
+        used.resize(end, 0);
+        given.resize(end, 0);
+        number.resize(end, documents.len() as i64);
+    }
+    all
 }
 
 #[cfg(test)]

@@ -73,7 +73,7 @@ pub fn run(common: &Common, work: Work, how: &How, all: &[OsString]) -> Result<(
     told["work"] = json!(words::name(work));
     told["machine"] = machine::told(device, busy);
     if !how.alone {
-        let other = others(work, &config)?;
+        let other = others(work, &config, told["stages"] == true)?;
         let measured = other.iter().map(|other| other.measured(&told, patience / 2, all));
         told["others"] = measured.collect::<Result<Vec<Value>>>()?.into();
     }
@@ -109,7 +109,8 @@ fn train(common: &Common, effort: Effort<'_>) -> Result<(Config, Value)> {
     assemble::begin_texts(&model, &config, corpus.tokenizer.as_ref());
     let mut learner = Learner::new(&model, &config, std::rc::Rc::clone(&world))?;
     let feed = Feed { config: &config, corpus: &corpus, model: &model, world: &world };
-    let told = bench::train(feed, &mut learner, effort).map_err(|e| config.locate(e))?;
+    let mut told = bench::train(feed, &mut learner, effort).map_err(|e| config.locate(e))?;
+    told["stages"] = assemble::stages::offered(&registry, &choices)?.into();
     Ok((config, told))
 }
 
@@ -159,8 +160,8 @@ struct Other {
     threads: Option<i32>,
 }
 
-/// What is tried beside a configuration.
-fn others(work: Work, config: &Config) -> Result<Vec<Other>> {
+/// What is tried beside a configuration; activation checkpointing where the network has `stages`.
+fn others(work: Work, config: &Config, stages: bool) -> Result<Vec<Other>> {
     let set = |word: String| Other { overrides: vec![word.clone()], shown: word, threads: None };
     let mut all = Vec::new();
     let (key, batch, most) = match work {
@@ -179,6 +180,10 @@ fn others(work: Work, config: &Config) -> Result<Vec<Other>> {
     }
     let is_full = config.trainer.precision == Precision::Fp32;
     all.push(set(format!("trainer.precision={}", if is_full { "bf16" } else { "fp32" })));
+    if stages {
+        let on = config.trainer.activation_checkpointing;
+        all.push(set(format!("trainer.activation_checkpointing={}", !on)));
+    }
     let threads = tch::get_num_threads();
     if threads > 1 {
         let (threads, shown) = (Some(threads / 2), format!("OMP_NUM_THREADS={}", threads / 2));

@@ -7,7 +7,7 @@
 use tch::{Device, Kind, Tensor};
 
 use super::toy::Toy;
-use super::{adapting, claims, learned};
+use super::{adapting, claims, learned, stages};
 use crate::abi::guard::guarded;
 use crate::abi::handles::{Method, Network, Noise, Process, Walker};
 use crate::{Batch, Context, Model, Result, bail, capability, ensure};
@@ -197,7 +197,8 @@ pub fn backbone(make: Make<'_, Network>, provides: &[&str]) -> Result<LeftOut> {
     guarded(|| {
         let facts = Context::new(11, 6).mask(Some(10)).time_conditioning(true).kind(Kind::Double);
         let labelled = provides.contains(&capability::LABEL);
-        let network = make(&facts.classes(if labelled { claims::CLASSES } else { 0 }))?;
+        let facts = facts.classes(if labelled { claims::CLASSES } else { 0 });
+        let network = make(&facts)?;
         let entries = network.parameters()?;
         for length in [6, 1] {
             let xt = Tensor::randint(11, [3, length], (Kind::Int64, Device::Cpu));
@@ -241,6 +242,9 @@ pub fn backbone(make: Make<'_, Network>, provides: &[&str]) -> Result<LeftOut> {
             claims::passes(&network, provides)?;
             adapting::adapting(&network)
         })?;
+        if provides.contains(&capability::STAGES) {
+            stages::stages(make, &facts, provides)?;
+        }
         Ok(LeftOut::new())
     })
 }

@@ -12,6 +12,7 @@ mod kind;
 mod learned;
 mod rates;
 mod reading;
+mod stages;
 mod statistics;
 mod toy;
 mod typed;

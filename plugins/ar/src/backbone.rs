@@ -2,6 +2,8 @@
 //!
 //! Shape letters: `B` batch, `L` length, `D` hidden size, `V` vocabulary including the mask, `N` rows.
 
+use std::rc::Rc;
+
 use maskdiff_plugin_api::nn::{
     Mlp, Reading, Rotary, Rotation, SelfAttention, dropout, embed, linear, norm,
 };
@@ -50,17 +52,32 @@ struct Block {
     attention: SelfAttention,
     norm2: Tensor,
     mlp: Mlp,
+    dropout: f64,
+}
+
+impl Block {
+    /// The residual stream `[B, L, D]` through the block, whose attention is `attend`, with what else that gives.
+    fn forward<T>(
+        &self,
+        x_bld: &Tensor,
+        train: bool,
+        attend: impl FnOnce(&SelfAttention, &Tensor) -> (Tensor, T),
+    ) -> (Tensor, T) {
+        let dropped = |h: &Tensor| dropout(h, self.dropout, train);
+        let (attended, more) = attend(&self.attention, &norm(x_bld, &self.norm1));
+        let x = x_bld + dropped(&attended);
+        (&x + dropped(&self.mlp.forward(&norm(&x, &self.norm2))), more)
+    }
 }
 
 /// # Source
 /// MDLM code, `models/autoregressive.py`. Differences: the head gives raw logits, the ban of the mask token is the
 /// parameterization's; earlier positions can be kept in a cache.
 struct Ar {
-    config: Config,
     parameters: Parameters,
     embedding: Tensor,
     rotary: Rotary,
-    blocks: Vec<Block>,
+    blocks: Vec<Rc<Block>>,
     norm_final: Tensor,
     head: Head,
 }
@@ -74,6 +91,7 @@ impl Component for Ar {
         capability::MIXTURE,
         capability::POSITIONS,
         capability::PAST,
+        capability::STAGES,
     ];
     type Config = Config;
 
@@ -99,12 +117,13 @@ impl Component for Ar {
         let mut blocks = Vec::new();
         for i in 0..n_blocks {
             let prefix = format!("blocks.{i}");
-            blocks.push(Block {
+            blocks.push(Rc::new(Block {
                 norm1: p.constant(&format!("{prefix}.norm1.weight"), &[d], 1.0),
                 attention: SelfAttention::new(&mut p, &prefix, d, n_heads),
                 norm2: p.constant(&format!("{prefix}.norm2.weight"), &[d], 1.0),
                 mlp: Mlp::new(&mut p, &prefix, d),
-            });
+                dropout,
+            }));
         }
         let norm_final = p.constant("output_layer.norm_final.weight", &[d], 1.0);
         // The head starts at zero: the first prediction is uniform.
@@ -115,26 +134,13 @@ impl Component for Ar {
         };
         let bias = Some(p.constant("output_layer.linear.bias", &[v], 0.0));
         let head = Head { weight, bias };
-        Ok(Self { config, parameters: p, embedding, rotary, blocks, norm_final, head })
+        Ok(Self { parameters: p, embedding, rotary, blocks, norm_final, head })
     }
 }
 
 impl Ar {
     fn embed(&self, x_bl: &Tensor) -> Tensor {
         embed(&self.embedding, &Tokens::Ids(x_bl.shallow_clone()))
-    }
-
-    /// The residual stream `[B, L, D]` through one block whose attention is `attend`.
-    fn block(
-        &self,
-        block: &Block,
-        x_bld: &Tensor,
-        train: bool,
-        attend: impl FnOnce(&Tensor) -> Tensor,
-    ) -> Tensor {
-        let dropped = |h: &Tensor| dropout(h, self.config.dropout, train);
-        let x = x_bld + dropped(&attend(&norm(x_bld, &block.norm1)));
-        &x + dropped(&block.mlp.forward(&norm(&x, &block.norm2)))
     }
 }
 
@@ -145,11 +151,16 @@ impl Backbone for Ar {
 
     fn hidden(&self, xt_bl: &Tensor, _sigma_b: &Tensor, train: bool) -> Result<Tensor> {
         let (_b, l) = check_shape!(xt_bl, [B, L], Int64);
-        let rotation = self.rotary.at(0, l);
+        let rotation = Rc::new(self.rotary.at(0, l));
         let mut x_bld = self.embed(xt_bl);
-        for block in &self.blocks {
-            x_bld =
-                self.block(block, &x_bld, train, |h| block.attention.forward(h, &rotation, true));
+        for (i, block) in self.blocks.iter().enumerate() {
+            let (block, rotation) = (Rc::clone(block), Rc::clone(&rotation));
+            [x_bld] = self.parameters.stage(i, &[&x_bld], move |s| {
+                let attend = |attention: &SelfAttention, h: &Tensor| {
+                    (attention.forward(h, &rotation, true), ())
+                };
+                [block.forward(&s[0], train, attend).0]
+            });
         }
         Ok(norm(&x_bld, &self.norm_final))
     }
@@ -167,7 +178,7 @@ impl Backbone for Ar {
     fn pass(&self, pass: &Pass, train: bool) -> Result<Passed> {
         pass.only(Self::PROVIDES, Self::NAME)?;
         let layers = self.blocks.len();
-        let reading = Reading::new(pass, &self.rotary, layers)?;
+        let reading = Rc::new(Reading::new(pass, &self.rotary, layers)?);
         let mut keys = Vec::with_capacity(2 * layers);
         let mut x_bld = embed(&self.embedding, &pass.tokens);
         for (i, block) in self.blocks.iter().enumerate() {
@@ -175,15 +186,22 @@ impl Backbone for Ar {
                 keys.extend(block.attention.keys(&norm(&x_bld, &block.norm1), &reading));
                 break;
             }
-            let past = pass.past.get(2 * i).zip(pass.past.get(2 * i + 1));
-            x_bld = self.block(block, &x_bld, train, |h| {
-                let (out, own) = block.attention.read(h, &reading, past);
-                keys.extend(own);
-                out
+            let (block, reading) = (Rc::clone(block), Rc::clone(&reading));
+            let inputs: Vec<&Tensor> = [&x_bld].into_iter().chain(pass.past_of(i)).collect();
+            let [x, k, v] = self.parameters.stage(i, &inputs, move |s| {
+                let attend = |attention: &SelfAttention, h: &Tensor| {
+                    attention.read(h, &reading, s.get(1).zip(s.get(2)))
+                };
+                let (x, [k, v]) = block.forward(&s[0], train, attend);
+                [x, k, v]
             });
+            x_bld = x;
+            if pass.wants.keys() {
+                keys.extend([k, v]);
+            }
         }
         let hidden = if pass.wants.state() { norm(&x_bld, &self.norm_final) } else { x_bld };
-        Ok(Passed::new(hidden).keys(if pass.wants.keys() { keys } else { Vec::new() }))
+        Ok(Passed::new(hidden).keys(keys))
     }
 
     /// The cache holds keys and values of every block, `[B, H, P, K]` each.
@@ -202,11 +220,10 @@ impl Backbone for Ar {
         let mut x_bld = self.embed(x_bl);
         for (i, block) in self.blocks.iter().enumerate() {
             let past = cache.get(2 * i).zip(cache.get(2 * i + 1));
-            x_bld = self.block(block, &x_bld, false, |h| {
-                let (out, kept) = block.attention.extend(h, &rotation, past);
-                longer.extend(kept);
-                out
-            });
+            let (x, kept) =
+                block.forward(&x_bld, false, |attention, h| attention.extend(h, &rotation, past));
+            longer.extend(kept);
+            x_bld = x;
         }
         Ok((norm(&x_bld, &self.norm_final), longer))
     }

@@ -29,20 +29,21 @@ impl Block {
         Self { dropout: config.dropout, norm1, attention, norm2, mlp, modulation }
     }
 
-    /// `x_bld [B, L, D]`, `c_bc [B, C]`, `[1, C]` or `[B, L, C]` → `[B, L, D]`; `attend` is the attention over the normed stream.
-    pub(crate) fn forward(
+    /// `x_bld [B, L, D]`, `c_bc [B, C]`, `[1, C]` or `[B, L, C]` → `[B, L, D]`; `attend` is the attention over the normed stream, with
+    /// what else it gives.
+    pub(crate) fn forward<T>(
         &self,
         x_bld: &Tensor,
         c_bc: &Tensor,
         train: bool,
-        attend: impl FnOnce(&SelfAttention, &Tensor) -> Tensor,
-    ) -> Tensor {
+        attend: impl FnOnce(&SelfAttention, &Tensor) -> (Tensor, T),
+    ) -> (Tensor, T) {
         let m = self.modulation.chunks(c_bc, 6);
         let h = modulated_norm(x_bld, &self.norm1, &m[0], &m[1]);
-        let h = attend(&self.attention, &h);
+        let (h, more) = attend(&self.attention, &h);
         let x = gated_sum(x_bld, &m[2], &dropout(&h, self.dropout, train));
         let h = modulated_norm(&x, &self.norm2, &m[3], &m[4]);
-        gated_sum(&x, &m[5], &dropout(&self.mlp.forward(&h), self.dropout, train))
+        (gated_sum(&x, &m[5], &dropout(&self.mlp.forward(&h), self.dropout, train)), more)
     }
 
     /// The keys and values of the stream that enters the block, and nothing else of it.

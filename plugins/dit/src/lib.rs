@@ -10,8 +10,11 @@
 //! Source: Peebles and Xie 2023, arXiv:2212.09748; Lou et al. 2024, arXiv:2310.16834; MDLM code, `models/dit.py`.
 //! Differences: on a GPU the original forces bfloat16 inside; here the host's precision decides.
 
+use std::rc::Rc;
+
 use maskdiff_plugin_api::nn::{
-    LabelEmbedder, Modulation, Reading, Rotary, TimestepEmbedder, embed, linear, modulated_norm,
+    LabelEmbedder, Modulation, Reading, Rotary, SelfAttention, TimestepEmbedder, embed, linear,
+    modulated_norm,
 };
 use maskdiff_plugin_api::prelude::*;
 
@@ -95,6 +98,7 @@ const READS: &[&str] = &[
     capability::TOKEN_SIGMA,
     capability::LABEL,
     capability::PAST,
+    capability::STAGES,
 ];
 
 /// See the module documentation.
@@ -106,7 +110,7 @@ struct Dit {
     /// Of a network that is told classes.
     labels: Option<LabelEmbedder>,
     rotary: Rotary,
-    blocks: Vec<Block>,
+    blocks: Vec<Rc<Block>>,
     norm_final: Tensor,
     modulation_final: Modulation,
     head: Head,
@@ -127,7 +131,8 @@ impl Component for Dit {
         let timestep = TimestepEmbedder::new(&mut p, c);
         let labels = LabelEmbedder::new(&mut p, context.classes, c);
         let rotary = Rotary::new(&mut p, d / config.n_heads);
-        let blocks = (0..config.n_blocks).map(|i| Block::new(&mut p, i, &config)).collect();
+        let blocks =
+            (0..config.n_blocks).map(|i| Rc::new(Block::new(&mut p, i, &config))).collect();
         let norm_final = p.constant("output_layer.norm_final.weight", &[d], 1.0);
         // The head and every adaLN start at zero: the first prediction is uniform.
         let weight = if config.tie_word_embeddings {
@@ -186,11 +191,15 @@ impl Backbone for Dit {
     fn hidden(&self, xt_bl: &Tensor, sigma_b: &Tensor, train: bool) -> Result<Tensor> {
         let (_b, l) = check_shape!(xt_bl, [B, L], Int64);
         let c_bc = self.conditioning(sigma_b, None)?;
-        let rotation = self.rotary.at(0, l);
+        let rotation = Rc::new(self.rotary.at(0, l));
         let mut x_bld = Tensor::embedding(&self.embedding, xt_bl, -1, false, false);
-        for block in &self.blocks {
-            x_bld = block.forward(&x_bld, &c_bc, train, |attention, h| {
-                attention.forward(h, &rotation, false)
+        for (i, block) in self.blocks.iter().enumerate() {
+            let (block, rotation) = (Rc::clone(block), Rc::clone(&rotation));
+            [x_bld] = self.parameters.stage(i, &[&x_bld, &c_bc], move |s| {
+                let attend = |attention: &SelfAttention, h: &Tensor| {
+                    (attention.forward(h, &rotation, false), ())
+                };
+                [block.forward(&s[0], &s[1], train, attend).0]
             });
         }
         Ok(self.finish(&x_bld, &c_bc))
@@ -199,7 +208,7 @@ impl Backbone for Dit {
     fn pass(&self, pass: &Pass, train: bool) -> Result<Passed> {
         pass.only(READS, Self::NAME)?;
         let layers = self.blocks.len();
-        let reading = Reading::new(pass, &self.rotary, layers)?;
+        let reading = Rc::new(Reading::new(pass, &self.rotary, layers)?);
         let c_bc = self.conditioning(&pass.sigma, pass.label.as_ref())?;
         let mut keys = Vec::with_capacity(2 * layers);
         let mut x_bld = embed(&self.embedding, &pass.tokens);
@@ -208,15 +217,22 @@ impl Backbone for Dit {
                 keys.extend(block.keys(&x_bld, &c_bc, &reading));
                 break;
             }
-            let past = pass.past.get(2 * i).zip(pass.past.get(2 * i + 1));
-            x_bld = block.forward(&x_bld, &c_bc, train, |attention, h| {
-                let (out, own) = attention.read(h, &reading, past);
-                keys.extend(own);
-                out
+            let (block, reading) = (Rc::clone(block), Rc::clone(&reading));
+            let inputs: Vec<&Tensor> = [&x_bld, &c_bc].into_iter().chain(pass.past_of(i)).collect();
+            let [x, k, v] = self.parameters.stage(i, &inputs, move |s| {
+                let attend = |attention: &SelfAttention, h: &Tensor| {
+                    attention.read(h, &reading, s.get(2).zip(s.get(3)))
+                };
+                let (x, [k, v]) = block.forward(&s[0], &s[1], train, attend);
+                [x, k, v]
             });
+            x_bld = x;
+            if pass.wants.keys() {
+                keys.extend([k, v]);
+            }
         }
         let hidden = if pass.wants.state() { self.finish(&x_bld, &c_bc) } else { x_bld };
-        Ok(Passed::new(hidden).keys(if pass.wants.keys() { keys } else { Vec::new() }))
+        Ok(Passed::new(hidden).keys(keys))
     }
 
     fn logits(&self, hidden_nd: &Tensor) -> Result<Tensor> {

@@ -3,6 +3,8 @@
 //!
 //! Shape letters: `B` batch, `L` length, `D` hidden size, `V` vocabulary, `P` earlier positions.
 
+use std::rc::Rc;
+
 use maskdiff_plugin_api::nn::{Reading, dropout, embed, linear};
 use maskdiff_plugin_api::prelude::*;
 
@@ -28,7 +30,7 @@ struct Config {
     n_heads: i64,
     /// A token's law comes from the state of the token before it, as an autoregressive network has learnt it. Of use to a network that
     /// sees both sides; a causal one is read so by its method. It reads no `past`, so neither blocks nor any order.
-    #[schemars(extend("x-withdraws" = ["past"]))]
+    #[schemars(extend("x-withdraws" = ["past"], "x-first-given" = true))]
     shift: bool,
     /// Dropout of embeddings, attention weights and what joins the residual stream, while training, in [0, 1).
     #[schemars(range(min = 0.0), extend("exclusiveMaximum" = 1.0))]
@@ -95,9 +97,62 @@ struct Block {
     ln_2: Norm,
     c_fc: Map,
     mlp_c_proj: Map,
+    n_heads: i64,
+    dropout: f64,
+    causal: bool,
 }
 
 impl Block {
+    /// Queries, keys and values of the stream `[B, L, D]`, `[B, H, L, K]` each.
+    fn project(&self, x_bld: &Tensor) -> [Tensor; 3] {
+        let size = x_bld.size();
+        let qkv = self.c_attn.forward(&self.ln_1.forward(x_bld));
+        let qkv = qkv.view([size[0], size[1], 3, self.n_heads, -1]).permute([2, 0, 3, 1, 4]);
+        [0, 1, 2].map(|i| qkv.get(i))
+    }
+
+    /// The stream `[B, L, D]` with what attention `[B, H, L, K]` and the MLP add to it.
+    fn join(&self, x_bld: &Tensor, out: &Tensor, train: bool) -> Tensor {
+        let dropped = |h: &Tensor| dropout(h, self.dropout, train);
+        let attended = self.attn_c_proj.forward(&out.transpose(1, 2).flatten(2, 3));
+        let x_bld = x_bld + dropped(&attended);
+        &x_bld + dropped(&self.widened(&x_bld))
+    }
+
+    /// The stream `[B, L, D]` over `past` keys and values, `[B, H, P, K]` each; with the longer ones.
+    fn forward(
+        &self,
+        x_bld: &Tensor,
+        past: Option<(&Tensor, &Tensor)>,
+        train: bool,
+    ) -> [Tensor; 3] {
+        let [q, k, v] = self.project(x_bld);
+        let dropout = if train { self.dropout } else { 0.0 };
+        let attention = |k: &Tensor, v: &Tensor, bias: Option<&Tensor>, causal| {
+            Tensor::scaled_dot_product_attention(&q, k, v, bias, dropout, causal, None, false)
+        };
+        let Some((past_k, past_v)) = past else {
+            return [self.join(x_bld, &attention(&k, &v, None, self.causal), train), k, v];
+        };
+        let (new, earlier) = (q.size()[2], past_k.size()[2]);
+        let (k, v) = (Tensor::cat(&[past_k, &k], 2), Tensor::cat(&[past_v, &v], 2));
+        let seen = Tensor::ones([new, earlier + new], (tch::Kind::Bool, q.device())).tril(earlier);
+        [self.join(x_bld, &attention(&k, &v, Some(&seen), false), train), k, v]
+    }
+
+    /// The same as a pass reads; its own keys and values. Attention weights are not dropped.
+    fn read(
+        &self,
+        x_bld: &Tensor,
+        reading: &Reading,
+        past: Option<(&Tensor, &Tensor)>,
+        train: bool,
+    ) -> [Tensor; 3] {
+        let [q, k, v] = self.project(x_bld);
+        let out = reading.attend(&q, [&k, &v], past);
+        [self.join(x_bld, &out, train), k, v]
+    }
+
     /// What the MLP adds to the stream `[B, L, D]`.
     fn widened(&self, x_bld: &Tensor) -> Tensor {
         let wide = self.c_fc.forward(&self.ln_2.forward(x_bld)).gelu("tanh");
@@ -108,11 +163,10 @@ impl Block {
 /// The network, causal or not.
 struct Net {
     config: Config,
-    causal: bool,
     parameters: Parameters,
     wte: Tensor,
     wpe: Tensor,
-    blocks: Vec<Block>,
+    blocks: Vec<Rc<Block>>,
     ln_f: Norm,
 }
 
@@ -143,17 +197,20 @@ impl Net {
         let mut blocks = Vec::new();
         for i in 0..n_blocks {
             let name = |part: &str| format!("h.{i}.{part}");
-            blocks.push(Block {
+            blocks.push(Rc::new(Block {
                 ln_1: Norm::new(&mut p, &name("ln_1"), d),
                 c_attn: Map::new(&mut p, &name("attn.c_attn"), d, 3 * d, INIT_STD),
                 attn_c_proj: Map::new(&mut p, &name("attn.c_proj"), d, d, joining),
                 ln_2: Norm::new(&mut p, &name("ln_2"), d),
                 c_fc: Map::new(&mut p, &name("mlp.c_fc"), d, 4 * d, INIT_STD),
                 mlp_c_proj: Map::new(&mut p, &name("mlp.c_proj"), 4 * d, d, joining),
-            });
+                n_heads,
+                dropout,
+                causal,
+            }));
         }
         let ln_f = Norm::new(&mut p, "ln_f", d);
-        Ok(Self { config, causal, parameters: p, wte, wpe, blocks, ln_f })
+        Ok(Self { config, parameters: p, wte, wpe, blocks, ln_f })
     }
 
     /// Tokens at positions `first ..`: `[B, L]` → `[B, L, D]`.
@@ -165,51 +222,39 @@ impl Net {
         Ok(dropout(&(tokens + self.wpe.narrow(0, first, l)), self.config.dropout, train))
     }
 
-    /// `[B, L, D]` over `past` keys and values, `[B, H, P, K]` each; with the longer ones.
-    fn attend(
+    /// The residual stream through all blocks, with the keys and values of each where they are `kept`.
+    fn blocks(
         &self,
-        block: &Block,
-        h_bld: &Tensor,
-        past: Option<(&Tensor, &Tensor)>,
+        mut x_bld: Tensor,
+        past: &[Tensor],
         train: bool,
-    ) -> (Tensor, [Tensor; 2]) {
-        let size = h_bld.size();
-        let qkv = block.c_attn.forward(h_bld);
-        let qkv = qkv.view([size[0], size[1], 3, self.config.n_heads, -1]).permute([2, 0, 3, 1, 4]);
-        let (q, k, v) = (qkv.get(0), qkv.get(1), qkv.get(2));
-        let dropout = if train { self.config.dropout } else { 0.0 };
-        let attention = |k: &Tensor, v: &Tensor, bias: Option<&Tensor>, causal| {
-            let out =
-                Tensor::scaled_dot_product_attention(&q, k, v, bias, dropout, causal, None, false);
-            block.attn_c_proj.forward(&out.transpose(1, 2).flatten(2, 3))
-        };
-        let Some((past_k, past_v)) = past else {
-            return (attention(&k, &v, None, self.causal), [k, v]);
-        };
-        let (new, earlier) = (q.size()[2], past_k.size()[2]);
-        let (k, v) = (Tensor::cat(&[past_k, &k], 2), Tensor::cat(&[past_v, &v], 2));
-        let seen = Tensor::ones([new, earlier + new], (tch::Kind::Bool, q.device())).tril(earlier);
-        (attention(&k, &v, Some(&seen), false), [k, v])
-    }
-
-    /// The residual stream through all blocks, with the keys and values of each.
-    fn blocks(&self, mut x_bld: Tensor, past: &[Tensor], train: bool) -> (Tensor, Vec<Tensor>) {
-        let p = self.config.dropout;
-        let mut kept = Vec::with_capacity(2 * self.blocks.len());
+        kept: bool,
+    ) -> (Tensor, Vec<Tensor>) {
+        let mut keys = Vec::with_capacity(2 * self.blocks.len());
         for (i, block) in self.blocks.iter().enumerate() {
-            let past = past.get(2 * i).zip(past.get(2 * i + 1));
-            let (attended, longer) = self.attend(block, &block.ln_1.forward(&x_bld), past, train);
-            kept.extend(longer);
-            x_bld = &x_bld + dropout(&attended, p, train);
-            x_bld = &x_bld + dropout(&block.widened(&x_bld), p, train);
+            let block = Rc::clone(block);
+            let past = past.get(2 * i..2 * i + 2).into_iter().flatten();
+            let inputs: Vec<&Tensor> = [&x_bld].into_iter().chain(past).collect();
+            let [x, k, v] = self
+                .parameters
+                .stage(i, &inputs, move |s| block.forward(&s[0], s.get(1).zip(s.get(2)), train));
+            x_bld = x;
+            if kept {
+                keys.extend([k, v]);
+            }
         }
-        (self.ln_f.forward(&x_bld), kept)
+        (self.ln_f.forward(&x_bld), keys)
     }
 }
 
 /// What a pass may ask of a network that sees both sides.
-const READS: &[&str] =
-    &[capability::MIXTURE, capability::POSITIONS, capability::BOUNDED_POSITIONS, capability::PAST];
+const READS: &[&str] = &[
+    capability::MIXTURE,
+    capability::POSITIONS,
+    capability::BOUNDED_POSITIONS,
+    capability::PAST,
+    capability::STAGES,
+];
 
 /// What a pass may ask of a causal one.
 const READS_CAUSALLY: &[&str] = &[
@@ -219,6 +264,7 @@ const READS_CAUSALLY: &[&str] = &[
     capability::POSITIONS,
     capability::BOUNDED_POSITIONS,
     capability::PAST,
+    capability::STAGES,
 ];
 
 impl Net {
@@ -226,6 +272,7 @@ impl Net {
     fn pass(&self, pass: &Pass, train: bool) -> Result<Passed> {
         let (layers, p) = (self.blocks.len(), self.config.dropout);
         let (reading, at) = Reading::still(pass, layers, self.wte.kind())?;
+        let reading = Rc::new(reading);
         let most = self.wpe.size()[0];
         // sync: a table has no other rows.
         let last = if at.numel() > 0 { at.max().int64_value(&[]) } else { 0 };
@@ -238,25 +285,27 @@ impl Net {
         let mut x = dropout(&(embed(&self.wte, &pass.tokens) + places), p, train);
         let mut keys = Vec::with_capacity(2 * layers);
         for (i, block) in self.blocks.iter().enumerate() {
-            let size = x.size();
-            let qkv = block.c_attn.forward(&block.ln_1.forward(&x));
-            let qkv = qkv.view([size[0], size[1], 3, self.config.n_heads, -1]);
-            let qkv = qkv.permute([2, 0, 3, 1, 4]);
-            let (q, k, v) = (qkv.get(0), qkv.get(1), qkv.get(2));
-            if pass.wants.state() || i + 1 < layers {
-                let past = pass.past.get(2 * i).zip(pass.past.get(2 * i + 1));
-                let out = reading.attend(&q, [&k, &v], past).transpose(1, 2).flatten(2, 3);
-                x = &x + dropout(&block.attn_c_proj.forward(&out), p, train);
-                x = &x + dropout(&block.widened(&x), p, train);
+            if !pass.wants.state() && i + 1 == layers {
+                let [_q, k, v] = block.project(&x);
+                keys.extend([k, v]);
+                break;
             }
-            keys.extend([k, v]);
+            let (block, reading) = (Rc::clone(block), Rc::clone(&reading));
+            let inputs: Vec<&Tensor> = [&x].into_iter().chain(pass.past_of(i)).collect();
+            let [next, k, v] = self.parameters.stage(i, &inputs, move |s| {
+                block.read(&s[0], &reading, s.get(1).zip(s.get(2)), train)
+            });
+            x = next;
+            if pass.wants.keys() {
+                keys.extend([k, v]);
+            }
         }
         let hidden = if pass.wants.state() { self.finish(&x) } else { x };
-        Ok(Passed::new(hidden).keys(if pass.wants.keys() { keys } else { Vec::new() }))
+        Ok(Passed::new(hidden).keys(keys))
     }
 
     fn hidden(&self, xt_bl: &Tensor, train: bool) -> Result<Tensor> {
-        Ok(self.shifted(self.blocks(self.embed(xt_bl, 0, train)?, &[], train).0))
+        Ok(self.shifted(self.blocks(self.embed(xt_bl, 0, train)?, &[], train, false).0))
     }
 
     /// The state that enters the head, of the last block's `[B, S, D]`.
@@ -290,7 +339,7 @@ impl Net {
             cache.len()
         );
         let first = cache.first().map_or(0, |k| k.size()[2]);
-        Ok(self.blocks(self.embed(x_bl, first, false)?, cache, false))
+        Ok(self.blocks(self.embed(x_bl, first, false)?, cache, false, true))
     }
 }
 

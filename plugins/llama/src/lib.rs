@@ -4,6 +4,8 @@
 
 mod options;
 
+use std::rc::Rc;
+
 use maskdiff_plugin_api::nn::{GroupedAttention, Linear, Reading, RmsNorm, Rotary, SwiGlu, embed};
 use maskdiff_plugin_api::prelude::*;
 
@@ -20,18 +22,16 @@ struct Block {
 }
 
 impl Block {
-    /// `[B, S, D]` → `[B, S, D]`; the keys and values of these tokens go behind `kept`.
+    /// `[B, S, D]` → `[B, S, D]`, and the keys and values of these tokens.
     fn forward(
         &self,
         x_bsd: &Tensor,
         reading: &Reading,
         past: Option<(&Tensor, &Tensor)>,
-        kept: &mut Vec<Tensor>,
-    ) -> Tensor {
-        let (attended, own) = self.attention.read(&self.norm1.forward(x_bsd), reading, past);
-        kept.extend(own);
+    ) -> [Tensor; 3] {
+        let (attended, [k, v]) = self.attention.read(&self.norm1.forward(x_bsd), reading, past);
         let x_bsd = x_bsd + attended;
-        &x_bsd + self.mlp.forward(&self.norm2.forward(&x_bsd))
+        [&x_bsd + self.mlp.forward(&self.norm2.forward(&x_bsd)), k, v]
     }
 }
 
@@ -43,13 +43,14 @@ struct Llama {
     parameters: Parameters,
     embedding: Tensor,
     rotary: Rotary,
-    blocks: Vec<Block>,
+    blocks: Vec<Rc<Block>>,
     norm: RmsNorm,
     head: Linear,
 }
 
 /// What a pass may ask for.
-const READS: &[&str] = &[capability::MIXTURE, capability::POSITIONS, capability::PAST];
+const READS: &[&str] =
+    &[capability::MIXTURE, capability::POSITIONS, capability::PAST, capability::STAGES];
 
 impl Component for Llama {
     const NAME: &'static str = "llama";
@@ -67,12 +68,12 @@ impl Component for Llama {
         let mut blocks = Vec::new();
         for i in 0..config.n_blocks {
             let name = |part: &str| format!("layers.{i}.{part}");
-            blocks.push(Block {
+            blocks.push(Rc::new(Block {
                 norm1: RmsNorm::new(&mut p, &name("input_layernorm"), d, eps),
                 attention: GroupedAttention::new(&mut p, &name("self_attn"), heads),
                 norm2: RmsNorm::new(&mut p, &name("post_attention_layernorm"), d, eps),
                 mlp: SwiGlu::new(&mut p, &name("mlp"), d, config.width()),
-            });
+            }));
         }
         let norm = RmsNorm::new(&mut p, "norm", d, eps);
         let head = match config.tie_word_embeddings {
@@ -105,10 +106,14 @@ impl Backbone for Llama {
 
     fn hidden(&self, xt_bl: &Tensor, _sigma_b: &Tensor, _train: bool) -> Result<Tensor> {
         let (_b, l) = check_shape!(xt_bl, [B, L], Int64);
-        let reading = Reading::whole(l, &self.rotary);
+        let reading = Rc::new(Reading::whole(l, &self.rotary));
         let mut x_bld = Tensor::embedding(&self.embedding, xt_bl, -1, false, false);
-        for block in &self.blocks {
-            x_bld = block.forward(&x_bld, &reading, None, &mut Vec::new());
+        for (i, block) in self.blocks.iter().enumerate() {
+            let (block, reading) = (Rc::clone(block), Rc::clone(&reading));
+            [x_bld] = self.parameters.stage(i, &[&x_bld], move |s| {
+                let [x_bld, ..] = block.forward(&s[0], &reading, None);
+                [x_bld]
+            });
         }
         Ok(self.finish(&x_bld))
     }
@@ -129,7 +134,7 @@ impl Backbone for Llama {
             "backbone `llama` with `shift` predicts a token from the state before it, and `past` holds no states"
         );
         let layers = self.blocks.len();
-        let reading = Reading::new(pass, &self.rotary, layers)?;
+        let reading = Rc::new(Reading::new(pass, &self.rotary, layers)?);
         let mut keys = Vec::with_capacity(2 * layers);
         let mut x_bsd = embed(&self.embedding, &pass.tokens);
         for (i, block) in self.blocks.iter().enumerate() {
@@ -137,11 +142,18 @@ impl Backbone for Llama {
                 keys.extend(block.attention.keys(&block.norm1.forward(&x_bsd), &reading));
                 break;
             }
-            let past = pass.past.get(2 * i).zip(pass.past.get(2 * i + 1));
-            x_bsd = block.forward(&x_bsd, &reading, past, &mut keys);
+            let (block, reading) = (Rc::clone(block), Rc::clone(&reading));
+            let inputs: Vec<&Tensor> = [&x_bsd].into_iter().chain(pass.past_of(i)).collect();
+            let [x, k, v] = self
+                .parameters
+                .stage(i, &inputs, move |s| block.forward(&s[0], &reading, s.get(1).zip(s.get(2))));
+            x_bsd = x;
+            if pass.wants.keys() {
+                keys.extend([k, v]);
+            }
         }
         let hidden = if pass.wants.state() { self.finish(&x_bsd) } else { x_bsd };
-        Ok(Passed::new(hidden).keys(if pass.wants.keys() { keys } else { Vec::new() }))
+        Ok(Passed::new(hidden).keys(keys))
     }
 }
 

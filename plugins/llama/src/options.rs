@@ -45,7 +45,7 @@ pub(crate) struct Config {
     pub(crate) tie_word_embeddings: bool,
     /// A token's law comes from the state of the token before it, as in Dream and other networks that were autoregressive. The first
     /// token then has no state of its own: give a prompt, or a BOS. It reads no `past`, so neither blocks nor any order.
-    #[schemars(extend("x-withdraws" = ["past"]))]
+    #[schemars(extend("x-withdraws" = ["past"], "x-first-given" = true))]
     pub(crate) shift: bool,
     /// Not used: these networks have none.
     #[schemars(range(min = 0.0), extend("exclusiveMaximum" = 1.0))]

@@ -143,12 +143,36 @@ pub(super) fn linked(folder: &Path, link: &str) -> Result<Option<PathBuf>> {
     }
 }
 
-/// Removes all but the newest `keep` checkpoints, those that `last` and `best` point at, and those that are `in_use`.
+/// In a checkpoint whose weights adapters of other runs are added to: the folders of these runs, a line each.
+const NEEDED: &str = "needed_by.txt";
+
+/// Notes in a checkpoint of a run that the adapters of the run in `by` are added to its weights: its own run then keeps it. Weights that are no
+/// such checkpoint are nobody's to remove.
+///
+/// # Errors
+/// The note cannot be written.
+pub fn note_needed(checkpoint: &Path, by: &Path) -> Result<()> {
+    let is_step = checkpoint.file_name().is_some_and(|n| step_of(&n.to_string_lossy()).is_some());
+    if !is_step || !is_ours(checkpoint)? {
+        return Ok(());
+    }
+    let note = checkpoint.join(NEEDED);
+    let known = look::text(&note)?.unwrap_or_default();
+    let by = by.display().to_string();
+    if known.lines().any(|line| line == by) {
+        return Ok(());
+    }
+    files::write_whole(&note, format!("{known}{by}\n"))
+}
+
+/// Removes all but the newest `keep` checkpoints, those that `last` and `best` point at, those that are `in_use`, and those whose weights
+/// adapters of other runs need.
 pub fn prune(folder: &Path, keep: usize, in_use: &[PathBuf]) -> Result<()> {
     let kept = [linked(folder, "last")?, linked(folder, "best")?];
     for path in list(folder)?.iter().skip(keep.max(1)) {
         let name = path.file_name().map(PathBuf::from);
-        if (name.is_some() && kept.contains(&name)) || in_use.contains(path) || !is_ours(path)? {
+        let is_kept = (name.is_some() && kept.contains(&name)) || in_use.contains(path);
+        if is_kept || !is_ours(path)? || look::is_file(&path.join(NEEDED))? {
             continue;
         }
         discard(path)?;

@@ -108,7 +108,7 @@ impl Measure {
     /// What is measured of some sequences.
     fn nats(self, model: &Model, rows: &TokenRows, draws: Draws) -> Result<Measured> {
         let Draws { u_b, u_bl, .. } = &draws;
-        let TokenRows { x0_bl, counted_bl, given_bl, label_b } = rows;
+        let TokenRows { x0_bl, counted_bl, given_bl, label_b, .. } = rows;
         let sum = |t: &Tensor| t.sum_dim_intlist([1i64].as_slice(), false, Kind::Double);
         let counted_bl = &model.counted(counted_bl.as_ref().map(Tensor::shallow_clone), x0_bl);
         // The exact way scores every token.
@@ -348,7 +348,10 @@ pub fn likelihood(
             let (seed, size) = (seed.cast_unsigned(), batch.min(n - start));
             // For components that draw more than is handed to them.
             draws::seed_torch(seed, Purpose::Evaluate, number as u64, 0);
-            let rows = TokenRows::new(&blocks.rows(start, size)?, device)?;
+            let mut rows = TokenRows::new(&blocks.rows(start, size)?, device)?;
+            if measure == Measure::Reference {
+                model.leave_first(&mut rows);
+            }
             let length = rows.x0_bl.size()[1];
             // Each block of a sequence has a time of its own.
             let (clocks, shape) = (model.clocks(), [size, model.clocks()]);

@@ -30,7 +30,7 @@ fn plain_nll(
 
 impl Model {
     /// Which tokens the network sees in a call that does not say so.
-    fn own_way(&self) -> Sees {
+    pub(super) fn own_way(&self) -> Sees {
         match self.offered.contains(capability::CAUSAL) {
             true => Sees::Causal,
             false => Sees::All,
@@ -163,8 +163,11 @@ impl maskdiff_plugin_api::Model for Model {
         let none = || sigma_b.zeros_like();
         let sigma_b = &if self.facts.time_conditioning { sigma_b.shallow_clone() } else { none() };
         self.note_hidden(xt_bl, sigma_b);
-        if let Some(label_b) = self.labels_of(xt_bl.size()[0])? {
-            let pass = Pass::new(xt_bl, sigma_b).sees(self.own_way()).label(Some(&label_b));
+        let label_b = self.labels_of(xt_bl.size()[0])?;
+        let pass = Pass::new(xt_bl, sigma_b).sees(self.own_way()).label(label_b.as_ref());
+        let packed = self.over_documents(&pass)?;
+        if label_b.is_some() || packed.is_some() {
+            let pass = packed.unwrap_or(pass);
             let passed = || self.reduced(|| self.network.pass(&pass, train));
             return Ok(self.clocks.network(self.facts.device(), passed)?.hidden);
         }
@@ -251,6 +254,8 @@ impl maskdiff_plugin_api::Model for Model {
         self.count(pass.tokens.ids());
         self.enter(pass.tokens.ids().numel(), false);
         let train = self.train.get();
+        let packed = self.over_documents(pass)?;
+        let pass = packed.as_ref().unwrap_or(pass);
         let label_b = match &pass.label {
             Some(_) => None,
             None => self.labels_of(pass.tokens.ids().size()[0])?,

@@ -43,12 +43,14 @@ impl Feed<'_> {
         let first = self.world.rank() as i64 * rows;
         let (from, per_epoch) = self.source(samples);
         let first_sample = from + first.cast_unsigned();
-        let samples = Samples { seed, first: first_sample, n: rows as usize, per_epoch };
+        let samples =
+            Samples { seed, first: first_sample, n: rows as usize, per_epoch, batch: from };
         let stride = config.loader.global_batch_size.cast_unsigned();
         let blocks = self.corpus.train.rows(samples, stride)?;
         let mut tokens = TokenRows::new(&blocks, device)?;
+        self.model.leave_first(&mut tokens);
         tokens.counted_bl = self.model.counted(tokens.counted_bl, &tokens.x0_bl);
-        let TokenRows { x0_bl, counted_bl, given_bl, label_b } = &tokens;
+        let TokenRows { x0_bl, counted_bl, given_bl, label_b, document_bl } = &tokens;
         let antithetic = config.training.antithetic_sampling;
         let (all, clocks) = (config.loader.global_batch_size, self.model.clocks());
         let u = match clocks {
@@ -58,6 +60,8 @@ impl Feed<'_> {
         let u_b = u.narrow(0, first, rows).to_device(device);
         let u_bl = draws::mask_uniforms(seed, step, first as u64, rows as usize, length as usize)?;
         draws::seed_torch(seed, Purpose::Torch, step, self.world.rank());
+        // A batch may be cut to its longest row.
+        let u_bl = u_bl.narrow(1, 0, blocks.length as i64);
         let u_bl = tokens.keeping(&u_bl.to_device(device));
         // A sequence's number in the run does not depend on who trains on it.
         let number = step * config.loader.global_batch_size.cast_unsigned() + first.cast_unsigned();
@@ -73,6 +77,7 @@ impl Feed<'_> {
                 counted_bl: counted_bl.as_ref().map(|counted| counted.narrow(0, start, batch)),
                 given_bl: given_bl.as_ref().map(|given| given.narrow(0, start, batch)),
                 label_b: label_b.as_ref().map(|label_b| label_b.narrow(0, start, batch)),
+                document_bl: document_bl.as_ref().map(|number| number.narrow(0, start, batch)),
                 u_bl: Some(u_bl.narrow(0, start, batch)),
                 streams: Some(Streams::new(seed, Purpose::Draws, numbers)),
             })

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use maskdiff_base::error::Result;
 use maskdiff_config::{Config, groups};
-use maskdiff_engine::checkpoint::{Checkpoint, Upon};
+use maskdiff_engine::checkpoint::{Checkpoint, Upon, keep};
 use maskdiff_engine::model::Model;
 use maskdiff_engine::train::Trainer;
 
@@ -74,6 +74,7 @@ impl Adapters {
         }
         if let (Some(base), Some(upon)) = (&self.base, self.upon) {
             trainer.begin_under(base, upon.averaged)?;
+            keep_base(trainer, Path::new(&upon.path));
             trainer.upon = Some(upon);
             return Ok(());
         }
@@ -81,10 +82,25 @@ impl Adapters {
         let from = &start.checkpoint;
         let path = from.path.canonicalize().unwrap_or_else(|_| PathBuf::from(&from.path));
         let averaged = from.has_average() && !config.eval.disable_ema;
+        keep_base(trainer, &path);
         let hash = from.hash()?;
         trainer.upon =
             trainer.model.lora().map(|lora| lora.upon(path.display().to_string(), hash, averaged));
         Ok(())
+    }
+}
+
+/// Asks the run that the base weights are of to keep them, where they are a run's.
+fn keep_base(trainer: &mut Trainer<'_>, base: &Path) {
+    if !trainer.world.is_main() {
+        return;
+    }
+    let own = trainer.checkpoints.canonicalize().unwrap_or_else(|_| trainer.checkpoints.clone());
+    if let Err(error) = keep::note_needed(base, &own) {
+        trainer.report.note(&format!(
+            "warning: if the run of `{}` trains further, it may remove these weights, which the adapters need: {error}",
+            base.display()
+        ));
     }
 }
 
