@@ -40,22 +40,62 @@ impl Noise {
         }
     }
 
-    /// Draws of b over its sum, `[N] i64`.
-    fn draw(&self, model: &Denoiser, like_n: &Tensor) -> Tensor {
-        let (mask, size, count) = (model.mask(), model.vocab_size(), like_n.size());
-        let Some(mask) = mask else {
-            return Tensor::randint(size, count, (Kind::Int64, like_n.device()));
+    /// Draws of b over its sum by uniform numbers `[N]`: `[N] i64`.
+    fn draw(&self, model: &Denoiser, u_n: &Tensor) -> Tensor {
+        let size = model.vocab_size();
+        let token = |u_n: &Tensor, count: i64| {
+            (u_n * count as f64).floor().to_kind(Kind::Int64).clamp(0, count - 1)
         };
+        let Some(mask) = model.mask() else { return token(u_n, size) };
         let tokens = size - i64::from(self.apart);
-        let token_n = Tensor::randint(tokens, &count, (Kind::Int64, like_n.device()));
+        let total = self.mask + self.every * tokens as f64;
+        let share = if total > 0.0 { self.mask / total } else { 1.0 };
+        // What is left of a number behind the coin is uniform again.
+        let token_n = token(&((u_n - share) / (1.0 - share).max(f64::MIN_POSITIVE)), tokens);
         let token_n = match self.apart {
             true => &token_n + token_n.ge(mask).to_kind(Kind::Int64),
             false => token_n,
         };
-        let total = self.mask + self.every * tokens as f64;
-        let share = if total > 0.0 { self.mask / total } else { 1.0 };
-        let masked_n = Tensor::full(&count, share, (Kind::Double, like_n.device()));
-        token_n.masked_fill(&ops::bernoulli(&masked_n), mask)
+        token_n.masked_fill(&u_n.lt(share), mask)
+    }
+}
+
+/// Uniform numbers of a step at its rows. Each position of each sequence has some of its own, so a text is the same in every batch.
+pub(crate) struct Draws {
+    u_nk: Tensor,
+}
+
+/// What a number of [`Draws`] decides.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Draw {
+    /// The side of the coin.
+    Coin,
+    /// A token of the network, or of a law.
+    Token,
+    /// A token of the noise.
+    Noise,
+    /// Whether a clean token keeps clean.
+    Keep,
+    /// Whether a step predicts.
+    Predict,
+}
+
+impl Draws {
+    /// Those of the rows of texts `[B, L]`.
+    pub(crate) fn new(model: &Denoiser, xt_bl: &Tensor, rows_n: &Tensor) -> Result<Self> {
+        let (b, l) = check_shape!(xt_bl, [B, L], Int64);
+        let u_blk = model.uniforms(&[b, l, Draw::Predict as i64 + 1])?;
+        Ok(Self { u_nk: ops::take_rows(&u_blk, rows_n) })
+    }
+
+    /// One for each row, `[N] f64`.
+    pub(crate) fn of(&self, draw: Draw) -> Tensor {
+        self.u_nk.select(1, draw as i64).contiguous()
+    }
+
+    /// Tokens of a law `[N, V]`, `[N] i64`.
+    pub(crate) fn from_law(&self, law_nv: &Tensor) -> Tensor {
+        ops::categorical_at(&law_nv.log(), &self.of(Draw::Token))
     }
 }
 
@@ -72,11 +112,12 @@ impl Rows<'_> {
         log_p_n1.squeeze_dim(1).to_kind(Kind::Double).exp()
     }
 
-    /// Tosses: where `drawn`, a token of the network; the others keep `else_n`.
-    fn tokens(&self, drawn_n: &Tensor, else_n: &Tensor) -> Tensor {
+    /// Where `drawn`, a token of the network by uniform numbers `[N]`; the others keep `else_n`.
+    fn tokens(&self, drawn_n: &Tensor, else_n: &Tensor, u_n: &Tensor) -> Tensor {
         // sync: how many draw is data.
         let index = drawn_n.nonzero().squeeze_dim(-1);
-        let token = ops::categorical(&self.log_p_nv.index_select(0, &index));
+        let log_p = self.log_p_nv.index_select(0, &index);
+        let token = ops::categorical_at(&log_p, &u_n.index_select(0, &index));
         else_n.index_copy(0, &index, &token)
     }
 }
@@ -89,10 +130,10 @@ struct Coin {
 }
 
 impl Coin {
-    /// Tosses all coins: whether each stays, and whether it takes a token of the network.
-    fn toss(&self) -> (Tensor, Tensor) {
+    /// Tosses all coins by uniform numbers `[N]`: whether each stays, and whether it takes a token of the network.
+    fn toss(&self, u_n: &Tensor) -> (Tensor, Tensor) {
         let total_n = &self.stay_n + &self.token_n + &self.noise_n;
-        let u_n = total_n.rand_like() * &total_n;
+        let u_n = u_n * &total_n;
         // A token that cannot stand there stays.
         let stays_n = u_n.lt_tensor(&self.stay_n).logical_or(&total_n.eq(0.0));
         let token_n = u_n.lt_tensor(&(&self.stay_n + &self.token_n));
@@ -114,18 +155,30 @@ fn coin(model: &Denoiser, rows: &Rows, t: Noise, s: Noise) -> Coin {
 }
 
 /// One draw of `q(xs | xt, x0 ~ p)`, `[N] i64`.
-pub(crate) fn ancestral(model: &Denoiser, rows: &Rows, t: Noise, s: Noise) -> Tensor {
-    let (stays_n, drawn_n) = coin(model, rows, t, s).toss();
-    let noise_n = s.draw(model, rows.z_n);
-    rows.tokens(&drawn_n, &rows.z_n.where_self(&stays_n, &noise_n))
+pub(crate) fn ancestral(
+    model: &Denoiser,
+    rows: &Rows,
+    (t, s): (Noise, Noise),
+    draws: &Draws,
+) -> Tensor {
+    let (stays_n, drawn_n) = coin(model, rows, t, s).toss(&draws.of(Draw::Coin));
+    let noise_n = s.draw(model, &draws.of(Draw::Noise));
+    let else_n = rows.z_n.where_self(&stays_n, &noise_n);
+    rows.tokens(&drawn_n, &else_n, &draws.of(Draw::Token))
 }
 
 /// One draw of `alpha_s q(x0 | xt, p) + b_s`: a clean token, noised again.
-pub(crate) fn corrected(model: &Denoiser, rows: &Rows, t: Noise, s: Noise) -> Tensor {
+pub(crate) fn corrected(
+    model: &Denoiser,
+    rows: &Rows,
+    (t, s): (Noise, Noise),
+    draws: &Draws,
+) -> Tensor {
+    // The clean end has no noise: its side of the coin has no weight.
     let clean = Noise { alpha: 1.0, every: 0.0, mask: 0.0, apart: s.apart };
-    let clean_n = ancestral(model, rows, t, clean);
-    let kept = Tensor::full(rows.z_n.size(), s.alpha, (Kind::Double, rows.z_n.device()));
-    clean_n.where_self(&ops::bernoulli(&kept), &s.draw(model, rows.z_n))
+    let clean_n = ancestral(model, rows, (t, clean), draws);
+    let kept_n = draws.of(Draw::Keep).lt(s.alpha);
+    clean_n.where_self(&kept_n, &s.draw(model, &draws.of(Draw::Noise)))
 }
 
 /// The law of [`ancestral`], `[N, V] f64`: the process's posterior.

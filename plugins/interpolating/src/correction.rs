@@ -5,7 +5,7 @@
 use maskdiff_plugin_api::prelude::*;
 use tch::Kind;
 
-use crate::coins::{self, Noise, Rows};
+use crate::coins::{self, Draw, Draws, Noise, Rows};
 use crate::options::{all_rows, check_min_p, check_walk, free_rows, law_of_x0, likely};
 use maskdiff_plugin_api::ops::Restriction;
 
@@ -154,11 +154,12 @@ impl SelfCorrection {
             let log_p_nv = law_of_x0(model, &plain, &x_bl, rows_n, time(i))?;
             let rows = Rows { z_n: &z_n, log_p_nv: &log_p_nv };
             let (level_t, level_s) = (Noise::at(model, time(i))?, Noise::at(model, s)?);
+            let draws = Draws::new(model, &x_bl, rows_n)?;
             let drawn_n = if self.config.min_p > 0.0 {
                 let law_nv = coins::ancestral_law(model, &rows, level_t, level_s)?;
-                ops::categorical(&likely(law_nv, self.config.min_p).log())
+                draws.from_law(&likely(law_nv, self.config.min_p))
             } else {
-                coins::ancestral(model, &rows, level_t, level_s)
+                coins::ancestral(model, &rows, (level_t, level_s), &draws)
             };
             x_bl = ops::put_rows(&x_bl, rows_n, &drawn_n);
             let total = steps + 1 + self.config.corrections;
@@ -172,7 +173,8 @@ impl SelfCorrection {
         let (b, l) = check_shape!(x_bl, [B, L], Int64);
         let rows_n = all_rows(x_bl);
         let log_p_nv = self.log_law(model, x_bl, &rows_n)?;
-        let y_n1 = ops::categorical(&log_p_nv).unsqueeze(1);
+        let u_n = model.uniforms(&[b, l])?.view([-1]);
+        let y_n1 = ops::categorical_at(&log_p_nv, &u_n).unsqueeze(1);
         let p_bl = log_p_nv.gather(1, &y_n1, false).to_kind(Kind::Double).exp().view([b, l]);
         let y_bl = y_n1.view([b, l]);
         let mut score_bl = p_bl.masked_fill(&y_bl.eq_tensor(x_bl), 0.0);
@@ -200,6 +202,8 @@ impl Sampler for SelfCorrection {
             From::Noise => (self.walk(model, xt_bl, &free_n)?, steps + 1),
             From::Text => (xt_bl.shallow_clone(), 0),
         };
+        // Drawn now, since how many corrections follow depends on the batch.
+        let last = Draws::new(model, &x_bl, &all_rows(&x_bl))?;
         let double = (Kind::Double, x_bl.device());
         let (mut best_b, mut since_b) =
             (Tensor::full([b], -1.0, double), Tensor::zeros([b], double));
@@ -218,7 +222,7 @@ impl Sampler for SelfCorrection {
                 break;
             }
         }
-        self.without_masks(model, x_bl)
+        self.without_masks(model, x_bl, &last)
     }
 
     /// The law of a correction; times have no meaning here.
@@ -231,14 +235,15 @@ impl Sampler for SelfCorrection {
 
 impl SelfCorrection {
     /// A text that was given with masks may keep some: they are drawn.
-    fn without_masks(&self, model: &Denoiser, x_bl: Tensor) -> Result<Tensor> {
+    fn without_masks(&self, model: &Denoiser, x_bl: Tensor, draws: &Draws) -> Result<Tensor> {
         let Some(mask) = model.mask() else { return Ok(x_bl) };
         let rows_n = ops::rows_of(&x_bl.eq(mask));
         if rows_n.numel() == 0 {
             return Ok(x_bl);
         }
         let log_p_nv = self.log_law(model, &x_bl, &rows_n)?;
-        Ok(ops::put_rows(&x_bl, &rows_n, &ops::categorical(&log_p_nv)))
+        let u_n = draws.of(Draw::Token).index_select(0, &rows_n);
+        Ok(ops::put_rows(&x_bl, &rows_n, &ops::categorical_at(&log_p_nv, &u_n)))
     }
 }
 

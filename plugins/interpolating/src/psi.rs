@@ -6,7 +6,7 @@ use maskdiff_plugin_api::ops::Restriction;
 use maskdiff_plugin_api::prelude::*;
 use tch::Kind;
 
-use crate::coins::{self, Noise, Rows};
+use crate::coins::{self, Draw, Draws, Noise, Rows};
 use crate::options::{all_rows, check_min_p, check_walk, free_rows, guided_law, law_of_x0, likely};
 use crate::profile::{Mode, Profile};
 use crate::tail::Tail;
@@ -171,25 +171,27 @@ impl Psi {
         if rows_n.numel() == 0 {
             return Ok(xt_bl.shallow_clone());
         }
+        let draws = Draws::new(model, xt_bl, rows_n)?;
         let whole = match self.config.min_p > 0.0 {
             true => Some(self.law_at(model, (xt_bl, rows_n), step)?),
             false => self.guided(model, (xt_bl, rows_n), step)?,
         };
         if let Some(law_nv) = whole {
-            return Ok(ops::put_rows(xt_bl, rows_n, &ops::categorical(&law_nv.log())));
+            return Ok(ops::put_rows(xt_bl, rows_n, &draws.from_law(&law_nv)));
         }
         let z_n = ops::take_rows(xt_bl, rows_n);
         let log_p_nv = law_of_x0(model, &self.restriction, xt_bl, rows_n, step.t)?;
         let rows = Rows { z_n: &z_n, log_p_nv: &log_p_nv };
-        let (t, s) = (Noise::at(model, step.t)?, Noise::at(model, step.s)?);
+        let levels = (Noise::at(model, step.t)?, Noise::at(model, step.s)?);
         let drawn_n = if step.kappa >= 1.0 {
-            coins::ancestral(model, &rows, t, s)
+            coins::ancestral(model, &rows, levels, &draws)
         } else if step.kappa <= 0.0 {
-            coins::corrected(model, &rows, t, s)
+            coins::corrected(model, &rows, levels, &draws)
         } else {
-            let share = Tensor::full(z_n.size(), step.kappa, (Kind::Double, z_n.device()));
-            let corrected_n = coins::corrected(model, &rows, t, s);
-            coins::ancestral(model, &rows, t, s).where_self(&ops::bernoulli(&share), &corrected_n)
+            // One of both is taken, so both may use the same numbers.
+            let corrected_n = coins::corrected(model, &rows, levels, &draws);
+            let predicts_n = draws.of(Draw::Predict).lt(step.kappa);
+            coins::ancestral(model, &rows, levels, &draws).where_self(&predicts_n, &corrected_n)
         };
         Ok(ops::put_rows(xt_bl, rows_n, &drawn_n))
     }
@@ -254,7 +256,8 @@ impl Sampler for Psi {
             return Ok(x_bl);
         }
         let law_nv = self.tail(model, &x_bl, &rows_n, self.config.t_min)?;
-        Ok(ops::put_rows(&x_bl, &rows_n, &ops::categorical(&law_nv.log())))
+        let draws = Draws::new(model, &x_bl, &rows_n)?;
+        Ok(ops::put_rows(&x_bl, &rows_n, &draws.from_law(&law_nv)))
     }
 
     /// The law of the walk's step that is nearest to these times.

@@ -5,7 +5,7 @@
 use maskdiff_plugin_api::ops::Restriction;
 use maskdiff_plugin_api::prelude::*;
 
-use crate::coins::{self, Noise, Rows};
+use crate::coins::{self, Draws, Noise, Rows};
 use crate::options::{all_rows, check_min_p, check_walk, free_rows, guided_law, law_of_x0, likely};
 use crate::tail::Tail;
 
@@ -146,17 +146,19 @@ impl Interpolating {
         if rows_n.numel() == 0 {
             return Ok(xt_bl.shallow_clone());
         }
+        let draws = Draws::new(model, xt_bl, &rows_n)?;
         if min_p > 0.0 || (ends && tail != Tail::Ancestral) {
             let law_nv = self.law_at(model, xt_bl, &rows_n, (t, s))?;
-            return Ok(ops::put_rows(xt_bl, &rows_n, &ops::categorical(&law_nv.log())));
+            return Ok(ops::put_rows(xt_bl, &rows_n, &draws.from_law(&law_nv)));
         }
         if let Some(law_nv) = self.guided(model, (xt_bl, &rows_n), (t, s))? {
-            return Ok(ops::put_rows(xt_bl, &rows_n, &ops::categorical(&law_nv.log())));
+            return Ok(ops::put_rows(xt_bl, &rows_n, &draws.from_law(&law_nv)));
         }
         let z_n = ops::take_rows(xt_bl, &rows_n);
         let log_p_nv = law_of_x0(model, &self.restriction, xt_bl, &rows_n, t)?;
         let rows = Rows { z_n: &z_n, log_p_nv: &log_p_nv };
-        let drawn_n = coins::ancestral(model, &rows, Noise::at(model, t)?, Noise::at(model, s)?);
+        let levels = (Noise::at(model, t)?, Noise::at(model, s)?);
+        let drawn_n = coins::ancestral(model, &rows, levels, &draws);
         Ok(ops::put_rows(xt_bl, &rows_n, &drawn_n))
     }
 }

@@ -127,8 +127,10 @@ impl Md4 {
         if most_of_all == 0.0 {
             return Ok(xt_bl.shallow_clone());
         }
-        let coins_bl = most.expand_as(xt_bl);
-        let may_bl = masked_bl.logical_and(&ops::bernoulli(&coins_bl));
+        // Whether a token may open, which, and whether it does: of each position, so a text is the same in every batch.
+        let (b, l) = check_shape!(xt_bl, [B, L], Int64);
+        let u_bl3 = model.uniforms(&[b, l, 3])?;
+        let may_bl = masked_bl.logical_and(&u_bl3.select(2, 0).lt_tensor(&most));
         // sync: which sequences may change is data.
         let changed_b = ops::rows_of(&may_bl.any_dim(1, false));
         if changed_b.numel() == 0 {
@@ -137,9 +139,11 @@ impl Md4 {
         let x_bl = xt_bl.index_select(0, &changed_b);
         let rows_n = ops::rows_of(&may_bl.index_select(0, &changed_b));
         model.turn_to(&changed_b)?;
-        let token_n = ops::categorical(&self.law_of_x0(model, &x_bl, &rows_n, t)?);
+        let u_n3 = ops::take_rows(&u_bl3.index_select(0, &changed_b), &rows_n);
+        let log_p_nv = self.law_of_x0(model, &x_bl, &rows_n, t)?;
+        let token_n = ops::categorical_at(&log_p_nv, &u_n3.select(1, 1).contiguous());
         let rest_n = chance_v.index_select(0, &token_n) / most_of_all;
-        let opens_n = ops::bernoulli(&rest_n);
+        let opens_n = u_n3.select(1, 2).lt_tensor(&rest_n);
         let value_n = token_n.where_self(&opens_n, &ops::take_rows(&x_bl, &rows_n));
         Ok(xt_bl.index_copy(0, &changed_b, &ops::put_rows(&x_bl, &rows_n, &value_n)))
     }
