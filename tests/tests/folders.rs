@@ -287,3 +287,38 @@ fn exports_are_used_by_their_path_alone() {
     let sample = ["sample", "--checkpoint", "alone.safetensors", "loader.eval_batch_size=1"];
     assert!(maskdiff(at, &sample).expect(0).lines()[0]["text"].is_string());
 }
+
+/// GIDD's folder says its noise, also where that is the default; what its file has no key for is refused.
+#[test]
+fn a_folder_of_gidd_says_its_noise_and_comes_back() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let at = folder.path();
+    let noise = |p: &str| [format!("process.p_uniform={p}"), format!("noise.p_uniform={p}")];
+    let both = |words: &'static str| [words.to_string(), words.replace("process", "noise")];
+    for (name, words, want) in [
+        ("usual", &[][..], Some(0.1)),
+        ("said", &noise("0.3")[..], Some(0.3)),
+        ("apart", &noise("0.3")[..1], None),
+        ("bent", &both("process.gamma=1.5")[..], None),
+    ] {
+        let run = format!("run.dir={name}");
+        let words: Vec<&str> = words.iter().map(String::as_str).collect();
+        let train = [&["train", "parameterization=gidd", &run], &SMALL[1..6], &words].concat();
+        let short = ["trainer.max_steps=2", "sampling.num_sample_log=0", "data.valid_blocks=8"];
+        maskdiff(at, &[&train[..], &short].concat()).expect(0);
+        let out = format!("{name}-hf");
+        let words = ["export", "--checkpoint", name, "--format", "hf", "--output", &out];
+        let done = maskdiff(at, &words);
+        let Some(want) = want else {
+            done.expect(2).says(&["options of its process and schedule", "safetensors"]);
+            assert!(!at.join(&out).exists());
+            continue;
+        };
+        done.expect(0);
+        let said = fs::read_to_string(at.join(&out).join("config.json")).expect("a file");
+        let said: Value = serde_json::from_str(&said).expect("JSON");
+        assert_eq!(said["p_uniform"], want, "{name}");
+        let words = ["sample", "--checkpoint", &out, "-n", "1", "sampling.steps=2"];
+        maskdiff(at, &words).expect(0);
+    }
+}

@@ -58,6 +58,11 @@ pub fn run(common: &Common, format: As, output: &Path, shard_gb: f64) -> Result<
     // The model knows the order of its tensors, and that the stored ones are all of them.
     let facts = assemble::facts(&config, &registry, tokenizer.as_ref(), Device::Cpu)?;
     let facts = facts.fresh(false);
+    let of = |kind, choice| Ok(registry.whole(kind, choice)?.options);
+    let defaults = json!({
+        "process": of(ComponentKind::Process, &choices.process)?,
+        "noise": of(ComponentKind::Noise, &choices.noise)?,
+    });
     let model = assemble::model(&config, &registry, choices, facts)?;
     check_place(&model, format)?;
     let missing =
@@ -100,6 +105,7 @@ pub fn run(common: &Common, format: As, output: &Path, shard_gb: f64) -> Result<
             Some(tokenizer.mask_id()),
         ],
         config: &config,
+        defaults,
     };
     let averaged = export.ema.is_some();
     match format {

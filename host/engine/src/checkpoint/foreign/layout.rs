@@ -115,6 +115,16 @@ fn get<'a>(config: &'a Value, key: &str) -> &'a Value {
     key.split('.').fold(config, |value, part| &value[part])
 }
 
+/// The value of a dotted key: what was said, or else the default of the component that was chosen.
+fn said(config: &Config, defaults: &Value, key: &str) -> Value {
+    config.layers.value(key).unwrap_or_else(|| get(defaults, key).clone())
+}
+
+/// Whether two values are the same, 1 and 1.0 too.
+fn alike(a: &Value, b: &Value) -> bool {
+    a == b || a.as_f64().zip(b.as_f64()).is_some_and(|(a, b)| a == b)
+}
+
 /// A size that is 0 in our words and follows from others: their programs have other ideas of a key that is absent.
 fn derived(config: &Config, key: &str) -> Value {
     let size = |key: &str| config.layers.value(key).and_then(|value| value.as_i64());
@@ -269,12 +279,17 @@ impl Layout {
         self.buffers.iter().filter_map(|(name, key)| Some((name.clone(), number(key)?))).collect()
     }
 
-    /// Whether a model of ours is of this layout.
-    pub(super) fn suits(&self, config: &Config) -> bool {
+    /// Whether a model of ours is of this layout; `defaults` are those of the process and of the schedule, as `{"process": {..}, ..}`.
+    pub(super) fn suits(&self, config: &Config, defaults: &Value) -> bool {
         let chooses = |key: &str| {
-            ["backbone", "diffusion", "parameterization", "time_conditioning", "noise.type"]
-                .contains(&key)
-                || key.starts_with("model.")
+            ["backbone", "diffusion", "parameterization", "time_conditioning"].contains(&key)
+                || ["model.", "process.", "noise."].iter().any(|group| key.starts_with(group))
+        };
+        // Two keys of ours for one of theirs.
+        let same = |(key, theirs): (&String, &Value)| {
+            let all = self.keys.iter().filter(|(_, other)| *other == theirs);
+            let first = all.map(|(key, _)| said(config, defaults, key)).next();
+            first.is_none_or(|first| alike(&first, &said(config, defaults, key)))
         };
         // The size of a head that a layout has no key for is the usual one there.
         let number = |key: &str| config.layers.value(key).and_then(|value| value.as_i64());
@@ -290,16 +305,22 @@ impl Layout {
         let (blocks, classes) = (config.top.block_size.is_some(), config.classes() > 0);
         blocks == self.keys.contains_key("block_size")
             && classes == self.keys.contains_key(CLASSES)
+            && self.keys.iter().all(same)
             && self.model.iter().filter(|(key, _)| chooses(key)).all(|(key, value)| {
-                let has = config.layers.value(key).unwrap_or(Value::Null);
+                let has = said(config, defaults, key);
                 // A switch that nobody has set is off.
                 let off = has.is_null() && *value == Value::Bool(false);
-                off || value.as_array().map_or(*value == has, |words| words.contains(&has))
+                off || value.as_array().map_or(alike(value, &has), |words| words.contains(&has))
             })
     }
 
-    /// The `config.json` of a model of ours.
-    pub(super) fn written(&self, config: &Config, vocab_size: i64, mask_id: Option<i64>) -> Value {
+    /// The `config.json` of a model of ours; `defaults` as for [`Layout::suits`].
+    pub(super) fn written(
+        &self,
+        (config, defaults): (&Config, &Value),
+        vocab_size: i64,
+        mask_id: Option<i64>,
+    ) -> Value {
         let mut theirs = Value::Object(self.written.clone());
         for (key, value) in &self.when {
             let first = value.as_array().and_then(|words| words.first()).unwrap_or(value);
@@ -316,7 +337,7 @@ impl Layout {
             put(&mut theirs, key, json!(mask_id));
         }
         for (key, their_key) in &self.keys {
-            let value = config.layers.value(key).unwrap_or(Value::Null);
+            let value = said(config, defaults, key);
             let value = match value == json!(0) {
                 true if key == CLASSES => json!(config.classes()),
                 true => derived(config, key),

@@ -7,7 +7,7 @@ use std::path::Path;
 use maskdiff_base::error::{Error, Result};
 use maskdiff_base::files;
 use maskdiff_config::Config;
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::super::adapter::{CONFIG, PREFIX, WEIGHTS};
 use super::super::tensors::{self, Named};
@@ -27,7 +27,7 @@ pub fn write(from: &Checkpoint, config: &Config, averaged: bool, folder: &Path) 
     let layouts = Layout::all()?;
     let layout = match &base.foreign {
         Some(foreign) => foreign.layout.as_ref(),
-        None => layouts.iter().find(|layout| layout.suits(config)),
+        None => layouts.iter().find(|layout| layout.suits(config, &Value::Null)),
     };
     let theirs = |name: &str| layout.map_or_else(|| name.to_string(), |layout| layout.theirs(name));
     let mut kept = from.kept(MODEL)?.unwrap_or_default();

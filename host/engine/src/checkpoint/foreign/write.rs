@@ -24,6 +24,8 @@ static CODE: Dir<'_> = include_dir!("$CARGO_MANIFEST_DIR/assets/export");
 pub struct Export<'a> {
     /// The configuration that the model was trained with.
     pub config: &'a Config,
+    /// The defaults of the options of its process and of its schedule, as `{"process": {..}, "noise": {..}}`.
+    pub defaults: serde_json::Value,
     /// V, with the mask where the process has one.
     pub vocab_size: i64,
     /// Id of the mask, where the process has one.
@@ -105,11 +107,11 @@ impl Export<'_> {
         let layouts = Layout::all()?;
         let own = self.origin.and_then(|origin| origin.layout.as_ref());
         let mut likely = own.into_iter().chain(&layouts);
-        let Some(layout) = likely.find(|layout| layout.suits(self.config)) else {
+        let Some(layout) = likely.find(|layout| layout.suits(self.config, &self.defaults)) else {
             let known: Vec<&str> = layouts.iter().map(|layout| layout.about.as_str()).collect();
             return Err(Error::config(
                 format!(
-                    "there is no Hugging Face layout for `{}` with `{}` and its schedule",
+                    "there is no Hugging Face layout for `{}` with `{}` and the options of its process and schedule",
                     top.backbone, top.parameterization
                 ),
                 format!("layouts: {}; `--format safetensors` writes any network", known.join(", ")),
@@ -126,7 +128,8 @@ impl Export<'_> {
                 "`--format safetensors` or `lightning` write it",
             ));
         }
-        let mut config = layout.written(self.config, self.vocab_size, self.mask_id);
+        let mut config =
+            layout.written((self.config, &self.defaults), self.vocab_size, self.mask_id);
         let narrow = self
             .weights
             .iter()
