@@ -173,6 +173,31 @@ fn likelihood_is_measured_in_three_ways() {
     }
 }
 
+/// Where masks are the only noise, whichever method trains, masks are counted; a schedule that ends at clean tokens has no strict bound over
+/// other noise.
+#[test]
+fn a_strict_bound_is_finite_or_refused_before_a_run_begins() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let at = |words: &[&str]| {
+        let base = ["eval.bound=strict", "trainer.max_steps=2", "sampling.num_sample_log=0"];
+        train(folder.path(), &[&base[..], words].concat())
+    };
+    for (run, words) in [
+        ("run.dir=masks", &["parameterization=interpolating"][..]),
+        ("run.dir=none", &["parameterization=xdlm", "process.k=0"]),
+        ("run.dir=own", &["parameterization=gidd"]),
+    ] {
+        let line = at(&[&[run], words].concat()).expect(0).lines().pop().expect("a line");
+        let nats = line["val/nelbo"].as_f64().expect("nats");
+        // All words of the stories alike are 5.3.
+        assert!(nats > 1.0 && nats < 7.0, "{words:?}: {nats}");
+    }
+    let gidd = ["parameterization=gidd", "noise=loglinear", "training.network_input=sigma"];
+    let words = [&gidd[..], &["run.dir=run", "training.loss_weight=none"]].concat();
+    at(&words).expect(2).says(&["`eval.bound=strict` is infinite here", "eval.bound=reference"]);
+    assert!(!folder.path().join("run").exists());
+}
+
 #[test]
 fn ways_of_measuring_that_do_not_fit_say_what_would() {
     let folder = tempfile::tempdir().expect("a folder");

@@ -57,6 +57,7 @@ pub fn run(common: &Common) -> Result<()> {
     let facts = assemble::facts(&config, &registry, tokenizer.as_ref(), device)?;
     let facts = facts.fresh(false);
     let model = assemble::model(&config, &registry, choices, facts)?;
+    plan.measure.check_noise(&model).map_err(|e| config.locate(e))?;
     assemble::begin_texts(&model, &config, tokenizer.as_ref());
     assemble::load_weights(&model, &checkpoint, &config)?;
     let origin = results::used(&checkpoint, &config, &used)?;

@@ -30,12 +30,15 @@ pub fn nats(model: &Model, x0_bl: &Tensor, draws: &Draws) -> Result<Tensor> {
     model.inject_uniforms(None);
     let objective = of_host(objective)?;
     let density_bl = objective.nats_bl.unwrap_or(objective.loss_bl).to_kind(Kind::Double);
-    let alpha_1 = lent.alpha(1.0)?;
-    let left = if alpha_1 < NOTHING { 0.0 } else { alpha_1 };
-    let prior_bl = of_host(model.prior_kl(x0_bl, left))?;
+    let prior_bl = of_host(model.prior_kl(x0_bl, left(lent.alpha(1.0)?)))?;
     let start_bl = reconstruction(model, x0_bl, draws, t0)?;
     let total_bl = density_bl * (1.0 - t0) + prior_bl + start_bl;
     Ok(total_bl.sum_dim_intlist([1i64].as_slice(), false, Kind::Double))
+}
+
+/// The share of clean tokens that a schedule leaves at t = 1, `alpha_1`.
+pub(super) fn left(alpha_1: f64) -> f64 {
+    if alpha_1 < NOTHING { 0.0 } else { alpha_1 }
 }
 
 /// `-ln p(x | all of z)` of each token at time t0, `[B, L] f64`.

@@ -37,7 +37,7 @@ use crate::{component, draws};
 pub enum Measure {
     /// The training loss without dropout, as the original program measures. It leaves out both ends of time.
     Reference,
-    /// A true upper bound, see [`strict::nats`], and [`in_time::nats`] where noise is other tokens than the mask.
+    /// A true upper bound, see [`strict::nats`], and [`in_time::nats`] where noise is other tokens than the mask too.
     Strict,
     /// The exact likelihood of a deterministic order, see [`duel::nats`].
     Duel {
@@ -105,6 +105,30 @@ impl Measure {
         ))
     }
 
+    /// Checks that the model's noise allows it.
+    ///
+    /// # Errors
+    /// A strict bound over a schedule that ends at clean tokens which the prior never draws: it is infinite.
+    pub fn check_noise(self, model: &Model) -> Result<()> {
+        if self != Self::Strict || by_masks(model) {
+            return Ok(());
+        }
+        let token = i64::from(model.facts().mask_id == Some(0));
+        let x0 = Tensor::from_slice(&[token]).view([1, 1]).to_device(model.facts().device());
+        let end = Denoiser::new(model).alpha(1.0).map_err(|e| model.method_error(e))?;
+        if model.prior_kl(&x0, in_time::left(end))?.double_value(&[0, 0]).is_finite() {
+            return Ok(());
+        }
+        let message = format!(
+            "`{}` is infinite here: at t = 1 the schedule leaves a share {end:.1e} of clean tokens, which the end of the process has not",
+            self.chosen_by()
+        );
+        Err(Error::config(
+            message,
+            "choose the schedule that ends at noise alone (`maskdiff plugins list`: that of the process's own name), or `eval.bound=reference`",
+        ))
+    }
+
     /// What is measured of some sequences.
     fn nats(self, model: &Model, rows: &TokenRows, draws: Draws) -> Result<Measured> {
         let Draws { u_b, u_bl, .. } = &draws;
@@ -141,14 +165,15 @@ impl Measure {
         let fitting = (LAW_NUMBERS / (facts.length * facts.vocab_size)).max(1);
         let parts = x0_bl.split(fitting, 0).into_iter().zip(draws.split(fitting));
         let denoiser = Denoiser::new(model);
+        let by_masks = by_masks(model);
         let measured = |x0_bl: &Tensor, draws: &Draws| match (self, model.blocks()) {
             (Self::Duel { order, tokens }, None) => duel::nats(&denoiser, x0_bl, order, tokens),
             (Self::Duel { order, tokens }, Some(read)) => {
                 blocks::duel_nats(model, read, x0_bl, order, tokens)
             }
-            (_, None) if !model.carries_over() => in_time::nats(model, x0_bl, draws),
+            (_, None) if !by_masks => in_time::nats(model, x0_bl, draws),
             (_, None) => strict::nats(&denoiser, x0_bl, draws),
-            (_, Some(_)) if !model.carries_over() => bail!(
+            (_, Some(_)) if !by_masks => bail!(
                 Unsupported,
                 "in blocks (`block_size`) `{}` needs noise that is masks alone: measure with `eval.bound=reference`",
                 self.chosen_by()
@@ -171,6 +196,17 @@ impl Measure {
         let nats_b = Tensor::cat(&nats, 0);
         Ok(Measured { nats_b, scored_b, is_bound: true })
     }
+}
+
+/// Whether masks are the only noise, so that the number of masks stands for the time.
+fn by_masks(model: &Model) -> bool {
+    let half = Tensor::from_slice(&[0.5]).to_device(model.facts().device());
+    let alone = || {
+        let mix = Denoiser::new(model).mixing(&half).ok()?;
+        // sync: one number of the process.
+        Some(model.facts().mask_id.is_some() && mix.every_b.double_value(&[0]) == 0.0)
+    };
+    model.carries_over() || alone() == Some(true)
 }
 
 /// Whether the bound of the model is the likelihood itself: one token is masked at a time, whatever the time is.

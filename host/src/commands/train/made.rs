@@ -95,6 +95,7 @@ impl Job<'_> {
         self.world.agree(teacher::NAME, &others.values().cloned().collect::<Vec<String>>())?;
         assemble::begin_texts(&model, config, corpus.tokenizer.as_ref());
         let _ = train::monitored(config, measure.is_bound(&model))?;
+        measure.check_noise(&model)?;
         Ok(Made { model, sampler, trial, judge, measure, used, others })
     }
 
