@@ -46,11 +46,11 @@ pub(super) fn recast(config: Value) -> Result<(Value, bool)> {
     let words: Words = toml::from_str(&text).map_err(|e| {
         Error::config(format!("`{file}`: {}", e.message()), "see the shipped configs/compat/")
     })?;
-    Ok(words.recast(config))
+    words.recast(config)
 }
 
 impl Words {
-    fn recast(&self, mut config: Value) -> (Value, bool) {
+    fn recast(&self, mut config: Value) -> Result<(Value, bool)> {
         if let Some(name) = config["algo"]["name"].as_str().map(ToString::to_string) {
             match self.methods.get(&name) {
                 Some(method) => {
@@ -70,13 +70,12 @@ impl Words {
                     training.retain(|key, _| !OF_BLOCKS.contains(&key.as_str()));
                 }
             }
-            let schedule = config["noise"]["type"].as_str();
-            if let Some(ours) = schedule.and_then(|theirs| self.schedules.get(theirs)) {
-                config["noise"]["type"] = json!(ours);
+            if let Some(theirs) = config["noise"]["type"].as_str() {
+                config["noise"]["type"] = json!(self.schedule(theirs)?);
             }
         }
         let Some(methods) = config["diffusion"].as_str().and_then(|p| self.maskless.get(p)) else {
-            return (config, true);
+            return Ok((config, true));
         };
         let method = config["parameterization"].as_str();
         if let Some(ours) = method.and_then(|theirs| methods.get(theirs)) {
@@ -89,7 +88,21 @@ impl Words {
                 sampling.insert("tail".into(), tail);
             }
         }
-        (config, false)
+        Ok((config, false))
+    }
+
+    /// Our name of their schedule.
+    fn schedule(&self, theirs: &str) -> Result<&String> {
+        self.schedules.get(theirs).ok_or_else(|| {
+            let known: Vec<String> =
+                self.schedules.keys().map(|name| format!("`{name}`")).collect();
+            Error::checkpoint(
+                format!(
+                    "its configuration has `noise.type={theirs}`: a schedule of that program, which is not ours of that name"
+                ),
+                format!("models with {} are read", known.join(", ")),
+            )
+        })
     }
 }
 
@@ -115,11 +128,13 @@ mod tests {
 
     #[test]
     fn a_method_by_its_name_becomes_process_and_parameterization() {
-        let (free, has_mask) = words().recast(json!({
-            "algo": {"name": "free", "backbone": "net", "T": 0, "time_conditioning": true},
-            "noise": {"type": "theirs"},
-            "sampling": {"predictor": "one", "noise_removal": "greedy", "steps": 9},
-        }));
+        let (free, has_mask) = words()
+            .recast(json!({
+                "algo": {"name": "free", "backbone": "net", "T": 0, "time_conditioning": true},
+                "noise": {"type": "theirs"},
+                "sampling": {"predictor": "one", "noise_removal": "greedy", "steps": 9},
+            }))
+            .unwrap();
         assert!(!has_mask);
         assert_eq!(
             (&free["parameterization"], &free["diffusion"]),
@@ -130,7 +145,7 @@ mod tests {
         assert_eq!(free["sampling"], json!({"tail": "greedy", "steps": 9}));
         let blocks = |name: &str| {
             let (config, has_mask) =
-                words().recast(json!({"algo": {"name": name}, "block_size": 16}));
+                words().recast(json!({"algo": {"name": name}, "block_size": 16})).unwrap();
             assert!(has_mask, "{name}");
             config["block_size"].clone()
         };
@@ -138,15 +153,26 @@ mod tests {
             [blocks("parts"), blocks("plain"), blocks("new")],
             [json!(16), json!(null), json!(null)]
         );
-        assert_eq!(words().recast(json!({"algo": {"name": "new"}})).0["parameterization"], "new");
+        assert_eq!(
+            words().recast(json!({"algo": {"name": "new"}})).unwrap().0["parameterization"],
+            "new"
+        );
+    }
+
+    /// Schedules of one name differ between the programs: another one would be read without a word.
+    #[test]
+    fn a_schedule_that_is_not_known_is_refused() {
+        let theirs = json!({"algo": {"name": "plain"}, "noise": {"type": "cosine"}});
+        let error = words().recast(theirs).unwrap_err().to_string();
+        assert!(error.contains("`noise.type=cosine`"), "{error}");
     }
 
     #[test]
     fn without_a_name_the_process_decides() {
         let old = |process: &str| json!({"diffusion": process, "parameterization": "old"});
-        let (free, has_mask) = words().recast(old("no_masks"));
+        let (free, has_mask) = words().recast(old("no_masks")).unwrap();
         assert_eq!((&free["parameterization"], has_mask), (&json!("other"), false));
-        assert_eq!(words().recast(old("masks")), (old("masks"), true));
+        assert_eq!(words().recast(old("masks")).unwrap(), (old("masks"), true));
     }
 
     #[test]
