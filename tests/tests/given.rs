@@ -80,6 +80,9 @@ fn texts_are_revised() {
         .expect(2)
         .says(&["`interpolating` starts from noise", "sampling.predictor=self_correction"]);
     revise("drafts.txt", &["--prompt", "The"]).expect(2);
+    let alone = ["sample", "--checkpoint", "run", "sampling.from=text"];
+    let alone = maskdiff(at, &[&alone[..], &corrector].concat());
+    alone.expect(2).says(&["corrects a text, and there is none", "--revise FILE"]);
     fs::write(at.join("long.txt"), "a".repeat(33)).expect("a file");
     revise("long.txt", &[]).expect(2).says(&["has 33 tokens", "sequences of 32"]);
     fs::write(at.join("other.jsonl"), "{\"prompt\": \"x\"}\n").expect("a file");

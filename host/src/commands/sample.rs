@@ -23,7 +23,7 @@ use maskdiff_engine::prompt::{Ask, Given};
 use maskdiff_engine::sample::{self, Sample, Texts, Windows};
 use maskdiff_engine::{accelerator, assemble, plugins};
 use maskdiff_plugin_api::abi::TORCH_VERSION;
-use maskdiff_plugin_api::{Kind, PluginError};
+use maskdiff_plugin_api::{Kind, PluginError, capability};
 use maskdiff_records::ledger::Ledger;
 use maskdiff_records::picture::denoising;
 use maskdiff_records::trace::{self, Recorder, Trace, Walk};
@@ -107,8 +107,30 @@ pub fn run(common: &Common, asked: &[Ask], shown: &Shown) -> Result<()> {
 /// The option by which a sampler starts from the text that it finds, and not from noise.
 pub(crate) const FROM_A_TEXT: &str = "sampling.from=text";
 
-/// Checks that the chosen sampler can start from a text.
-fn starts_from_a_text(config: &Config, registry: &Registry) -> Result<()> {
+/// Checks that drafts and the choice to start from a text come together, and that the chosen components can do so.
+fn check_drafts(config: &Config, registry: &Registry, asked: &[Ask]) -> Result<()> {
+    if !asked.iter().any(|ask| matches!(ask, Ask::Draft(_))) {
+        let (key, text) = FROM_A_TEXT.split_once('=').unwrap_or_default();
+        if config.layers.value(key) != Some(json!(text)) {
+            return Ok(());
+        }
+        return Err(config.layers.error(
+            key,
+            &format!("`{FROM_A_TEXT}` corrects a text, and there is none"),
+            "`--revise FILE` takes texts; `sampling.from=noise` draws one first",
+        ));
+    }
+    let (_, method) = registry.find(ComponentKind::Parameterization, config.method())?;
+    if method.provides.iter().any(|word| word == capability::CARRY_OVER) {
+        let message = format!(
+            "`--revise` changes tokens of a text, and with parameterization `{}` tokens that are not masked keep their values",
+            method.name
+        );
+        return Err(Error::config(
+            message,
+            "a model of uniform or hybrid noise corrects its own tokens; `--template` fills holes of a text",
+        ));
+    }
     let able = registry.having(ComponentKind::Sampler, "from");
     let chosen = &config.sampling.predictor;
     if able.iter().any(|sampler| sampler.name == *chosen) {
@@ -143,9 +165,7 @@ impl Session {
         let (checkpoint, mut config, tokenizer) = common.trained()?;
         let tokenizer = tokenizer.as_ref();
         let registry = assemble::registry(&common.plugins, &config)?;
-        if asked.iter().any(|ask| matches!(ask, Ask::Draft(_))) {
-            starts_from_a_text(&config, &registry)?;
-        }
+        check_drafts(&config, &registry, asked)?;
         let choices = assemble::choices(&mut config, &registry, true)?;
         let (given, rounds) = given(&config, asked, tokenizer)?;
         let judge = judge(common, &config, &checkpoint)?;
