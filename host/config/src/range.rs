@@ -93,6 +93,10 @@ impl Range {
         } else {
             format!("numbers up to {} are taken", plain(self.most))
         };
+        if self.least == self.most {
+            let only = plain(self.most);
+            return Some((format!("must be {only}"), format!("leave it out, or set it to {only}")));
+        }
         // Of an interval with a wide end, the end that was passed.
         let must = if self.is_narrow() {
             format!("lie in {}", self.interval())
@@ -163,6 +167,7 @@ mod tests {
     #[test]
     fn a_range_says_what_is_wrong_with_a_number() {
         for (range, number, expected) in [
+            (Range::of(0.0, 0.0), 5.0, "must be 0 | leave it out, or set it to 0"),
             (Range::of(0.0, 1.0).below(), 1.5, "must lie in [0, 1) | a number below 1"),
             (Range::of(0.0, 1.0).below(), -1.0, "must lie in [0, 1) | the nearest is 0"),
             (Range::of(1.0, 1e7), 0.0, "must be at least 1 | the nearest is 1"),

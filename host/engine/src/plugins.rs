@@ -256,7 +256,7 @@ impl Registry {
         };
         for component in &found {
             if let Some(need) = component.needs.iter().find(|need| !offered(need)) {
-                return Err(self.missing(component, need, &found));
+                return Err(self.missing(component, need, (&found, host)));
             }
         }
         self.check_noise(&found)
@@ -292,6 +292,16 @@ impl Registry {
         Ok(Choice { name: component.name.clone(), options })
     }
 
+    /// Whether a component in the place of that of its kind leaves nothing to be missed.
+    fn would_fit(&self, other: &ComponentInfo, chosen: &[&ComponentInfo], host: &[&str]) -> bool {
+        let rest = chosen.iter().copied().filter(|c| c.kind != other.kind);
+        let all: Vec<&ComponentInfo> = rest.chain([other]).collect();
+        let offered = |need: &String| {
+            host.contains(&need.as_str()) || all.iter().any(|c| c.provides.contains(need))
+        };
+        all.iter().all(|c| c.needs.iter().all(offered)) && self.check_noise(&all).is_ok()
+    }
+
     /// Who offers a capability, in words.
     fn giving(&self, need: &str) -> String {
         let all = self.components();
@@ -303,27 +313,39 @@ impl Registry {
         format!("offered by: {}", giving.join(", "))
     }
 
-    fn missing(&self, component: &ComponentInfo, need: &str, chosen: &[&ComponentInfo]) -> Error {
+    fn missing(
+        &self,
+        component: &ComponentInfo,
+        need: &str,
+        (chosen, host): (&[&ComponentInfo], &[&str]),
+    ) -> Error {
         let with: Vec<String> =
             chosen.iter().filter(|c| c.name != component.name).map(|c| described(c)).collect();
-        let same_kind: Vec<String> = self
-            .components()
-            .iter()
-            .filter(|(_, c)| c.kind == component.kind && c.name != component.name)
-            .filter(|(_, c)| {
-                c.needs.iter().all(|n| chosen.iter().any(|other| other.provides.contains(n)))
-            })
-            .map(|(_, c)| format!("`{}`", c.name))
+        let all = self.components();
+        let fits = |c: &&ComponentInfo| self.would_fit(c, chosen, host);
+        let others = all.iter().map(|(_, c)| *c).filter(|c| c.name != component.name);
+        let same_kind: Vec<String> = others
+            .filter(|c| c.kind == component.kind && fits(c))
+            .map(|c| format!("`{}`", c.name))
             .collect();
+        // One that offers it may lack something else beside these.
+        let givers = all.iter().map(|(_, c)| *c).filter(|c| c.provides.iter().any(|p| p == need));
+        let givers: Vec<String> = givers.filter(fits).map(described).collect();
         let mut hint = if need == maskdiff_plugin_api::capability::TIME_CONDITIONING {
             "set `time_conditioning=true`".to_string()
         } else if need == maskdiff_plugin_api::capability::TEACHER {
             "name the checkpoint to learn from: `training.teacher=CHECKPOINT`".to_string()
+        } else if !givers.is_empty() {
+            format!("offered by: {}", givers.join(", "))
+        } else if !same_kind.is_empty() {
+            String::new()
         } else {
             self.giving(need)
         };
         if !same_kind.is_empty() {
-            hint += &format!("; {} that would fit: {}", component.kind, same_kind.join(", "));
+            let between = if hint.is_empty() { "" } else { "; " };
+            hint +=
+                &format!("{between}{} that would fit: {}", component.kind, same_kind.join(", "));
         }
         Error::config(
             format!(
