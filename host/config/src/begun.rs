@@ -12,10 +12,11 @@ use maskdiff_base::files::look;
 pub const KEY: &str = "run.begun_in";
 
 /// Keys whose values are paths, or lists of such.
-const PATHS: [&str; 9] = [
+const PATHS: [&str; 10] = [
     "checkpointing.resume_ckpt_path",
     "checkpointing.save_dir",
     "data.cache_dir",
+    "data.chat_template",
     "data.path",
     "data.valid_path",
     "eval.gen_ppl.references",
@@ -26,16 +27,18 @@ const PATHS: [&str; 9] = [
 
 /// Keys whose values name something, or are the path of it where there is such a file. Of a component it stands between colons,
 /// as in `NAME:FILE:CLASS`.
-const NAMES: [&str; 9] = [
+const NAMES: [&str; 11] = [
     "backbone",
     "data.tokenizer_name_or_path",
     "diffusion",
     "eval.checkpoint_path",
     "eval.gen_ppl_eval_model_name_or_path",
+    "model.adapter",
     "noise.type",
     "parameterization",
     "sampling.predictor",
     "training.from",
+    "training.teacher",
 ];
 
 /// What components in Python are made of, `FILE:CLASS`.
@@ -222,6 +225,9 @@ mod tests {
         let whole = |name: &str| at.join(name).display().to_string();
         for (key, value, expected) in [
             ("data.path", "ts.txt", whole("ts.txt")),
+            ("data.chat_template", "t.jinja", whole("t.jinja")),
+            ("training.teacher", "gpt2", whole("gpt2")),
+            ("model.adapter", "gpt2", whole("gpt2")),
             ("data.path", "./a/*.txt", whole("a/*.txt")),
             ("data.path", "/ts.txt", "/ts.txt".into()),
             ("data.path", "~/ts.txt", "~/ts.txt".into()),

@@ -242,10 +242,10 @@ group! {
         /// which guidance needs.
         label_dropout: f64 where (SHARE) = 0.1,
         /// The checkpoint whose weights a run begins with at step 0, and nothing else of it: whatever `maskdiff eval` reads.
-        from: Option<String> = None,
+        from: Option<String> as path = None,
         /// The checkpoint of a frozen model that a method of distillation learns from. Without `training.from` the run begins with its
         /// weights too.
-        teacher: Option<String> = None,
+        teacher: Option<String> as path = None,
         /// Low-rank adapters.
         lora: Lora = Lora::default(),
     }
