@@ -9,7 +9,6 @@ use maskdiff_base::text::{counted, hex};
 use maskdiff_config::Config;
 use maskdiff_config::listed::OnInvalid;
 use maskdiff_config::values::Paths;
-use serde_json::Value;
 use sha2::{Digest, Sha256};
 
 use super::chat::{ASSISTANT, Message, Template};
@@ -18,6 +17,7 @@ use super::grouped::Grouped;
 use super::listing::{self, Endings};
 use super::loader::Loader;
 use super::packed::packed;
+use super::read::json;
 use super::rows::Rows;
 use super::source::{Blocks, Source};
 use super::tokenizer::Tokenizer;
@@ -38,6 +38,10 @@ pub struct Example {
     pub prompt: usize,
 }
 
+/// Keys of a line that are read.
+const KEYS: [&str; 7] =
+    ["messages", "instruction", "input", "output", "prompt", "response", "completion"];
+
 /// What a line holds.
 enum Line {
     Messages(Vec<Message>),
@@ -47,7 +51,7 @@ enum Line {
 impl Line {
     /// Of a line's JSON; an error says what is wrong with it.
     fn new(line: &str) -> std::result::Result<Self, String> {
-        let value: Value = serde_json::from_str(line).map_err(|e| format!("it is no JSON: {e}"))?;
+        let value = json::picked(line, &KEYS)?;
         let text = |key: &str| value[key].as_str().map(ToString::to_string);
         let this = if let Some(messages) = value["messages"].as_array() {
             let messages: Vec<Message> = messages
@@ -74,11 +78,9 @@ impl Line {
         {
             Self::Pair { prompt, answer }
         } else {
-            let keys: Vec<&str> =
-                value.as_object().into_iter().flatten().map(|(k, _)| &k[..]).collect();
             return Err(format!(
                 "it has neither `messages`, nor `instruction` and `output`, nor `prompt` and `response`; keys there: {}",
-                keys.join(", ")
+                json::keys_of(line)
             ));
         };
         // Of a conversation an empty answer still says where a turn ends.

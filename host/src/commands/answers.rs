@@ -4,7 +4,7 @@ use std::path::Path;
 
 use maskdiff_base::error::{Error, Result};
 use maskdiff_base::stop::Stop;
-use maskdiff_base::text::hex;
+use maskdiff_base::text::{counted, hex};
 use maskdiff_config::kind::ComponentKind;
 use maskdiff_data::{Tokenizer, read_text};
 use maskdiff_engine::distributed::World;
@@ -62,14 +62,20 @@ pub fn run(common: &Common, file: &Path) -> Result<()> {
         report.progress("answers", all.len() as i64, count, "");
         if stop.asked() {
             report.finish();
-            return Err(Error::interrupted(format!("stopped after {} answers", all.len())));
+            return Err(Error::interrupted(format!(
+                "stopped after {}",
+                counted(all.len(), "answer")
+            )));
         }
     }
     report.finish();
     let summary = summary(&all, plan);
     report.note(&format!(
-        "{} answers: {} nats, {} nats per token, {} greedy",
-        summary["answers"], summary["loglikelihood"], summary["per_token"], summary["greedy"]
+        "{}: {} nats, {} nats per token, {} greedy",
+        counted(&summary["answers"], "answer"),
+        summary["loglikelihood"],
+        summary["per_token"],
+        summary["greedy"]
     ));
     let ids: Vec<[&Vec<i64>; 2]> =
         asked.iter().map(|(_, asked)| [&asked.prompt, &asked.answer]).collect();
@@ -114,8 +120,10 @@ fn in_words(line: usize, found: &Found) -> String {
     };
     let greedy = if found.is_greedy { ", greedy" } else { "" };
     format!(
-        "line {line}: {:.4}{error} nats ({}) over {} tokens{greedy}",
-        found.loglikelihood, found.likelihood, found.tokens
+        "line {line}: {:.4}{error} nats ({}) over {}{greedy}",
+        found.loglikelihood,
+        found.likelihood,
+        counted(found.tokens, "token")
     )
 }
 
@@ -138,7 +146,7 @@ fn read(file: &Path, tokenizer: &dyn Tokenizer) -> Result<Vec<(usize, Asked)>> {
 }
 
 fn of_line(line: &str, tokenizer: &dyn Tokenizer) -> std::result::Result<Asked, String> {
-    let value: Value = serde_json::from_str(line).map_err(|e| format!("it is no JSON: {e}"))?;
+    let value = maskdiff_data::json::picked(line, &["prompt", "response", "completion"])?;
     let of = |keys: &[&str]| keys.iter().map(|key| &value[*key]).find(|value| !value.is_null());
     let (prompt, answer) = (of(&["prompt"]), of(&["response", "completion"]));
     let (Some(prompt), Some(answer)) = (prompt, answer) else {

@@ -53,6 +53,33 @@ pub fn get<'a>(members: &'a Members, key: &str) -> Option<&'a Range<usize>> {
     members.iter().rev().find(|(name, _)| name == key).map(|(_, place)| place)
 }
 
+/// Some keys of the object that a line is, as an object; what stands under others may be anything. An error says what is wrong.
+pub fn picked(line: &str, wanted: &[&str]) -> Result<serde_json::Value, String> {
+    let members = members(line.as_bytes()).map_err(|why| format!("it is no JSON: {why}"))?;
+    let mut all = serde_json::Map::new();
+    for key in wanted {
+        let Some(value) = get(&members, key).and_then(|place| line.get(place.clone())) else {
+            continue;
+        };
+        let value = match value.starts_with('"') {
+            true => {
+                text(value.as_bytes()).map(Into::into).map_err(|why| format!("`{key}` {why}"))?
+            }
+            false => {
+                let value = serde_json::from_str(value);
+                value.map_err(|_| format!("`{key}` is no JSON that can be read"))?
+            }
+        };
+        all.insert((*key).to_string(), value);
+    }
+    Ok(all.into())
+}
+
+/// The keys of the object that a line is, for messages.
+pub fn keys_of(line: &str) -> String {
+    members(line.as_bytes()).map(|members| keys(&members)).unwrap_or_default()
+}
+
 /// The keys, for messages.
 pub fn keys(members: &Members) -> String {
     let shown: Vec<&str> = members.iter().take(20).map(|(key, _)| key.as_str()).collect();
@@ -246,6 +273,22 @@ mod tests {
 
     fn value<'a>(line: &'a str, key: &str) -> Option<&'a str> {
         get(&members(line.as_bytes()).unwrap(), key).map(|place| &line[place.clone()])
+    }
+
+    #[test]
+    fn some_keys_are_picked_whatever_stands_beside() {
+        let line =
+            r#"{"score": NaN, "prompt": "a\u00e9", "ids": [1, 2], "more": {"x": [Infinity]}}"#;
+        let found = picked(line, &["prompt", "ids", "answer"]).unwrap();
+        assert_eq!(found, serde_json::json!({"prompt": "a\u{e9}", "ids": [1, 2]}));
+        for (line, said) in [
+            ("{\"prompt\": NaN}", "`prompt` is no JSON"),
+            ("[1]", "it is no JSON: "),
+            ("{\"prompt\": \"\\ud800\"}", "`prompt` is not valid"),
+        ] {
+            let error = picked(line, &["prompt"]).unwrap_err();
+            assert!(error.starts_with(said) && !error.contains("line 1"), "{line}: {error}");
+        }
     }
 
     #[test]
