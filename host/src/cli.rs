@@ -402,7 +402,7 @@ fn run(words: Vec<OsString>) -> Result<i32> {
         preview,
     };
     // A run also writes what it prints into its folder, so it continues when nobody reads its output.
-    let trains = matches!(command, Command::Train { .. });
+    let trains = matches!(command, Command::Train { plan: false, .. });
     let done = command.run(common, &words);
     if trains {
         return done;

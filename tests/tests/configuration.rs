@@ -145,6 +145,13 @@ fn no_word_is_ignored() {
             &["eval.checkpoint_path=x"],
             &["is not used by `maskdiff train`", "resume_ckpt_path=PATH"],
         ),
+        (
+            &["eval.likelihood=duel"],
+            &["`eval.likelihood` is not used by `maskdiff train`", "maskdiff eval --checkpoint"],
+        ),
+        (&["optim_lr=1e-3"], &["unknown key `optim_lr`", "did you mean `optim.lr`?"]),
+        (&["parameterization=udlm", "T=1000"], &["`T` must be 0, got 1000"]),
+        (&["training.from=~/none.ckpt"], &["none.ckpt` does not exist"]),
         (&["data.column=body"], &["`data.column` means nothing to the data `stories`"]),
         (
             &["data=text", "data.path=x", "data.repo=a/b"],
@@ -234,7 +241,7 @@ fn a_run_that_has_nothing_left_to_do_says_so() {
     train(at.path(), &[&small[..], &["trainer.max_steps=2"]].concat()).expect(0);
     let again = ["trainer.max_steps=1", "checkpointing.resume_from_ckpt=true"];
     let out = train(at.path(), &[&small[..], &again].concat());
-    out.expect(0).says(&["nothing is left to train: 2 steps are done", "`trainer.max_steps` is 1"]);
+    out.expect(0).says(&["nothing is left to train: step 2 is done", "`trainer.max_steps` is 1"]);
 }
 
 /// Of each kind of value the worst words.

@@ -16,7 +16,9 @@ const ELSEWHERE: &[(&str, &str)] = &[
     ("context_length", "model.length"),
     ("dataset", "data"),
     ("device", "trainer.accelerator"),
+    ("epochs", "trainer.max_steps"),
     ("learning_rate", "optim.lr"),
+    ("max_epochs", "trainer.max_steps"),
     ("max_iters", "trainer.max_steps"),
     ("n_samples", "sampling.num_samples"),
     ("num_samples", "sampling.num_samples"),
@@ -29,6 +31,7 @@ const ELSEWHERE: &[(&str, &str)] = &[
     ("sampling", "sampling.predictor"),
     ("seq_len", "model.length"),
     ("seq_length", "model.length"),
+    ("temperature", "sampling.temperature"),
     ("tokenizer", "data.tokenizer_name_or_path"),
     ("warmup", "lr_scheduler.num_warmup_steps"),
     ("warmup_steps", "lr_scheduler.num_warmup_steps"),
@@ -57,6 +60,11 @@ pub fn right_keys(key: &str, known: &[String]) -> Vec<String> {
         let names: Vec<&str> = names.iter().map(String::as_str).collect();
         nearest(last, &names).map(|near| super::dotted(group, near))
     };
+    // Underscores for dots, as in a variable of the environment that has one where two belong.
+    let joined = known.iter().find(|known| known.contains('.') && known.replace('.', "_") == key);
+    if let Some(known) = joined {
+        return vec![known.clone()];
+    }
     // A group that is misspelt, with the key as it stands there.
     if key.contains('.')
         && !GROUPS.contains(&first)
@@ -146,6 +154,9 @@ mod tests {
             ("sed", "seed"),
             ("backbon", "backbone"),
             ("eval.gen_pl", "eval.gen_ppl"),
+            ("optim_lr", "optim.lr"),
+            ("trainer_max_steps", "trainer.max_steps"),
+            ("temperature", "sampling.temperature"),
         ] {
             assert_eq!(right_keys(key, &known).first().map(String::as_str), Some(right), "{key}");
         }

@@ -184,11 +184,10 @@ impl Batch<'_> {
         let own = Texts::new(&settled.config, facts.tokenizer.as_ref());
         let sources: Vec<(u64, u64)> = orders.iter().map(|o| (o.seed, o.number)).collect();
         let given: Vec<Given> = orders.iter().map(|order| order.given.clone()).collect();
-        let (new_tokens, length) = self.length(&own, &given);
+        let new_tokens = self.draw.new_tokens.filter(|_| !given.iter().any(Given::is_whole));
         let texts = Texts {
             windows: self.windows(Windows::new(sampling), new_tokens, &given),
             new_tokens,
-            length,
             stop_at_eos: self.draw.stop_at_eos.unwrap_or(own.stop_at_eos),
             sources: &sources,
             ..own
@@ -223,21 +222,6 @@ impl Batch<'_> {
                 own.up_to(longest as i64, self.host.facts.length)
             }
             None => own,
-        }
-    }
-
-    /// Tokens behind what is given, or in blocks the tokens of a text.
-    fn length(&self, own: &Texts<'_>, given: &[Given]) -> (Option<i64>, i64) {
-        let new = self.draw.new_tokens;
-        let whole = given.iter().any(Given::is_whole);
-        match self.host.facts.blocks {
-            false => (new.filter(|_| !whole), own.length),
-            true => {
-                let reach = given.iter().map(Given::reach).max().unwrap_or(0);
-                let lead = self.host.facts.lead;
-                let length = new.filter(|_| !whole).map(|new| (lead + reach) as i64 + new);
-                (None, length.unwrap_or(own.length))
-            }
         }
     }
 

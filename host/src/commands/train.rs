@@ -25,7 +25,7 @@ use maskdiff_base::report::{Listener, Report};
 use maskdiff_base::stop::Stop;
 use maskdiff_base::text::{counted, quoted_path};
 use maskdiff_cluster::launch::ranks;
-use maskdiff_config::{Config, secrets};
+use maskdiff_config::{Config, listed, secrets};
 use maskdiff_data::{Corpus, Observer};
 use maskdiff_engine::checkpoint::Checkpoint;
 use maskdiff_engine::choose::Choose as _;
@@ -234,7 +234,7 @@ impl<'a> Job<'a> {
         let (begun, last) = (trainer.learner.step, trainer.config.trainer.max_steps);
         if begun >= last {
             trainer.report.note(&format!(
-                "warning: nothing is left to train: {begun} steps are done, and `trainer.max_steps` is {last}; a larger one goes on"
+                "warning: nothing is left to train: step {begun} is done, and `trainer.max_steps` is {last}; a larger one goes on"
             ));
         }
         Ok(())
@@ -319,6 +319,14 @@ pub fn check_words(config: &Config) -> Result<()> {
             &format!("`{evaluated}={path}` is not used by `maskdiff train`: the run would begin anew"),
             "`checkpointing.resume_from_ckpt=true checkpointing.resume_ckpt_path=PATH` goes on with it, `training.from=PATH` begins \
              from its weights",
+        ));
+    }
+    let likelihood = "eval.likelihood";
+    if config.eval.likelihood != listed::Likelihood::Bound && config.layers.is_by_hand(likelihood) {
+        return Err(config.layers.error(
+            likelihood,
+            &format!("`{likelihood}` is not used by `maskdiff train`, which measures the bound"),
+            "leave it out, and measure the checkpoint: `maskdiff eval --checkpoint RUN eval.likelihood=duel`",
         ));
     }
     if let Some(adapter) = &config.model.adapter {

@@ -87,7 +87,11 @@ pub(super) fn check(config: &Config, registry: &Registry, choices: &Choices) -> 
 
 /// Checks how texts of blocks are drawn.
 fn check_texts(config: &Config) -> Result<()> {
-    if let (Some(_), Some(length)) = (config.sampling.new_tokens, config.sampling.length) {
+    let by_hand = |key| config.layers.is_by_hand(key);
+    if let (Some(_), Some(length)) = (config.sampling.new_tokens, config.sampling.length)
+        && by_hand("sampling.new_tokens")
+        && by_hand("sampling.length")
+    {
         return Err(config.layers.error(
             "sampling.new_tokens",
             &format!("`sampling.new_tokens` and `sampling.length` ({length}) both say how long a text becomes"),

@@ -41,7 +41,7 @@ pub(super) fn is_complete(
         let shown: Vec<String> = shown.map(|(name, value)| format!("{name} {value}")).collect();
         report.result(&line, &format!("step {step}: {}", shown.join(", ")));
         report.note(&format!(
-            "the run is complete and nothing is left to train: {step} steps are done, and `trainer.max_steps` is {asked}; its results \
+            "the run is complete and nothing is left to train: step {step} is done, and `trainer.max_steps` is {asked}; its results \
              are in `{place}/metrics.jsonl`, its checkpoints in `{}`; set a larger `trainer.max_steps` to resume it",
             folder.display()
         ));

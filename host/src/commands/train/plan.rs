@@ -3,6 +3,7 @@
 use maskdiff_base::error::Result;
 use maskdiff_base::memory;
 use maskdiff_base::stop::Stop;
+use maskdiff_base::text::counted;
 use maskdiff_config::Config;
 use maskdiff_data::{Observer, Tokenizer};
 use maskdiff_engine::assemble;
@@ -84,11 +85,11 @@ fn show(common: &Common, needs: &Needs) {
     let here =
         memory::all().map_or(String::new(), |all| format!("; this machine has {}", size(all)));
     let words = format!(
-        "{:.2} million parameters, {:.2} million of them trained; {} ranks; {} tokens a step, {:.3e} in all; {:.3e} FLOP a token, {:.3e} in \
+        "{:.2} million parameters, {:.2} million of them trained; {}; {} tokens a step, {:.3e} in all; {:.3e} FLOP a token, {:.3e} in \
          all{here}",
         needs.parameters as f64 / 1e6,
         needs.trained as f64 / 1e6,
-        needs.ranks,
+        counted(needs.ranks, "rank"),
         needs.tokens_a_step,
         needs.tokens as f64,
         needs.flops_a_token as f64,
