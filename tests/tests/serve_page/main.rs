@@ -285,20 +285,20 @@ fn a_label_is_chosen_where_the_checkpoint_has_some() {
     set(&browser, "#tokens", "16");
     set(&browser, "#seed", "5");
     set(&browser, "#label", "dog");
-    set(&browser, "#guidance", "3");
+    set(&browser, "#guidance", "20");
     draw(&browser);
-    let body = json!({"prompt": "Ben has a", "max_tokens": 16, "seed": 5, "label": "dog", "guidance_scale": 3});
+    let body = json!({"prompt": "Ben has a", "max_tokens": 16, "seed": 5, "label": "dog", "guidance_scale": 20});
     let answer = server.post("/v1/completions", &body).expect(200)["choices"][0].clone();
     let drawn = ids(&browser);
     assert_eq!(json!(drawn), answer["maskdiff"]["ids"]);
     let words = browser.text(".words");
-    assert!(words.contains("dog") && words.contains("guidance_scale=3"), "{words}");
+    assert!(words.contains("dog") && words.contains("guidance_scale=20"), "{words}");
     let sure = browser.script("document.querySelectorAll('.token[style*=\"--sure\"]').length");
     assert_eq!(sure, 16);
     // The likeliest values are those of the class.
     browser.click(&browser.all(".token")[6]);
     browser.wait("document.querySelectorAll('.likeliest button').length === 5");
-    let mut asked = json!({"tokens": drawn, "position": 6, "label": "dog", "guidance_scale": 3});
+    let mut asked = json!({"tokens": drawn, "position": 6, "label": "dog", "guidance_scale": 20});
     let of = |asked: &Value| {
         let top = server.post("/v1/likeliest", asked).expect(200)["top"][0].clone();
         format!("{:.3}", top["probability"].as_f64().expect("a number"))
