@@ -232,6 +232,9 @@ fn a_text_in_blocks_with_a_bos_is_shown_and_changed() {
     assert_eq!(ids(&browser), all[1..], "all but the BOS");
     let whole = shown(&browser, 0);
     assert!(whole.len() > 5, "{whole:?}");
+    let at = browser.text(".at");
+    let steps = at.split(' ').nth(3).and_then(|word| word.parse::<usize>().ok());
+    assert!(steps.is_some_and(|steps| steps > 8), "steps of all blocks, not of one: {at}");
     assert_eq!(whole[..2].iter().flatten().map(|t| t.trim()).collect::<Vec<_>>(), ["we", "know"]);
     let sure = "document.querySelectorAll('.token[style*=\"--sure\"]:not([hidden])').length";
     assert_eq!(browser.script(sure), json!(whole.len() - 2));
