@@ -46,8 +46,11 @@ pub fn find(folder: &Path) -> Result<Vec<PathBuf>> {
     Ok(found)
 }
 
-/// The same, and what cannot be looked into, with the reason.
-pub fn search(folder: &Path) -> Result<(Vec<PathBuf>, Vec<(PathBuf, Error)>)> {
+/// A folder that cannot be looked into, and why.
+pub type Closed = (PathBuf, Error);
+
+/// The same, and what cannot be looked into.
+pub fn search(folder: &Path) -> Result<(Vec<PathBuf>, Vec<Closed>)> {
     let (mut found, mut closed) = (Vec::new(), Vec::new());
     if !look::is_folder(folder)? {
         return find(folder).map(|found| (found, closed));

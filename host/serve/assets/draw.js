@@ -64,12 +64,24 @@ class Panel {
 
   /** A step of the walk, or its end. */
   hear(about) {
-    if (about.given) this.canvas.lay(about.given, about.length, Array.isArray(this.body.prompt), model.lead);
+    if (about.given) {
+      this.canvas.lay(about.given, about.length, Array.isArray(this.body.prompt), model.lead);
+      this.walk = { before: 0, step: 0, steps: 0 };
+    }
+    const step = this.stepOf(about);
     if (about.opened?.length) {
-      this.canvas.add(about.ids ? this.lastStep() + 1 : about.step, about.opened);
+      this.canvas.add(about.ids ? this.lastStep() + 1 : step, about.opened);
       this.follow();
     }
     if (about.ids) this.done(about);
+  }
+
+  /** The number of a step among those of all windows or blocks, each of which counts its own. */
+  stepOf({ step = 0, steps = 0 }) {
+    if (!step || !this.walk) return step;
+    if (step <= this.walk.step) this.walk.before += this.walk.steps;
+    this.walk = { ...this.walk, step, steps };
+    return this.walk.before + step;
   }
 
   lastStep() {

@@ -357,7 +357,14 @@ pub(crate) fn row(
         deadline,
         text,
         reach,
-        whole: order.given.whole().map(|tokens| facts.lead + tokens),
+        whole: match order.given.whole() {
+            Some(tokens) => Some(facts.lead + tokens),
+            // The last block may have more tokens than the text.
+            None if facts.blocks => {
+                Some(draw.new_tokens.map_or(facts.room as usize, |new| reach + new as usize))
+            }
+            None => None,
+        },
         shown: draw.shown,
         revises: draw.revises,
         stops: draw.stops.clone(),

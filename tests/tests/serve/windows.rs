@@ -53,6 +53,15 @@ pub(super) fn check_steps(server: &Server, body: &Value, more: &Value, count: us
         }
     }
     assert_eq!(seen, count, "{events:?}");
+    // Who appends what arrives has the text of an answer in one part.
+    let mut whole = body.clone();
+    whole
+        .as_object_mut()
+        .expect("an object")
+        .retain(|key, _| !["stream", "denoising"].contains(&key.as_str()));
+    let whole = server.post("/v1/completions", &whole).expect(200)["choices"][0]["text"].clone();
+    let deltas = events.iter().filter_map(|event| event["choices"][0]["text"].as_str());
+    assert_eq!(json!(deltas.collect::<String>()), whole);
 }
 
 fn stream(body: Value) -> Value {

@@ -232,6 +232,9 @@ fn a_text_in_blocks_with_a_bos_is_shown_and_changed() {
     assert_eq!(ids(&browser), all[1..], "all but the BOS");
     let whole = shown(&browser, 0);
     assert!(whole.len() > 5, "{whole:?}");
+    let at = browser.text(".at");
+    let steps = at.split(' ').nth(3).and_then(|word| word.parse::<usize>().ok());
+    assert!(steps.is_some_and(|steps| steps > 8), "steps of all blocks, not of one: {at}");
     assert_eq!(whole[..2].iter().flatten().map(|t| t.trim()).collect::<Vec<_>>(), ["we", "know"]);
     let sure = "document.querySelectorAll('.token[style*=\"--sure\"]:not([hidden])').length";
     assert_eq!(browser.script(sure), json!(whole.len() - 2));
@@ -285,20 +288,20 @@ fn a_label_is_chosen_where_the_checkpoint_has_some() {
     set(&browser, "#tokens", "16");
     set(&browser, "#seed", "5");
     set(&browser, "#label", "dog");
-    set(&browser, "#guidance", "3");
+    set(&browser, "#guidance", "20");
     draw(&browser);
-    let body = json!({"prompt": "Ben has a", "max_tokens": 16, "seed": 5, "label": "dog", "guidance_scale": 3});
+    let body = json!({"prompt": "Ben has a", "max_tokens": 16, "seed": 5, "label": "dog", "guidance_scale": 20});
     let answer = server.post("/v1/completions", &body).expect(200)["choices"][0].clone();
     let drawn = ids(&browser);
     assert_eq!(json!(drawn), answer["maskdiff"]["ids"]);
     let words = browser.text(".words");
-    assert!(words.contains("dog") && words.contains("guidance_scale=3"), "{words}");
+    assert!(words.contains("dog") && words.contains("guidance_scale=20"), "{words}");
     let sure = browser.script("document.querySelectorAll('.token[style*=\"--sure\"]').length");
     assert_eq!(sure, 16);
     // The likeliest values are those of the class.
     browser.click(&browser.all(".token")[6]);
     browser.wait("document.querySelectorAll('.likeliest button').length === 5");
-    let mut asked = json!({"tokens": drawn, "position": 6, "label": "dog", "guidance_scale": 3});
+    let mut asked = json!({"tokens": drawn, "position": 6, "label": "dog", "guidance_scale": 20});
     let of = |asked: &Value| {
         let top = server.post("/v1/likeliest", asked).expect(200)["top"][0].clone();
         format!("{:.3}", top["probability"].as_f64().expect("a number"))
