@@ -45,8 +45,11 @@ type Payload = Box<dyn Any + Send>;
 /// A panic of the first run, on its way through C++.
 type Caught = Rc<RefCell<Option<Payload>>>;
 
+/// What computes a part.
+type Body = dyn Fn(&[Tensor]) -> Vec<Tensor>;
+
 struct Block {
-    body: Box<dyn Fn(&[Tensor]) -> Vec<Tensor>>,
+    body: Box<Body>,
     panic: Caught,
     /// What C++ reads of the last failure.
     said: CString,
