@@ -40,12 +40,17 @@ pub fn gradients_on() -> bool {
     unsafe { maskdiff_gradients_on() != 0 }
 }
 
+/// What a panic carries.
+type Payload = Box<dyn Any + Send>;
 /// A panic of the first run, on its way through C++.
-type Payload = Rc<RefCell<Option<Box<dyn Any + Send>>>>;
+type Caught = Rc<RefCell<Option<Payload>>>;
+
+/// What computes a part.
+type Body = dyn Fn(&[Tensor]) -> Vec<Tensor>;
 
 struct Block {
-    body: Box<dyn Fn(&[Tensor]) -> Vec<Tensor>>,
-    panic: Payload,
+    body: Box<Body>,
+    panic: Caught,
     /// What C++ reads of the last failure.
     said: CString,
 }
@@ -121,7 +126,7 @@ pub fn recomputed(
     body: impl Fn(&[Tensor]) -> Vec<Tensor> + 'static,
 ) -> Result<Vec<Tensor>> {
     let list: Vec<*mut C_tensor> = inputs.iter().map(|input| input.as_ptr().cast_mut()).collect();
-    let panic = Payload::default();
+    let panic = Caught::default();
     let block = Block { body: Box::new(body), panic: Rc::clone(&panic), said: CString::default() };
     let data = Box::into_raw(Box::new(block)).cast();
     let mut made: Vec<Tensor> = Vec::new();
