@@ -3,8 +3,9 @@
 use maskdiff_base::error::Result;
 use maskdiff_engine::evaluate::answers::{self, Asked, Found, Plan};
 use maskdiff_engine::evaluate::chain::{fitting, left_to_right, likeliest};
+use maskdiff_engine::evaluate::table::{Table, table};
 
-use crate::job::{Answers, Look, Score, Text};
+use crate::job::{Answers, Logits, Look, Score, Text};
 use crate::model::Host;
 
 /// The tokens of a text with their log-probabilities, and behind them the likeliest next one where it is wanted and fits.
@@ -57,4 +58,9 @@ pub(crate) fn answered(host: &Host<'_>, answers: &Answers, number: usize) -> Res
 /// The likeliest tokens of a position.
 pub(crate) fn looked(host: &Host<'_>, look: &Look) -> Result<Vec<(i64, f64)>> {
     likeliest(&host.model, &look.tokens, look.place, look.top)
+}
+
+/// All logits of some texts.
+pub(crate) fn tabled(host: &Host<'_>, logits: &Logits) -> Result<Table> {
+    table(&host.model, &logits.ids, &logits.t, logits.law)
 }
