@@ -112,7 +112,9 @@ fn the_examples_in_python_keep_their_contracts() {
     assert_ne!(blind, source);
     fs::write(folder.path().join("blind.py"), blind).expect("a file");
     let words = ["plugins", "check", "python_pass:blind.py:Dit", "--kind", "backbone"];
-    run_with(&python, folder.path(), &words).expect(3).says(&["causal"]);
+    run_with(&python, folder.path(), &words)
+        .expect(3)
+        .says(&["breaks the contract: backbone `python_pass`"]);
     // An option of the class, not of the plugin.
     check("sampler", "ddpm_cache.py", "DdpmCache", &["steps=0"])
         .expect(3)

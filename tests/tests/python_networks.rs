@@ -406,7 +406,7 @@ fn a_network_in_python_works_in_blocks_by_its_pass() {
             "self.body(call.tokens)",
             "`Net.pass_` returned 0 keys and values, expected `(state, keys)`",
         ),
-        ("(None, [call.tokens, call.tokens])", "expected [B, H, S, K]"),
+        ("(None, [])", "`Net.pass_` returned None, expected a tensor [B, L, D]"),
         ("call.nothing", "'Pass' object has no attribute 'nothing'"),
     ] {
         let pass_ = format!("    def pass_(self, call):\n        return {returned}\n{own}");
