@@ -3,7 +3,8 @@
 # With --python it also makes the environment for components written in Python, with transformers and peft for the tests of exports: about 3 GB of download, 5 GB on disk, in
 # the user's cache; with --s3 the small one of a server of the S3 protocol, for the tests; with --hub that of the official
 # client of the Hugging Face Hub, for the tests, and of `datasets`, for the benches; with --track that of the official clients of
-# W&B and TensorBoard, for the tests; with --serve that of the official client of OpenAI's API and of lm-eval, for the tests; with --screens a headless Chromium, its driver and tmux, from the system's packages, for
+# W&B and TensorBoard, for the tests; with --serve that of the official client of OpenAI's API and of lm-eval, for the tests; with --notebooks that of nbclient,
+# matplotlib, pandas and setuptools, for the notebooks of the docs and the wheel; with --screens a headless Chromium, its driver and tmux, from the system's packages, for
 # the tests of pages and of the terminal; with --slurm a Slurm from the system's packages, whose daemons the tests start for
 # themselves; with --ccache ccache, so that scripts/test.sh compiles the same C++ once.
 set -euo pipefail
@@ -12,8 +13,8 @@ cd "$(dirname "$0")/.."
 stop() { echo "setup: $1" >&2; exit 1; }
 
 case "${1:-}" in
-  "" | --python | --s3 | --hub | --track | --serve | --screens | --slurm | --ccache) ;;
-  *) stop "there is no option $1: run scripts/setup.sh alone or with --python, --s3, --hub, --track, --serve, --screens, --slurm or --ccache" ;;
+  "" | --python | --s3 | --hub | --track | --serve | --notebooks | --screens | --slurm | --ccache) ;;
+  *) stop "there is no option $1: run scripts/setup.sh alone or with --python, --s3, --hub, --track, --serve, --notebooks, --screens, --slurm or --ccache" ;;
 esac
 
 command -v cargo >/dev/null || stop "cargo is missing: install Rust (https://rustup.rs), then run this again"
@@ -85,6 +86,14 @@ case "${1:-}" in
   --s3) small --s3 moto-5.2.5 "the S3 server" 'moto[s3,server]==5.2.5' ;;
   --track) small --track track-1 "the official clients of W&B and TensorBoard" wandb==0.31.0 tensorboard==2.20.0 ;;
   --serve) small --serve serve-1 "the official client of OpenAI's API and lm-eval" openai==3.57.0 'lm_eval[api]==0.4.13' ;;
+  --notebooks)
+    small --notebooks notebooks-1 "notebooks" nbclient==0.11.0 ipykernel==7.4.0 matplotlib==3.11.2 pandas==3.1.1 setuptools==84.2.1
+    # torch is that of `--python`, which is large.
+    cache=${XDG_CACHE_HOME:-$HOME/.cache}/maskdiff
+    for packages in "$cache"/python-2.11.0/lib/python3*/site-packages; do
+      echo "$packages" >"$(echo "$cache"/notebooks-1/lib/python3*/site-packages)/torch.pth"
+    done
+    ;;
   --hub) alone=tokenizers==0.23.1 small --hub hub-2.4.0 "the hub's client" huggingface_hub==2.4.0 datasets==5.2.0 ;;
 esac
 

@@ -34,6 +34,7 @@ fi
 # What some tests need is fetched while the compiler works.
 others() {
   optional python "no Python with torch: the tests of components in Python are skipped"
+  optional notebooks "no nbclient: the tests of notebooks and of the wheel are skipped"
   optional s3 "no S3 server: the tests of object stores are skipped"
   optional hub "no client of the hub: the tests with it are skipped"
   optional serve "no client of OpenAI's API and no lm-eval: the tests with them are skipped"

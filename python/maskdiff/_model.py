@@ -1,4 +1,6 @@
 """A model in a process beside this one, `maskdiff serve` on the loopback interface."""
+from __future__ import annotations
+
 import collections
 import dataclasses
 import http.client
@@ -7,11 +9,15 @@ import os
 import secrets
 import subprocess
 import threading
+import typing
 import urllib.error
 import urllib.request
 import weakref
 
-from . import _program
+from . import _program, _tensors
+
+if typing.TYPE_CHECKING:
+    import torch
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,7 +26,7 @@ class Text:
 
     text: str
     """With its prompt."""
-    ids: list
+    ids: list[int]
     """Its tokens, the prompt's among them."""
     seed: int
     number: int
@@ -28,7 +34,7 @@ class Text:
     calls: float
     """Network calls."""
 
-    def __str__(self):
+    def __str__(self) -> str:
         return self.text
 
 
@@ -77,7 +83,7 @@ _direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 class Model:
     """A checkpoint that answers; made by `maskdiff.load`. It ends with its `with` block, by `close()`, or with this program."""
 
-    def __init__(self, checkpoint, settings=(), trust=False):
+    def __init__(self, checkpoint: str | os.PathLike, settings: typing.Sequence[str] = (), trust: bool = False):
         # A key of our own: other users of this machine may reach the port too.
         self._key = secrets.token_urlsafe(24)
         words = ["serve", os.fspath(checkpoint), "--port", "0", "--format", "json", "--quiet", *_OWN_LIMITS, *settings]
@@ -93,16 +99,19 @@ class Model:
             self.close()
             raise _program.Error("".join(self._said).strip() or f"maskdiff ended with code {process.returncode}")
         self._printed = _kept(process.stdout)
+        # What the model is, asked for once.
+        self._facts = None
 
-    def __enter__(self):
+    def __enter__(self) -> Model:
         return self
 
-    def __exit__(self, *_):
+    def __exit__(self, *_) -> None:
         self.close()
 
     def _open(self, path, body):
         headers = {"Content-Type": "application/json", "Authorization": f"Bearer {self._key}"}
-        request = urllib.request.Request(self._address + path, json.dumps(body).encode(), headers)
+        data = None if body is None else json.dumps(body).encode()
+        request = urllib.request.Request(self._address + path, data, headers)
         try:
             return _direct.open(request)
         except urllib.error.HTTPError as error:
@@ -127,8 +136,64 @@ class Model:
         except (OSError, http.client.HTTPException) as error:
             raise self._gone(error) from None
 
+    def _fact(self, name: str) -> typing.Any:
+        if self._facts is None:
+            with self._open("/v1/models", None) as answer:
+                self._facts = json.load(answer)["data"][0]["maskdiff"]
+            with self._open("/tokenizer_info", None) as answer:
+                self._facts["mask_id"] = json.load(answer)["mask_token_id"]
+        return self._facts[name]
+
+    @property
+    def length(self) -> int:
+        """Tokens that the model reads at most."""
+        return self._fact("length")
+
+    @property
+    def vocab_size(self) -> int:
+        """Tokens of the vocabulary, the mask among them."""
+        return self._fact("vocab_size")
+
+    @property
+    def mask_id(self) -> int:
+        """The id of the mask, a hole in a text."""
+        return self._fact("mask_id")
+
+    @property
+    def samplers(self) -> list[str]:
+        """The samplers that fit the model, by name."""
+        return self._fact("samplers")
+
+    def encode(self, text: str) -> list[int]:
+        """The tokens of a text."""
+        return self._ask("/tokenize", {"prompt": text})["tokens"]
+
+    def decode(self, ids: list[int]) -> str:
+        """The text of some tokens."""
+        return self._ask("/detokenize", {"tokens": [int(id) for id in ids]})["prompt"]
+
+    def logits(self, x: torch.Tensor | list, t: torch.Tensor | list | float) -> torch.Tensor:
+        """The network's logits [B, L, V] at noisy tokens `x` [B, L] and times `t`: one, or one for each text, from 0 (data) to 1 (noise).
+
+        A hole is `mask_id`. For `x` [L] they are [L, V]. They are on the CPU, in float32 (float64 of a network in double precision), and
+        without gradients: the network is in another process. They arrive as bytes, which are read into the tensor's own memory.
+        """
+        return self._table(x, t, law=False)
+
+    def log_x0(self, x: torch.Tensor | list, t: torch.Tensor | list | float) -> torch.Tensor:
+        """log p(x0 | xt) of the parameterization, of the shape of `logits`: normalized over the vocabulary; a token that is known is certain."""
+        return self._table(x, t, law=True)
+
+    def _table(self, x, t, law):
+        ids, times, single = _tensors.texts_and_times(x, t)
+        try:
+            made = _tensors.gather(lambda body: self._open("/v1/logits", body), ids, times, self.vocab_size, law=law)
+        except (OSError, http.client.HTTPException) as error:
+            raise self._gone(error) from None
+        return made[0] if single else made
+
     def sample(self, prompt: str | list | None = None, *, n: int = 1, seed: int | None = None, max_tokens: int | None = None,
-               **options) -> list:
+               **options) -> list[Text]:
         """`n` texts (`Text`), the same as those of `maskdiff sample` with that seed.
 
         `prompt` is a text, which may have holes (`[MASK:3]`), or token ids. `options` are those of the sampler: `steps`, `temperature`,
@@ -139,7 +204,7 @@ class Model:
         made = [(choice["text"], choice["maskdiff"]) for choice in answer["choices"]]
         return [Text(text, of["ids"], of["seed"], of["number"], of["calls"]) for text, of in made]
 
-    def trace(self, prompt: str | list | None = None, **options) -> list:
+    def trace(self, prompt: str | list | None = None, **options) -> list[dict]:
         """One text as it comes about: for each step a dict with `step`, `steps`, `opened` (`[position, id, text]` each) and `masked`."""
         body = {"stream": True, "denoising": True, **({} if prompt is None else {"prompt": prompt}), **options}
         steps = []
@@ -156,7 +221,7 @@ class Model:
                     steps.append(of)
         return steps
 
-    def loglikelihood(self, texts: list, contexts: list | None = None, likelihood: str | None = None, **options) -> list:
+    def loglikelihood(self, texts: list[str], contexts: list[str] | None = None, likelihood: str | None = None, **options) -> list[float]:
         """log p of each text in nats, behind its context where there are some.
 
         `likelihood` is `"bound"` or `"duel"`; options: `samples`, `order`, `tokens_per_step`.

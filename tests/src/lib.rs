@@ -112,6 +112,11 @@ pub fn serve_clients() -> Option<PathBuf> {
     environment("serve-1")
 }
 
+/// The Python with nbclient, matplotlib, pandas and setuptools that `scripts/setup.sh --notebooks` made.
+pub fn notebooks() -> Option<PathBuf> {
+    environment("notebooks-1")
+}
+
 /// Where the golden numbers are compared: on the CPU, or on the first GPU where `MASKDIFF_TEST_DEVICE` is `cuda`.
 pub fn device() -> Device {
     static DEVICE: OnceLock<Device> = OnceLock::new();

@@ -4,7 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use maskdiff_tests::root;
-use maskdiff_tests::run::{Output, SMALL, command, finish};
+use maskdiff_tests::run::{Output, SMALL, command, finish, losses};
 use serde_json::Value;
 
 /// The Python of `scripts/setup.sh --python`, or the one that is named.
@@ -94,6 +94,27 @@ fn the_examples_in_python_keep_their_contracts() {
         let out = check(kind, file, class, &[]);
         assert!(out.expect(0).stdout.contains("keeps its contract"), "{out:?}");
     }
+    // With all that it reads: blocks, caches, positions, a noise level for each token.
+    let passing = example("dit.py", "Dit").replacen("python:", "python_pass:", 1);
+    let words = ["plugins", "check", &passing, "--kind", "backbone"];
+    let out = run_with(&python, folder.path(), &words);
+    assert!(out.expect(0).stdout.contains("keeps its contract"), "{out:?}");
+    // One that sees the wrong tokens breaks it.
+    let source = root().join("plugins/python/examples/dit.py");
+    let source = fs::read_to_string(source).expect("the example");
+    let blind = source
+        .replace("call.seen(), []", "None, []")
+        .replace("condition, rotation, seen,", "condition, rotation, None,");
+    let blind = blind.replace(
+        "self.rotary_emb(call.positions), call.seen()",
+        "self.rotary_emb(call.positions), None",
+    );
+    assert_ne!(blind, source);
+    fs::write(folder.path().join("blind.py"), blind).expect("a file");
+    let words = ["plugins", "check", "python_pass:blind.py:Dit", "--kind", "backbone"];
+    run_with(&python, folder.path(), &words)
+        .expect(3)
+        .says(&["breaks the contract: backbone `python_pass`"]);
     // An option of the class, not of the plugin.
     check("sampler", "ddpm_cache.py", "DdpmCache", &["steps=0"])
         .expect(3)
@@ -321,4 +342,58 @@ print(json.dumps({'ids': [text.ids for text in drawn], 'steps': len(trace), 'ope
     assert_eq!(said["wrong"], "unknown key `stepz`; did you mean `steps`?");
     assert!(said["absent"].as_str().is_some_and(|said| said.contains("nowhere")), "{said}");
     assert_eq!(said["runs"][0], "./first");
+}
+
+/// An interpreter over another libtorch is refused before a run begins, by what it says of itself.
+#[test]
+fn another_torch_is_refused() {
+    use std::os::unix::fs::PermissionsExt as _;
+    let folder = tempfile::tempdir().expect("a folder");
+    let folder = folder.path();
+    let said = serde_json::json!({
+        "executable": "python3", "version": "3.12.1", "home": "/usr", "prefix": "/usr", "path": [], "library": "/usr/lib/libpython3.12.so",
+        "torch": "2.10.0", "new": true,
+    });
+    let other = folder.join("python3");
+    fs::write(&other, format!("#!/bin/sh\necho '{said}'\n")).expect("a file");
+    fs::set_permissions(&other, fs::Permissions::from_mode(0o755)).expect("rights");
+    fs::write(folder.join("net.py"), "").expect("a file");
+    let words = ["backbone=python:net.py:Net", "run.dir=run"];
+    let out = run_with(&other, folder, &[&["train"], SMALL, &words].concat());
+    out.expect(2).says(&["has torch 2.10.0, this host runs over 2.11", "setup.sh --python"]);
+    assert!(!folder.join("run/checkpoints").exists());
+}
+
+/// Adapters are trained by projection over a network in Python: the losses of the same over `dit`, and nothing but adapters in a checkpoint.
+#[test]
+fn adapters_train_over_a_network_in_python() {
+    let Some(python) = python() else { return };
+    let folder = tempfile::tempdir().expect("a folder");
+    let folder = folder.path();
+    let backbone = format!("backbone={}", example("dit.py", "Dit"));
+    let run = |words: &[&str]| {
+        let words = [&["train"], SMALL, &["model.dropout=0"], words].concat();
+        run_with(&python, folder, &words)
+    };
+    run(&[&backbone, "run.dir=base"]).expect(0);
+    let lora = [
+        "training.from=base",
+        "training.lora.by=projection",
+        "training.lora.rank=2",
+        "training.lora.alpha=4",
+        "training.lora.targets=[attn_qkv, attn_out]",
+        "optim.lr=1e-2",
+    ];
+    run(&[&lora[..], &[&backbone, "run.dir=python"]].concat())
+        .expect(0)
+        .says(&["LoRA of 2 matrices by projection"]);
+    run(&[&lora[..], &["backbone=dit", "run.dir=rust"]].concat()).expect(0);
+    let [own, theirs] = ["python", "rust"].map(|dir| losses(&folder.join(dir)));
+    assert_eq!(own.len(), 20);
+    for ((step, a), (_, b)) in own.iter().zip(&theirs) {
+        assert!((a - b).abs() < 1e-4, "step {step}: {a} in Python, {b} in Rust");
+    }
+    let kept = folder.join("python/checkpoints/last/model.safetensors");
+    let kept = tch::Tensor::read_safetensors(kept).expect("adapters");
+    assert!(kept.len() == 4 && kept.iter().all(|(name, _)| name.contains(".lora_")), "{kept:?}");
 }

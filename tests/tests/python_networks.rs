@@ -338,6 +338,13 @@ fn a_run_with_a_network_in_python_fails_is_mended_and_goes_on() {
     };
     fs::write(folder.join("net.py"), &good).expect("a file");
     train("whole").expect(0);
+    // The manifest names the file with its hash.
+    let manifest = fs::read_to_string(folder.join("whole/manifest.json")).expect("a manifest");
+    let manifest: Value = serde_json::from_str(&manifest).expect("JSON");
+    let named = manifest["plugins"].as_array().expect("plugins").iter();
+    let named: Vec<&Value> = named.filter(|one| one["name"] == "net.py:Net").collect();
+    assert_eq!(named.len(), 1, "{manifest}");
+    assert_eq!(named[0]["sha256"].as_str().map(str::len), Some(64), "{manifest}");
     fs::write(folder.join("net.py"), bad).expect("a file");
     let out = train("parts");
     assert_ne!(out.code, 0);
@@ -362,4 +369,71 @@ fn a_run_with_a_network_in_python_fails_is_mended_and_goes_on() {
     };
     sample(&[]).expect(3).says(&["net.py", "(`backbone`)", "--trust"]);
     assert_eq!(sample(&["--trust", "loader.eval_batch_size=4"]).expect(0).lines().len(), 4);
+}
+
+/// In blocks a network in Python trains and draws where its class has `pass_`; otherwise the word that is missing is named before the run.
+#[test]
+fn a_network_in_python_works_in_blocks_by_its_pass() {
+    let Some(python) = python() else { return };
+    let folder = tempfile::tempdir().expect("a folder");
+    let folder = folder.path();
+    let class = maskdiff_tests::python_example("dit.py:Dit").expect("the example");
+    let class = class.strip_prefix("model.argument=").expect("an option");
+    let train = |dir: &str, backbone: &str| {
+        let words = ["block_size=8", &format!("backbone={backbone}"), &format!("run.dir={dir}")];
+        run(&python, folder, &[&["train"], SMALL, &words].concat())
+    };
+    train("blocks", &format!("python_pass:{class}")).expect(0);
+    let drawn = run(&python, folder, &["sample", "blocks", "-n", "2"]);
+    assert_eq!(drawn.expect(0).lines().len(), 2);
+    // The cache changes nothing.
+    let words = ["sample", "blocks", "-n", "2", "sampling.kv_cache=false"];
+    let again = run(&python, folder, &words);
+    let ids =
+        |out: &Output| -> Vec<Value> { out.lines().iter().map(|l| l["ids"].clone()).collect() };
+    assert_eq!(ids(drawn.expect(0)), ids(again.expect(0)));
+    // Texts longer than the window.
+    run(&python, folder, &["sample", "blocks", "-n", "1", "sampling.length=96"]).expect(0);
+    train("plain", &format!("python:{class}")).expect(2).says(&["past"]);
+    fs::write(folder.join("net.py"), net(&[])).expect("a file");
+    train("none", "python_pass:net.py:Net")
+        .expect(2)
+        .says(&["`net.py:Net` has no method `pass_(call)`", "backbone=python:net.py:Net"]);
+    // What the method does wrong names class, method and line.
+    let own =
+        "    def hidden(self, x, sigma):\n        return self.body(x)\n    def body(self, x):";
+    for (returned, phrase) in [
+        (
+            "self.body(call.tokens)",
+            "`Net.pass_` returned 0 keys and values, expected `(state, keys)`",
+        ),
+        ("(None, [])", "`Net.pass_` returned None, expected a tensor [B, L, D]"),
+        ("call.nothing", "'Pass' object has no attribute 'nothing'"),
+    ] {
+        let pass_ = format!("    def pass_(self, call):\n        return {returned}\n{own}");
+        fs::write(folder.join("net.py"), net(&[("    def body(self, x):", pass_.as_str())]))
+            .expect("a file");
+        train("wrong", "python_pass:net.py:Net").says(&[phrase, "net.py:"]);
+    }
+}
+
+/// Two processes share the batch of one, over a network in Python too.
+#[test]
+fn two_ranks_train_a_network_in_python_as_one_does() {
+    let Some(python) = python() else { return };
+    let folder = tempfile::tempdir().expect("a folder");
+    let folder = folder.path();
+    fs::write(folder.join("net.py"), NET).expect("a file");
+    let losses = |dir: &str, more: &[&str]| -> Vec<f64> {
+        let words =
+            ["backbone=python:net.py:Net", "trainer.max_steps=6", &format!("run.dir={dir}")];
+        run(&python, folder, &[&["train"], more, SMALL, &words].concat()).expect(0);
+        let lines = metrics(&folder.join(dir));
+        lines.iter().filter_map(|line| line["train/nelbo"].as_f64()).collect()
+    };
+    let (one, two) = (losses("one", &[]), losses("two", &["--nproc", "2"]));
+    assert_eq!((one.len(), two.len()), (6, 6));
+    for (a, b) in one.iter().zip(&two) {
+        assert!((a - b).abs() < 1e-4, "{one:?} {two:?}");
+    }
 }

@@ -386,7 +386,7 @@ make! {
     sampler, Sampler, Walker;
 }
 
-/// The plugins that a model uses: name, version, file, SHA-256, for the run's manifest.
+/// The plugins that a model uses: name, version, file, SHA-256, for the run's manifest; behind them the files whose classes its components are.
 pub fn used(
     registry: &Registry,
     choices: &Choices,
@@ -400,18 +400,34 @@ pub fn used(
             used.push(used_plugin(plugin)?);
         }
     }
+    for (kind, _) in choices.names() {
+        let class = choices.of_model(kind).options["argument"].as_str();
+        let Some((name, (file, _))) = class.and_then(|c| Some((c, c.rsplit_once(':')?))) else {
+            continue;
+        };
+        let file = PathBuf::from(file);
+        if look::is_file(&file)? && used.iter().all(|u| u.name != name) {
+            let (name, sha256) = (name.to_string(), hash(&file)?);
+            let (version, api_version) = Default::default();
+            used.push(UsedPlugin { name, version, api_version, file, sha256 });
+        }
+    }
     Ok(used)
+}
+
+fn hash(file: &Path) -> Result<String> {
+    let bytes = std::fs::read(file).map_err(|e| Error::io("read", file, &e))?;
+    Ok(hex(&Sha256::digest(&bytes)))
 }
 
 /// What the manifest says of a plugin.
 fn used_plugin(plugin: &Plugin) -> Result<UsedPlugin> {
-    let bytes = std::fs::read(&plugin.path).map_err(|e| Error::io("read", &plugin.path, &e))?;
     Ok(UsedPlugin {
         name: plugin.info.name.clone(),
         version: plugin.info.version.clone(),
         api_version: plugin.info.api_version.clone(),
         file: plugin.path.clone(),
-        sha256: hex(&Sha256::digest(&bytes)),
+        sha256: hash(&plugin.path)?,
     })
 }
 

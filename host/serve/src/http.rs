@@ -24,7 +24,7 @@ use crate::metrics::Metrics;
 use crate::model::Facts;
 use crate::order::{Reader, Reply};
 use crate::{Limits, stream};
-use scored::{likeliest, loglikelihood};
+use scored::{likeliest, logits, loglikelihood};
 use tokens::{detokenize, tokenize, tokenizer_info};
 
 /// What all endpoints share.
@@ -61,7 +61,7 @@ pub(crate) struct App {
 }
 
 /// Paths that are counted by name.
-const PATHS: [&str; 14] = [
+const PATHS: [&str; 15] = [
     "/health",
     "/metrics",
     "/v1/models",
@@ -70,6 +70,7 @@ const PATHS: [&str; 14] = [
     "/v1/chat/completions",
     "/v1/loglikelihood",
     "/v1/likeliest",
+    "/v1/logits",
     "/runs",
     "/runs/data",
     "/tokenize",
@@ -106,6 +107,7 @@ fn of_model(app: Arc<App>) -> Router {
         .route("/v1/chat/completions", post(chat))
         .route("/v1/loglikelihood", post(loglikelihood))
         .route("/v1/likeliest", post(likeliest))
+        .route("/v1/logits", post(logits))
         .route("/tokenize", post(tokenize))
         .route("/detokenize", post(detokenize))
         .route("/tokenizer_info", get(tokenizer_info))
@@ -139,7 +141,7 @@ pub(crate) fn answered(done: Result<Response<Body>, Fault>) -> Response<Body> {
 }
 
 async fn nothing() -> Response<Body> {
-    let said = "there is nothing at this path: `/v1/completions`, `/v1/chat/completions`, `/v1/loglikelihood`, `/v1/likeliest`, `/v1/models`, `/v1/samplers`, `/tokenize`, `/detokenize`, `/tokenizer_info`, `/runs`, `/health`, `/metrics`";
+    let said = "there is nothing at this path: `/v1/completions`, `/v1/chat/completions`, `/v1/loglikelihood`, `/v1/likeliest`, `/v1/logits`, `/v1/models`, `/v1/samplers`, `/tokenize`, `/detokenize`, `/tokenizer_info`, `/runs`, `/health`, `/metrics`";
     Fault::new(StatusCode::NOT_FOUND, "not_found", said).answer()
 }
 
@@ -278,7 +280,7 @@ async fn texts(app: &Arc<App>, work: Work, reply: Reply) -> Result<Response<Body
         match event {
             Event::Text(number, text) => texts[number] = Some(*text),
             Event::Fault(fault) => return Err(fault),
-            Event::Step(_) | Event::Answer(..) | Event::Likeliest(_) => {}
+            Event::Step(_) | Event::Answer(..) | Event::Likeliest(_) | Event::Table(_) => {}
         }
     }
     let texts = texts.into_iter().collect::<Option<Vec<_>>>().ok_or_else(stream::ended)?;

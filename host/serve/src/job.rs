@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use axum::http::StatusCode;
 use maskdiff_engine::evaluate::answers::{Found, Way};
 use maskdiff_engine::evaluate::chain::Scored;
+use maskdiff_engine::evaluate::table::Table;
 use maskdiff_engine::prompt::Given;
 use tokio::sync::mpsc;
 
@@ -98,6 +99,17 @@ pub(crate) struct Look {
     pub label: (Option<i64>, f64),
 }
 
+/// Texts whose logits are asked for.
+#[derive(Debug, Clone)]
+pub(crate) struct Logits {
+    /// Their tokens, holes among them as the mask; all of one length.
+    pub ids: Vec<Vec<i64>>,
+    /// The time of each, in [0, 1].
+    pub t: Vec<f64>,
+    /// Whether the law of the clean tokens is wanted in their place.
+    pub law: bool,
+}
+
 /// What a walk begins with.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Begun {
@@ -121,6 +133,8 @@ pub(crate) enum Work {
     Answers(Answers),
     /// Tell the likeliest tokens of a position.
     Look(Look),
+    /// Tell all logits of texts.
+    Logits(Logits),
 }
 
 impl Work {
@@ -130,7 +144,7 @@ impl Work {
             Self::Draw(draw) => draw.orders.len(),
             Self::Score(score) => score.texts.len(),
             Self::Answers(answers) => answers.pairs.len(),
-            Self::Look(_) => 1,
+            Self::Look(_) | Self::Logits(_) => 1,
         }
     }
 }
@@ -189,6 +203,8 @@ pub(crate) enum Event {
     Answer(usize, Found),
     /// The likeliest tokens of a [`Look`] and their log-probabilities.
     Likeliest(Vec<(i64, f64)>),
+    /// The numbers of [`Logits`].
+    Table(Table),
     /// The job ends with a fault.
     Fault(Fault),
 }

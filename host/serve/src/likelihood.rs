@@ -3,8 +3,9 @@
 use maskdiff_base::error::Result;
 use maskdiff_engine::evaluate::answers::{self, Asked, Found, Plan};
 use maskdiff_engine::evaluate::chain::{Reading, fitting, left_to_right, likeliest};
+use maskdiff_engine::evaluate::table::{Table, table};
 
-use crate::job::{Answers, Look, Score, Text};
+use crate::job::{Answers, Logits, Look, Score, Text};
 use crate::model::Host;
 
 /// The tokens of a text with their log-probabilities, and behind them the likeliest next one where it is wanted and fits.
@@ -73,4 +74,9 @@ fn begun(host: &Host<'_>) -> impl Iterator<Item = i64> {
 /// How a text of a class is read.
 fn reading(host: &Host<'_>, (label, guidance): (Option<i64>, f64)) -> Reading {
     Reading { label, guidance, ..host.reading }
+}
+
+/// All logits of some texts.
+pub(crate) fn tabled(host: &Host<'_>, logits: &Logits) -> Result<Table> {
+    table(&host.model, &logits.ids, &logits.t, logits.law)
 }

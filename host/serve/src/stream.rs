@@ -90,7 +90,7 @@ impl Streamed {
                 self.texts.push(*text);
                 Some(part)
             }
-            Some(Event::Answer(..) | Event::Likeliest(_)) => Some(String::new()),
+            Some(Event::Answer(..) | Event::Likeliest(_) | Event::Table(_)) => Some(String::new()),
             Some(Event::Fault(fault)) => self.fail(&fault),
             None if self.texts.len() < self.count => self.fail(&ended()),
             None => {

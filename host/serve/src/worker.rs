@@ -15,7 +15,7 @@ use crate::batch::{self, Failed, Piece, Way, fits};
 use crate::fault::Fault;
 use crate::guard::guarded;
 use crate::job::{Draw, Event, Job, Queue, Work};
-use crate::likelihood::{answered, looked, scored};
+use crate::likelihood::{answered, looked, scored, tabled};
 use crate::metrics::Metrics;
 use crate::model::Host;
 use crate::steps::{Row, unwanted};
@@ -139,7 +139,7 @@ impl Worker<'_, '_> {
                 self.open.push_front(first);
                 self.batch(&draw);
             }
-            Work::Score(_) | Work::Answers(_) | Work::Look(_) => {
+            Work::Score(_) | Work::Answers(_) | Work::Look(_) | Work::Logits(_) => {
                 self.score(&mut first);
                 self.open.push_back(first);
             }
@@ -308,6 +308,7 @@ impl Worker<'_, '_> {
                 answered(host, answers, number).map(|found| Event::Answer(number, found))
             }
             Work::Look(look) => looked(host, look).map(Event::Likeliest),
+            Work::Logits(logits) => tabled(host, logits).map(Event::Table),
             Work::Draw(_) => Err(Error::config("texts are drawn in batches", "")),
         };
         host.model.end_when(Some(unwanted(&open.job.sender, open.job.deadline, &self.over)));

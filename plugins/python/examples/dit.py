@@ -24,14 +24,30 @@ class Dit(nn.Module):
         self.blocks = nn.ModuleList(Block(hidden_size, cond_dim, n_heads, dropout) for _ in range(n_blocks))
         self.output_layer = Output(context.vocab_size, hidden_size, cond_dim)
 
+    def condition(self, sigma):
+        """sigma [B] or [B, L] float64 -> [B, 1, C] or [B, L, C]."""
+        made = F.silu(self.sigma_map(sigma.reshape(-1)[:1] if self.time_free else sigma))
+        return made if made.dim() == 3 else made[:, None]
+
     def hidden(self, x, sigma):
         """x [B, L] tokens, sigma [B] float64 -> [B, L, D], which enters the head."""
-        condition = F.silu(self.sigma_map(sigma[:1] if self.time_free else sigma))
-        rotation = self.rotary_emb(x.shape[1])
+        condition = self.condition(sigma)
+        rotation = self.rotary_emb(torch.arange(x.shape[1], device=x.device)[None])
         x = self.vocab_embed(x)
         for block in self.blocks:
-            x = block(x, condition, rotation)
+            x, _ = block(x, condition, rotation)
         return self.output_layer(x, condition)
+
+    def pass_(self, call):
+        """A call in full, for blocks and caches (`backbone=python_pass:dit.py:Dit`): the state, and keys and values of each layer."""
+        condition, rotation, seen = self.condition(call.sigma), self.rotary_emb(call.positions), call.seen()
+        x, keys = self.vocab_embed(call.tokens), []
+        for number, block in enumerate(self.blocks):
+            if not call.wants_state() and number + 1 == len(self.blocks):
+                return None, [*keys, *block.keys(x, condition, rotation)]
+            x, own = block(x, condition, rotation, seen, call.layer(number))
+            keys += own
+        return self.output_layer(x, condition), keys
 
     @property
     def head(self):
@@ -53,7 +69,7 @@ class Embedding(nn.Module):
 
 
 class NoiseLevel(nn.Module):
-    """Cosines and sines of the noise level, then a small MLP: [B] -> [B, C]."""
+    """Cosines and sines of the noise level, then a small MLP: [B] -> [B, C], or [B, L] -> [B, L, C]."""
 
     def __init__(self, width, features=256):
         super().__init__()
@@ -63,7 +79,7 @@ class NoiseLevel(nn.Module):
         self.register_buffer('frequencies', frequencies, persistent=False)
 
     def forward(self, sigma):
-        angle = sigma.to(self.frequencies.dtype)[:, None] * self.frequencies
+        angle = sigma.to(self.frequencies.dtype)[..., None] * self.frequencies
         features = torch.cat([angle.cos(), angle.sin()], -1)
         return self.mlp(features.to(self.mlp[0].weight.dtype))
 
@@ -74,10 +90,10 @@ class Rotary(nn.Module):
         even = torch.arange(0, width, 2, dtype=torch.float32)
         self.register_buffer('inv_freq', torch.exp(even / width * -math.log(10000.0)))
 
-    def forward(self, length):
-        """cos and sin, [L, 1, 1, K/2]."""
-        angle = torch.arange(length, dtype=self.inv_freq.dtype, device=self.inv_freq.device)[:, None] * self.inv_freq
-        return angle.cos()[:, None, None], angle.sin()[:, None, None]
+    def forward(self, positions):
+        """positions [1, L] or [B, L] -> cos and sin, [1 or B, L, 1, 1, K/2]."""
+        angle = positions.to(self.inv_freq.dtype)[..., None] * self.inv_freq
+        return angle.cos()[:, :, None, None], angle.sin()[:, :, None, None]
 
 
 def rotated(x, cos, sin):
@@ -122,20 +138,32 @@ class Block(nn.Module):
         self.mlp = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(approximate='tanh'), nn.Linear(4 * width, width))
         self.adaLN_modulation = modulation(6 * width, condition)
 
-    def forward(self, x, condition, rotation):
-        shift1, scale1, gate1, shift2, scale2, gate2 = self.adaLN_modulation(condition)[:, None].chunk(6, -1)
-        h = self.attention(self.norm1(x, shift1, scale1), rotation)
+    def forward(self, x, condition, rotation, seen=None, past=None):
+        """The state, and keys and values of these tokens."""
+        shift1, scale1, gate1, shift2, scale2, gate2 = self.adaLN_modulation(condition).chunk(6, -1)
+        q, k, v = self.project(self.norm1(x, shift1, scale1), rotation)
+        h = self.attention(q, k, v, seen, past)
         x = torch.addcmul(x, gate1, F.dropout(h, self.dropout, self.training))
         h = self.mlp(self.norm2(x, shift2, scale2))
-        return torch.addcmul(x, gate2, F.dropout(h, self.dropout, self.training))
+        return torch.addcmul(x, gate2, F.dropout(h, self.dropout, self.training)), (k, v)
 
-    def attention(self, x, rotation):
-        batch, length, width = x.shape
+    def keys(self, x, condition, rotation):
+        """Keys and values alone."""
+        shift, scale = self.adaLN_modulation(condition).chunk(6, -1)[:2]
+        return self.project(self.norm1(x, shift, scale), rotation)[1:]
+
+    def project(self, x, rotation):
+        """Rotated queries and keys, and values, [B, H, L, K] each."""
+        batch, length, _ = x.shape
         qk, v = self.attn_qkv(x).view(batch, length, 3, self.heads, -1).split([2, 1], 2)
         q, k = rotated(qk, *rotation).unbind(2)
-        q, k, v = (part.transpose(1, 2) for part in (q, k, v.squeeze(2)))
-        out = F.scaled_dot_product_attention(q, k, v)
-        return self.attn_out(out.transpose(1, 2).reshape(batch, length, width))
+        return [part.transpose(1, 2) for part in (q, k, v.squeeze(2))]
+
+    def attention(self, q, k, v, seen, past):
+        if past is not None:
+            k, v = torch.cat([past[0], k], 2), torch.cat([past[1], v], 2)
+        out = F.scaled_dot_product_attention(q, k, v, seen)
+        return self.attn_out(out.transpose(1, 2).flatten(2))
 
 
 class Output(nn.Module):
@@ -150,5 +178,5 @@ class Output(nn.Module):
 
     def forward(self, x, condition):
         """The head itself is apart, see `Dit.head`."""
-        shift, scale = self.adaLN_modulation(condition)[:, None].chunk(2, -1)
+        shift, scale = self.adaLN_modulation(condition).chunk(2, -1)
         return self.norm_final(x, shift, scale)

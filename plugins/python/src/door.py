@@ -118,6 +118,14 @@ class Model:
     def score(self, xt, t, rows):
         return self._call('score', xt_bl=xt, t_b=t, rows_n=rows)
 
+    def uniforms(self, *shape):
+        """Uniform numbers in (0, 1), float64, from the run's streams: the first size is that of the batch, and each sequence has its own."""
+        return self._call('uniforms', *shape)
+
+    def normals(self, *shape):
+        """The same, standard normal numbers."""
+        return self._call('normals', *shape)
+
     def progress(self, done, total, xt):
         self._call('progress', done, total, xt_bl=xt)
 
@@ -200,6 +208,8 @@ def answer_to(request, tensors, host, lent):
             return word
         if 'tensor' in word:
             return tensors[word['tensor']]
+        if 'model' not in word:
+            return word
         lent.append(Model(host, word['model'], device))
         return lent[-1]
 

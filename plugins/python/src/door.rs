@@ -22,6 +22,8 @@ pub(crate) enum Argument<'a> {
     Number(f64),
     Count(i64),
     Flag(bool),
+    /// An object in JSON, without a key `tensor` or `model`.
+    Words(Value),
 }
 
 /// A Python object by its number in `door.py`.
@@ -70,6 +72,7 @@ impl Object {
                 Argument::Number(number) => json!(number),
                 Argument::Count(count) => json!(count),
                 Argument::Flag(flag) => json!(flag),
+                Argument::Words(words) => words.clone(),
                 Argument::Tensor(tensor) => {
                     tensors.push(*tensor);
                     json!({"tensor": tensors.len() - 1})
@@ -110,6 +113,11 @@ impl Object {
                 answer.said["value"]
             ),
         }
+    }
+
+    /// A method that gives any number of tensors.
+    pub(crate) fn all(&self, method: &str, arguments: &[Argument<'_>]) -> Result<Vec<Tensor>> {
+        Ok(self.call(method, arguments, None)?.tensors)
     }
 
     /// What a network says of its parameters and its head, and the parameters themselves.

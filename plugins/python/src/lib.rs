@@ -145,6 +145,11 @@ impl Sampler for PythonSampler {
     }
 }
 
+/// Whole numbers that came as any.
+fn sizes(numbers: &[f64]) -> Vec<i64> {
+    numbers.iter().map(|number| *number as i64).collect()
+}
+
 /// What a call to the model is, by its name in Python.
 fn ask_model(model: &Denoiser, name: &str, tensors: &[Tensor], numbers: &[f64]) -> Result<Made> {
     let tensor = |i: usize| -> Result<&Tensor> {
@@ -169,6 +174,8 @@ fn ask_model(model: &Denoiser, name: &str, tensors: &[Tensor], numbers: &[f64]) 
         }
         "log_x0" => model.log_x0(tensor(0)?, tensor(1)?, tensor(2)?)?,
         "score" => model.score(tensor(0)?, tensor(1)?, tensor(2)?)?,
+        "uniforms" => model.uniforms(&sizes(numbers))?,
+        "normals" => model.normals(&sizes(numbers))?,
         "alpha" => return Ok(Made::Value(json!(model.alpha(number(0))?))),
         "sigma_range" => return Ok(Made::Value(json!(model.sigma_range()?))),
         "progress" => {

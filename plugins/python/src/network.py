@@ -61,6 +61,55 @@ torch.autograd.function.BackwardCFunction.apply = told(
 torch.Tensor.register_hook = register_hook
 
 
+class Pass:
+    """One call of a network in full, as `maskdiff_plugin_api::Pass`: B sequences, S tokens of the call, P of the past.
+
+    `tokens` [B, S]; `sigma` [B] or [B, S], float64; `positions` [1, S] or [B, S]; `past` keys and values of other tokens, layer by layer,
+    [B, H, P, K] each, or empty; `wants` 'state', 'keys' or 'both'; `sees` what a token attends to, for which `seen()` is the mask.
+    """
+
+    def __init__(self, words, tokens, sigma, *more):
+        more = list(more)
+        self.tokens, self.sigma = tokens, sigma
+        self.wants, self.sees, self.block = words['wants'], words['sees'], words['block']
+        own = more.pop(0) if words['positions'] else None
+        self.pairs = more.pop(0) if self.sees == 'pairs' else None
+        self.past = more
+        before = more[0].shape[2] if more else 0
+        if own is None:
+            own = torch.arange(before, before + tokens.shape[1], device=tokens.device)[None]
+        self.positions = own
+
+    def layer(self, number):
+        """Keys and values of the past in a layer; None where there is no past."""
+        return tuple(self.past[2 * number:2 * number + 2]) or None
+
+    def wants_state(self):
+        return self.wants != 'keys'
+
+    def wants_keys(self):
+        return self.wants != 'state'
+
+    def seen(self):
+        """True where a token of the call attends to a token of past and call, [1 or B, 1, S, P + S]; None where all see all.
+
+        It fits `attn_mask` of `scaled_dot_product_attention`.
+        """
+        new, device = self.tokens.shape[1], self.tokens.device
+        before = self.past[0].shape[2] if self.past else 0
+        if self.sees == 'all':
+            return None
+        if self.sees == 'causal':
+            return torch.ones([new, before + new], dtype=torch.bool, device=device).tril(before)[None, None]
+        if self.sees == 'pairs':
+            return self.pairs.reshape([-1, 1, new, before + new])
+        own = self.positions // self.block
+        past = (torch.arange(before, device=device) // self.block).expand([len(own), -1])
+        rows, both = own[:, :, None], (past[:, None], own[:, None])
+        of_past, of_call = (both[0] <= rows, both[1] <= rows) if self.sees == 'blocks' else (both[0] < rows, both[1] == rows)
+        return torch.cat([of_past, of_call], -1)[:, None]
+
+
 class Network:
     """A module of the user's; methods as those of `maskdiff_plugin_api::Backbone`."""
 
@@ -128,7 +177,8 @@ class Network:
         maps = {id(part.weight) for part in self.module.modules() if isinstance(part, nn.Linear)}
         words = [{'name': name, 'trains': tensor.requires_grad and first == name, 'first': first, 'is_map': id(tensor) in maps}
                  for name, tensor, first in self.entries]
-        return {'parameters': words, 'split': self.split, 'head': self.head}, [tensor for _, tensor, _ in self.entries]
+        passes = callable(getattr(self.module, 'pass_', None))
+        return {'parameters': words, 'split': self.split, 'head': self.head, 'passes': passes}, [tensor for _, tensor, _ in self.entries]
 
     def _split(self):
         """How logits come about, and the names of the head's matrix and bias where it is a linear map that the host can fuse.
@@ -200,9 +250,31 @@ class Network:
         finally:
             del head.forward
 
-    def hidden(self, x, sigma, train):
+    def _mode(self, train):
         if self.module.training != train:
             self.module.train(train)
+
+    def pass_(self, words, tokens, sigma, *more):
+        call = Pass(words, tokens, sigma, *more)
+        self._mode(words['train'])
+        made = self._told('pass_', self.module.pass_, call)
+        state, keys = made if isinstance(made, tuple) and len(made) == 2 else (made, [])
+        keys = list(keys) if call.wants_keys() else []
+        if call.wants_keys():
+            if not keys or len(keys) % 2:
+                raise self._broken('pass_', f'returned {len(keys)} keys and values, expected `(state, keys)` with two for each layer')
+            for each in keys:
+                self._check('pass_', each, [len(tokens), None, tokens.shape[1], None], '[B, H, S, K]', tokens)
+        if call.wants_state():
+            self._check_state('pass_', state, tokens)
+            self._check_graph('pass_', state, words['train'])
+        elif not isinstance(state, torch.Tensor):
+            state = keys[0].new_zeros([*tokens.shape, 1])
+        self._check_parameters('pass_')
+        return (state, *keys)
+
+    def hidden(self, x, sigma, train):
+        self._mode(train)
         method = 'hidden' if self.split == 'hidden' else 'forward'
         if self.split == 'hidden':
             state = self._told(method, self.module.hidden, x, sigma)

@@ -17,13 +17,56 @@ const MASK: i64 = 8;
 
 /// The networks by name, with what their options are beyond the sizes.
 fn networks() -> Vec<(&'static str, Value)> {
-    vec![
+    let mut all = vec![
         ("dit", json!({ "cond_dim": 8 })),
         ("ar", json!({})),
         ("llama", json!({ "n_kv_heads": 1, "qk_norm": true, "qkv_bias": true })),
         ("gpt2", json!({})),
         ("diffugpt", json!({})),
-    ]
+    ];
+    all.extend(in_python().map(|options| ("python_pass", options)));
+    all
+}
+
+/// The options of `dit` written in Python, where there is a Python.
+fn in_python() -> Option<Value> {
+    let class = maskdiff_tests::python_example("dit.py:Dit")?;
+    let class = class.strip_prefix("model.argument=").expect("an option");
+    Some(json!({ "argument": class, "cond_dim": 8 }))
+}
+
+/// `dit` in Python reads blocks as `dit` in Rust does, in each way.
+#[test]
+fn a_network_in_python_reads_blocks_as_the_one_in_rust() {
+    let Some(options) = in_python() else { return };
+    let registry = registry();
+    for size in [1, 4, 6] {
+        let rust = network(&registry, "dit", &json!({ "cond_dim": 8 }), size);
+        let python = network(&registry, "python_pass", &options, size);
+        tch::no_grad(|| {
+            for mut own in
+                python.parameters().into_iter().map(|p| (p.name.clone(), p.tensor.shallow_clone()))
+            {
+                let same = rust
+                    .parameters()
+                    .into_iter()
+                    .find(|p| p.name == own.0)
+                    .expect("a name of `dit`");
+                own.1.copy_(&same.tensor);
+            }
+            let x = Tensor::randint(MASK, [2, LENGTH], (Kind::Int64, device()));
+            let masked = Tensor::rand([2, LENGTH], (Kind::Double, device())).lt(0.5);
+            let z = x.masked_fill(&masked, MASK);
+            let same = |what: &str, own: Tensor, theirs: Tensor| {
+                assert_close(&format!("blocks of {size}: {what}"), &own, &theirs, 1e-12, true);
+            };
+            let (a, b) = (&python, &rust);
+            same("one pass", one_pass(a, &z, &x, size), one_pass(b, &z, &x, size));
+            same("two streams", two_streams(a, &z, &x, size), two_streams(b, &z, &x, size));
+            let growth = Growth { size, window: LENGTH, context: Beyond::Slide, cached: true };
+            same("a cache", block_by_block(a, &z, &x, growth), block_by_block(b, &z, &x, growth));
+        });
+    }
 }
 
 fn network(registry: &Registry, name: &str, more: &Value, size: i64) -> Model {

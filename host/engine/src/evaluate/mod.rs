@@ -13,6 +13,7 @@ pub mod mauve;
 pub mod protocol;
 pub mod search;
 pub mod strict;
+pub mod table;
 
 use maskdiff_base::error::{self, Error, Result};
 use maskdiff_base::stream::Purpose;

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use axum::body::Body;
 use axum::extract::{Request, State};
-use axum::http::Response;
+use axum::http::{HeaderValue, Response, header};
 use maskdiff_data::tokenizer::piece;
 use serde_json::{Value, json};
 
@@ -33,7 +33,7 @@ pub(super) async fn loglikelihood(State(app): Here, request: Request) -> Respons
                     });
                 }
                 Event::Fault(fault) => return Err(fault),
-                Event::Step(_) | Event::Text(..) | Event::Likeliest(_) => {}
+                Event::Step(_) | Event::Text(..) | Event::Likeliest(_) | Event::Table(_) => {}
             }
         }
         if left > 0 {
@@ -82,6 +82,29 @@ pub(super) async fn likeliest(State(app): Here, request: Request) -> Response<Bo
         });
         let top: Vec<Value> = told.collect();
         Ok(json_answer(&json!({"object": "likeliest", "position": position, "top": top})))
+    };
+    answered(done.await)
+}
+
+/// `/v1/logits`: the numbers themselves, without text around them; their size and type are in the head.
+pub(super) async fn logits(State(app): Here, request: Request) -> Response<Body> {
+    let done = async {
+        let body = object(&app, request).await?;
+        let work = read(&app, body, |reader| reader.logits()).await?;
+        let mut events = app.queue.submit(Work::Logits(work), app.site.limits.request)?;
+        let table = match events.recv().await {
+            Some(Event::Table(table)) => table,
+            Some(Event::Fault(fault)) => return Err(fault),
+            _ => return Err(stream::ended()),
+        };
+        let [b, l, v] = table.size;
+        let shape = HeaderValue::from_str(&format!("{b},{l},{v}")).map_err(|_| stream::ended())?;
+        let mut answer = Response::new(Body::from(table.bytes));
+        let head = answer.headers_mut();
+        head.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/octet-stream"));
+        head.insert("x-maskdiff-shape", shape);
+        head.insert("x-maskdiff-dtype", HeaderValue::from_static(table.kind));
+        Ok(answer)
     };
     answered(done.await)
 }

@@ -8,12 +8,14 @@ use serde_json::Value;
 
 use super::{Prompt, Reader};
 use crate::fault::Fault;
-use crate::job::{Answers, Look, Score};
+use crate::job::{Answers, Logits, Look, Score};
 
 /// Draws of the bound of an answer, as published tables have them.
 pub(super) const SAMPLES: i64 = 128;
 /// The largest number of likeliest tokens of a position.
 const LIKELIEST: i64 = 1000;
+/// Bytes of an answer with logits, at most.
+const TABLE: usize = 1 << 30;
 
 impl Reader<'_> {
     /// `/v1/loglikelihood`.
@@ -72,6 +74,66 @@ impl Reader<'_> {
         let top = self.whole("top", 1, LIKELIEST)?.unwrap_or(5) as usize;
         let label = self.labelled()?;
         Ok(Look { tokens, place: place as usize, top, label })
+    }
+
+    /// `/v1/logits`.
+    pub(crate) fn logits(&self) -> Result<Logits, Fault> {
+        self.check_model()?;
+        if self.facts.blocks {
+            let said =
+                "this model reads its texts block after block: there are no logits of a whole text";
+            return Err(Fault::wrong(said));
+        }
+        self.check_keys(&["law", "model", "t", "tokens"])?;
+        let law = self.flag("law")?;
+        let wrong = || {
+            Fault::of_key(
+                "tokens",
+                "`tokens` is a list of texts of one length, each a list of token ids in which the mask or null is a hole",
+            )
+        };
+        let texts = match self.body.get("tokens") {
+            Some(Value::Array(texts)) if !texts.is_empty() => texts,
+            _ => return Err(wrong()),
+        };
+        self.check_count("tokens", texts.len())?;
+        let mask = self.facts.tokenizer.mask_id();
+        let id = |value: &Value| match value.as_i64() {
+            Some(id) if id == mask => Ok(mask),
+            _ => Ok(self.holes(std::slice::from_ref(value), "tokens")?[0].unwrap_or(mask)),
+        };
+        let text = |text: &Value| match text {
+            Value::Array(all) if !all.is_empty() => all.iter().map(id).collect(),
+            _ => Err(wrong()),
+        };
+        let ids: Vec<Vec<i64>> = texts.iter().map(text).collect::<Result<_, Fault>>()?;
+        let length = ids[0].len();
+        if ids.iter().any(|text| text.len() != length) {
+            return Err(wrong());
+        }
+        self.check_length(length)?;
+        let bytes = [ids.len(), length, self.facts.tokenizer.vocab_size() as usize, 4];
+        if bytes.iter().try_fold(1usize, |all, n| all.checked_mul(*n)).is_none_or(|all| all > TABLE)
+        {
+            return Err(Fault::too_much(
+                "these logits take more than 1 GiB: ask for fewer texts at a time",
+            ));
+        }
+        Ok(Logits { t: self.times(ids.len())?, ids, law })
+    }
+
+    /// `t`, one for all texts or one for each.
+    fn times(&self, texts: usize) -> Result<Vec<f64>, Fault> {
+        let time = |value: &Value| value.as_f64().filter(|t| (0.0..=1.0).contains(t));
+        let times: Option<Vec<f64>> = match self.body.get("t") {
+            Some(Value::Array(all)) if all.len() == texts => all.iter().map(time).collect(),
+            Some(one) => time(one).map(|t| vec![t; texts]),
+            None => None,
+        };
+        times.ok_or_else(|| {
+            let said = "`t` is a time from 0 (data) to 1 (noise), or a list with one for each text";
+            Fault::of_key("t", said)
+        })
     }
 
     /// `likelihood`, `samples`, `order`, `tokens_per_step`.

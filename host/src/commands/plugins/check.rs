@@ -253,13 +253,14 @@ fn contract(
         Some(Noise) => {
             contracts::noise(&|facts| plugin.noise(name, &options, facts), &words_of(needs))
         }
-        // The word that chooses a process says what it claims, in whatever language it is written.
+        // The word that chooses a process or a network says what it claims, in whatever language it is written.
         Some(Process) => {
             contracts::process(&|facts| plugin.process(name, &options, facts), &words_of(provides))
         }
-        Some(Backbone) => {
-            contracts::backbone(&|facts| plugin.backbone(name, &options, facts), &claimed)
-        }
+        Some(Backbone) => contracts::backbone(
+            &|facts| plugin.backbone(name, &options, facts),
+            &words_of(provides),
+        ),
         Some(Parameterization) => {
             let make = |facts: &_| plugin.parameterization(name, &options, facts);
             contracts::parameterization(&make, &claimed, &words_of(needs))
