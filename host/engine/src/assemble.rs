@@ -1,5 +1,6 @@
 //! From a configuration to a model: plugins, choices, facts, weights.
 
+pub mod beside;
 mod blocks;
 pub mod labels;
 
@@ -55,6 +56,7 @@ pub fn choices(config: &mut Config, registry: &Registry, sampled: bool) -> Resul
     let offers = [
         (capability::TIME_CONDITIONING, config.top.time_conditioning),
         (capability::TEACHER, config.training.teacher.is_some()),
+        (capability::ENERGY, config.sampling.energy.is_some()),
     ];
     let host: Vec<&str> =
         offers.iter().filter(|(_, is_set)| *is_set).map(|(word, _)| *word).collect();
@@ -71,6 +73,7 @@ pub fn choices(config: &mut Config, registry: &Registry, sampled: bool) -> Resul
     blocks::check(config, registry, &choices)?;
     check_teacher(config, registry, &choices)?;
     check_guidance(config, registry)?;
+    beside::check(config, registry, sampled)?;
     labels::check(config, registry)?;
     Ok(choices)
 }

@@ -319,6 +319,9 @@ impl Registry {
             "set `time_conditioning=true`".to_string()
         } else if need == maskdiff_plugin_api::capability::TEACHER {
             "name the checkpoint to learn from: `training.teacher=CHECKPOINT`".to_string()
+        } else if need == maskdiff_plugin_api::capability::ENERGY {
+            "name an autoregressive checkpoint that scores texts: `sampling.energy=CHECKPOINT`"
+                .to_string()
         } else {
             self.giving(need)
         };
