@@ -329,7 +329,7 @@ impl TellsClasses for Exact {
 fn exact_guidance_is_bayes_rule() {
     let registry = registry();
     let model = denoiser(&registry, "absorbing_state");
-    let p = [0.3, 0.7];
+    let p = [0.3_f64, 0.7];
     // Every token is drawn by itself: the head's bias alone says how likely it is.
     tch::no_grad(|| {
         for parameter in model.parameters().iter().filter(|p| p.trainable) {
@@ -378,61 +378,65 @@ fn sampled(at: &Path, more: &[&str]) -> Output {
     maskdiff(at, &[&["sample", "model", "--steps", "4", "-n", "1"], more].concat())
 }
 
-/// Trained, resumed bit for bit, measured, and asked by samplers; what does not fit is refused before anything runs.
+/// Trains a classifier of the stories' animals.
+fn trained(at: &Path, name: &str, more: &[&str]) -> Output {
+    let dir = format!("run.dir={name}");
+    let words = ["parameterization=classifier", ANIMAL, "sampling.num_sample_log=0", &dir];
+    train(at, &[&words[..], &["trainer.val_check_interval=3"], more].concat())
+}
+
+/// Trained, resumed bit for bit, measured, and asked by samplers.
 #[test]
 fn a_classifier_is_trained_on_noisy_stories_and_guides() {
     let folder = tempfile::tempdir().expect("a folder");
     let at = folder.path();
-    let run = |name: &str, more: &[&str]| {
-        let dir = format!("run.dir={name}");
-        let words = ["parameterization=classifier", ANIMAL, "sampling.num_sample_log=0", &dir];
-        train(at, &[&words[..], &["trainer.val_check_interval=3"], more].concat())
-    };
-    run("judge", &["trainer.max_steps=6"]).expect(0);
-    run("parts", &["trainer.max_steps=4"]).expect(0);
-    run("parts", &["trainer.max_steps=6", "checkpointing.resume_from_ckpt=true"]).expect(0);
+    trained(at, "judge", &["trainer.max_steps=6"]).expect(0);
+    trained(at, "parts", &["trainer.max_steps=4"]).expect(0);
+    let on = ["trainer.max_steps=6", "checkpointing.resume_from_ckpt=true"];
+    trained(at, "parts", &on).expect(0);
     same_end(&at.join("judge"), &at.join("parts"));
     let shares = logged(&at.join("judge"), "val/accuracy");
     assert!(shares.len() >= 2 && shares.iter().all(|(_, share)| (0.0..=1.0).contains(share)));
     assert!(logged(&at.join("judge"), "val/ppl").is_empty(), "a loss is no bound");
     let measured = maskdiff(at, &["eval", "judge"]).expect(0).lines();
-    assert_eq!(
-        measured[0]["val/accuracy"].as_f64(),
-        shares.last().map(|(_, share)| *share),
-        "{}",
-        measured[0]
-    );
+    let share = |line: &Value| line["val/accuracy"].as_f64().expect("a share");
+    let last = shares.last().map(|(_, share)| *share);
+    assert_eq!(Some(share(&measured[0])), last, "{}", measured[0]);
     let once = maskdiff(at, &["eval", "judge", "loader.eval_batch_size=5"]).expect(0).lines();
-    let (a, b) = (&once[0]["val/accuracy"], &measured[0]["val/accuracy"]);
-    assert!((a.as_f64().expect("a share") - b.as_f64().expect("a share")).abs() < 1e-9);
+    assert!((share(&once[0]) - share(&measured[0])).abs() < 1e-9);
 
     train(at, &["trainer.max_steps=2", "run.dir=model"]).expect(0);
     let by = "sampling.classifier=judge";
-    for more in [
-        &[][..],
-        &[
-            "sampling.classifier_order=exact",
-            "sampling.classifier_scale=2",
-            "sampling.new_tokens=16",
-        ],
-    ] {
+    let calls = |out: &Output| out.expect(0).lines()[0]["nfe"].as_f64().expect("calls");
+    let plain = calls(&sampled(at, &[]));
+    let exact = ["sampling.classifier_order=exact", "sampling.new_tokens=16"];
+    for more in [&[][..], &exact] {
         let drawn = sampled(at, &[&[by, "--label", "dog", "--label", "owl"], more].concat());
         let lines = drawn.expect(0).lines();
         assert_eq!([&lines[0]["label"], &lines[1]["label"]], ["dog", "owl"]);
-        assert!(lines[0]["nfe"].as_f64() > sampled(at, &[]).expect(0).lines()[0]["nfe"].as_f64());
+        assert!(calls(&drawn) > plain, "{more:?}");
     }
     let ids = |more: &[&str]| sampled(at, more).expect(0).lines()[0]["ids"].clone();
     let off = ids(&[by, "--label", "dog", "sampling.classifier_scale=0"]);
     assert_eq!(off, ids(&[]));
+}
 
+/// What does not fit is refused before anything runs, with what would do.
+#[test]
+fn classifiers_that_do_not_fit_are_refused() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let at = folder.path();
+    trained(at, "judge", &["trainer.max_steps=1"]).expect(0);
+    train(at, &["trainer.max_steps=1", "run.dir=model"]).expect(0);
     let line =
         |i: usize| json!({"text": "ab ".repeat(4 + i % 9), "topic": (["news", "sport"][i % 2])});
     let lines: Vec<String> = (0..40).map(|i| line(i).to_string()).collect();
     fs::write(at.join("a.jsonl"), lines.join("\n")).expect("a file");
     let letters = ["data=jsonl", "data.path=a.jsonl", "data.tokenizer_name_or_path=char"];
     let more = ["data.wrap=false", "data.label_column=topic", "trainer.max_steps=1"];
-    run("letters", &[letters, more].concat()).expect(0);
-    run("uniform", &["trainer.max_steps=1", "diffusion=uniform"]).expect(0);
+    trained(at, "letters", &[letters, more].concat()).expect(0);
+    trained(at, "uniform", &["trainer.max_steps=1", "diffusion=uniform"]).expect(0);
+    let by = "sampling.classifier=judge";
     for (words, said) in [
         (&[by][..], &["guides towards a label, and none is drawn", "labels: bear, bird"][..]),
         (&[by, "--label", "dogg"], &["did you mean `dog`?"]),

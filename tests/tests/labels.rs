@@ -2,6 +2,7 @@
 //! u_ckpt_udlm and u_models_ddg, and identities.
 
 use std::fs;
+use std::path::Path;
 
 use maskdiff_base::report::Report;
 use maskdiff_base::stdout::Format;
@@ -402,6 +403,28 @@ fn plain_calls(line: &Value) -> f64 {
     line["nfe"].as_f64().expect("calls")
 }
 
+/// Each block has the label of its own document: even words are news, odd ones sport.
+fn each_block_has_its_own_label(at: &Path, data: &[&str]) {
+    let words = [&data[..4], &["data.wrap=false", "data.label_column=topic"]].concat();
+    let place = format!("data.path={}", at.join("a.jsonl").display());
+    let tokens = format!("data.tokenizer_name_or_path={}", at.join("words.json").display());
+    let cache = format!("data.cache_dir={}", at.join("own").display());
+    let overrides = words.iter().map(|word| (*word).to_string()).chain([place, tokens, cache]);
+    let request = Request { overrides: overrides.collect(), ..Request::default() };
+    let config = load(&request).expect("a configuration");
+    let tokenizer = load_tokenizer(&at.join("words.json")).expect("a tokenizer");
+    let (mut report, stop) = (Report::new(Format::Json, true), Stop::default());
+    let observer = Observer::new(&mut report, &stop);
+    let valid = open_valid(&config, tokenizer.as_ref(), &observer).expect("blocks").blocks;
+    let rows = valid.rows(0, valid.len()).expect("rows");
+    let classes = rows.labels.expect("labels");
+    assert_eq!(classes.len() as i64, valid.len());
+    for (block, label) in rows.ids.chunks(rows.length).zip(classes) {
+        let word = block.iter().find(|id| (3..7).contains(*id)).expect("a word");
+        assert_eq!(label, (word - 3) % 2, "{block:?}");
+    }
+}
+
 /// Labels of JSON lines are names, numbers and truth values; their order is that of the corpus, and a file of blocks keeps them.
 #[test]
 fn labels_of_json_lines_are_kept_with_their_blocks() {
@@ -452,25 +475,7 @@ fn labels_of_json_lines_are_kept_with_their_blocks() {
         ("[\"news\",\"sport\"]".into(), "[\"0\",\"1\",\"2\"]".into())
     );
     maskdiff(at, &["sample", "topics", "--label", "sport", "-n", "1", "--steps", "3"]).expect(0);
-    // Each block has the label of its own document: even words are news, odd ones sport.
-    let words = [&data[..4], &["data.wrap=false", "data.label_column=topic"]].concat();
-    let place = format!("data.path={}", at.join("a.jsonl").display());
-    let tokens = format!("data.tokenizer_name_or_path={}", at.join("words.json").display());
-    let cache = format!("data.cache_dir={}", at.join("own").display());
-    let overrides = words.iter().map(|word| (*word).to_string()).chain([place, tokens, cache]);
-    let request = Request { overrides: overrides.collect(), ..Request::default() };
-    let config = load(&request).expect("a configuration");
-    let tokenizer = load_tokenizer(&at.join("words.json")).expect("a tokenizer");
-    let (mut report, stop) = (Report::new(Format::Json, true), Stop::default());
-    let observer = Observer::new(&mut report, &stop);
-    let valid = open_valid(&config, tokenizer.as_ref(), &observer).expect("blocks").blocks;
-    let rows = valid.rows(0, valid.len()).expect("rows");
-    let classes = rows.labels.expect("labels");
-    assert_eq!(classes.len() as i64, valid.len());
-    for (block, label) in rows.ids.chunks(rows.length).zip(classes) {
-        let word = block.iter().find(|id| (3..7).contains(*id)).expect("a word");
-        assert_eq!(label, (word - 3) % 2, "{block:?}");
-    }
+    each_block_has_its_own_label(at, &data);
     // Weights with labels go on with the same ones, and with no other.
     let topic = "data.label_column=topic";
     run("more", &["training.from=topics", topic]).expect(0);

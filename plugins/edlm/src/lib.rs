@@ -28,7 +28,7 @@ struct Config {
 
 impl Default for Config {
     fn default() -> Self {
-        Self { steps: 128, t_min: 1e-5, candidates: 8, window: 1.0 }
+        Self { steps: 128, t_min: 1e-5, candidates: 4, window: 1.0 }
     }
 }
 
