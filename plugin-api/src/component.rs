@@ -83,4 +83,10 @@ pub mod capability {
     /// There is a frozen model to learn from, `Denoiser::other("teacher")`: the host offers it where `training.teacher` names a
     /// checkpoint.
     pub const TEACHER: &str = "teacher";
+    /// The parameterization learns classes of noisy texts, and no text: see [`crate::Parameterization::log_label`]. It is told how many
+    /// classes there are ([`crate::Context::classes`]), and its network is not.
+    pub const CLASSIFIES: &str = "classifies";
+    /// There is a frozen model that scores whole texts, `Denoiser::other("energy")`: the host offers it where `sampling.energy` names a
+    /// checkpoint.
+    pub const ENERGY: &str = "energy";
 }

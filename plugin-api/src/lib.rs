@@ -97,7 +97,7 @@ pub use guidance::Guidance;
 pub use noise::NoiseSchedule;
 pub use ops::{Interpolation, Rated};
 pub use parameterization::Parameterization;
-pub use pass::{Pass, Passed, Sees, Tokens, Wants};
+pub use pass::{Noisy, Pass, Passed, Sees, Tokens, Wants};
 pub use process::{ForwardProcess, Mix};
 pub use rounds::Rounds;
 pub use sampler::{Sampler, StepSampler, Walk};
@@ -111,9 +111,9 @@ pub use {schemars, tch, tracing};
 pub mod prelude {
     pub use crate::{
         Backbone, Batch, Component, Context, Denoiser, ForwardProcess, Guidance, Head,
-        Interpolation, Mix, NoiseSchedule, Objective, Parameterization, Parameters, Pass, Passed,
-        Rated, Result, Rounds, Sampler, Sees, Slot, StepSampler, Tokens, Walk, Wants, Window, bail,
-        capability, check_shape, ensure, export_plugin, ops, register,
+        Interpolation, Mix, NoiseSchedule, Noisy, Objective, Parameterization, Parameters, Pass,
+        Passed, Rated, Result, Rounds, Sampler, Sees, Slot, StepSampler, Tokens, Walk, Wants,
+        Window, bail, capability, check_shape, ensure, export_plugin, ops, register,
     };
     pub use schemars::JsonSchema;
     pub use serde::{Deserialize, Serialize};

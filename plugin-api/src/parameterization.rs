@@ -4,7 +4,7 @@ use tch::Tensor;
 
 use crate::abi::calls::losses_fit;
 use crate::component::{Component, capability};
-use crate::{Batch, Denoiser, Objective, Parameters, Result, Rounds, bail};
+use crate::{Batch, Denoiser, Noisy, Objective, Parameters, Result, Rounds, bail};
 
 /// A parameterization. Shape letters: `B` batch, `L` length, `V` vocabulary with the mask, `N` rows.
 ///
@@ -54,6 +54,12 @@ pub trait Parameterization: Component {
         _rows_n: &Tensor,
     ) -> Result<Tensor> {
         bail!(Unsupported, "parameterization `{}` gives no score", Self::NAME)
+    }
+
+    /// `log c(label | xt)` of noisy texts → `[B, C]`, normalised over the classes, with a gradient with respect to the weights of mixtures:
+    /// of a method that offers [`capability::CLASSIFIES`].
+    fn log_label(&self, _model: &Denoiser, _noisy: &Noisy) -> Result<Tensor> {
+        bail!(Unsupported, "parameterization `{}` tells no classes of texts", Self::NAME)
     }
 
     /// What of the parameterization is learned beside the network, where something is: trained, averaged and saved under

@@ -32,6 +32,40 @@ impl Tokens {
     }
 }
 
+/// Noisy texts at their times, as a classifier reads them. Shape letters: `B` batch, `L` length, `M` tokens mixed at a position.
+#[derive(Debug)]
+#[non_exhaustive]
+pub struct Noisy {
+    /// `[B, L] i64`, or mixtures `[B, L, M]`.
+    pub tokens: Tokens,
+    /// Times `[B] f64`.
+    pub t_b: Tensor,
+}
+
+crosses!(Noisy { tokens, t_b });
+
+impl Noisy {
+    /// Tokens `[B, L] i64` at times `[B] f64`.
+    pub fn new(xt_bl: &Tensor, t_b: &Tensor) -> Self {
+        Self { tokens: Tokens::Ids(xt_bl.shallow_clone()), t_b: t_b.shallow_clone() }
+    }
+
+    /// Every token of the vocabulary at each position, with weights `[B, L, V]` that add up to the embedding of what is there: of one-hot
+    /// weights it is the text itself, and they may have a gradient.
+    pub fn weighted(weight_blv: &Tensor, t_b: &Tensor) -> Self {
+        let size = weight_blv.size();
+        let all_v = Tensor::arange(size[2], (tch::Kind::Int64, weight_blv.device()));
+        let tokens =
+            Tokens::Mixture { ids: all_v.expand(&size, false), weight: weight_blv.shallow_clone() };
+        Self { tokens, t_b: t_b.shallow_clone() }
+    }
+
+    /// The number of texts.
+    pub fn texts(&self) -> i64 {
+        self.tokens.ids().size().first().copied().unwrap_or(0)
+    }
+}
+
 /// Which tokens a token attends to. The block of a token is its position divided by b. A token of the past stands at one of
 /// the positions `0..P`.
 #[derive(Debug)]

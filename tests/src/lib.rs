@@ -9,6 +9,7 @@ pub mod corpora;
 pub mod faults;
 pub mod golden_uniform;
 pub mod hub;
+pub mod laws;
 pub mod liar;
 pub mod original;
 pub mod published;

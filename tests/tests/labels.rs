@@ -2,9 +2,17 @@
 //! u_ckpt_udlm and u_models_ddg, and identities.
 
 use std::fs;
+use std::path::Path;
 
+use maskdiff_base::report::Report;
+use maskdiff_base::stdout::Format;
+use maskdiff_base::stop::Stop;
+use maskdiff_base::stream::Purpose;
+use maskdiff_config::{Request, load};
+use maskdiff_data::{Observer, load_tokenizer, open_valid};
 use maskdiff_engine::model::Model;
 use maskdiff_engine::model::views::GuidedView;
+use maskdiff_engine::moment::{Moment, Streams};
 use maskdiff_engine::plugins::{Choice, Choices, Registry};
 use maskdiff_engine::sample;
 use maskdiff_plugin_api::abi::handles::Walker;
@@ -13,7 +21,7 @@ use maskdiff_plugin_api::{Context, Denoiser, Model as Lent, Pass};
 use maskdiff_tests::golden_uniform::{Network, case};
 use maskdiff_tests::published::opened;
 use maskdiff_tests::run::{logged, maskdiff, same_end, train};
-use maskdiff_tests::{Tensors, assert_close, golden, registry};
+use maskdiff_tests::{Tensors, assert_close, golden, laws, registry};
 use serde_json::{Value, json};
 use tch::{Device, Kind, Tensor};
 
@@ -114,33 +122,10 @@ fn toy(registry: &Registry, process: &str) -> Model {
 
 /// The law of a walk's end over all sequences, by the law of each of its steps.
 fn law_of_walk(walker: &Walker, model: &Model, scale: f64, steps: &[(f64, f64)]) -> Vec<f64> {
-    let (v, l) = (model.facts().vocab_size, model.facts().length);
-    let states = v.pow(l as u32);
-    let digit = |place: i64| {
-        let all = Tensor::arange(states, (Kind::Int64, Device::Cpu));
-        all.floor_divide_scalar(v.pow((l - 1 - place) as u32)).remainder(v)
-    };
-    let every = Tensor::stack(&(0..l).map(digit).collect::<Vec<_>>(), 1);
+    let states = laws::every_text(model).size()[0];
     let view =
         GuidedView::labelled(model, scale, &Tensor::zeros([states], (Kind::Int64, Device::Cpu)));
-    let joint = |law_slv: &Tensor| {
-        let mut joint = Tensor::ones([law_slv.size()[0], 1], (Kind::Double, Device::Cpu));
-        for place in 0..l {
-            joint = (joint.unsqueeze(2) * law_slv.select(1, place).unsqueeze(1))
-                .reshape([-1, joint.size()[1] * v]);
-        }
-        joint
-    };
-    let start = match model.facts().mask_id {
-        Some(mask) => Tensor::from(mask).one_hot(v).to_kind(Kind::Double),
-        None => Tensor::full([v], 1.0 / v as f64, (Kind::Double, Device::Cpu)),
-    };
-    let mut law = joint(&start.view([1, 1, v]).expand([1, l, v], false));
-    for (t, s) in steps {
-        let step = walker.law(&view, &every, *t, *s).expect("a law").to_kind(Kind::Double);
-        law = law.matmul(&joint(&step));
-    }
-    Vec::try_from(law.view([-1])).expect("numbers")
+    laws::law_of_walk(walker, model, &view, steps)
 }
 
 #[test]
@@ -219,6 +204,59 @@ fn every_sampler_draws_the_classes_of_its_texts() {
         }
     }
     assert!(model.label().expect("labels").is_none(), "none is left behind");
+}
+
+/// In a batch of several classes each text is drawn as one of its own: alone, with the same random numbers, it comes out the same.
+#[test]
+fn each_text_of_a_batch_is_of_its_own_class() {
+    let registry = registry();
+    let model = toy(&registry, "absorbing_state");
+    let labels = [0i64, 1, 1, 0, 2, 1];
+    let draw = |sampler: &str, labels: &[i64], first: u64, scale: f64| {
+        let count = labels.len() as u64;
+        let streams = Streams::new(3, Purpose::Walks, first..first + count);
+        model.set_moment(Moment::of_walk(streams, None));
+        let start = model.prior(count as i64, 2).expect("a start");
+        let mut named = (sampler.to_string(), walker(&registry, model.facts(), sampler, json!({})));
+        let by = (&Tensor::from_slice(labels), scale);
+        let drawn = sample::labelled(&model, &mut named, &start, by);
+        model.set_moment(Moment::default());
+        drawn.unwrap_or_else(|e| panic!("{sampler}, {scale}: {e}"))
+    };
+    for sampler in ["ddpm_cache", "first_hitting", "confidence", "remdm", "ddpm", "md4"] {
+        for scale in [1.0, 40.0] {
+            let whole = draw(sampler, &labels, 0, scale);
+            for (row, label) in (0..).zip(labels) {
+                let alone = draw(sampler, &[label], row, scale);
+                assert_eq!(whole.narrow(0, row as i64, 1), alone, "{sampler}, {scale}, text {row}");
+            }
+        }
+        // It can fail: with the classes exchanged other texts come out.
+        let exchanged = labels.map(|label| [1, 0, 2][label as usize]);
+        assert_ne!(
+            draw(sampler, &labels, 0, 40.0),
+            draw(sampler, &exchanged, 0, 40.0),
+            "{sampler}"
+        );
+    }
+    // Samplers with a law of a step: each row of it is that of its own class.
+    for process in ["uniform", "absorbing_state"] {
+        let model = toy(&registry, process);
+        let made = walker(&registry, model.facts(), "psi", json!({}));
+        let law = |x_bl: &Tensor, labels: &[i64]| {
+            let view = GuidedView::labelled(&model, 3.0, &Tensor::from_slice(labels));
+            made.law(&view, x_bl, 0.7, 0.4).expect("a law")
+        };
+        let x_bl = model.prior(2, 2).expect("a start");
+        let both = law(&x_bl, &[0, 1]);
+        for (row, label) in [(0, 0), (1, 1)] {
+            let x_1l = x_bl.narrow(0, row, 1);
+            let own = law(&x_1l, &[label]);
+            assert_close(process, &both.narrow(0, row, 1), &own, 1e-12, true);
+            let other = (law(&x_1l, &[1 - label]) - own).abs().max().double_value(&[]);
+            assert!(other > 1e-4, "{process}: the classes differ by {other}");
+        }
+    }
 }
 
 #[test]
@@ -365,6 +403,28 @@ fn plain_calls(line: &Value) -> f64 {
     line["nfe"].as_f64().expect("calls")
 }
 
+/// Each block has the label of its own document: even words are news, odd ones sport.
+fn each_block_has_its_own_label(at: &Path, data: &[&str]) {
+    let words = [&data[..4], &["data.wrap=false", "data.label_column=topic"]].concat();
+    let place = format!("data.path={}", at.join("a.jsonl").display());
+    let tokens = format!("data.tokenizer_name_or_path={}", at.join("words.json").display());
+    let cache = format!("data.cache_dir={}", at.join("own").display());
+    let overrides = words.iter().map(|word| (*word).to_string()).chain([place, tokens, cache]);
+    let request = Request { overrides: overrides.collect(), ..Request::default() };
+    let config = load(&request).expect("a configuration");
+    let tokenizer = load_tokenizer(&at.join("words.json")).expect("a tokenizer");
+    let (mut report, stop) = (Report::new(Format::Json, true), Stop::default());
+    let observer = Observer::new(&mut report, &stop);
+    let valid = open_valid(&config, tokenizer.as_ref(), &observer).expect("blocks").blocks;
+    let rows = valid.rows(0, valid.len()).expect("rows");
+    let classes = rows.labels.expect("labels");
+    assert_eq!(classes.len() as i64, valid.len());
+    for (block, label) in rows.ids.chunks(rows.length).zip(classes) {
+        let word = block.iter().find(|id| (3..7).contains(*id)).expect("a word");
+        assert_eq!(label, (word - 3) % 2, "{block:?}");
+    }
+}
+
 /// Labels of JSON lines are names, numbers and truth values; their order is that of the corpus, and a file of blocks keeps them.
 #[test]
 fn labels_of_json_lines_are_kept_with_their_blocks() {
@@ -415,6 +475,7 @@ fn labels_of_json_lines_are_kept_with_their_blocks() {
         ("[\"news\",\"sport\"]".into(), "[\"0\",\"1\",\"2\"]".into())
     );
     maskdiff(at, &["sample", "topics", "--label", "sport", "-n", "1", "--steps", "3"]).expect(0);
+    each_block_has_its_own_label(at, &data);
     // Weights with labels go on with the same ones, and with no other.
     let topic = "data.label_column=topic";
     run("more", &["training.from=topics", topic]).expect(0);

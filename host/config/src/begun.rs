@@ -27,7 +27,7 @@ const PATHS: [&str; 10] = [
 
 /// Keys whose values name something, or are the path of it where there is such a file. Of a component it stands between colons,
 /// as in `NAME:FILE:CLASS`.
-const NAMES: [&str; 11] = [
+const NAMES: [&str; 13] = [
     "backbone",
     "data.tokenizer_name_or_path",
     "diffusion",
@@ -36,6 +36,8 @@ const NAMES: [&str; 11] = [
     "model.adapter",
     "noise.type",
     "parameterization",
+    "sampling.classifier",
+    "sampling.energy",
     "sampling.predictor",
     "training.from",
     "training.teacher",

@@ -89,6 +89,9 @@ pub struct Config {
     pub run: groups::Run,
     /// `plugins`.
     pub plugins: groups::Plugins,
+    /// Where a command has opened the models beside the one that is sampled (`sampling.classifier`, `sampling.energy`): the classes of the
+    /// classifier.
+    pub beside: Option<Vec<String>>,
     /// The layer that another program's checkpoint is.
     pub foreign: Option<String>,
     /// The name of the layer that `--config` is.
@@ -125,6 +128,14 @@ impl Config {
     /// The number of classes that the network is conditioned on.
     pub fn classes(&self) -> i64 {
         self.label_names().len() as i64
+    }
+
+    /// The names of the classes that can be drawn: those of the classifier, where one guides.
+    pub fn drawn_names(&self) -> Vec<String> {
+        match (&self.beside, &self.sampling.classifier) {
+            (Some(names), Some(_)) => names.clone(),
+            _ => self.label_names(),
+        }
     }
 
     /// Classes of the text that is trained on, where the configuration does not name them.

@@ -240,6 +240,13 @@ listed! {
         /// The leftmost.
         LeftToRight = "left_to_right",
     }
+    /// How a sampler learns what a classifier would say of other tokens.
+    ClassifierOrder {
+        /// By asking it about every token at every position.
+        Exact = "exact",
+        /// By its gradient.
+        First = "first",
+    }
     /// What happens to a W&B run whose id exists.
     Resume {
         /// It resumes.

@@ -85,6 +85,7 @@ fn finish(gathered: Gathered, request: &Request) -> Result<Config> {
         alert: part(&layers, "alert")?,
         run: part(&layers, "run")?,
         plugins: part(&layers, "plugins")?,
+        beside: None,
         own_file,
         stored: stored.iter().cloned().chain(basis.clone()).collect(),
         foreign: theirs.filter(|_| request.foreign),

@@ -1,5 +1,6 @@
 //! From a configuration to a model: plugins, choices, facts, weights.
 
+pub mod beside;
 mod blocks;
 mod documents;
 pub mod labels;
@@ -57,6 +58,7 @@ pub fn choices(config: &mut Config, registry: &Registry, sampled: bool) -> Resul
     let offers = [
         (capability::TIME_CONDITIONING, config.top.time_conditioning),
         (capability::TEACHER, config.training.teacher.is_some()),
+        (capability::ENERGY, config.sampling.energy.is_some()),
     ];
     let host: Vec<&str> =
         offers.iter().filter(|(_, is_set)| *is_set).map(|(word, _)| *word).collect();
@@ -73,6 +75,7 @@ pub fn choices(config: &mut Config, registry: &Registry, sampled: bool) -> Resul
     blocks::check(config, registry, &choices)?;
     check_teacher(config, registry, &choices)?;
     check_guidance(config, registry)?;
+    beside::check(config, registry, sampled)?;
     labels::check(config, registry)?;
     stages::check(config, registry, &choices)?;
     documents::check(config, registry, &choices)?;

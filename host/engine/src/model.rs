@@ -156,7 +156,12 @@ impl Model {
         let shown = facts.length(length);
         // What is learnt beside the network is small, and a checkpoint of another method does not have it.
         let noise = registry.noise(&names.noise, &facts.fresh(true))?;
-        let network = registry.backbone(&names.backbone, &facts)?;
+        let (plugin, said) =
+            registry.find(ComponentKind::Parameterization, &names.parameterization.name)?;
+        let offers = |capability: &str| said.provides.iter().any(|offer| offer == capability);
+        // What is to be told from the text is not told to the network.
+        let classes = if offers(capability::CLASSIFIES) { 0 } else { facts.classes };
+        let network = registry.backbone(&names.backbone, &facts.classes(classes))?;
         let method = registry.parameterization(&names.parameterization, &shown.fresh(true))?;
         let backbone = |e| component::error(ComponentKind::Backbone, &names.backbone.name, e);
         let mut all = network.parameters().map_err(backbone)?;
@@ -167,9 +172,6 @@ impl Model {
         let (parameters, shared) = told_apart(all);
         let of_network = parameters.len() - learned;
         let head = network.head().map_err(backbone)?;
-        let (plugin, said) =
-            registry.find(ComponentKind::Parameterization, &names.parameterization.name)?;
-        let offers = |capability: &str| said.provides.iter().any(|offer| offer == capability);
         let (bound, carries_over) = (offers(capability::BOUND), offers(capability::CARRY_OVER));
         let mut offered: BTreeSet<String> = said.provides.iter().cloned().collect();
         for (kind, choice) in
@@ -232,6 +234,11 @@ impl Model {
     /// Whether tokens that are not masked keep their values in the parameterization's law.
     pub fn carries_over(&self) -> bool {
         self.carries_over
+    }
+
+    /// Whether the parameterization learns classes of texts, which the network is not told.
+    pub fn classifies(&self) -> bool {
+        self.offered.contains(capability::CLASSIFIES)
     }
 
     /// What the process leaves of the clean tokens at `alpha_1`, against its prior: nats, `[B, L] i64` → `[B, L] f64`.
@@ -412,11 +419,15 @@ impl Model {
         done
     }
 
+    /// Whether the network is told classes: a model beside another one may know none.
+    fn is_told(&self) -> bool {
+        self.facts.classes > 0 && !self.classifies()
+    }
+
     /// The classes of the sequences of a call over `rows` of them: those of the batch, or of each of several copies of the batch.
     fn labels_of(&self, rows: i64) -> PluginResult<Option<Tensor>> {
-        // A model beside this one may know no classes.
         let moment = self.moment.borrow();
-        let Some(label_b) = moment.label_b.as_ref().filter(|_| self.facts.classes > 0) else {
+        let Some(label_b) = moment.label_b.as_ref().filter(|_| self.is_told()) else {
             return Ok(None);
         };
         let known = label_b.size()[0];

@@ -335,6 +335,9 @@ impl Registry {
             "set `time_conditioning=true`".to_string()
         } else if need == maskdiff_plugin_api::capability::TEACHER {
             "name the checkpoint to learn from: `training.teacher=CHECKPOINT`".to_string()
+        } else if need == maskdiff_plugin_api::capability::ENERGY {
+            "name an autoregressive checkpoint that scores texts: `sampling.energy=CHECKPOINT`"
+                .to_string()
         } else if !givers.is_empty() {
             format!("offered by: {}", givers.join(", "))
         } else if !same_kind.is_empty() {

@@ -11,7 +11,7 @@ use maskdiff_base::stream::Purpose;
 use maskdiff_base::text::counted;
 use maskdiff_config::Config;
 use maskdiff_config::kind::ComponentKind;
-use maskdiff_config::listed::Context;
+use maskdiff_config::listed::{ClassifierOrder, Context};
 use maskdiff_data::Tokenizer;
 use maskdiff_plugin_api::abi::handles::Walker;
 use maskdiff_plugin_api::{Context as Facts, Kind as ErrorKind, Model as Lent, PluginError};
@@ -25,7 +25,7 @@ use crate::model::{Laws, Model, Progress};
 use crate::moment::{Moment, Streams};
 use crate::prompt::Given;
 
-use crate::model::views::{Blocks, Growth, GuidedView};
+use crate::model::views::{Blocks, Growth, GuidedView, TellsClasses};
 use grow::{Start, grow, none_given};
 
 pub use crate::windows::Windows;
@@ -61,6 +61,8 @@ pub struct Texts<'a> {
     pub label: Option<i64>,
     /// How strongly laws are guided by the class of a text; 1 is the law of the class.
     pub label_guidance: f64,
+    /// How strongly laws are guided by the classifier beside the model, and how it is asked, where there is one.
+    pub classifier: Option<(f64, ClassifierOrder)>,
 }
 
 impl<'a> Texts<'a> {
@@ -85,6 +87,11 @@ impl<'a> Texts<'a> {
                 _ => None,
             },
             label_guidance: config.sampling.guidance_scale,
+            classifier: config
+                .sampling
+                .classifier
+                .as_ref()
+                .map(|_| (config.sampling.classifier_scale, config.sampling.classifier_order)),
         }
     }
 
@@ -169,7 +176,7 @@ impl<'a> Texts<'a> {
 
 /// The class of a name.
 pub fn class(config: &Config, name: &str) -> Option<i64> {
-    config.label_names().iter().position(|known| known == name).map(|at| at as i64)
+    config.drawn_names().iter().position(|known| known == name).map(|at| at as i64)
 }
 
 /// Tokens of a text at most: `sampling.length`, or else the model's.
@@ -293,9 +300,15 @@ fn windows(
         model.begin_part(number.cast_unsigned());
         model.laws().begin(from);
         number += 1;
-        let walk = |sampler: &mut NamedSampler| match &labels {
-            Some(label_b) => labelled(model, sampler, xt_bl, (label_b, texts.label_guidance)),
-            None => guided(model, sampler, xt_bl, texts.guidance),
+        let walk = |sampler: &mut NamedSampler| match (&labels, texts.classifier) {
+            (Some(label_b), Some((scale, order))) => {
+                let classifier = model.classifier().map_err(|e| model.method_error(e))?;
+                classified(model, sampler, xt_bl, (classifier, order), (label_b, scale))
+            }
+            (Some(label_b), None) => {
+                labelled(model, sampler, xt_bl, (label_b, texts.label_guidance))
+            }
+            (None, _) => guided(model, sampler, xt_bl, texts.guidance),
         };
         let Some(recorder) = recorder else { return walk(sampler) };
         recorder.borrow_mut().begin(id_rows(xt_bl)?, from);
@@ -453,6 +466,20 @@ pub fn labelled(
     viewed(model, sampler, xt_bl, |row| match row {
         None => GuidedView::labelled(model, scale, label_b),
         Some(row) => GuidedView::labelled(model, scale, &label_b.narrow(0, row, 1)),
+    })
+}
+
+/// The same of texts whose laws are guided towards these classes of a classifier, `[B] i64`.
+pub fn classified(
+    model: &Model,
+    sampler: &mut NamedSampler,
+    xt_bl: &Tensor,
+    by: (&dyn TellsClasses, ClassifierOrder),
+    (label_b, scale): (&Tensor, f64),
+) -> Result<Tensor> {
+    viewed(model, sampler, xt_bl, |row| match row {
+        None => GuidedView::classified(model, by, scale, label_b),
+        Some(row) => GuidedView::classified(model, by, scale, &label_b.narrow(0, row, 1)),
     })
 }
 

@@ -10,6 +10,7 @@ pub mod eval;
 pub mod explain;
 pub mod export;
 mod foreign;
+mod frozen;
 pub mod launch;
 pub mod plugins;
 pub mod report;

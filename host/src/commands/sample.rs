@@ -30,6 +30,7 @@ use maskdiff_records::trace::{self, Recorder, Trace, Walk};
 use maskdiff_records::{ownership, page};
 use serde_json::json;
 
+use super::frozen::{Beside, Sampled};
 use super::score::Scorer;
 use super::{Common, results};
 
@@ -166,6 +167,7 @@ impl Session {
         let tokenizer = tokenizer.as_ref();
         let registry = assemble::registry(&common.plugins, &config)?;
         check_drafts(&config, &registry, asked)?;
+        let beside = Beside::open(&mut config, &registry)?;
         let choices = assemble::choices(&mut config, &registry, true)?;
         let (given, rounds) = given(&config, asked, tokenizer)?;
         let judge = judge(common, &config, &checkpoint)?;
@@ -182,8 +184,10 @@ impl Session {
         let model = match self.model.take() {
             Some(model) => model,
             None => {
-                let model = assemble::model(&config, &registry, choices, facts)?;
+                let mut model = assemble::model(&config, &registry, choices.clone(), facts)?;
                 assemble::load_weights(&model, &checkpoint, &config)?;
+                let (config, registry, choices) = (&config, &registry, &choices);
+                beside.put(Sampled { common, config, registry, choices, tokenizer }, &mut model)?;
                 model
             }
         };
@@ -197,7 +201,7 @@ impl Session {
         let mut drawn = Drawn {
             report: common.report(),
             tokenizer,
-            labels: config.label_names(),
+            labels: config.drawn_names(),
             recorder: shown.recorder(),
             trace: Trace::new(&sampler.0, model.facts().mask_id),
             texts: judge.is_some().then(Vec::new),

@@ -25,6 +25,7 @@ use maskdiff_records::picture::curves::{Curve, Plot};
 use maskdiff_records::report::published::figures;
 use serde_json::{Value, json};
 
+use super::frozen::{Beside, Sampled};
 use super::sample::progress;
 use super::score::Scorer;
 use super::{Common, results};
@@ -87,6 +88,7 @@ pub fn run(common: &Common, asked: &Asked) -> Result<()> {
     let stop = Stop::listen("the step that is under way is ended")?;
     let (checkpoint, mut config, tokenizer) = common.trained()?;
     let registry = assemble::registry(&common.plugins, &config)?;
+    let beside = Beside::open(&mut config, &registry)?;
     let choices = assemble::choices(&mut config, &registry, false)?;
     assemble::labels::check_one(&config)?;
     let walks = asked.walks(common, &config, &registry)?;
@@ -94,8 +96,16 @@ pub fn run(common: &Common, asked: &Asked) -> Result<()> {
     let device = accelerator::device(&config, &World::alone())?;
     let facts = assemble::facts(&config, &registry, tokenizer.as_ref(), device)?.fresh(false);
     let used = plugins::used(&registry, &choices, None)?;
-    let model = assemble::model(&config, &registry, choices, facts)?;
+    let mut model = assemble::model(&config, &registry, choices.clone(), facts)?;
     assemble::load_weights(&model, &checkpoint, &config)?;
+    let sampled = Sampled {
+        common,
+        config: &config,
+        registry: &registry,
+        choices: &choices,
+        tokenizer: tokenizer.as_ref(),
+    };
+    beside.put(sampled, &mut model)?;
     assemble::begin_texts(&model, &config, tokenizer.as_ref());
     let ledger = Ledger::new(&config, Some(&checkpoint.path), TORCH_VERSION)?;
     let origin = results::used(&checkpoint, &config, &used)?;
@@ -161,7 +171,9 @@ impl Asked {
                 let count = counts.zip(steps).map(|(option, n)| format!("sampling.{option}={n}"));
                 let more = [format!("sampling.predictor={sampler}")].into_iter().chain(count);
                 let overrides = common.overridden(&more.collect::<Vec<String>>());
+                let beside = config.beside.clone();
                 let (_, mut config, _) = common.clone().overriding(overrides).trained()?;
+                config.beside = beside;
                 assemble::choices(&mut config, registry, true)?;
                 walks.push(Walk { sampler: sampler.clone(), steps, config });
             }

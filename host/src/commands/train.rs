@@ -260,7 +260,14 @@ impl<'a> Job<'a> {
             let _ = self.world.sum(&mut [0.0]);
         }
         ran?;
-        let done = format!("done; use it with `maskdiff sample --checkpoint {}`", quoted_path(run));
+        let path = quoted_path(run);
+        // A classifier draws no text.
+        let done = match trainer.model.classifies() {
+            true => {
+                format!("done; `maskdiff sample` guides by it with `sampling.classifier={path}`")
+            }
+            false => format!("done; use it with `maskdiff sample --checkpoint {path}`"),
+        };
         trainer.report.note(&done);
         Ok(())
     }

@@ -14,7 +14,7 @@ use crate::denoiser::{Denoiser, Model};
 use crate::shape::{ANY, Kinds, Wanted};
 use crate::{
     Adaptation, Backbone, Batch, ForwardProcess, Guidance, Interpolation, LinearMaps, Mix,
-    NoiseSchedule, Objective, Parameterization, Pass, Passed, Rated, Result, Rounds, Window,
+    NoiseSchedule, Noisy, Objective, Parameterization, Pass, Passed, Rated, Result, Rounds, Window,
 };
 
 /// Methods of a component. `NAME(ARGUMENT: &TYPE, ..) -> TYPE, missing CLOSURE, check CLOSURE;`: `missing` makes the answer for a
@@ -154,6 +154,9 @@ contract! {
     objective(batch: &Batch) -> Objective,
         missing |method: &Method| method.loss_as_objective(model, batch),
         check |objective: &Objective| objective_fits(batch, objective);
+    log_label(noisy: &Noisy) -> Tensor,
+        missing |_: &Method| lacks("log_label"),
+        check |log_c_bc: &Tensor| labels_fit(noisy, log_c_bc);
 }
 
 contract! {
@@ -297,6 +300,16 @@ fn passed_fits(pass: &Pass, passed: &Passed) -> Result<()> {
     let (batch, new) = (size[0], size[1]);
     let wanted = Wanted { letters: "[B, H, S, K]", size: &[batch, ANY, new, ANY], kinds, device };
     passed.keys.iter().try_for_each(|keys| returned("pass", "keys", keys, &wanted))
+}
+
+/// A law over classes of each text.
+fn labels_fit(noisy: &Noisy, log_c_bc: &Tensor) -> Result<()> {
+    let (size, device) = ([noisy.texts(), ANY], noisy.t_b.device());
+    let wanted = Wanted { letters: "[B, C]", size: &size, kinds: Kinds::Floating, device };
+    match wanted.fault(log_c_bc) {
+        None => Ok(()),
+        Some(fault) => broken(format!("`log_label` returned {fault}")),
+    }
 }
 
 fn objective_fits(batch: &Batch, objective: &Objective) -> Result<()> {

@@ -27,6 +27,11 @@ pub fn embed(embedding: &Tensor, tokens: &Tokens) -> Tensor {
     let embedded = |ids: &Tensor| Tensor::embedding(embedding, ids, -1, false, false);
     match tokens {
         Tokens::Ids(ids) => embedded(ids),
+        // The same tokens at every position: a product, and no embedding of each of them at each position.
+        Tokens::Mixture { ids, weight } if ids.dim() == 3 && ids.stride()[..2] == [0, 0] => {
+            let own_m = ids.select(0, 0).select(0, 0);
+            weight.to_kind(embedding.kind()).matmul(&embedded(&own_m))
+        }
         Tokens::Mixture { ids, weight } => {
             let weight = weight.to_kind(embedding.kind()).unsqueeze(-1);
             (embedded(ids) * weight).sum_dim_intlist([-2i64].as_slice(), false, embedding.kind())

@@ -7,7 +7,7 @@
 use tch::{Device, Kind, Tensor};
 
 use super::toy::Toy;
-use super::{adapting, claims, learned, stages};
+use super::{adapting, claims, classes, learned, stages};
 use crate::abi::guard::guarded;
 use crate::abi::handles::{Method, Network, Noise, Process, Walker};
 use crate::{Batch, Context, Model, Result, bail, capability, ensure};
@@ -30,7 +30,7 @@ pub(super) fn no_nan(what: &str, t: &Tensor) -> Result<()> {
 }
 
 /// What was lent came back as it was.
-fn unwritten(what: &str, lent: &Tensor, kept: &Tensor) -> Result<()> {
+pub(super) fn unwritten(what: &str, lent: &Tensor, kept: &Tensor) -> Result<()> {
     ensure!(
         lent == kept,
         Other,
@@ -257,6 +257,9 @@ pub fn parameterization(
     needs: &[&str],
 ) -> Result<LeftOut> {
     guarded(|| {
+        if provides.contains(&capability::CLASSIFIES) {
+            return classes::classifies(make, needs);
+        }
         let plain = || match needs.contains(&capability::CAUSAL) {
             true => Toy::new(4, 3).causal(),
             // One that takes any process is tried over noise that leaves no trace, and below over the others.
@@ -368,13 +371,18 @@ fn bounds(toy: &Toy, method: &Method) -> Result<()> {
 pub fn sampler(make: Make<'_, Walker>, needs: &[&str]) -> Result<LeftOut> {
     guarded(|| {
         let mut left_out = LeftOut::new();
+        // A model that scores texts is another one of the same tokens.
+        let made = |length: usize, tokens: usize| match needs.contains(&capability::ENERGY) {
+            true => Toy::new(length, tokens).beside("energy", Toy::new(length, tokens).causal()),
+            false => Toy::new(length, tokens),
+        };
         if needs.contains(&capability::MIXING) {
             for toy in [Toy::uniform(4, 3), Toy::hybrid(4, 3)] {
                 without_trace(make, &toy)?;
             }
         }
         for length in [5, 1] {
-            let toy = Toy::new(length, 3);
+            let toy = made(length, 3);
             let mut walker = make(&toy.context())?;
             let size = toy.masked(4).size();
             let start = toy.masked(4);
@@ -407,7 +415,7 @@ pub fn sampler(make: Make<'_, Walker>, needs: &[&str]) -> Result<LeftOut> {
                 Ok(())
             })?;
         }
-        let toy = Toy::new(5, 3);
+        let toy = made(5, 3);
         toy.stop_after(0);
         let stopped = make(&toy.context())?.sample(&toy, &toy.masked(1));
         ensure!(
@@ -415,7 +423,7 @@ pub fn sampler(make: Make<'_, Walker>, needs: &[&str]) -> Result<LeftOut> {
             Other,
             "the walk goes on when `progress` asks to stop"
         );
-        let toy = Toy::new(3, 2);
+        let toy = made(3, 2);
         let (mut walker, start) = (make(&toy.context())?, toy.masked(1024));
         keeps_no_memory("the walk", 1024 * 3 * 8, || walker.sample(&toy, &start).map(drop))?;
         Ok(left_out)

@@ -6,6 +6,7 @@
 
 mod adapting;
 mod claims;
+mod classes;
 pub mod contracts;
 mod exact;
 mod kind;

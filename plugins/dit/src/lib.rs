@@ -49,6 +49,8 @@ pub(crate) struct Config {
     pub(crate) dropout: f64,
     /// Use the embedding as the head's matrix.
     pub(crate) tie_word_embeddings: bool,
+    /// Put a norm with its modulation before the head. Published classifiers of noisy texts have none.
+    pub(crate) final_norm: bool,
 }
 
 impl Default for Config {
@@ -60,6 +62,7 @@ impl Default for Config {
             n_heads: 4,
             dropout: 0.1,
             tie_word_embeddings: false,
+            final_norm: true,
         }
     }
 }
@@ -111,8 +114,8 @@ struct Dit {
     labels: Option<LabelEmbedder>,
     rotary: Rotary,
     blocks: Vec<Rc<Block>>,
-    norm_final: Tensor,
-    modulation_final: Modulation,
+    /// The last norm's weight and modulation.
+    last: Option<(Tensor, Modulation)>,
     head: Head,
 }
 
@@ -133,7 +136,8 @@ impl Component for Dit {
         let rotary = Rotary::new(&mut p, d / config.n_heads);
         let blocks =
             (0..config.n_blocks).map(|i| Rc::new(Block::new(&mut p, i, &config))).collect();
-        let norm_final = p.constant("output_layer.norm_final.weight", &[d], 1.0);
+        let weight = |p: &mut Parameters| p.constant("output_layer.norm_final.weight", &[d], 1.0);
+        let norm_final = config.final_norm.then(|| weight(&mut p));
         // The head and every adaLN start at zero: the first prediction is uniform.
         let weight = if config.tie_word_embeddings {
             embedding.shallow_clone()
@@ -141,7 +145,8 @@ impl Component for Dit {
             p.constant("output_layer.linear.weight", &[v, d], 0.0)
         };
         let bias = Some(p.constant("output_layer.linear.bias", &[v], 0.0));
-        let modulation_final = Modulation::new(&mut p, "output_layer.adaLN_modulation", 2 * d, c);
+        let last = norm_final
+            .map(|norm| (norm, Modulation::new(&mut p, "output_layer.adaLN_modulation", 2 * d, c)));
         let head = Head { weight, bias };
         Ok(Self {
             parameters: p,
@@ -151,8 +156,7 @@ impl Component for Dit {
             labels,
             rotary,
             blocks,
-            norm_final,
-            modulation_final,
+            last,
             head,
         })
     }
@@ -178,8 +182,9 @@ impl Dit {
     }
 
     fn finish(&self, x_bld: &Tensor, c_bc: &Tensor) -> Tensor {
-        let m = self.modulation_final.chunks(c_bc, 2);
-        modulated_norm(x_bld, &self.norm_final, &m[0], &m[1])
+        let Some((norm, modulation)) = &self.last else { return x_bld.shallow_clone() };
+        let m = modulation.chunks(c_bc, 2);
+        modulated_norm(x_bld, norm, &m[0], &m[1])
     }
 }
 
@@ -294,6 +299,8 @@ mod tests {
         maskdiff_plugin_api::testkit::backbone_contract::<Dit>(small());
         let tied = Config { tie_word_embeddings: true, ..small() };
         maskdiff_plugin_api::testkit::backbone_contract::<Dit>(tied);
+        let bare = Config { final_norm: false, ..small() };
+        maskdiff_plugin_api::testkit::backbone_contract::<Dit>(bare);
         maskdiff_plugin_api::testkit::backbone_contract::<HfDit>(small());
     }
 

@@ -122,6 +122,15 @@ fn check_network(config: &Config, registry: &Registry) -> Result<()> {
             "leave it out, or name the column of the labels",
         ));
     }
+    let (_, method) = registry.find(ComponentKind::Parameterization, config.method())?;
+    let learns = method.provides.iter().any(|word| word == capability::CLASSIFIES);
+    if learns && column.is_none() && config.classes() == 0 {
+        return Err(layers.error(
+            "parameterization",
+            &format!("`{}` learns from labels, and `{COLUMN}` names none", method.name),
+            "name the column of the labels, as in `data.label_column=animal` of the demo's stories",
+        ));
+    }
     if column.is_none() && config.classes() == 0 {
         return Ok(());
     }
@@ -135,7 +144,8 @@ fn check_network(config: &Config, registry: &Registry) -> Result<()> {
         Ok(backbone.provides.iter().any(|word| word == capability::LABEL))
     };
     let name = &config.top.backbone;
-    if !reads(name)? {
+    // A network that is to tell them is not told.
+    if !learns && !reads(name)? {
         let all = registry.components();
         let able = all.iter().filter(|(_, c)| {
             c.kind == "backbone" && c.provides.iter().any(|word| word == capability::LABEL)
@@ -159,11 +169,11 @@ fn check_network(config: &Config, registry: &Registry) -> Result<()> {
 
 fn check_drawn(config: &Config) -> Result<()> {
     let (layers, sampling) = (&config.layers, &config.sampling);
-    let names = config.label_names();
+    let names = config.drawn_names();
     let (scale, drawn) = (sampling.guidance_scale, &sampling.labels);
     if let Some(first) = drawn.first() {
         // The names come with the training text.
-        if names.is_empty() && config.data.label_column.is_some() {
+        if names.is_empty() && config.data.label_column.is_some() && config.beside.is_none() {
             return Ok(());
         }
         if names.is_empty() {

@@ -151,7 +151,9 @@ impl Measure {
             let objective = model.objective(&batch);
             model.inject_uniforms(None);
             model.set_moment(Moment::default());
-            let Objective { loss_bl, nats_bl, .. } = objective?;
+            let Objective { loss_bl, nats_bl, metrics, .. } = objective?;
+            let accuracy = metrics.into_iter().find(|(name, _)| name == ACCURACY);
+            let accuracy = accuracy.map(|(_, share)| share.double_value(&[]));
             let is_bound = nats_bl.is_some();
             let shown = nats_bl.unwrap_or(loss_bl);
             let counted = match counted_bl {
@@ -159,7 +161,7 @@ impl Measure {
                 None => shown.ones_like(),
             };
             let (nats_b, scored_b) = (sum(&(shown * &counted)), sum(&counted));
-            return Ok(Measured { nats_b, scored_b, is_bound });
+            return Ok(Measured { nats_b, scored_b, is_bound, accuracy });
         }
         let facts = model.facts();
         // A law over the whole vocabulary at every token: so many sequences at once that it fits.
@@ -195,7 +197,7 @@ impl Measure {
         let all = || x0_bl.ones_like();
         let scored_b = sum(&counted_bl.as_ref().map_or_else(all, Tensor::shallow_clone));
         let nats_b = Tensor::cat(&nats, 0);
-        Ok(Measured { nats_b, scored_b, is_bound: true })
+        Ok(Measured { nats_b, scored_b, is_bound: true, accuracy: None })
     }
 }
 
@@ -215,11 +217,16 @@ fn is_exact(model: &Model) -> bool {
     model.carries_over() && model.blocks().is_some_and(|blocks| blocks.size == 1)
 }
 
+/// The metric of a parameterization that an evaluation shows beside its loss: the share of the sequences that it gets right.
+const ACCURACY: &str = "accuracy";
+
 /// Total nats of some sequences, `[B] f64`, the number of tokens scored in each, `[B] f64`, and whether it is a bound.
 struct Measured {
     nats_b: Tensor,
     scored_b: Tensor,
     is_bound: bool,
+    /// The share of them that is right, where the parameterization says it.
+    accuracy: Option<f64>,
 }
 
 /// The uniform numbers of one draw of the bound for a batch of blocks. They depend on the seed, the pass and the block only, so
@@ -282,6 +289,9 @@ pub struct Bound {
     pub bits_per_token: f64,
     /// `exp(nats_per_token)`.
     pub perplexity: f64,
+    /// The share of sequences whose class is told rightly, of a parameterization that tells classes.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub accuracy: Option<f64>,
     /// Standard error of `nats_per_token` over the sequences with their draws; no number for a single sequence.
     pub standard_error: f64,
     /// Tokens scored, each pass counted.
@@ -295,8 +305,11 @@ impl Bound {
     pub fn in_words(&self) -> String {
         if !self.is_bound {
             let error = give_or_take(self.standard_error);
+            let right = self.accuracy.map_or_else(String::new, |share| {
+                format!("; {:.1} % of the classes are right", 100.0 * share)
+            });
             return format!(
-                "a loss of {:.4}{error}, no bound of the likelihood",
+                "a loss of {:.4}{error}, no bound of the likelihood{right}",
                 self.nats_per_token
             );
         }
@@ -323,6 +336,9 @@ impl Bound {
             metrics.insert("val/ppl".into(), json!(self.perplexity));
         }
         metrics.insert("val/standard_error".into(), json!(self.standard_error));
+        if let Some(share) = self.accuracy {
+            metrics.insert("val/accuracy".into(), json!(share));
+        }
         metrics
     }
 }
@@ -371,10 +387,11 @@ pub fn likelihood(
     measure.check(blocks)?;
     let device = model.facts().device();
     let state = generator_state(device).map_err(component::torch)?;
-    // What the ranks tell each other: nats of each block in each pass, then its tokens, then faults, then batches of no bound.
+    // What the ranks tell each other: nats of each block in each pass, then its tokens, then faults, then batches of no bound, then sequences
+    // that are right, and those of which that is known.
     let all = (n * passes) as usize;
-    let mut told = vec![0.0; 2 * all + 2];
-    let mut lacking = 0.0;
+    let mut told = vec![0.0; 2 * all + 4];
+    let (mut lacking, mut right, mut judged) = (0.0, 0.0, 0.0);
     let fault = tch::no_grad(|| {
         let starts =
             (0..passes).flat_map(|pass| (0..n).step_by(batch as usize).map(move |s| (pass, s)));
@@ -398,7 +415,12 @@ pub fn likelihood(
             let numbers = (start..start + size).map(|block| draws::place_of_block(pass, block));
             let streams = Some(Streams::new(seed, Purpose::EvaluationDraws, numbers));
             let draws = Draws { u_b, u_bl, given_bl: None, streams, step: steps };
-            let Measured { nats_b, scored_b, is_bound } = measure.nats(model, &rows, draws)?;
+            let Measured { nats_b, scored_b, is_bound, accuracy } =
+                measure.nats(model, &rows, draws)?;
+            if let Some(share) = accuracy {
+                right += share * size as f64;
+                judged += size as f64;
+            }
             lacking += f64::from(u8::from(!is_bound));
             let from = (pass * n + start) as usize;
             nats_b.copy_data(&mut told[from..], size as usize);
@@ -409,7 +431,7 @@ pub fn likelihood(
     });
     set_generator_state(device, &state).map_err(component::torch)?;
     let faults = 2 * all;
-    told[faults + 1] = lacking;
+    told[faults + 1..].copy_from_slice(&[lacking, right, judged]);
     told[faults] = match &fault {
         Ok(()) => 0.0,
         Err(Error { kind: error::Kind::Interrupted, .. }) => 1.0,
@@ -429,7 +451,9 @@ pub fn likelihood(
         Some(who) if error.kind == error::Kind::Numeric => error.and(&format!(": {who}")),
         _ => error,
     })?;
-    Ok(Bound { is_bound: told[faults + 1] == 0.0, ..bound })
+    let [lacking, right, judged] = [1, 2, 3].map(|i| told[faults + i]);
+    let accuracy = (judged > 0.0).then(|| right / judged);
+    Ok(Bound { is_bound: lacking == 0.0, accuracy, ..bound })
 }
 
 /// The mean over tokens, of the total nats and the number of tokens of each sequence in each pass. The error is that of the mean
@@ -457,6 +481,7 @@ pub fn summarize(sums: &[f64], counts: &[f64], passes: i64) -> Result<Bound> {
         nats_per_token: nats,
         bits_per_token: nats / std::f64::consts::LN_2,
         perplexity: nats.exp(),
+        accuracy: None,
         standard_error: (variance / n).sqrt(),
         tokens: tokens as i64,
         passes,

@@ -31,7 +31,7 @@ impl Model {
             Some((_, other)) => Ok(other),
             None => bail!(
                 Unsupported,
-                "there is no model `{name}` here: `training.{name}=CHECKPOINT` puts one beside this one"
+                "there is no model `{name}` here: a key of that name, as `training.teacher=CHECKPOINT`, puts one beside this one"
             ),
         }
     }

@@ -66,7 +66,9 @@ impl Feed<'_> {
         // A sequence's number in the run does not depend on who trains on it.
         let number = step * config.loader.global_batch_size.cast_unsigned() + first.cast_unsigned();
         let label_b = label_b.as_ref().map(|label_b| {
-            let share = config.training.label_dropout;
+            // A classifier learns from every label.
+            let told = !self.model.classifies();
+            let share = if told { config.training.label_dropout } else { 0.0 };
             draws::with_dropped(label_b, (seed, number), share, self.model.facts().classes)
         });
         let part = |start: i64| {

@@ -5,18 +5,17 @@ use std::sync::Arc;
 
 use maskdiff_base::error::{Error, Result};
 use maskdiff_config::kind::ComponentKind;
-use maskdiff_config::{Config, load, options};
+use maskdiff_config::{Config, options};
 use maskdiff_data::Tokenizer;
-use maskdiff_data::tokenizer::piece;
 use maskdiff_engine::assemble;
-use maskdiff_engine::checkpoint::Checkpoint;
 use maskdiff_engine::model::Model;
 use maskdiff_engine::plugins::{Choices, Registry};
 use maskdiff_engine::precision::Precision;
 use maskdiff_engine::train::Trainer;
 use serde_json::{Value, json};
 
-use super::super::{Common, fetched, foreign, of_checkpoint};
+use super::super::Common;
+use super::super::frozen::{Frozen, same_tokens};
 
 /// Its name, for components and in checkpoints.
 pub(super) const NAME: &str = "teacher";
@@ -43,14 +42,6 @@ impl std::fmt::Debug for Student<'_> {
     }
 }
 
-/// The teacher as its checkpoint has it.
-struct Teacher<'a> {
-    named: &'a str,
-    checkpoint: Checkpoint,
-    config: Config,
-    choices: Choices,
-}
-
 impl Student<'_> {
     /// Puts the teacher beside the model, where the configuration names one; returns the hash of its checkpoint.
     ///
@@ -62,15 +53,8 @@ impl Student<'_> {
             model.check_rounds()?;
             return Ok(BTreeMap::new());
         };
-        let checkpoint = Checkpoint::open(&fetched(named, false)?)?;
-        let hash = checkpoint.hash()?;
-        let in_teacher =
-            |e: Error| e.and(&format!(" (in the configuration of the teacher `{named}`)"));
-        let theirs =
-            of_checkpoint(&checkpoint, Vec::new(), None).and_then(|request| load(&request));
-        let mut config = theirs.map_err(in_teacher)?;
-        let choices = assemble::choices(&mut config, self.registry, false).map_err(in_teacher)?;
-        let teacher = Teacher { named, checkpoint, config, choices };
+        let teacher = Frozen::open(named, NAME, self.registry)?;
+        let hash = teacher.checkpoint.hash()?;
         let tokenizer = self.tokenizer(&teacher)?;
         self.check(&teacher, model.rounds()?.is_some())?;
         let other = self.other(&teacher, tokenizer.as_ref(), model)?;
@@ -79,7 +63,7 @@ impl Student<'_> {
         Ok(BTreeMap::from([(NAME.to_string(), hash)]))
     }
 
-    fn refused(&self, teacher: &Teacher<'_>, what: &str) -> Error {
+    fn refused(&self, teacher: &Frozen, what: &str) -> Error {
         self.config.layers.error(
             KEY,
             &format!("the teacher `{}` {what}", teacher.named),
@@ -88,18 +72,10 @@ impl Student<'_> {
     }
 
     /// The teacher's tokenizer, whose tokens are those of the run.
-    fn tokenizer(&self, teacher: &Teacher<'_>) -> Result<Arc<dyn Tokenizer>> {
-        let theirs: Arc<dyn Tokenizer> = match &teacher.checkpoint.foreign {
-            None => teacher.checkpoint.tokenizer()?.into(),
-            Some(other) => foreign::tokenizer(other, &teacher.config, &self.common.bare())?,
-        };
+    fn tokenizer(&self, teacher: &Frozen) -> Result<Arc<dyn Tokenizer>> {
+        let theirs = teacher.tokenizer(self.common)?;
         let ours = self.tokenizer;
-        let alike = |id: i64| piece(id, theirs.as_ref()) == piece(id, ours);
-        // A tokenizer without words has nothing to compare; others may be written in two ways.
-        let same = theirs.is_bare()
-            || theirs.to_json() == ours.to_json()
-            || theirs.tokens() == ours.tokens() && (0..ours.tokens()).all(alike);
-        if !same {
+        if !same_tokens(theirs.as_ref(), ours) {
             let (their_tokens, own) = (theirs.tokens(), ours.tokens());
             let what = format!(
                 "has another vocabulary: its tokenizer of {their_tokens} tokens is not the one of this run, of {own}"
@@ -110,7 +86,7 @@ impl Student<'_> {
     }
 
     /// Compares what both are made of.
-    fn check(&self, teacher: &Teacher<'_>, in_rounds: bool) -> Result<()> {
+    fn check(&self, teacher: &Frozen, in_rounds: bool) -> Result<()> {
         if let Some(size) = teacher.config.top.block_size {
             return Err(self.refused(teacher, &format!("reads in blocks (`block_size={size}`)")));
         }
@@ -137,13 +113,8 @@ impl Student<'_> {
     }
 
     /// The frozen model. Where it becomes what the student is, it is read as the student is.
-    fn other(
-        &self,
-        teacher: &Teacher<'_>,
-        tokenizer: &dyn Tokenizer,
-        model: &Model,
-    ) -> Result<Model> {
-        let Teacher { checkpoint, config, choices, .. } = teacher;
+    fn other(&self, teacher: &Frozen, tokenizer: &dyn Tokenizer, model: &Model) -> Result<Model> {
+        let Frozen { checkpoint, config, choices, .. } = teacher;
         let ours = *model.facts();
         let facts = assemble::facts(config, self.registry, tokenizer, ours.device())?;
         if (facts.vocab_size, facts.mask_id) != (ours.vocab_size, ours.mask_id) {

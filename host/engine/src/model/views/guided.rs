@@ -1,13 +1,15 @@
 //! The model as a sampler sees it whose laws are guided: pushed away from what the model says without knowing what is given, or of which class
-//! a text is.
+//! a text is; or pulled towards what a classifier says.
 
 use std::cell::{Cell, RefCell};
 
+use maskdiff_config::listed::ClassifierOrder;
 use maskdiff_plugin_api::{
     Guidance, Interpolation, Mix, Model as Lent, Pass, Passed, Rated, Result, Window, bail,
 };
 use tch::{Device, Kind, Tensor};
 
+use super::classifier::{Asked, TellsClasses, Towards};
 use crate::model::Model;
 
 /// A model with guided laws. Shape letters: `B` sequences of a walk, `N` rows, `V` vocabulary including the mask.
@@ -17,18 +19,23 @@ use crate::model::Model;
 /// known is a label, or the given tokens, without which they are masked. Where noise is other tokens than the mask, samplers that ask for it
 /// ([`Lent::guidance`]) guide the law of a step by labels in this way, and not that of clean tokens.
 ///
+/// By a classifier, `log p = normalised log p(x0 | xt) + g log c(label | xt with this token there)`; samplers that ask guide the law of a step
+/// so, over any noise. A score is multiplied by `c(label | xt with this token there) / c(label | xt)` to the power of g.
+///
 /// # Source
-/// Schiff et al. 2024, arXiv:2412.10193, section 3.1 (D-CFG, labels); Nie et al. 2025, arXiv:2410.18514 (unsupervised guidance, `g = 1 + w`).
+/// Schiff et al. 2024, arXiv:2412.10193, section 3.1 (D-CFG, labels); Nie et al. 2025, arXiv:2410.18514 (unsupervised guidance, `g = 1 + w`); Schiff
+/// et al., section 3.2 (D-CBG, a classifier), and Nisonoff et al. 2024, arXiv:2406.01572 (rates by a classifier).
 /// Differences: published programs guide logits; of laws that come from them it is the same.
 ///
 /// # Cost
-/// Twice the tokens in each call; none more where nothing is known, or the scale is 0 or 1.
+/// Twice the tokens in each call; none more where nothing is known, or the scale is 0 or 1. With a classifier one call of the network, and the
+/// classifier's: to first order one forward and backward, exactly as many texts as rows times tokens of the vocabulary.
 #[derive(Debug)]
 pub struct GuidedView<'a> {
     model: &'a Model,
     /// g: 1 is the law with what is known, 0 that without.
     scale: f64,
-    by: By,
+    by: By<'a>,
     /// The sequences that the next call is about.
     turned: RefCell<Option<Tensor>>,
     /// Whether a call came about other sequences than it could be told.
@@ -37,17 +44,20 @@ pub struct GuidedView<'a> {
 
 /// What is known of the sequences of a walk.
 #[derive(Debug)]
-enum By {
+enum By<'a> {
     /// Tokens, `[B, L] bool`.
     Given(Tensor),
     /// The class, `[B] i64`.
     Label(Tensor),
+    /// The class, by a classifier.
+    Classifier(Towards<'a>),
 }
 
-impl By {
+impl By<'_> {
     fn sequences(&self) -> i64 {
         match self {
             Self::Given(known) | Self::Label(known) => known.size()[0],
+            Self::Classifier(towards) => towards.label_b.size()[0],
         }
     }
 }
@@ -69,7 +79,18 @@ impl<'a> GuidedView<'a> {
         Self::by(model, scale, By::Label(label_b.shallow_clone()))
     }
 
-    fn by(model: &'a Model, scale: f64, by: By) -> Self {
+    /// Towards these classes of a classifier, `label_b [B] i64`, guided by `g`.
+    pub fn classified(
+        model: &'a Model,
+        (classifier, order): (&'a dyn TellsClasses, ClassifierOrder),
+        scale: f64,
+        label_b: &Tensor,
+    ) -> Self {
+        let label_b = label_b.shallow_clone();
+        Self::by(model, scale, By::Classifier(Towards { classifier, label_b, order }))
+    }
+
+    fn by(model: &'a Model, scale: f64, by: By<'a>) -> Self {
         Self { model, scale, by, turned: RefCell::new(None), untold: Cell::new(false) }
     }
 
@@ -116,6 +137,7 @@ impl<'a> GuidedView<'a> {
             false => rows_n.shallow_clone(),
         };
         let laws = match &self.by {
+            By::Classifier(_) => return Ok((law(xt_bl, t_b, rows_n)?, None)),
             By::Given(given_bl) => {
                 let Some(mask) = self.model.mask_id() else {
                     bail!(Unsupported, "guidance masks what is given, and the process has no mask")
@@ -142,6 +164,22 @@ impl<'a> GuidedView<'a> {
         })
     }
 
+    /// What the classifier says of the tokens at rows, `[N, V]`, where one guides.
+    fn ratios(&self, xt_bl: &Tensor, t_b: &Tensor, rows_n: &Tensor) -> Result<Option<Tensor>> {
+        let By::Classifier(towards) = &self.by else { return Ok(None) };
+        if self.scale == 0.0 || rows_n.numel() == 0 {
+            return Ok(None);
+        }
+        let label_b = self.of_call(&towards.label_b, xt_bl.size()[0])?;
+        let vocab_size = self.model.facts().vocab_size;
+        towards.ratios(&Asked { xt_bl, t_b, rows_n, vocab_size }, &label_b).map(Some)
+    }
+
+    /// Whether the laws are the model's own.
+    fn is_plain(&self) -> bool {
+        matches!(self.by, By::Classifier(_)) && self.scale == 0.0
+    }
+
     /// The class of the sequences of a call that reads the network past the laws: where one law is all there is.
     fn label_of(&self, what: &str, shown: i64) -> Result<Tensor> {
         match &self.by {
@@ -151,6 +189,7 @@ impl<'a> GuidedView<'a> {
             }
             By::Label(_) => unguided(what, "sampling.guidance_scale"),
             By::Given(_) => unguided(what, "sampling.cfg_scale"),
+            By::Classifier(_) => unguided(what, "sampling.classifier_scale"),
         }
     }
 }
@@ -199,7 +238,15 @@ impl Lent for GuidedView<'_> {
         rated_nll(rows: &Rated) -> Result<Tensor>;
     }
 
+    /// Models beside the guided one are not guided.
+    fn other(&self, name: &str) -> Result<Option<&dyn Lent>> {
+        Lent::other(self.model, name)
+    }
+
     fn hidden(&self, xt_bl: &Tensor, sigma_b: &Tensor) -> Result<Tensor> {
+        if self.is_plain() {
+            return Lent::hidden(self.model, xt_bl, sigma_b);
+        }
         let label_b = self.label_of("hidden", xt_bl.size()[0])?;
         self.model.labelled(&label_b, || Lent::hidden(self.model, xt_bl, sigma_b))
     }
@@ -209,13 +256,16 @@ impl Lent for GuidedView<'_> {
     }
 
     fn pass(&self, pass: &Pass) -> Result<Passed> {
+        if self.is_plain() {
+            return Lent::pass(self.model, pass);
+        }
         let label_b = self.label_of("pass", pass.tokens.ids().size()[0])?;
         self.model.labelled(&label_b, || Lent::pass(self.model, pass))
     }
 
     fn window(&self, window: &Window) -> Result<()> {
         match &self.by {
-            By::Given(_) => Lent::window(self.model, window),
+            By::Given(_) | By::Classifier(_) => Lent::window(self.model, window),
             By::Label(_) => bail!(
                 Unsupported,
                 "keys and values that are kept (`cache`) are those of texts without a label"
@@ -225,7 +275,7 @@ impl Lent for GuidedView<'_> {
 
     fn label(&self) -> Result<Option<Tensor>> {
         match &self.by {
-            By::Given(_) => Lent::label(self.model),
+            By::Given(_) | By::Classifier(_) => Lent::label(self.model),
             By::Label(label_b) => Ok(Some(label_b.shallow_clone())),
         }
     }
@@ -233,6 +283,12 @@ impl Lent for GuidedView<'_> {
     fn log_x0(&self, xt_bl: &Tensor, t_b: &Tensor, rows_n: &Tensor) -> Result<Tensor> {
         let law = |x: &Tensor, t: &Tensor, rows: &Tensor| Lent::log_x0(self.model, x, t, rows);
         // Who watches the walk sees the law that the sampler sees.
+        if let Some(ratio_nv) = self.ratios(xt_bl, t_b, rows_n)? {
+            let law_nv = self.model.laws().apart(|| law(xt_bl, t_b, rows_n))?;
+            let law_nv = Guidance::towards(self.scale, law_nv, ratio_nv).clean();
+            self.model.note_answer(xt_bl, rows_n, &law_nv);
+            return Ok(law_nv);
+        }
         let laws = || self.laws(xt_bl, t_b, rows_n, &law);
         let law_nv = match self.model.laws().apart(laws)? {
             (l, Some(u)) => Guidance::away(self.scale, l, u).clean(),
@@ -242,9 +298,14 @@ impl Lent for GuidedView<'_> {
         Ok(law_nv)
     }
 
-    /// Of a process with a mask it is the law of clean tokens that is guided: mixing the laws of a step would change how many tokens open.
+    /// By labels, of a process with a mask it is the law of clean tokens that is guided: mixing the laws of a step would change how many tokens
+    /// open.
     fn guidance(&self, xt_bl: &Tensor, t_b: &Tensor, rows_n: &Tensor) -> Result<Option<Guidance>> {
-        if matches!(self.by, By::Given(_))
+        if let Some(ratio_nv) = self.ratios(xt_bl, t_b, rows_n)? {
+            let law_nv = Lent::log_x0(self.model, xt_bl, t_b, rows_n)?;
+            return Ok(Some(Guidance::towards(self.scale, law_nv, ratio_nv)));
+        }
+        if matches!(self.by, By::Given(_) | By::Classifier(_))
             || self.model.mask_id().is_some()
             || self.scale == 0.0
             || self.scale == 1.0
@@ -263,6 +324,12 @@ impl Lent for GuidedView<'_> {
 
     fn score(&self, xt_bl: &Tensor, t_b: &Tensor, rows_n: &Tensor) -> Result<Tensor> {
         let law = |x: &Tensor, t: &Tensor, rows: &Tensor| Lent::score(self.model, x, t, rows);
+        if let Some(ratio_nv) = self.ratios(xt_bl, t_b, rows_n)? {
+            let own_n1 = xt_bl.reshape([-1]).index_select(0, rows_n).unsqueeze(1);
+            let change_nv = (&ratio_nv - ratio_nv.gather(1, &own_n1, false)) * self.scale;
+            let score_nv = law(xt_bl, t_b, rows_n)?;
+            return Ok(&score_nv * change_nv.exp().to_kind(score_nv.kind()));
+        }
         let (l, u) = match self.laws(xt_bl, t_b, rows_n, &law)? {
             (l, Some(u)) => (l, u),
             (law, None) => return Ok(law),

@@ -7,6 +7,7 @@
 
 pub mod blocks;
 pub mod bounds;
+pub mod classifier;
 pub mod guided;
 pub mod settings;
 pub mod text;
@@ -14,6 +15,7 @@ pub mod training;
 
 pub use blocks::BlockView;
 pub use bounds::Interval;
+pub use classifier::TellsClasses;
 pub use guided::GuidedView;
 pub use settings::Blocks;
 pub use text::{Growth, Text};
