@@ -11,6 +11,7 @@ pub mod golden_uniform;
 pub mod hub;
 pub mod liar;
 pub mod original;
+pub mod pretended;
 pub mod published;
 pub mod run;
 pub mod scripted;

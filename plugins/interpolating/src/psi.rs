@@ -6,7 +6,7 @@ use maskdiff_plugin_api::ops::Restriction;
 use maskdiff_plugin_api::prelude::*;
 use tch::Kind;
 
-use crate::coins::{self, Noise, Rows};
+use crate::coins::{self, Noise, Rows, Span};
 use crate::options::{all_rows, check_walk, free_rows, guided_law, law_of_x0};
 use crate::profile::{Mode, Profile};
 use crate::tail::Tail;
@@ -142,8 +142,7 @@ impl Component for Psi {
 /// A step of the walk.
 #[derive(Debug, Clone, Copy)]
 struct Step {
-    t: f64,
-    s: f64,
+    span: Span,
     kappa: f64,
 }
 
@@ -152,8 +151,8 @@ impl Psi {
         let times = self.profile.times();
         let alphas = times.iter().map(|t| model.alpha(*t)).collect::<Result<Vec<f64>>>()?;
         let kappas = self.profile.kappas(&alphas);
-        let pairs = times.windows(2).zip(kappas);
-        Ok(pairs.map(|(pair, kappa)| Step { t: pair[0], s: pair[1], kappa }).collect())
+        let spans = Span::all(model, &times)?.into_iter().zip(kappas);
+        Ok(spans.map(|(span, kappa)| Step { span, kappa }).collect())
     }
 
     fn draw(
@@ -170,9 +169,9 @@ impl Psi {
             return Ok(ops::put_rows(xt_bl, rows_n, &ops::categorical(&law_nv.log())));
         }
         let z_n = ops::take_rows(xt_bl, rows_n);
-        let log_p_nv = law_of_x0(model, &self.restriction, xt_bl, rows_n, step.t)?;
+        let log_p_nv = law_of_x0(model, &self.restriction, xt_bl, rows_n, step.span.t)?;
         let rows = Rows { z_n: &z_n, log_p_nv: &log_p_nv };
-        let (t, s) = (Noise::at(model, step.t)?, Noise::at(model, step.s)?);
+        let Span { from: t, to: s, .. } = step.span;
         let drawn_n = if step.kappa >= 1.0 {
             coins::ancestral(model, &rows, t, s)
         } else if step.kappa <= 0.0 {
@@ -192,8 +191,8 @@ impl Psi {
         (xt_bl, rows_n): (&Tensor, &Tensor),
         step: Step,
     ) -> Result<Option<Tensor>> {
-        let (t, s) = (Noise::at(model, step.t)?, Noise::at(model, step.s)?);
-        guided_law(model, &self.restriction, (xt_bl, rows_n), step.t, |rows| {
+        let Span { t: at, from: t, to: s, .. } = step.span;
+        guided_law(model, &self.restriction, (xt_bl, rows_n), at, |rows| {
             mixed(model, rows, (t, s), step.kappa)
         })
     }
@@ -202,7 +201,7 @@ impl Psi {
     fn tail(&self, model: &Denoiser, xt_bl: &Tensor, rows_n: &Tensor, t: f64) -> Result<Tensor> {
         if self.config.tail == Tail::Ancestral {
             // It is a step to the end.
-            let (from, end) = (Noise::at(model, t)?, Noise::at(model, 0.0)?);
+            let Span { from, to: end, .. } = Span::new(model, t, 0.0)?;
             let law_nv = guided_law(model, &self.restriction, (xt_bl, rows_n), t, |rows| {
                 coins::ancestral_law(model, rows, from, end)
             })?;
@@ -241,19 +240,19 @@ impl Sampler for Psi {
         if s == 0.0 {
             return Ok(self.tail(model, xt_bl, &rows_n, t)?.view(size));
         }
-        let far = |step: &Step| (step.t - t).abs() + (step.s - s).abs();
+        let far = |step: &Step| (step.span.t - t).abs() + (step.span.s - s).abs();
         let steps = self.steps(model)?;
         let Some(near) = steps.iter().min_by(|a, b| far(a).total_cmp(&far(b))) else {
             bail!(Other, "a walk of no steps");
         };
-        let step = Step { t, s, kappa: near.kappa };
+        let step = Step { span: Span::new(model, t, s)?, kappa: near.kappa };
         if let Some(law_nv) = self.guided(model, (xt_bl, &rows_n), step)? {
             return Ok(law_nv.view(size));
         }
         let z_n = ops::take_rows(xt_bl, &rows_n);
         let log_p_nv = law_of_x0(model, &self.restriction, xt_bl, &rows_n, t)?;
         let rows = Rows { z_n: &z_n, log_p_nv: &log_p_nv };
-        let levels = (Noise::at(model, t)?, Noise::at(model, s)?);
+        let levels = (step.span.from, step.span.to);
         Ok(mixed(model, &rows, levels, near.kappa)?.view(size))
     }
 }
