@@ -47,9 +47,10 @@ PY
   [ "$mib" -lt 60 ] || stop "the folder should stay under 60 MiB"
 }
 
-# The tests, over the torch that the folder finds.
+# The tests, over the torch that the folder finds; for LIMIT seconds where that is set.
 tests() {
-  MASKDIFF_PROGRAM=deps/gpu MASKDIFF_TEST_DEVICE=cuda MASKDIFF_GOLDEN=$here/golden "$here/maskdiff" --test-threads=1 "$@"
+  MASKDIFF_PROGRAM=deps/gpu MASKDIFF_TEST_DEVICE=cuda MASKDIFF_GOLDEN=$here/golden \
+    timeout -k 5 "${LIMIT:-0}" "$here/maskdiff" --test-threads=1 "$@"
 }
 
 has_gpu() {
@@ -65,10 +66,27 @@ need_gpu() {
   exit 1
 }
 
+# A process for each test: a fault of the card, or a graph that could not be recorded, spoils the process that met it. None stops the
+# others; each has a limit, and a line with its result and the first words of what went wrong.
 check() {
   need_gpu --skip bench
   nvidia-smi -L || true
-  tests
+  local name rc began log failed=0 all=0
+  log=$(mktemp)
+  for name in $(tests --list --skip bench | sed -n 's/: test$//p'); do
+    began=$SECONDS rc=0 all=$((all + 1))
+    LIMIT=${MASKDIFF_GPU_LIMIT:-150} tests --exact "$name" --nocapture >"$log" 2>&1 || rc=$?
+    if [ "$rc" = 0 ]; then
+      printf '%5ds ok      %s\n' $((SECONDS - began)) "$name"
+    else
+      failed=$((failed + 1))
+      printf '%5ds FAILED  %s (%s): %s\n' $((SECONDS - began)) "$name" "$rc" \
+        "$(grep -m1 -aE -A1 'panicked at|Error|error:|undefined symbol|cannot open' "$log" | tr '\n' ' ' | cut -c1-240)"
+    fi
+  done
+  rm -f "$log"
+  echo "gpu: $((all - failed)) of $all passed"
+  [ "$failed" = 0 ]
 }
 
 bench() {

@@ -55,6 +55,8 @@ say "format"
 cargo fmt --all --check
 say "clippy"
 cargo clippy --workspace --all-targets --locked -- -D warnings
+# It runs on a GPU only, and is to compile without one.
+cargo clippy --workspace --test gpu --locked -- -D warnings
 say "build: the host and the plugins"
 cargo build --workspace --locked
 say "the rest of the setup"

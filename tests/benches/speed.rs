@@ -126,7 +126,7 @@ fn training_step(bencher: Bencher, how: Loss) {
         clear_grads(&params).expect("gradients");
         loss(&model, how, &x0_bl).backward();
         let grads: Vec<tch::Tensor> = params.iter().map(tch::Tensor::grad).collect();
-        let norm = global_norm(&grads).expect("a norm");
+        let norm = global_norm(&grads).expect("a norm").double_value(&[]);
         optimizer.step(&grads, 1e-4, clip_divisor(norm, 1.0)).expect("a step");
     };
     // The first step also makes the optimizer's moments.

@@ -12,6 +12,7 @@ pub mod hub;
 pub mod laws;
 pub mod liar;
 pub mod original;
+pub mod pretended;
 pub mod published;
 pub mod run;
 pub mod scripted;

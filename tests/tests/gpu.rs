@@ -7,12 +7,11 @@ use std::process::Stdio;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
-use maskdiff_base::stream;
 use maskdiff_config::{Config, Request, load};
 use maskdiff_engine::distributed::World;
 use maskdiff_engine::learner::{Ask, Batch, Learner};
 use maskdiff_engine::model::Model;
-use maskdiff_engine::{accelerator, needs, observe};
+use maskdiff_engine::{accelerator, draws, needs, observe};
 use maskdiff_native::{
     Group, Op, Reducer, Rendezvous, device_bytes, generator_state, set_generator_state, wait_for,
 };
@@ -304,7 +303,9 @@ fn trained(rows: i64, words: &[&str], reduced: Option<Kind>) {
         wait_for(device).expect("the device");
         begun.elapsed().as_secs_f64()
     };
-    (0..5).for_each(|k| drop(step(k)));
+    for k in 0..5 {
+        step(k);
+    }
     let seconds = median((5..25).map(step).collect());
     let speed = (rows * MDLM.length) as f64 / seconds;
     let used = observe::peak_tflops(&config, device).map_or("?".into(), |peak| {
@@ -348,7 +349,9 @@ fn original(device: Device, rows: i64) {
         wait_for(device).expect("the device");
         begun.elapsed().as_secs_f64()
     };
-    (0..3).for_each(|k| drop(step(k)));
+    for k in 0..3 {
+        step(k);
+    }
     let speed = (rows * MDLM.length) as f64 / median((3..13).map(step).collect());
     let gib = device_bytes(0).expect("bytes").peak as f64 / (1u64 << 30) as f64;
     row(

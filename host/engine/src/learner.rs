@@ -1,5 +1,6 @@
 //! One optimizer step: loss, gradient, clipping, the optimizer, the average of the weights; alone or with other ranks.
 
+mod numbers;
 mod projected;
 
 use std::rc::Rc;
@@ -11,6 +12,7 @@ use maskdiff_native::{Reducer, foreach_copy, global_norm};
 use maskdiff_plugin_api::Objective;
 use tch::{Kind, Tensor};
 
+use self::numbers::Sums;
 use crate::component;
 use crate::distributed::{World, owners};
 use crate::lora::Lora;
@@ -243,7 +245,7 @@ impl Learner {
     pub fn step(&mut self, model: &Model, batches: Vec<Batch>, ask: Ask) -> Result<Step> {
         let scale = self.scale.map_or(1.0, |scale| scale.factor);
         let (parts, world) = (batches.len(), self.world.size() as f64);
-        let mut tokens = Tokens::default();
+        let mut tokens = numbers::Tokens::default();
         model.set_train(true);
         self.clear()?;
         let mut sums = Sums::default();
@@ -266,19 +268,28 @@ impl Learner {
         self.project()?;
         model.set_train(false);
         self.world.settle(model.facts().device())?;
-        let (loss, nats, lacking) = sums.values();
+        let timer = self.split.start(Part::Optimizer);
+        let grads = self.grads();
+        let norm = global_norm(&grads).map_err(component::torch)?;
+        let read = sums.read(&tokens, &norm, parts)?;
+        self.split.stop(timer);
         let timer = self.split.start(Part::Communication);
-        let mut told =
-            [loss / world, ask.stop, tokens.counted(), tokens.scored, nats / world, lacking];
+        let mut told = [
+            read.loss / world,
+            ask.stop,
+            read.counted,
+            tokens.scored(),
+            read.nats / world,
+            read.lacking,
+        ];
         self.world.sum(&mut told)?;
         let counted = told[2] / told[3];
         self.split.stop(timer);
         let timer = self.split.start(Part::Optimizer);
-        let grads = self.grads();
         let divisor = scale * counted;
-        let grad_norm = global_norm(&grads).map_err(component::torch)? / divisor;
+        let grad_norm = read.norm / divisor;
         let nats = (told[5] == 0.0).then(|| told[4] / counted);
-        let (loss, metrics) = (told[0] / counted, sums.metrics(parts));
+        let (loss, metrics) = (told[0] / counted, read.metrics);
         let mut done = Step { loss, nats, metrics, grad_norm, lr: None, stop: told[1] };
         if let Some(scale) = &mut self.scale {
             scale.update(grad_norm.is_finite());
@@ -437,86 +448,6 @@ pub struct Learnt {
 fn pick(tensors: &[Tensor], which: &[bool]) -> Vec<Tensor> {
     let picked = tensors.iter().zip(which).filter(|(_, wanted)| **wanted);
     picked.map(|(tensor, _)| tensor.detach()).collect()
-}
-
-/// What the micro-batches of a step add up to, left on the device.
-#[derive(Default)]
-struct Sums {
-    loss: Option<Tensor>,
-    nats: Option<Tensor>,
-    /// Micro-batches of which no bound is reported.
-    lacking: f64,
-    metrics: Vec<(String, Tensor)>,
-}
-
-impl Sums {
-    /// Adds a micro-batch, of whose loss `share` is the mean. What is reported is averaged as the loss is.
-    fn add(
-        &mut self,
-        objective: Objective,
-        share: &Tensor,
-        counted_bl: Option<&Tensor>,
-        parts: f64,
-    ) {
-        let plus = |sum: &mut Option<Tensor>, value: Tensor| {
-            *sum = Some(sum.take().map_or_else(|| value.shallow_clone(), |sum| sum + &value));
-        };
-        plus(&mut self.loss, share.detach());
-        match objective.nats_bl {
-            Some(nats_bl) => {
-                plus(&mut self.nats, Tokens::default().sum(&nats_bl, counted_bl) / parts);
-            }
-            None => self.lacking += 1.0,
-        }
-        for (name, value) in objective.metrics {
-            let value = value.detach();
-            match self.metrics.iter_mut().find(|(known, _)| *known == name) {
-                Some((_, sum)) => *sum += value,
-                None => self.metrics.push((name, value.copy())),
-            }
-        }
-    }
-
-    /// The loss, the bound, and the number of micro-batches without a bound.
-    fn values(&self) -> (f64, f64, f64) {
-        let value = |sum: &Option<Tensor>| sum.as_ref().map(|sum| sum.double_value(&[]));
-        (value(&self.loss).unwrap_or(f64::NAN), value(&self.nats).unwrap_or(0.0), self.lacking)
-    }
-
-    fn metrics(&self, parts: usize) -> Vec<(String, f64)> {
-        let mean =
-            |(name, sum): &(String, Tensor)| (name.clone(), sum.double_value(&[]) / parts as f64);
-        self.metrics.iter().map(mean).collect()
-    }
-}
-
-/// Tokens of a step so far.
-#[derive(Default)]
-struct Tokens {
-    scored: f64,
-    /// Those that count, where not all do; left on the device.
-    some: Option<Tensor>,
-    all: f64,
-}
-
-impl Tokens {
-    /// The sum over the tokens that count, over the number of all: `[B, L - k]` → scalar. Of `counted_bl [B, L]` the last
-    /// columns are used.
-    fn sum(&mut self, nats: &Tensor, counted_bl: Option<&Tensor>) -> Tensor {
-        self.scored += nats.numel() as f64;
-        let Some(counted_bl) = counted_bl else {
-            self.all += nats.numel() as f64;
-            return nats.mean(nats.kind());
-        };
-        let counted = scored(counted_bl, nats);
-        let number = counted.sum(Kind::Double);
-        self.some = Some(self.some.take().map_or_else(|| number.shallow_clone(), |s| s + &number));
-        (nats * counted).sum(nats.kind()) / nats.numel() as f64
-    }
-
-    fn counted(&self) -> f64 {
-        self.all + self.some.as_ref().map_or(0.0, |some| some.double_value(&[]))
-    }
 }
 
 /// Of `counted_bl [B, L]` the columns that a loss `[B, L - k]` scores, as its kind.

@@ -374,11 +374,12 @@ char* maskdiff_foreach_mul(Tensor* const* tensors, size_t count, double factor) 
   });
 }
 
-char* maskdiff_global_norm(Tensor* const* tensors, size_t count, double* norm) {
+// A number in f64, left on the device.
+char* maskdiff_global_norm(Tensor* const* tensors, size_t count, Tensor** norm) {
   return guarded([&] {
     at::NoGradGuard no_grad;
     auto norms = at::_foreach_norm(list(tensors, count), 2);
-    *norm = at::stack(norms).to(at::kDouble).norm().item<double>();
+    *norm = new Tensor(at::stack(norms).to(at::kDouble).norm());
   });
 }
 

@@ -84,7 +84,7 @@ unsafe extern "C" {
     fn maskdiff_foreach_lerp(into: List, from: List, count: usize, weight: f64) -> *mut c_char;
     fn maskdiff_foreach_copy(into: List, from: List, count: usize) -> *mut c_char;
     fn maskdiff_foreach_mul(tensors: List, count: usize, factor: f64) -> *mut c_char;
-    fn maskdiff_global_norm(tensors: List, count: usize, norm: *mut f64) -> *mut c_char;
+    fn maskdiff_global_norm(tensors: List, count: usize, norm: *mut *mut C_tensor) -> *mut c_char;
     fn maskdiff_clear_grads(tensors: List, count: usize) -> *mut c_char;
     fn maskdiff_linear(
         x: *const C_tensor,
@@ -266,15 +266,16 @@ pub fn foreach_mul(tensors: &[Tensor], factor: f64) -> Result<()> {
     checked(unsafe { maskdiff_foreach_mul(list.as_ptr(), list.len(), factor) })
 }
 
-/// The 2-norm of all tensors taken as one vector; 0 for none.
-pub fn global_norm(tensors: &[Tensor]) -> Result<f64> {
+/// The 2-norm of all tensors taken as one vector, `[] f64`, which stays on their device; a zero of the CPU for none.
+pub fn global_norm(tensors: &[Tensor]) -> Result<Tensor> {
     if tensors.is_empty() {
-        return Ok(0.0);
+        return Ok(Tensor::from(0.0));
     }
-    let (list, mut norm) = (pointers(tensors), 0.0);
-    // SAFETY: a list of live tensors and a place for one f64.
-    checked(unsafe { maskdiff_global_norm(list.as_ptr(), list.len(), &mut norm) })?;
-    Ok(norm)
+    let (list, mut norm) = (pointers(tensors), std::ptr::null_mut());
+    // SAFETY: a list of live tensors and a place for the new tensor.
+    checked(unsafe { maskdiff_global_norm(list.as_ptr(), list.len(), &raw mut norm) })?;
+    // SAFETY: on success the shim hands over a new tensor.
+    Ok(unsafe { Tensor::from_ptr(norm) })
 }
 
 fn device_numbers(device: Device) -> (c_int, c_int) {
@@ -436,7 +437,9 @@ mod tests {
         assert_eq!(Vec::<f32>::try_from(half.to_kind(Kind::Float)).unwrap(), [1.5, 3.0]);
         foreach_mul(&[a.shallow_clone()], 2.0).unwrap();
         assert_eq!(Vec::<f32>::try_from(&a).unwrap(), [3.0, 6.0]);
-        assert!((global_norm(&[a, b]).unwrap() - 90f64.sqrt()).abs() < 1e-5);
+        let norm = global_norm(&[a, b]).unwrap().double_value(&[]);
+        assert!((norm - 90f64.sqrt()).abs() < 1e-5);
+        assert_eq!(global_norm(&[]).unwrap().double_value(&[]), 0.0);
         let error = foreach_lerp(&[Tensor::from(1.0)], &[], 0.5).unwrap_err();
         assert!(error.to_string().contains("differ in length"), "{error}");
     }

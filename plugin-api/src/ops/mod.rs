@@ -22,6 +22,16 @@ pub fn rows_of(mask_bl: &Tensor) -> Tensor {
     mask_bl.flatten(0, -1).nonzero().squeeze_dim(-1)
 }
 
+/// Sequences of a `[B, L]` mask in which something is true, `[C] i64`, and its flat positions among these sequences alone,
+/// `[N] i64`; both ascending. The host waits for a GPU once, for the mask itself.
+pub fn sequences_and_rows(mask_bl: &Tensor) -> (Tensor, Tensor) {
+    // sync: both numbers are data.
+    let host_bl = mask_bl.to_device(tch::Device::Cpu);
+    let changed_b = rows_of(&host_bl.any_dim(1, false));
+    let rows_n = rows_of(&host_bl.index_select(0, &changed_b));
+    (changed_b.to_device(mask_bl.device()), rows_n.to_device(mask_bl.device()))
+}
+
 /// A copy of `x_bl [B, L]` in which the flat positions `rows_n [N]` hold `value_n [N]`.
 pub fn put_rows(x_bl: &Tensor, rows_n: &Tensor, value_n: &Tensor) -> Tensor {
     let flat = x_bl.reshape([-1]).index_copy(0, rows_n, value_n);

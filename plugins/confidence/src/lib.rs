@@ -7,7 +7,7 @@ mod plan;
 
 use maskdiff_plugin_api::ops::{Order, Restriction};
 use maskdiff_plugin_api::prelude::*;
-use tch::Kind;
+use tch::{Device, Kind};
 
 use options::{Cache, Config, Rank};
 use plan::Places;
@@ -144,26 +144,25 @@ impl Confidence {
         (score_m, drawn_m)
     }
 
-    /// What opens of `eligible_bl [B, L]`: the surest `opens` of each sequence, and what threshold and factor add.
+    /// What opens of the flat positions `rows_m [M]`: the surest `opens` of each sequence, and what threshold and factor add.
     fn opening(
         &self,
         model: &Denoiser,
         xt_bl: &Tensor,
-        (eligible_bl, opens): (&Tensor, &[i64]),
+        (rows_m, opens): (&Tensor, &[i64]),
         draws: &Draws,
     ) -> Result<Opening> {
         let (b, l) = check_shape!(xt_bl, [B, L], Int64);
         let v = model.vocab_size();
         let masked_bl = xt_bl.eq(model.mask_id()?);
-        let rows_m = ops::rows_of(eligible_bl);
-        let log_p_mv = model.log_x0(xt_bl, &self.times(model, &masked_bl)?, &rows_m)?;
+        let log_p_mv = model.log_x0(xt_bl, &self.times(model, &masked_bl)?, rows_m)?;
         let log_p_mv = without(&log_p_mv, &self.config.banned);
-        let at = |u_bl: &Tensor| ops::take_rows(u_bl, &rows_m);
+        let at = |u_bl: &Tensor| ops::take_rows(u_bl, rows_m);
         let (score_m, drawn_m) = self.scores(&log_p_mv, &at(&draws.value_bl), v);
         let score_m = self.shuffled(score_m, &at(&draws.order_bl));
         let spread = |value_m: &Tensor| {
             let never = Tensor::full([b * l], f64::NEG_INFINITY, (Kind::Double, xt_bl.device()));
-            never.index_copy(0, &rows_m, value_m).view([b, l])
+            never.index_copy(0, rows_m, value_m).view([b, l])
         };
         let n_b = Tensor::from_slice(opens).to_device(xt_bl.device()).unsqueeze(1);
         let places = Tensor::arange(l, (Kind::Int64, xt_bl.device())).unsqueeze(0);
@@ -182,10 +181,15 @@ impl Confidence {
             let goes_on = sorted_bl.ge_tensor(&least).to_kind(Kind::Int64).cumprod(1, Kind::Int64);
             opens_bl = opens_bl.logical_or(&picked(&best_bl, &goes_on.to_kind(Kind::Bool)));
         }
-        let first_m = ops::take_rows(&opens_bl, &rows_m);
-        // sync: how many open is data.
-        let opens_n =
-            first_m.logical_or(&best_m.ge(self.config.threshold)).nonzero().squeeze_dim(-1);
+        let first_m = ops::take_rows(&opens_bl, rows_m);
+        let opens_n = if self.config.factor > 0.0 || self.config.threshold <= 1.0 {
+            // sync: how many open is data.
+            first_m.logical_or(&best_m.ge(self.config.threshold)).nonzero().squeeze_dim(-1)
+        } else {
+            // As many as the plan says: those come first, in their order.
+            let (_, order_m) = first_m.to_kind(Kind::Int).sort_stable(true, 0, true);
+            order_m.narrow(0, 0, opens.iter().sum::<i64>().min(rows_m.numel() as i64))
+        };
         Ok(Opening {
             law_nv: self.law_of(&log_p_mv.index_select(0, &opens_n), v),
             drawn_n: drawn_m.map(|drawn_m| drawn_m.index_select(0, &opens_n)),
@@ -239,9 +243,12 @@ impl Confidence {
         let mask = model.mask_id()?;
         let start_bl = whole_bl.narrow(0, from, count);
         let mut x_bl = start_bl.copy();
-        let mut places = Places::new(&self.config, &x_bl.eq(mask))?;
+        // sync: where the masks are is data.
+        let masked = |x_bl: &Tensor| x_bl.eq(mask).to_device(Device::Cpu);
+        let mut masked_bl = masked(&x_bl);
+        let mut places = Places::new(&self.config, &masked_bl)?;
         let (mut done, mut window) = (0, None);
-        while let Some((eligible_bl, opens)) = places.next(&x_bl.eq(mask)) {
+        while let Some((eligible_bl, opens)) = places.next(&masked_bl) {
             if self.config.cache != Cache::None && window != Some(places.window(0)) {
                 let (first, width) = places.window(0);
                 let around = self.config.cache == Cache::Dual;
@@ -250,13 +257,16 @@ impl Confidence {
             }
             // Sequences that are whole need no call.
             let open_b = ops::rows_of(&eligible_bl.any_dim(1, false));
+            let rows_m = ops::rows_of(&eligible_bl.index_select(0, &open_b));
+            let (open_b, rows_m) =
+                (open_b.to_device(x_bl.device()), rows_m.to_device(x_bl.device()));
             let part = |x: &Tensor| x.index_select(0, &open_b);
             let opens: Vec<i64> = opens.into_iter().filter(|n| *n > 0).collect();
             let part_bl = part(&x_bl);
             let turned_b = &open_b + from;
             let drawn = numbers(done as usize)?.of(&turned_b);
             model.turn_to(&turned_b)?;
-            let opening = self.opening(model, &part_bl, (&part(&eligible_bl), &opens), &drawn)?;
+            let opening = self.opening(model, &part_bl, (&rows_m, &opens), &drawn)?;
             let part_bl = ops::put_rows(&part_bl, &opening.rows_n, &opening.drawn(&drawn));
             let next_bl = self.ended(&x_bl.index_copy(0, &open_b, &part_bl), &start_bl, mask);
             // A law that has the mask may draw it for ever.
@@ -264,9 +274,10 @@ impl Confidence {
                 break;
             }
             (x_bl, done) = (next_bl, done + 1);
+            masked_bl = masked(&x_bl);
             let shown_bl = whole_bl.slice_scatter(&x_bl, 0, from, from + count, 1);
             // With a threshold there may be fewer to come than there were.
-            model.progress(done, done + places.steps_left(&x_bl.eq(mask)), &shown_bl)?;
+            model.progress(done, done + places.steps_left(&masked_bl), &shown_bl)?;
         }
         Ok(x_bl)
     }
@@ -298,13 +309,14 @@ impl Sampler for Confidence {
     fn law(&self, model: &Denoiser, xt_bl: &Tensor, _t: f64, _s: f64) -> Result<Tensor> {
         let (b, l) = check_shape!(xt_bl, [B, L], Int64);
         let stays = xt_bl.reshape([-1]).one_hot(model.vocab_size()).to_kind(Kind::Double);
-        let masked_bl = xt_bl.eq(model.mask_id()?);
+        let masked_bl = xt_bl.eq(model.mask_id()?).to_device(Device::Cpu);
         let mut places = Places::new(&self.config, &masked_bl)?;
         let law = match places.next(&masked_bl) {
             None => stays,
             Some((eligible_bl, opens)) => {
                 let draws = Draws::new(model, xt_bl)?;
-                let opening = self.opening(model, xt_bl, (&eligible_bl, &opens), &draws)?;
+                let rows_m = ops::rows_of(&eligible_bl).to_device(xt_bl.device());
+                let opening = self.opening(model, xt_bl, (&rows_m, &opens), &draws)?;
                 stays.index_copy(0, &opening.rows_n, &opening.law_nv.softmax(-1, Kind::Double))
             }
         };

@@ -17,7 +17,8 @@ struct At {
     masked: i64,
 }
 
-/// The places of all sequences.
+/// The places of all sequences. They and the masks that they are asked about are on the host: a GPU is waited for once a step, for
+/// where the masks are.
 #[derive(Debug)]
 pub(crate) struct Places {
     /// The block of every position, `[B, L] i64`; negative before the first.
@@ -39,7 +40,6 @@ impl Places {
         let first_b = masked_bl.to_kind(Kind::Int).argmax(1, true);
         let positions = Tensor::arange(l, (Kind::Int64, masked_bl.device()));
         let block_bl = (positions - first_b).floor_divide_scalar(size);
-        // sync: how many blocks there are is data.
         let last_b = (masked_bl.to_kind(Kind::Int64) * &block_bl).amax([1], false);
         let blocks_b: Vec<i64> = Vec::try_from(last_b.clamp_min(0) + 1).unwrap_or_default();
         let blocks = blocks_b.iter().copied().max().unwrap_or(1);
@@ -63,7 +63,6 @@ impl Places {
     /// The first position of the block of a sequence, and how many it has.
     pub(crate) fn window(&self, row: usize) -> (i64, i64) {
         let own = self.block_bl.get(row as i64).eq(self.at[row].block as i64);
-        // sync: where a block is, is data.
         let places = own.nonzero();
         let width = places.size()[0];
         (if width > 0 { places.int64_value(&[0, 0]) } else { 0 }, width)
@@ -74,7 +73,6 @@ impl Places {
         let (b, n) = (self.at.len() as i64, self.blocks);
         let row = Tensor::arange(b, (Kind::Int64, masked_bl.device())).unsqueeze(1) * n;
         let cells = (&self.block_bl + row).masked_select(masked_bl);
-        // sync: how many are masked is data.
         let counts = cells.bincount(None::<Tensor>, b * n).view([b, n]);
         Vec::<Vec<i64>>::try_from(counts).unwrap_or_default()
     }
@@ -91,7 +89,7 @@ impl Places {
             return None;
         }
         let blocks: Vec<i64> = self.at.iter().map(|at| at.block as i64).collect();
-        let own = Tensor::from_slice(&blocks).to_device(masked_bl.device()).unsqueeze(1);
+        let own = Tensor::from_slice(&blocks).unsqueeze(1);
         Some((masked_bl.logical_and(&self.block_bl.eq_tensor(&own)), opens))
     }
 

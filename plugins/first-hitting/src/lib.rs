@@ -8,7 +8,7 @@
 
 use maskdiff_plugin_api::ops::{Nucleus, Restriction};
 use maskdiff_plugin_api::prelude::*;
-use tch::Kind;
+use tch::{Device, Kind};
 
 export_plugin!();
 register!(sampler FirstHitting);
@@ -78,14 +78,17 @@ impl Sampler for FirstHitting {
         let mut x_bl = xt_bl.shallow_clone();
         let mut noise_b =
             Tensor::full([b], 1.0 - model.alpha(1.0)?, (Kind::Double, xt_bl.device()));
-        let steps = |x_bl: &Tensor| {
-            (most_masked(x_bl, mask) + self.tokens_per_step - 1) / self.tokens_per_step
+        let steps = |left: &[i64]| {
+            let most = left.iter().copied().max().unwrap_or(0);
+            (most + self.tokens_per_step - 1) / self.tokens_per_step
         };
-        let total = steps(&x_bl);
-        let mut left = total;
-        while left > 0 {
+        // What each step opens is known from here on, so the host waits for a GPU no more.
+        let mut left = masked(&x_bl, mask);
+        let (mut total, mut done) = (steps(&left), 0);
+        while steps(&left) > 0 {
             // Sequences that are whole need no call.
-            let open_b = ops::rows_of(&x_bl.eq(mask).any_dim(1, false));
+            let open: Vec<i64> = (0..b).filter(|row| left[*row as usize] > 0).collect();
+            let open_b = Tensor::from_slice(&open).to_device(xt_bl.device());
             let part_bl = x_bl.index_select(0, &open_b);
             let opening = self.tokens_per_step.min(l);
             // Of every sequence, also those that are whole: each draws the same in every batch.
@@ -102,15 +105,23 @@ impl Sampler for FirstHitting {
                 after_b = &after_b * later;
             }
             noise_b = noise_b.index_copy(0, &open_b, &after_b);
-            let rows_n = some_masked(&part_bl, mask, &lot_bl, opening);
+            let counts: Vec<i64> =
+                open.iter().map(|row| left[*row as usize].min(opening)).collect();
+            let rows_n = some_masked(&part_bl, mask, &lot_bl, &counts);
             model.turn_to(&open_b)?;
             let log_x0_nv = model.log_x0(&part_bl, &t_b, &rows_n)?;
             let u_n = ops::take_rows(&value_bl, &rows_n);
             let token_n = ops::categorical_at(&self.restriction.apply(&log_x0_nv), &u_n);
             let part_bl = ops::put_rows(&part_bl, &rows_n, &token_n);
             x_bl = x_bl.index_copy(0, &open_b, &part_bl);
-            left = steps(&x_bl);
-            model.progress(total - left, total, &x_bl)?;
+            open.iter().zip(&counts).for_each(|(row, count)| left[*row as usize] -= count);
+            done += 1;
+            if steps(&left) == 0 {
+                // A law that has the mask may have drawn it.
+                left = masked(&x_bl, mask);
+                total = done + steps(&left);
+            }
+            model.progress(done, total, &x_bl)?;
         }
         Ok(x_bl)
     }
@@ -133,19 +144,29 @@ fn wait(u_b: &Tensor, masked_b: &Tensor) -> Tensor {
     (u_b.log() / masked_b).exp()
 }
 
-/// The largest number of masked tokens in a sequence.
-fn most_masked(x_bl: &Tensor, mask: i64) -> i64 {
-    // sync: when the walk ends is data.
-    x_bl.eq(mask).sum_dim_intlist(1, false, Kind::Int64).max().int64_value(&[])
+/// The number of masked tokens in each sequence.
+fn masked(x_bl: &Tensor, mask: i64) -> Vec<i64> {
+    // sync: how long the walk takes is data.
+    let masked_b = x_bl.eq(mask).sum_dim_intlist(1, false, Kind::Int64).to_device(Device::Cpu);
+    Vec::try_from(masked_b).unwrap_or_default()
 }
 
-/// Flat positions of `count` masked tokens of each sequence with the highest lots, or of all where there are fewer: `[N] i64`.
-fn some_masked(x_bl: &Tensor, mask: i64, lot_bl: &Tensor, count: i64) -> Tensor {
-    let masked_bl = x_bl.eq(mask);
-    let lot_bl = lot_bl.masked_fill(&masked_bl.logical_not(), -1.0);
-    let (_, best) = lot_bl.topk(count, -1, true, false);
-    let chosen_bl = masked_bl.zeros_like().scatter_value(1, &best, 1);
-    ops::rows_of(&chosen_bl.logical_and(&masked_bl))
+/// Flat positions, ascending, of the masked tokens of each sequence with the highest lots: as many of each as `counts` says, `[N] i64`.
+fn some_masked(x_bl: &Tensor, mask: i64, lot_bl: &Tensor, counts: &[i64]) -> Tensor {
+    let most = counts.iter().copied().max().unwrap_or(0);
+    let lot_bl = lot_bl.masked_fill(&x_bl.not_equal(mask), -1.0);
+    let (_, best_bk) = lot_bl.topk(most, -1, true, true);
+    let first_b =
+        Tensor::arange(counts.len() as i64, (Kind::Int64, x_bl.device())) * x_bl.size()[1];
+    let flat = (best_bk + first_b.unsqueeze(1)).view([-1]);
+    let flat = if counts.iter().all(|count| *count == most) {
+        flat
+    } else {
+        let of_row = |(row, count): (i64, &i64)| (0..*count).map(move |k| row * most + k);
+        let chosen: Vec<i64> = (0..).zip(counts).flat_map(of_row).collect();
+        flat.index_select(0, &Tensor::from_slice(&chosen).to_device(x_bl.device()))
+    };
+    flat.sort(0, false).0
 }
 
 #[cfg(test)]

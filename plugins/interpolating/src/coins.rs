@@ -17,15 +17,55 @@ pub(crate) struct Noise {
     apart: bool,
 }
 
+/// Two times of a walk, t above s, and the noise at each.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Span {
+    pub(crate) t: f64,
+    pub(crate) s: f64,
+    /// At t.
+    pub(crate) from: Noise,
+    /// At s.
+    pub(crate) to: Noise,
+}
+
+impl Span {
+    /// Between each two neighbours of `times`.
+    pub(crate) fn all(model: &Denoiser, times: &[f64]) -> Result<Vec<Self>> {
+        let noise = Noise::of(model, times)?;
+        let pairs = times.windows(2).zip(noise.windows(2));
+        let span = |(times, noise): (&[f64], &[Noise])| Self {
+            t: times[0],
+            s: times[1],
+            from: noise[0],
+            to: noise[1],
+        };
+        Ok(pairs.map(span).collect())
+    }
+
+    /// Between two times.
+    pub(crate) fn new(model: &Denoiser, t: f64, s: f64) -> Result<Self> {
+        let noise = Noise::of(model, &[t, s])?;
+        Ok(Self { t, s, from: noise[0], to: noise[1] })
+    }
+}
+
 impl Noise {
-    /// At a time; 0 is the clean text, whatever the schedule ends at.
-    pub(crate) fn at(model: &Denoiser, t: f64) -> Result<Self> {
-        let alpha = if t > 0.0 { model.alpha(t)? } else { 1.0 };
-        let alpha_b = Tensor::from_slice(&[alpha]).to_device(model.device());
-        let mix = model.mixing(&alpha_b)?;
-        // sync: two numbers of the process.
-        let [every, mask] = [mix.every_b, mix.mask_b].map(|value| value.double_value(&[0]));
-        Ok(Self { alpha, every, mask, apart: mix.mask_apart })
+    /// At times; 0 is the clean text, whatever the schedule ends at. The process is asked once, so a GPU is waited for once.
+    pub(crate) fn of(model: &Denoiser, times: &[f64]) -> Result<Vec<Self>> {
+        let alpha = |t: &f64| if *t > 0.0 { model.alpha(*t) } else { Ok(1.0) };
+        let alphas = times.iter().map(alpha).collect::<Result<Vec<f64>>>()?;
+        let mix = model.mixing(&Tensor::from_slice(&alphas).to_device(model.device()))?;
+        // sync: two numbers of the process for each time.
+        let both_2b = Tensor::stack(&[mix.every_b, mix.mask_b], 0).to_device(tch::Device::Cpu);
+        let both: Vec<f64> = Vec::try_from(both_2b.to_kind(Kind::Double).view([-1]))?;
+        let (every, mask) = both.split_at(alphas.len());
+        let of = |(i, alpha): (usize, f64)| Self {
+            alpha,
+            every: every[i],
+            mask: mask[i],
+            apart: mix.mask_apart,
+        };
+        Ok(alphas.into_iter().enumerate().map(of).collect())
     }
 
     /// b at tokens `[N]` → `[N] f64`.

@@ -5,7 +5,7 @@
 use maskdiff_plugin_api::prelude::*;
 use tch::Kind;
 
-use crate::coins::{self, Draw, Draws, Noise, Rows};
+use crate::coins::{self, Draw, Draws, Rows, Span};
 use crate::options::{all_rows, check_min_p, check_walk, free_rows, law_of_x0, likely};
 use maskdiff_plugin_api::ops::Restriction;
 
@@ -148,22 +148,21 @@ impl SelfCorrection {
             return Ok(x_bl);
         }
         let time = |i: i64| 1.0 - (1.0 - t_min) * i as f64 / steps as f64;
-        for i in 0..=steps {
-            let s = if i < steps { time(i + 1) } else { 0.0 };
+        let times: Vec<f64> = (0..=steps).map(time).chain([0.0]).collect();
+        for (i, span) in (1..).zip(Span::all(model, &times)?) {
             let z_n = ops::take_rows(&x_bl, rows_n);
-            let log_p_nv = law_of_x0(model, &plain, &x_bl, rows_n, time(i))?;
+            let log_p_nv = law_of_x0(model, &plain, &x_bl, rows_n, span.t)?;
             let rows = Rows { z_n: &z_n, log_p_nv: &log_p_nv };
-            let (level_t, level_s) = (Noise::at(model, time(i))?, Noise::at(model, s)?);
             let draws = Draws::new(model, &x_bl, rows_n)?;
             let drawn_n = if self.config.min_p > 0.0 {
-                let law_nv = coins::ancestral_law(model, &rows, level_t, level_s)?;
+                let law_nv = coins::ancestral_law(model, &rows, span.from, span.to)?;
                 draws.from_law(&likely(law_nv, self.config.min_p))
             } else {
-                coins::ancestral(model, &rows, (level_t, level_s), &draws)
+                coins::ancestral(model, &rows, (span.from, span.to), &draws)
             };
             x_bl = ops::put_rows(&x_bl, rows_n, &drawn_n);
             let total = steps + 1 + self.config.corrections;
-            model.progress(i + 1, total, &x_bl)?;
+            model.progress(i, total, &x_bl)?;
         }
         Ok(x_bl)
     }

@@ -6,7 +6,7 @@ use maskdiff_plugin_api::ops::Restriction;
 use maskdiff_plugin_api::prelude::*;
 use tch::Kind;
 
-use crate::coins::{self, Draw, Draws, Noise, Rows};
+use crate::coins::{self, Draw, Draws, Noise, Rows, Span};
 use crate::options::{all_rows, check_min_p, check_walk, free_rows, guided_law, law_of_x0, likely};
 use crate::profile::{Mode, Profile};
 use crate::tail::Tail;
@@ -147,8 +147,7 @@ impl Component for Psi {
 /// A step of the walk.
 #[derive(Debug, Clone, Copy)]
 struct Step {
-    t: f64,
-    s: f64,
+    span: Span,
     kappa: f64,
 }
 
@@ -157,8 +156,8 @@ impl Psi {
         let times = self.profile.times();
         let alphas = times.iter().map(|t| model.alpha(*t)).collect::<Result<Vec<f64>>>()?;
         let kappas = self.profile.kappas(&alphas);
-        let pairs = times.windows(2).zip(kappas);
-        Ok(pairs.map(|(pair, kappa)| Step { t: pair[0], s: pair[1], kappa }).collect())
+        let spans = Span::all(model, &times)?.into_iter().zip(kappas);
+        Ok(spans.map(|(span, kappa)| Step { span, kappa }).collect())
     }
 
     fn draw(
@@ -180,9 +179,9 @@ impl Psi {
             return Ok(ops::put_rows(xt_bl, rows_n, &draws.from_law(&law_nv)));
         }
         let z_n = ops::take_rows(xt_bl, rows_n);
-        let log_p_nv = law_of_x0(model, &self.restriction, xt_bl, rows_n, step.t)?;
+        let log_p_nv = law_of_x0(model, &self.restriction, xt_bl, rows_n, step.span.t)?;
         let rows = Rows { z_n: &z_n, log_p_nv: &log_p_nv };
-        let levels = (Noise::at(model, step.t)?, Noise::at(model, step.s)?);
+        let levels = (step.span.from, step.span.to);
         let drawn_n = if step.kappa >= 1.0 {
             coins::ancestral(model, &rows, levels, &draws)
         } else if step.kappa <= 0.0 {
@@ -203,8 +202,8 @@ impl Psi {
         (xt_bl, rows_n): (&Tensor, &Tensor),
         step: Step,
     ) -> Result<Option<Tensor>> {
-        let (t, s) = (Noise::at(model, step.t)?, Noise::at(model, step.s)?);
-        guided_law(model, &self.restriction, (xt_bl, rows_n), step.t, |rows| {
+        let Span { t: at, from: t, to: s, .. } = step.span;
+        guided_law(model, &self.restriction, (xt_bl, rows_n), at, |rows| {
             mixed(model, rows, (t, s), step.kappa)
         })
     }
@@ -220,9 +219,9 @@ impl Psi {
             Some(law_nv) => law_nv,
             None => {
                 let z_n = ops::take_rows(xt_bl, rows_n);
-                let log_p_nv = law_of_x0(model, &self.restriction, xt_bl, rows_n, step.t)?;
+                let log_p_nv = law_of_x0(model, &self.restriction, xt_bl, rows_n, step.span.t)?;
                 let rows = Rows { z_n: &z_n, log_p_nv: &log_p_nv };
-                let levels = (Noise::at(model, step.t)?, Noise::at(model, step.s)?);
+                let levels = (step.span.from, step.span.to);
                 mixed(model, &rows, levels, step.kappa)?
             }
         };
@@ -233,7 +232,8 @@ impl Psi {
     fn tail(&self, model: &Denoiser, xt_bl: &Tensor, rows_n: &Tensor, t: f64) -> Result<Tensor> {
         if self.config.tail == Tail::Ancestral {
             // It is a step to the end.
-            return self.law_at(model, (xt_bl, rows_n), Step { t, s: 0.0, kappa: 1.0 });
+            let span = Span::new(model, t, 0.0)?;
+            return self.law_at(model, (xt_bl, rows_n), Step { span, kappa: 1.0 });
         }
         let z_n = ops::take_rows(xt_bl, rows_n);
         let log_p_nv = law_of_x0(model, &self.restriction, xt_bl, rows_n, t)?;
@@ -267,12 +267,12 @@ impl Sampler for Psi {
         if s == 0.0 {
             return Ok(self.tail(model, xt_bl, &rows_n, t)?.view(size));
         }
-        let far = |step: &Step| (step.t - t).abs() + (step.s - s).abs();
+        let far = |step: &Step| (step.span.t - t).abs() + (step.span.s - s).abs();
         let steps = self.steps(model)?;
         let Some(near) = steps.iter().min_by(|a, b| far(a).total_cmp(&far(b))) else {
             bail!(Other, "a walk of no steps");
         };
-        let step = Step { t, s, kappa: near.kappa };
+        let step = Step { span: Span::new(model, t, s)?, kappa: near.kappa };
         Ok(self.law_at(model, (xt_bl, &rows_n), step)?.view(size))
     }
 }
@@ -361,9 +361,9 @@ mod tests {
         let psi = made(&config, &toy.context());
         let steps = psi.steps(&Denoiser::new(&toy)).unwrap();
         assert_eq!(steps.len(), 9);
-        assert!(steps.iter().filter(|step| step.t == step.s).count() >= 3);
+        assert!(steps.iter().filter(|step| step.span.t == step.span.s).count() >= 3);
         // From a level to itself the predictor does nothing: all change is the corrector's.
-        let still = steps.iter().find(|step| step.t == step.s).unwrap();
+        let still = steps.iter().find(|step| step.span.t == step.span.s).unwrap();
         let x_bl = Tensor::zeros([400, 2], (Kind::Int64, tch::Device::Cpu));
         let model = Denoiser::new(&toy);
         let rows_n = all_rows(&x_bl);

@@ -5,7 +5,7 @@
 use maskdiff_plugin_api::ops::Restriction;
 use maskdiff_plugin_api::prelude::*;
 
-use crate::coins::{self, Draws, Noise, Rows};
+use crate::coins::{self, Draws, Rows, Span};
 use crate::options::{all_rows, check_min_p, check_walk, free_rows, guided_law, law_of_x0, likely};
 use crate::tail::Tail;
 
@@ -99,9 +99,10 @@ impl Interpolating {
         model: &Denoiser,
         xt_bl: &Tensor,
         rows_n: &Tensor,
-        (t, s): (f64, f64),
+        span: Span,
     ) -> Result<Tensor> {
-        if let Some(law_nv) = self.guided(model, (xt_bl, rows_n), (t, s))? {
+        let Span { t, s, from, to } = span;
+        if let Some(law_nv) = self.guided(model, (xt_bl, rows_n), span)? {
             return Ok(law_nv);
         }
         let z_n = ops::take_rows(xt_bl, rows_n);
@@ -110,8 +111,7 @@ impl Interpolating {
         if s == 0.0 && self.config.tail != Tail::Ancestral {
             return self.config.tail.law(model, &rows, t);
         }
-        let law_nv =
-            coins::ancestral_law(model, &rows, Noise::at(model, t)?, Noise::at(model, s)?)?;
+        let law_nv = coins::ancestral_law(model, &rows, from, to)?;
         Ok(likely(law_nv, self.config.min_p))
     }
 
@@ -120,14 +120,13 @@ impl Interpolating {
         &self,
         model: &Denoiser,
         (xt_bl, rows_n): (&Tensor, &Tensor),
-        (t, s): (f64, f64),
+        Span { t, s, from, to }: Span,
     ) -> Result<Option<Tensor>> {
         if s == 0.0 && self.config.tail != Tail::Ancestral {
             return Ok(None);
         }
-        let (level_t, level_s) = (Noise::at(model, t)?, Noise::at(model, s)?);
         let law_nv = guided_law(model, &self.restriction, (xt_bl, rows_n), t, |rows| {
-            coins::ancestral_law(model, rows, level_t, level_s)
+            coins::ancestral_law(model, rows, from, to)
         })?;
         Ok(law_nv.map(|law_nv| likely(law_nv, self.config.min_p)))
     }
@@ -138,8 +137,9 @@ impl Interpolating {
         model: &Denoiser,
         xt_bl: &Tensor,
         free_n: &Tensor,
-        (t, s): (f64, f64),
+        span: Span,
     ) -> Result<Tensor> {
+        let Span { t, s, from, to } = span;
         let Config { tail, min_p, .. } = self.config;
         let ends = s == 0.0;
         let rows_n = if ends { tail.rows(model, xt_bl, free_n)? } else { free_n.shallow_clone() };
@@ -148,17 +148,16 @@ impl Interpolating {
         }
         let draws = Draws::new(model, xt_bl, &rows_n)?;
         if min_p > 0.0 || (ends && tail != Tail::Ancestral) {
-            let law_nv = self.law_at(model, xt_bl, &rows_n, (t, s))?;
+            let law_nv = self.law_at(model, xt_bl, &rows_n, span)?;
             return Ok(ops::put_rows(xt_bl, &rows_n, &draws.from_law(&law_nv)));
         }
-        if let Some(law_nv) = self.guided(model, (xt_bl, &rows_n), (t, s))? {
+        if let Some(law_nv) = self.guided(model, (xt_bl, &rows_n), span)? {
             return Ok(ops::put_rows(xt_bl, &rows_n, &draws.from_law(&law_nv)));
         }
         let z_n = ops::take_rows(xt_bl, &rows_n);
         let log_p_nv = law_of_x0(model, &self.restriction, xt_bl, &rows_n, t)?;
         let rows = Rows { z_n: &z_n, log_p_nv: &log_p_nv };
-        let levels = (Noise::at(model, t)?, Noise::at(model, s)?);
-        let drawn_n = coins::ancestral(model, &rows, levels, &draws);
+        let drawn_n = coins::ancestral(model, &rows, (from, to), &draws);
         Ok(ops::put_rows(xt_bl, &rows_n, &drawn_n))
     }
 }
@@ -168,16 +167,17 @@ impl Sampler for Interpolating {
         check_shape!(xt_bl, [B, L], Int64);
         let (steps, free_n) = (self.config.steps, free_rows(model, xt_bl)?);
         let mut x_bl = xt_bl.shallow_clone();
-        for i in 0..steps {
-            x_bl = self.step(model, &x_bl, &free_n, (self.time(i), self.time(i + 1)))?;
-            model.progress(i + 1, steps, &x_bl)?;
+        let times: Vec<f64> = (0..=steps).map(|i| self.time(i)).collect();
+        for (done, span) in (1..).zip(Span::all(model, &times)?) {
+            x_bl = self.step(model, &x_bl, &free_n, span)?;
+            model.progress(done, steps, &x_bl)?;
         }
-        self.step(model, &x_bl, &free_n, (self.config.t_min, 0.0))
+        self.step(model, &x_bl, &free_n, Span::new(model, self.config.t_min, 0.0)?)
     }
 
     fn law(&self, model: &Denoiser, xt_bl: &Tensor, t: f64, s: f64) -> Result<Tensor> {
         let (b, l) = check_shape!(xt_bl, [B, L], Int64);
-        let law_nv = self.law_at(model, xt_bl, &all_rows(xt_bl), (t, s))?;
+        let law_nv = self.law_at(model, xt_bl, &all_rows(xt_bl), Span::new(model, t, s)?)?;
         Ok(law_nv.view([b, l, model.vocab_size()]))
     }
 }

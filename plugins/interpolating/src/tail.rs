@@ -5,7 +5,7 @@
 use maskdiff_plugin_api::prelude::*;
 use tch::Kind;
 
-use crate::coins::{self, Noise, Rows};
+use crate::coins::{self, Rows, Span};
 use crate::options::masks_alone;
 
 /// How a walk ends, at `t_min`.
@@ -39,7 +39,8 @@ impl Tail {
         let (size, alone) = (model.vocab_size(), masks_alone(model)?);
         match self {
             Self::Ancestral => {
-                coins::ancestral_law(model, rows, Noise::at(model, t)?, Noise::at(model, 0.0)?)
+                let Span { from, to, .. } = Span::new(model, t, 0.0)?;
+                coins::ancestral_law(model, rows, from, to)
             }
             Self::Greedy => {
                 let likeliest_n = rows.log_p_nv.argmax(-1, false);

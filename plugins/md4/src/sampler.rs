@@ -121,28 +121,22 @@ impl Md4 {
     fn step(&self, model: &Denoiser, xt_bl: &Tensor, t: f64, s: f64) -> Result<Tensor> {
         let masked_bl = xt_bl.eq(model.mask_id()?);
         let chance_v = Self::chances(model, t, s)?;
-        // sync: one number of the schedule.
+        // Where it is 0, no coin lets a token open.
         let most = chance_v.max();
-        let most_of_all = most.double_value(&[]);
-        if most_of_all == 0.0 {
-            return Ok(xt_bl.shallow_clone());
-        }
         // Whether a token may open, which, and whether it does: of each position, so a text is the same in every batch.
         let (b, l) = check_shape!(xt_bl, [B, L], Int64);
         let u_bl3 = model.uniforms(&[b, l, 3])?;
         let may_bl = masked_bl.logical_and(&u_bl3.select(2, 0).lt_tensor(&most));
-        // sync: which sequences may change is data.
-        let changed_b = ops::rows_of(&may_bl.any_dim(1, false));
+        let (changed_b, rows_n) = ops::sequences_and_rows(&may_bl);
         if changed_b.numel() == 0 {
             return Ok(xt_bl.shallow_clone());
         }
         let x_bl = xt_bl.index_select(0, &changed_b);
-        let rows_n = ops::rows_of(&may_bl.index_select(0, &changed_b));
         model.turn_to(&changed_b)?;
         let u_n3 = ops::take_rows(&u_bl3.index_select(0, &changed_b), &rows_n);
         let log_p_nv = self.law_of_x0(model, &x_bl, &rows_n, t)?;
         let token_n = ops::categorical_at(&log_p_nv, &u_n3.select(1, 1).contiguous());
-        let rest_n = chance_v.index_select(0, &token_n) / most_of_all;
+        let rest_n = chance_v.index_select(0, &token_n) / &most;
         let opens_n = u_n3.select(1, 2).lt_tensor(&rest_n);
         let value_n = token_n.where_self(&opens_n, &ops::take_rows(&x_bl, &rows_n));
         Ok(xt_bl.index_copy(0, &changed_b, &ops::put_rows(&x_bl, &rows_n, &value_n)))
@@ -151,12 +145,11 @@ impl Md4 {
     /// What is still masked gets its likeliest token.
     fn decode(&self, model: &Denoiser, xt_bl: &Tensor) -> Result<Tensor> {
         let masked_bl = xt_bl.eq(model.mask_id()?);
-        let changed_b = ops::rows_of(&masked_bl.any_dim(1, false));
+        let (changed_b, rows_n) = ops::sequences_and_rows(&masked_bl);
         if changed_b.numel() == 0 {
             return Ok(xt_bl.shallow_clone());
         }
         let x_bl = xt_bl.index_select(0, &changed_b);
-        let rows_n = ops::rows_of(&masked_bl.index_select(0, &changed_b));
         model.turn_to(&changed_b)?;
         let times_b = model.times(x_bl.size()[0], self.config.t_min);
         let token_n = model.log_x0(&x_bl, &times_b, &rows_n)?.argmax(-1, false);

@@ -71,13 +71,11 @@ impl StepSampler for DdpmCache {
             let opens = u_b2l.select(1, 0).lt(open_chance(model, t, s)?);
             opens_bl = opens_bl.logical_and(&opens);
         }
-        // sync: which sequences change is data.
-        let changed_b = ops::rows_of(&opens_bl.any_dim(1, false));
+        let (changed_b, rows_n) = ops::sequences_and_rows(&opens_bl);
         if changed_b.numel() == 0 {
             return Ok(xt_bl.shallow_clone());
         }
         let x_bl = xt_bl.index_select(0, &changed_b);
-        let rows_n = ops::rows_of(&opens_bl.index_select(0, &changed_b));
         model.turn_to(&changed_b)?;
         let log_x0_nv = model.log_x0(&x_bl, &model.times(x_bl.size()[0], t), &rows_n)?;
         let token_n = match draws {

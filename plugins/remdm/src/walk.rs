@@ -45,13 +45,11 @@ impl Remdm {
         alpha_t: f64,
         u_bl: Option<&Tensor>,
     ) -> Result<()> {
-        // sync: which sequences change is data.
-        let changed_b = ops::rows_of(&opens_bl.any_dim(1, false));
+        let (changed_b, rows_n) = ops::sequences_and_rows(opens_bl);
         if changed_b.numel() == 0 {
             return Ok(());
         }
         let x_bl = state.x_bl.index_select(0, &changed_b);
-        let rows_n = ops::rows_of(&opens_bl.index_select(0, &changed_b));
         let t_b = Self::times(model, x_bl.size()[0], alpha_t)?;
         model.turn_to(&changed_b)?;
         let log_x0_nv = model.log_x0(&x_bl, &t_b, &rows_n)?;
