@@ -4,7 +4,6 @@
 
 use maskdiff_plugin_api::ops::Restriction;
 use maskdiff_plugin_api::prelude::*;
-use tch::Kind;
 
 use crate::coins::{self, Draw, Draws, Noise, Rows, Span};
 use crate::options::{all_rows, check_min_p, check_walk, free_rows, guided_law, law_of_x0, likely};
