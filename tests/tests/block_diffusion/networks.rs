@@ -45,13 +45,10 @@ fn a_network_in_python_reads_blocks_as_the_one_in_rust() {
         let python = network(&registry, "python_pass", &options, size);
         tch::no_grad(|| {
             for mut own in
-                python.parameters().into_iter().map(|p| (p.name.clone(), p.tensor.shallow_clone()))
+                python.parameters().iter().map(|p| (p.name.clone(), p.tensor.shallow_clone()))
             {
-                let same = rust
-                    .parameters()
-                    .into_iter()
-                    .find(|p| p.name == own.0)
-                    .expect("a name of `dit`");
+                let same =
+                    rust.parameters().iter().find(|p| p.name == own.0).expect("a name of `dit`");
                 own.1.copy_(&same.tensor);
             }
             let x = Tensor::randint(MASK, [2, LENGTH], (Kind::Int64, device()));
