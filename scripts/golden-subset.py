@@ -84,7 +84,8 @@ KEPT_UNIFORM = {
         name: {'*.safetensors': ['*']}
         for name in (
             'u_duo_loss u_duo_nll u_duo_posterior u_duo_trajectories u_gidd_loss u_gidd_self_correction u_gidd_trajectories '
-            'u_duo_curriculum u_duo_psi_kappa u_duo_transform u_models_duo u_udlm_loss u_udlm_trajectories u_universal'
+            'u_duo_curriculum u_duo_psi_kappa u_duo_schedule u_duo_transform u_gidd_schedule u_models_duo u_udlm_loss u_udlm_trajectories '
+            'u_universal'
         ).split()
     },
     'u_ckpt_duo': {'hf/*': ['*'], '*.safetensors': ['*'], 'last.ckpt': ['*']},

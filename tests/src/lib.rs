@@ -7,6 +7,7 @@ pub mod bench;
 pub mod browser;
 pub mod corpora;
 pub mod faults;
+pub mod fixed;
 pub mod golden_uniform;
 pub mod hub;
 pub mod laws;
