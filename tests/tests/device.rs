@@ -110,6 +110,7 @@ fn batch(model: &Model, step: u64) -> Batch {
         counted_bl: None,
         given_bl: None,
         label_b: None,
+        document_bl: None,
         u_bl: Some(u_bl.to_device(device)),
         streams: None,
     }

@@ -46,6 +46,12 @@ const SAMPLERS: &[&[&str]] = &[
     &["sampling.predictor=analytic"],
     &["parameterization=sedd", "sampling.predictor=analytic", "time_conditioning=true"],
     &["parameterization=d3pm", "sampling.predictor=ddpm", "T=50"],
+    &["parameterization=udlm", "sampling.predictor=interpolating"],
+    &["parameterization=gidd", "sampling.predictor=interpolating"],
+    &["parameterization=duo", "sampling.predictor=psi", "sampling.eta=0.5"],
+    &["parameterization=xdlm", "sampling.predictor=psi", "sampling.eta=0.5"],
+    &["parameterization=udlm", "sampling.predictor=self_correction", "sampling.corrections=4"],
+    &["parameterization=gidd", "sampling.predictor=self_correction", "sampling.corrections=4"],
     &["backbone=ar", "parameterization=ar", "sampling.predictor=ar"],
 ];
 

@@ -132,4 +132,17 @@ mod tests {
         assert!((kappas[0] - (1.0 - 0.05 / 0.9)).abs() < 1e-12);
         assert!(kappas.iter().all(|k| (0.0..=1.0).contains(k)), "{kappas:?}");
     }
+
+    /// Where time stands still the middle part's rule holds, and its last step is a posterior's.
+    #[test]
+    fn a_plateau_has_the_shares_of_its_part() {
+        let modes = [Mode::Posterior, Mode::Remdm, Mode::Posterior];
+        let still = profile(modes, [0.4, 0.3], Some(0.4));
+        let alphas: Vec<f64> = still.times().iter().map(|t| 1.0 - t).collect();
+        let kappas = still.kappas(&alphas);
+        // Of eleven times four, three and four.
+        assert_eq!((kappas[..4].to_vec(), kappas[6..].to_vec()), (vec![1.0; 4], vec![1.0; 5]));
+        let share = 1.0 - 0.05 / 0.4;
+        assert!(kappas[4..6].iter().all(|kappa| (kappa - share).abs() < 1e-12), "{kappas:?}");
+    }
 }

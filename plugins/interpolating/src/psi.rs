@@ -291,6 +291,7 @@ mod tests {
     use super::*;
     use crate::laws::{draws_have_the_law, grid, it_ends_at_the_data};
     use maskdiff_plugin_api::testkit::{Toy, sampler_contract};
+    use tch::Kind;
 
     fn made(config: &Config, context: &Context) -> Psi {
         Psi::new(config.clone(), context).unwrap()
