@@ -71,9 +71,11 @@ need_gpu() {
 check() {
   need_gpu --skip bench
   nvidia-smi -L || true
-  local name rc began log failed=0 all=0
+  local names name rc began log failed=0 all=0
   log=$(mktemp)
-  for name in $(tests --list --skip bench | sed -n 's/: test$//p'); do
+  # On a line of its own: tests that do not start end the script here, with their reason.
+  names=$(tests --list --skip bench | sed -n 's/: test$//p')
+  for name in $names; do
     began=$SECONDS rc=0 all=$((all + 1))
     LIMIT=${MASKDIFF_GPU_LIMIT:-150} tests --exact "$name" --nocapture >"$log" 2>&1 || rc=$?
     if [ "$rc" = 0 ]; then
@@ -86,7 +88,7 @@ check() {
   done
   rm -f "$log"
   echo "gpu: $((all - failed)) of $all passed"
-  [ "$failed" = 0 ]
+  [ "$failed" = 0 ] && [ "$all" -gt 0 ]
 }
 
 bench() {

@@ -1,6 +1,7 @@
 """maskdiff from Python: load a checkpoint, draw text, score text, see logits, read runs.
 
     import maskdiff
+    import torch
     with maskdiff.load("first") as model:
         print(model.sample("Ben has a", n=2, seed=7))
         print(model.loglikelihood(["Ben has a hat."]))

@@ -327,8 +327,12 @@ fn every_shipped_configuration_resolves() {
         let text = fs::read_to_string(&path).expect("a file");
         let teacher = text.contains("`training.teacher=CHECKPOINT`");
         let teacher = teacher.then_some("training.teacher=CHECKPOINT");
+        let labels = text.contains("`data.label_column=NAME`");
+        let labels = labels.then_some("data.label_column=animal");
+        let named = [network.as_deref(), teacher, labels];
         let words =
-            [&["config", &choice], network.as_deref().as_slice(), teacher.as_slice()].concat();
+            [&["config", choice.as_str()][..], &named.into_iter().flatten().collect::<Vec<&str>>()]
+                .concat();
         maskdiff(folder.path(), &words).expect(0);
         resolved += 1;
     }

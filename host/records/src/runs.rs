@@ -40,8 +40,10 @@ pub fn find(folder: &Path) -> Result<Vec<PathBuf>> {
     }
     let mut found = Vec::new();
     // What cannot be read holds no run that could be shown: it is told of.
-    let untold = &mut |path: &Path, _: Error| drop(look::optional_entries(path));
-    look(folder, DEPTH, &mut found, untold);
+    let told = &mut |path: &Path, error: Error| {
+        tracing::warn!("`{}` is left out: {error}", path.display());
+    };
+    look(folder, DEPTH, &mut found, told);
     found.sort();
     Ok(found)
 }

@@ -124,7 +124,8 @@ impl<'a> Answer<'a> {
         let label = self.reply.label.as_ref();
         words.extend(label.map(|label| format!("sampling.labels={}", json!([label]))));
         let ends = self.reply.new_tokens.is_some() || text.reach == 0 && text.given > 0;
-        let in_one = ends && self.facts.windows.is_some();
+        let fits = text.ids.len() as i64 <= self.facts.length;
+        let in_one = ends && fits && self.facts.windows.is_some();
         words.extend(in_one.then(|| "sampling.semi_ar=false".to_string()));
         words.extend(self.reply.stop_at_eos.map(|on| format!("sampling.stop_at_eos={on}")));
         words.extend(self.own_words(in_one));

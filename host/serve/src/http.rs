@@ -22,7 +22,8 @@ use crate::fresh::now;
 use crate::job::{Event, Queue, Work};
 use crate::metrics::Metrics;
 use crate::model::Facts;
-use crate::order::{Reader, Reply};
+use crate::order::{Reader, Reply, TABLE};
+use crate::room::Room;
 use crate::{Limits, stream};
 use scored::{likeliest, logits, loglikelihood};
 use tokens::{detokenize, tokenize, tokenizer_info};
@@ -58,6 +59,8 @@ pub(crate) struct App {
     pub queue: Queue,
     /// What all endpoints share.
     pub site: Arc<Site>,
+    /// Room for logits that are computed or sent.
+    pub tables: Room,
 }
 
 /// Paths that are counted by name.
@@ -88,7 +91,7 @@ pub(crate) fn router(site: &Arc<Site>, board: Option<&Arc<Board>>) -> Router {
     all = all.merge(assets::router(site.served.is_some(), board.is_some()));
     if let Some((facts, queue)) = &site.served {
         let (facts, queue, site) = (Arc::clone(facts), queue.clone(), Arc::clone(site));
-        all = all.merge(of_model(Arc::new(App { facts, queue, site })));
+        all = all.merge(of_model(Arc::new(App { facts, queue, site, tables: Room::new(TABLE) })));
     }
     if let Some(board) = board {
         all = all.merge(board::router(board));

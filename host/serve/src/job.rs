@@ -108,6 +108,8 @@ pub(crate) struct Logits {
     pub t: Vec<f64>,
     /// Whether the law of the clean tokens is wanted in their place.
     pub law: bool,
+    /// The class of the texts.
+    pub label: Option<i64>,
 }
 
 /// What a walk begins with.

@@ -25,6 +25,7 @@ mod listen;
 mod metrics;
 mod model;
 mod order;
+mod room;
 mod steps;
 mod stream;
 mod worker;

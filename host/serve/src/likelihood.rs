@@ -78,5 +78,5 @@ fn reading(host: &Host<'_>, (label, guidance): (Option<i64>, f64)) -> Reading {
 
 /// All logits of some texts.
 pub(crate) fn tabled(host: &Host<'_>, logits: &Logits) -> Result<Table> {
-    table(&host.model, &logits.ids, &logits.t, logits.law)
+    table(&host.model, (&logits.ids, &logits.t), logits.law, logits.label)
 }

@@ -16,6 +16,8 @@ use crate::model::Facts;
 
 use values::SEEDS;
 
+pub(crate) use scored::{TABLE, logits_bytes};
+
 /// What a client is answered with.
 #[derive(Debug, Clone)]
 pub(crate) struct Reply {

@@ -12,8 +12,9 @@ use maskdiff_engine::checkpoint::foreign::peft;
 use maskdiff_engine::checkpoint::foreign::write::Export;
 use maskdiff_engine::checkpoint::{self, Checkpoint, EMA, MODEL, Named, OPTIMIZER};
 use maskdiff_engine::model::{Model, is_of_group};
+use maskdiff_engine::plugins::{Choices, Registry};
 use maskdiff_plugin_api::capability;
-use serde_json::json;
+use serde_json::{Value, json};
 use tch::Device;
 
 use super::{Common, foreign};
@@ -58,11 +59,7 @@ pub fn run(common: &Common, format: As, output: &Path, shard_gb: f64) -> Result<
     // The model knows the order of its tensors, and that the stored ones are all of them.
     let facts = assemble::facts(&config, &registry, tokenizer.as_ref(), Device::Cpu)?;
     let facts = facts.fresh(false);
-    let of = |kind, choice| Ok(registry.whole(kind, choice)?.options);
-    let defaults = json!({
-        "process": of(ComponentKind::Process, &choices.process)?,
-        "noise": of(ComponentKind::Noise, &choices.noise)?,
-    });
+    let defaults = defaults(&registry, &choices)?;
     let model = assemble::model(&config, &registry, choices, facts)?;
     check_place(&model, format)?;
     let missing =
@@ -115,6 +112,16 @@ pub fn run(common: &Common, format: As, output: &Path, shard_gb: f64) -> Result<
         As::Peft => {}
     }
     written(common, &checkpoint, output, averaged)
+}
+
+/// The options of the network, the process and the schedule, the default ones too.
+fn defaults(registry: &Registry, choices: &Choices) -> Result<Value> {
+    let of = |kind, choice| Ok(registry.whole(kind, choice)?.options);
+    Ok(json!({
+        "model": of(ComponentKind::Backbone, &choices.backbone)?,
+        "process": of(ComponentKind::Process, &choices.process)?,
+        "noise": of(ComponentKind::Noise, &choices.noise)?,
+    }))
 }
 
 /// Says what was written.

@@ -227,7 +227,11 @@ fn without_options(common: &Common, words: &[String]) -> Common {
 fn own_words(common: &Common) -> Vec<String> {
     let draws =
         |word: &&String| word.starts_with("sampling.") || word.starts_with("eval.disable_ema=");
-    common.overrides.iter().filter(draws).cloned().collect()
+    let told = |word: &String| match word.strip_prefix("sampling.predictor=") {
+        Some(name) => format!("sampling.predictor={}", without_folders(name)),
+        None => word.clone(),
+    };
+    common.overrides.iter().filter(draws).map(told).collect()
 }
 
 /// A name of a component as clients are told it: `NAME:FILE:CLASS` without the folders of the file.

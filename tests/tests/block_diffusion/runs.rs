@@ -53,7 +53,8 @@ fn a_run_in_blocks_trains_is_measured_and_draws_texts_of_any_length() {
         let behind = sample(&["--prompt", "Ben has a", "--prompt", "One day", &words]);
         let behind = behind.expect(0).lines();
         assert_eq!(behind.len(), 6);
-        for (line, given) in behind.iter().zip([3, 3, 3, 2, 2, 2]) {
+        for line in &behind {
+            let given = line["given"].as_str().expect("a prompt").split(' ').count();
             let ids = line["ids"].as_array().expect("ids").len();
             assert!((given + new..=given + new + 1).contains(&ids), "{line}");
         }

@@ -93,7 +93,19 @@ fn check_energy(config: &Config, registry: &Registry) -> Result<()> {
     let chooses = |c: &ComponentInfo| c.needs.iter().any(|need| need == capability::ENERGY);
     let name = &config.sampling.predictor;
     if chooses(registry.find(ComponentKind::Sampler, name)?.1) {
-        return Ok(());
+        // Texts are weighed by the energy over the law that they were drawn from: what guides the one law would cancel.
+        let sampling = &config.sampling;
+        let guides = [
+            (CLASSIFIER, sampling.classifier.is_some()),
+            ("sampling.cfg_scale", sampling.cfg_scale != 0.0),
+            ("sampling.labels", !sampling.labels.is_empty()),
+        ];
+        let Some((key, _)) = guides.into_iter().find(|(_, on)| *on) else { return Ok(()) };
+        return Err(config.layers.error(
+            key,
+            &format!("`{key}` guides laws, and `{ENERGY}={path}` chooses among texts by the law of the other model, which knows nothing of it"),
+            "leave one of both out",
+        ));
     }
     let all = registry.components();
     let all = all.iter().filter(|(_, c)| c.kind == "sampler" && chooses(c));

@@ -20,10 +20,18 @@ pub struct Table {
     pub bytes: Vec<u8>,
 }
 
+/// Numbers of a part that is computed at once, where a text has fewer.
+const PART: usize = 1 << 24;
+
 /// Logits at noisy tokens `ids`, all of one length, at the times `t`, one for each text. With `law`, log p(x0 | xt) of the parameterization instead.
 ///
-/// A few texts are read at a time, and each goes into the answer at once: no second table is held.
-pub fn table(model: &Model, ids: &[Vec<i64>], t: &[f64], law: bool) -> Result<Table> {
+/// A few texts are read at a time, and each goes into the answer at once: no second table is held. Texts are of the class `label`, where one is said.
+pub fn table(
+    model: &Model,
+    (ids, t): (&[Vec<i64>], &[f64]),
+    law: bool,
+    label: Option<i64>,
+) -> Result<Table> {
     let vocab = Denoiser::new(model).vocab_size();
     if let Some(id) = ids.iter().flatten().find(|id| !(0..vocab).contains(*id)) {
         return Err(Error::config(
@@ -34,9 +42,17 @@ pub fn table(model: &Model, ids: &[Vec<i64>], t: &[f64], law: bool) -> Result<Ta
     let length = ids.first().map_or(0, Vec::len);
     let mut table =
         Table { size: [ids.len() as i64, length as i64, 0], kind: "f32", bytes: Vec::new() };
-    let each = fitting(length);
+    let row = length.max(1) * vocab.max(1) as usize;
+    let each = fitting(length).min(PART / row).max(1);
     for (ids, t) in ids.chunks(each).zip(t.chunks(each)) {
-        let part_nv = tch::no_grad(|| part(model, ids, t, law))?;
+        let read = || tch::no_grad(|| part(model, ids, t, law));
+        let part_nv = match label {
+            Some(label) => {
+                let label_b = Tensor::from_slice(&vec![label; ids.len()]);
+                model.labelled(&label_b.to_device(model.facts().device()), read)
+            }
+            None => read(),
+        }?;
         let (kind, name, width) = match part_nv.kind() {
             Kind::Double => (Kind::Double, "f64", 8),
             _ => (Kind::Float, "f32", 4),

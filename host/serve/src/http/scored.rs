@@ -2,14 +2,17 @@
 
 use std::sync::Arc;
 
-use axum::body::Body;
+use axum::body::{Body, Bytes};
 use axum::extract::{Request, State};
-use axum::http::{HeaderValue, Response, header};
+use axum::http::{HeaderValue, Response, StatusCode, header};
 use maskdiff_data::tokenizer::piece;
 use serde_json::{Value, json};
 
 use super::{App, answered, json_answer, object, read};
+use crate::fault::Fault;
 use crate::job::{Event, Work};
+use crate::order::logits_bytes;
+use crate::room::Place;
 use crate::stream;
 
 type Here = State<Arc<App>>;
@@ -86,11 +89,28 @@ pub(super) async fn likeliest(State(app): Here, request: Request) -> Response<Bo
     answered(done.await)
 }
 
+/// Numbers on their way to a client, and the room that they take until they are there.
+struct Sent {
+    bytes: Vec<u8>,
+    _place: Place,
+}
+
+impl AsRef<[u8]> for Sent {
+    fn as_ref(&self) -> &[u8] {
+        &self.bytes
+    }
+}
+
 /// `/v1/logits`: the numbers themselves, without text around them; their size and type are in the head.
 pub(super) async fn logits(State(app): Here, request: Request) -> Response<Body> {
     let done = async {
         let body = object(&app, request).await?;
         let work = read(&app, body, |reader| reader.logits()).await?;
+        let bytes = logits_bytes(&work.ids, &app.facts).unwrap_or(usize::MAX);
+        let Some(place) = app.tables.take(bytes) else {
+            let said = "the logits of other clients are still sent: try again, or ask for fewer texts at a time";
+            return Err(Fault::busy(StatusCode::TOO_MANY_REQUESTS, said));
+        };
         let mut events = app.queue.submit(Work::Logits(work), app.site.limits.request)?;
         let table = match events.recv().await {
             Some(Event::Table(table)) => table,
@@ -99,7 +119,8 @@ pub(super) async fn logits(State(app): Here, request: Request) -> Response<Body>
         };
         let [b, l, v] = table.size;
         let shape = HeaderValue::from_str(&format!("{b},{l},{v}")).map_err(|_| stream::ended())?;
-        let mut answer = Response::new(Body::from(table.bytes));
+        let sent = Sent { bytes: table.bytes, _place: place };
+        let mut answer = Response::new(Body::from(Bytes::from_owner(sent)));
         let head = answer.headers_mut();
         head.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/octet-stream"));
         head.insert("x-maskdiff-shape", shape);

@@ -9,13 +9,21 @@ use serde_json::Value;
 use super::{Prompt, Reader};
 use crate::fault::Fault;
 use crate::job::{Answers, Logits, Look, Score};
+use crate::model::Facts;
 
 /// Draws of the bound of an answer, as published tables have them.
 pub(super) const SAMPLES: i64 = 128;
 /// The largest number of likeliest tokens of a position.
 const LIKELIEST: i64 = 1000;
-/// Bytes of an answer with logits, at most.
-const TABLE: usize = 1 << 30;
+/// Bytes of an answer with logits, and of all of them that are not sent yet, at most.
+pub(crate) const TABLE: usize = 1 << 30;
+
+/// Bytes of the logits of texts, in float32; none where a computer cannot count them.
+pub(crate) fn logits_bytes(ids: &[Vec<i64>], facts: &Facts) -> Option<usize> {
+    let length = ids.first().map_or(0, Vec::len);
+    let sizes = [ids.len(), length, facts.tokenizer.vocab_size() as usize, 4];
+    sizes.iter().try_fold(1usize, |all, n| all.checked_mul(*n))
+}
 
 impl Reader<'_> {
     /// `/v1/loglikelihood`.
@@ -84,7 +92,7 @@ impl Reader<'_> {
                 "this model reads its texts block after block: there are no logits of a whole text";
             return Err(Fault::wrong(said));
         }
-        self.check_keys(&["law", "model", "t", "tokens"])?;
+        self.check_keys(&["label", "law", "model", "t", "tokens"])?;
         let law = self.flag("law")?;
         let wrong = || {
             Fault::of_key(
@@ -112,14 +120,13 @@ impl Reader<'_> {
             return Err(wrong());
         }
         self.check_length(length)?;
-        let bytes = [ids.len(), length, self.facts.tokenizer.vocab_size() as usize, 4];
-        if bytes.iter().try_fold(1usize, |all, n| all.checked_mul(*n)).is_none_or(|all| all > TABLE)
-        {
+        if logits_bytes(&ids, self.facts).is_none_or(|bytes| bytes > TABLE) {
             return Err(Fault::too_much(
                 "these logits take more than 1 GiB: ask for fewer texts at a time",
             ));
         }
-        Ok(Logits { t: self.times(ids.len())?, ids, law })
+        let (label, _) = self.labelled()?;
+        Ok(Logits { t: self.times(ids.len())?, ids, law, label })
     }
 
     /// `t`, one for all texts or one for each.
@@ -195,6 +202,10 @@ impl Reader<'_> {
         tokens: Option<i64>,
     ) -> Result<Score, Fault> {
         self.check_law()?;
+        if self.body.get("cfg_scale").and_then(Value::as_f64).is_some_and(|scale| scale != 0.0) {
+            let said = "`cfg_scale` guides what is drawn, and a prompt that is scored has the model's own law: leave it out";
+            return Err(Fault::of_key("cfg_scale", said));
+        }
         let ids = |prompt: &Prompt| -> Result<Vec<i64>, Fault> {
             let ids = match prompt {
                 Prompt::Tokens(ids) => ids.clone(),

@@ -117,6 +117,7 @@ impl Reader<'_> {
             Some(_) if !facts.guides => refused(
                 "guides away from the law without a label, and that was not trained (`training.label_dropout=0`): leave it out",
             ),
+            Some(scale) if !(0.0..=1e6).contains(&scale) => refused("must lie in [0, 1e6]"),
             Some(scale) => Ok((label, scale)),
         }
     }

@@ -279,7 +279,8 @@ impl Layout {
         self.buffers.iter().filter_map(|(name, key)| Some((name.clone(), number(key)?))).collect()
     }
 
-    /// Whether a model of ours is of this layout; `defaults` are those of the process and of the schedule, as `{"process": {..}, ..}`.
+    /// Whether a model of ours is of this layout; `defaults` are those of the network, the process and the schedule, as
+    /// `{"model": {..}, ..}`; null where they are not known.
     pub(super) fn suits(&self, config: &Config, defaults: &Value) -> bool {
         let chooses = |key: &str| {
             ["backbone", "diffusion", "parameterization", "time_conditioning"].contains(&key)
@@ -308,8 +309,8 @@ impl Layout {
             && self.keys.iter().all(same)
             && self.model.iter().filter(|(key, _)| chooses(key)).all(|(key, value)| {
                 let has = said(config, defaults, key);
-                // A switch that nobody has set is off.
-                let off = has.is_null() && *value == Value::Bool(false);
+                // A switch that nobody has set is off, and where defaults are not known it is as usual.
+                let off = has.is_null() && (*value == Value::Bool(false) || defaults.is_null());
                 off || value.as_array().map_or(alike(value, &has), |words| words.contains(&has))
             })
     }

@@ -24,7 +24,7 @@ static CODE: Dir<'_> = include_dir!("$CARGO_MANIFEST_DIR/assets/export");
 pub struct Export<'a> {
     /// The configuration that the model was trained with.
     pub config: &'a Config,
-    /// The defaults of the options of its process and of its schedule, as `{"process": {..}, "noise": {..}}`.
+    /// The options of its network, process and schedule with their defaults, as `{"model": {..}, "process": {..}, "noise": {..}}`.
     pub defaults: serde_json::Value,
     /// V, with the mask where the process has one.
     pub vocab_size: i64,

@@ -3,7 +3,7 @@
 use std::fmt;
 
 use maskdiff_config::listed::ClassifierOrder as Order;
-use maskdiff_plugin_api::{Noisy, Result, bail, capability, ensure, ops};
+use maskdiff_plugin_api::{Noisy, Parameter, Result, bail, capability, ensure, ops};
 use tch::{Kind, Tensor};
 
 use crate::model::Model;
@@ -15,11 +15,21 @@ pub const NAME: &str = "classifier";
 pub trait TellsClasses: fmt::Debug {
     /// `log c(label | xt)`, `[B, C]`, with a gradient with respect to the weights of mixtures.
     fn log_label(&self, noisy: &Noisy) -> Result<Tensor>;
+
+    /// The kind of the weights of mixtures that it reads.
+    fn kind(&self) -> Kind {
+        Kind::Float
+    }
 }
 
 impl TellsClasses for Model {
     fn log_label(&self, noisy: &Noisy) -> Result<Tensor> {
         self.method().log_label(self, noisy)
+    }
+
+    fn kind(&self) -> Kind {
+        let wide = |parameter: &&Parameter| parameter.tensor.kind() == Kind::Double;
+        if self.parameters().iter().find(wide).is_some() { Kind::Double } else { Kind::Float }
     }
 }
 
@@ -49,6 +59,9 @@ pub(crate) struct Towards<'a> {
 
 /// Tokens that the classifier reads at once, where it is asked about many texts.
 const AT_ONCE: i64 = 1 << 16;
+
+/// Weights of mixtures that it reads at once, where one text has fewer; the gradient has as many.
+const WEIGHTS_AT_ONCE: i64 = 1 << 26;
 
 /// Texts of a call: tokens `[B, L] i64`, times `[B] f64`, flat positions `[N] i64`, and the size of the vocabulary.
 pub(crate) struct Asked<'t> {
@@ -107,9 +120,35 @@ impl Towards<'_> {
 
     fn first(&self, asked: &Asked<'_>, label_b: &Tensor, sequence_n: &Tensor) -> Result<Tensor> {
         let Asked { xt_bl, t_b, rows_n, vocab_size } = *asked;
+        let (texts, length) = xt_bl.size2()?;
+        let at_once = (WEIGHTS_AT_ONCE / (length * vocab_size)).max(1);
+        let mut parts = Vec::new();
+        let mut places = Vec::new();
+        for first in (0..texts).step_by(at_once as usize) {
+            let count = at_once.min(texts - first);
+            let part = |t: &Tensor| t.narrow(0, first, count);
+            let own = sequence_n.ge(first).logical_and(&sequence_n.lt(first + count));
+            // sync: which rows are of these texts is data.
+            let place_m = ops::rows_of(&own);
+            if place_m.numel() == 0 {
+                continue;
+            }
+            let row_m = rows_n.index_select(0, &place_m) - first * length;
+            let asked = Asked { xt_bl: &part(xt_bl), t_b: &part(t_b), rows_n: &row_m, vocab_size };
+            parts.push(self.first_of(&asked, &part(label_b))?);
+            places.push(place_m);
+        }
+        ensure!(!parts.is_empty(), Shape, "a law of no rows");
+        let (all_nv, place_n) = (Tensor::cat(&parts, 0), Tensor::cat(&places, 0));
+        Ok(all_nv.empty_like().index_copy(0, &place_n, &all_nv))
+    }
+
+    /// The same of some texts by one call.
+    fn first_of(&self, asked: &Asked<'_>, label_b: &Tensor) -> Result<Tensor> {
+        let Asked { xt_bl, t_b, rows_n, vocab_size } = *asked;
         // Walks run without gradients.
         let (log_c_b, slope_blv) = tch::with_grad(|| {
-            let kind = if t_b.kind() == Kind::Double { Kind::Double } else { Kind::Float };
+            let kind = self.classifier.kind();
             let one_hot_blv = xt_bl.one_hot(vocab_size).to_kind(kind).set_requires_grad(true);
             let log_c_b = self.of_class(&Noisy::weighted(&one_hot_blv, t_b), label_b)?;
             // Each text has its own weights: the gradient of the sum is that of each.
@@ -119,7 +158,8 @@ impl Towards<'_> {
         })?;
         let slope_nv = ops::take_rows(&slope_blv, rows_n);
         let own_n1 = slope_nv.gather(1, &ops::take_rows(xt_bl, rows_n).unsqueeze(1), false);
-        let log_c_n1 = log_c_b.index_select(0, sequence_n).unsqueeze(1);
+        let sequence_n = rows_n.floor_divide_scalar(xt_bl.size()[1]);
+        let log_c_n1 = log_c_b.index_select(0, &sequence_n).unsqueeze(1);
         Ok(log_c_n1 + slope_nv - own_n1)
     }
 }

@@ -62,6 +62,9 @@ impl By<'_> {
     }
 }
 
+/// The largest logarithm by which a guided score grows.
+const LARGEST: f64 = 80.0;
+
 /// A question to the model: tokens, times, rows.
 type Law<'f> = &'f dyn Fn(&Tensor, &Tensor, &Tensor) -> Result<Tensor>;
 
@@ -302,8 +305,12 @@ impl Lent for GuidedView<'_> {
     /// open.
     fn guidance(&self, xt_bl: &Tensor, t_b: &Tensor, rows_n: &Tensor) -> Result<Option<Guidance>> {
         if let Some(ratio_nv) = self.ratios(xt_bl, t_b, rows_n)? {
-            let law_nv = Lent::log_x0(self.model, xt_bl, t_b, rows_n)?;
-            return Ok(Some(Guidance::towards(self.scale, law_nv, ratio_nv)));
+            let law = || Lent::log_x0(self.model, xt_bl, t_b, rows_n);
+            let guidance = Guidance::towards(self.scale, self.model.laws().apart(law)?, ratio_nv);
+            if self.model.laws().watched() {
+                self.model.note_answer(xt_bl, rows_n, &guidance.clean());
+            }
+            return Ok(Some(guidance));
         }
         if matches!(self.by, By::Given(_) | By::Classifier(_))
             || self.model.mask_id().is_some()
@@ -328,7 +335,9 @@ impl Lent for GuidedView<'_> {
             let own_n1 = xt_bl.reshape([-1]).index_select(0, rows_n).unsqueeze(1);
             let change_nv = (&ratio_nv - ratio_nv.gather(1, &own_n1, false)) * self.scale;
             let score_nv = law(xt_bl, t_b, rows_n)?;
-            return Ok(&score_nv * change_nv.exp().to_kind(score_nv.kind()));
+            // Finite in float32 too: a token that cannot be there has the score 0, and 0 times infinity is no number.
+            let change_nv = change_nv.clamp_max(LARGEST).exp().to_kind(score_nv.kind());
+            return Ok(score_nv * change_nv);
         }
         let (l, u) = match self.laws(xt_bl, t_b, rows_n, &law)? {
             (l, Some(u)) => (l, u),
