@@ -50,6 +50,7 @@ pub fn target() -> PathBuf {
 
 /// The built plugins. Tests of one package do not build the others, so say what is missing.
 pub fn registry() -> Registry {
+    as_golden();
     let plugins = target();
     assert!(
         plugins.join("libmaskdiff_noise.so").exists(),
@@ -153,7 +154,7 @@ pub fn golden() -> PathBuf {
 
 /// Lets MKL compute as on any processor: its float32 functions round by the instructions they use, the golden numbers were made
 /// where it uses the plain ones, and networks of the float64 cases start from such roundings. To be called before libtorch
-/// computes anything.
+/// computes anything, also in a test without golden numbers that runs before one with some.
 #[expect(unsafe_code, reason = "sets a variable that MKL reads once")]
 pub(crate) fn as_golden() {
     // SAFETY: tests of a binary run one at a time, and no other thread of theirs reads the environment.

@@ -147,7 +147,10 @@ mod tests {
             let word = format!("{METHOD}={method}");
             let config = resolve(&[&word]).unwrap();
             let brought = format!("configs/{METHOD}/{method}.toml");
-            assert_eq!(config.layers.source("sampling.predictor"), brought);
+            // What draws no text brings no sampler.
+            let key = ["sampling.predictor", "sampling.num_sample_log"];
+            let draws = config.sampling.num_sample_log > 0;
+            assert_eq!(config.layers.source(key[usize::from(!draws)]), brought);
             // Whatever is said wins.
             let config = resolve(&[&word, "sampling.predictor=mine"]).unwrap();
             assert_eq!(config.sampling.predictor, "mine");

@@ -26,10 +26,8 @@ impl TimestepEmbedder {
         let half = FEATURES / 2;
         // In float32, as the original makes them: the float64 golden runs start from these roundings.
         let steps = Tensor::arange(half, (Kind::Float, Device::Cpu));
-        let power = steps * -MAX_PERIOD.ln() / half as f64;
-        // The nearest float32: libtorch's own exponential differs from processor to processor in the last bit.
-        let frequencies = power.to_kind(Kind::Double).exp().to_kind(Kind::Float);
-        let frequencies = frequencies.to_device(weight_0.device());
+        let frequencies =
+            (steps * -MAX_PERIOD.ln() / half as f64).exp().to_device(weight_0.device());
         Self { frequencies, weights: [weight_0, weight_2], biases: [bias_0, bias_2] }
     }
 

@@ -182,7 +182,7 @@ mod tests {
         metrics.grow(&path).unwrap();
         assert_eq!((metrics.lines.len(), metrics.least("val/nelbo")), (41, Some(1.5)));
         // The line that had no end yet goes on, and another follows.
-        file.write_all_at(b",\"a\":1}\n{\"step\":42}\n{\"st", end + 27).unwrap();
+        file.write_all_at(b",\"a\":1}\n{\"step\":42}\n{\"st", end + 26).unwrap();
         metrics.grow(&path).unwrap();
         assert_eq!(metrics.lines.len(), 42);
         assert_eq!(metrics.lines[40]["a"], 1);
