@@ -134,7 +134,7 @@ impl Draws {
     }
 
     /// Tokens of a law `[N, V]`, `[N] i64`.
-    pub(crate) fn from_law(&self, law_nv: &Tensor) -> Tensor {
+    pub(crate) fn token_of(&self, law_nv: &Tensor) -> Tensor {
         ops::categorical_at(&law_nv.log(), &self.of(Draw::Token))
     }
 }

@@ -156,7 +156,7 @@ impl SelfCorrection {
             let draws = Draws::new(model, &x_bl, rows_n)?;
             let drawn_n = if self.config.min_p > 0.0 {
                 let law_nv = coins::ancestral_law(model, &rows, span.from, span.to)?;
-                draws.from_law(&likely(law_nv, self.config.min_p))
+                draws.token_of(&likely(law_nv, self.config.min_p))
             } else {
                 coins::ancestral(model, &rows, (span.from, span.to), &draws)
             };

@@ -175,7 +175,7 @@ impl Psi {
             false => self.guided(model, (xt_bl, rows_n), step)?,
         };
         if let Some(law_nv) = whole {
-            return Ok(ops::put_rows(xt_bl, rows_n, &draws.from_law(&law_nv)));
+            return Ok(ops::put_rows(xt_bl, rows_n, &draws.token_of(&law_nv)));
         }
         let z_n = ops::take_rows(xt_bl, rows_n);
         let log_p_nv = law_of_x0(model, &self.restriction, xt_bl, rows_n, step.span.t)?;
@@ -256,7 +256,7 @@ impl Sampler for Psi {
         }
         let law_nv = self.tail(model, &x_bl, &rows_n, self.config.t_min)?;
         let draws = Draws::new(model, &x_bl, &rows_n)?;
-        Ok(ops::put_rows(&x_bl, &rows_n, &draws.from_law(&law_nv)))
+        Ok(ops::put_rows(&x_bl, &rows_n, &draws.token_of(&law_nv)))
     }
 
     /// The law of the walk's step that is nearest to these times.

@@ -149,10 +149,10 @@ impl Interpolating {
         let draws = Draws::new(model, xt_bl, &rows_n)?;
         if min_p > 0.0 || (ends && tail != Tail::Ancestral) {
             let law_nv = self.law_at(model, xt_bl, &rows_n, span)?;
-            return Ok(ops::put_rows(xt_bl, &rows_n, &draws.from_law(&law_nv)));
+            return Ok(ops::put_rows(xt_bl, &rows_n, &draws.token_of(&law_nv)));
         }
         if let Some(law_nv) = self.guided(model, (xt_bl, &rows_n), span)? {
-            return Ok(ops::put_rows(xt_bl, &rows_n, &draws.from_law(&law_nv)));
+            return Ok(ops::put_rows(xt_bl, &rows_n, &draws.token_of(&law_nv)));
         }
         let z_n = ops::take_rows(xt_bl, &rows_n);
         let log_p_nv = law_of_x0(model, &self.restriction, xt_bl, &rows_n, t)?;
