@@ -23,8 +23,8 @@ impl Room {
 
     /// So many bytes, where as many are left.
     pub(crate) fn take(&self, bytes: usize) -> Option<Place> {
-        let order = Ordering::AcqRel;
-        let taken = self.left.fetch_update(order, order, |left| left.checked_sub(bytes));
+        let less = |left: usize| left.checked_sub(bytes);
+        let taken = self.left.fetch_update(Ordering::AcqRel, Ordering::Acquire, less);
         taken.ok().map(|_| Place { left: Arc::clone(&self.left), bytes })
     }
 }
