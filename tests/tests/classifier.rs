@@ -480,7 +480,10 @@ fn classifiers_that_do_not_fit_are_refused() {
         assert!(!at.join("no").exists(), "{words:?} left a run folder");
     }
     maskdiff(at, &["eval", "model", by]).expect(2).says(&["is of `maskdiff sample`"]);
-    maskdiff(at, &["sample", "judge"]).expect(2).says(&["`log_x0`"]);
+    maskdiff(at, &["sample", "judge"]).expect(2).says(&["draws no text", "sampling.classifier="]);
+    let demo = ["parameterization=classifier", ANIMAL, "run.dir=no"];
+    train(at, &demo).expect(2).says(&["draws no text", "sampling.num_sample_log=0"]);
+    assert!(!at.join("no").exists());
 }
 
 /// Texts are chosen by an autoregressive model; one that cannot score is refused.

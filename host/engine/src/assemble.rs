@@ -55,6 +55,13 @@ pub fn choices(config: &mut Config, registry: &Registry, sampled: bool) -> Resul
     let choices = config.choices(registry)?;
     let sampler = config.sampling.predictor.as_str();
     let model = choices.names();
+    let method = registry.find(ComponentKind::Parameterization, &choices.parameterization.name)?.1;
+    if sampled && method.provides.iter().any(|word| word == capability::CLASSIFIES) {
+        return Err(Error::config(
+            format!("`{}` learns classes of texts, and draws no text", method.name),
+            "in training set `sampling.num_sample_log=0`; to guide another model name its checkpoint there: `sampling.classifier=CHECKPOINT`",
+        ));
+    }
     let offers = [
         (capability::TIME_CONDITIONING, config.top.time_conditioning),
         (capability::TEACHER, config.training.teacher.is_some()),

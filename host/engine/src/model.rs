@@ -419,7 +419,7 @@ impl Model {
         done
     }
 
-    /// Whether the network is told classes: a model beside another one may know none.
+    /// Whether the network is conditioned on classes. A second model beside the sampled one may have none.
     fn is_told(&self) -> bool {
         self.facts.classes > 0 && !self.classifies()
     }

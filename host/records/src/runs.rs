@@ -39,7 +39,7 @@ pub fn find(folder: &Path) -> Result<Vec<PathBuf>> {
         ));
     }
     let mut found = Vec::new();
-    // What cannot be read holds no run that could be shown: it is told of.
+    // A folder that cannot be read is left out, with a warning.
     let told = &mut |path: &Path, error: Error| {
         tracing::warn!("`{}` is left out: {error}", path.display());
     };

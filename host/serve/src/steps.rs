@@ -199,7 +199,7 @@ impl Watch {
         new.into_iter().zip(sure).map(whole).collect()
     }
 
-    /// The probability that the model gave some tokens of the row `index` of a batch of so many texts.
+    /// The probability that the model gave some tokens of the row `index` of the batch.
     fn sure(
         &self,
         shown: Shown,

@@ -1,4 +1,4 @@
-//! Packing several documents into a sequence needs a network that attends as it is told.
+//! Packing several documents into a sequence needs a network whose attention can be limited to each document.
 
 use maskdiff_base::error::Result;
 use maskdiff_config::Config;

@@ -289,7 +289,7 @@ pub struct Bound {
     pub bits_per_token: f64,
     /// `exp(nats_per_token)`.
     pub perplexity: f64,
-    /// The share of sequences whose class is told rightly, of a parameterization that tells classes.
+    /// The accuracy of a classifier: the share of sequences whose class it predicts.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub accuracy: Option<f64>,
     /// Standard error of `nats_per_token` over the sequences with their draws; no number for a single sequence.

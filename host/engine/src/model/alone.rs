@@ -5,7 +5,8 @@ use std::cell::Cell;
 /// Tokens of a call up to which it is computed by one thread.
 const FEW: i64 = 64;
 
-/// Products of numbers of a call up to which it is, whatever its tokens: they take less than half a millisecond.
+/// Multiplications (tokens times weights) of a call up to which one thread computes it, whatever its number of tokens. They take less than half a
+/// millisecond.
 const LITTLE: i64 = 1 << 24;
 
 /// Numbers of the matrices up to which it is: more of them do not stay in a processor's own memory, and two threads read them faster.
@@ -20,7 +21,7 @@ pub(super) struct Alone {
 }
 
 impl Alone {
-    /// Before a call over N tokens on a CPU that reads so many numbers.
+    /// Before a call on a CPU: `tokens` is the number of tokens, `numbers` the number of weights that the call reads.
     pub(super) fn enter(&self, tokens: i64, numbers: i64) {
         let small = tokens <= FEW && numbers <= SMALL || tokens.saturating_mul(numbers) <= LITTLE;
         if !small {

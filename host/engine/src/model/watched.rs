@@ -38,7 +38,7 @@ struct Answered {
 }
 
 impl Answered {
-    /// The place of a text among those of the question, where the batch has so many.
+    /// The row of a text in the call, for a batch of `batch` texts; none where the call was not about it.
     fn row(&self, text: usize, batch: usize) -> Option<i64> {
         let text = text as i64;
         match self.texts.len() as i64 == self.size[0] {
@@ -138,7 +138,7 @@ impl Laws {
         }
     }
 
-    /// The probability of tokens of a batch of so many texts, where they were asked about last: `(text, position, token)` each.
+    /// The probability of tokens, as of the last call about each, for a batch of `batch` texts: `(text, position, token)` each.
     pub fn of(&self, batch: usize, tokens: &[(usize, usize, i64)]) -> Vec<Option<f64>> {
         let of = |answered: &RefCell<Option<Answered>>| {
             let answered = answered.borrow();

@@ -163,7 +163,7 @@ impl Memory {
             let mut line = shown(&own, &name);
             (seen.dress)(Part::Run(&mut line));
             run = Some(line.to_string().into());
-            // Who has changed once goes on, and is not read as a whole the next time.
+            // A run that changed once will change again: it stays open, so that the next look reads the new lines alone.
             open = was_known.then_some(own);
         }
         self.folders.insert(path.to_path_buf(), Kept { files, run, results, traces, open });

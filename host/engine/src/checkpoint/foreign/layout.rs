@@ -115,7 +115,7 @@ fn get<'a>(config: &'a Value, key: &str) -> &'a Value {
     key.split('.').fold(config, |value, part| &value[part])
 }
 
-/// The value of a dotted key: what was said, or else the default of the component that was chosen.
+/// The value of a dotted key: the configured one, or the default of the chosen component.
 fn said(config: &Config, defaults: &Value, key: &str) -> Value {
     config.layers.value(key).unwrap_or_else(|| get(defaults, key).clone())
 }

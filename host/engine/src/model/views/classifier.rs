@@ -78,7 +78,7 @@ impl Towards<'_> {
     /// To first order it is `log c(label | xt) + d_v - d_z` with the gradient `d` with respect to the one-hot token of the row, which is z.
     ///
     /// # Cost
-    /// Exactly, the classifier reads `N V` texts, so many at once that memory is bounded; to first order B texts forward and backward.
+    /// `exact`: the classifier reads `N V` texts, in parts of bounded memory. `first`: it reads B texts, forward and backward.
     pub(crate) fn ratios(&self, asked: &Asked<'_>, label_b: &Tensor) -> Result<Tensor> {
         let length = asked.xt_bl.size()[1];
         let sequence_n = asked.rows_n.floor_divide_scalar(length);
