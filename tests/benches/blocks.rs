@@ -12,8 +12,7 @@ use maskdiff_engine::plugins::Registry;
 use maskdiff_engine::sample::grow::{Start, grow};
 use maskdiff_engine::sample::walk;
 use maskdiff_native::clear_grads;
-use maskdiff_tests::bench::{Loss, Size, loss, median, tokens};
-use maskdiff_tests::registry;
+use maskdiff_tests::bench::{Loss, Size, loss, median, registry, tokens};
 use serde_json::json;
 use tch::Kind;
 
@@ -69,7 +68,7 @@ fn sampling(registry: &Registry) {
     let draw = |cached: bool| {
         let x_bn = model.prior(1, size.length).expect("a start");
         let given_bn = x_bn.zeros_like().to_kind(Kind::Bool);
-        let start = Start { x_bn, given_bn, ends: None, least: None };
+        let start = Start { x_bn, given_bn, from: vec![0; 1], ends: None, least: None };
         let growth = Growth { size: 16, window: 512, context: Context::Slide, cached };
         let mut sampler =
             ("first_hitting".to_string(), size.sampler(registry, "first_hitting", json!({})));

@@ -13,9 +13,8 @@ use maskdiff_engine::checkpoint::tensors;
 use maskdiff_engine::distributed::World;
 use maskdiff_engine::draws::{mask_uniforms, time_uniforms};
 use maskdiff_engine::evaluate::{Measure, Plan, likelihood};
-use maskdiff_tests::bench::{Size, median, peak_mib, tokens};
+use maskdiff_tests::bench::{Size, median, peak_mib, registry, tokens};
 use maskdiff_tests::original::{Original, loss_difference};
-use maskdiff_tests::registry;
 use tch::Tensor;
 
 const ASKED: &str = "MASKDIFF_BENCH_EVALUATION";

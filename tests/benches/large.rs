@@ -9,10 +9,10 @@ use std::process::Command;
 use std::time::Instant;
 
 use maskdiff_plugin_api::Denoiser;
-use maskdiff_tests::bench::THREADS;
+use maskdiff_tests::bench::{THREADS, registry};
 use maskdiff_tests::published::model;
 use maskdiff_tests::run::{maskdiff, metrics};
-use maskdiff_tests::{python, registry, root};
+use maskdiff_tests::{python, root};
 use tch::{Device, Kind, Tensor};
 
 const ASKED: &str = "MASKDIFF_BENCH_LARGE";

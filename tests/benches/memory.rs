@@ -3,8 +3,7 @@
 
 use std::time::Instant;
 
-use maskdiff_tests::bench::{Loss, Size, loss, tokens};
-use maskdiff_tests::registry;
+use maskdiff_tests::bench::{Loss, Size, loss, registry, tokens};
 
 /// A field of this process's memory in MiB.
 fn memory(field: &str) -> f64 {

@@ -8,8 +8,7 @@ use maskdiff_engine::optim::{Optimizer, clip_divisor};
 use maskdiff_engine::plugins::Registry;
 use maskdiff_native::{clear_grads, global_norm};
 use maskdiff_plugin_api::Denoiser;
-use maskdiff_tests::bench::{Loss, Size, loss, original_walk, recomputed_walk, tokens};
-use maskdiff_tests::registry;
+use maskdiff_tests::bench::{Loss, Size, loss, original_walk, recomputed_walk, registry, tokens};
 use serde_json::{Value, json};
 
 fn main() {

@@ -15,9 +15,9 @@ use maskdiff_engine::distributed::World;
 use maskdiff_engine::draws::{mask_uniforms, time_uniforms};
 use maskdiff_engine::learner::{Ask, Batch, Learner};
 use maskdiff_engine::model::Model;
-use maskdiff_tests::bench::{Size, median, peak_mib, tokens};
+use maskdiff_tests::bench::{Size, median, peak_mib, registry, tokens};
 use maskdiff_tests::original::{Original, loss_difference};
-use maskdiff_tests::{python, registry, root, target};
+use maskdiff_tests::{python, root, target};
 use serde_json::Value;
 use tch::Tensor;
 

@@ -12,9 +12,8 @@ use maskdiff_engine::distributed::World;
 use maskdiff_engine::draws::{mask_uniforms, time_uniforms};
 use maskdiff_engine::learner::{Ask, Batch, Learner};
 use maskdiff_engine::model::Model;
-use maskdiff_tests::bench::{Size, THREADS, median, peak_mib};
+use maskdiff_tests::bench::{Size, THREADS, median, peak_mib, registry};
 use maskdiff_tests::original::Original;
-use maskdiff_tests::registry;
 use tch::{Device, Kind, Tensor};
 
 const ASKED: &str = "MASKDIFF_BENCH_UNIFORM";

@@ -12,6 +12,11 @@ use tch::{Kind, Tensor};
 /// Threads of the stated machine.
 pub const THREADS: i32 = 2;
 
+/// The built plugins, over libtorch as users have it.
+pub fn registry() -> Registry {
+    crate::built()
+}
+
 /// The middle one of some numbers.
 pub fn median(mut numbers: Vec<f64>) -> f64 {
     numbers.sort_by(f64::total_cmp);

@@ -48,9 +48,15 @@ pub fn target() -> PathBuf {
     exe.parent().and_then(Path::parent).expect("target/PROFILE/deps").to_path_buf()
 }
 
-/// The built plugins. Tests of one package do not build the others, so say what is missing.
+/// The built plugins, for tests: libtorch computes as on any processor from now on, which is slow on some. Benches take
+/// [`bench::registry`].
 pub fn registry() -> Registry {
     as_golden();
+    built()
+}
+
+/// The built plugins. Tests of one package do not build the others, so say what is missing.
+fn built() -> Registry {
     let plugins = target();
     assert!(
         plugins.join("libmaskdiff_noise.so").exists(),
