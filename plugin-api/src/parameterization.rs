@@ -62,6 +62,13 @@ pub trait Parameterization: Component {
         bail!(Unsupported, "parameterization `{}` tells no classes of texts", Self::NAME)
     }
 
+    /// Refuses what the method cannot do with the process, schedule and network around it, and names the key to change.
+    ///
+    /// Training asks once, before the run has a folder. By default everything fits that [`Component::NEEDS`] lets through.
+    fn fits(&self, _model: &Denoiser) -> Result<()> {
+        Ok(())
+    }
+
     /// What of the parameterization is learned beside the network, where something is: trained, averaged and saved under
     /// `parameterization.NAME`, as a network's parameters are.
     fn parameters(&self) -> Option<&Parameters> {

@@ -101,6 +101,11 @@ fn combinations_without_meaning_are_refused_before_anything_is_written() {
             &["parameterization=duo", "backbone=dimamba", "~model.n_heads"],
             "a backbone that reads mixtures",
         ),
+        (
+            &["parameterization=interpolating", "training.loss_weight=dynamic"],
+            "made for the noise of process `gidd`",
+        ),
+        (&["parameterization=gidd", "diffusion=uniform"], "made for the noise of process `gidd`"),
         (&["subs_masking=true"], "subs_masking"),
         (&["training.change_of_variables=true", "T=10"], "T = 0"),
         (

@@ -245,6 +245,11 @@ pub fn check_measure(measure: Measure, config: &Config, registry: &Registry) -> 
     if first.is_ok() || sets.any(|set| set.is_ok()) { Ok(()) } else { first }
 }
 
+/// Asks the parameterization whether it can be trained with the process, schedule and network around it.
+pub fn check_fits(model: &Model) -> Result<()> {
+    model.method().fits(model).map_err(|e| model.method_error(e))
+}
+
 /// What the vocabulary says. It has a mask only where the process has a use for one; which it is in the end is the process's to
 /// say, see [`crate::model::told`].
 pub fn facts(

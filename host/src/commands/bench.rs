@@ -107,6 +107,7 @@ fn train(common: &Common, effort: Effort<'_>) -> Result<(Config, Value)> {
     };
     student.taught(&mut model)?;
     assemble::begin_texts(&model, &config, corpus.tokenizer.as_ref());
+    assemble::check_fits(&model)?;
     let mut learner = Learner::new(&model, &config, std::rc::Rc::clone(&world))?;
     let feed = Feed { config: &config, corpus: &corpus, model: &model, world: &world };
     let mut told = bench::train(feed, &mut learner, effort).map_err(|e| config.locate(e))?;

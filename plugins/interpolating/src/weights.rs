@@ -29,7 +29,7 @@ fn time(alpha: &Tensor, mask: &Tensor) -> Tensor {
 }
 
 /// The two numbers of GIDD's noise, `c = scale (t (1 - t))^(gamma/2)`, read off the process at two noise levels.
-fn scale_and_gamma(model: &Denoiser) -> Result<(f64, f64)> {
+pub(crate) fn scale_and_gamma(model: &Denoiser) -> Result<(f64, f64)> {
     let alpha = Tensor::from_slice(&[0.4, 0.1]).to_device(model.device());
     let mix = model.mixing(&alpha)?;
     ensure!(

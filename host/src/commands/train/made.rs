@@ -96,6 +96,7 @@ impl Job<'_> {
         assemble::begin_texts(&model, config, corpus.tokenizer.as_ref());
         let _ = train::monitored(config, measure.is_bound(&model))?;
         measure.check_noise(&model)?;
+        assemble::check_fits(&model)?;
         Ok(Made { model, sampler, trial, judge, measure, used, others })
     }
 
