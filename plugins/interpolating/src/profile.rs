@@ -44,7 +44,7 @@ fn line(first: f64, last: f64, count: usize) -> Vec<f64> {
 
 impl Profile {
     /// How many times each part has; as the original rounds.
-    fn parts(&self) -> [usize; 3] {
+    pub(crate) fn parts(&self) -> [usize; 3] {
         let all = self.steps as usize + 1;
         let part = |fraction: f64, left: usize| {
             ((fraction * all as f64).round_ties_even() as usize).min(left)

@@ -138,6 +138,14 @@ impl Component for Psi {
             eta,
             eta_twice: config.eta_twice,
         };
+        let [first, _, last] = profile.parts();
+        ensure!(
+            plateau.is_none() || (first >= 1 && last >= 2),
+            Config,
+            "`sampling.plateau` needs a step before it, from pure noise, and two times behind it, down to `sampling.t_min`: of {} times \
+             `sampling.high_frac` ({high_frac}) gives the first part {first}, and with `sampling.middle_frac` ({middle_frac}) the last part {last}",
+            steps + 1
+        );
         let restriction = Restriction::new(config.temperature, config.top_k, config.top_p)?;
         Ok(Self { config, profile, restriction })
     }
@@ -385,5 +393,12 @@ mod tests {
             "`sampling.high_frac`",
         );
         refused(Config { plateau: Some(1.5), ..Config::default() }, "`sampling.plateau`");
+        // From pure noise at the plateau's time, or with an end there.
+        let still = Config { plateau: Some(0.5), ..Config::default() };
+        refused(still.clone(), "`sampling.high_frac` (0)");
+        refused(
+            Config { high_frac: 0.5, middle_frac: 0.5, ..still },
+            "`sampling.middle_frac` (0.5)",
+        );
     }
 }
