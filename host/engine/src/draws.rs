@@ -165,6 +165,28 @@ mod tests {
         }
     }
 
+    /// Each block of a batch has times of the whole range from step to step, and the blocks of one step are spread.
+    #[test]
+    fn no_block_keeps_its_stratum() {
+        let (n, blocks, steps, parts) = (2, 4, 2_000, 4);
+        let mut seen = vec![vec![0.0; parts]; (n * blocks) as usize];
+        for step in 0..steps {
+            let times = block_times(5, step, n, blocks, true).unwrap();
+            let mut times = Vec::<f64>::try_from(times.view([-1])).unwrap();
+            for (seen, t) in seen.iter_mut().zip(&times) {
+                seen[(t * parts as f64) as usize] += 1.0;
+            }
+            times.sort_by(f64::total_cmp);
+            let widest = times.windows(2).map(|pair| pair[1] - pair[0]).fold(0.0, f64::max);
+            assert!(widest < 2.0 / times.len() as f64, "step {step}: {widest}");
+        }
+        let want = steps as f64 / parts as f64;
+        for (block, counts) in seen.iter().enumerate() {
+            let off = counts.iter().map(|count| (count - want).abs()).fold(0.0, f64::max);
+            assert!(off < 6.0 * want.sqrt(), "block {block}: {counts:?}");
+        }
+    }
+
     #[test]
     fn times_of_an_evaluation_are_spread_over_blocks_and_over_passes() {
         let times = |seed, pass, passes, first, rows| {

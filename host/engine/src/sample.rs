@@ -402,8 +402,8 @@ fn start(model: &Model, blocks: &Blocks, given: &[Given], texts: Texts<'_>) -> R
     }
     let (first, ends) = (blocks.begins(), texts.ends());
     let from = given.iter().map(|given| texts.free_from(given, lead, first) as i64).collect();
-    let ends = texts.stop_at_eos.then_some((ends, from));
-    Ok(Start { x_bn, given_bn, ends, least: texts.least })
+    let ends = texts.stop_at_eos.then_some(ends);
+    Ok(Start { x_bn, given_bn, from, ends, least: texts.least })
 }
 
 /// Rows of the network that are no tokens of the vocabulary.

@@ -33,6 +33,9 @@ fn golden_folder() {
     let blocks = model.blocks().expect("blocks");
     assert_eq!(blocks.size, 4);
     assert_eq!(blocks.interval(), Interval { low: 0.3, high: 0.8 });
+    // A share t is masked at time t, which no key of the folder says.
+    let alpha = Denoiser::new(&model).alpha(1.0).expect("alpha");
+    assert!(alpha < 1e-9, "{alpha:e} of the tokens are clean at t = 1");
     let io = Tensors::golden("n_block_hf/io.safetensors");
     let ids = io.get("input_ids");
     let read = |z: &Tensor, x: &Tensor| {
@@ -88,6 +91,7 @@ fn checkpoints_go_to_other_programs_and_come_back() {
     let config: Value = serde_json::from_str(&config).expect("JSON");
     assert_eq!((&config["model_type"], &config["block_size"]), (&json!("bd3lm"), &json!(8)));
     assert_eq!(config["sampling_eps_min"], json!(0.3));
+    assert_eq!(config["noise_eps"], json!(1e-3));
     let stored = Tensor::read_safetensors(at.join("folder/model.safetensors")).expect("weights");
     let bound = stored.iter().find(|(name, _)| name == "sampling_eps_max").expect("a bound");
     assert!(bound.1.size().is_empty() && (bound.1.double_value(&[]) - 0.8).abs() < 1e-6);

@@ -4,12 +4,12 @@ use maskdiff_engine::evaluate::Draws;
 use maskdiff_engine::evaluate::blocks as likelihood;
 use maskdiff_engine::model::Model;
 use maskdiff_engine::model::views::Text;
-use maskdiff_plugin_api::Denoiser;
 use maskdiff_plugin_api::ops::Order;
+use maskdiff_plugin_api::{Batch, Denoiser};
 use maskdiff_tests::{Tensors, assert_close, device, golden_case, registry};
 use tch::{Kind, Tensor};
 
-use super::{growth, tiny};
+use super::{growth, tiny, tiny_over};
 
 /// All orders of so many things.
 fn orders(n: usize) -> Vec<Vec<usize>> {
@@ -64,6 +64,37 @@ fn law_of_first_hitting(model: &Model, all: &Tensor, size: i64) -> Tensor {
     total
 }
 
+/// The loss of training, integrated over times and summed over all sets of masks: nats of each sequence.
+fn integrated(model: &Model, all: &Tensor, size: i64) -> Tensor {
+    // Gauss and Legendre's five points, exact here: the integrand is a polynomial in t.
+    const POINTS: [(f64, f64); 5] = [
+        (0.046_910_077_030_668, 0.118_463_442_528_094_5),
+        (0.230_765_344_947_158_5, 0.239_314_335_249_683_2),
+        (0.5, 0.284_444_444_444_444_4),
+        (0.769_234_655_052_841_5, 0.239_314_335_249_683_2),
+        (0.953_089_922_969_332, 0.118_463_442_528_094_5),
+    ];
+    let (n, double) = (all.size()[0], (Kind::Double, device()));
+    let mut total = Tensor::zeros([n], double);
+    for (t, weight) in POINTS {
+        let lost = 1.0 - Denoiser::new(model).alpha(t).expect("alpha");
+        for set in 0..1u32 << size {
+            let masked = |i: u32| set >> i & 1 == 1;
+            let row: Vec<f64> =
+                (0..4).map(|i| if masked(i % size as u32) { 0.0 } else { 1.0 - 1e-9 }).collect();
+            model
+                .inject_uniforms(Some(Tensor::from_slice(&row).to_device(device()).repeat([n, 1])));
+            let t_bk = Tensor::full([n, 4 / size], t, double);
+            let nats = model.objective(&Batch::new(all, &t_bk)).expect("an objective").nats_bl;
+            let masks = f64::from(set.count_ones());
+            let chance = lost.powf(masks) * (1.0 - lost).powf(size as f64 - masks);
+            let nats = nats.expect("a bound").sum_dim_intlist(1, false, Kind::Double);
+            total += nats * (weight * chance);
+        }
+    }
+    total
+}
+
 #[test]
 fn golden_exact() {
     let Some(case) = golden_case("n_block_exact") else { return };
@@ -99,6 +130,12 @@ fn golden_exact() {
             let bound = sum / (free as f64 * perms.len() as f64);
             let name = if size == 1 { "nll.b1".into() } else { format!("nelbo.b{size}") };
             assert_close(&name, &bound, &golden.get(&name), 1e-9, true);
+            // The bound does not depend on the schedule.
+            for schedule in ["loglinear", "square"] {
+                let model = tiny_over(&registry, &case, size, schedule);
+                let whole = integrated(&model, &all, size);
+                assert_close(&format!("{schedule}, b = {size}"), &whole, &bound, 1e-8, true);
+            }
             let law = law_of_first_hitting(&model, &all, size);
             let want =
                 golden.find(&format!("log_law.b{size}")).unwrap_or_else(|| -golden.get("nll.b1"));

@@ -4,7 +4,7 @@ use maskdiff_config::listed::Context as Beyond;
 use maskdiff_engine::model::Model;
 use maskdiff_engine::model::views::{Blocks, Growth, Text};
 use maskdiff_engine::plugins::{Choice, Registry};
-use maskdiff_plugin_api::{Denoiser, Pass, Sees, Wants};
+use maskdiff_plugin_api::{Batch, Denoiser, Pass, Sees, Wants};
 use maskdiff_tests::run::{maskdiff, metrics};
 use maskdiff_tests::{Setup, assert_close, device, registry};
 use serde_json::{Value, json};
@@ -67,6 +67,10 @@ fn a_network_in_python_reads_blocks_as_the_one_in_rust() {
 }
 
 fn network(registry: &Registry, name: &str, more: &Value, size: i64) -> Model {
+    network_in(registry, name, more, Some(Blocks::of(size)))
+}
+
+fn network_in(registry: &Registry, name: &str, more: &Value, blocks: Option<Blocks>) -> Model {
     let sizes = json!({
         "hidden_size": 16, "n_heads": 2, "n_blocks": 2, "cond_dim": 8, "dropout": 0.0, "vocab_size": MASK + 1, "length": LENGTH,
     });
@@ -78,7 +82,6 @@ fn network(registry: &Registry, name: &str, more: &Value, size: i64) -> Model {
     for (option, value) in more.as_object().expect("options") {
         setup.choices.backbone.options[option] = value.clone();
     }
-    let blocks = Some(Blocks::of(size));
     let model = Model::in_blocks(registry, setup.choices, setup.facts, blocks).expect("a model");
     tch::manual_seed(3);
     tch::no_grad(|| {
@@ -112,10 +115,11 @@ fn one_pass(model: &Model, z: &Tensor, x: &Tensor, size: i64) -> Tensor {
     Denoiser::new(model).pass(&pass).expect("a state").hidden.narrow(1, 0, LENGTH)
 }
 
-/// Clean keys and values first, then the noisy read over them.
+/// Clean keys and values first, but for the last block, behind which nothing stands; then the noisy read over them.
 fn two_streams(model: &Model, z: &Tensor, x: &Tensor, size: i64) -> Tensor {
     let net = Denoiser::new(model);
-    let clean = Pass::new(x, &silent(x)).sees(Sees::Blocks(size)).wants(Wants::Keys);
+    let before = x.narrow(1, 0, LENGTH - size);
+    let clean = Pass::new(&before, &silent(x)).sees(Sees::Blocks(size)).wants(Wants::Keys);
     let keys = net.pass(&clean).expect("keys").keys;
     let at = Tensor::arange(LENGTH, (Kind::Int64, device())).unsqueeze(0);
     let noisy = Pass::new(z, &silent(x)).positions(&at).past(&keys).sees(Sees::Earlier(size));
@@ -136,6 +140,27 @@ fn block_by_block(model: &Model, z: &Tensor, x: &Tensor, growth: Growth) -> Tens
         again
     });
     Tensor::cat(&read.collect::<Vec<Tensor>>(), 1)
+}
+
+/// A text of one block has nothing before it: losses and gradients are those without blocks, bit for bit.
+#[test]
+fn one_block_is_the_model_without_blocks() {
+    let registry = registry();
+    let x = Tensor::randint(MASK, [3, LENGTH], (Kind::Int64, device()));
+    let (t, u) = ([0.2, 0.5, 0.9], Tensor::rand([3, LENGTH], (Kind::Double, device())));
+    let t_b = Tensor::from_slice(&t).to_device(device());
+    let of = |blocks: Option<Blocks>| {
+        let t_b = if blocks.is_some() { t_b.unsqueeze(1) } else { t_b.shallow_clone() };
+        let model = network_in(&registry, "dit", &json!({ "cond_dim": 8 }), blocks);
+        model.inject_uniforms(Some(u.shallow_clone()));
+        let loss = model.objective(&Batch::new(&x, &t_b)).expect("an objective").loss_bl;
+        loss.sum(Kind::Double).backward();
+        let gradients = model.trainable().into_iter().map(|tensor| tensor.grad());
+        std::iter::once(loss.detach()).chain(gradients).collect::<Vec<Tensor>>()
+    };
+    for (block, whole) in of(Some(Blocks::of(LENGTH))).iter().zip(of(None)) {
+        assert_eq!(*block, whole);
+    }
 }
 
 #[test]

@@ -27,6 +27,7 @@ fn what_does_not_fit_blocks_is_refused() {
             &["no number of masks among the 4 tokens", "widen"],
         ),
         (&["training.sampling_eps_min=0.9", "training.sampling_eps_max=0.2"], &["not below"]),
+        (&["training.sampling_eps_min=1", "training.sampling_eps_max=0.5"], &["not below"]),
         (&["sampling.new_tokens=9", "sampling.length=32"], &["sampling.new_tokens", "(32)"]),
         (&["sampling.semi_ar=true"], &["`sampling.semi_ar`", "sampling.length"]),
     ] {

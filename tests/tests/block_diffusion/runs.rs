@@ -66,6 +66,15 @@ fn a_run_in_blocks_trains_is_measured_and_draws_texts_of_any_length() {
     assert_eq!(rejected.lines()[0]["rejected"], 9);
     let ended = sample(&[&dull[..], &["sampling.stop_at_eos=true"]].concat());
     assert!(ended.expect(0).lines()[0]["ids"].as_array().expect("ids").len() < 64);
+    // What is given says little, and is not judged.
+    let prompt = ["Ben has a"; 100].join(" ");
+    let dull = ["--prompt", &prompt, "sampling.length=400", "sampling.min_entropy=50"];
+    for more in [&[][..], &["sampling.stop_at_eos=true"]] {
+        let kept = sample(&[&dull[..], more].concat());
+        let line = &kept.expect(0).lines()[0];
+        assert!(line["ids"].as_array().expect("ids").len() > 300, "{line}");
+        assert_eq!(line["rejected"].as_i64().unwrap_or(0), 0, "{line}");
+    }
     // A walk without the cache costs more tokens.
     let anew = sample(&["sampling.kv_cache=false"]);
     let more = anew.expect(0).lines()[0]["token_forwards"].as_f64().expect("a number");

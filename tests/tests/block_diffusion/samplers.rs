@@ -4,6 +4,7 @@ use maskdiff_engine::model::Model;
 use maskdiff_engine::model::views::Growth;
 use maskdiff_engine::plugins::{Choice, Registry};
 use maskdiff_engine::sample::grow::{Start, grow};
+use maskdiff_plugin_api::testkit::chi_square;
 use maskdiff_tests::{Tensors, device, golden_case, registry};
 use serde_json::json;
 use tch::{Kind, Tensor};
@@ -24,7 +25,7 @@ fn drawn(
     let given_bn = x_bn.zeros_like().to_kind(Kind::Bool);
     let _ = x_bn.narrow(1, 0, 1).fill_(0);
     let _ = given_bn.narrow(1, 0, 1).fill_(1);
-    let start = Start { x_bn, given_bn, ends: None, least: None };
+    let start = Start { x_bn, given_bn, from: vec![0; batch as usize], ends: None, least: None };
     let mut named = (sampler.name.clone(), walker);
     let grown = grow(model, &mut named, &start, growth, None).expect("texts");
     let rows: Vec<Tensor> = grown.rows.iter().map(|row| Tensor::from_slice(row)).collect();
@@ -63,6 +64,55 @@ fn samplers_draw_from_the_exact_law() {
         // Mean of degrees of freedom, five standard deviations above.
         let most = classes + 5.0 * (2.0 * classes).sqrt();
         assert!(off < most, "{name}: chi-square {off:.1} over {classes} classes");
+    }
+}
+
+/// A given prefix conditions the law, and nothing else: prompts that end inside a block, and of other lengths in one batch.
+#[test]
+fn prompts_condition_the_exact_law() {
+    let Some(case) = golden_case("n_block_exact") else { return };
+    let registry = registry();
+    let golden = Tensors::golden("n_block_exact/exact.safetensors");
+    let law = golden.get("log_law.b2").exp().to_device(tch::Device::Cpu).view([3, 3, 3]);
+    let model = tiny(&registry, &case, 2);
+    let options = (Kind::Int64, device());
+    let texts = 3000;
+    for (name, sampler) in
+        [("first_hitting", json!({})), ("ddpm_cache", json!({ "steps": 250, "t_min": 1e-9 }))]
+    {
+        // Even texts are given one token behind the BOS, odd ones two.
+        let x_bn = model.prior(2 * texts, 4).expect("a prior");
+        let given_bn = x_bn.zeros_like().to_kind(Kind::Bool);
+        let odd = Tensor::arange(2 * texts, options).remainder(2).to_kind(Kind::Bool);
+        for (at, token, rows) in [(0, 0, None), (1, 2, None), (2, 1, Some(&odd))] {
+            let rows = rows.map_or_else(|| odd.ones_like(), Tensor::shallow_clone);
+            let (mut x, mut given) = (x_bn.select(1, at), given_bn.select(1, at));
+            let _ = x.masked_fill_(&rows, token);
+            let _ = given.masked_fill_(&rows, 1);
+        }
+        let from = vec![0; 2 * texts as usize];
+        let start = Start { x_bn, given_bn, from, ends: None, least: None };
+        let choice = Choice { name: name.into(), options: sampler };
+        let walker = registry.sampler(&choice, model.facts()).expect("a sampler");
+        tch::manual_seed(11);
+        let grown = grow(&model, &mut (name.into(), walker), &start, growth(2, true), None);
+        let rows = grown.expect("texts").rows;
+        assert!(rows.iter().all(|row| row[..2] == [0, 2]), "{name}");
+        let of = |place: usize| rows.iter().skip(place).step_by(2);
+        let mut one = vec![0.0; 9];
+        of(0).for_each(|row| one[(row[2] * 3 + row[3]) as usize] += 1.0);
+        let mut two = vec![0.0; 3];
+        of(1).for_each(|row| {
+            assert_eq!(row[2], 1, "{name}");
+            two[row[3] as usize] += 1.0;
+        });
+        for (counts, given) in [(one, law.get(2)), (two, law.get(2).get(1))] {
+            let given = Vec::<f64>::try_from(given.reshape([-1])).expect("a law");
+            let all: f64 = given.iter().sum();
+            let want: Vec<f64> = given.iter().map(|p| p / all).collect();
+            let p = chi_square(&counts, &want);
+            assert!(p > 1e-4, "{name}: p = {p:e}, {counts:?} {want:?}");
+        }
     }
 }
 

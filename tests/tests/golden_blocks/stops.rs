@@ -50,15 +50,16 @@ fn golden_stop() {
         let found: Vec<i64> = (0..length).filter(|l| x.int64_value(&[0, *l]) == eos).collect();
         let from = found.first().map_or(0, |first| first + 1);
         let given_bn = x.ones_like().to_kind(Kind::Bool);
-        let start = |least: Option<f64>, from: i64| Start {
+        let start = |least: Option<f64>, eos: Option<i64>, from: i64| Start {
             x_bn: x.copy(),
             given_bn: given_bn.copy(),
-            ends: ends.then(|| (vec![eos], vec![from; texts as usize])),
+            from: vec![from; texts as usize],
+            ends: ends.then(|| eos.into_iter().collect()),
             least,
         };
         // The entropy is looked at in one text, once, at its end.
         if texts == 1 {
-            let dull = grown(&model, &registry, &start(Some(LEAST), length), length);
+            let dull = grown(&model, &registry, &start(Some(LEAST), None, 0), length);
             let low = want < LEAST && length >= TAIL as i64;
             assert_eq!(dull.rejected[0], low && !ends, "{name}");
             let left = if low && ends { length - TAIL as i64 } else { length };
@@ -69,7 +70,7 @@ fn golden_stop() {
         }
         if let ([_, second, ..], true) = (found.as_slice(), ends) {
             let size = 10;
-            let stopped = grown(&model, &registry, &start(None, from), size);
+            let stopped = grown(&model, &registry, &start(None, Some(eos), from), size);
             // The block of the EOS is the last one; the cut behind it is made with the text.
             assert_eq!(stopped.rows[0].len() as i64, (second / size + 1) * size, "{name}");
             if texts == 1 && want >= LEAST {

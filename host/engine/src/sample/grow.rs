@@ -21,9 +21,11 @@ pub struct Start {
     pub x_bn: Tensor,
     /// Which of them are given, `[B, N] bool`.
     pub given_bn: Tensor,
-    /// Tokens that end a text, of which those before these positions do not count; none where texts do not end by themselves.
-    pub ends: Option<(Vec<i64>, Vec<i64>)>,
-    /// The least entropy of the last [`TAIL`] tokens, nats.
+    /// Where the drawn part of each text begins: what stands before it ends no text and is not judged.
+    pub from: Vec<i64>,
+    /// Tokens that end a text; none where texts do not end by themselves.
+    pub ends: Option<Vec<i64>>,
+    /// The least entropy of the last [`TAIL`] tokens, nats, where all of them were drawn.
     pub least: Option<f64>,
 }
 
@@ -36,12 +38,11 @@ impl Start {
     pub fn of(&self, rows: &[usize]) -> Self {
         let index: Vec<i64> = rows.iter().map(|row| *row as i64).collect();
         let index = Tensor::from_slice(&index).to_device(self.x_bn.device());
-        let ends = self.ends.as_ref();
         Self {
             x_bn: self.x_bn.index_select(0, &index),
             given_bn: self.given_bn.index_select(0, &index),
-            ends: ends
-                .map(|(ends, from)| (ends.clone(), rows.iter().map(|row| from[*row]).collect())),
+            from: rows.iter().map(|row| self.from[*row]).collect(),
+            ends: self.ends.clone(),
             least: self.least,
         }
     }
@@ -73,11 +74,12 @@ impl Fates<'_> {
             }
             let row = &mut self.grown.rows[i];
             row.extend(block);
-            if let Some((ends, from)) = &self.start.ends {
-                let first = at.max(from[i] as usize);
-                self.over[i] = row.iter().skip(first).any(|id| ends.contains(id));
+            let from = self.start.from[i] as usize;
+            if let Some(ends) = &self.start.ends {
+                self.over[i] = row.iter().skip(at.max(from)).any(|id| ends.contains(id));
             }
-            let tail = row.len().checked_sub(TAIL).filter(|_| !self.over[i]);
+            let tail = row.len().checked_sub(TAIL);
+            let tail = tail.filter(|tail| *tail >= from && !self.over[i]);
             let dull = |tail: usize, least: f64| diversity::entropy(&row[tail..]) < least;
             if let Some(tail) = tail.filter(|tail| self.start.least.is_some_and(|l| dull(*tail, l)))
             {
@@ -107,7 +109,7 @@ pub fn grow(
     let grown = Grown { rows: vec![Vec::new(); count], rejected: vec![false; count] };
     let mut fates = Fates { start, grown, over: vec![false; count] };
     // What a text that is over is filled with, so that no call is made for it.
-    let end = start.ends.as_ref().and_then(|(ends, _)| ends.first().copied());
+    let end = start.ends.as_ref().and_then(|ends| ends.first().copied());
     let filler = end.unwrap_or_else(|| i64::from(model.facts().mask_id == Some(0)));
     for at in (0..length).step_by(size as usize) {
         model.laws().begin(at);

@@ -16,7 +16,7 @@ use crate::model::Model;
 /// What the network reads of what is shown.
 #[derive(Debug)]
 pub(super) enum Reads {
-    /// All blocks of texts `[B, L]`, over keys and values of the clean texts.
+    /// All blocks of texts `[B, L]`, over keys and values of the clean texts but for their last blocks.
     Texts { batch: i64, length: i64, keys: Vec<Tensor> },
     /// One block of each text, over what is before it.
     Next(Past),
@@ -40,7 +40,7 @@ pub struct BlockView<'a> {
 }
 
 impl<'a> BlockView<'a> {
-    /// All blocks of clean texts `x0_bl [B, L]`, which are read once for their keys and values.
+    /// All blocks of clean texts `x0_bl [B, L]`, which are read once, but for the last block, for their keys and values.
     pub fn of_texts(model: &'a Model, blocks: &Blocks, x0_bl: &Tensor) -> Result<Self> {
         let (batch, length) = (x0_bl.size()[0], x0_bl.size()[1]);
         ensure!(
@@ -178,10 +178,17 @@ impl<'a> BlockView<'a> {
     }
 }
 
-/// Keys and values of clean texts `[B, L]`, at positions from 0 on.
+/// Keys and values of clean texts `[B, L]`, at positions from 0 on: without the last block, before which everything stands. None where
+/// a text is one block.
 fn clean(model: &Model, size: i64, x0_bl: &Tensor) -> Result<Vec<Tensor>> {
-    let sigma = Tensor::zeros([x0_bl.size()[0]], (Kind::Double, x0_bl.device()));
-    let pass = Pass::new(x0_bl, &sigma).sees(Sees::Blocks(size)).wants(Wants::Keys);
+    let (batch, length) = (x0_bl.size()[0], x0_bl.size()[1]);
+    if length <= size {
+        return Ok(Vec::new());
+    }
+    let sigma = Tensor::zeros([batch], (Kind::Double, x0_bl.device()));
+    let pass = Pass::new(&x0_bl.narrow(1, 0, length - size), &sigma)
+        .sees(Sees::Blocks(size))
+        .wants(Wants::Keys);
     Ok(Lent::pass(model, &pass)?.keys)
 }
 

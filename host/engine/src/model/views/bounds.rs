@@ -28,6 +28,9 @@ impl Interval {
     /// The whole range.
     pub const WHOLE: Self = Self { low: LEAST, high: 1.0 };
 
+    /// Every token is masked.
+    pub const ALL_MASKED: Self = Self { low: 1.0, high: 1.0 };
+
     /// Whether the lower end is a bound, and no end of the range.
     fn binds_below(self) -> bool {
         self.low > LEAST + CLOSE
@@ -128,7 +131,7 @@ impl Interval {
     pub fn candidates(block_size: i64, widths: &[f64], step: f64) -> Vec<Self> {
         let mut all = vec![Self::WHOLE];
         if block_size == 1 {
-            all.push(Self { low: 1.0, high: 1.0 });
+            all.push(Self::ALL_MASKED);
             return all;
         }
         for width in widths {

@@ -67,7 +67,8 @@ impl Blocks {
             ));
         }
         let interval = Interval { low: training.sampling_eps_min, high: training.sampling_eps_max };
-        if interval.low >= interval.high && interval.low < 1.0 {
+        // [1, 1] masks every token.
+        if interval.low >= interval.high && interval != Interval::ALL_MASKED {
             return Err(config.layers.error(
                 "training.sampling_eps_min",
                 &format!(
