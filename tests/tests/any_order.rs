@@ -275,16 +275,49 @@ fn a_run_in_any_order_trains_is_measured_and_draws() {
     let calls = line["nfe"].as_f64().expect("calls");
     assert!((63.0..=64.0).contains(&calls), "{calls}");
     assert!(line["token_forwards"].as_f64().expect("tokens") <= 2.0 * calls);
-    let given = sample(&["sampling.steps=4", "--prompt", "Ben has a", "--trace", "t.json"]);
+    // The share of diffusion is that of training, unless it is set: the other half of the tokens comes one by one.
+    let few = |more: &[&str]| {
+        let out = sample(&[&["sampling.steps=4"], more].concat());
+        out.expect(0).lines()[0]["nfe"].as_f64().expect("calls")
+    };
+    assert!(few(&[]) > 12.0 && few(&["sampling.alpha_0=1"]) <= 4.0);
+    let given = sample(&[
+        "sampling.steps=4",
+        "sampling.alpha_0=1",
+        "--prompt",
+        "Ben has a",
+        "--trace",
+        "t.json",
+    ]);
     for line in given.expect(0).lines() {
         assert!(line["text"].as_str().expect("a text").starts_with("Ben has a"), "{line}");
         assert!(line["nfe"].as_f64().expect("calls") <= 4.0, "{line}");
     }
     let template = "Ben has a [MASK] [MASK] and [MASK] .";
-    let blank = sample(&["sampling.steps=0", "sampling.stride=8", "--template", template]);
+    let blank = sample(&[
+        "sampling.steps=0",
+        "sampling.stride=8",
+        "sampling.alpha_0=1",
+        "--template",
+        template,
+    ]);
     assert!(blank.expect(0).lines()[0]["nfe"].as_f64().expect("calls") <= 8.0);
     // Other samplers read its law.
     sample(&["sampling.predictor=first_hitting"]).expect(0);
+    // Eso-LM's folder and file.
+    let bound = |path: &str| {
+        let out = maskdiff(at, &["eval", "--checkpoint", path, "data=stories"]);
+        out.expect(0).lines()[0]["val/nelbo"].as_f64().expect("a bound")
+    };
+    let ours = bound("run");
+    for (format, path) in [("hf", "folder"), ("lightning", "file.ckpt")] {
+        maskdiff(at, &["export", "--checkpoint", "run", "--format", format, "--output", path])
+            .expect(0);
+        assert!((bound(path) - ours).abs() < 1e-6, "{format}: {} for {ours}", bound(path));
+    }
+    let config = std::fs::read_to_string(at.join("folder/config.json")).expect("config.json");
+    let config: Value = serde_json::from_str(&config).expect("JSON");
+    assert_eq!((&config["model_type"], &config["alpha_0"]), (&json!("EsoLM"), &json!(0.5)));
 }
 
 /// What cannot be ordered is refused before a run folder is made.

@@ -298,7 +298,8 @@ fn a_folder_of_gidd_says_its_noise_and_comes_back() {
     for (name, words, want) in [
         ("usual", &[][..], Some(0.1)),
         ("said", &noise("0.3")[..], Some(0.3)),
-        ("apart", &noise("0.3")[..1], None),
+        ("followed", &noise("0.3")[..1], Some(0.3)),
+        ("apart", &noise("0.3")[1..], None),
         ("bent", &both("process.gamma=1.5")[..], None),
     ] {
         let run = format!("run.dir={name}");

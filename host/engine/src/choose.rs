@@ -200,7 +200,19 @@ fn choice(config: &Config, registry: &Registry, kind: ComponentKind) -> Result<C
             return Err(foreign_option(config, &owner, key, &names.join(", ")));
         }
     }
+    follow(config, component, &mut owner.options);
     Ok(Choice { name: name.to_string(), options: options::nested(owner.options) })
+}
+
+/// Gives options that are not set the value of the key that they follow: `x-follows` in their schema.
+fn follow(config: &Config, component: &ComponentInfo, set: &mut Map<String, Value>) {
+    let properties = component.schema["properties"].as_object();
+    for (option, about) in properties.into_iter().flatten() {
+        let followed = about["x-follows"].as_str().and_then(|key| config.layers.value(key));
+        if let Some(value) = followed.filter(|value| !value.is_null()) {
+            set.entry(option.clone()).or_insert(value);
+        }
+    }
 }
 
 /// The argument of a component that has one, which may be a file of code: as it stands behind the name, or as an option.

@@ -22,8 +22,9 @@ pub(crate) struct Config {
     /// Reveal the tokens that stand this far apart at once, in as many calls; 0 leaves it to `steps`.
     #[schemars(range(min = 0, max = 16_777_216))]
     pub(crate) stride: i64,
-    /// The share of tokens that diffusion reveals, as the model was trained; the others follow one by one from left to right.
-    #[schemars(range(min = 0.0, max = 1.0))]
+    /// The share of tokens that diffusion reveals; the others follow one by one from left to right. Where it is not set, the share with
+    /// which the model was trained (`training.alpha_0`).
+    #[schemars(range(min = 0.0, max = 1.0), extend("x-follows" = "training.alpha_0"))]
     pub(crate) alpha_0: f64,
     /// Keep the keys and values of revealed tokens. Without, each call reads all of them again, with the same result.
     pub(crate) keep_keys: bool,

@@ -1,5 +1,5 @@
 //! The five noise schedules of the MDLM code: `loglinear`, `cosine`, `cosinesqr`, `linear`, `geometric`, one file each; and three more of the
-//! code of block diffusion: `square`, `square_root`, `log`.
+//! code of block diffusion: `square`, `square_root`, `log`; and the cosine of DUO's: `duo_cosine`.
 //!
 //! All compute in f64; times are `[B] f64` in [0, 1].
 
@@ -7,6 +7,7 @@ use maskdiff_plugin_api::prelude::*;
 
 mod cosine;
 mod cosinesqr;
+mod duo_cosine;
 mod geometric;
 mod linear;
 mod loglinear;

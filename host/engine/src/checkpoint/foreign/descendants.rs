@@ -26,6 +26,43 @@ struct Method {
     /// Whether it reads the size of blocks that stands in every configuration.
     #[serde(default)]
     blocks: bool,
+    /// Schedules of its program that are ours by another name.
+    #[serde(default)]
+    schedules: BTreeMap<String, String>,
+    /// Their networks that are ours by another name.
+    #[serde(default)]
+    backbones: BTreeMap<String, String>,
+    /// Keys of `algo` that we have in `training`.
+    #[serde(default)]
+    training: Vec<String>,
+    /// Keys of `algo` with the one value that we know.
+    #[serde(default)]
+    only: BTreeMap<String, Value>,
+}
+
+impl Method {
+    /// Puts what `algo` says of the method where the original would have it.
+    fn settle(&self, config: &mut Value) -> Result<()> {
+        config["diffusion"] = json!(self.diffusion);
+        config["parameterization"] = json!(self.parameterization);
+        let algo = config["algo"].clone();
+        if let Some((key, wanted)) = self.only.iter().find(|(key, wanted)| algo[*key] != **wanted) {
+            return Err(Error::checkpoint(
+                format!(
+                    "its configuration has `algo.{key}={}`: another network than ours",
+                    algo[key]
+                ),
+                format!("models with `algo.{key}={wanted}` are read"),
+            ));
+        }
+        if let Some(ours) = algo["backbone"].as_str().and_then(|name| self.backbones.get(name)) {
+            config["algo"]["backbone"] = json!(ours);
+        }
+        for key in self.training.iter().filter(|key| !algo[*key].is_null()) {
+            config["training"][key] = algo[key].clone();
+        }
+        Ok(())
+    }
 }
 
 /// Keys of `algo` that the original has at the top.
@@ -53,10 +90,7 @@ impl Words {
     fn recast(&self, mut config: Value) -> Result<(Value, bool)> {
         if let Some(name) = config["algo"]["name"].as_str().map(ToString::to_string) {
             match self.methods.get(&name) {
-                Some(method) => {
-                    config["diffusion"] = json!(method.diffusion);
-                    config["parameterization"] = json!(method.parameterization);
-                }
+                Some(method) => method.settle(&mut config)?,
                 // It is refused by its own name later.
                 None => config["parameterization"] = json!(name),
             }
@@ -71,7 +105,11 @@ impl Words {
                 }
             }
             if let Some(theirs) = config["noise"]["type"].as_str() {
-                config["noise"]["type"] = json!(self.schedule(theirs)?);
+                let own = self.methods.get(&name).and_then(|method| method.schedules.get(theirs));
+                config["noise"]["type"] = match own {
+                    Some(ours) => json!(ours),
+                    None => json!(self.schedule(theirs)?),
+                };
             }
         }
         let Some(methods) = config["diffusion"].as_str().and_then(|p| self.maskless.get(p)) else {
@@ -119,11 +157,34 @@ mod tests {
             plain = { diffusion = "masks", parameterization = "method" }
             parts = { diffusion = "masks", parameterization = "method", blocks = true }
             free = { diffusion = "no_masks", parameterization = "other" }
+            [methods.kin]
+            diffusion = "masks"
+            parameterization = "method"
+            backbones = { kin_net = "net" }
+            schedules = { cosine = "another" }
+            training = ["share"]
+            only = { order = true }
             [maskless.no_masks]
             old = "other"
             "#,
         )
         .unwrap()
+    }
+
+    #[test]
+    fn a_kindred_method_is_read_where_its_network_is_ours() {
+        let config = |order: bool| {
+            json!({
+                "algo": {"name": "kin", "backbone": "kin_net", "share": 0.25, "order": order},
+                "training": {"ema": 0.9}, "noise": {"type": "cosine"},
+            })
+        };
+        let (kin, _) = words().recast(config(true)).unwrap();
+        assert_eq!((&kin["backbone"], &kin["parameterization"]), (&json!("net"), &json!("method")));
+        assert_eq!(kin["training"], json!({"ema": 0.9, "share": 0.25}));
+        assert_eq!(kin["noise"]["type"], "another");
+        let error = words().recast(config(false)).unwrap_err().to_string();
+        assert!(error.contains("`algo.order=false`"), "{error}");
     }
 
     #[test]

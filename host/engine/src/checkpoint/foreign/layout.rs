@@ -45,6 +45,9 @@ pub(super) struct Layout {
     absent: Vec<String>,
     /// Our keys with what they always are; of several words any is written.
     model: Map<String, Value>,
+    /// Our keys with what they are where their file says nothing. A model of ours may have other values, which `optional` has a key for.
+    #[serde(default)]
+    assumed: Map<String, Value>,
     /// Our keys with theirs.
     keys: Map<String, Value>,
     /// The same for keys that their file may lack.
@@ -249,7 +252,7 @@ impl Layout {
     /// What a `config.json` says in our words, as TOML. An error names a key that it lacks.
     pub(super) fn translated(&self, theirs: &Value) -> std::result::Result<String, String> {
         let mut ours = json!({});
-        for (key, value) in &self.model {
+        for (key, value) in self.assumed.iter().chain(&self.model) {
             let first = value.as_array().and_then(|words| words.first()).unwrap_or(value);
             put(&mut ours, key, first.clone());
         }
@@ -328,7 +331,10 @@ impl Layout {
             put(&mut theirs, key, first.clone());
         }
         for (key, their_key) in &self.optional {
-            let value = config.layers.value(key).unwrap_or(Value::Null);
+            let value = match self.assumed.contains_key(key) {
+                true => said(config, defaults, key),
+                false => config.layers.value(key).unwrap_or(Value::Null),
+            };
             let value = if value == json!(0) { derived(config, key) } else { value };
             if !value.is_null() {
                 put(&mut theirs, their_key.as_str().unwrap_or_default(), value);

@@ -41,6 +41,9 @@ pub(super) struct Lightning {
 /// Buffers of the original's network: the average leaves them out.
 const BUFFERS: &[&str] = &["rotary_emb.inv_freq"];
 
+/// Numbers among the tensors of block diffusion: the bounds of the masked share in training, as the search leaves them.
+const BOUNDS: &[&str] = &["sampling_eps_min", "sampling_eps_max"];
+
 /// Groups inside groups of a configuration, each of which is an object and what it holds: deeper ones are none of the
 /// original's.
 const DEPTH: usize = 24;
@@ -82,9 +85,17 @@ pub(super) fn read(path: &Path) -> Result<Lightning> {
     })?;
     let (mut weights, mut order) = (BTreeMap::new(), Vec::new());
     let mut places: HashSet<Place<'_>> = HashSet::new();
+    let mut bounds = Vec::new();
     for (name, place) in pickle.pairs(state) {
-        // The noise schedule's are numbers of the configuration.
-        let Ok(name) = bare(name, "backbone.") else { continue };
+        let Ok(name) = bare(name, "backbone.") else {
+            // Those of the noise schedule are numbers of the configuration, but for bounds that a search has found.
+            if BOUNDS.contains(&name) {
+                let bound =
+                    archive.tensor(place).map_err(|why| wrong(format!("`{name}`: {why}")))?;
+                bounds.push((name, bound));
+            }
+            continue;
+        };
         let tensor = archive.tensor(place).map_err(|why| wrong(format!("`{name}`: {why}")))?;
         // Parts that share a parameter list it under the name of each; ours knows the first one.
         if archive.place(place).is_some_and(|place| !places.insert(place)) {
@@ -115,6 +126,7 @@ pub(super) fn read(path: &Path) -> Result<Lightning> {
     let config = pickle.path(&["hyper_parameters", "config"]);
     let config = config.map(|place| archive.config(place, DEPTH, &mut left)).transpose();
     let config = config.map_err(|why| wrong(format!("its configuration: {why}")))?;
+    let config = config.map(|config| with_bounds(config, &bounds)).unwrap_or_default();
     let text = |keys: &[&str]| match pickle.get(pickle.path(keys)?) {
         Value::Text(text) => Some(text.clone()),
         _ => None,
@@ -125,10 +137,22 @@ pub(super) fn read(path: &Path) -> Result<Lightning> {
         step: number(&["global_step"]),
         samples: pickle.path(&["maskdiff", "samples"]).and_then(|place| pickle.int(place)),
         optimizer,
-        config: config.unwrap_or(Json::Null),
+        config,
         own: text(&["maskdiff", "config"]).zip(text(&["maskdiff", "tokenizer"])),
         weights,
     })
+}
+
+/// The configuration with bounds that its file keeps beside the network, which are later than the configured ones.
+fn with_bounds(mut config: Json, bounds: &[(&str, Tensor)]) -> Json {
+    for (name, bound) in bounds.iter().filter(|(_, bound)| bound.numel() == 1) {
+        // The shortest number that has this float32: 0.3, not 0.30000001192092896.
+        let shortest = (bound.double_value(&[]) as f32).to_string().parse::<f64>();
+        if let (Ok(number), true) = (shortest, config["training"].is_object()) {
+            config["training"][*name] = json!(number);
+        }
+    }
+    config
 }
 
 impl Archive {
@@ -422,5 +446,25 @@ impl Archive {
             }
             _ => Json::Null,
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bounds_among_the_tensors_are_later_than_the_configuration() {
+        let config = json!({ "training": { "sampling_eps_min": 1e-3, "ema": 0.9 } });
+        let bounds = [
+            ("sampling_eps_min", Tensor::from(0.3f32)),
+            ("sampling_eps_max", Tensor::from(0.8f32)),
+        ];
+        let training = &with_bounds(config, &bounds)["training"];
+        assert_eq!(
+            *training,
+            json!({ "sampling_eps_min": 0.3, "sampling_eps_max": 0.8, "ema": 0.9 })
+        );
+        assert_eq!(with_bounds(Json::Null, &bounds), Json::Null);
     }
 }

@@ -33,7 +33,7 @@ const MODEL: &[(&str, &[&str])] = &[
             "tie_word_embeddings",
         ],
     ),
-    ("noise", &["type", "sigma_min", "sigma_max"]),
+    ("noise", &["type", "eps", "sigma_min", "sigma_max"]),
     (
         "training",
         &[
@@ -45,6 +45,8 @@ const MODEL: &[(&str, &[&str])] = &[
             "sampling_eps_min",
             "sampling_eps_max",
             "resample",
+            "alpha_0",
+            "batch_split",
         ],
     ),
     ("sampling", &["predictor", "steps", "tail"]),
@@ -64,10 +66,18 @@ const SCHEDULES: [(&str, &str); 2] = [
     ("cosine_decay_warmup", "utils.CosineDecayWarmupLRScheduler"),
 ];
 
+/// `noise.eps` of block diffusion, which masks a share t at time t where MDLM masks (1 - 1e-3) t. With 0 no token would be clean at t = 1.
+const WHOLE_NOISE: f64 = 1e-12;
+
 /// What the model is, in our words as TOML.
 pub(super) fn translated(config: &Value) -> String {
     let mut lines = vec!["# From a checkpoint of the original program.".to_string()];
-    take(config, MODEL, &mut lines);
+    let mut config = config.clone();
+    let noise = &config["noise"];
+    if config["algo"]["name"] == "bd3lm" && noise["type"] == "loglinear" && noise["eps"].is_null() {
+        config["noise"]["eps"] = json!(WHOLE_NOISE);
+    }
+    take(&config, MODEL, &mut lines);
     lines.join("\n") + "\n"
 }
 
