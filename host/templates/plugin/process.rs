@@ -21,7 +21,7 @@ struct {{Type}} {
 impl Component for {{Type}} {
     const NAME: &'static str = "{{component}}";
     const ABOUT: &'static str = "tokens turn into the mask and stay there";
-    const PROVIDES: &'static [&'static str] = &[capability::MASK];
+    const PROVIDES: &'static [&'static str] = &[capability::MASK, capability::MIXING];
     type Config = Config;
 
     fn new(_: Config, context: &Context) -> Result<Self> {
@@ -49,7 +49,8 @@ impl ForwardProcess for {{Type}} {
         Ok(x0_bl.masked_fill(&u_bl.lt_tensor(&chance_b1), self.mask))
     }
 
-    /// `q(xs | xt, x0 ~ p)`: a mask stays with probability `(1 - alpha_s) / (1 - alpha_t)`, else it is drawn from p.
+    /// `q(xs | xt, x0 ~ p)`: a mask stays with probability `(1 - alpha_s) / (1 - alpha_t)`, else it is drawn from p. Between equal
+    /// levels nothing moves.
     fn posterior(
         &self,
         xt_n: &Tensor,
@@ -57,11 +58,21 @@ impl ForwardProcess for {{Type}} {
         alpha_s: f64,
         p_nv: &Tensor,
     ) -> Result<Tensor> {
-        let stay = (1.0 - alpha_s) / (1.0 - alpha_t);
+        let stay = if alpha_t == alpha_s { 1.0 } else { (1.0 - alpha_s) / (1.0 - alpha_t) };
         let opened_nv = p_nv * (1.0 - stay);
         let _ = opened_nv.select(1, self.mask).fill_(stay);
         let kept_nv = xt_n.one_hot(self.context.vocab_size).to_kind(p_nv.kind());
         Ok(opened_nv.where_self(&xt_n.eq(self.mask).unsqueeze(1), &kept_nv))
+    }
+
+    /// The noise b of `q(z | x) = alpha x + b`: nothing on other tokens, what was lost on the mask.
+    fn mixing(&self, alpha_b: &Tensor) -> Result<Mix> {
+        Ok(Mix::new(alpha_b.zeros_like(), alpha_b * -1.0 + 1.0))
+    }
+
+    /// Where tokens that are lost arrive, as alpha falls: all at the mask.
+    fn arrival(&self, alpha_b: &Tensor) -> Result<Mix> {
+        Ok(Mix::new(alpha_b.zeros_like(), alpha_b.ones_like()))
     }
 
     /// Infinite where a token may survive to t = 1: the prior gives it no mass.
