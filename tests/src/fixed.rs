@@ -38,32 +38,6 @@ impl<'a> Fixed<'a> {
     pub fn drawn(self, z_bl: &'a Tensor) -> Self {
         Self { z_bl: Some(z_bl), ..self }
     }
-
-    /// With another schedule.
-    #[must_use]
-    pub fn clock(self, clock: Clock) -> Self {
-        Self { clock: Some(clock), ..self }
-    }
-}
-
-/// The cosine of DUO's code, `alpha = 1 - cos(pi/2 (1 - (1 - eps) t))`, which is not ours; its derivative is the true one, where the
-/// original's lacks the factor `1 - eps`.
-pub fn cosine_of_duo() -> Clock {
-    const EPS: f64 = 1e-3;
-    const QUARTER: f64 = std::f64::consts::FRAC_PI_2;
-    // 1 - cos(a) = 2 sin^2(a/2), which keeps its digits near 0.
-    fn alpha(t: &Tensor) -> Tensor {
-        let angle: Tensor = (1.0 - t * (1.0 - EPS)) * QUARTER;
-        (angle * 0.5).sin().square() * 2.0
-    }
-    fn sigma(t: &Tensor) -> Tensor {
-        -alpha(t).log()
-    }
-    fn rate(t: &Tensor) -> Tensor {
-        let angle: Tensor = (1.0 - t * (1.0 - EPS)) * QUARTER;
-        angle.sin() * QUARTER * (1.0 - EPS) / alpha(t)
-    }
-    [sigma, rate]
 }
 
 macro_rules! passed_on {

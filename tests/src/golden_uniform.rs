@@ -67,6 +67,12 @@ impl Network {
         Self { weights: "u_models_ddg/dit_cond.safetensors", classes: 2, ..Self::udlm() }
     }
 
+    /// The same over DUO's cosine.
+    #[must_use]
+    pub fn over_cosine(self) -> Self {
+        Self { noise: ("duo_cosine", json!({})), ..self }
+    }
+
     /// The same over masks, its last token, without a view of the time.
     #[must_use]
     pub fn over_masks(self) -> Self {

@@ -253,44 +253,106 @@ proptest! {
     }
 }
 
-/// Draws of one correction have the law that follows from [`Walker::law`]: a token at each position, of which the best takes its place.
+/// The law of a text after one correction, `[9]`: a token is drawn at each position, and the best of those that are free takes its place.
+fn corrected(corrector: &Walker, toy: &Toy, start: [i64; 2], free: [bool; 2]) -> Vec<f64> {
+    let x_bl = Tensor::from_slice(&start).view([1, 2]);
+    let law = corrector.law(toy, &x_bl, 0.01, 0.0).expect("a law");
+    let p = |l: i64, v: i64| law.double_value(&[0, l, v]);
+    let mut want = vec![0.0; 9];
+    for y in (0..9).map(|i| [i / 3, i % 3]) {
+        let score = |l: usize| match free[l] && y[l] != start[l] {
+            true => p(l as i64, y[l]),
+            false => 0.0,
+        };
+        let mut end = start;
+        if score(0) > score(1) {
+            end[0] = y[0];
+        } else if score(1) > 0.0 {
+            end[1] = y[1];
+        }
+        want[(end[0] * 3 + end[1]) as usize] += p(0, y[0]) * p(1, y[1]);
+    }
+    assert!((want.iter().sum::<f64>() - 1.0).abs() < 1e-9, "{want:?}");
+    want
+}
+
+/// How often each text comes, of `draws` batches.
+fn counts(corrector: &mut Walker, toy: &Toy, x_bl: &Tensor, draws: i64) -> Vec<f64> {
+    let mut counts = vec![0.0; 9];
+    for _ in 0..draws {
+        let drawn = corrector.sample(toy, x_bl).expect("a correction");
+        for text in (drawn.select(1, 0) * 3 + drawn.select(1, 1)).iter::<i64>().expect("texts") {
+            counts[text as usize] += 1.0;
+        }
+    }
+    counts
+}
+
+/// Draws of one correction have the law that follows from [`Walker::law`], with a given token too.
 #[test]
 fn a_correction_has_its_law() {
     let registry = registry();
     for toy in [Toy::uniform(2, 3), Toy::hybrid(2, 3)] {
         let options = json!({ "from": "text", "corrections": 1, "temperature": 1.0 });
         let mut corrector = sampler(&registry, "self_correction", options, &toy.context());
-        for start in [[0i64, 0], [2, 1]] {
-            let x_bl = Tensor::from_slice(&start).view([1, 2]);
-            let law = corrector.law(&toy, &x_bl, 0.01, 0.0).expect("a law");
-            let p = |l: i64, v: i64| law.double_value(&[0, l, v]);
-            let mut want = vec![0.0; 9];
-            for (y0, y1) in (0..9).map(|i| (i / 3, i % 3)) {
-                let scores = [(0, y0), (1, y1)]
-                    .map(|(l, y)| if y == start[l as usize] { 0.0 } else { p(l, y) });
-                let mut end = start;
-                if scores[0] > scores[1] {
-                    end[0] = y0;
-                } else if scores[1] > 0.0 {
-                    end[1] = y1;
-                }
-                want[(end[0] * 3 + end[1]) as usize] += p(0, y0) * p(1, y1);
-            }
-            assert!((want.iter().sum::<f64>() - 1.0).abs() < 1e-9, "{want:?}");
+        for (start, free) in [([0, 0], [true; 2]), ([2, 1], [true; 2]), ([2, 1], [false, true])] {
+            let want = corrected(&corrector, &toy, start, free);
             for (batch, draws) in [(1, 2000), (8, 250)] {
                 tch::manual_seed(23);
-                let mut counts = vec![0.0; 9];
-                for _ in 0..draws {
-                    let drawn =
-                        corrector.sample(&toy, &x_bl.repeat([batch, 1])).expect("a correction");
-                    for row in 0..batch {
-                        let token = |l: i64| drawn.int64_value(&[row, l]) as usize;
-                        counts[token(0) * 3 + token(1)] += 1.0;
-                    }
-                }
+                let x_bl = Tensor::from_slice(&start).view([1, 2]).repeat([batch, 1]);
+                let given_bl = Tensor::from_slice(&free).logical_not().view([1, 2]);
+                toy.give(Some(given_bl.repeat([batch, 1])));
+                let counts = counts(&mut corrector, &toy, &x_bl, draws);
                 let p = chi_square(&counts, &want);
-                assert!(p > 1e-4, "{start:?}, batch {batch}: p = {p:e}, {counts:?} {want:?}");
+                assert!(
+                    p > 1e-4,
+                    "{start:?}, {free:?}, batch {batch}: p = {p:e}, {counts:?} {want:?}"
+                );
             }
+            toy.give(None);
         }
     }
+}
+
+/// From noise it is a correction of what a walk draws, which over many steps is the data.
+#[test]
+fn a_correction_behind_a_walk_has_its_law() {
+    let registry = registry();
+    for toy in [Toy::uniform(2, 3), Toy::hybrid(2, 3)] {
+        let options = json!({ "steps": 300, "corrections": 1, "temperature": 1.0 });
+        let mut corrector = sampler(&registry, "self_correction", options, &toy.context());
+        let mut want = vec![0.0; 9];
+        for (i, p) in toy.joint().iter().enumerate() {
+            let start = [i as i64 / 3, i as i64 % 3];
+            let after = corrected(&corrector, &toy, start, [true; 2]);
+            want.iter_mut().zip(after).for_each(|(want, after)| *want += p * after);
+        }
+        tch::manual_seed(29);
+        let pure = match toy.mask_id() {
+            Some(mask) => Tensor::full([500, 2], mask, (Kind::Int64, Device::Cpu)),
+            None => Tensor::randint(3, [500, 2], (Kind::Int64, Device::Cpu)),
+        };
+        let counts = counts(&mut corrector, &toy, &pure, 4);
+        let p = chi_square(&counts, &want);
+        assert!(p > 1e-4, "p = {p:e}, {counts:?} {want:?}");
+    }
+}
+
+/// A text that no correction changes any more is done; one whose agreement does not rise is given up after `patience` rounds.
+#[test]
+fn corrections_stop_by_themselves() {
+    let registry = registry();
+    let toy = Toy::uniform(2, 3).noting_times();
+    let calls = |patience: i64| {
+        let options =
+            json!({ "from": "text", "corrections": 50, "temperature": 5.0, "patience": patience });
+        let mut corrector = sampler(&registry, "self_correction", options, &toy.context());
+        tch::manual_seed(31);
+        let before = toy.asked().len();
+        let x_bl = Tensor::zeros([1, 2], (Kind::Int64, Device::Cpu));
+        let _ = corrector.sample(&toy, &x_bl).expect("a text");
+        toy.asked().len() - before
+    };
+    let (hasty, patient) = (calls(0), calls(1_000));
+    assert!(hasty < patient && patient <= 50, "{hasty}, {patient}");
 }

@@ -109,8 +109,8 @@ fn golden_curriculum_of_duo() {
             let rows = Rows::uniform(&x0_bl, z_bl, &alpha.expand_as(&x0_bl), size);
             rows.nats(&law_blv).view_as(&x0_bl) * -&slope
         };
-        // Measured: 1.7e-9.
-        let bound = tolerance(kind, 3e-4).max(1e-6);
+        // The case takes alpha from a series, which has eight digits (`check_uniform.py` allows 1e-6).
+        let bound = tolerance(kind, 3e-4).max(1e-8);
         let original = get(&format!("loss{suffix}"));
         assert_close("the original's loss", &nats(&get("xt")), &original, bound, true);
         assert_close("loss", &objective.loss_bl, &nats(&right_bl), bound, true);

@@ -1,7 +1,6 @@
 //! Golden times and shares of the predictor in psi walks, through the law of each step.
 
 use maskdiff_plugin_api::Denoiser;
-use maskdiff_tests::fixed::{Fixed, cosine_of_duo};
 use maskdiff_tests::golden_uniform::{Network, case};
 use maskdiff_tests::{Tensors, registry};
 use serde_json::{Value, json};
@@ -61,6 +60,7 @@ fn golden_shares_of_the_predictor() {
     let Some(manifest) = case("u_duo_psi_kappa") else { return };
     let (golden, registry) = (Tensors::golden("u_duo_psi_kappa/kappa.safetensors"), registry());
     let (network, mut checked) = (Network::duo(), 0);
+    let of_cosine = Network::duo().over_cosine().build(&registry, Kind::Double);
     let model = network.build(&registry, Kind::Double);
     let x_bl = Tensor::arange(8, (Kind::Int64, Device::Cpu))
         .unsqueeze(0)
@@ -73,8 +73,7 @@ fn golden_shares_of_the_predictor() {
     let (posterior, corrector) = (pure("posterior"), pure("corrector"));
     for (name, setting) in manifest["settings"].as_object().expect("settings") {
         let cosine = name.starts_with("cosine");
-        let mut fixed = Fixed::new(&model);
-        fixed.clock = cosine.then(cosine_of_duo);
+        let model = if cosine { &of_cosine } else { &model };
         let walker = walker(&registry, &network, "psi", options(setting, steps, cosine));
         let get = |what: &str| {
             let values = golden.get(&format!("{name}.{what}")).to_kind(Kind::Double);
@@ -87,7 +86,7 @@ fn golden_shares_of_the_predictor() {
                 continue;
             }
             let law = |of: &maskdiff_plugin_api::abi::handles::Walker| {
-                of.law(&fixed, &x_bl, pair[0], pair[1]).expect("a law")
+                of.law(model, &x_bl, pair[0], pair[1]).expect("a law")
             };
             let kappa = share(&law(&walker), &law(&posterior), &law(&corrector));
             // The case computes 1 - alpha in float32; `check_uniform.py` allows as much.
