@@ -58,6 +58,8 @@ for v in ('50258', '1024'):
           f'product_{v}_tokens_per_s', f'original_{v}_tokens_per_s')
     ratio(f'whole training step V={v} L=128 B=32: peak memory, ours / original', training,
           f'product_{v}_peak_mib', f'original_{v}_peak_mib')
+    ratio(f'whole training step V={v} L=128 B=32: time, dit in Python / in Rust', training,
+          f'product_{v}_tokens_per_s', f'python_{v}_tokens_per_s')
 ratio('bound of uniform diffusion V=50258 D=128 256 rows: time, fused / dense', head, 'fused_s', 'dense_s')
 ratio('bound of uniform diffusion V=50258 D=128 256 rows: peak memory, fused / dense', head,
       'fused_peak_mib', 'dense_peak_mib')

@@ -167,8 +167,9 @@ enum Command {
         given: Given,
         #[command(flatten)]
         shown: commands::sample::Shown,
-        /// Rebuild the plugin in this folder whenever a file is saved, and sample again with it
-        #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath)]
+        /// Rebuild the plugin in this folder whenever a file is saved, and sample again with it; or read FILE.py:CLASS again, a sampler
+        /// in Python
+        #[arg(long, value_name = "DIR|FILE.py:CLASS", value_hint = ValueHint::AnyPath)]
         watch: Option<PathBuf>,
         /// What `--watch` runs: draws with each plugin file that is named on stdin
         #[arg(long, hide = true, conflicts_with = "watch")]

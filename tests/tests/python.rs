@@ -46,6 +46,10 @@ fn training_and_sampling_in_python_give_the_numbers_of_rust() {
     run_with(&python, folder, &[&["train", "run.dir=rust"], SMALL].concat()).expect(0);
     let words = [&["train", "run.dir=python"], SMALL, &chosen].concat();
     run_with(&python, folder, &words).expect(0);
+    let manifest = fs::read_to_string(folder.join("python/manifest.json")).expect("a manifest");
+    for class in ["subs.py:Subs", "loglinear.py:LogLinear", "ddpm_cache.py:DdpmCache"] {
+        assert!(manifest.contains(class), "the manifest does not name {class}: {manifest}");
+    }
     let (rust, python_) = (metrics(&folder.join("rust")), metrics(&folder.join("python")));
     let numbers = |all: &[Value], key: &str| -> Vec<f64> {
         all.iter().filter_map(|line| line[key].as_f64()).collect()
@@ -94,11 +98,13 @@ fn the_examples_in_python_keep_their_contracts() {
         let out = check(kind, file, class, &[]);
         assert!(out.expect(0).stdout.contains("keeps its contract"), "{out:?}");
     }
-    // With all that it reads: blocks, caches, positions, a noise level for each token.
-    let passing = example("dit.py", "Dit").replacen("python:", "python_pass:", 1);
-    let words = ["plugins", "check", &passing, "--kind", "backbone"];
-    let out = run_with(&python, folder.path(), &words);
-    assert!(out.expect(0).stdout.contains("keeps its contract"), "{out:?}");
+    // With all that it reads: classes; blocks, caches, positions, a noise level for each token; mixtures.
+    for word in ["python_label:", "python_pass:", "python_mixture:", "python_full:"] {
+        let reading = example("dit.py", "Dit").replacen("python:", word, 1);
+        let words = ["plugins", "check", &reading, "--kind", "backbone"];
+        let out = run_with(&python, folder.path(), &words);
+        assert!(out.expect(0).stdout.contains("keeps its contract"), "{out:?}");
+    }
     // One that sees the wrong tokens breaks it.
     let source = root().join("plugins/python/examples/dit.py");
     let source = fs::read_to_string(source).expect("the example");
@@ -248,6 +254,59 @@ fn without_python_only_its_components_are_absent() {
     run(&words).expect(2).says(&["there is no Python", "/nowhere/python", "setup.sh --python"]);
     let words = ["sample", "--checkpoint", "run", "sampling.predictor=python"];
     run(&words).expect(2).says(&["needs a file and a class"]);
+}
+
+/// Waits until a file of words holds a phrase behind `seen`; gives where it ends.
+#[track_caller]
+fn until(file: &Path, seen: usize, phrase: &str) -> usize {
+    let start = std::time::Instant::now();
+    loop {
+        let all = fs::read_to_string(file).expect("words");
+        if let Some(place) = all[seen..].find(phrase) {
+            return seen + place + phrase.len();
+        }
+        assert!(start.elapsed().as_secs() < 60, "`{phrase}` is not in: {}", &all[seen..]);
+        std::thread::sleep(std::time::Duration::from_millis(20));
+    }
+}
+
+/// `sample --watch FILE.py:CLASS` draws again at each save, also where two come in one second, and survives what the class does.
+#[test]
+fn a_sampler_in_python_is_watched() {
+    let Some(python) = python() else { return };
+    let folder = tempfile::tempdir().expect("a folder");
+    let folder = folder.path();
+    run_with(&python, folder, &[&["train", "run.dir=run"], SMALL].concat()).expect(0);
+    let save = |line: &str| {
+        let text = format!(
+            "import os, torch\nclass Own:\n    def __init__(self, context): pass\n    def sample(self, model, xt):\n        {line}\n        \
+             return torch.ones_like(xt)\n"
+        );
+        fs::write(folder.join("own.py"), text).expect("a file");
+    };
+    let said = folder.join("said.txt");
+    let file = fs::File::create(&said).expect("a file");
+    let watch = ["sample", "run", "--watch", "own.py:Own", "-n", "1"];
+    run_with(&python, folder, &watch).expect(2).says(&["there is no file `own.py`"]);
+    save("print('it is a')");
+    let mut command = command(folder, &watch);
+    command.env("MASKDIFF_PYTHON", &python).stdout(file.try_clone().expect("a handle"));
+    let mut watching = command.stderr(file).spawn().expect("maskdiff");
+    let mut seen = until(&said, 0, "it is a");
+    for (line, phrase) in [
+        ("print('it is b')", "it is b"),
+        ("print('it is c')", "it is c"),
+        ("return nothing", "name 'nothing' is not defined"),
+        ("return (", "SyntaxError"),
+        ("os.abort()", "the sampler ended its process"),
+        ("print('it is d')", "it is d"),
+    ] {
+        save(line);
+        seen = until(&said, seen, phrase);
+    }
+    let pid = watching.id().to_string();
+    std::process::Command::new("kill").args(["-INT", &pid]).status().expect("kill");
+    assert_eq!(watching.wait().expect("its end").code(), Some(130));
 }
 
 /// The host blocks signals where the network computes; what a component starts, in whatever way, must hear them.

@@ -76,18 +76,23 @@ impl Choose for Config {
             }
             self.layers.show();
             let since = self.layers.rank(kind.key());
+            // What another program's checkpoint says is not all of one component; but one that takes any option is ours.
+            let open = component.takes_any_option();
+            let theirs = self
+                .foreign
+                .clone()
+                .filter(|theirs| !(open && self.layers.source(kind.key()) == *theirs));
             for group in groups {
                 let options = self.layers.options(group);
                 let unknown =
                     options.keys().filter(|o| options::schema(&component.schema, o).is_none());
                 let keys = unknown.map(|option| dotted(group, option));
-                let foreign =
-                    |key: &String| self.foreign.as_ref() == Some(&self.layers.source(key));
+                let foreign = |key: &String| theirs.as_ref() == Some(&self.layers.source(key));
                 // What is said by hand is meant.
                 let before =
                     |key: &String| self.layers.rank(key) < since && !self.layers.is_by_hand(key);
                 let old = keys.filter(|key| before(key) || foreign(key));
-                strangers.extend(old.map(|key| (key, component.takes_any_option())));
+                strangers.extend(old.map(|key| (key, open)));
             }
         }
         for (key, open) in strangers {

@@ -1,5 +1,6 @@
 //! One optimizer step: loss, gradient, clipping, the optimizer, the average of the weights; alone or with other ranks.
 
+mod buffers;
 mod numbers;
 mod projected;
 
@@ -12,6 +13,7 @@ use maskdiff_native::{Reducer, foreach_copy, global_norm};
 use maskdiff_plugin_api::Objective;
 use tch::{Kind, Tensor};
 
+use self::buffers::Buffers;
 use self::numbers::Sums;
 use crate::component;
 use crate::distributed::{World, owners};
@@ -123,6 +125,8 @@ pub struct Learner {
     owner: Option<Vec<usize>>,
     /// Adapters, where these are what is learnt.
     lora: Option<Rc<Lora>>,
+    /// What the network may write beside its parameters.
+    buffers: Buffers,
 }
 
 impl Learner {
@@ -161,6 +165,7 @@ impl Learner {
             warm: false,
             names: model.trained().into_iter().map(|(name, _)| name).collect(),
             lora: model.lora(),
+            buffers: Buffers::of(model, &world)?,
             params,
             masters,
             schedule: Schedule::new(&config.lr_scheduler, config.optim.lr),
@@ -200,6 +205,8 @@ impl Learner {
         let Some(reducer) = &self.reducer else { return Ok(()) };
         model.set_train(true);
         self.clear()?;
+        // A gradient that is thrown away leaves no trace.
+        let buffers = self.buffers.copies();
         for batch in batches.into_iter().take(1) {
             self.prepare(reducer, false)?;
             let loss_bl = self.objective(model, batch)?.loss_bl;
@@ -214,6 +221,7 @@ impl Learner {
             ));
         }
         self.clear()?;
+        self.buffers.put(&buffers);
         model.set_train(false);
         self.warm = true;
         Ok(())
@@ -274,15 +282,12 @@ impl Learner {
         let read = sums.read(&tokens, &norm, parts)?;
         self.split.stop(timer);
         let timer = self.split.start(Part::Communication);
-        let mut told = [
-            read.loss / world,
-            ask.stop,
-            read.counted,
-            tokens.scored(),
-            read.nats / world,
-            read.lacking,
-        ];
+        let (scored, nats) = (tokens.scored(), read.nats / world);
+        let mut told = vec![read.loss / world, ask.stop, read.counted, scored, nats, read.lacking];
+        let numbers = told.len();
+        told.extend(self.buffers.written()?);
         self.world.sum(&mut told)?;
+        self.buffers.share(&told[numbers..], &self.world)?;
         let counted = told[2] / told[3];
         self.split.stop(timer);
         let timer = self.split.start(Part::Optimizer);

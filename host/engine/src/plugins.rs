@@ -336,7 +336,7 @@ impl Registry {
         } else if need == maskdiff_plugin_api::capability::TEACHER {
             "name the checkpoint to learn from: `training.teacher=CHECKPOINT`".to_string()
         } else if need == maskdiff_plugin_api::capability::ENERGY {
-            "name an autoregressive checkpoint that scores texts: `sampling.energy=CHECKPOINT`"
+            "name a checkpoint that scores texts, autoregressive or of an energy: `sampling.energy=CHECKPOINT`"
                 .to_string()
         } else if !givers.is_empty() {
             format!("offered by: {}", givers.join(", "))
@@ -389,22 +389,25 @@ make! {
     sampler, Sampler, Walker;
 }
 
-/// The plugins that a model uses: name, version, file, SHA-256, for the run's manifest; behind them the files whose classes its components are.
+/// The plugins that a model and a sampler use: name, version, file, SHA-256, for the run's manifest; behind them the files whose classes these
+/// components are.
 pub fn used(
     registry: &Registry,
     choices: &Choices,
-    sampler: Option<&str>,
+    sampler: Option<&Choice>,
 ) -> Result<Vec<UsedPlugin>> {
-    let sampler = sampler.map(|name| (ComponentKind::Sampler, name));
+    let of_model = choices.names().into_iter().map(|(kind, _)| (kind, choices.of_model(kind)));
+    let all: Vec<(ComponentKind, &Choice)> =
+        of_model.chain(sampler.map(|choice| (ComponentKind::Sampler, choice))).collect();
     let mut used: Vec<UsedPlugin> = Vec::new();
-    for (kind, name) in choices.names().into_iter().chain(sampler) {
-        let (plugin, _) = registry.find(kind, name)?;
+    for (kind, choice) in &all {
+        let (plugin, _) = registry.find(*kind, &choice.name)?;
         if used.iter().all(|u| u.name != plugin.info.name) {
             used.push(used_plugin(plugin)?);
         }
     }
-    for (kind, _) in choices.names() {
-        let class = choices.of_model(kind).options["argument"].as_str();
+    for (_, choice) in all {
+        let class = choice.options["argument"].as_str();
         let Some((name, (file, _))) = class.and_then(|c| Some((c, c.rsplit_once(':')?))) else {
             continue;
         };

@@ -1,6 +1,7 @@
 //! Training: steps, metrics, evaluations, samples and checkpoints, until the last step or until asked to stop.
 
 mod checkpoints;
+mod edited;
 mod evaluations;
 pub mod feed;
 mod judged;
@@ -37,6 +38,7 @@ use crate::observe::{self, Part, Split, Usual};
 use crate::sample::NamedSampler;
 
 pub use checkpoints::newest;
+pub use edited::Edited;
 pub use evaluations::monitored;
 use feed::Feed;
 pub use judged::Judged;
@@ -75,6 +77,8 @@ pub struct Trainer<'a> {
     pub checkpoints: PathBuf,
     /// Plugin to hash, for checkpoints.
     pub plugins: BTreeMap<String, String>,
+    /// Files of code that this run does not read again.
+    pub edited: Edited,
     /// Frozen model to the hash of its checkpoint, for checkpoints.
     pub others: BTreeMap<String, String>,
     /// Of adapters, the weights that they are added to.
@@ -357,6 +361,12 @@ impl Trainer<'_> {
         }
         self.metrics(step, line)?;
         self.histograms(step);
+        for file in self.edited.look() {
+            self.report.note(&format!(
+                "`{}` has changed: this run goes on with what it read when it began; the change counts from the next command on",
+                file.display()
+            ));
+        }
         let message = format!("loss {loss:.4} nats, {speed:.0} tokens/s");
         self.report.progress("train", step, config.trainer.max_steps, &message);
         tracing::debug!(step, loss, lr = done.lr, grad_norm = done.grad_norm, "Trained");

@@ -171,11 +171,11 @@ impl Session {
         let choices = assemble::choices(&mut config, &registry, true)?;
         let (given, rounds) = given(&config, asked, tokenizer)?;
         let judge = judge(common, &config, &checkpoint)?;
-        let used = plugins::used(&registry, &choices, Some(&config.sampling.predictor))?;
+        let choice = assemble::sampler_choice(&config, &registry, tokenizer)?;
+        let used = plugins::used(&registry, &choices, Some(&choice))?;
         let device = accelerator::device(&config, &World::alone())?;
         let facts = assemble::facts(&config, &registry, tokenizer, device)?;
         let facts = facts.fresh(false);
-        let choice = assemble::sampler_choice(&config, &registry, tokenizer)?;
         let first = assemble::first_token(&config, &registry, tokenizer)?;
         if let Some(said) = first.in_words().filter(|_| asked.is_empty()) {
             common.report().note(&said);
@@ -187,7 +187,9 @@ impl Session {
                 let mut model = assemble::model(&config, &registry, choices.clone(), facts)?;
                 assemble::load_weights(&model, &checkpoint, &config)?;
                 let (config, registry, choices) = (&config, &registry, &choices);
-                beside.put(Sampled { common, config, registry, choices, tokenizer }, &mut model)?;
+                let checkpoint = &checkpoint;
+                let sampled = Sampled { common, checkpoint, config, registry, choices, tokenizer };
+                beside.put(sampled, &mut model)?;
                 model
             }
         };

@@ -1,4 +1,5 @@
-//! `maskdiff sample --watch DIR`: at each save of a plugin's source, the plugin is built and the model draws again.
+//! `maskdiff sample --watch DIR`: at each save of a plugin's source, the plugin is built and the model draws again. So it does at each save of
+//! a file in Python, `--watch FILE.py:CLASS`, which needs no build.
 //!
 //! Two processes. The one the user started watches and builds; the other holds the model and draws. A library that is open
 //! stays open, so each build is loaded beside the ones before, from a copy of its own. A sampler that kills its process or
@@ -29,14 +30,70 @@ const PACE: Duration = Duration::from_millis(100);
 /// The line, on a stream of texts, with which the drawing process says that it is done.
 const DONE: &str = "\u{1e}done";
 
-/// Watches `folder` until the user stops it.
-pub fn run(common: &Common, folder: &Path) -> Result<()> {
+/// Watches a plugin's folder, or a class as FILE.py:CLASS, until the user stops it.
+pub fn run(common: &Common, watched: &Path) -> Result<()> {
     let stop = Stop::listen("the build that is under way is ended")?;
     let copies = tempfile::tempdir().map_err(|e| Error::io("write", &std::env::temp_dir(), &e))?;
-    watch(common, folder, copies.path(), &stop)
+    watch(common, &Watched::of(watched), copies.path(), &stop)
 }
 
-fn watch(common: &Common, folder: &Path, copies: &Path, stop: &Stop) -> Result<()> {
+/// What is watched.
+enum Watched<'a> {
+    /// A crate.
+    Folder(&'a Path),
+    /// A class in Python: its file, and the word that chooses it.
+    Class(PathBuf, String),
+}
+
+/// Before the name of a class in a file of Python.
+const PYTHON: &str = ".py:";
+/// The component that opens such a class.
+const OPENS: &str = "python:";
+
+impl<'a> Watched<'a> {
+    fn of(path: &'a Path) -> Self {
+        let word = path.to_string_lossy();
+        let word = word.strip_prefix(OPENS).unwrap_or(&word);
+        match word.rsplit_once(':').filter(|_| word.contains(PYTHON)) {
+            Some((file, _)) => Self::Class(file.into(), format!("{OPENS}{word}")),
+            None => Self::Folder(path),
+        }
+    }
+
+    /// The newest change, and the number of files.
+    fn last_change(&self) -> Result<Option<(SystemTime, usize)>> {
+        match self {
+            Self::Folder(folder) => last_change(folder),
+            Self::Class(file, word) => {
+                let changed = look::optional_found(file).and_then(|found| found.modified().ok());
+                let missing = || {
+                    Error::config(
+                        format!("there is no file `{}`", file.display()),
+                        format!(
+                            "`maskdiff plugins new --python sampler NAME` writes one; it is watched as `{word}`"
+                        ),
+                    )
+                };
+                changed.map(|time| Some((time, 1))).ok_or_else(missing)
+            }
+        }
+    }
+}
+
+/// The library that was built; none where it does not build, which has been said.
+fn built(folder: &Path, first: bool) -> Result<Option<PathBuf>> {
+    match cargo::build(folder, false, Telling::Problems) {
+        Ok(file) => Ok(Some(file)),
+        // Without a crate there is nothing to wait for.
+        Err(error) if first && !look::is_file(&folder.join("Cargo.toml"))? => Err(error),
+        Err(error) => {
+            output::error(error);
+            Ok(None)
+        }
+    }
+}
+
+fn watch(common: &Common, watched: &Watched<'_>, copies: &Path, stop: &Stop) -> Result<()> {
     let mut drawing: Option<Drawing> = None;
     let mut seen = None;
     let mut builds = 0;
@@ -50,41 +107,42 @@ fn watch(common: &Common, folder: &Path, copies: &Path, stop: &Stop) -> Result<(
                 "the sampler ended its process ({died}); the session goes on with the next save"
             ));
         }
-        let now = last_change(folder)?;
+        let now = match (watched.last_change(), watched, seen) {
+            // An editor replaces files: only at the beginning must it be there.
+            (Err(_), Watched::Class(..), Some(before)) => before,
+            (now, ..) => now?,
+        };
         if seen == Some(now) {
             std::thread::sleep(PACE);
             continue;
         }
         // An editor may write a file in several steps.
         std::thread::sleep(PACE);
-        if last_change(folder)? != now {
+        if watched.last_change().ok() != Some(now) {
             continue;
         }
         seen = Some(now);
         let start = Instant::now();
-        let built = match cargo::build(folder, false, Telling::Problems) {
-            Ok(file) => file,
-            // Without a crate there is nothing to wait for.
-            Err(error) if builds == 0 && !look::is_file(&folder.join("Cargo.toml"))? => {
-                return Err(error);
-            }
-            Err(error) => {
-                output::error(error);
-                continue;
+        let asked = match watched {
+            Watched::Class(_, word) => PathBuf::from(word),
+            Watched::Folder(folder) => {
+                let Some(built) = built(folder, builds == 0)? else { continue };
+                let copy = copies.join(format!("libmaskdiff_{}.so", builds + 1));
+                fs::copy(&built, &copy).map_err(|e| Error::io("write", &copy, &e))?;
+                copy
             }
         };
         builds += 1;
-        let copy = copies.join(format!("libmaskdiff_{builds}.so"));
-        fs::copy(&built, &copy).map_err(|e| Error::io("write", &copy, &e))?;
         if !common.quiet {
-            output::word(&format!("── build {builds}, {:.1} s", start.elapsed().as_secs_f64()));
+            let what = if matches!(watched, Watched::Class(..)) { "save" } else { "build" };
+            output::word(&format!("── {what} {builds}, {:.1} s", start.elapsed().as_secs_f64()));
         }
         // One that is still at the build before will not come back in time.
         if drawing.as_mut().is_none_or(|d| !d.is_idle()) {
             drawing = Some(Drawing::start(common.format)?);
         }
         if let Some(drawing) = &mut drawing {
-            drawing.ask(&copy);
+            drawing.ask(&asked);
         }
     }
 }
@@ -205,9 +263,17 @@ pub fn follow(mut common: Common, asked: &[Ask]) -> Result<()> {
     let (files, overrides) = (common.plugins.clone(), common.overrides.clone());
     let mut session = Session::default();
     for line in std::io::stdin().lines().map_while(std::io::Result::ok) {
-        let file = PathBuf::from(line);
-        common.plugins = [vec![file.clone()], files.clone()].concat();
-        let drawn = its_sampler(&file, &overrides).and_then(|choice| {
+        let file = PathBuf::from(&line);
+        let class = line.contains(PYTHON);
+        common.plugins = match class {
+            true => files.clone(),
+            false => [vec![file.clone()], files.clone()].concat(),
+        };
+        let chosen = match class {
+            true => Ok(unless_chosen(&overrides, || line.clone())),
+            false => its_sampler(&file, &overrides),
+        };
+        let drawn = chosen.and_then(|choice| {
             common.overrides = overrides.iter().cloned().chain(choice).collect();
             session.draw(&common, asked, &Shown::default(), &Stop::default())
         });
@@ -219,9 +285,20 @@ pub fn follow(mut common: Common, asked: &[Ask]) -> Result<()> {
     Ok(())
 }
 
+const CHOICE: &str = "sampling.predictor=";
+
+fn is_chosen(overrides: &[String]) -> bool {
+    overrides.iter().any(|word| word.starts_with(CHOICE))
+}
+
+/// The override that picks a sampler, unless the user picks one.
+fn unless_chosen(overrides: &[String], name: impl FnOnce() -> String) -> Option<String> {
+    (!is_chosen(overrides)).then(|| format!("{CHOICE}{}", name()))
+}
+
 /// The override that picks the plugin's sampler, unless the user picks one.
 fn its_sampler(file: &Path, overrides: &[String]) -> Result<Option<String>> {
-    if overrides.iter().any(|word| word.starts_with("sampling.predictor=")) {
+    if is_chosen(overrides) {
         return Ok(None);
     }
     let plugin = Plugin::open(file).map_err(|e| Error::plugin(e.to_string(), e.hint()))?;
@@ -229,7 +306,7 @@ fn its_sampler(file: &Path, overrides: &[String]) -> Result<Option<String>> {
     let samplers: Vec<&str> =
         components.filter(|c| c.kind == ComponentKind::Sampler).map(|c| c.name.as_str()).collect();
     match samplers[..] {
-        [name] => Ok(Some(format!("sampling.predictor={}:{name}", plugin.info.name))),
+        [name] => Ok(Some(format!("{CHOICE}{}:{name}", plugin.info.name))),
         _ => Err(Error::plugin(
             format!("`{}` has {} samplers", plugin.info.name, samplers.len()),
             "say which one to watch: `sampling.predictor=NAME`",

@@ -12,6 +12,9 @@ from torch.nn import functional as F
 class Dit(nn.Module):
     """Shapes: B sequences, L tokens, D the width, C the width of the conditioning, H heads, V tokens with the mask."""
 
+    # It reads classes (`backbone=python_label:dit.py:Dit`), and mixtures of tokens (`python_mixture:`); both by `python_full:`.
+    label = mixture = True
+
     def __init__(self, context, hidden_size=256, cond_dim=128, n_blocks=4, n_heads=4, dropout=0.1):
         super().__init__()
         if hidden_size % (2 * n_heads):
@@ -20,18 +23,20 @@ class Dit(nn.Module):
         self.time_free = not context.time_conditioning
         self.vocab_embed = Embedding(context.vocab_size, hidden_size)
         self.sigma_map = NoiseLevel(cond_dim)
+        self.cond_map = Classes(context.classes, cond_dim) if context.classes else None
         self.rotary_emb = Rotary(hidden_size // n_heads)
         self.blocks = nn.ModuleList(Block(hidden_size, cond_dim, n_heads, dropout) for _ in range(n_blocks))
         self.output_layer = Output(context.vocab_size, hidden_size, cond_dim)
 
-    def condition(self, sigma):
-        """sigma [B] or [B, L] float64 -> [B, 1, C] or [B, L, C]."""
+    def condition(self, sigma, label=None):
+        """sigma [B] or [B, L] float64, label [B] where there are classes -> [B, 1, C] or [B, L, C]."""
         made = F.silu(self.sigma_map(sigma.reshape(-1)[:1] if self.time_free else sigma))
-        return made if made.dim() == 3 else made[:, None]
+        made = made if made.dim() == 3 else made[:, None]
+        return made if label is None else made + F.silu(self.cond_map(label))[:, None]
 
-    def hidden(self, x, sigma):
+    def hidden(self, x, sigma, label=None):
         """x [B, L] tokens, sigma [B] float64 -> [B, L, D], which enters the head."""
-        condition = self.condition(sigma)
+        condition = self.condition(sigma, label)
         rotation = self.rotary_emb(torch.arange(x.shape[1], device=x.device)[None])
         x = self.vocab_embed(x)
         for block in self.blocks:
@@ -40,8 +45,8 @@ class Dit(nn.Module):
 
     def pass_(self, call):
         """A call in full, for blocks and caches (`backbone=python_pass:dit.py:Dit`): the state, and keys and values of each layer."""
-        condition, rotation, seen = self.condition(call.sigma), self.rotary_emb(call.positions), call.seen()
-        x, keys = self.vocab_embed(call.tokens), []
+        condition, rotation, seen = self.condition(call.sigma, call.label), self.rotary_emb(call.positions), call.seen()
+        x, keys = call.embedded(self.vocab_embed.embedding), []
         for number, block in enumerate(self.blocks):
             if not call.wants_state() and number + 1 == len(self.blocks):
                 return None, [*keys, *block.keys(x, condition, rotation)]
@@ -54,9 +59,9 @@ class Dit(nn.Module):
         """A linear map: the host fuses it with the loss, and never holds the logits of all tokens."""
         return self.output_layer.linear
 
-    def forward(self, x, sigma):
+    def forward(self, x, sigma, label=None):
         """The logits [B, L, V]."""
-        return self.head(self.hidden(x, sigma))
+        return self.head(self.hidden(x, sigma, label))
 
 
 class Embedding(nn.Module):
@@ -82,6 +87,17 @@ class NoiseLevel(nn.Module):
         angle = sigma.to(self.frequencies.dtype)[..., None] * self.frequencies
         features = torch.cat([angle.cos(), angle.sin()], -1)
         return self.mlp(features.to(self.mlp[0].weight.dtype))
+
+
+class Classes(nn.Module):
+    """A row for each class, and the last one for none: [B] -> [B, C]."""
+
+    def __init__(self, classes, width):
+        super().__init__()
+        self.embedding_table = nn.Embedding(classes + 1, width)
+
+    def forward(self, label):
+        return self.embedding_table(label)
 
 
 class Rotary(nn.Module):

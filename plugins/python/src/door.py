@@ -6,6 +6,7 @@ c10::TensorImpl*, which the host takes while we hold them.
 import _posixsubprocess
 import ctypes
 import functools
+import importlib.machinery
 import importlib.util
 import json
 import math
@@ -161,14 +162,17 @@ def make(name, kind, promises, options, context):
         raise ValueError(f'`{name}` is not FILE:CLASS')
     if not os.path.isfile(file):
         raise FileNotFoundError(f'there is no file `{file}`')
-    spec = importlib.util.spec_from_file_location(f'maskdiff_plugin_{len(sources)}', file)
+    # The text itself and no bytecode of it, which is found by the second of its last change: a file is edited twice in one.
+    called, path = f'maskdiff_plugin_{len(sources)}', os.path.abspath(file)
+    loader = importlib.machinery.SourceFileLoader(called, path)
+    spec = importlib.util.spec_from_loader(called, loader)
     module = importlib.util.module_from_spec(spec)
-    sources.append(os.path.abspath(file))
+    sources.append(path)
     # As for a script: modules beside it can be imported.
     if os.path.dirname(sources[-1]) not in sys.path:
         sys.path.insert(0, os.path.dirname(sources[-1]))
     sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
+    exec(loader.source_to_code(loader.get_data(path), path), module.__dict__)
     if not hasattr(module, attribute):
         names = [n for n, v in vars(module).items() if isinstance(v, type) and v.__module__ == spec.name]
         raise AttributeError(f'`{file}` has no class `{attribute}`; it has {", ".join(names) or "none"}')
@@ -179,7 +183,7 @@ def make(name, kind, promises, options, context):
     facts = {**context, 'kind': DTYPES[context['kind']], 'device': torch.device(device)}
     made = getattr(module, attribute)(types.SimpleNamespace(**facts), **options)
     if kind == 'backbone':
-        made = network.Network(made, facts)
+        made = network.Network(made, facts, 'label' in promises)
     number = len(objects) + 1
     while number in objects:
         number += 1

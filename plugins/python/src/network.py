@@ -10,6 +10,7 @@ import traceback
 
 import torch
 from torch import nn
+from torch.nn import functional
 
 # torch's own, before `told` stands in their place.
 _register_hook = torch.Tensor.register_hook
@@ -64,14 +65,18 @@ torch.Tensor.register_hook = register_hook
 class Pass:
     """One call of a network in full, as `maskdiff_plugin_api::Pass`: B sequences, S tokens of the call, P of the past.
 
-    `tokens` [B, S]; `sigma` [B] or [B, S], float64; `positions` [1, S] or [B, S]; `past` keys and values of other tokens, layer by layer,
-    [B, H, P, K] each, or empty; `wants` 'state', 'keys' or 'both'; `sees` what a token attends to, for which `seen()` is the mask.
+    `tokens` [B, S]; or [B, S, M] with `weight` [B, S, M] where M tokens are mixed at each position, for which `embedded(table)` is what
+    enters the network; `sigma` [B] or [B, S], float64; `label` [B], a class for each sequence; `positions` [1, S] or [B, S]; `past` keys and
+    values of other tokens, layer by layer, [B, H, P, K] each, or empty; `wants` 'state', 'keys' or 'both'; `sees` what a token attends to,
+    for which `seen()` is the mask.
     """
 
     def __init__(self, words, tokens, sigma, *more):
         more = list(more)
         self.tokens, self.sigma = tokens, sigma
         self.wants, self.sees, self.block = words['wants'], words['sees'], words['block']
+        self.weight = more.pop(0) if words['mixture'] else None
+        self.label = more.pop(0) if words['label'] else None
         own = more.pop(0) if words['positions'] else None
         self.pairs = more.pop(0) if self.sees == 'pairs' else None
         self.past = more
@@ -79,6 +84,16 @@ class Pass:
         if own is None:
             own = torch.arange(before, before + tokens.shape[1], device=tokens.device)[None]
         self.positions = own
+
+    def embedded(self, table):
+        """What enters a network, [B, S, D], of an embedding [V, D]: the row of each token, or a mixture of rows."""
+        if self.weight is None:
+            return functional.embedding(self.tokens, table)
+        weight = self.weight.to(table.dtype)
+        if self.tokens.stride()[:2] == (0, 0):
+            # The same tokens at every position: a product, and no embedding of each of them at each position.
+            return weight @ functional.embedding(self.tokens[0, 0], table)
+        return (functional.embedding(self.tokens, table) * weight[..., None]).sum(-2)
 
     def layer(self, number):
         """Keys and values of the past in a layer; None where there is no past."""
@@ -113,8 +128,10 @@ class Pass:
 class Network:
     """A module of the user's; methods as those of `maskdiff_plugin_api::Backbone`."""
 
-    def __init__(self, module, facts):
+    def __init__(self, module, facts, labelled=False):
         self.name = type(module).__name__
+        # Whether `forward` and `hidden` get a label for each sequence.
+        self.labelled = labelled
         if not isinstance(module, nn.Module):
             raise Broken(f'`{self.name}` is no `torch.nn.Module`, which a backbone must be', 'Config')
         self.module, self.facts = module, facts
@@ -225,7 +242,7 @@ class Network:
 
     def _ends_in_head(self, x, sigma):
         try:
-            result, caught = self._without_head(x, sigma)
+            result, caught = self._without_head(*self._arguments(x, sigma))
         except Exception:
             # What comes behind the head does not fit its input.
             return False
@@ -236,7 +253,7 @@ class Network:
         """Whether `forward` ended in its head: what comes out is what went in, and nothing has written into it since."""
         return len(caught) == 1 and result is caught[0][0] and result._version == caught[0][1]
 
-    def _without_head(self, x, sigma):
+    def _without_head(self, *given):
         """`forward` with its head left out, and what went into the head: the tensor, and how often it had been written into."""
         caught, head = [], self.module.head
 
@@ -246,7 +263,7 @@ class Network:
 
         head.forward = catch
         try:
-            return self.module(x, sigma), caught
+            return self.module(*given), caught
         finally:
             del head.forward
 
@@ -256,6 +273,10 @@ class Network:
 
     def pass_(self, words, tokens, sigma, *more):
         call = Pass(words, tokens, sigma, *more)
+        if self.labelled and call.label is None:
+            call.label = self._no_class(tokens)
+        if call.weight is not None:
+            tokens = tokens[..., 0]
         self._mode(words['train'])
         made = self._told('pass_', self.module.pass_, call)
         state, keys = made if isinstance(made, tuple) and len(made) == 2 else (made, [])
@@ -273,18 +294,29 @@ class Network:
         self._check_parameters('pass_')
         return (state, *keys)
 
-    def hidden(self, x, sigma, train):
+    def _no_class(self, x):
+        """The label "none" of each sequence, where there are classes."""
+        classes = self.facts['classes']
+        return x.new_full([len(x)], classes) if classes > 0 else None
+
+    def _arguments(self, x, sigma, label=None):
+        if not self.labelled:
+            return x, sigma
+        return x, sigma, self._no_class(x) if label is None else label
+
+    def hidden(self, x, sigma, train, label=None):
         self._mode(train)
+        given = self._arguments(x, sigma, label)
         method = 'hidden' if self.split == 'hidden' else 'forward'
         if self.split == 'hidden':
-            state = self._told(method, self.module.hidden, x, sigma)
+            state = self._told(method, self.module.hidden, *given)
         elif self.split == 'caught':
-            state, caught = self._told(method, self._without_head, x, sigma)
+            state, caught = self._told(method, self._without_head, *given)
             if not self._is_caught(state, caught):
                 raise self._broken(method, 'ended in the linear map `head` when it was first called and does not now: give the class a '
                                            'method `hidden(x, sigma)`, or another name to the map')
         else:
-            state = self._told(method, self.module, x, sigma)
+            state = self._told(method, self.module, *given)
         self._check_state(method, state, x)
         self._check_graph(method, state, train)
         self._check_parameters(method)

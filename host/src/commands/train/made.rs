@@ -13,9 +13,9 @@ use maskdiff_engine::evaluate::Measure;
 use maskdiff_engine::learner::Learner;
 use maskdiff_engine::model::Model;
 use maskdiff_engine::needs::Needs;
-use maskdiff_engine::plugins::{Choices, Registry};
+use maskdiff_engine::plugins::{Choice, Choices, Registry};
 use maskdiff_engine::sample::NamedSampler;
-use maskdiff_engine::train::{self, Judged, Progress, Trainer};
+use maskdiff_engine::train::{self, Edited, Judged, Progress, Trainer};
 use maskdiff_engine::{accelerator, assemble, plugins};
 use maskdiff_plugin_api::Context;
 use maskdiff_records::run_dir::RunDir;
@@ -79,21 +79,24 @@ impl Job<'_> {
         let Chosen { choices, samples, judge, measure, device, fresh } = chosen;
         let facts = assemble::facts(config, registry, corpus.tokenizer.as_ref(), device)?;
         let facts = facts.fresh(fresh);
-        let drawn = samples.then(|| samplers(config, registry, corpus, &facts, report));
+        let tokenizer = corpus.tokenizer.as_ref();
+        let chosen = samples.then(|| assemble::sampler_choice(config, registry, tokenizer));
+        let chosen = chosen.transpose()?;
+        let used = plugins::used(registry, &choices, chosen.as_ref())?;
+        let drawn =
+            chosen.map(|choice| samplers((config, registry), choice, corpus, &facts, report));
         let (sampler, trial) = drawn.transpose()?.unzip();
-        let named = sampler.as_ref().map(|(name, _)| name.as_str());
-        let used = plugins::used(registry, &choices, named)?;
         let hashes = corpus.reads.iter().map(|part| format!("{} {}", part.corpus, part.sha256));
         self.world.agree("data", &hashes.collect::<Vec<String>>())?;
         self.world.agree("plugin", &used.iter().map(hash_line).collect::<Vec<String>>())?;
         self.look_ahead(config, registry, &choices, facts)?;
         let taught = choices.clone();
         let mut model = assemble::model(config, registry, choices, facts)?;
-        let (common, tokenizer) = (self.common, corpus.tokenizer.as_ref());
+        let common = self.common;
         let student = Student { common, config, registry, choices: &taught, tokenizer };
         let others = student.taught(&mut model)?;
         self.world.agree(teacher::NAME, &others.values().cloned().collect::<Vec<String>>())?;
-        assemble::begin_texts(&model, config, corpus.tokenizer.as_ref());
+        assemble::begin_texts(&model, config, tokenizer);
         let _ = train::monitored(config, measure.is_bound(&model))?;
         measure.check_noise(&model)?;
         assemble::check_fits(&model)?;
@@ -150,6 +153,7 @@ impl Job<'_> {
             stop: self.asked.stop.clone(),
             saver,
             checkpoints: held.checkpoints.clone(),
+            edited: Edited::of(&used),
             plugins: used.into_iter().map(|p| (p.name, p.sha256)).collect(),
             others,
             upon: None,
@@ -165,15 +169,13 @@ impl Job<'_> {
 
 /// The sampler that shows what the model has learnt, and the same with few steps to try it out first.
 fn samplers(
-    config: &Config,
-    registry: &Registry,
+    (config, registry): (&Config, &Registry),
+    choice: Choice,
     corpus: &Corpus,
     facts: &Context,
     report: &Report,
 ) -> Result<(NamedSampler, NamedSampler)> {
-    let tokenizer = corpus.tokenizer.as_ref();
-    let choice = assemble::sampler_choice(config, registry, tokenizer)?;
-    let first = assemble::first_token(config, registry, tokenizer)?;
+    let first = assemble::first_token(config, registry, corpus.tokenizer.as_ref())?;
     first.in_words().iter().for_each(|said| report.note(said));
     let sampler = assemble::sampler(config, registry, &choice, facts)?;
     Ok((sampler, assemble::trial_sampler(config, registry, choice, facts)?))

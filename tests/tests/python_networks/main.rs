@@ -1,6 +1,10 @@
 //! Networks written in Python: what the host makes of a module, and of what modules do wrong. Skipped without
 //! `scripts/setup.sh --python`.
 
+mod compiled;
+mod reads;
+mod shared;
+
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
@@ -301,6 +305,15 @@ fn what_goes_wrong_in_training_names_class_method_and_line() {
         &["`Net.forward` ended in the linear map `head` when it was first called"],
     );
     says(
+        &body("if self.calls == 2: return h.to('meta')"),
+        &["`Net.forward` ended in the linear map `head` when it was first called"],
+    );
+    says(
+        &body("if self.calls == 2: h = h.to('meta')"),
+        &["`Net.forward` returned a tensor on meta, expected one on cpu", "net.py:28"],
+    );
+    says(&body("if self.calls == 2: del self.drop"), &["adds or removes parameters or modules"]);
+    says(
         &body("if self.calls == 2: h = h.double()"),
         &["`Net.forward` returned torch.float64, and the parameters are torch.float32"],
     );
@@ -325,6 +338,7 @@ fn a_run_with_a_network_in_python_fails_is_mended_and_goes_on() {
     let good = net(&[]);
     let hook = "if self.calls == 6: h.register_hook(lambda grad: grad.nothing())";
     let bad = net(&[("# BODY", hook)]);
+    let more = "if self.calls == 2: self.more = nn.Parameter(torch.ones(3))";
     let train = |dir: &str| {
         let words = [
             "backbone=python:net.py:Net",
@@ -349,6 +363,11 @@ fn a_run_with_a_network_in_python_fails_is_mended_and_goes_on() {
     let out = train("parts");
     assert_ne!(out.code, 0);
     out.says(&["AttributeError: 'Tensor' object has no attribute 'nothing'", "net.py:31"]);
+    // Another one in the second step behind the checkpoint.
+    fs::write(folder.join("net.py"), net(&[("# BODY", more)])).expect("a file");
+    let out = train("parts");
+    assert_ne!(out.code, 0);
+    out.says(&["`Net.forward` adds or removes parameters or modules", "net.py:28"]);
     fs::write(folder.join("net.py"), good).expect("a file");
     train("parts").expect(0);
     let losses = |dir: &str| -> Vec<(u64, f64)> {
@@ -414,26 +433,5 @@ fn a_network_in_python_works_in_blocks_by_its_pass() {
         fs::write(folder.join("net.py"), net(&[("    def body(self, x):", pass_.as_str())]))
             .expect("a file");
         train("wrong", "python_pass:net.py:Net").says(&[phrase, "net.py:"]);
-    }
-}
-
-/// Two processes share the batch of one, over a network in Python too.
-#[test]
-fn two_ranks_train_a_network_in_python_as_one_does() {
-    let Some(python) = python() else { return };
-    let folder = tempfile::tempdir().expect("a folder");
-    let folder = folder.path();
-    fs::write(folder.join("net.py"), NET).expect("a file");
-    let losses = |dir: &str, more: &[&str]| -> Vec<f64> {
-        let words =
-            ["backbone=python:net.py:Net", "trainer.max_steps=6", &format!("run.dir={dir}")];
-        run(&python, folder, &[&["train"], more, SMALL, &words].concat()).expect(0);
-        let lines = metrics(&folder.join(dir));
-        lines.iter().filter_map(|line| line["train/nelbo"].as_f64()).collect()
-    };
-    let (one, two) = (losses("one", &[]), losses("two", &["--nproc", "2"]));
-    assert_eq!((one.len(), two.len()), (6, 6));
-    for (a, b) in one.iter().zip(&two) {
-        assert!((a - b).abs() < 1e-4, "{one:?} {two:?}");
     }
 }
