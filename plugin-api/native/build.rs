@@ -23,6 +23,7 @@ fn main() {
             "cpp/interpolating.cpp",
             "cpp/rated.cpp",
             "cpp/stages.cpp",
+            "cpp/shard.cpp",
             "cpp/distributed.cpp",
             "cpp/cuda.cpp",
         ])

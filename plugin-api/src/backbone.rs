@@ -121,7 +121,8 @@ impl Parameters {
     ///
     /// By default it is the call itself. With [`Context::activation_checkpointing`], where gradients are recorded, the inputs
     /// alone are kept for the backward pass, in which the block runs again under the same random numbers (Chen et al. 2016,
-    /// arXiv:1604.06174). Numbers and gradients stay the same bit for bit.
+    /// arXiv:1604.06174). Numbers and gradients stay the same bit for bit. The host learns where the stage begins and ends, and may hold
+    /// the parameters that it reads only meanwhile: they are read nowhere else, or by another stage too.
     ///
     /// `block` owns what it reads, since it outlives the call, and gives the same for the same inputs. A tensor that depends on trained
     /// parameters (the conditioning on a noise level) is one of the inputs, or else this panics; parameters and adapters themselves
@@ -134,9 +135,16 @@ impl Parameters {
         block: impl Fn(&[Tensor]) -> [Tensor; N] + 'static,
     ) -> [Tensor; N] {
         self.staged.set(self.staged.get() + 1);
-        if !self.again || !maskdiff_native::gradients_on() {
+        let plain = || {
             let inputs: Vec<Tensor> = inputs.iter().map(|input| input.shallow_clone()).collect();
-            return block(&inputs);
+            block(&inputs)
+        };
+        if !self.again {
+            return plain();
+        }
+        if !maskdiff_native::gradients_on() {
+            return maskdiff_native::announced(index, plain)
+                .unwrap_or_else(|error| panic!("stage {index}: {error}"));
         }
         // The second run is of a network that trains or not as in the first.
         let (train, then) = (Rc::clone(&self.train), self.train.get());
@@ -146,7 +154,7 @@ impl Parameters {
             train.set(now);
             Vec::from(made)
         };
-        let made = maskdiff_native::recomputed(inputs, body)
+        let made = maskdiff_native::recomputed(index, inputs, body)
             .unwrap_or_else(|error| panic!("stage {index}: {error}"));
         made.try_into().unwrap_or_else(|_| panic!("stage {index} returned other than {N} tensors"))
     }

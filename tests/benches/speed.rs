@@ -4,7 +4,7 @@
 
 use divan::Bencher;
 use maskdiff_config::groups::Optim;
-use maskdiff_engine::optim::{Optimizer, clip_divisor};
+use maskdiff_engine::optim::{Learned, Optimizer, clip_divisor};
 use maskdiff_engine::plugins::Registry;
 use maskdiff_native::{clear_grads, global_norm};
 use maskdiff_plugin_api::Denoiser;
@@ -119,8 +119,8 @@ fn training_step(bencher: Bencher, how: Loss) {
     let model = size.model(&registry());
     let x0_bl = tokens(&size, 8);
     let params = model.trainable();
-    let mine = vec![true; params.len()];
-    let mut optimizer = Optimizer::new(&params, &mine, size.vocab_size, Optim::default());
+    let learned = Learned::all(&params, size.vocab_size);
+    let mut optimizer = Optimizer::new(&learned, Optim::default());
     let mut step = || {
         clear_grads(&params).expect("gradients");
         loss(&model, how, &x0_bl).backward();

@@ -121,6 +121,7 @@ fn checkpointing() {
                 config: String::new(),
                 tokenizer: String::new(),
                 best: false,
+                is_copy: false,
             };
             let copying = Instant::now();
             saver.save(content).expect("a checkpoint");

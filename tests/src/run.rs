@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use serde_json::Value;
 
-use crate::target;
+use crate::{distance, in_memory, target};
 
 /// What a finished command left.
 #[derive(Debug)]
@@ -136,6 +136,18 @@ pub fn same_end(a: &Path, b: &Path) {
         assert!(read(a) == read(b), "{file} differs");
     }
     assert_eq!(losses(a), losses(b), "every line of metrics once, bit for bit");
+}
+
+/// Largest distance between the tensors of a file of the last checkpoints of two runs.
+#[track_caller]
+pub fn apart(a: &Path, b: &Path, file: &str) -> f64 {
+    let read = |run: &Path| {
+        let file = run.join("checkpoints/last").join(file);
+        in_memory(maskdiff_engine::checkpoint::tensors::read(&file).expect("tensors"))
+    };
+    let (a, b) = (read(a), read(b));
+    assert_eq!(a.keys().collect::<Vec<_>>(), b.keys().collect::<Vec<_>>());
+    a.iter().map(|(name, tensor)| distance(tensor, &b[name], false)).fold(0.0, f64::max)
 }
 
 /// The steps at which a metric was logged, with its values.

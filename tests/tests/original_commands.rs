@@ -179,7 +179,7 @@ const REFUSED: &[(&str, &str)] = &[
     ("noise.a=-3", "belongs to `noise=polynomial`"),
     ("noise.b=5", "belongs to `noise=polynomial`"),
     ("noise.c=-4", "belongs to `noise=polynomial`"),
-    ("strategy=fsdp", "`trainer.strategy=zero1`"),
+    ("strategy=fsdp", "`trainer.strategy=shard`"),
     ("strategy.sharding_strategy=SHARD_GRAD_OP", "`trainer.strategy=zero1`"),
     ("callbacks=null", "`checkpointing.every_n_steps=0`"),
     ("callbacks.checkpoint_monitor._target_=x.Y", "no callbacks here"),

@@ -6,19 +6,7 @@ use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use maskdiff_tests::run::{Output, SMALL, command, finish, logged, train, wait_for_lines};
-use maskdiff_tests::{distance, in_memory};
-
-/// Largest distance between two runs' tensors of a checkpoint file.
-fn apart(a: &Path, b: &Path, file: &str) -> f64 {
-    let read = |run: &Path| {
-        let file = run.join("checkpoints/last").join(file);
-        in_memory(maskdiff_engine::checkpoint::tensors::read(&file).expect("tensors"))
-    };
-    let (a, b) = (read(a), read(b));
-    assert_eq!(a.keys().collect::<Vec<_>>(), b.keys().collect::<Vec<_>>());
-    a.iter().map(|(name, tensor)| distance(tensor, &b[name], false)).fold(0.0, f64::max)
-}
+use maskdiff_tests::run::{Output, SMALL, apart, command, finish, logged, train, wait_for_lines};
 
 fn train_by(folder: &Path, ranks: &str, dir: &str, more: &[&str]) -> Output {
     let dir = format!("run.dir={dir}");
@@ -167,7 +155,7 @@ fn sizes_that_do_not_fit_are_refused_with_those_that_do() {
     );
     out.expect(2).says(&["`trainer.accumulate_grad_batches=2` does not fit", "makes 1"]);
     let out = train_by(folder.path(), "2", "run", &["trainer.strategy=fsdp"]);
-    out.expect(2).says(&["`trainer.strategy` is `ddp` or `zero1`, got `fsdp`", "zero1"]);
+    out.expect(2).says(&["`trainer.strategy` is `ddp`, `zero1` or `shard`, got `fsdp`", "shard"]);
     assert!(!folder.path().join("run").exists());
 }
 

@@ -397,7 +397,8 @@ group! {
         tf32: bool = false,
         /// Refuse operations whose result may differ from run to run.
         deterministic: bool = false,
-        /// `ddp`: every rank holds everything; `zero1`: each holds its share of the optimizer and of the average.
+        /// `ddp`: every rank holds everything; `zero1`: each holds its share of the optimizer and of the average; `shard`: of the weights and
+        /// gradients too, whose blocks come together where they compute, as with `activation_checkpointing=true`.
         strategy: listed::Strategy = listed::Strategy::Ddp,
         /// Keep the input of each block of the network alone for the backward pass, in which the block is computed again: less memory for a
         /// third more arithmetic. Losses and gradients stay the same bit for bit.

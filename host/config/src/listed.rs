@@ -180,6 +180,8 @@ listed! {
         Ddp = "ddp",
         /// Its share of the optimizer state and of the averaged weights.
         Zero1 = "zero1",
+        /// Its part of everything; blocks of the network are gathered where they compute.
+        Shard = "shard",
     }
     /// How low-rank adapters are trained.
     LoraBy {

@@ -297,7 +297,7 @@ mod tests {
     #[test]
     fn what_has_no_meaning_is_refused_with_what_has() {
         for (word, expected) in [
-            ("strategy=fsdp", "trainer.strategy=zero1"),
+            ("strategy=fsdp", "trainer.strategy=shard"),
             ("~callbacks", "checkpointing.every_n_steps=0"),
             ("callbacks.mine.x=1", "there are no callbacks"),
             ("hydra.mode=MULTIRUN", "maskdiff sweep"),

@@ -141,7 +141,7 @@ mod tests {
     fn types_values_and_defaults_are_those_of_the_key() {
         let all: Vec<Entry> = groups().into_iter().flat_map(|group| group.entries).collect();
         let entry = |key: &str| all.iter().find(|entry| entry.key == key).expect(key).clone();
-        assert_eq!(entry("trainer.strategy").holds, "`ddp`, `zero1`");
+        assert_eq!(entry("trainer.strategy").holds, "`ddp`, `zero1`, `shard`");
         assert_eq!(entry("training.ema").holds, "number; in [0, 1)");
         assert_eq!(entry("run.dir").holds, "path or name; may be unset");
         assert_eq!(entry("run.dir").default, None);

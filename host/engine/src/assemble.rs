@@ -13,6 +13,7 @@ use maskdiff_base::error::{Error, Result};
 use maskdiff_base::places::Places;
 use maskdiff_base::process;
 use maskdiff_config::kind::ComponentKind;
+use maskdiff_config::listed::Strategy;
 use maskdiff_config::{Config, trust};
 use maskdiff_data::Tokenizer;
 use maskdiff_plugin_api::abi::module::ComponentInfo;
@@ -267,7 +268,7 @@ pub fn facts(
         .time_conditioning(config.top.time_conditioning)
         .kind(kind)
         .classes(config.classes())
-        .activation_checkpointing(config.trainer.activation_checkpointing)
+        .activation_checkpointing(stages::recomputed(config))
         .cuda(match device {
             Device::Cuda(index) => Some(index),
             _ => None,
@@ -291,7 +292,9 @@ pub fn model(
     let blocks = Blocks::new(config)?;
     let model = Model::in_blocks(registry, choices, facts, blocks).map_err(|e| config.locate(e))?;
     model.set_reduced(Precision::of(config).reduced());
-    if config.sampling.cuda_graph && model.facts().cuda.is_some() {
+    // A graph remembers where the weights lay that it was recorded with.
+    let stay = config.trainer.strategy != Strategy::Shard;
+    if config.sampling.cuda_graph && stay && model.facts().cuda.is_some() {
         accelerator::open_cuda()?;
         model.set_graphs(true);
     }

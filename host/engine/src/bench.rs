@@ -173,11 +173,10 @@ pub fn train(feed: Feed<'_>, learner: &mut Learner, effort: Effort<'_>) -> Resul
     };
     let weights = learner.params().iter().map(Tensor::numel).sum::<usize>();
     let averaged = learner.ema.as_ref().map_or(0, |ema| bytes(&ema.shadow));
-    let masters = learner.masters().map(|(_, t)| t.numel() * t.kind().elt_size_in_bytes());
     let own = bytes(learner.params());
     told["parameters"] = json!(weights);
     told["bytes"] = json!({
-        "weights": own, "gradients": own, "moments": 2 * masters.sum::<usize>(), "average": averaged,
+        "weights": own, "gradients": own, "moments": 2 * learner.weight_bytes(), "average": averaged,
     });
     let speed = told["tokens_per_s"].as_f64().unwrap_or(0.0);
     if let Some(peak) = observe::peak_tflops(config, model.facts().device()) {

@@ -14,7 +14,7 @@ use maskdiff_base::error::{Error, Result};
 use maskdiff_base::ranks::Place;
 use maskdiff_base::stop::Stop;
 use maskdiff_config::Config;
-use maskdiff_native::{Group, Op, Reducer, Rendezvous};
+use maskdiff_native::{Group, Layout, Op, Reducer, Rendezvous, Shards};
 use tch::{Device, Kind, Tensor};
 
 use self::meeting::{Failed, Meeting, is_loopback};
@@ -139,11 +139,35 @@ impl World {
         Reducer::new(group, params).map(Some).map_err(|e| self.lost(&e))
     }
 
+    /// Shares the parameters of units out over the ranks, where there are several.
+    pub fn shards(&self, units: &[(Vec<Tensor>, Layout)]) -> Result<Option<Shards>> {
+        let Some(group) = &self.group else { return Ok(None) };
+        Shards::new(group, units).map(Some).map_err(|e| self.lost(&e))
+    }
+
+    /// What all ranks hold in `part [N]`, in their order: `[ranks * N]`.
+    pub fn gathered(&self, part: &Tensor) -> Result<Tensor> {
+        let Some(group) = &self.group else { return Ok(part.shallow_clone()) };
+        let all = part
+            .new_empty([self.size() as i64 * part.numel() as i64], (part.kind(), part.device()));
+        group.all_gather(&all, part).map_err(|e| self.lost(&e))?;
+        Ok(all)
+    }
+
     /// Sums numbers over all ranks.
     pub fn sum(&self, numbers: &mut [f64]) -> Result<()> {
+        self.reduced(numbers, Op::Sum)
+    }
+
+    /// The largest of each number over all ranks.
+    pub fn most(&self, numbers: &mut [f64]) -> Result<()> {
+        self.reduced(numbers, Op::Max)
+    }
+
+    fn reduced(&self, numbers: &mut [f64], op: Op) -> Result<()> {
         let Some(group) = &self.group else { return Ok(()) };
         let tensor = Tensor::from_slice(numbers);
-        group.all_reduce(&[tensor.shallow_clone()], Op::Sum).map_err(|e| self.lost(&e))?;
+        group.all_reduce(&[tensor.shallow_clone()], op).map_err(|e| self.lost(&e))?;
         tensor.copy_data(numbers, numbers.len());
         Ok(())
     }

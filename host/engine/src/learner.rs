@@ -2,26 +2,29 @@
 
 mod buffers;
 mod numbers;
+mod parts;
 mod projected;
+mod share;
 
 use std::rc::Rc;
 
 use maskdiff_base::error::{Error, Result};
 use maskdiff_config::Config;
-use maskdiff_config::listed::Strategy;
 use maskdiff_native::{Reducer, foreach_copy, global_norm};
 use maskdiff_plugin_api::Objective;
 use tch::{Kind, Tensor};
 
 use self::buffers::Buffers;
 use self::numbers::Sums;
+use self::parts::Parts;
+use self::share::Share;
 use crate::component;
-use crate::distributed::{World, owners};
+use crate::distributed::World;
 use crate::lora::Lora;
 use crate::model::Model;
 use crate::moment::{Moment, Streams};
 use crate::observe::{Part, Split};
-use crate::optim::{Ema, Optimizer, Schedule, clip_divisor};
+use crate::optim::{Ema, Learned, Optimizer, Schedule, clip_divisor, is_inner_matrix};
 use crate::precision::{LossScale, Precision};
 
 /// A micro-batch. Shape letters: `B` batch, `L` length.
@@ -109,7 +112,7 @@ pub struct Learner {
     pub split: Split,
     /// What the network computes with.
     params: Vec<Tensor>,
-    /// What is learnt: the same tensors, or float32 ones beside a network in bfloat16.
+    /// What is learnt: the same tensors, or float32 ones beside a network in bfloat16; of split ones this rank's parts.
     masters: Vec<Tensor>,
     schedule: Schedule,
     clip: f64,
@@ -121,8 +124,9 @@ pub struct Learner {
     warm: bool,
     /// Of the trained parameters, in the backbone's order.
     names: Vec<String>,
-    /// The rank that updates each parameter; `None` when every rank updates all.
-    owner: Option<Vec<usize>>,
+    /// Which of them are matrices inside the network.
+    matrices: Vec<bool>,
+    share: Share,
     /// Adapters, where these are what is learnt.
     lora: Option<Rc<Lora>>,
     /// What the network may write beside its parameters.
@@ -137,22 +141,26 @@ impl Learner {
         }
         let precision = Precision::of(config);
         let params = model.trainable();
-        let masters: Vec<Tensor> = match precision {
-            Precision::PureBFloat16 => {
+        let vocab_size = model.facts().vocab_size;
+        let matrices: Vec<bool> =
+            params.iter().map(|p| is_inner_matrix(&p.size(), vocab_size)).collect();
+        let share = Share::new(config.trainer.strategy, model, &world)?;
+        let masters: Vec<Tensor> = match (&share, precision) {
+            (Share::Parts(parts), _) => parts.pieces.iter().map(Tensor::shallow_clone).collect(),
+            (_, Precision::PureBFloat16) => {
                 params.iter().map(|p| p.detach().to_kind(Kind::Float)).collect()
             }
             _ => params.iter().map(Tensor::shallow_clone).collect(),
         };
-        let owner = match config.trainer.strategy {
-            Strategy::Ddp => None,
-            Strategy::Zero1 => Some(owners(&params, world.size())),
-        };
-        let mine: Vec<bool> = match &owner {
-            Some(owner) => owner.iter().map(|rank| *rank == world.rank()).collect(),
-            None => vec![true; params.len()],
-        };
-        let vocab_size = model.facts().vocab_size;
-        let optimizer = Optimizer::new(&masters, &mine, vocab_size, config.optim.clone());
+        let mine = share.mine(&masters, world.rank());
+        let learned: Vec<Learned> = (masters.iter().zip(&matrices).zip(&mine))
+            .map(|((of, matrix), mine)| Learned {
+                tensor: of.shallow_clone(),
+                matrix: *matrix,
+                mine: *mine,
+            })
+            .collect();
+        let optimizer = Optimizer::new(&learned, config.optim.clone());
         let decay = config.training.ema;
         let averaged = pick(&masters, &mine);
         Ok(Self {
@@ -161,7 +169,10 @@ impl Learner {
             step: 0,
             scale: LossScale::new(precision),
             split: Split::default(),
-            reducer: world.reducer(&params)?,
+            reducer: match &share {
+                Share::Parts(_) => None,
+                _ => world.reducer(&params)?,
+            },
             warm: false,
             names: model.trained().into_iter().map(|(name, _)| name).collect(),
             lora: model.lora(),
@@ -172,23 +183,14 @@ impl Learner {
             clip: config.trainer.gradient_clip_val,
             total_steps: config.trainer.max_steps,
             world,
-            owner,
+            matrices,
+            share,
         })
     }
 
     /// The trained parameters, as the network computes with them.
     pub fn params(&self) -> &[Tensor] {
         &self.params
-    }
-
-    /// The trained parameters by name, in the precision in which they are learnt.
-    pub fn masters(&self) -> impl Iterator<Item = (&str, &Tensor)> {
-        self.names.iter().map(String::as_str).zip(&self.masters)
-    }
-
-    fn mine(&self) -> Vec<bool> {
-        let rank = self.world.rank();
-        (0..self.params.len()).map(|i| self.owner.as_ref().is_none_or(|o| o[i] == rank)).collect()
     }
 
     /// Whether [`Learner::warm_up`] is needed.
@@ -256,6 +258,7 @@ impl Learner {
         let mut tokens = numbers::Tokens::default();
         model.set_train(true);
         self.clear()?;
+        self.share.parts().map_or(Ok(()), Parts::open)?;
         let mut sums = Sums::default();
         for (i, batch) in batches.into_iter().enumerate() {
             if let (Some(reducer), true) = (&self.reducer, i + 1 == parts) {
@@ -263,7 +266,7 @@ impl Learner {
             }
             let timer = self.split.start(Part::Forward);
             let counted_bl = batch.counted_bl.as_ref().map(Tensor::shallow_clone);
-            let objective = self.objective(model, batch)?;
+            let objective = self.objective(model, batch).map_err(|e| self.shared_or(e))?;
             // As if every token counted: what does not is made up for when all ranks' counts are known.
             let share = tokens.sum(&objective.loss_bl, counted_bl.as_ref()) / parts as f64;
             sums.add(objective, &share, counted_bl.as_ref(), parts as f64);
@@ -275,6 +278,7 @@ impl Learner {
         }
         self.project()?;
         model.set_train(false);
+        self.share.parts().map_or(Ok(()), Parts::close)?;
         self.world.settle(model.facts().device())?;
         let timer = self.split.start(Part::Optimizer);
         let grads = self.grads();
@@ -283,7 +287,9 @@ impl Learner {
         self.split.stop(timer);
         let timer = self.split.start(Part::Communication);
         let (scored, nats) = (tokens.scored(), read.nats / world);
-        let mut told = vec![read.loss / world, ask.stop, read.counted, scored, nats, read.lacking];
+        let squares = read.norm.powi(2);
+        let mut told =
+            vec![read.loss / world, ask.stop, read.counted, scored, nats, read.lacking, squares];
         let numbers = told.len();
         told.extend(self.buffers.written()?);
         self.world.sum(&mut told)?;
@@ -292,7 +298,9 @@ impl Learner {
         self.split.stop(timer);
         let timer = self.split.start(Part::Optimizer);
         let divisor = scale * counted;
-        let grad_norm = read.norm / divisor;
+        // Of split gradients each rank has a part.
+        let norm = if self.share.parts().is_some() { told[6].sqrt() } else { read.norm };
+        let grad_norm = norm / divisor;
         let nats = (told[5] == 0.0).then(|| told[4] / counted);
         let (loss, metrics) = (told[0] / counted, read.metrics);
         let mut done = Step { loss, nats, metrics, grad_norm, lr: None, stop: told[1] };
@@ -312,13 +320,9 @@ impl Learner {
     /// The optimizer's step, the average's, and what ranks owe each other after it.
     fn take(&mut self, grads: &[Tensor], lr: f64, divisor: f64) -> Result<()> {
         self.optimizer.step(grads, lr, divisor)?;
-        if let Some(owner) = &self.owner {
-            for rank in 0..self.world.size() {
-                let theirs: Vec<bool> = owner.iter().map(|o| *o == rank).collect();
-                self.world.broadcast(&pick(&self.masters, &theirs), rank)?;
-            }
-        }
-        if self.params.first().map(Tensor::kind) != self.masters.first().map(Tensor::kind) {
+        self.spread(&self.masters)?;
+        let apart = self.params.first().map(Tensor::kind) != self.masters.first().map(Tensor::kind);
+        if apart && self.share.parts().is_none() {
             foreach_copy(&self.params, &self.masters).map_err(component::torch)?;
         }
         self.apply();
@@ -331,6 +335,9 @@ impl Learner {
 
     /// Gradients in the type of the masters; one that the loss does not reach is zero.
     fn grads(&self) -> Vec<Tensor> {
+        if let Some(parts) = self.share.parts() {
+            return parts.gradients.iter().map(Tensor::shallow_clone).collect();
+        }
         let grad = |(param, master): (&Tensor, &Tensor)| {
             let grad = param.grad();
             if grad.defined() { grad.to_kind(master.kind()) } else { master.detach().zeros_like() }
@@ -338,8 +345,16 @@ impl Learner {
         self.params.iter().zip(&self.masters).map(grad).collect()
     }
 
+    /// The error of a pass, or why what it reads could not be shared.
+    fn shared_or(&self, error: Error) -> Error {
+        self.share.parts().and_then(Parts::failure).unwrap_or(error)
+    }
+
     /// A backward pass that fails may mean that another rank is gone.
     fn failed(&self, error: &tch::TchError) -> Error {
+        if let Some(error) = self.share.parts().and_then(Parts::failure) {
+            return error;
+        }
         let said = error.to_string();
         let small = said.to_lowercase();
         let words =
@@ -351,103 +366,6 @@ impl Learner {
         }
         component::torch(said.lines().next().unwrap_or_default())
     }
-
-    /// Runs `body` with the averaged weights in the model, where there are any, and puts the weights back whatever happens.
-    pub fn averaged<T>(&self, body: impl FnOnce() -> Result<T>) -> Result<T> {
-        let Some(ema) = &self.ema else { return body() };
-        let kept: Vec<Tensor> = self.params.iter().map(|p| p.detach().copy()).collect();
-        let put = || -> Result<()> {
-            foreach_copy(&pick(&self.params, &self.mine()), &ema.shadow)
-                .map_err(component::torch)?;
-            for rank in 0..self.world.size() {
-                let Some(owner) = &self.owner else { break };
-                let theirs: Vec<bool> = owner.iter().map(|o| *o == rank).collect();
-                self.world.broadcast(&pick(&self.params, &theirs), rank)?;
-            }
-            self.apply();
-            Ok(())
-        };
-        let result = put().and_then(|()| body());
-        foreach_copy(&self.params, &kept).map_err(component::torch)?;
-        self.apply();
-        result
-    }
-
-    /// All of the optimizer's state and of the average, with the names of the parameters: on rank 0 that of all ranks, on
-    /// the others their own.
-    pub fn state(&self) -> Result<Learnt> {
-        let names = &self.names;
-        let mut learnt = Learnt::default();
-        let key = |part: &str, i: usize| format!("{part}/{}", names[i]);
-        let Some(owner) = &self.owner else {
-            let state = self.optimizer.state().into_iter();
-            learnt.optimizer = state.map(|(part, i, t)| (key(part, i), t)).collect();
-            let shadow = self.ema.iter().flat_map(|ema| &ema.shadow).map(Tensor::shallow_clone);
-            learnt.ema = names.iter().cloned().zip(shadow).collect();
-            return Ok(learnt);
-        };
-        // What a rank holds of a parameter depends on the rule it is under, which all ranks can tell.
-        let own = self.optimizer.state();
-        for (part, i, shape) in self.optimizer.outline(&self.masters) {
-            let held = own.iter().find(|(p, j, _)| *p == part && *j == i);
-            // Steps are counted in float32 whatever the weights are.
-            let kind = if part == "step" { Kind::Float } else { self.masters[i].kind() };
-            let room = || Tensor::zeros(shape.as_slice(), (kind, self.masters[i].device()));
-            let tensor = held.map_or_else(room, |(_, _, t)| t.shallow_clone());
-            self.world.broadcast(std::slice::from_ref(&tensor), owner[i])?;
-            if self.world.is_main() {
-                learnt.optimizer.push((key(part, i), tensor));
-            }
-        }
-        if let Some(ema) = &self.ema {
-            let mut shadow = ema.shadow.iter();
-            for (i, master) in self.masters.iter().enumerate() {
-                let held = if owner[i] == self.world.rank() { shadow.next() } else { None };
-                let tensor =
-                    held.map_or_else(|| master.detach().zeros_like(), Tensor::shallow_clone);
-                self.world.broadcast(std::slice::from_ref(&tensor), owner[i])?;
-                if self.world.is_main() {
-                    learnt.ema.push((names[i].clone(), tensor));
-                }
-            }
-        }
-        Ok(learnt)
-    }
-
-    /// The tensors of [`Learner::state`] that are this rank's, to be filled from a checkpoint.
-    pub fn own_state(&self) -> Learnt {
-        let names = &self.names;
-        let state = self.optimizer.state().into_iter();
-        let optimizer = state.map(|(part, i, t)| (format!("{part}/{}", names[i]), t)).collect();
-        let mine = self.mine();
-        let own = names.iter().zip(&mine).filter(|(_, mine)| **mine).map(|(n, _)| n.clone());
-        let shadow = self.ema.iter().flat_map(|ema| &ema.shadow).map(Tensor::shallow_clone);
-        Learnt { optimizer, ema: own.zip(shadow).collect() }
-    }
-
-    /// Lets the average begin with the weights as they are.
-    pub fn average_anew(&mut self) -> Result<()> {
-        let masters = pick(&self.masters, &self.mine());
-        let Some(ema) = &mut self.ema else { return Ok(()) };
-        ema.updates = 0;
-        foreach_copy(&ema.shadow, &masters).map_err(component::torch)
-    }
-
-    /// The network's copy of the weights, after the masters were changed from outside.
-    pub fn refresh(&self) -> Result<()> {
-        foreach_copy(&self.params, &self.masters).map_err(component::torch)?;
-        self.apply();
-        Ok(())
-    }
-}
-
-/// What is learnt beside the weights, by name.
-#[derive(Debug, Default)]
-pub struct Learnt {
-    /// `exp_avg/NAME`, `exp_avg_sq/NAME`, `step/NAME`, `momentum/NAME`.
-    pub optimizer: Vec<(String, Tensor)>,
-    /// The average of the parameter `NAME`.
-    pub ema: Vec<(String, Tensor)>,
 }
 
 fn pick(tensors: &[Tensor], which: &[bool]) -> Vec<Tensor> {

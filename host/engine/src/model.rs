@@ -8,6 +8,7 @@ mod learned;
 mod lent;
 mod others;
 mod spent;
+mod units;
 pub mod views;
 mod watched;
 

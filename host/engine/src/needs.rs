@@ -7,6 +7,7 @@ use maskdiff_config::listed::{Optimizer, Strategy};
 use serde::Serialize;
 use tch::{Kind, Tensor};
 
+use crate::assemble::stages::recomputed;
 use crate::model::Model;
 use crate::precision::Precision;
 
@@ -33,6 +34,10 @@ pub struct Needs {
     pub projection: u64,
     /// What the backward pass keeps of the forward pass of a micro-batch: an estimate for transformers; none where the sizes are not known.
     pub activations: Option<u64>,
+    /// Weights, whole gradients and sums that are under way in a pass, where parameters are shared out over the ranks.
+    pub gathered: u64,
+    /// All of a rank while an evaluation runs, where that needs more than it holds in any case.
+    pub evaluation: Option<u64>,
     /// Ranks.
     pub ranks: u64,
     /// Tokens of a step, those of all ranks together.
@@ -69,10 +74,8 @@ impl Needs {
         let width = if precision.weights() == Kind::Double { 8 } else { 4 };
         let numbers = sum(&count, &trained);
         let learnt = numbers * width;
-        let shared = match config.trainer.strategy {
-            Strategy::Ddp => 1,
-            Strategy::Zero1 => ranks as u64,
-        };
+        let shared = if config.trainer.strategy == Strategy::Ddp { 1 } else { ranks as u64 };
+        let parted = config.trainer.strategy == Strategy::Shard && ranks > 1;
         let vocab_size = model.facts().vocab_size;
         let moments = |t: &Tensor| {
             let inner = t.dim() == 2 && !t.size().contains(&vocab_size);
@@ -82,7 +85,7 @@ impl Needs {
         let tokens_a_step = (config.loader.global_batch_size * config.model.length) as u64;
         let tokens = tokens_a_step.saturating_mul(config.trainer.max_steps.max(0) as u64);
         let flops_a_token = flops(model);
-        Ok(Self {
+        let needs = Self {
             parameters: all.iter().map(|p| count(&p.tensor)).sum(),
             trained: numbers,
             weights,
@@ -97,12 +100,44 @@ impl Needs {
                 .sum(),
             projection: model.lora().map_or(0, |lora| lora.bytes_of_sums()),
             activations: activations(config, precision, shares.batch),
+            gathered: 0,
+            evaluation: None,
             ranks: ranks as u64,
             tokens_a_step,
             tokens,
             flops_a_token,
             flops: flops_a_token as f64 * tokens as f64,
-        })
+        };
+        if parted { needs.parted(model, learnt / shared) } else { Ok(needs) }
+    }
+
+    /// The same where each rank has a part of each parameter, `learnt` bytes of weights and as many of gradients.
+    fn parted(self, model: &Model, learnt: u64) -> Result<Self> {
+        let trained = model.trainable();
+        let size = |unit: &Vec<usize>| {
+            let [network, numbers] = [bytes, |t: &Tensor| t.numel() as u64]
+                .map(|of| unit.iter().map(|i| of(&trained[*i])).sum::<u64>());
+            // Sums are made in float32 or wider.
+            (network, network.max(4 * numbers))
+        };
+        let units = model.units()?;
+        let sizes: Vec<(u64, u64)> = units.iter().map(size).collect();
+        let (rest, stages) = sizes.split_last().map_or(((0, 0), &[][..]), |(rest, s)| (*rest, s));
+        let largest = stages.iter().copied().max().unwrap_or_default();
+        let whole: u64 = sizes.iter().map(|(network, _)| network).sum();
+        // A unit that computes and the next one, with its gradients and three buffers of the sum before; or the sum of the rest.
+        let gathered = (2 * rest.0 + 3 * largest.0 + 3 * largest.1).max(3 * rest.1);
+        let needs = Self {
+            weights: self.weights - whole,
+            masters: learnt,
+            gradients: learnt,
+            gathered,
+            ..self
+        };
+        let held = needs.sure() - gathered;
+        // Beside all weights a copy of this rank's, into whose place the average comes.
+        let evaluation = held + whole + if needs.average > 0 { learnt } else { 0 };
+        Ok(Self { evaluation: Some(evaluation).filter(|all| *all > needs.sure()), ..needs })
     }
 
     /// What each rank holds in any case.
@@ -111,7 +146,7 @@ impl Needs {
     }
 
     /// The parts of it, with their names.
-    pub fn kinds(&self) -> [(&'static str, u64); 7] {
+    pub fn kinds(&self) -> [(&'static str, u64); 8] {
         [
             ("weights", self.weights),
             ("masters", self.masters),
@@ -120,13 +155,14 @@ impl Needs {
             ("average", self.average),
             ("other models", self.others),
             ("projection", self.projection),
+            ("gathered", self.gathered),
         ]
     }
 
     /// An error where this machine has less memory than a rank holds in any case.
     pub fn check(&self) -> Result<()> {
         let Some(most) = memory::all() else { return Ok(()) };
-        let needed = self.sure();
+        let needed = self.sure().max(self.evaluation.unwrap_or(0));
         if needed <= most {
             return Ok(());
         }
@@ -176,7 +212,7 @@ fn activations(config: &Config, precision: Precision, batch: i64) -> Option<u64>
     let (width, blocks) = (size("model.hidden_size")?, size("model.n_blocks")?);
     let kind = precision.reduced().unwrap_or(precision.weights());
     let tokens = (batch * config.model.length) as u64;
-    let kept = match config.trainer.activation_checkpointing {
+    let kept = match recomputed(config) {
         // The input of each block, in the type of the stream, and all of the one that is computed again.
         true => {
             let stream = precision.weights().elt_size_in_bytes() as u64;

@@ -34,26 +34,46 @@ pub struct Optimizer {
     /// With and without weight decay.
     adamw: [AdamGroup; 2],
     muon: MuonGroup,
-    vocab_size: i64,
     options: groups::Optim,
 }
 
-/// Whether a parameter is a matrix inside the network: no vector, and no table with a row for each of `vocab_size` tokens.
-fn is_inner_matrix(param: &Tensor, vocab_size: i64) -> bool {
-    let size = param.size();
+/// A parameter as an optimizer sees it.
+#[derive(Debug)]
+pub struct Learned {
+    /// Its numbers, or a part of them.
+    pub tensor: Tensor,
+    /// Whether it is a matrix inside the network.
+    pub matrix: bool,
+    /// Whether this optimizer changes it.
+    pub mine: bool,
+}
+
+impl Learned {
+    /// All of these parameters, whole.
+    pub fn all(params: &[Tensor], vocab_size: i64) -> Vec<Self> {
+        let one = |tensor: &Tensor| {
+            let matrix = is_inner_matrix(&tensor.size(), vocab_size);
+            Self { tensor: tensor.shallow_clone(), matrix, mine: true }
+        };
+        params.iter().map(one).collect()
+    }
+}
+
+/// Whether a parameter of this size is a matrix inside the network: no vector, and no table with a row for each of `vocab_size` tokens.
+pub fn is_inner_matrix(size: &[i64], vocab_size: i64) -> bool {
     size.len() == 2 && !size.contains(&vocab_size)
 }
 
 impl Optimizer {
-    /// Zero moments for `params`, of which those with `true` in `mine` are this optimizer's.
-    pub fn new(params: &[Tensor], mine: &[bool], vocab_size: i64, options: groups::Optim) -> Self {
+    /// Zero moments for those of `params` that are this optimizer's.
+    pub fn new(params: &[Learned], options: groups::Optim) -> Self {
         let muon = options.name == listed::Optimizer::Muon;
         let only_matrices = options.weight_decay_on == listed::DecayOn::Matrices;
         let (adamw, group) = (Default::default(), MuonGroup::default());
-        let mut this = Self { adamw, muon: group, vocab_size, options };
+        let mut this = Self { adamw, muon: group, options };
         this.adamw[0].decay = this.options.weight_decay;
-        for (i, param) in params.iter().enumerate().filter(|(i, _)| mine[*i]) {
-            let matrix = is_inner_matrix(param, vocab_size);
+        for (i, learned) in params.iter().enumerate().filter(|(_, learned)| learned.mine) {
+            let (param, matrix) = (&learned.tensor, learned.matrix);
             let zeros = || param.detach().zeros_like();
             if muon && matrix {
                 let group = &mut this.muon;
@@ -103,18 +123,12 @@ impl Optimizer {
         Ok(())
     }
 
-    /// Names and shapes of the state of all `params`, whoever's they are: as [`Optimizer::state`] would give them.
-    pub fn outline(&self, params: &[Tensor]) -> Vec<(&'static str, usize, Vec<i64>)> {
-        let muon = |param: &Tensor| {
-            self.options.name == listed::Optimizer::Muon && is_inner_matrix(param, self.vocab_size)
-        };
-        let of = |(i, param): (usize, &Tensor)| {
-            if muon(param) {
-                return vec![("momentum", i, param.size())];
-            }
-            vec![("exp_avg", i, param.size()), ("exp_avg_sq", i, param.size()), ("step", i, vec![])]
-        };
-        params.iter().enumerate().flat_map(of).collect()
+    /// Names of the state of a parameter, whoever's it is: as [`Optimizer::state`] would give them. All but `step` are of its shape.
+    pub fn state_names(&self, matrix: bool) -> &'static [&'static str] {
+        match self.options.name {
+            listed::Optimizer::Muon if matrix => &["momentum"],
+            _ => &["exp_avg", "exp_avg_sq", "step"],
+        }
     }
 
     /// Its state with the parameter each tensor belongs to: `(name, parameter, tensor)`, to be saved or filled.
@@ -279,7 +293,7 @@ mod tests {
         let (w, b, table) = (zeros(&[6, 8]), zeros(&[6]), zeros(&[50, 8]));
         let params = [w.shallow_clone(), b.shallow_clone(), table.shallow_clone()];
         let options = groups::Optim { name: listed::Optimizer::Muon, ..groups::Optim::default() };
-        let mut optimizer = Optimizer::new(&params, &[true; 3], 50, options);
+        let mut optimizer = Optimizer::new(&Learned::all(&params, 50), options);
         let names: Vec<(&str, usize)> =
             optimizer.state().iter().map(|(n, i, _)| (*n, *i)).collect();
         assert_eq!(names.iter().filter(|(_, i)| *i == 0).count(), 1);
@@ -309,8 +323,8 @@ mod tests {
             weight_decay_on: on,
             ..groups::Optim::default()
         };
-        let mut optimizer =
-            Optimizer::new(&params, &[true; 3], 50, options(listed::DecayOn::Matrices));
+        let learned = Learned::all(&params, 50);
+        let mut optimizer = Optimizer::new(&learned, options(listed::DecayOn::Matrices));
         let grads: Vec<Tensor> = params.iter().map(Tensor::zeros_like).collect();
         optimizer.step(&grads, 0.1, 1.0).unwrap();
         let first = |i: usize| params[i].view(-1).double_value(&[0]);

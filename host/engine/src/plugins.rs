@@ -88,7 +88,10 @@ impl Registry {
     /// Opens every plugin in `places`. A crate found twice counts where it was found first.
     pub fn open(places: &Places) -> Result<Self> {
         // From here on tensors are made.
-        maskdiff_native::keep_memory();
+        // Who sets glibc's own variable wants memory back at once.
+        if std::env::var_os("MALLOC_MMAP_THRESHOLD_").is_none() {
+            maskdiff_native::keep_memory();
+        }
         let mut registry = Self::default();
         for file in &places.files {
             registry.add(file)?;

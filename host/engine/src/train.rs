@@ -239,7 +239,10 @@ impl Trainer<'_> {
             "at step {number} the loss is {} and the norm of its gradient {}",
             done.loss, done.grad_norm
         );
-        let culprit = if done.finite() { None } else { self.model.not_a_number() };
+        let culprit = match done.finite() {
+            true => None,
+            false => self.learner.whole(|| Ok(self.model.not_a_number()))?,
+        };
         let what = match culprit {
             Some(who) => format!("{what} ({who})"),
             None if done.finite() => format!("{what}: a spike"),

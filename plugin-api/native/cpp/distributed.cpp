@@ -1,14 +1,9 @@
 // Processes that train together: rendezvous, collectives over Gloo (tensors of the CPU) and NCCL (of GPUs), and the reducer of
 // distributed data parallel, all of libtorch's c10d. See shim.h for how errors leave.
 
-#define USE_C10D_GLOO
-
 #include <ATen/ATen.h>
 #include <c10/util/env.h>
 #include <torch/csrc/distributed/c10d/PrefixStore.hpp>
-#include <torch/csrc/distributed/c10d/ProcessGroup.hpp>
-#include <torch/csrc/distributed/c10d/ProcessGroupGloo.hpp>
-#include <torch/csrc/distributed/c10d/TCPStore.hpp>
 #include <torch/csrc/distributed/c10d/comm.hpp>
 #include <torch/csrc/distributed/c10d/logger.hpp>
 #include <torch/csrc/distributed/c10d/reducer.hpp>
@@ -17,6 +12,7 @@
 #include <memory>
 
 #include "cuda_table.h"
+#include "group.h"
 #include "shim.h"
 
 // What libtorch 2.11 allocates: another size means that gloo/'s declarations no longer fit.
@@ -26,13 +22,7 @@ namespace {
 
 using std::chrono::milliseconds;
 
-struct Group {
-  c10::intrusive_ptr<c10d::TCPStore> store;
-  // What the reducer takes; it hands each call to the backend of the tensors' device.
-  c10::intrusive_ptr<c10d::ProcessGroup> group;
-  c10::intrusive_ptr<c10d::ProcessGroupGloo> gloo;
-  c10::intrusive_ptr<c10d::Backend> nccl;
-};
+using maskdiff::Group;
 
 struct Reducer {
   std::shared_ptr<c10d::Reducer> reducer;
@@ -130,6 +120,15 @@ char* maskdiff_group_broadcast(Group* group, Tensor* const* tensors, size_t coun
   return guarded([&] {
     at::NoGradGuard no_grad;
     c10d::broadcast_coalesced(group->group, list(tensors, count), kBucketBytes, root);
+  });
+}
+
+// Puts all ranks' `from`, one behind the other, into `into`.
+char* maskdiff_group_all_gather(Group* group, const Tensor* into, const Tensor* from) {
+  return guarded([&] {
+    at::NoGradGuard no_grad;
+    Tensor all = *into, own = *from;
+    group->group->getBackend(all.device().type())->_allgather_base(all, own)->wait();
   });
 }
 

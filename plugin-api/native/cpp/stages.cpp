@@ -1,5 +1,5 @@
 // A part of a network whose inside is computed again in the backward pass instead of kept (activation checkpointing; Chen et al. 2016,
-// arXiv:1604.06174). See shim.h for how errors leave.
+// arXiv:1604.06174). See shim.h for how errors leave, and stages.h for who is told when a stage begins and ends.
 //
 // The part is computed with its graph, as without this: operations choose other kernels where no gradient is needed, and a loss would
 // differ in its last bits. The graph is dropped at once. Its leaves (parameters, adapters) become inputs of one node, so that their
@@ -22,6 +22,7 @@
 #include <unordered_set>
 
 #include "shim.h"
+#include "stages.h"
 
 namespace {
 
@@ -134,6 +135,7 @@ struct Stage : Node {
     variable_list inputs;
     for (auto& input : saved) inputs.push_back(input.unpack());
     inputs = cut(inputs, wanted);
+    maskdiff::Announced announced(index, /*backward=*/true);
     variable_list roots, upstream, of;
     {
       Again again(modes, draws);
@@ -153,10 +155,12 @@ struct Stage : Node {
     if (!roots.empty()) {
       found = torch::autograd::grad(roots, of, upstream, /*retain_graph=*/false, /*create_graph=*/false, /*allow_unused=*/true);
     }
-    variable_list result;
+    roots.clear();
+    variable_list result, of_leaves(found.end() - leaves.size(), found.end());
     size_t next = 0;
     for (const bool is_wanted : wanted) result.push_back(is_wanted ? found[next++] : Tensor());
-    for (; next < found.size(); ++next) result.push_back(found[next]);
+    found.clear();
+    for (auto& gradient : announced.end(leaves, std::move(of_leaves))) result.push_back(std::move(gradient));
     return result;
   }
 
@@ -167,6 +171,7 @@ struct Stage : Node {
 
   std::string name() const override { return "maskdiff::Stage"; }
 
+  int64_t index = 0;
   std::unique_ptr<Closure> closure;
   std::vector<SavedVariable> saved;
   // Which inputs get a gradient.
@@ -208,6 +213,18 @@ extern "C" {
 
 int maskdiff_gradients_on() { return at::GradMode::is_enabled() ? 1 : 0; }
 
+// Tells that a stage of which no gradient is needed begins; `maskdiff_stage_left` takes what this gives.
+char* maskdiff_stage_entered(int64_t index, maskdiff::Announced** result) {
+  return guarded([&] { *result = new maskdiff::Announced(index, /*backward=*/false); });
+}
+
+char* maskdiff_stage_left(maskdiff::Announced* announced) {
+  return guarded([&] {
+    const std::unique_ptr<maskdiff::Announced> own(announced);
+    own->end({}, {});
+  });
+}
+
 // Adds a tensor, whose handle it takes over, to what a block makes.
 void maskdiff_made(void* made, Tensor* tensor) {
   static_cast<variable_list*>(made)->push_back(*tensor);
@@ -216,7 +233,7 @@ void maskdiff_made(void* made, Tensor* tensor) {
 
 // Computes a part of a network whose inside is computed again in the backward pass; `give` gets what it makes. The block is taken over,
 // also where this fails.
-char* maskdiff_stage(Tensor* const* inputs, size_t count, void* data, const char* (*run)(void*, Tensor* const*, size_t, void*),
+char* maskdiff_stage(int64_t index, Tensor* const* inputs, size_t count, void* data, const char* (*run)(void*, Tensor* const*, size_t, void*),
                      void (*drop)(void*), void* list_of, void (*give)(void*, Tensor*)) {
   return guarded([&] {
     auto closure = std::make_unique<Closure>(Block{data, run, drop});
@@ -225,6 +242,8 @@ char* maskdiff_stage(Tensor* const* inputs, size_t count, void* data, const char
     for (const auto& input : given) stage->wanted.push_back(input.requires_grad());
     stage->draws.emplace_back(at::Device(at::kCPU));
     if (count > 0 && given[0].is_cuda()) stage->draws.emplace_back(given[0].device());
+    stage->index = index;
+    maskdiff::Announced announced(index, /*backward=*/false);
     const auto own = cut(given, stage->wanted);
     variable_list made;
     const auto begun = at::sequence_number::peek();
@@ -242,6 +261,7 @@ char* maskdiff_stage(Tensor* const* inputs, size_t count, void* data, const char
       any = any || output.requires_grad();
       output = output.detach();
     }
+    announced.end(stage->leaves, {});
     if (any) {
       edge_list edges;
       for (size_t i = 0; i < count; ++i) {

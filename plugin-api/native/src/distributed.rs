@@ -44,6 +44,11 @@ unsafe extern "C" {
         count: usize,
         root: c_int,
     ) -> *mut c_char;
+    fn maskdiff_group_all_gather(
+        group: *mut c_void,
+        into: *const C_tensor,
+        from: *const C_tensor,
+    ) -> *mut c_char;
     fn maskdiff_group_set(
         group: *mut c_void,
         key: *const c_char,
@@ -101,7 +106,7 @@ pub enum Op {
 /// A group of processes.
 #[derive(Debug)]
 pub struct Group {
-    handle: *mut c_void,
+    pub(crate) handle: *mut c_void,
     rank: usize,
     world: usize,
     timeout: Duration,
@@ -233,6 +238,13 @@ impl Group {
         let (list, root) = (pointers(tensors), number(root)?);
         // SAFETY: as above.
         checked(unsafe { maskdiff_group_broadcast(self.handle, list.as_ptr(), list.len(), root) })
+    }
+
+    /// Puts what all ranks hold in `from [N]` into `into [ranks * N]`, in the order of the ranks.
+    pub fn all_gather(&self, into: &Tensor, from: &Tensor) -> Result<()> {
+        let (into, from) = (into.as_ptr(), from.as_ptr());
+        // SAFETY: a live group and two live tensors.
+        checked(unsafe { maskdiff_group_all_gather(self.handle, into, from) })
     }
 
     /// What each rank reports within `wait` of the others after a failure, each of which calls this with a word of its own; none for one
@@ -385,6 +397,9 @@ mod tests {
         let x = Tensor::from_slice(&[1.0f32, 2.0]);
         group.all_reduce(&[x.shallow_clone()], Op::Sum).unwrap();
         group.broadcast(&[x.shallow_clone()], 0).unwrap();
+        let all = x.zeros_like();
+        group.all_gather(&all, &x).unwrap();
+        assert_eq!(all, x);
         assert_eq!(Vec::<f32>::try_from(&x).unwrap(), [1.0, 2.0]);
         group.set("key", b"value").unwrap();
         assert_eq!(group.get("key", Duration::from_secs(1)).unwrap(), b"value");

@@ -4,7 +4,7 @@
 //! cross-entropy ([`linear_nll`]), with the bound of uniform and hybrid diffusion ([`interpolating_nll`]) or apart ([`linear`]), dropout, rotary positions and attention in tiles ([`dropout`],
 //! [`rotate`], [`tiled_attention`]), the scan of
 //! state-space models ([`selective_scan`]), parts of a network that are computed again in the backward pass ([`recomputed`]), processes
-//! that train together ([`Group`], [`Reducer`]), streams and graphs of a GPU ([`Graph`]), reduced precision and the profiler,
+//! that train together ([`Group`], [`Reducer`], [`Shards`]), streams and graphs of a GPU ([`Graph`]), reduced precision and the profiler,
 //! the state of libtorch's generators, memory in use, tensors of another language. Every C++ exception becomes an [`Error`] with the
 //! first line of its message.
 //!
@@ -25,6 +25,7 @@ mod interpolating;
 mod modes;
 mod rated;
 mod scan;
+mod shard;
 mod stages;
 
 pub use attention::{Tile, tiled_attention, tiles_fit};
@@ -39,7 +40,8 @@ pub use modes::{
 };
 pub use rated::{RatedRows, rated_nll};
 pub use scan::selective_scan;
-pub use stages::{gradients_on, recomputed};
+pub use shard::{Layout, Shards, recorded};
+pub use stages::{announced, gradients_on, recomputed};
 
 /// A C++ exception that libtorch threw.
 #[derive(Debug)]

@@ -23,7 +23,10 @@ type Run = unsafe extern "C" fn(
 unsafe extern "C" {
     fn maskdiff_gradients_on() -> c_int;
     fn maskdiff_made(made: *mut c_void, tensor: *mut C_tensor);
+    fn maskdiff_stage_entered(stage: i64, result: *mut *mut c_void) -> *mut c_char;
+    fn maskdiff_stage_left(entered: *mut c_void) -> *mut c_char;
     fn maskdiff_stage(
+        stage: i64,
         inputs: *const *mut C_tensor,
         count: usize,
         data: *mut c_void,
@@ -111,7 +114,35 @@ unsafe extern "C" fn give(list: *mut c_void, tensor: *mut C_tensor) {
     unsafe { (*list.cast::<Vec<Tensor>>()).push(Tensor::from_ptr(tensor)) };
 }
 
-/// What `body` makes of `inputs`, keeping the inputs alone for the backward pass, in which `body` runs again under the same random
+/// What `body` makes as the stage of that number, of which no gradient is needed.
+///
+/// # Errors
+/// What the host does where a stage begins or ends has failed.
+pub fn announced<T>(stage: usize, body: impl FnOnce() -> T) -> Result<T> {
+    /// Ends the stage where `body` panics.
+    struct Entered(*mut c_void);
+    impl Drop for Entered {
+        fn drop(&mut self) {
+            // SAFETY: made by `maskdiff_stage_entered` and not used again; the host has noted what failed.
+            let _ = checked(unsafe { maskdiff_stage_left(self.0) });
+        }
+    }
+    let mut entered = std::ptr::null_mut();
+    // SAFETY: a place for what is made.
+    checked(unsafe { maskdiff_stage_entered(number(stage), &raw mut entered) })?;
+    let entered = Entered(entered);
+    let made = body();
+    let entered = ManuallyDrop::new(entered).0;
+    // SAFETY: as in `Entered`, which does not drop it.
+    checked(unsafe { maskdiff_stage_left(entered) })?;
+    Ok(made)
+}
+
+fn number(stage: usize) -> i64 {
+    i64::try_from(stage).unwrap_or(i64::MAX)
+}
+
+/// What `body` makes of `inputs` as the stage of that number, keeping the inputs alone for the backward pass, in which `body` runs again under the same random
 /// numbers and the same reduced precision (activation checkpointing; Chen et al. 2016, arXiv:1604.06174).
 ///
 /// Numbers and gradients are those of `body(inputs)`, bit for bit; under reduced precision they are where no weight is used twice in
@@ -122,6 +153,7 @@ unsafe extern "C" fn give(list: *mut c_void, tensor: *mut C_tensor) {
 /// A tensor with a graph that is not among the inputs. A panic of `body` goes on as one; in the backward pass it is an error of
 /// that.
 pub fn recomputed(
+    stage: usize,
     inputs: &[&Tensor],
     body: impl Fn(&[Tensor]) -> Vec<Tensor> + 'static,
 ) -> Result<Vec<Tensor>> {
@@ -133,6 +165,7 @@ pub fn recomputed(
     // SAFETY: live tensors; C++ takes the block over and drops it once; `made` outlives the call.
     let answer = checked(unsafe {
         maskdiff_stage(
+            number(stage),
             list.as_ptr(),
             list.len(),
             data,
@@ -174,7 +207,7 @@ mod tests {
                 vec![&s[0] + dropout(&y, 0.3).unwrap(), y.square()]
             };
             let made = match again {
-                true => recomputed(&[&h, &level], body).unwrap(),
+                true => recomputed(0, &[&h, &level], body).unwrap(),
                 false => body(&[h, level.shallow_clone()]),
             };
             h = &made[0] + &made[1] * 0.1;
@@ -204,7 +237,7 @@ mod tests {
             for _ in 0..4 {
                 let body = |s: &[Tensor]| vec![s[0].exp().tanh().sin().cos().sigmoid()];
                 h = match again {
-                    true => recomputed(&[&h], body).unwrap().remove(0),
+                    true => recomputed(0, &[&h], body).unwrap().remove(0),
                     false => body(&[h]).remove(0),
                 };
             }
@@ -219,13 +252,13 @@ mod tests {
     fn what_cannot_be_is_said() {
         let x = Tensor::ones([2], FLOAT).set_requires_grad(true);
         let apart = x.exp();
-        let error = recomputed(&[&x], move |s| vec![&s[0] * &apart]).unwrap_err().to_string();
+        let error = recomputed(0, &[&x], move |s| vec![&s[0] * &apart]).unwrap_err().to_string();
         assert!(error.contains("not among its inputs"), "{error}");
-        let y = recomputed(&[&x], |s| vec![s[0].exp()]).unwrap().remove(0);
+        let y = recomputed(0, &[&x], |s| vec![s[0].exp()]).unwrap().remove(0);
         let twice = Tensor::f_run_backward(&[y.sum(Kind::Float)], &[&x], true, true);
         assert!(twice.unwrap_err().to_string().contains("gradient of its gradient"));
         let died =
-            catch_unwind(AssertUnwindSafe(|| recomputed(&[&x], |_| panic!("no such network"))));
+            catch_unwind(AssertUnwindSafe(|| recomputed(0, &[&x], |_| panic!("no such network"))));
         assert_eq!(words(died.unwrap_err().as_ref()), "no such network");
         // Where nothing is recorded, nothing is kept.
         let calls = Rc::new(std::cell::Cell::new(0));
@@ -235,7 +268,7 @@ mod tests {
             assert!(seen.get() < 2, "the second run fails");
             vec![s[0].exp()]
         };
-        let z = recomputed(&[&x], body).unwrap().remove(0).sum(Kind::Float);
+        let z = recomputed(0, &[&x], body).unwrap().remove(0).sum(Kind::Float);
         let error = z.f_backward().unwrap_err().to_string();
         assert!(error.contains("the second run fails"), "{error}");
         assert_eq!(calls.get(), 2);
@@ -247,10 +280,10 @@ mod tests {
         let w = Tensor::ones([2], FLOAT).set_requires_grad(true);
         let own = w.shallow_clone();
         let x = Tensor::from_slice(&[2f32, 3.0]);
-        let y = recomputed(&[&x], move |s| vec![&s[0] * &own]).unwrap().remove(0);
+        let y = recomputed(0, &[&x], move |s| vec![&s[0] * &own]).unwrap().remove(0);
         y.sum(Kind::Float).backward();
         assert_eq!(w.grad(), x);
-        let still = recomputed(&[&x], |s| vec![s[0].exp()]).unwrap().remove(0);
+        let still = recomputed(0, &[&x], |s| vec![s[0].exp()]).unwrap().remove(0);
         assert!(!still.requires_grad());
     }
 }

@@ -182,11 +182,13 @@ impl Backbone for Ar {
         let mut keys = Vec::with_capacity(2 * layers);
         let mut x_bld = embed(&self.embedding, &pass.tokens);
         for (i, block) in self.blocks.iter().enumerate() {
+            let (block, reading) = (Rc::clone(block), Rc::clone(&reading));
             if !pass.wants.state() && i + 1 == layers {
-                keys.extend(block.attention.keys(&norm(&x_bld, &block.norm1), &reading));
+                keys.extend(self.parameters.stage(i, &[&x_bld], move |s| {
+                    block.attention.keys(&norm(&s[0], &block.norm1), &reading)
+                }));
                 break;
             }
-            let (block, reading) = (Rc::clone(block), Rc::clone(&reading));
             let inputs: Vec<&Tensor> = [&x_bld].into_iter().chain(pass.past_of(i)).collect();
             let [x, k, v] = self.parameters.stage(i, &inputs, move |s| {
                 let attend = |attention: &SelfAttention, h: &Tensor| {

@@ -218,11 +218,14 @@ impl Backbone for Dit {
         let mut keys = Vec::with_capacity(2 * layers);
         let mut x_bld = embed(&self.embedding, &pass.tokens);
         for (i, block) in self.blocks.iter().enumerate() {
+            let (block, reading) = (Rc::clone(block), Rc::clone(&reading));
             if !pass.wants.state() && i + 1 == layers {
-                keys.extend(block.keys(&x_bld, &c_bc, &reading));
+                let inputs = [&x_bld, &c_bc];
+                let last =
+                    self.parameters.stage(i, &inputs, move |s| block.keys(&s[0], &s[1], &reading));
+                keys.extend(last);
                 break;
             }
-            let (block, reading) = (Rc::clone(block), Rc::clone(&reading));
             let inputs: Vec<&Tensor> = [&x_bld, &c_bc].into_iter().chain(pass.past_of(i)).collect();
             let [x, k, v] = self.parameters.stage(i, &inputs, move |s| {
                 let attend = |attention: &SelfAttention, h: &Tensor| {

@@ -285,12 +285,14 @@ impl Net {
         let mut x = dropout(&(embed(&self.wte, &pass.tokens) + places), p, train);
         let mut keys = Vec::with_capacity(2 * layers);
         for (i, block) in self.blocks.iter().enumerate() {
+            let (block, reading) = (Rc::clone(block), Rc::clone(&reading));
             if !pass.wants.state() && i + 1 == layers {
-                let [_q, k, v] = block.project(&x);
-                keys.extend([k, v]);
+                keys.extend(self.parameters.stage(i, &[&x], move |s| {
+                    let [_q, k, v] = block.project(&s[0]);
+                    [k, v]
+                }));
                 break;
             }
-            let (block, reading) = (Rc::clone(block), Rc::clone(&reading));
             let inputs: Vec<&Tensor> = [&x].into_iter().chain(pass.past_of(i)).collect();
             let [next, k, v] = self.parameters.stage(i, &inputs, move |s| {
                 block.read(&s[0], &reading, s.get(1).zip(s.get(2)), train)

@@ -138,11 +138,13 @@ impl Backbone for Llama {
         let mut keys = Vec::with_capacity(2 * layers);
         let mut x_bsd = embed(&self.embedding, &pass.tokens);
         for (i, block) in self.blocks.iter().enumerate() {
+            let (block, reading) = (Rc::clone(block), Rc::clone(&reading));
             if !pass.wants.state() && i + 1 == layers {
-                keys.extend(block.attention.keys(&block.norm1.forward(&x_bsd), &reading));
+                keys.extend(self.parameters.stage(i, &[&x_bsd], move |s| {
+                    block.attention.keys(&block.norm1.forward(&s[0]), &reading)
+                }));
                 break;
             }
-            let (block, reading) = (Rc::clone(block), Rc::clone(&reading));
             let inputs: Vec<&Tensor> = [&x_bsd].into_iter().chain(pass.past_of(i)).collect();
             let [x, k, v] = self
                 .parameters

@@ -38,7 +38,7 @@ pub use local::Mirror;
 #[cfg(feature = "remote")]
 pub use remote::Mirror;
 pub use state::State;
-pub use tensors::{Named, Stored, copy, load_into, matched, shorten};
+pub use tensors::{Named, Stored, Target, copy, load_into, matched, shorten};
 pub use upon::{PARTS, Upon, module};
 pub use write::{Content, Saver};
 
@@ -470,6 +470,7 @@ mod tests {
             config: "seed = 1".into(),
             tokenizer: "{}".into(),
             best: false,
+            is_copy: false,
         }
     }
 

@@ -239,12 +239,7 @@ impl Stored {
             Place::File(file, at)
                 if to.device() == Device::Cpu && to.kind() == self.kind && to.is_contiguous() =>
             {
-                file.read_exact_at(bytes_mut(&mut to), *at).map_err(|e| {
-                    Error::checkpoint(
-                        format!("a tensor could not be read: {e}"),
-                        "is the disk whole?",
-                    )
-                })?;
+                read_exact(file, *at, &mut to)?;
             }
             Place::File(..) | Place::Sum(..) => {
                 to.f_copy_(&self.tensor()?).map_err(component::torch)?;
@@ -252,6 +247,26 @@ impl Stored {
         }
         Ok(())
     }
+
+    /// Copies as many of its numbers as `to [N]` has, from number `first` on.
+    fn copy_part(&self, first: usize, to: &Tensor) -> Result<()> {
+        let numbers = match &self.place {
+            Place::File(file, at) => {
+                let mut read = Tensor::empty(to.size(), (self.kind, Device::Cpu));
+                read_exact(file, at + (first * self.kind.elt_size_in_bytes()) as u64, &mut read)?;
+                read
+            }
+            _ => self.tensor()?.reshape([-1]).narrow(0, first as i64, to.numel() as i64),
+        };
+        to.detach().f_copy_(&numbers).map_err(component::torch)
+    }
+}
+
+/// Reads a contiguous tensor of the CPU from byte `at` of a file on.
+fn read_exact(file: &File, at: u64, to: &mut Tensor) -> Result<()> {
+    file.read_exact_at(bytes_mut(to), at).map_err(|e| {
+        Error::checkpoint(format!("a tensor could not be read: {e}"), "is the disk whole?")
+    })
 }
 
 /// As [`bytes`], to be written.
@@ -390,31 +405,54 @@ pub fn load_into(
     stored: BTreeMap<String, Stored>,
     from: &Path,
 ) -> Result<()> {
-    copy(matched(parameters, stored, from)?)
+    let whole = |(name, tensor): &(String, Tensor)| (name.clone(), Target::from(tensor));
+    copy(matched(parameters.iter().map(whole).collect(), stored, from)?)
+}
+
+/// Where a stored tensor goes.
+#[derive(Debug)]
+pub struct Target {
+    /// Its shape.
+    pub size: Vec<i64>,
+    /// A tensor of that shape; of a part, its numbers `[N]`.
+    pub tensor: Tensor,
+    /// From which number of the stored tensor on this is a part of it; none of a whole one.
+    pub first: Option<usize>,
+}
+
+impl From<&Tensor> for Target {
+    /// All of it.
+    fn from(tensor: &Tensor) -> Self {
+        Self { size: tensor.size(), tensor: tensor.shallow_clone(), first: None }
+    }
 }
 
 /// Copies the second of each pair into the first, without the graph noticing.
-pub fn copy(pairs: Vec<(Tensor, Stored)>) -> Result<()> {
-    pairs.into_iter().try_for_each(|(to, from)| from.copy_into(&to))
+pub fn copy(pairs: Vec<(Target, Stored)>) -> Result<()> {
+    pairs.into_iter().try_for_each(|(to, from)| match to.first {
+        None => from.copy_into(&to.tensor),
+        Some(_) if to.tensor.numel() == 0 => Ok(()),
+        Some(first) => from.copy_part(first, &to.tensor),
+    })
 }
 
 /// Parameters with the stored tensors of their names. All differences are listed.
 pub fn matched(
-    parameters: &[(String, Tensor)],
+    parameters: Vec<(String, Target)>,
     mut stored: BTreeMap<String, Stored>,
     from: &Path,
-) -> Result<Vec<(Tensor, Stored)>> {
+) -> Result<Vec<(Target, Stored)>> {
     let mut faults = Vec::new();
     let mut pairs = Vec::new();
-    for (name, tensor) in parameters {
-        match stored.remove(name) {
+    for (name, target) in parameters {
+        match stored.remove(&name) {
             None => faults.push(format!("`{name}` is missing")),
-            Some(value) if value.size() != tensor.size() => faults.push(format!(
+            Some(value) if value.size() != target.size => faults.push(format!(
                 "`{name}` is {:?}, the model has {:?}",
                 value.size(),
-                tensor.size()
+                target.size
             )),
-            Some(value) => pairs.push((tensor.shallow_clone(), value)),
+            Some(value) => pairs.push((target, value)),
         }
     }
     faults.extend(stored.keys().map(|name| format!("`{name}` is not in the model")));

@@ -38,6 +38,8 @@ pub struct Content {
     pub tokenizer: String,
     /// Whether it is the best so far.
     pub best: bool,
+    /// Whether the tensors are nobody else's, and on the CPU.
+    pub is_copy: bool,
 }
 
 impl Content {
@@ -93,7 +95,8 @@ impl Saver {
     /// What went wrong with the one before; the new one is not written then.
     pub fn save(&mut self, content: Content) -> Result<()> {
         self.wait()?;
-        let copy = snapshot(content, self.spare.take())?;
+        let spare = self.spare.take();
+        let copy = if content.is_copy { content } else { snapshot(content, spare)? };
         let (folder, keep) = (self.folder.clone(), self.keep);
         let queue = self.copier.as_ref().map(|copier| Arc::clone(&copier.queue));
         let write = move || {
@@ -146,7 +149,7 @@ impl Saver {
                 "report this as a bug",
             ));
         };
-        self.spare = Some(spare);
+        self.spare = Some(spare).filter(|spare| !spare.is_copy);
         self.told.extend(told);
         let path = written?;
         tracing::info!(path = %path.display(), "Wrote a checkpoint");

@@ -10,7 +10,7 @@ use tch::Tensor;
 
 use super::{Progress, Trainer, Window};
 use crate::assemble;
-use crate::checkpoint::{self, Checkpoint, Content, Named, Saver, State, Stored, room};
+use crate::checkpoint::{self, Checkpoint, Content, Named, Saver, State, Stored, Target, room};
 use crate::distributed::World;
 use crate::model::views::Interval;
 use crate::observe::{Split, Usual};
@@ -21,21 +21,23 @@ impl Trainer<'_> {
     ///
     /// A checkpoint that could not be written is told of, and the next one is tried: training is worth more.
     pub(super) fn save(&mut self, best: bool) -> Result<()> {
-        let learnt = self.learner.state()?;
+        // Before this one takes its memory.
+        let before = self.saver.as_mut().map_or(Ok(None), Saver::wait);
+        if let Err(error) = before {
+            self.report.note(&format!("warning: the last checkpoint was not written: {error}"));
+        }
+        let (learnt, weights) = (self.learner.state()?, self.learner.weights()?);
         let data = self.data().to_string();
         let (threads, others) = (self.threads(), self.changing()?);
         let Some(saver) = &mut self.saver else { return Ok(()) };
-        if let Err(error) = saver.wait() {
-            self.report.note(&format!("warning: the last checkpoint was not written: {error}"));
-        }
         saver.told().iter().for_each(|text| self.report.note(text));
         if let Some(error) = saver.not_copied() {
             self.report.note(&format!("warning: {error}"));
         }
         // The weights as they are learnt; buffers as the network has them.
-        let mut masters: BTreeMap<&str, &Tensor> = self.learner.masters().collect();
+        let mut masters: BTreeMap<String, Tensor> = weights.into_iter().collect();
         let learnt_or = |(name, tensor): (String, Tensor)| {
-            let master = masters.remove(name.as_str()).map(Tensor::shallow_clone);
+            let master = masters.remove(&name);
             (name, master.unwrap_or(tensor))
         };
         let model: Named = self.model.kept().into_iter().map(learnt_or).collect();
@@ -72,6 +74,7 @@ impl Trainer<'_> {
             config: run_dir::to_toml(self.config),
             tokenizer: self.corpus.tokenizer.to_json(),
             best,
+            is_copy: learner.is_parted(),
         })
     }
 
@@ -85,15 +88,14 @@ impl Trainer<'_> {
         let size =
             |tensors: &mut dyn Iterator<Item = &Tensor>| tensors.map(room::bytes).sum::<u64>();
         let own = self.learner.own_state();
-        let mut learnt =
-            [size(&mut own.optimizer.iter().chain(&own.ema).map(|(_, tensor)| tensor)) as f64];
-        if self.config.trainer.strategy == Strategy::Zero1 {
+        let mut learnt = [size(&mut own.iter().flatten().map(|(_, own)| &own.tensor)) as f64];
+        if self.config.trainer.strategy != Strategy::Ddp {
             self.world.sum(&mut learnt)?;
         }
         if self.saver.is_none() {
             return Ok(());
         }
-        let masters = size(&mut self.learner.masters().map(|(_, tensor)| tensor));
+        let masters = self.learner.weight_bytes();
         let parameters = self.model.parameters().iter();
         let buffers =
             parameters.filter(|parameter| !parameter.trainable && self.model.lora().is_none());
@@ -138,11 +140,11 @@ impl Trainer<'_> {
     }
 
     /// What is learnt, and the network's buffers, by name.
-    fn learnt(&self, named: Named) -> Named {
-        let masters: BTreeMap<&str, &Tensor> = self.learner.masters().collect();
+    fn learnt(&self, named: Named) -> Vec<(String, Target)> {
+        let mut masters: BTreeMap<&str, Target> = self.learner.targets().collect();
         let target = |(name, tensor): (String, Tensor)| {
-            let master = masters.get(name.as_str()).map(|t| t.shallow_clone());
-            (name, master.unwrap_or(tensor))
+            let master = masters.remove(name.as_str());
+            (name, master.unwrap_or_else(|| (&tensor).into()))
         };
         named.into_iter().map(target).collect()
     }
@@ -154,7 +156,7 @@ impl Trainer<'_> {
 
     /// The same with their average, where there is one and it is wanted.
     pub fn begin_under(&mut self, from: &Checkpoint, averaged: bool) -> Result<()> {
-        let mut targets = self.learnt(self.model.named());
+        let mut targets = self.model.named();
         let mut weights = from.weights(averaged)?;
         self.model.once(&mut weights);
         // What a schedule or a parameterization learns is its own: another one begins with its first values.
@@ -162,7 +164,7 @@ impl Trainer<'_> {
         targets.retain(|(name, _)| !beside(name) || weights.contains_key(name));
         weights.retain(|name, _| !beside(name) || targets.iter().any(|(target, _)| target == name));
         let weights = assemble::fitted(&targets, weights, from, self.config)?;
-        checkpoint::load_into(&targets, weights, &from.path)?;
+        checkpoint::copy(checkpoint::matched(self.learnt(targets), weights, &from.path)?)?;
         if let Some(lora) = self.model.lora() {
             lora.rebase();
         }
@@ -187,25 +189,28 @@ impl Trainer<'_> {
             })
         };
         let weights =
-            checkpoint::matched(&self.learnt(self.model.kept()), part(checkpoint::MODEL)?, path)?;
-        let own = self.learner.own_state();
+            checkpoint::matched(self.learnt(self.model.kept()), part(checkpoint::MODEL)?, path)?;
+        let [optimizer, ema] = self.learner.own_state();
         // Of what the ranks share, each takes its part.
-        let shared = self.config.trainer.strategy == Strategy::Zero1 && self.world.size() > 1;
-        let only = |own: &Named, mut stored: BTreeMap<String, Stored>| {
+        let shared = self.config.trainer.strategy != Strategy::Ddp && self.world.size() > 1;
+        let only = |own: &[(String, Target)], mut stored: BTreeMap<String, Stored>| {
             if shared {
                 stored.retain(|name, _| own.iter().any(|(mine, _)| mine == name));
             }
             stored
         };
-        let optimizer = only(&own.optimizer, part(checkpoint::OPTIMIZER)?);
-        let optimizer = checkpoint::matched(&own.optimizer, optimizer, path).map_err(|e| {
+        let stored = only(&optimizer, part(checkpoint::OPTIMIZER)?);
+        let optimizer = checkpoint::matched(optimizer, stored, path).map_err(|e| {
             Error::checkpoint(
                 format!("the optimizer's state does not fit: {e}"),
                 "go on with the `optim.name` that the checkpoint was trained with",
             )
         })?;
         let averages = match &self.learner.ema {
-            Some(_) => checkpoint::matched(&own.ema, only(&own.ema, part(checkpoint::EMA)?), path)?,
+            Some(_) => {
+                let stored = only(&ema, part(checkpoint::EMA)?);
+                checkpoint::matched(ema, stored, path)?
+            }
             None => Vec::new(),
         };
         self.restore_others(from)?;

@@ -85,7 +85,9 @@ impl Trainer<'_> {
         }
         let plan = Plan { passes: 1, ..Plan::new(self.config, self.measure) };
         let (blocks, tick) = (&self.corpus.valid, |_, _| Ok(()));
-        evaluate::likelihood(&self.model, blocks, n, plan, &self.world, tick).map(drop)
+        self.learner.whole(|| {
+            evaluate::likelihood(&self.model, blocks, n, plan, &self.world, tick).map(drop)
+        })
     }
 
     /// How many validation blocks an evaluation uses, at most so many batches of them.
@@ -191,9 +193,8 @@ impl Trainer<'_> {
 
     /// Runs the first steps of the sampler for one text before training.
     fn try_sampler(&mut self) -> Result<()> {
-        let Some(sampler) = self.trial.as_mut().filter(|_| self.world.is_main()) else {
-            return Ok(());
-        };
+        let (model, world) = (&self.model, &self.world);
+        let trial = &mut self.trial;
         let given = [Given::default()];
         let enough = Rc::new(Cell::new(false));
         let seen = Rc::clone(&enough);
@@ -206,8 +207,12 @@ impl Trainer<'_> {
         });
         let texts = Texts::new(self.config, self.corpus.tokenizer.as_ref());
         let seed = self.config.top.seed.cast_signed();
-        match drawn(&self.model, sampler, texts, &given, seed, until)? {
-            Err(error) if !enough.get() => Err(error),
+        let tried = self.learner.whole(|| {
+            let sampler = trial.as_mut().filter(|_| world.is_main());
+            sampler.map(|sampler| drawn(model, sampler, texts, &given, seed, until)).transpose()
+        })?;
+        match tried {
+            Some(Err(error)) if !enough.get() => Err(error),
             _ => Ok(()),
         }
     }

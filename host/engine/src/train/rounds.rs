@@ -54,7 +54,7 @@ impl Trainer<'_> {
             return Ok(());
         }
         match from.tensors(OTHERS)?.filter(|_| from.foreign.is_none()) {
-            Some(stored) => checkpoint::copy(checkpoint::matched(&targets, stored, &from.path)?),
+            Some(stored) => checkpoint::load_into(&targets, stored, &from.path),
             None if from.state.others.is_empty() => Ok(()),
             None => Err(Error::checkpoint(
                 format!("`{path}` has no `{OTHERS}`"),

@@ -78,6 +78,9 @@ fn show(common: &Common, needs: &Needs) {
         rows.push(vec!["activations (estimate)".into(), size(activations)]);
         rows.push(vec!["together".into(), size(needs.sure() + activations)]);
     }
+    if let Some(evaluation) = needs.evaluation {
+        rows.push(vec!["in an evaluation".into(), size(evaluation)]);
+    }
     report.table(&["memory of a rank", ""], &rows);
     let mut line = json!(needs);
     line["bytes_in_any_case"] = needs.sure().into();
