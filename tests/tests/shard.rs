@@ -4,7 +4,8 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 
 use maskdiff_tests::run::{
-    Output, apart, command, finish, logged, losses, maskdiff, same_end, train, wait_for_lines,
+    Output, SMALL, apart, command, finish, logged, losses, maskdiff, same_end, train,
+    wait_for_lines,
 };
 use serde_json::Value;
 
@@ -57,33 +58,32 @@ fn two_and_four_ranks_train_as_one_process_does() {
 #[test]
 fn a_run_is_the_same_bit_for_bit_and_resumes_so() {
     let folder = tempfile::tempdir().expect("a folder");
-    let base =
-        [SHARD, "model.dropout=0.1", "checkpointing.resume_from_ckpt=true", "training.ema=0.9"];
-    let go = |dir: &str, steps: &str| {
-        by(
-            folder.path(),
-            "2",
-            dir,
-            &[&base[..], &["trainer.val_check_interval=4", steps]].concat(),
-        )
-        .expect(0);
+    let base = [
+        SHARD,
+        "model.dropout=0.1",
+        "training.ema=0.9",
+        "trainer.max_steps=60",
+        "trainer.val_check_interval=20",
+        "checkpointing.every_n_steps=5",
+        "checkpointing.resume_from_ckpt=true",
+    ];
+    let go = |dir: &str| {
+        by(folder.path(), "2", dir, &base).expect(0);
         folder.path().join(dir)
     };
-    let whole = go("whole", "trainer.max_steps=8");
-    same_end(&whole, &go("again", "trainer.max_steps=8"));
-    go("parts", "trainer.max_steps=4");
-    let dir = folder.path().join("parts");
+    let whole = go("whole");
+    same_end(&whole, &go("again"));
     // Killed on the way, without a word.
-    let words = ["--nproc", "2", "run.dir=parts", "model.n_blocks=3", "trainer.max_steps=1000000"];
-    let words = [&["train"], maskdiff_tests::run::SMALL, &words, &base].concat();
+    let words = ["--nproc", "2", "model.n_blocks=3", "run.dir=killed"];
+    let words = [&["train"], SMALL, &words, &base].concat();
     let mut going = command(folder.path(), &words);
     let mut going = going.stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("a run");
-    wait_for_lines(&dir, 12);
+    wait_for_lines(&folder.path().join("killed"), 12);
     for pid in children(going.id()) {
         Command::new("kill").args(["-9", &pid]).status().expect("kill");
     }
-    going.wait().expect("its end");
-    same_end(&whole, &go("parts", "trainer.max_steps=8"));
+    assert_ne!(going.wait().expect("its end").code(), Some(0), "it was done before the signal");
+    same_end(&whole, &go("killed"));
 }
 
 fn children(pid: u32) -> Vec<String> {
@@ -254,7 +254,7 @@ fn a_dead_rank_is_named() {
     let folder = tempfile::tempdir().expect("a folder");
     let words = ["--nproc", "2", "run.dir=run", SHARD, "trainer.max_steps=1000000"];
     let more = ["trainer.val_check_interval=0", "model.n_blocks=4"];
-    let words = [&["train"], maskdiff_tests::run::SMALL, &words, &more].concat();
+    let words = [&["train"], SMALL, &words, &more].concat();
     let mut launcher = command(folder.path(), &words);
     let launcher = launcher.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().expect("a run");
     wait_for_lines(&folder.path().join("run"), 3);
