@@ -177,6 +177,18 @@ impl Browser {
         value.as_str().unwrap_or_default().to_string()
     }
 
+    /// What is told to a reader who does not see the page: role and name of each of its parts.
+    pub fn heard(&self) -> Vec<(String, String)> {
+        let command = json!({"cmd": "Accessibility.getFullAXTree", "params": {}});
+        let tree = self.send("POST", "/goog/cdp/execute", Some(&command));
+        let text = |node: &Value, key: &str| {
+            node[key]["value"].as_str().unwrap_or_default().trim().to_string()
+        };
+        let nodes = tree["nodes"].as_array().expect("parts").iter();
+        let told = nodes.filter(|node| node["ignored"] != true);
+        told.map(|node| (text(node, "role"), text(node, "name"))).collect()
+    }
+
     /// What the page complained of.
     pub fn complaints(&self) -> Vec<Value> {
         let log = self.send("POST", "/se/log", Some(&json!({"type": "browser"})));

@@ -75,6 +75,14 @@ pub fn begun() -> &'static Path {
     })
 }
 
+/// The model `run` of [`folder`] with a chat template that writes what was said one after the other, under a name.
+pub fn chatting(name: &str) -> Server {
+    let template = "{% for m in messages %}{{ m['content'] }} {% endfor %}";
+    std::fs::write(folder().join("chat.jinja"), template).expect("written");
+    let words = ["sampling.predictor=first_hitting", "data.chat_template=chat.jinja"];
+    Server::start(folder(), &[&["run", "--name", name], &words[..]].concat())
+}
+
 /// A server that is ended with its value.
 pub struct Server {
     child: Child,

@@ -29,14 +29,22 @@ impl Dice {
     }
 }
 
-/// How many answers had which status; 0 counts connections that ended without one.
-pub type Counts = BTreeMap<u16, usize>;
+/// How many requests of each case were answered with which status; 0 counts connections that ended without an answer.
+pub type Counts = BTreeMap<(&'static str, u16), usize>;
 
 /// Sends `requests` requests, one after the other.
+///
+/// # Panics
+/// Where a request is answered with a status that is wrong for it.
 pub fn storm(port: u16, seed: u64, requests: usize) -> Counts {
     let (mut dice, mut counts) = (Dice::new(seed), Counts::new());
     for _ in 0..requests {
-        *counts.entry(strike(port, &mut dice)).or_default() += 1;
+        let case = Case::any(&mut dice);
+        let status = case.strike(port, &mut dice);
+        let right = matches!(case.end, End::Leaves) || case.right.contains(&status);
+        let shown = String::from_utf8_lossy(&case.bytes[..case.bytes.len().min(600)]);
+        assert!(right, "{}: answered with {status}, not {:?}: {shown}", case.name, case.right);
+        *counts.entry((case.name, status)).or_default() += 1;
     }
     counts
 }
@@ -51,92 +59,166 @@ enum End {
     Waits,
 }
 
-/// One request, and the status of its answer.
-fn strike(port: u16, dice: &mut Dice) -> u16 {
-    let Ok(mut stream) = TcpStream::connect(("127.0.0.1", port)) else { return 0 };
-    let _ = stream.set_read_timeout(Some(Duration::from_secs(20)));
-    let _ = stream.set_write_timeout(Some(Duration::from_secs(20)));
-    let (bytes, end) = match dice.below(9) {
-        0 => (noise(dice), End::Closes),
-        1 => (head(dice), End::Closes),
-        2 => (posted(&mutated(dice), None), End::Waits),
-        3 if dice.below(4) == 0 => (asked(&looked(dice).to_string()), End::Waits),
-        3 => (posted(&odd(dice).to_string(), None), End::Waits),
-        4 => (posted("{", Some(dice.below(1 << 40))), End::Leaves),
-        5 => (chunked(dice), End::Leaves),
-        6 => {
-            let mut bytes = posted(&right(dice).to_string(), None);
-            bytes.truncate(dice.below(bytes.len()));
-            (bytes, End::Leaves)
-        }
-        7 => {
-            let mut body = right(dice);
-            body["stream"] = json!(true);
-            body["denoising"] = json!(dice.below(2) == 0);
-            let end = if dice.below(2) == 0 { End::Leaves } else { End::Waits };
-            (posted(&body.to_string(), None), end)
-        }
-        _ => {
-            let end = if dice.below(8) == 0 { End::Leaves } else { End::Waits };
-            (posted(&right(dice).to_string(), None), end)
-        }
-    };
-    if stream.write_all(&bytes).is_err() {
-        return 0;
-    }
-    match end {
-        End::Leaves => {
-            if dice.below(2) == 0 {
-                std::thread::sleep(Duration::from_millis(dice.below(4) as u64));
+/// A request, and the statuses that are right for it.
+struct Case {
+    name: &'static str,
+    bytes: Vec<u8>,
+    end: End,
+    right: &'static [u16],
+}
+
+/// What is answered to a request that is right: the queue may be full.
+const DRAWN: &[u16] = &[200, 429];
+/// The same to one that may be right.
+const READ: &[u16] = &[200, 400, 429];
+/// What a head that is too long gets; the server reads no more of it, and its answer may be lost.
+const LONG: &[u16] = &[0, 414, 431];
+
+impl Case {
+    fn any(dice: &mut Dice) -> Self {
+        let new = |name, bytes, end, right| Self { name, bytes, end, right };
+        let leaves = |name, bytes| new(name, bytes, End::Leaves, &[]);
+        match dice.below(10) {
+            0 => new("noise", noise(dice), End::Closes, &[0, 400]),
+            1 => Self::head(dice),
+            2 => new("mutated", posted(&mutated(dice), None), End::Waits, READ),
+            3 if dice.below(4) == 0 => {
+                let (body, right) = looked(dice);
+                new("likeliest", asked(&body.to_string()), End::Waits, right)
             }
+            3 => {
+                let (body, right) = odd(dice);
+                new("odd", posted(&body.to_string(), None), End::Waits, right)
+            }
+            4 if dice.below(4) == 0 => {
+                new("large", posted("{", Some(1 + (1 << 20))), End::Waits, &[413])
+            }
+            4 => leaves("endless", posted("{", Some(dice.below(1 << 40)))),
+            5 => leaves("chunked", chunked(dice)),
+            6 => {
+                let mut bytes = posted(&right(dice).to_string(), None);
+                bytes.truncate(dice.below(bytes.len()));
+                leaves("cut", bytes)
+            }
+            7 => {
+                let mut body = right(dice);
+                body["stream"] = json!(true);
+                body["denoising"] = json!(dice.below(2) == 0);
+                let bytes = posted(&body.to_string(), None);
+                match dice.below(2) {
+                    0 => leaves("left stream", bytes),
+                    _ => new("stream", bytes, End::Waits, DRAWN),
+                }
+            }
+            8 => Self::unknown(dice),
+            _ if dice.below(8) == 0 => leaves("left", posted(&right(dice).to_string(), None)),
+            _ => new("right", posted(&right(dice).to_string(), None), End::Waits, DRAWN),
+        }
+    }
+
+    /// Heads that are none, too long, or ask for what is there or not.
+    fn head(dice: &mut Dice) -> Self {
+        // A part that is read at once may be longer than the longest head: around that, either answer is right.
+        let by = |length: usize, most: usize, short, long| match length {
+            length if length + most / 20 < most => short,
+            length if length > 2 * most + most / 20 => long,
+            _ => &[0, 200, 404, 414, 431][..],
+        };
+        let (path, more, right): (String, String, &[u16]) = match dice.below(8) {
+            0 => {
+                let length = dice.below(200_000);
+                (
+                    format!("/{}", "a".repeat(length)),
+                    String::new(),
+                    by(length, 65_534, &[404], LONG),
+                )
+            }
+            1 => {
+                let lines = dice.below(400);
+                ("/".into(), "X: y\r\n".repeat(lines), by(lines, 98, &[200], &[431]))
+            }
+            2 => {
+                let length = dice.below(200_000);
+                (
+                    "/".into(),
+                    format!("X: {}\r\n", "b".repeat(length)),
+                    by(length, 65_000, &[200], LONG),
+                )
+            }
+            3 => {
+                let (text, right): (&str, &[u16]) = *dice.one(&[
+                    ("GET\r\n\r\n", &[400][..]),
+                    ("BREW /v1/completions HTTP/9.9\r\n\r\n", &[400, 505]),
+                    ("POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: -4\r\n\r\n{}", &[400]),
+                    ("POST /health HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n", &[405]),
+                    ("GET /v1/models HTTP/1.1\r\nHost: evil.example\r\nConnection: close\r\n\r\n", &[403]),
+                ]);
+                return Self { name: "head", bytes: text.into(), end: End::Waits, right };
+            }
+            _ => {
+                let (path, right): (&str, &[u16]) = *dice.one(&[
+                    ("/", &[200][..]),
+                    ("/../../etc/passwd", &[404]),
+                    ("/v1", &[404]),
+                    ("/metrics", &[200]),
+                    ("/v1/models", &[200]),
+                    ("/v1/models/none", &[404]),
+                    ("/assets/draw.js", &[200]),
+                    ("/assets/%2e%2e/Cargo.toml", &[404]),
+                    ("/runs/data", &[404]),
+                    ("/%00", &[404]),
+                    ("//", &[404]),
+                ]);
+                (path.into(), String::new(), right)
+            }
+        };
+        let text =
+            format!("GET {path} HTTP/1.1\r\nHost: localhost\r\n{more}Connection: close\r\n\r\n");
+        Self { name: "head", bytes: text.into_bytes(), end: End::Waits, right }
+    }
+
+    /// Bodies with one thing wrong.
+    fn unknown(dice: &mut Dice) -> Self {
+        let mut body = right(dice);
+        let (key, value, right): (&str, Value, &[u16]) = match dice.below(6) {
+            0 => ("stepz", json!(4), &[400]),
+            1 => ("max_tokens", json!("4"), &[400]),
+            2 => ("seed", json!(-1), &[400]),
+            3 => ("prompt", json!("spaceship"), &[400]),
+            4 => ("model", json!("gpt"), &[404]),
+            _ => ("sampler", json!("first_hiting"), &[400]),
+        };
+        body[key] = value;
+        Self { name: "wrong", bytes: posted(&body.to_string(), None), end: End::Waits, right }
+    }
+
+    /// Sends it: the status of its answer.
+    fn strike(&self, port: u16, dice: &mut Dice) -> u16 {
+        let Ok(mut stream) = TcpStream::connect(("127.0.0.1", port)) else { return 0 };
+        let _ = stream.set_read_timeout(Some(Duration::from_secs(30)));
+        let _ = stream.set_write_timeout(Some(Duration::from_secs(30)));
+        if stream.write_all(&self.bytes).is_err() {
             return 0;
         }
-        End::Closes => drop(stream.shutdown(std::net::Shutdown::Write)),
-        End::Waits => {}
+        match self.end {
+            End::Leaves => {
+                if dice.below(2) == 0 {
+                    std::thread::sleep(Duration::from_millis(dice.below(4) as u64));
+                }
+                return 0;
+            }
+            End::Closes => drop(stream.shutdown(std::net::Shutdown::Write)),
+            End::Waits => {}
+        }
+        let mut answer = Vec::new();
+        let _ = stream.take(1 << 22).read_to_end(&mut answer);
+        let first = String::from_utf8_lossy(&answer[..answer.len().min(40)]).into_owned();
+        first.split(' ').nth(1).and_then(|word| word.parse().ok()).unwrap_or(0)
     }
-    let mut answer = Vec::new();
-    let _ = stream.take(1 << 22).read_to_end(&mut answer);
-    let first = String::from_utf8_lossy(&answer[..answer.len().min(40)]).into_owned();
-    first.split(' ').nth(1).and_then(|word| word.parse().ok()).unwrap_or(0)
 }
 
 fn noise(dice: &mut Dice) -> Vec<u8> {
     (0..dice.below(400)).map(|_| dice.below(256) as u8).collect()
-}
-
-/// Heads that are none, or too long.
-fn head(dice: &mut Dice) -> Vec<u8> {
-    let text = match dice.below(7) {
-        0 => "GET\r\n\r\n".to_string(),
-        1 => format!("GET /{} HTTP/1.1\r\nHost: localhost\r\n\r\n", "a".repeat(dice.below(90_000))),
-        2 => format!(
-            "GET / HTTP/1.1\r\nHost: localhost\r\n{}\r\n",
-            "X: y\r\n".repeat(dice.below(400))
-        ),
-        3 => format!(
-            "GET / HTTP/1.1\r\nHost: localhost\r\nX: {}\r\n\r\n",
-            "b".repeat(dice.below(200_000))
-        ),
-        4 => "POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: -4\r\n\r\n{}"
-            .into(),
-        5 => "BREW /v1/completions HTTP/9.9\r\n\r\n".into(),
-        _ => {
-            let path = dice.one(&[
-                "/",
-                "/../../etc/passwd",
-                "/v1",
-                "/metrics",
-                "/v1/models",
-                "/assets/draw.js",
-                "/assets/%2e%2e/Cargo.toml",
-                "/runs/data",
-                "/%00",
-                "//",
-            ]);
-            format!("GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
-        }
-    };
-    text.into_bytes()
 }
 
 fn posted(body: &str, length: Option<usize>) -> Vec<u8> {
@@ -156,11 +238,14 @@ fn to(path: &str, body: &str, length: Option<usize>) -> Vec<u8> {
 }
 
 /// A question for the likeliest tokens of a position, right or not.
-fn looked(dice: &mut Dice) -> Value {
+fn looked(dice: &mut Dice) -> (Value, &'static [u16]) {
     let tokens: Vec<Value> = (0..dice.below(70))
         .map(|_| if dice.below(3) == 0 { json!(null) } else { json!(dice.below(40)) })
         .collect();
-    json!({"tokens": tokens, "position": dice.below(70), "top": dice.below(8)})
+    let (count, position, top) = (tokens.len(), dice.below(70), dice.below(8));
+    let fits = position < count && top > 0 && count <= 64;
+    let body = json!({"tokens": tokens, "position": position, "top": top});
+    (body, if fits { READ } else { &[400] })
 }
 
 fn chunked(dice: &mut Dice) -> Vec<u8> {
@@ -206,7 +291,7 @@ fn mutated(dice: &mut Dice) -> String {
 }
 
 /// A body with a value that no key of its name has.
-fn odd(dice: &mut Dice) -> Value {
+fn odd(dice: &mut Dice) -> (Value, &'static [u16]) {
     let keys = [
         "prompt",
         "max_tokens",
@@ -253,5 +338,14 @@ fn odd(dice: &mut Dice) -> Value {
     for _ in 0..1 + dice.below(2) {
         body[*dice.one(&keys)] = dice.one(&values).clone();
     }
-    body
+    let said = |key: &str| !body[key].is_null();
+    let right = if said("model") {
+        // What is nested too deeply is no JSON to the server.
+        &[400, 404][..]
+    } else if ["qqq", "semi_ar", "argument"].into_iter().any(said) {
+        &[400]
+    } else {
+        READ
+    };
+    (body, right)
 }

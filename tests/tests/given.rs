@@ -175,7 +175,11 @@ fn what_cannot_be_given_is_refused_before_any_work() {
         (&["--template", "The cat"], &["`The cat` has no hole", "[MASK:12]"]),
         (&["--template", "The [MASK:99]"], &["more than the 32 tokens"]),
         (&["--template", "The [MASK:x] "], &["no hole at `[MASK:x]", "[MASK:n]"]),
-        (&["--template", "A [MASK]", "sampling.semi_ar=true"], &["says where its text ends"]),
+        (&["--template", "A [MASK:+3]"], &["no hole at `[MASK:+3]", "[MASK:n]"]),
+        (
+            &["--template", "A [MASK:40]", "sampling.semi_ar=true", "sampling.stride_length=8"],
+            &["more than the 40 tokens"],
+        ),
         (&["--prompt-file", "none.txt"], &["none.txt", "No such file"]),
         (&["--prompt-file", "bad.jsonl"], &["`bad.jsonl`, line 1", "promt"]),
         (&["sampling.semi_ar=true", "sampling.stride_length=33"], &["a window has 32"]),

@@ -3,12 +3,8 @@
 use std::path::Path;
 
 use maskdiff_tests::run::shell;
-use maskdiff_tests::served::{Server, folder};
+use maskdiff_tests::served::{Server, chatting, folder};
 use serde_json::{Value, json};
-
-fn serve(words: &[&str]) -> Server {
-    Server::start(folder(), &[&["run"], words].concat())
-}
 
 /// The commands of the docs, against a server of their own.
 #[test]
@@ -36,14 +32,31 @@ fn the_official_client_reads_its_streams() {
         maskdiff_tests::skipped("no official client: `scripts/setup.sh --serve` installs it");
         return;
     };
-    let server = serve(&["--name", "tiny", "sampling.predictor=first_hitting"]);
+    let server = chatting("tiny");
     let body = json!({"prompt": "Ben has a", "max_tokens": 12, "seed": 8});
     let whole = server.post("/v1/completions", &body).expect(200)["choices"][0]["text"].clone();
     let program = format!(
         r#"
-from openai import OpenAI, BadRequestError
+from openai import OpenAI, BadRequestError, NotFoundError
 client = OpenAI(base_url="http://127.0.0.1:{}/v1", api_key="none")
 assert [m.id for m in client.models.list()] == ["tiny"]
+assert client.models.retrieve("tiny").id == "tiny"
+try:
+    client.models.retrieve("other")
+    raise SystemExit("there is no such model")
+except NotFoundError:
+    pass
+said = [{{"role": "user", "content": "Ben has a"}}]
+for seed in range(4):
+    turn = dict(model="tiny", messages=said, max_tokens=12, seed=seed, logprobs=True, top_logprobs=2)
+    answer = client.chat.completions.create(**turn).choices[0]
+    with client.chat.completions.stream(**turn) as stream:
+        kinds = [event.type for event in stream]
+        last = stream.current_completion_snapshot.choices[0]
+    assert last.message.role == "assistant", last
+    assert last.message.content == answer.message.content, (last, answer)
+    assert len(answer.logprobs.content) > 0 and last.logprobs.content == answer.logprobs.content
+    assert last.finish_reason == answer.finish_reason and "content.delta" in kinds
 whole = client.completions.create(model="tiny", prompt="Ben has a", max_tokens=12, seed=8)
 stream = client.completions.create(model="tiny", prompt="Ben has a", max_tokens=12, seed=8, stream=True, extra_body={{"denoising": True}})
 events = list(stream)
@@ -135,7 +148,7 @@ fn lm_eval_gets_the_numbers_of_the_server() {
     };
     let at = tempfile::tempdir().expect("a folder");
     tasks(at.path());
-    let server = serve(&["--name", "tiny"]);
+    let server = chatting("tiny");
     let package = maskdiff_tests::root().join("python");
     let model = format!(
         "model=tiny,base_url=http://127.0.0.1:{}/v1/completions,likelihood=duel,order=left_to_right",
@@ -160,14 +173,19 @@ fn lm_eval_gets_the_numbers_of_the_server() {
     };
     let plain = model.split(",likelihood").next().expect("the model");
     let plain = format!("{plain},tokenizer_backend=remote");
+    let talk = plain.replace("/v1/completions", "/v1/chat/completions");
+    let talk = talk.replace(",tokenizer_backend=remote", "");
     // Most of their time is their imports.
     let (run, model) = (&run, &model);
-    let (ours, theirs) = std::thread::scope(|scope| {
+    let (ours, theirs, turns) = std::thread::scope(|scope| {
         let own = ["maskdiff_lm_eval", "run", "--model", "maskdiff"];
         let ours = scope.spawn(move || run(&own, model, "choice,write", "ours"));
         let module = ["lm_eval", "run", "--model", "local-completions"];
-        let theirs = run(&module, &plain, "choice", "theirs");
-        (ours.join().expect("samples"), theirs)
+        let theirs = run(&module, &plain, "choice,write", "theirs");
+        let module =
+            ["lm_eval", "run", "--model", "local-chat-completions", "--apply_chat_template"];
+        let turns = run(&module, &talk, "write", "turns");
+        (ours.join().expect("samples"), theirs, turns)
     });
     let numbers = |all: &[Value]| -> Vec<f64> {
         let of = |one: &Value| one["filtered_resps"].as_array().cloned().unwrap_or_default();
@@ -189,13 +207,27 @@ fn lm_eval_gets_the_numbers_of_the_server() {
         (direct.expect("a number") - ours_numbers[0]).abs() < 1e-4,
         "{direct:?} {ours_numbers:?}"
     );
-    let written = ours
-        .iter()
-        .find(|one| one["arguments"].to_string().contains("until"))
-        .expect("a generation");
-    let body = json!({"prompt": "Ben has a", "max_tokens": 8, "sampler": "confidence", "temperature": 0, "stop": "."});
+    written_alike(&server, [&ours, &theirs], &turns);
+}
+
+/// Whoever writes them, generations are those of the server with the sampler that the task names; those of turns are turns.
+fn written_alike(server: &Server, texts: [&Vec<Value>; 2], turns: &[Value]) {
+    let drawn = json!({"max_tokens": 8, "sampler": "confidence", "temperature": 0, "stop": "."});
+    let mut body = drawn.clone();
+    body["prompt"] = json!("Ben has a");
     let text = server.post("/v1/completions", &body).expect(200)["choices"][0]["text"].clone();
-    assert_eq!(written["filtered_resps"][0], text);
+    let mut body = drawn;
+    body["messages"] = json!([{"role": "user", "content": "Ben has a"}]);
+    let turn = server.post("/v1/chat/completions", &body).expect(200);
+    let turn = turn["choices"][0]["message"]["content"].clone();
+    for (all, text) in [(&texts[0][..], &text), (&texts[1][..], &text), (turns, &turn)] {
+        let is_written = |one: &&Value| {
+            let asked = one["arguments"].to_string();
+            asked.contains("until") && asked.contains("Ben has a")
+        };
+        let written = all.iter().find(is_written).expect("a generation");
+        assert_eq!(&written["filtered_resps"][0], text, "{written}");
+    }
 }
 
 /// The lines of the samples that lm-eval logged below a folder.

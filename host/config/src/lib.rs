@@ -117,6 +117,15 @@ impl Config {
         self.top.component.as_deref().unwrap_or(&self.top.parameterization)
     }
 
+    /// The seed of texts that are drawn: `sampling.seed`, or else `seed`, whichever is said by hand where one is.
+    pub fn texts_seed(&self) -> u64 {
+        let by_hand = |key| self.layers.is_by_hand(key);
+        match self.sampling.seed {
+            Some(seed) if by_hand("sampling.seed") || !by_hand("seed") => seed,
+            _ => self.top.seed,
+        }
+    }
+
     /// The names of the classes that the network is conditioned on; numbers where they have none.
     pub fn label_names(&self) -> Vec<String> {
         match self.model.labels.is_empty() {

@@ -317,7 +317,9 @@ fn hole(text: &str) -> Option<(usize, &str)> {
         return Some((1, after));
     }
     let (digits, after) = inner.strip_prefix(':')?.split_once(']')?;
-    let size = digits.parse().ok().filter(|size| *size > 0)?;
+    // A number may have a sign, and a hole has none.
+    let is_plain = digits.bytes().all(|byte| byte.is_ascii_digit());
+    let size = digits.parse().ok().filter(|size| is_plain && *size > 0)?;
     Some((size, after))
 }
 
@@ -406,7 +408,7 @@ mod tests {
         refused(template("abc"), "has no hole");
         refused(template("ab[MASK:3]"), "more than the 4 tokens");
         refused(template("a[MASK:99999999999999999999]"), "no hole at");
-        for bad in ["a[MASK:0]", "a[MASK:x]", "a[MASK:-1]", "a[MASK:2", "a[MASK"] {
+        for bad in ["a[MASK:0]", "a[MASK:+3]", "a[MASK:x]", "a[MASK:-1]", "a[MASK:2", "a[MASK"] {
             refused(template(bad), "no hole at");
         }
         assert!(prompt("abc").is_ok() && template("abc[MASK]").is_ok());

@@ -74,7 +74,7 @@ impl<'a> Texts<'a> {
             windows,
             new_tokens: config.sampling.new_tokens,
             stop_at_eos,
-            seed: config.top.seed,
+            seed: config.texts_seed(),
             first: config.sampling.first_number,
             sources: &[],
             length: length(config),

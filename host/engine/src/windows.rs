@@ -4,6 +4,8 @@ use maskdiff_base::error::Result;
 use maskdiff_config::groups;
 use tch::Tensor;
 
+use crate::prompt::Given;
+
 /// How long a text becomes: a window of the model's length, then windows that each move on by `stride` tokens and see
 /// the end of the one before.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -31,6 +33,17 @@ impl Windows {
     pub fn up_to(self, longest: i64, length: i64) -> Self {
         let beyond = (longest - length).max(0);
         Self { more: ((beyond + self.stride - 1) / self.stride).min(self.more), ..self }
+    }
+
+    /// Those that these texts need, in windows of `length` tokens: fewer where each says its end.
+    #[must_use]
+    pub fn of(self, given: &[Given], length: i64) -> Self {
+        match given.iter().all(Given::is_whole) {
+            true => {
+                self.up_to(given.iter().filter_map(Given::whole).max().unwrap_or(0) as i64, length)
+            }
+            false => self,
+        }
     }
 
     /// Tokens of a text, where a window has `length`.

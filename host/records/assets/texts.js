@@ -46,11 +46,12 @@ class TraceText {
   }
 
   load(sample) {
-    this.writes = sample.start.map((id) => ({ steps: [0], ids: [id] }));
+    this.writes = sample.start.map((id) => ({ steps: [0], ids: [id], sure: [null] }));
     for (const [step, changes] of [...sample.events].sort((a, b) => a[0] - b[0])) {
-      for (const [position, id] of changes) {
+      for (const [position, id, p] of changes) {
         this.writes[position].steps.push(step);
         this.writes[position].ids.push(id);
+        this.writes[position].sure.push(p ?? null);
       }
     }
     // Steps that wrote nothing are no frames of their own.
@@ -97,9 +98,10 @@ class TraceText {
   }
 
   story(position) {
-    const { steps, ids } = this.writes[position];
+    const { steps, ids, sure } = this.writes[position];
+    const probability = (p) => (p === null ? '' : `, probability ${Number(p.toPrecision(3))}`);
     const name = (id) => (id === ABSENT ? 'nothing' : `${JSON.stringify(this.token(id))} (${id})`);
-    return [`position ${position}`, ...steps.map((step, i) => `step ${step}: ${name(ids[i])}`)].join('\n');
+    return [`position ${position}`, ...steps.map((step, i) => `step ${step}: ${name(ids[i])}${probability(sure[i])}`)].join('\n');
   }
 }
 

@@ -36,12 +36,37 @@ pub struct Sample {
     pub entropy: f64,
     /// Ids before the first step; -1 where there is no token yet.
     pub start: Vec<i64>,
-    /// What each step wrote: the step, from 1 on, and positions with ids.
-    pub events: Vec<(i64, Vec<(i64, i64)>)>,
+    /// What each step wrote: the step, from 1 on, and tokens.
+    pub events: Vec<Event>,
 }
 
-/// Version of the layout.
-pub const FORMAT: u32 = 1;
+/// A step, and what it wrote.
+pub type Event = (i64, Vec<Written>);
+
+/// A token that a step wrote: position, id, and the probability that the model gave it, where that is known.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(from = "Read")]
+pub struct Written(pub i64, pub i64, pub Option<f64>);
+
+/// A token as a file has it. The first layout had no probabilities.
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum Read {
+    Three(i64, i64, Option<f64>),
+    Two(i64, i64),
+}
+
+impl From<Read> for Written {
+    fn from(read: Read) -> Self {
+        match read {
+            Read::Three(place, id, p) => Self(place, id, p),
+            Read::Two(place, id) => Self(place, id, None),
+        }
+    }
+}
+
+/// Version of the layout. Layout 1 has pairs in the place of [`Written`].
+pub const FORMAT: u32 = 2;
 
 /// Writes down the walks of a batch.
 #[derive(Debug, Default)]
@@ -58,7 +83,9 @@ pub struct Recorder {
 struct Row {
     start: Vec<i64>,
     now: Vec<i64>,
-    events: Vec<(i64, Vec<(i64, i64)>)>,
+    events: Vec<Event>,
+    /// Events whose probabilities were asked for.
+    asked: usize,
 }
 
 impl Row {
@@ -68,7 +95,7 @@ impl Row {
         let mut written = Vec::new();
         for (place, (known, id)) in places.filter(|(_, (known, id))| known != id) {
             *known = *id;
-            written.push((place, *id));
+            written.push(Written(place, *id, None));
         }
         if !written.is_empty() {
             self.events.push((step, written));
@@ -82,7 +109,7 @@ impl Recorder {
         (self.offset, self.before) = (offset as usize, self.before + self.total);
         self.total = 0;
         if self.rows.is_empty() {
-            let row = |start: Vec<i64>| Row { now: start.clone(), start, events: Vec::new() };
+            let row = |start: Vec<i64>| Row { now: start.clone(), start, ..Row::default() };
             self.rows = starts.into_iter().map(row).collect();
             return;
         }
@@ -121,6 +148,24 @@ impl Recorder {
         self.rows.iter().map(|row| &row.now[..])
     }
 
+    /// Asks for the probabilities of the tokens that were written since it was last asked for them: `of` gives those of a text, position and token
+    /// each. Tokens of which nothing is known then have none.
+    pub fn ask(&mut self, of: impl Fn(&[(usize, usize, i64)]) -> Vec<Option<f64>>) {
+        for (text, row) in self.rows.iter_mut().enumerate() {
+            let asked = row.asked.min(row.events.len());
+            row.asked = row.events.len();
+            for (_, written) in &mut row.events[asked..] {
+                let token = |one: &Written| (text, one.0 as usize, one.1.max(0));
+                let all: Vec<(usize, usize, i64)> = written.iter().map(token).collect();
+                for (one, p) in written.iter_mut().zip(of(&all)) {
+                    // Four digits are more than anybody reads.
+                    let known = p.filter(|p| p.is_finite() && one.1 >= 0);
+                    one.2 = known.map(|p| (p * 1e4).round() / 1e4);
+                }
+            }
+        }
+    }
+
     /// Takes what was written down, and the number of steps.
     pub fn take(&mut self) -> (i64, Vec<Walk>) {
         let this = std::mem::take(self);
@@ -130,12 +175,12 @@ impl Recorder {
 }
 
 /// The way to one text.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Walk {
     /// As [`Sample::start`].
     pub start: Vec<i64>,
     /// As [`Sample::events`].
-    pub events: Vec<(i64, Vec<(i64, i64)>)>,
+    pub events: Vec<Event>,
 }
 
 impl Walk {
@@ -143,7 +188,7 @@ impl Walk {
     pub fn cut(mut self, length: usize) -> Self {
         self.start.truncate(length);
         for (_, written) in &mut self.events {
-            written.retain(|(place, _)| *place < length as i64);
+            written.retain(|Written(place, ..)| *place < length as i64);
         }
         self.events.retain(|(_, written)| !written.is_empty());
         self
@@ -162,16 +207,18 @@ impl Trace {
         let whole = |sample: &Sample| {
             let length = sample.start.len() as i64;
             let mut written = sample.events.iter().flat_map(|(_, written)| written);
-            written.all(|(place, _)| (0..length).contains(place))
+            written.all(|Written(place, ..)| (0..length).contains(place))
         };
-        (trace.format == FORMAT && trace.samples.iter().all(whole)).then_some(trace)
+        ((1..=FORMAT).contains(&trace.format) && trace.samples.iter().all(whole)).then_some(trace)
     }
 
     /// Adds a text that took `steps` steps.
     pub fn add(&mut self, sample: Sample, steps: i64, piece: impl Fn(i64) -> String) {
         self.steps = self.steps.max(steps);
-        let written =
-            sample.events.iter().flat_map(|(_, written)| written.iter().map(|(_, id)| *id));
+        let written = sample
+            .events
+            .iter()
+            .flat_map(|(_, written)| written.iter().map(|Written(_, id, _)| *id));
         for id in written.chain(sample.start.iter().copied()).filter(|id| *id >= 0) {
             self.vocabulary.entry(id).or_insert_with(|| piece(id));
         }
@@ -182,6 +229,11 @@ impl Trace {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn pairs(events: &[Event]) -> Vec<(i64, Vec<(i64, i64)>)> {
+        let pairs = |written: &[Written]| written.iter().map(|one| (one.0, one.1)).collect();
+        events.iter().map(|(step, written)| (*step, pairs(written))).collect()
+    }
 
     fn tensor(rows: &[[i64; 3]]) -> Vec<Vec<i64>> {
         rows.iter().map(Vec::from).collect()
@@ -197,9 +249,10 @@ mod tests {
         recorder.end(tensor(&[[1, 2, 3], [4, 5, 6]]));
         let (steps, walks) = recorder.take();
         assert_eq!(steps, 3);
-        assert_eq!(walks[0].events, [(2, vec![(1, 2)]), (3, vec![(0, 1), (2, 3)])]);
+        assert_eq!(pairs(&walks[0].events), [(2, vec![(1, 2)]), (3, vec![(0, 1), (2, 3)])]);
         let again = [(1, vec![(0, 1)]), (2, vec![(0, 9)]), (3, vec![(0, 4), (2, 6)])];
-        assert_eq!((walks[1].start.clone(), &walks[1].events[..]), (vec![9, 5, 9], &again[..]));
+        assert_eq!(walks[1].start, [9, 5, 9]);
+        assert_eq!(pairs(&walks[1].events), again);
     }
 
     /// A sampler that walks one text after the other is written down for each.
@@ -211,8 +264,8 @@ mod tests {
         recorder.step_alone(1, 1, 2, &[9, 9, 6]);
         recorder.end(tensor(&[[1, 2, 3], [4, 5, 6]]));
         let (_, walks) = recorder.take();
-        assert_eq!(walks[0].events, [(1, vec![(0, 1)]), (2, vec![(1, 2), (2, 3)])]);
-        assert_eq!(walks[1].events, [(1, vec![(2, 6)]), (2, vec![(0, 4), (1, 5)])]);
+        assert_eq!(pairs(&walks[0].events), [(1, vec![(0, 1)]), (2, vec![(1, 2), (2, 3)])]);
+        assert_eq!(pairs(&walks[1].events), [(1, vec![(2, 6)]), (2, vec![(0, 4), (1, 5)])]);
     }
 
     #[test]
@@ -226,6 +279,44 @@ mod tests {
         let (steps, walks) = recorder.take();
         assert_eq!((steps, &walks[0].start[..]), (3, &[9, 9, 9, -1][..]));
         let events = [(1, vec![(0, 1), (1, 2), (2, 3)]), (1, vec![(3, 9)]), (3, vec![(3, 4)])];
-        assert_eq!(walks[0].events, events);
+        assert_eq!(pairs(&walks[0].events), events);
+    }
+
+    /// Each token is asked about once, when it was written.
+    #[test]
+    fn tokens_have_the_probability_of_their_step() {
+        let mut recorder = Recorder::default();
+        recorder.begin(tensor(&[[9, 9, 9], [9, 9, 9]]), 0);
+        recorder.step(1, 2, tensor(&[[1, 9, 9], [9, 9, 9]]));
+        recorder.ask(|tokens| {
+            assert_eq!(tokens, [(0, 0, 1)]);
+            vec![Some(0.123_456)]
+        });
+        recorder.end(tensor(&[[1, 2, 3], [4, 5, 6]]));
+        recorder.ask(|tokens| tokens.iter().map(|(text, ..)| [None, Some(0.5)][*text]).collect());
+        let (_, walks) = recorder.take();
+        assert_eq!(walks[0].events[0].1, [Written(0, 1, Some(0.1235))]);
+        assert!(walks[0].events[1].1.iter().all(|one| one.2.is_none()));
+        assert!(walks[1].events[0].1.iter().all(|one| one.2 == Some(0.5)));
+    }
+
+    /// Files of both layouts are read.
+    #[test]
+    fn a_layout_without_probabilities_is_read_too() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("trace.json");
+        let read = |format: u32, events: &str| {
+            let text = format!(
+                r#"{{"format":{format},"sampler":"x","steps":2,"mask_id":9,"vocabulary":{{}},"samples":[{{"given":"","nfe":1.0,"seconds":1.0,"entropy":0.0,"start":[9,9],"events":{events}}}]}}"#
+            );
+            std::fs::write(&path, text).unwrap();
+            Trace::read(&path).map(|trace| trace.samples[0].events.clone())
+        };
+        let old = read(1, "[[1,[[0,4]]],[2,[[1,5]]]]").unwrap();
+        assert_eq!(old, [(1, vec![Written(0, 4, None)]), (2, vec![Written(1, 5, None)])]);
+        let new = read(2, "[[1,[[0,4,0.5]]],[2,[[1,5,null]]]]").unwrap();
+        assert_eq!(new, [(1, vec![Written(0, 4, Some(0.5))]), (2, vec![Written(1, 5, None)])]);
+        assert_eq!(serde_json::to_string(&new).unwrap(), "[[1,[[0,4,0.5]]],[2,[[1,5,null]]]]");
+        assert!(read(3, "[]").is_none() && read(2, "[[1,[[2,4,0.5]]]]").is_none());
     }
 }

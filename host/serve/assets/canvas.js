@@ -107,6 +107,12 @@ class Canvas {
     span.setAttribute('aria-label', said);
   }
 
+  /** The text as it is seen, in words. */
+  read() {
+    const seen = this.tokens.filter((_, at) => !this.spans[at].hidden);
+    return seen.map((token) => token?.text ?? ' masked ').join('').trim();
+  }
+
   repaint() {
     this.show(this.shown);
   }

@@ -23,12 +23,14 @@ class Panel {
     this.at = el('span', { class: 'at' });
     this.measures = el('dl', { class: 'measures' });
     this.words = el('pre', { class: 'text words', tabindex: 0, hidden: '' });
-    this.menu = el('div', { class: 'menu card', role: 'dialog', 'aria-label': 'Token', hidden: '' });
+    this.menu = el('div', { class: 'menu card', role: 'dialog', 'aria-modal': 'true', 'aria-labelledby': `menu-${number}`, hidden: '' });
+    // A text of buttons is tedious to hear: whoever listens is told it as a whole when it is done.
+    this.said = el('p', { class: 'unseen', role: 'status', 'aria-label': `Text of sampler ${number + 1}` });
     this.error = el('p', { class: 'error', role: 'alert' });
     this.slider.addEventListener('input', () => this.show(this.slider.valueAsNumber));
     const title = el('h2', { id: `panel-${number}` }, `Sampler ${number + 1}`);
     this.node = el('section', { class: 'panel card', 'aria-labelledby': title.id }, title, this.settings.node,
-      el('div', { class: 'row player' }, this.play, this.slider, this.at), this.error, this.canvas.node, this.menu, this.measures, this.words);
+      el('div', { class: 'row player' }, this.play, this.slider, this.at), this.error, this.canvas.node, this.said, this.menu, this.measures, this.words);
   }
 
   /** What is asked for: the text as it is written, or the tokens that must stay. */
@@ -51,7 +53,7 @@ class Panel {
   async draw(signal, kept) {
     this.setPlaying(false);
     this.closeMenu();
-    this.error.textContent = '';
+    this.error.textContent = this.said.textContent = '';
     this.body = this.request(kept);
     const body = { ...this.body, stream: true, denoising: true };
     try {
@@ -107,6 +109,7 @@ class Panel {
   done(about) {
     // What stands behind the end of the text was cut.
     this.canvas.spans.forEach((span, at) => { span.hidden = at < model.lead || at >= about.ids.length; });
+    this.said.textContent = this.canvas.read();
     const facts = [['entropy', `${about.entropy.toFixed(3)} nats`], ['network calls', Number(about.calls.toFixed(2))], ['tokens read', Math.round(about.rows)],
       ['time', `${about.seconds.toPrecision(3)} s`], ...(about.approximate ? [['law', 'approximate: kept keys and values']] : [])];
     this.measures.replaceChildren(...facts.map(([name, value]) => el('div', {}, el('dt', {}, name), el('dd', {}, value))));
@@ -142,11 +145,11 @@ class Panel {
     if (token) actions.push(button('Open again', () => this.again(at), { class: 'again' }));
     actions.push(button('Close', () => this.closeMenu(true), { class: 'close' }));
     const name = token ? `${JSON.stringify(token.text)} at position ${at}` : `the hole at position ${at}`;
-    this.menu.replaceChildren(el('h3', {}, name), el('div', { class: 'row' }, ...actions),
+    this.menu.replaceChildren(el('h3', { id: this.menu.getAttribute('aria-labelledby') }, name), el('div', { class: 'row' }, ...actions),
       soft('Likeliest here, given the other tokens of this step:'), list);
     this.menu.hidden = false;
     this.opener = span;
-    this.menu.onkeydown = (event) => { if (event.key === 'Escape') this.closeMenu(true); };
+    this.menu.onkeydown = (event) => this.menuKey(event);
     this.menu.querySelector('button').focus();
     this.likeliest(at, list);
   }
@@ -169,6 +172,17 @@ class Panel {
     }
   }
 
+  /** Escape closes the menu, and Tab goes round in it. */
+  menuKey(event) {
+    if (event.key === 'Escape') this.closeMenu(true);
+    if (event.key !== 'Tab') return;
+    const all = [...this.menu.querySelectorAll('button')];
+    const [from, to] = event.shiftKey ? [all[0], all.at(-1)] : [all.at(-1), all[0]];
+    if (document.activeElement !== from && all.includes(document.activeElement)) return;
+    event.preventDefault();
+    to.focus();
+  }
+
   closeMenu(back) {
     if (back && !this.menu.hidden) this.opener?.focus();
     this.menu.hidden = true;
@@ -188,6 +202,7 @@ class Panel {
     this.canvas.given.delete(at);
     this.canvas.pins.add(at);
     this.follow();
+    this.said.textContent = this.canvas.read();
     this.closeMenu(true);
     tellPins();
   }

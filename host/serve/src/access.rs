@@ -65,7 +65,9 @@ impl Access {
         let local = |name: &str| {
             // A name may begin with 127. and lead anywhere.
             let is_address = |ip: std::net::Ipv4Addr| ip.is_loopback();
-            ["localhost", "[::1]"].contains(&name) || name.parse().is_ok_and(is_address)
+            name.eq_ignore_ascii_case("localhost")
+                || name == "[::1]"
+                || name.parse().is_ok_and(is_address)
         };
         if self.loopback && self.key.is_none() && !host.is_none_or(|host| local(&name(host))) {
             return Err(forbidden(
@@ -73,7 +75,8 @@ impl Access {
             ));
         }
         if let Some(origin) = text(header::ORIGIN) {
-            let of_here = origin.split_once("://").is_some_and(|(_, rest)| Some(rest) == host);
+            let is_host = |rest: &str| host.is_some_and(|host| rest.eq_ignore_ascii_case(host));
+            let of_here = origin.split_once("://").is_some_and(|(_, rest)| is_host(rest));
             if !of_here {
                 return Err(forbidden("pages of other sites may not ask this server"));
             }
@@ -104,6 +107,23 @@ mod tests {
             assert!(!key.fits(other), "{other}");
         }
         assert_eq!(format!("{key:?}"), "Key");
+    }
+
+    /// Names of machines are the same in capital letters.
+    #[test]
+    fn the_machine_has_its_names() {
+        let access = Access::new(None, ([127, 0, 0, 1], 80).into());
+        let admits = |host: &'static str, origin: Option<&'static str>| {
+            let mut headers = HeaderMap::new();
+            headers.insert(header::HOST, header::HeaderValue::from_static(host));
+            if let Some(origin) = origin {
+                headers.insert(header::ORIGIN, header::HeaderValue::from_static(origin));
+            }
+            access.admits("/v1/models", &headers).is_ok()
+        };
+        assert!(admits("LOCALHOST:80", None) && admits("LocalHost", None));
+        assert!(admits("LOCALHOST:80", Some("http://localhost:80")));
+        assert!(!admits("LOCALHOST.evil", None) && !admits("localhost", Some("http://evil")));
     }
 
     #[test]

@@ -23,6 +23,33 @@ pub(crate) struct Answer<'a> {
     created: u64,
 }
 
+/// What the client of a stream has of a text.
+#[derive(Debug, Default)]
+pub(crate) struct Spoken {
+    /// Who speaks.
+    role: bool,
+    /// What stands in front of the text.
+    head: bool,
+    /// In a conversation: a part that is not blank.
+    begun: bool,
+    /// In a conversation: blanks that are left out where nothing comes behind them.
+    held: String,
+}
+
+impl Spoken {
+    /// The next part of a turn, of which blanks at both ends are left out.
+    fn trimmed(&mut self, part: &str, is_last: bool) -> String {
+        let all = std::mem::take(&mut self.held) + part;
+        let all = if self.begun { &all[..] } else { all.trim_start() };
+        let kept = all.trim_end();
+        self.begun |= !kept.is_empty();
+        if !is_last && self.begun {
+            self.held = all[kept.len()..].to_string();
+        }
+        kept.to_string()
+    }
+}
+
 impl<'a> Answer<'a> {
     /// A new one.
     pub(crate) fn new(facts: &'a Facts, reply: &'a Reply) -> Self {
@@ -80,7 +107,8 @@ impl<'a> Answer<'a> {
                 "logprobs": logprobs, "finish_reason": text.finish,
             }),
             false => {
-                let shown = if self.reply.echo { &text.whole } else { &text.text };
+                let head = if self.reply.echo { &text.head[..] } else { "" };
+                let shown = format!("{head}{}", text.text);
                 json!({"index": index, "text": shown, "logprobs": logprobs, "finish_reason": text.finish})
             }
         };
@@ -112,7 +140,7 @@ impl<'a> Answer<'a> {
     fn words(&self, text: &Text) -> Vec<String> {
         let mut words = vec![
             "sampling.num_samples=1".to_string(),
-            format!("seed={}", text.seed),
+            format!("sampling.seed={}", text.seed),
             format!("sampling.first_number={}", text.number),
         ];
         if let Some(new) = self.reply.new_tokens.filter(|_| text.reach > 0 || text.given == 0) {
@@ -138,7 +166,8 @@ impl<'a> Answer<'a> {
     fn own_words(&self, in_one: bool) -> Vec<String> {
         let key = |word: &str| word.split('=').next().unwrap_or_default().to_string();
         let mut said: Vec<String> = self.reply.words.iter().map(|word| key(word)).collect();
-        said.extend(["sampling.num_samples", "sampling.first_number"].map(String::from));
+        let of_text = ["num_samples", "seed", "first_number"];
+        said.extend(of_text.map(|key| format!("sampling.{key}")));
         if self.reply.new_tokens.is_some() {
             said.extend(["sampling.new_tokens", "sampling.length"].map(String::from));
         }
@@ -198,12 +227,23 @@ impl<'a> Answer<'a> {
         let from = if self.reply.echo { 0 } else { text.reach };
         let tokens: Vec<String> =
             text.ids[from..text.kept.max(from)].iter().map(|id| piece(*id, tokenizer)).collect();
+        let end = text.kept.min(scored.len());
+        let scored = &scored[from.min(end)..end];
+        if self.reply.chat {
+            let likely = |(token, log_p): (String, f64)| json!({"bytes": token.as_bytes(), "token": token, "logprob": log_p});
+            let told = tokens.into_iter().zip(scored).map(|(token, one)| {
+                let top = one.top.iter().take(wanted);
+                let mut told = likely((token, one.log_p));
+                told["top_logprobs"] =
+                    top.map(|(id, log_p)| likely((piece(*id, tokenizer), *log_p))).collect();
+                told
+            });
+            return json!({"content": told.collect::<Vec<Value>>(), "refusal": null});
+        }
         let offsets: Vec<usize> = tokens
             .iter()
             .scan(0, |at, token| Some(std::mem::replace(at, *at + token.chars().count())))
             .collect();
-        let end = text.kept.min(scored.len());
-        let scored = &scored[from.min(end)..end];
         let top = scored.iter().map(|one| {
             let mut all = Map::new();
             // Two tokens that read alike count as the likelier one.
@@ -218,24 +258,45 @@ impl<'a> Answer<'a> {
     }
 
     /// A chunk of a stream with one choice.
-    fn chunk(&self, index: usize, text: &str, finish: Option<&str>) -> Map<String, Value> {
+    fn chunk(
+        &self,
+        index: usize,
+        text: &str,
+        spoken: &mut Spoken,
+        end: Option<(&str, Value)>,
+    ) -> Map<String, Value> {
         let mut chunk = self.shell(self.object(true));
-        let choice = match self.reply.chat {
-            true => json!({
-                "index": index, "delta": {"role": "assistant", "content": text}, "logprobs": null, "finish_reason": finish,
-            }),
-            false => {
-                json!({"index": index, "text": text, "logprobs": null, "finish_reason": finish})
+        let (finish, logprobs) = end.unzip();
+        let mut choice =
+            json!({"index": index, "logprobs": logprobs, "finish_reason": finish, "text": text});
+        if self.reply.chat {
+            choice = json!({"index": index, "logprobs": logprobs, "finish_reason": finish, "delta": {"content": text}});
+            // Clients put the parts of a message together, its role among them.
+            if !std::mem::replace(&mut spoken.role, true) {
+                choice["delta"]["role"] = json!("assistant");
             }
-        };
+        }
         chunk.insert("choices".into(), json!([choice]));
         chunk
     }
 
+    /// A part of a text as its client gets it: behind the prompt where that is echoed, and without blanks at the ends of a turn.
+    fn part(&self, text: &str, head: Option<&str>, spoken: &mut Spoken, is_last: bool) -> String {
+        let head = head.filter(|_| self.reply.echo && !spoken.head);
+        spoken.head |= head.is_some();
+        match self.reply.chat {
+            true => spoken.trimmed(text, is_last),
+            false => head.unwrap_or_default().to_string() + text,
+        }
+    }
+
     /// A step of a text.
-    pub(crate) fn step(&self, step: &Step) -> Value {
-        let shown = step.whole.as_deref().unwrap_or(&step.delta);
-        let mut chunk = self.chunk(step.text, shown, None);
+    pub(crate) fn step(&self, step: &Step, spoken: &mut Spoken) -> Value {
+        let shown = match &step.whole {
+            Some(whole) => whole.clone(),
+            None => self.part(&step.delta, step.head.as_deref(), spoken, false),
+        };
+        let mut chunk = self.chunk(step.text, &shown, spoken, None);
         let mut about = json!({"step": step.done, "steps": step.total, "masked": step.masked});
         if !step.opened.is_empty() {
             about["opened"] = json!(step.opened);
@@ -248,10 +309,18 @@ impl<'a> Answer<'a> {
         Value::Object(chunk)
     }
 
-    /// The end of a text; in `diffusing` the whole text once more.
-    pub(crate) fn end(&self, index: usize, text: &Text, diffusing: bool) -> Value {
-        let shown = if diffusing { &text.text } else { &text.rest };
-        let mut chunk = self.chunk(index, shown, Some(text.finish));
+    /// The end of a text, with the log-probabilities of all of it where they are asked for; in `diffusing` the whole text once more.
+    pub(crate) fn end(
+        &self,
+        index: usize,
+        text: &Text,
+        diffusing: bool,
+        spoken: &mut Spoken,
+    ) -> Value {
+        let rest = if diffusing { &text.text } else { &text.rest };
+        let shown = self.part(rest, Some(&text.head), spoken, true);
+        let end = Some((text.finish, self.logprobs(text)));
+        let mut chunk = self.chunk(index, &shown, spoken, end);
         let mut about = self.about();
         if let (Some(about), Value::Object(of_text)) = (about.as_object_mut(), self.of_text(text)) {
             about.extend(of_text);
@@ -273,5 +342,28 @@ impl<'a> Answer<'a> {
         chunk.insert("choices".into(), json!([]));
         chunk.insert("usage".into(), self.usage(texts));
         Value::Object(chunk)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// However a turn is cut into parts, they are the turn without the blanks at its ends.
+    #[test]
+    fn parts_of_a_turn_are_the_turn() {
+        for turn in [" Ella gets  meow ", "a", "  ", "", "x \n\n", "\n a b  c"] {
+            for size in 1..turn.len().max(2) {
+                let mut spoken = Spoken::default();
+                let letters: Vec<char> = turn.chars().collect();
+                let mut told = String::new();
+                for part in letters.chunks(size) {
+                    told += &spoken.trimmed(&part.iter().collect::<String>(), false);
+                    assert!(turn.trim().starts_with(&told));
+                }
+                told += &spoken.trimmed("", true);
+                assert_eq!(told, turn.trim(), "{turn:?} in parts of {size}");
+            }
+        }
     }
 }

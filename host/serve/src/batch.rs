@@ -2,11 +2,11 @@
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
+use std::ops::Range;
 use std::rc::Rc;
 use std::sync::Arc;
 
 use maskdiff_base::error::{Error, Result};
-use maskdiff_data::Tokenizer;
 use maskdiff_engine::choose::Choose as _;
 use maskdiff_engine::component;
 use maskdiff_engine::evaluate::chain::{Reading, Scored, left_to_right};
@@ -15,10 +15,11 @@ use maskdiff_engine::sample::{self, Drawn, Texts, Windows};
 use maskdiff_native::generator_state;
 use maskdiff_records::trace::Recorder;
 
+use crate::cut::{before_stop, continuation, cut};
 use crate::guard::guarded;
 use crate::job::{Draw, Order, Shown, Text};
 use crate::model::{Host, Settled};
-use crate::steps::{Row, Rows, Watch, continuation, cut};
+use crate::steps::{Row, Rows, Watch};
 
 /// A sampler with its settings, and what was found out about it.
 #[derive(Debug)]
@@ -215,13 +216,9 @@ impl Batch<'_> {
 
     /// The windows of texts: no more than those need that say where they end.
     fn windows(&self, own: Windows, new_tokens: Option<i64>, given: &[Given]) -> Windows {
-        let longest = given.iter().filter_map(Given::whole).max().unwrap_or(0);
         match new_tokens {
             Some(_) => Windows::ONE,
-            None if given.iter().all(Given::is_whole) => {
-                own.up_to(longest as i64, self.host.facts.length)
-            }
-            None => own,
+            None => own.of(given, self.host.facts.length),
         }
     }
 
@@ -253,11 +250,8 @@ impl Batch<'_> {
         }
         let is_short = ids.len() < expected || order.given.is_whole();
         let drawn = continuation(tokenizer, &ids, reach);
-        let (text, stopped) = cut(&drawn, &row.stops);
-        let whole = match stopped {
-            true => tokenizer.decode(&ids[..reach]) + text,
-            false => tokenizer.decode(&ids),
-        };
+        let is_given = |bytes: &Range<usize>| row.gives_all(tokenizer, &ids, bytes);
+        let (text, stopped) = cut(&drawn, &row.stops, is_given);
         let rest = text.strip_prefix(row.sent.as_str());
         if rest.is_none() && row.quiet {
             return Err(Error::new(
@@ -284,7 +278,7 @@ impl Batch<'_> {
             given: order.given.count(),
             rest: rest.unwrap_or_default().to_string(),
             text: text.to_string(),
-            whole,
+            head: tokenizer.decode(&ids[..reach]),
             finish: if is_short || stopped { "stop" } else { "length" },
             entropy: sample.entropy,
             seed: order.seed,
@@ -330,12 +324,6 @@ struct Cost {
     all: usize,
 }
 
-/// How many tokens it takes to write the first `bytes` of what stands behind the first `reach` of them.
-fn before_stop(tokenizer: &dyn Tokenizer, ids: &[i64], reach: usize, bytes: usize) -> usize {
-    let writes = |kept: &usize| continuation(tokenizer, &ids[..*kept], reach).len() >= bytes;
-    (reach..ids.len()).find(writes).unwrap_or(ids.len())
-}
-
 /// How the client of a text sees it.
 pub(crate) fn row(
     host: &Host<'_>,
@@ -373,12 +361,8 @@ pub(crate) fn row(
         sent: String::new(),
         last: Vec::new(),
         pending: BTreeMap::new(),
-        given: match draw.shown {
-            Some(Shown::Denoising) => {
-                order.given.known().map(|(place, id)| (facts.lead + place, id)).collect()
-            }
-            _ => Vec::new(),
-        },
+        echo: draw.echo,
+        given: order.given.known().map(|(place, id)| (facts.lead + place, id)).collect(),
         told: false,
         quiet: false,
     }

@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use axum::Router;
 use axum::body::{Body, to_bytes};
-use axum::extract::{Request, State};
+use axum::extract::{Path, Request, State};
 use axum::http::{HeaderValue, Response, StatusCode, header};
 use axum::middleware::{Next, from_fn_with_state};
 use axum::routing::{get, post};
@@ -105,6 +105,7 @@ pub(crate) fn router(site: &Arc<Site>, board: Option<&Arc<Board>>) -> Router {
 fn of_model(app: Arc<App>) -> Router {
     Router::new()
         .route("/v1/models", get(models))
+        .route("/v1/models/{*name}", get(one_model))
         .route("/v1/samplers", get(samplers))
         .route("/v1/completions", post(completions))
         .route("/v1/chat/completions", post(chat))
@@ -168,17 +169,30 @@ async fn metrics(State(site): State<Arc<Site>>) -> Response<Body> {
 }
 
 async fn models(State(app): Here) -> Response<Body> {
+    json_answer(&json!({"object": "list", "data": [of_facts(&app)]}))
+}
+
+/// The model of a name.
+async fn one_model(State(app): Here, Path(name): Path<String>) -> Response<Body> {
+    match app.facts.is_named(&name) {
+        Ok(()) => json_answer(&of_facts(&app)),
+        Err(fault) => fault.answer(),
+    }
+}
+
+/// What clients are told of the model.
+fn of_facts(app: &App) -> Value {
     let facts = &app.facts;
     let samplers: Vec<&str> = facts.samplers.iter().map(|s| s.name.as_str()).collect();
-    json_answer(&json!({"object": "list", "data": [{
+    json!({
         "id": facts.name, "object": "model", "created": app.site.started, "owned_by": "maskdiff", "max_model_len": facts.length,
         "maskdiff": {
             "checkpoint": facts.checkpoint, "step": facts.step, "length": facts.length, "vocab_size": facts.tokenizer.vocab_size(),
-            "blocks": facts.blocks, "lead": facts.lead, "chat": facts.template.is_some(), "likelihood": facts.no_likelihood.is_none(),
+            "blocks": facts.blocks, "lead": facts.lead, "chat": facts.template.is_some(), "likelihood": facts.no_law.is_none(),
             "likeliest": facts.no_law.is_none(), "samplers": samplers, "sampler": facts.predictor,
             "labels": facts.labels, "label": facts.label.and_then(|label| facts.label_name(label)), "guides": facts.guides,
         },
-    }]}))
+    })
 }
 
 async fn samplers(State(app): Here) -> Response<Body> {
@@ -219,7 +233,8 @@ async fn object(app: &App, request: Request) -> Result<Map<String, Value>, Fault
         }
         Ok(Ok(body)) => body,
     };
-    let value = serde_json::from_slice(&body);
+    // Some programs put a mark of the encoding in front of what they write.
+    let value = serde_json::from_slice(body.strip_prefix(b"\xef\xbb\xbf").unwrap_or(&body));
     match value.map_err(|e| Fault::wrong(format!("the body is no JSON: {e}")))? {
         Value::Object(object) => Ok(object),
         _ => Err(Fault::wrong("the body is no JSON object: {\"prompt\": …}")),

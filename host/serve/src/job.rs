@@ -58,6 +58,8 @@ pub(crate) struct Draw {
     pub ends: Vec<i64>,
     /// The number of likeliest tokens to return at each position, beside the log-probability of the token itself.
     pub logprobs: Option<usize>,
+    /// Whether the prompt stands in front of a text that is streamed.
+    pub echo: bool,
     /// Steps that are shown on the way.
     pub shown: Option<Shown>,
 }
@@ -162,8 +164,8 @@ pub(crate) struct Text {
     pub given: usize,
     /// What was drawn, as text; of a template the whole text.
     pub text: String,
-    /// The whole text.
-    pub whole: String,
+    /// What stands in front of `text`.
+    pub head: String,
     /// That part of `text` that no event has shown yet.
     pub rest: String,
     /// Tokens that no step has shown, where steps are shown.
@@ -220,6 +222,8 @@ pub(crate) struct Step {
     pub done: i64,
     /// See `done`.
     pub total: i64,
+    /// Where the prompt is echoed: what stands in front of the text, until a step has told it.
+    pub head: Option<String>,
     /// Text that has become certain.
     pub delta: String,
     /// Tokens that changed.

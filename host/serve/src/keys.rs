@@ -48,6 +48,45 @@ pub(crate) struct Chosen<'a> {
     pub words: Vec<String>,
 }
 
+/// Whether a key means nothing here, and its value says so too; one that would mean something is refused.
+fn is_without(key: &str, value: &Value) -> Result<bool, Fault> {
+    let empty = match value {
+        Value::Object(all) => all.is_empty() || value["type"] == "text",
+        Value::Array(all) => all.is_empty(),
+        Value::String(text) => text.is_empty() || text == "none",
+        _ => false,
+    };
+    let fits = match WITHOUT.iter().find(|(name, _)| *name == key) {
+        Some((_, neutral)) => value.as_f64().is_some_and(|value| neutral.contains(&value)),
+        None if EMPTY.contains(&key) => empty,
+        None => return Ok(false),
+    };
+    match fits {
+        true => Ok(true),
+        false => Err(Fault::of_key(key, format!("`{key}` is not supported: leave it out"))),
+    }
+}
+
+/// Whether a key is one of every request.
+fn is_common(key: &str, own: &[&str]) -> bool {
+    own.contains(&key) || IGNORED.contains(&key) || ["sampler", "predictor"].contains(&key)
+}
+
+/// Checks the keys of a request that draws nothing: options of every sampler may be there, and have no effect.
+pub(crate) fn unused(body: &Map<String, Value>, own: &[&str], facts: &Facts) -> Result<(), Fault> {
+    let sampler = named(body, facts)?;
+    let mut options = Vec::new();
+    for (key, value) in body {
+        let neutral = NEUTRAL.iter().any(|(name, _)| name == key);
+        if is_common(key, own) || neutral || value.is_null() || is_without(key, value)? {
+            continue;
+        }
+        options.push((key.clone(), value.clone()));
+    }
+    let mut flat = options::flat(&sampler.schema, options).into_iter();
+    flat.try_for_each(|(key, _)| check(&key, sampler, own, facts))
+}
+
 /// Reads all keys but those of the endpoint, which are `own`.
 pub(crate) fn sampler<'a>(
     body: &Map<String, Value>,
@@ -61,26 +100,7 @@ pub(crate) fn sampler<'a>(
     }
     let mut options = Vec::new();
     for (key, value) in body {
-        let known = own.contains(&key.as_str()) || IGNORED.contains(&key.as_str());
-        if known || ["sampler", "predictor"].contains(&key.as_str()) || value.is_null() {
-            continue;
-        }
-        if let Some((_, neutral)) = WITHOUT.iter().find(|(name, _)| name == key) {
-            if value.as_f64().is_none_or(|value| !neutral.contains(&value)) {
-                return Err(Fault::of_key(key, format!("`{key}` is not supported: leave it out")));
-            }
-            continue;
-        }
-        if EMPTY.contains(&key.as_str()) {
-            let empty = match value {
-                Value::Object(all) => all.is_empty() || value["type"] == "text",
-                Value::Array(all) => all.is_empty(),
-                Value::String(text) => text.is_empty() || text == "none",
-                _ => false,
-            };
-            if !empty {
-                return Err(Fault::of_key(key, format!("`{key}` is not supported: leave it out")));
-            }
+        if is_common(key, own) || value.is_null() || is_without(key, value)? {
             continue;
         }
         let lacks = || !sampler.any_option && options::schema(&sampler.schema, key).is_none();
@@ -93,6 +113,7 @@ pub(crate) fn sampler<'a>(
     }
     for (key, value) in options::flat(&sampler.schema, options) {
         check(&key, sampler, own, facts)?;
+        check_value(&key, &value, sampler, facts)?;
         words.push(word(&key, &value, sampler)?);
     }
     words.sort();
@@ -138,6 +159,43 @@ fn check(key: &str, sampler: &Sampler, own: &[&str], facts: &Facts) -> Result<()
     let mut fault = Fault::of_key(key, format!("unknown key `{key}`; {hint}"));
     fault.code = "unknown_key";
     Err(fault)
+}
+
+/// Refuses an option that the sampler does not have, or a number that it does not take, and names the samplers that do.
+fn check_value(key: &str, value: &Value, sampler: &Sampler, facts: &Facts) -> Result<(), Fault> {
+    let own = options::schema(&sampler.schema, key);
+    if HOST.contains(&key) || sampler.any_option || own.is_some_and(|own| takes(own, value)) {
+        return Ok(());
+    }
+    let able = |other: &&Sampler| {
+        options::schema(&other.schema, key).is_some_and(|schema| takes(schema, value))
+    };
+    let able: Vec<&str> = facts.samplers.iter().filter(able).map(|s| s.name.as_str()).collect();
+    // A value that no sampler takes is left to the sampler, which says what it wants.
+    let Some(first) = able.first() else { return Ok(()) };
+    let shown: String = value.to_string().chars().take(40).collect();
+    let lacks = match own {
+        None => format!("has no option `{key}`"),
+        Some(_) => format!("does not take `{key}` = {shown}"),
+    };
+    Err(Fault::of_key(
+        key,
+        format!(
+            "sampler `{}` {lacks}: leave it out, or choose a sampler that takes it, such as `\"sampler\": \"{first}\"`; those are {}",
+            sampler.name,
+            able.join(", ")
+        ),
+    ))
+}
+
+/// Whether a number is within the bounds of an option's schema; of other values nothing is said.
+fn takes(schema: &Value, value: &Value) -> bool {
+    let Some(number) = value.as_f64() else { return true };
+    let bound = |name: &str| schema[name].as_f64();
+    bound("minimum").is_none_or(|least| number >= least)
+        && bound("maximum").is_none_or(|most| number <= most)
+        && bound("exclusiveMinimum").is_none_or(|least| number > least)
+        && bound("exclusiveMaximum").is_none_or(|most| number < most)
 }
 
 /// A key and its value as a word of the configuration.
@@ -191,8 +249,9 @@ pub(crate) mod tests {
             revises: false,
         };
         let steps = json!({"properties": {"steps": {"type": "integer"}}});
-        let other =
-            json!({"properties": {"temperature": {"type": "number"}, "order": {"type": "string"}}});
+        let other = json!({"properties": {"temperature": {"type": "number", "minimum": 0}, "order": {"type": "string"}}});
+        let above =
+            json!({"properties": {"temperature": {"type": "number", "exclusiveMinimum": 0.0}}});
         Facts {
             name: "letters".into(),
             checkpoint: "abc".into(),
@@ -203,7 +262,7 @@ pub(crate) mod tests {
             lead: 0,
             tokenizer: maskdiff_data::tokenizer::characters("abc .").into(),
             template: None,
-            samplers: vec![sampler("plain", steps), sampler("sure", other)],
+            samplers: vec![sampler("plain", steps), sampler("hot", above), sampler("sure", other)],
             predictor: "plain".into(),
             new_tokens: None,
             by_duel: false,
@@ -213,7 +272,6 @@ pub(crate) mod tests {
             label: None,
             guidance: 1.0,
             guides: true,
-            no_likelihood: None,
             no_law: None,
             own_words: Vec::new(),
             hidden: Vec::new(),
@@ -243,6 +301,31 @@ pub(crate) mod tests {
         assert!(words.contains(&"sampling.temperature=1.0".to_string()), "{words:?}");
     }
 
+    /// What draws nothing may have options of any sampler, and no others.
+    #[test]
+    fn keys_without_an_effect_are_known_ones() {
+        let facts = facts();
+        let read = |body: Value| {
+            let body = body.as_object().unwrap().clone();
+            unused(&body, &["prompt", "max_tokens"], &facts)
+        };
+        for body in [
+            json!({"prompt": "a", "temperature": 0, "order": "x", "steps": 4, "cfg_scale": 1}),
+            json!({"top_p": 0.3, "top_k": 4, "best_of": 1, "tools": [], "sampler": "sure"}),
+        ] {
+            assert!(read(body.clone()).is_ok(), "{body}");
+        }
+        for (body, said) in [
+            (json!({"max_token": 4}), "did you mean `max_tokens`?"),
+            (json!({"best_of": 2}), "not supported"),
+            (json!({"argument": "x.py"}), "which code is run"),
+            (json!({"sampler": "sur"}), "did you mean `sure`?"),
+        ] {
+            let fault = read(body.clone()).unwrap_err();
+            assert!(fault.message.contains(said), "{body}: {}", fault.message);
+        }
+    }
+
     #[test]
     fn unknown_words_are_answered_with_the_nearest() {
         for (body, said) in [
@@ -256,6 +339,11 @@ pub(crate) mod tests {
             (json!({"steps": "${seed}"}), "`steps` has `${` in it"),
             (json!({"argument": "x.py"}), "which code is run"),
             (json!({"steps": {"x": 1}}), "no option that holds such a value"),
+            (json!({"temperature": 0}), "`plain` has no option `temperature`"),
+            (json!({"temperature": 0}), "`\"sampler\": \"sure\"`; those are sure"),
+            (json!({"temperature": 0.5}), "`\"sampler\": \"hot\"`; those are hot, sure"),
+            (json!({"sampler": "hot", "temperature": 0}), "`hot` does not take `temperature` = 0"),
+            (json!({"order": "margin"}), "`\"sampler\": \"sure\"`"),
         ] {
             let fault = read(body.clone()).unwrap_err();
             assert!(fault.message.contains(said), "{body}: {}", fault.message);

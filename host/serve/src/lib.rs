@@ -14,6 +14,7 @@ mod answer;
 mod assets;
 mod batch;
 mod board;
+mod cut;
 mod fault;
 mod fresh;
 mod guard;
@@ -25,6 +26,7 @@ mod listen;
 mod metrics;
 mod model;
 mod order;
+mod patience;
 mod room;
 mod steps;
 mod stream;
@@ -59,6 +61,8 @@ pub struct Limits {
     pub batch: usize,
     /// For the head of a request, and for its body.
     pub reading: Duration,
+    /// For a client to take a part of its answer.
+    pub writing: Duration,
     /// From a whole request to its answer.
     pub request: Duration,
     /// From the signal to stop to the end.

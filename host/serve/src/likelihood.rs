@@ -2,7 +2,7 @@
 
 use maskdiff_base::error::Result;
 use maskdiff_engine::evaluate::answers::{self, Asked, Found, Plan};
-use maskdiff_engine::evaluate::chain::{Reading, fitting, left_to_right, likeliest};
+use maskdiff_engine::evaluate::chain::{Reading, Scored, fitting, left_to_right, likeliest};
 use maskdiff_engine::evaluate::table::{Table, table};
 
 use crate::job::{Answers, Logits, Look, Score, Text};
@@ -30,12 +30,13 @@ pub(crate) fn scored(host: &Host<'_>, score: &Score, number: usize) -> Result<Te
             tokens.append(&mut next);
         }
     }
-    let whole = tokenizer.decode(&ids);
+    let text = crate::cut::continuation(tokenizer, &ids, given);
     Ok(Text {
         reach: given,
         given,
-        text: crate::steps::continuation(tokenizer, &ids, given),
-        whole,
+        head: tokenizer.decode(&ids[..given]),
+        rest: text.clone(),
+        text,
         finish: "length",
         calls: (model.calls() - before.0) as f64,
         rows: (model.rows() - before.1) as f64,
@@ -51,11 +52,31 @@ pub(crate) fn scored(host: &Host<'_>, score: &Score, number: usize) -> Result<Te
 /// of `maskdiff eval --answers`. All answers of a request have the same noise, so that the difference of two has less of it.
 pub(crate) fn answered(host: &Host<'_>, answers: &Answers, number: usize) -> Result<Found> {
     let (ids, given) = &answers.pairs[number];
+    if host.model.blocks().is_some() {
+        return in_blocks(host, ids, *given);
+    }
     let (prompt, answer) = ids.split_at(*given);
     let asked = Asked { prompt: prompt.to_vec(), answer: answer.to_vec() };
     let batch = fitting(ids.len()) as i64;
     let plan = Plan { way: answers.way, batch, seed: answers.seed, guidance: 0.0 };
     answers::measure(&host.model, &asked, plan, 0)
+}
+
+/// The same of a model in blocks: the chain from left to right, each token given the finished blocks and those in front of it in its own.
+fn in_blocks(host: &Host<'_>, ids: &[i64], given: usize) -> Result<Found> {
+    let before = host.model.calls();
+    let all: Vec<i64> = begun(host).chain(ids.iter().copied()).collect();
+    let from = all.len() - ids.len() + given;
+    let tokens = left_to_right(&host.model, &all, from, 1, host.reading)?;
+    let is_top = |(one, id): (&Scored, &i64)| one.top.first().is_some_and(|(top, _)| top == id);
+    Ok(Found {
+        likelihood: "duel",
+        loglikelihood: tokens.iter().map(|one| one.log_p).sum(),
+        standard_error: Some(0.0),
+        is_greedy: tokens.iter().zip(&all[from..]).all(is_top),
+        tokens: tokens.len(),
+        calls: host.model.calls() - before,
+    })
 }
 
 /// The likeliest tokens of a position.

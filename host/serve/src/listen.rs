@@ -20,6 +20,7 @@ use crate::Limits;
 use crate::board::Board;
 use crate::http::{Site, router};
 use crate::metrics::Metrics;
+use crate::patience::Patient;
 
 /// Between two looks for a signal.
 const LOOK: Duration = Duration::from_millis(50);
@@ -29,8 +30,8 @@ const AGE: Duration = Duration::from_secs(900);
 const LAST: Duration = Duration::from_secs(2);
 /// Bytes of the head of a request.
 const HEAD: usize = 64 * 1024;
-/// The answer to a connection above the limit.
-const FULL: &[u8] = b"HTTP/1.1 503 Service Unavailable\r\nRetry-After: 1\r\nContent-Length: 0\r\nConnection: close\r\n\r\n";
+/// The answer to a connection above the limit, whatever it would have asked for.
+const FULL: &str = r#"{"error":{"message":"there are too many connections: ask again in a moment","type":"overloaded_error","param":null,"code":"busy"}}"#;
 
 /// Takes the address.
 pub(crate) fn bind(address: SocketAddr) -> Result<std::net::TcpListener> {
@@ -112,7 +113,11 @@ fn take(stream: TcpStream, site: &Arc<Site>, router: &Router, halted: &watch::Re
     let open = &site.metrics.connections;
     if open.load(Ordering::Relaxed) >= site.limits.connections as u64 {
         Metrics::add(&site.metrics.refused, 1);
-        let _ = stream.try_write(FULL);
+        let length = FULL.len();
+        let answer = format!(
+            "HTTP/1.1 503 Service Unavailable\r\nRetry-After: 1\r\nContent-Type: application/json\r\nContent-Length: {length}\r\nConnection: close\r\n\r\n{FULL}"
+        );
+        let _ = stream.try_write(answer.as_bytes());
         return;
     }
     open.fetch_add(1, Ordering::Relaxed);
@@ -135,6 +140,7 @@ async fn serve(
     let mut builder = http1::Builder::new();
     builder.timer(TokioTimer::new()).header_read_timeout(limits.reading).max_buf_size(HEAD);
     let service = TowerToHyperService::new(router);
+    let stream = Patient::new(stream, limits.writing);
     let mut connection = pin!(builder.serve_connection(TokioIo::new(stream), service));
     let end = tokio::time::timeout(AGE, halted.wait_for(|on| *on));
     let asked = match select(connection.as_mut(), pin!(end)).await {

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use axum::http::StatusCode;
 use maskdiff_base::error::Result;
 use maskdiff_config::Config;
 use maskdiff_data::Tokenizer;
@@ -11,6 +12,8 @@ use maskdiff_engine::model::Model;
 use maskdiff_engine::sample::{NamedSampler, Windows};
 use maskdiff_plugin_api::ops::Order;
 use serde_json::Value;
+
+use crate::fault::Fault;
 
 /// A sampler that fits the model.
 #[derive(Debug, Clone)]
@@ -69,8 +72,6 @@ pub struct Facts {
     pub guidance: f64,
     /// Whether the law without a class was trained, so that another may be guided.
     pub guides: bool,
-    /// Why likelihoods of answers cannot be measured, where that is so.
-    pub no_likelihood: Option<String>,
     /// Why tokens have no law given others, where that is so.
     pub no_law: Option<String>,
     /// Words with which the server was started and that decide how a text is drawn.
@@ -94,6 +95,19 @@ impl Facts {
     /// Tokens of a text at most, of all its windows.
     pub fn longest(&self) -> i64 {
         self.windows.map_or(self.room, |windows| windows.tokens(self.room))
+    }
+
+    /// Refuses a name that is not the model's.
+    pub(crate) fn is_named(&self, name: &str) -> std::result::Result<(), Fault> {
+        if name == self.name {
+            return Ok(());
+        }
+        let shown: String = name.chars().take(80).collect();
+        let own = &self.name;
+        let said =
+            format!("there is no model `{shown}` here, but `{own}`: name it, or leave `model` out");
+        let fault = Fault::new(StatusCode::NOT_FOUND, "model_not_found", said);
+        Err(Fault { key: Some("model".into()), ..fault })
     }
 
     /// The name of a class.

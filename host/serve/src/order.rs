@@ -1,9 +1,10 @@
 //! Bodies of requests as work for the model.
 
 mod scored;
+mod texts;
 mod values;
 
-use maskdiff_data::chat::{ANSWER, Message, ends};
+use maskdiff_data::chat::{ANSWER, ends};
 use maskdiff_engine::prompt::{Ask, Given};
 use serde_json::{Map, Value, json};
 
@@ -45,15 +46,8 @@ pub(crate) struct Reply {
     pub logprobs: Option<usize>,
 }
 
-/// Stop texts of one request.
-const STOPS: usize = 16;
-/// Bytes of one of them.
-const STOP: usize = 200;
 /// The largest number of likeliest tokens in an answer.
 const TOP: i64 = 20;
-/// Numbers of texts are below this.
-const NUMBERS: u64 = 1 << 40;
-
 /// Keys of both endpoints that draw.
 const DRAWS: [&str; 11] = [
     "denoising",
@@ -88,35 +82,21 @@ impl Reader<'_> {
         let logprobs = self.whole("logprobs", 0, TOP)?.map(|k| k as usize);
         let max_tokens = self.max_tokens("max_tokens")?;
         let prompts = self.prompts()?;
-        if let (true, Some(logprobs)) = (echo, logprobs)
-            && max_tokens.is_none_or(|tokens| tokens <= 1)
-            && self.body.get("stream") != Some(&Value::Bool(true))
+        if let (true, Some(logprobs), Some(0 | 1)) = (echo, logprobs, max_tokens)
             && !prompts.iter().any(|prompt| matches!(prompt, Prompt::Free))
         {
-            if self.whole("n", 1, 1 << 20)?.is_some_and(|n| n != 1) {
-                let said = "a prompt that is scored has one score: leave `n` out";
-                return Err(Fault::of_key("n", said));
-            }
-            // Nothing is drawn, so options of the sampler have no effect here.
-            let unused = (self.facts.predictor.clone(), Vec::new());
-            let reply = self.reply(Some(logprobs), unused)?;
+            keys::unused(self.body, &own, self.facts)?;
+            let reply = self.reply(Some(logprobs), (self.facts.predictor.clone(), Vec::new()))?;
             return Ok((Work::Score(self.score(&prompts, logprobs, max_tokens)?), reply));
         }
         if max_tokens == Some(0) {
-            return Err(Fault::of_key(
-                "max_tokens",
-                "`max_tokens` is 0, which scores the prompt alone: set `echo` to true and `logprobs` to a number, or ask for a token",
-            ));
+            return Err(nothing_to_draw(echo, logprobs.is_some()));
         }
         let chosen = keys::sampler(self.body, &own, self.facts)?;
         let given = prompts.iter().map(|prompt| self.given(prompt)).collect::<Result<_, _>>()?;
         let draw = self.draw(&chosen, given, max_tokens, logprobs)?;
         let reply = self.reply(logprobs, (chosen.sampler.name.clone(), chosen.words))?;
         let reply = told(reply, &draw);
-        if reply.stream && (reply.echo || logprobs.is_some()) {
-            let said = "a stream has neither the prompt nor log-probabilities: leave `echo` and `logprobs` out, or `stream`";
-            return Err(Fault::of_key("stream", said));
-        }
         Ok((Work::Draw(draw), reply))
     }
 
@@ -128,13 +108,16 @@ impl Reader<'_> {
                 "this checkpoint has no chat template: use `/v1/completions`, or start the server with `data.chat_template=FILE`",
             ));
         };
-        let own = [&DRAWS[..], &["logprobs", "max_completion_tokens", "messages"]].concat();
-        if self.flag("logprobs")? {
-            return Err(Fault::of_key(
-                "logprobs",
-                "`logprobs` of a conversation are not supported: `/v1/loglikelihood` scores an answer behind its context",
-            ));
-        }
+        let own = [&DRAWS[..], &["logprobs", "max_completion_tokens", "messages", "top_logprobs"]]
+            .concat();
+        let logprobs = match (self.flag("logprobs")?, self.whole("top_logprobs", 0, TOP)?) {
+            (true, top) => Some(top.unwrap_or(0) as usize),
+            (false, None | Some(0)) => None,
+            (false, Some(_)) => {
+                let said = "`top_logprobs` is how many are told where `logprobs` is true: set it, or leave both out";
+                return Err(Fault::of_key("top_logprobs", said));
+            }
+        };
         let text = template.render(&self.messages()?, true);
         let text = text.map_err(|e| Fault::of_error(&e, &self.facts.hidden))?;
         let prompt = match self.facts.tokenizer.encode(&text) {
@@ -149,11 +132,11 @@ impl Reader<'_> {
         if max_tokens == 0 {
             return Err(Fault::of_key("max_tokens", "`max_tokens` is at least 1"));
         }
-        let mut draw = self.draw(&chosen, vec![given], Some(max_tokens), None)?;
+        let mut draw = self.draw(&chosen, vec![given], Some(max_tokens), logprobs)?;
         draw.ends = ends(self.facts.tokenizer.as_ref());
         draw.stop_at_eos = draw.stop_at_eos.or(Some(true));
         let words = (chosen.sampler.name.clone(), chosen.words);
-        let reply = Reply { chat: true, ..told(self.reply(None, words)?, &draw) };
+        let reply = Reply { chat: true, ..told(self.reply(logprobs, words)?, &draw) };
         Ok((Work::Draw(draw), reply))
     }
 
@@ -203,7 +186,7 @@ impl Reader<'_> {
             Some(seed) => seed,
             None => random() % SEEDS,
         };
-        let first = self.whole("number", 0, NUMBERS as i64)?.unwrap_or(0) as u64;
+        let first = self.number()?.unwrap_or(0);
         let count = given.len() as u64;
         let label = self.labelled()?.0;
         given.iter_mut().for_each(|given| given.label = label);
@@ -224,6 +207,7 @@ impl Reader<'_> {
             stops: self.stops()?,
             ends: Vec::new(),
             logprobs,
+            echo: self.flag("echo")?,
             shown: self.shown()?,
         })
     }
@@ -234,12 +218,11 @@ impl Reader<'_> {
         chosen: (String, Vec<String>),
     ) -> Result<Reply, Fault> {
         let (sampler, words) = chosen;
-        let options = &self.body.get("stream_options").cloned().unwrap_or_default();
         Ok(Reply {
             chat: false,
             echo: self.flag("echo")?,
             stream: self.flag("stream")?,
-            usage_event: options["include_usage"] == Value::Bool(true),
+            usage_event: self.usage_event()?,
             each: self.whole("n", 1, 1 << 20)?.unwrap_or(1) as usize,
             sampler,
             words,
@@ -318,57 +301,23 @@ impl Reader<'_> {
             ..Fault::of_error(&e, &self.facts.hidden)
         })
     }
+}
 
-    fn messages(&self) -> Result<Vec<Message>, Fault> {
-        let wrong = |what: &str| {
-            let said = format!("{what}: `messages` is a list of {{\"role\": …, \"content\": …}}");
-            Fault::of_key("messages", said)
-        };
-        let Some(Value::Array(all)) = self.body.get("messages") else {
-            return Err(wrong("there is no conversation"));
-        };
-        if all.is_empty() {
-            return Err(wrong("the conversation is empty"));
+/// Why a request for no tokens is refused: only prompts are scored.
+fn nothing_to_draw(echo: bool, logprobs: bool) -> Fault {
+    let said = |what: &str| {
+        format!("`max_tokens` is 0, which scores the prompt alone: set {what}, or ask for a token")
+    };
+    match (echo, logprobs) {
+        (false, false) => {
+            Fault::of_key("max_tokens", said("`echo` to true and `logprobs` to a number"))
         }
-        let message = |value: &Value| {
-            let content = match &value["content"] {
-                Value::String(text) => Some(text.clone()),
-                Value::Array(parts) => parts
-                    .iter()
-                    .map(|part| part["text"].as_str().filter(|_| part["type"] == "text"))
-                    .collect::<Option<Vec<&str>>>()
-                    .map(|parts| parts.concat()),
-                _ => None,
-            };
-            match (value["role"].as_str(), content) {
-                (Some(role), Some(content)) => Ok(Message::new(role, &content)),
-                _ => Err(wrong("a message has no role or no text")),
-            }
-        };
-        all.iter().map(message).collect()
-    }
-
-    fn stops(&self) -> Result<Vec<String>, Fault> {
-        let wrong = || {
-            let said = format!(
-                "`stop` is a text, or a list of at most {STOPS} of them, each of 1 to {STOP} bytes"
-            );
-            Fault::of_key("stop", said)
-        };
-        let stops = match self.body.get("stop") {
-            None | Some(Value::Null) => Vec::new(),
-            Some(Value::String(text)) => vec![text.clone()],
-            Some(Value::Array(all)) => {
-                let texts = all.iter().map(|one| one.as_str().map(String::from));
-                texts.collect::<Option<Vec<String>>>().ok_or_else(wrong)?
-            }
-            Some(_) => return Err(wrong()),
-        };
-        let fits = |stop: &String| (1..=STOP).contains(&stop.len());
-        if stops.len() > STOPS || !stops.iter().all(fits) {
-            return Err(wrong());
-        }
-        Ok(stops)
+        (false, true) => Fault::of_key("max_tokens", said("`echo` to true")),
+        (true, false) => Fault::of_key("max_tokens", said("`logprobs` to a number")),
+        (true, true) => Fault::of_key(
+            "prompt",
+            "an empty prompt has no tokens to score: leave it out, or ask for a token with `max_tokens`",
+        ),
     }
 }
 

@@ -2,6 +2,7 @@
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
+use std::ops::Range;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Instant;
@@ -13,6 +14,7 @@ use maskdiff_plugin_api::{Kind, PluginError};
 use maskdiff_records::trace::Recorder;
 use tokio::sync::mpsc;
 
+use crate::cut::{continuation, cut, floor, visible};
 use crate::job::{Begun, Event, Opened, Shown, Step};
 
 /// A text of the batch, as its client sees it.
@@ -44,7 +46,9 @@ pub(crate) struct Row {
     pub last: Vec<i64>,
     /// Tokens that changed and were not sent yet, each with the probability that the model gave it.
     pub pending: BTreeMap<usize, (i64, Option<f64>)>,
-    /// What is given of the text, for those who see its steps.
+    /// Whether its client wants to see what stands in front of it.
+    pub echo: bool,
+    /// What is given of the text, in order.
     pub given: Vec<(usize, i64)>,
     /// Whether a step was sent.
     pub told: bool,
@@ -63,7 +67,26 @@ impl Row {
         }
     }
 
-    /// Whether the token at a position is given, where steps are shown.
+    /// Whether a part of its text, in bytes behind what is in front of it, is given as a whole. Nothing behind a prompt is.
+    pub(crate) fn gives_all(
+        &self,
+        tokenizer: &dyn Tokenizer,
+        ids: &[i64],
+        bytes: &Range<usize>,
+    ) -> bool {
+        if self.reach > 0 || self.given.is_empty() {
+            return false;
+        }
+        let places: Vec<usize> = (0..ids.len()).collect();
+        // The token that writes a byte: the first behind which the text is longer than that.
+        let writes = |byte: usize| {
+            let is_before = |at: &usize| continuation(tokenizer, &ids[..=*at], 0).len() <= byte;
+            places.partition_point(is_before)
+        };
+        (writes(bytes.start)..=writes(bytes.end.saturating_sub(1))).all(|place| self.gives(place))
+    }
+
+    /// Whether the token at a position is given.
     fn gives(&self, place: usize) -> bool {
         self.given.binary_search_by_key(&place, |(place, _)| *place).is_ok()
     }
@@ -164,7 +187,11 @@ impl Watch {
         step.masked = now.iter().filter(|id| hole(id)).count();
         match shown {
             Shown::Diffusing => step.whole = Some(self.tokenizer.decode(&visible(now, self.mask))),
-            Shown::Text | Shown::Denoising => step.delta = self.certain(row, now, &hole),
+            Shown::Text | Shown::Denoising => {
+                step.delta = self.certain(row, now, &hole);
+                let head = || self.tokenizer.decode(&now[..row.reach.min(now.len())]);
+                step.head = (row.echo && !row.told).then(head);
+            }
         }
         if shown == Shown::Denoising {
             step.given = (!row.told).then(|| self.given(row, now.len()));
@@ -239,17 +266,15 @@ impl Watch {
         let ends = |id: &i64| hole(id) || row.ends.contains(id);
         let end = from + open.iter().position(ends).unwrap_or(open.len());
         let text = continuation(self.tokenizer.as_ref(), &now[..end], reach);
-        let (cut, stopped) = cut(&text, &row.stops);
-        let mut certain = cut.len();
-        if !stopped {
-            // A character of several tokens, and a stop text that has only begun.
-            certain = text.trim_end_matches('\u{fffd}').len();
-            let longest = row.stops.iter().map(String::len).max().unwrap_or(1);
-            certain = certain.min(text.len().saturating_sub(longest - 1));
-            // Blanks in front of what comes next may be written otherwise.
-            certain = text[..floor(&text, certain)].trim_end().len();
-        }
-        let certain = floor(&text, certain);
+        let tokenizer = self.tokenizer.as_ref();
+        let is_given = |bytes: &Range<usize>| row.gives_all(tokenizer, &now[..end], bytes);
+        let (cut, _) = cut(&text, &row.stops, is_given);
+        // A character of several tokens, and a stop text that has only begun: it may begin in front of a shorter one that is whole.
+        let longest = row.stops.iter().map(String::len).max().unwrap_or(1);
+        let known = text.trim_end_matches('\u{fffd}').len();
+        let certain = cut.len().min(known.saturating_sub(longest - 1));
+        // Blanks in front of what comes next may be written otherwise.
+        let certain = text[..floor(&text, certain)].trim_end().len();
         match text[..certain].strip_prefix(&row.sent) {
             Some(delta) => {
                 let delta = delta.to_string();
@@ -258,36 +283,6 @@ impl Watch {
             }
             None => String::new(),
         }
-    }
-}
-
-/// Tokens as they are shown: what is no token yet is the mask.
-fn visible(now: &[i64], mask: Option<i64>) -> Vec<i64> {
-    now.iter().filter_map(|id| if *id < 0 { mask } else { Some(*id) }).collect()
-}
-
-/// The last place at or before `at` where a text may be cut.
-fn floor(text: &str, mut at: usize) -> usize {
-    while !text.is_char_boundary(at) {
-        at -= 1;
-    }
-    at
-}
-
-/// What tokens behind the first `from` add to the text.
-pub(crate) fn continuation(tokenizer: &dyn Tokenizer, ids: &[i64], from: usize) -> String {
-    let (all, head) = (tokenizer.decode(ids), tokenizer.decode(&ids[..from]));
-    match all.strip_prefix(&head) {
-        Some(rest) => rest.to_string(),
-        None => tokenizer.decode(&ids[from..]),
-    }
-}
-
-/// The text in front of the first of some texts, and whether there is one.
-pub(crate) fn cut<'a>(text: &'a str, stops: &[String]) -> (&'a str, bool) {
-    match stops.iter().filter_map(|stop| text.find(stop.as_str())).min() {
-        Some(at) => (&text[..at], true),
-        None => (text, false),
     }
 }
 
@@ -314,6 +309,7 @@ mod tests {
             sent: String::new(),
             last: Vec::new(),
             pending: BTreeMap::new(),
+            echo: false,
             given: vec![(0, 2)],
             told: false,
             quiet: false,
@@ -366,8 +362,39 @@ mod tests {
         let (watch, row, _events) = watch();
         let mut row = Row { revises: true, ..row };
         assert_eq!(watch.step(&mut row, &[2, 2, 3], (1, 3), (0, 1)).unwrap().delta, "");
-        assert_eq!(cut("a.b.c", &[".c".into(), ".".into()]), ("a", true));
-        assert_eq!(cut("abc", &["x".into()]), ("abc", false));
+    }
+
+    /// A longer stop text that began earlier may still become whole: nothing of it is sent, also where a shorter one is whole.
+    #[test]
+    fn stops_that_overlap_leave_no_part_of_the_longer_one() {
+        let (watch, mut row, _events) = watch();
+        row.stops = vec!["b".into(), "ab.".into()];
+        row.shown = Some(Shown::Text);
+        let mut sent = String::new();
+        for now in [[2, 4, 2, 3, MASK, MASK], [2, 4, 2, 3, 1, MASK], [2, 4, 2, 3, 1, 4]] {
+            let step = watch.step(&mut row, &now, (1, 9), (0, 1));
+            sent += &step.map(|step| step.delta).unwrap_or_default();
+            assert!("c".starts_with(&sent), "{sent}: the answer is `c`");
+        }
+        assert_eq!(sent, "c");
+    }
+
+    /// A stop text ends what is drawn, and nothing that is given; one that is drawn in part counts.
+    #[test]
+    fn stops_leave_what_is_given() {
+        let (watch, row, _events) = watch();
+        let given = vec![(1, 4), (2, 4), (4, 4)];
+        let row = Row { reach: 0, given, stops: vec!["cc".into()], ..row };
+        let tokenizer = watch.tokenizer.as_ref();
+        let of = |ids: &[i64]| {
+            let text = continuation(tokenizer, ids, 0);
+            let is_given = |bytes: &Range<usize>| row.gives_all(tokenizer, ids, bytes);
+            cut(&text, &row.stops, is_given).0.to_string()
+        };
+        assert_eq!(of(&[2, 4, 4, 2, 4]), "accac");
+        assert_eq!(of(&[2, 4, 4, 4, 4]), "ac", "its second half is drawn");
+        assert_eq!(of(&[4, 4, 4, 2, 4]), "");
+        assert_eq!(of(&[2, 4, 4, 2, 4, 4]), "acca");
     }
 
     /// Who has seen a part of a text that is drawn once more gets the rest of it alone.

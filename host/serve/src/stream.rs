@@ -1,5 +1,6 @@
 //! Answers that arrive step by step, as server-sent events.
 
+use std::collections::BTreeMap;
 use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::Duration;
@@ -10,7 +11,7 @@ use futures_util::stream;
 use serde_json::Value;
 use tokio::sync::mpsc;
 
-use crate::answer::Answer;
+use crate::answer::{Answer, Spoken};
 use crate::fault::Fault;
 use crate::job::{Event, Shown, Text};
 use crate::model::Facts;
@@ -26,6 +27,8 @@ struct Streamed {
     events: mpsc::Receiver<Event>,
     first: Option<Event>,
     texts: Vec<Text>,
+    /// What the client has of each text.
+    spoken: BTreeMap<usize, Spoken>,
     count: usize,
     diffusing: bool,
     id: Option<(String, u64)>,
@@ -45,6 +48,7 @@ pub(crate) fn answer(
         events,
         first: Some(first),
         texts: Vec::new(),
+        spoken: BTreeMap::new(),
         count,
         diffusing: shown == Some(Shown::Diffusing),
         id: None,
@@ -84,9 +88,13 @@ impl Streamed {
         let (facts, reply) = (Arc::clone(&self.facts), Arc::clone(&self.reply));
         let answer = Answer::again(&facts, &reply, &mut self.id);
         match event {
-            Some(Event::Step(step)) => Some(data(&answer.step(&step))),
+            Some(Event::Step(step)) => {
+                let spoken = self.spoken.entry(step.text).or_default();
+                Some(data(&answer.step(&step, spoken)))
+            }
             Some(Event::Text(index, text)) => {
-                let part = data(&answer.end(index, &text, self.diffusing));
+                let spoken = self.spoken.entry(index).or_default();
+                let part = data(&answer.end(index, &text, self.diffusing, spoken));
                 self.texts.push(*text);
                 Some(part)
             }

@@ -52,7 +52,7 @@ pub fn run(common: &Common) -> Result<()> {
     let model = assemble::model(&config, &registry, choices, facts)?;
     assemble::begin_texts(&model, &config, tokenizer.as_ref());
     assemble::load_weights(&model, &checkpoint, &config)?;
-    tch::manual_seed(config.top.seed.cast_signed());
+    tch::manual_seed(config.texts_seed().cast_signed());
     let stop = Stop::listen("the step that is under way is ended")?;
     let mut talk =
         Talk { model, sampler, template, tokenizer, config, stop, turns: Vec::new(), said: 0 };

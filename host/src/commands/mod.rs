@@ -22,6 +22,7 @@ pub mod serve;
 pub mod steps;
 pub mod sweep;
 pub mod sync;
+mod traced;
 pub mod train;
 pub mod watch;
 

@@ -32,7 +32,7 @@ use serde_json::json;
 
 use super::frozen::{Beside, Sampled};
 use super::score::Scorer;
-use super::{Common, results};
+use super::{Common, results, traced};
 
 /// Files that show the denoising of texts.
 #[derive(Debug, Clone, Default, clap::Args)]
@@ -195,9 +195,9 @@ impl Session {
         };
         let model = self.model.insert(model);
         assemble::begin_texts(model, &config, tokenizer);
-        tch::manual_seed(config.top.seed.cast_signed());
+        tch::manual_seed(config.texts_seed().cast_signed());
         let windows = Windows::new(&config.sampling);
-        let all_texts = Texts { windows, ..Texts::new(&config, tokenizer) };
+        let all_texts = Texts::new(&config, tokenizer);
         let all = rounds as usize * given.len();
         let at_once = config.loader.eval_batch_size as usize;
         let mut drawn = Drawn {
@@ -214,9 +214,10 @@ impl Session {
             let from = of_batch.start;
             let given: Vec<Given> = of_batch.map(|n| given[n % given.len()].clone()).collect();
             let bar = progress(common.report(), stop.clone());
-            let these = Texts { first: all_texts.first + from as u64, ..all_texts };
+            let windows = windows.of(&given, model.facts().length);
+            let these = Texts { first: all_texts.first + from as u64, windows, ..all_texts };
             let record = drawn.recorder.as_ref();
-            let batch = sample::draw(model, &mut sampler, &given, these, Some(bar), record);
+            let batch = traced::draw(model, &mut sampler, (&given, these), bar, record);
             approximate |= batch.as_ref().is_ok_and(|batch| batch.approximate);
             drawn.print(batch.map_err(|e| config.locate(e))?, number);
         }
@@ -369,12 +370,17 @@ fn given(config: &Config, asked: &[Ask], tokenizer: &dyn Tokenizer) -> Result<(V
     let begins =
         config.top.block_size.is_some() && maskdiff_data::block_start(config, tokenizer).is_some();
     let room = sample::length(config) - i64::from(begins);
-    let given = asked.iter().map(|ask| Given::new(ask, tokenizer, room));
-    let given: Vec<Given> = given.collect::<Result<_>>()?;
-    match given.iter().find(|given| given.is_whole()) {
-        Some(template) if config.sampling.semi_ar => Err(config.layers.error(
+    let longest = Windows::new(&config.sampling).tokens(room);
+    let new = |ask: &Ask| match ask {
+        // Holes may be in any window, and a prompt stands in the first one.
+        Ask::Template(_) => Given::new(ask, tokenizer, longest),
+        _ => Given::new(ask, tokenizer, room),
+    };
+    let given: Vec<Given> = asked.iter().map(new).collect::<Result<_>>()?;
+    match given.iter().find(|given| given.draft_length().is_some()) {
+        Some(draft) if config.sampling.semi_ar => Err(config.layers.error(
             "sampling.semi_ar",
-            &format!("the template `{}` says where its text ends", template.text),
+            &format!("the text `{}` says where its own end is", draft.text),
             "`sampling.semi_ar=true` goes on behind a text: give a prompt, or leave it out",
         )),
         _ => Ok((of_labels(config, &given), rounds)),

@@ -45,7 +45,7 @@ pub struct Options {
     /// A file with the key that clients must send; the variable MASKDIFF_API_KEY may hold it instead
     #[arg(long, value_name = "FILE", value_hint = clap::ValueHint::FilePath)]
     api_key_file: Option<PathBuf>,
-    /// Texts that wait or are drawn at once; a request that would be more is refused
+    /// Texts that wait or are drawn at once; a request that would be more is refused, unless no other is under way
     #[arg(long, value_name = "N", default_value_t = 256)]
     queue: u32,
     /// Texts of one request
@@ -66,6 +66,9 @@ pub struct Options {
     /// Seconds for a client to send its request
     #[arg(long, value_name = "SECONDS", default_value_t = 10)]
     read_timeout: u32,
+    /// Seconds for a client to take the next part of its answer
+    #[arg(long, value_name = "SECONDS", default_value_t = 60)]
+    write_timeout: u32,
     /// Seconds from the first signal to the end, for requests that are under way
     #[arg(long, value_name = "SECONDS", default_value_t = 30)]
     grace: u32,
@@ -139,6 +142,7 @@ impl Options {
             texts: self.max_texts.max(1) as usize,
             batch,
             reading: seconds(self.read_timeout),
+            writing: seconds(self.write_timeout),
             request: seconds(self.timeout),
             grace: Duration::from_secs(u64::from(self.grace)),
         }
@@ -275,7 +279,6 @@ impl Served<'_> {
             label: config.sampling.labels.first().and_then(|name| sample::class(config, name)),
             guidance: config.sampling.guidance_scale,
             guides: config.training.label_dropout > 0.0,
-            no_likelihood: self.no_likelihood(),
             no_law: self.no_law(),
             hidden: hidden.into(),
             own_words: Vec::new(),
@@ -337,16 +340,6 @@ impl Served<'_> {
             });
         }
         all
-    }
-
-    /// Why single texts are not scored, where that is so.
-    fn no_likelihood(&self) -> Option<String> {
-        if self.config.top.block_size.is_some() {
-            return Some(
-                "it reads its texts block after block; `maskdiff eval` measures it, and `/v1/completions` with `echo` and `logprobs` its chain from left to right".into(),
-            );
-        }
-        self.no_law()
     }
 
     /// Why tokens have no law given others, where that is so.

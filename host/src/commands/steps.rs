@@ -262,7 +262,7 @@ impl Table<'_> {
         let mut sampler = assemble::sampler(config, &self.registry, &choice, &facts)?;
         let windows = Windows::new(&config.sampling);
         let all = Texts { windows, ..Texts::new(config, self.tokenizer) };
-        tch::manual_seed(config.top.seed.cast_signed());
+        tch::manual_seed(config.texts_seed().cast_signed());
         let (mut texts, mut seconds, mut calls, mut entropy) = (Vec::new(), 0.0, 0.0, 0.0);
         let at_once = (config.loader.eval_batch_size as usize).min(count as usize);
         for (number, first) in (0..count as usize).step_by(at_once).enumerate() {

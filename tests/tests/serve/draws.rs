@@ -170,6 +170,136 @@ fn stops_cut_a_text_whether_it_is_streamed_or_not() {
     assert_eq!(text, before);
 }
 
+/// Stop texts that overlap cut a stream where they cut an answer, and what is given of a template ends nothing.
+#[test]
+fn stops_that_overlap_or_are_given_cut_alike() {
+    let server = serve(&["sampling.predictor=first_hitting"]);
+    let streamed = |body: &Value| {
+        let mut body = body.clone();
+        body["stream"] = json!(true);
+        let events = server.post("/v1/completions", &body).events();
+        let deltas = events.iter().filter_map(|event| event["choices"][0]["text"].as_str());
+        deltas.collect::<String>()
+    };
+    let told = |body: &Value| {
+        let answer = server.post("/v1/completions", body).expect(200)["choices"][0].clone();
+        let finish = answer["finish_reason"].as_str().expect("a reason").to_string();
+        (answer["text"].as_str().expect("a text").to_string(), finish)
+    };
+    let mut body = json!({"seed": 3, "max_tokens": 20});
+    let whole: Vec<char> = told(&body).0.chars().collect();
+    for from in (1..whole.len().saturating_sub(9)).step_by(5) {
+        let part =
+            |from: usize, length: usize| whole[from..from + length].iter().collect::<String>();
+        // The longer one begins earlier, and is whole later.
+        body["stop"] = json!([part(from + 1, 2), part(from, 8)]);
+        let (text, finish) = told(&body);
+        assert_eq!((streamed(&body), finish.as_str()), (text, "stop"), "{body}");
+    }
+    let body = json!({"prompt": "[MASK:2] hat. One day [MASK:4] farm.", "stop": ["hat", " farm."], "seed": 3});
+    let (text, _) = told(&body);
+    let free = told(&json!({"prompt": body["prompt"], "seed": 3})).0;
+    // Only what the model writes itself may end it.
+    let own = free.replace(" hat. One day", "").replace(" farm.", "");
+    if !own.contains("hat") {
+        assert_eq!(text, free);
+    }
+    assert!(text.contains(" hat."), "{text}");
+    assert_eq!(streamed(&body), text);
+}
+
+/// A stream may have its prompt in front of it, and at its end the log-probabilities of an answer in one part.
+#[test]
+fn a_stream_may_have_its_prompt_and_log_probabilities() {
+    let server = serve(&["sampling.predictor=first_hitting"]);
+    let mut body =
+        json!({"prompt": ["Ben has a", "One day"], "seed": 3, "echo": true, "logprobs": 1});
+    for (tokens, sampler) in [(json!(9), "first_hitting"), (json!(9), "remdm"), (json!(1), "remdm")]
+    {
+        body["max_tokens"] = tokens;
+        body["sampler"] = json!(sampler);
+        body["stream"] = json!(false);
+        let whole = server.post("/v1/completions", &body).expect(200)["choices"].clone();
+        body["stream"] = json!(true);
+        let events = server.post("/v1/completions", &body).events();
+        for index in 0..2 {
+            let own = events.iter().map(|event| &event["choices"][0]);
+            let own: Vec<&Value> = own.filter(|choice| choice["index"] == index).collect();
+            let text: String = own.iter().filter_map(|choice| choice["text"].as_str()).collect();
+            assert_eq!(whole[index]["text"], text);
+            assert!(text.starts_with(["Ben has a", "One day"][index]), "{text}");
+            assert_eq!(own.last().expect("one")["logprobs"], whole[index]["logprobs"]);
+        }
+    }
+    // Without a number of tokens, the rest of the length is drawn behind the prompt.
+    let body = json!({"prompt": "Ben has a", "seed": 3, "echo": true, "logprobs": 1});
+    let answer = server.post("/v1/completions", &body).expect(200);
+    assert_eq!(ids(&answer)[0].as_array().map(Vec::len), Some(64));
+    let logprobs = answer["choices"][0]["logprobs"]["token_logprobs"].as_array().map(Vec::len);
+    assert_eq!(logprobs, Some(64));
+}
+
+/// How sure the model was of each token stands in the trace of `maskdiff sample`, as a stream of the same text tells it.
+#[test]
+fn a_trace_has_the_probabilities_of_a_stream() {
+    let server = serve(&[]);
+    let cases: [(&str, &[&str]); 3] = [
+        ("first_hitting", &[]),
+        ("ddpm_cache", &["sampling.steps=12"]),
+        ("remdm", &["sampling.steps=9"]),
+    ];
+    for (sampler, more) in cases {
+        let mut body =
+            json!({"sampler": sampler, "seed": 6, "max_tokens": 12, "prompt": "Ben has a"});
+        for word in more {
+            let (_, steps) = word.split_once('=').expect("a word");
+            body["steps"] = json!(steps.parse::<i64>().expect("a number"));
+        }
+        body["stream"] = json!(true);
+        body["denoising"] = json!(true);
+        let events = server.post("/v1/completions", &body).events();
+        let opened = events.iter().filter_map(|event| event["maskdiff"]["opened"].as_array());
+        let key = |one: &Value| (one[0].as_i64(), one[1].as_i64());
+        let told: Vec<(_, Value)> =
+            opened.flatten().map(|one| (key(one), one[3].clone())).collect();
+        let chosen = format!("sampling.predictor={sampler}");
+        let words = ["-n", "1", "--seed", "6", &chosen, "--prompt", "Ben has a"];
+        let traced = ["sampling.new_tokens=12", "--trace", "sure.json", "--force"];
+        sampled("run", &[&words[..], &traced, more].concat());
+        let trace = std::fs::read_to_string(folder().join("sure.json")).expect("a trace");
+        let trace: Value = serde_json::from_str(&trace).expect("JSON");
+        assert_eq!(trace["format"], 2);
+        let events = trace["samples"][0]["events"].as_array().expect("events");
+        let written = events.iter().filter_map(|event| event[1].as_array()).flatten();
+        let written: Vec<(_, Value)> = written.map(|one| (key(one), one[2].clone())).collect();
+        assert_eq!(written.len(), told.len(), "{sampler}");
+        assert!(written.iter().any(|(_, p)| p.is_f64()), "{sampler}: {written:?}");
+        for ((place, p), (other, q)) in written.iter().zip(&told) {
+            let same = match (p.as_f64(), q.as_f64()) {
+                (Some(p), Some(q)) => (p - q).abs() < 2e-3,
+                (p, q) => p.is_none() && q.is_none(),
+            };
+            assert!(place == other && same, "{sampler}: {place:?} {p} is not {other:?} {q}");
+        }
+    }
+}
+
+/// `sampling.seed` is the seed of texts, and the seed of all else where it is not said.
+#[test]
+fn texts_have_a_seed_of_their_own() {
+    let own = sampled("run", &["-n", "2", "sampling.seed=5", "seed=9", "--steps", "6"]);
+    assert_eq!(own, sampled("run", &["-n", "2", "--seed", "5", "--steps", "6"]));
+    assert_ne!(own, sampled("run", &["-n", "2", "--seed", "9", "--steps", "6"]));
+    // And it is what an answer says, whatever the server was started with.
+    let server = serve(&["sampling.seed=77", "sampling.steps=6"]);
+    let answer = server.post("/v1/completions", &json!({"seed": 5, "n": 2})).expect(200);
+    assert_eq!(ids(&answer), own);
+    let told = super::told(&answer);
+    assert!(told.contains(&"sampling.seed=5".into()), "{told:?}");
+    let words: Vec<&str> = told.iter().map(String::as_str).collect();
+    assert_eq!(sampled("run", &words), own[..1]);
+}
+
 /// A text that only some requests of a batch make impossible fails for them alone, also where others have seen a part of theirs.
 #[test]
 fn a_request_that_fails_ends_no_other() {

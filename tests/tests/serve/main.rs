@@ -4,6 +4,7 @@ mod classes;
 mod draws;
 mod limits;
 mod scores;
+mod turns;
 mod windows;
 
 use std::path::Path;
@@ -11,7 +12,6 @@ use std::time::{Duration, Instant};
 
 use maskdiff_tests::run::maskdiff;
 use maskdiff_tests::served::{Answer, Server, folder, send};
-use maskdiff_tests::{golden, golden_case};
 use serde_json::{Value, json};
 
 fn serve(words: &[&str]) -> Server {
@@ -118,6 +118,41 @@ fn refused(server: &Server) -> Vec<String> {
         ("/v1/logits", json!({"tokens": [[1]], "t": [0.1, 0.2]}), 400, "one for each text"),
         ("/v1/logits", json!({"tokens": [[1]], "t": 0.1, "times": 3}), 400, "`times`"),
         ("/v1/loglikelihood", json!({}), 400, "`requests`"),
+        (
+            "/v1/loglikelihood",
+            json!({"requests": [{"contxt": "Ben has a", "continuation": "hat."}]}),
+            400,
+            "did you mean `context`?",
+        ),
+        (
+            "/v1/loglikelihood",
+            json!({"likelihood": "duel", "samples": 4, "requests": [{"continuation": "hat."}]}),
+            400,
+            "`samples` is of",
+        ),
+        (
+            "/tokenize",
+            json!({"prompt": "Ben", "add_special_token": true}),
+            400,
+            "`add_special_tokens`?",
+        ),
+        ("/tokenize", json!({"prompt": "Ben", "add_special_tokens": "yes"}), 400, "true or false"),
+        ("/detokenize", json!({"tokens": [1], "skip": 1}), 400, "unknown key"),
+        ("/v1/completions", json!({"prompt": "[MASK:+3] hat."}), 400, "no hole at"),
+        ("/v1/completions", json!({"temperature": 0}), 400, "`\"sampler\": \"confidence\"`"),
+        (
+            "/v1/completions",
+            json!({"sampler": "first_hitting", "temperature": 0}),
+            400,
+            "`\"sampler\": \"confidence\"`",
+        ),
+        (
+            "/v1/completions",
+            scored(json!("Ben")).with("stopz", json!(4)),
+            400,
+            "did you mean `stop`?",
+        ),
+        ("/v1/completions", scored(json!("Ben")).with("seed", json!(-4)), 400, "`seed`"),
         ("/nothing", json!({}), 404, "/v1/completions"),
         ("/health", json!({}), 405, "GET"),
     ] {
@@ -145,6 +180,8 @@ fn every_endpoint_answers_and_tells_no_path() {
     let models = get("/v1/models").expect(200);
     assert_eq!(models["data"][0]["id"], "tiny");
     assert_eq!(models["data"][0]["maskdiff"]["length"], 64);
+    assert_eq!(get("/v1/models/tiny").expect(200), models["data"][0]);
+    assert_eq!(get("/v1/models/other").expect(404)["error"]["code"], "model_not_found");
     let samplers = get("/v1/samplers").expect(200);
     let names: Vec<&str> = samplers["data"]
         .as_array()
@@ -184,6 +221,14 @@ fn every_endpoint_answers_and_tells_no_path() {
         echoed.starts_with("Ben has a ")
             && echoed.ends_with(drawn["choices"][0]["text"].as_str().expect("a text"))
     );
+    let marked = server.ask("POST", "/tokenize", "", "\u{feff}{\"prompt\": \"Ben\"}");
+    assert_eq!(marked.expect(200)["count"], 1, "a mark of the encoding is no part of the JSON");
+    let hash = &server.said["checkpoint"];
+    let likeliest = post("/v1/likeliest", json!({"tokens": [1, null], "position": 1})).expect(200);
+    assert_eq!(&likeliest["maskdiff"]["checkpoint"], hash);
+    let logits = post("/v1/logits", json!({"tokens": [[1, null]], "t": 0.5}));
+    let named = format!("x-maskdiff-checkpoint: {}", hash.as_str().expect("a hash"));
+    assert!(logits.head.contains(&named), "{}", logits.head);
     said.extend(refused(&server));
     for body in ["", "{", "[]", "nul\0", "{\"prompt\": \"\\ud800\"}", &"[".repeat(5000)] {
         assert_eq!(server.ask("POST", "/v1/completions", "", body).status, 400, "{body:?}");
@@ -197,63 +242,6 @@ fn every_endpoint_answers_and_tells_no_path() {
     said.push(metrics.body);
     let here = folder().display().to_string();
     assert!(said.iter().all(|text| !text.contains(&here) && !text.contains("/tmp")), "{said:?}");
-}
-
-#[test]
-fn a_conversation_is_answered() {
-    if golden_case("l_chat").is_none() {
-        return;
-    }
-    let at = tempfile::tempdir().expect("a folder");
-    let rows = "{\"instruction\": \"Say\", \"output\": \"We know\"}\n".repeat(4);
-    std::fs::write(at.path().join("a.jsonl"), rows).expect("written");
-    let tokenizer =
-        format!("data.tokenizer_name_or_path={}", golden().join("l_chat/llada").display());
-    let words = [
-        "train",
-        "data=sft",
-        "backbone=llama",
-        "model.length=64",
-        "model.hidden_size=16",
-        "model.n_blocks=1",
-        "model.n_heads=2",
-        "sampling.predictor=confidence",
-        "sampling.num_sample_log=0",
-        "loader.global_batch_size=4",
-        "loader.eval_batch_size=4",
-        "trainer.accelerator=cpu",
-        "trainer.max_steps=1",
-        "run.dir=run",
-        "data.path=a.jsonl",
-        &tokenizer,
-    ];
-    maskdiff(at.path(), &words).expect(0);
-    let server = Server::start(at.path(), &["run"]);
-    assert!(server.get("/tokenizer_info").expect(200)["chat_template"].is_string());
-    let body = json!({"messages": [{"role": "user", "content": "Hi"}], "max_tokens": 6, "seed": 2});
-    let answer = server.post("/v1/chat/completions", &body).expect(200);
-    assert_eq!(answer["object"], "chat.completion");
-    let content = answer["choices"][0]["message"]["content"].as_str().expect("a text").to_string();
-    let mut streamed = body.clone();
-    streamed["stream"] = json!(true);
-    let events = server.post("/v1/chat/completions", &streamed).events();
-    let text: String =
-        events.iter().filter_map(|e| e["choices"][0]["delta"]["content"].as_str()).collect();
-    assert_eq!(text.trim(), content);
-    for (body, said) in [
-        (json!({"messages": []}), "the conversation is empty"),
-        (json!({"messages": [{"role": "user"}]}), "no text"),
-        (
-            json!({"messages": [{"role": "user", "content": "word ".repeat(200)}]}),
-            "the model draws sequences of 64",
-        ),
-    ] {
-        let error = server.post("/v1/chat/completions", &body).expect(400);
-        assert!(
-            error["error"]["message"].as_str().is_some_and(|text| text.contains(said)),
-            "{error}"
-        );
-    }
 }
 
 #[test]

@@ -109,6 +109,37 @@ fn bound_of_two_tokens(server: &Server) {
     assert_eq!(bound["stderr"], 0.0);
 }
 
+/// What is said of an answer is the first line of `maskdiff eval --answers`, its draws among it.
+#[test]
+fn an_answer_has_the_likelihood_of_eval() {
+    let server = serve(&[]);
+    let ids = |text: &str| {
+        server.post("/tokenize", &json!({"prompt": text})).expect(200)["tokens"].clone()
+    };
+    let (prompt, answer) = (ids("Ben has a"), ids("hat. One day Ben walks to the farm."));
+    let line = json!({"prompt": prompt, "response": answer}).to_string();
+    std::fs::write(folder().join("answers.jsonl"), line).expect("written");
+    for (likelihood, word, key, value) in [
+        ("bound", "eval.answer_samples=64", "samples", json!(64)),
+        ("duel", "eval.duel_order=margin", "order", json!("margin")),
+    ] {
+        let chosen = format!("eval.likelihood={likelihood}");
+        let words = ["eval", "run", "--answers", "answers.jsonl", "trainer.accelerator=cpu"];
+        let more = ["--format", "json", "seed=3", "eval.results=none", word, &chosen];
+        let line = maskdiff(folder(), &[&words[..], &more].concat()).expect(0).lines()[0].clone();
+        let pair = json!([{"context": prompt, "continuation": answer}]);
+        let mut body = json!({"likelihood": likelihood, "seed": 3, "requests": pair});
+        body[key] = value;
+        let found = server.post("/v1/loglikelihood", &body).expect(200)["results"][0].clone();
+        for (own, of_eval) in [("loglikelihood", "loglikelihood"), ("stderr", "standard_error")] {
+            let number = |of: &Value, key: &str| of[key].as_f64().expect("a number");
+            let (one, other) = (number(&found, own), number(&line, of_eval));
+            assert!((one - other).abs() <= 1e-4 * one.abs(), "{found} is not {line}");
+        }
+        assert_eq!(found["is_greedy"], line["is_greedy"]);
+    }
+}
+
 /// Whole sequences, as `maskdiff eval` takes them from a file.
 #[test]
 fn a_whole_sequence_has_the_nats_of_eval() {

@@ -106,6 +106,16 @@ fn texts_of_several_windows_are_drawn_shown_and_changed() {
         let again: Vec<&str> = again.iter().map(String::as_str).chain(words).collect();
         assert_eq!(ids(&answer), sampled("run", &again), "{again:?}");
     }
+    // A text with holes may reach over several, here and on the command line.
+    let template = "Ben [MASK:70] hat. One day [MASK:5]";
+    let answer =
+        server.post("/v1/completions", &json!({"prompt": template, "seed": 6})).expect(200);
+    let again = told(&answer);
+    assert!(again.contains(&"sampling.semi_ar=true".into()), "{again:?}");
+    let again: Vec<&str> =
+        again.iter().map(String::as_str).chain(["--template", template]).collect();
+    assert_eq!(ids(&answer), sampled("run", &again));
+    assert!(ids(&answer)[0].as_array().is_some_and(|ids| ids.len() > 70), "{answer}");
     for (path, body, words) in [
         ("/v1/completions", json!({"prompt": "Ben", "logprobs": 1}), "max_tokens"),
         ("/v1/completions", json!({"prompt": vec![Value::Null; 97]}), "96"),
@@ -149,7 +159,7 @@ fn texts_in_blocks_show_how_sure_the_model_was() {
     assert!(error.as_str().is_some_and(|said| said.contains("block")), "{error}");
 }
 
-/// The score of a text is that of its tokens one after the other.
+/// The score of a text is that of its tokens one after the other, and that of an answer the sum of its own.
 fn chain_of(server: &Server, tokens: &[Value]) {
     let body = json!({"prompt": tokens, "max_tokens": 1, "echo": true, "logprobs": 2});
     let answer = server.post("/v1/completions", &body).expect(200);
@@ -165,6 +175,22 @@ fn chain_of(server: &Server, tokens: &[Value]) {
         let p = found.and_then(|one| one["logprob"].as_f64()).expect("the token");
         let own = logprobs[place].as_f64().expect("a number");
         assert!((p - own).abs() < 1e-4 * p.abs().max(1.0), "{place}: {own} is not {p}");
+    }
+    let numbers: Vec<f64> = logprobs.iter().filter_map(Value::as_f64).collect();
+    let top = &answer["choices"][0]["logprobs"]["top_logprobs"];
+    let is_top = |place: usize| {
+        let all = top[place].as_object().expect("tokens").values().filter_map(Value::as_f64);
+        all.fold(f64::NEG_INFINITY, f64::max) <= numbers[place] + 1e-9
+    };
+    for given in [0, 5, tokens.len() - 1] {
+        let pair = json!({"context": &tokens[..given], "continuation": &tokens[given..]});
+        let body = json!({"likelihood": "duel", "order": "left_to_right", "requests": [pair]});
+        let found = server.post("/v1/loglikelihood", &body).expect(200)["results"][0].clone();
+        let own = found["loglikelihood"].as_f64().expect("a number");
+        let sum: f64 = numbers[given..tokens.len()].iter().sum();
+        assert!((own - sum).abs() < 1e-4 * sum.abs().max(1.0), "{given}: {own} is not {sum}");
+        let greedy = (given..tokens.len()).all(is_top);
+        assert_eq!((&found["is_greedy"], &found["stderr"]), (&json!(greedy), &json!(0.0)));
     }
 }
 

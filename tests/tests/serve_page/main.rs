@@ -1,5 +1,6 @@
 //! The pages of `maskdiff serve` in a real browser: text that is denoised at `/`, and runs at `/runs`.
 
+mod heard;
 mod runs;
 
 use std::fs;

@@ -44,6 +44,7 @@ fn runs_are_shown_live() {
     let Some(browser) = Browser::start() else { return };
     browser.visit(&format!("http://127.0.0.1:{}/runs", server.port));
     browser.wait("document.querySelectorAll('section').length >= 5");
+    super::heard::all_have_names(&browser);
     headlines(&browser);
     curves(&browser);
     downloads(&browser);

@@ -5,7 +5,7 @@
 use std::fmt::Write as _;
 
 use super::writer::{Spot, Svg, short};
-use crate::trace::{Sample, Trace};
+use crate::trace::{Sample, Trace, Written};
 
 /// The command that writes them.
 pub const MAKER: &str = "sample";
@@ -109,7 +109,7 @@ fn cells(trace: &Trace, sample: &Sample, frames: &[i64], positions: usize) -> Ve
     for (step, written) in &sample.events {
         // The first frame at or behind the step.
         let frame = frames.partition_point(|at| at < step).min(frames.len() - 1);
-        for (place, id) in written {
+        for Written(place, id, _) in written {
             let Some(way) = ways.get_mut(*place as usize) else { continue };
             let new = shown(*id);
             way.retain(|(at, _)| *at != frame);
@@ -344,6 +344,9 @@ mod tests {
     }
 
     fn sample(start: Vec<i64>, events: Vec<(i64, Vec<(i64, i64)>)>) -> Sample {
+        let written =
+            |all: Vec<(i64, i64)>| all.into_iter().map(|(at, id)| Written(at, id, None)).collect();
+        let events = events.into_iter().map(|(step, all)| (step, written(all))).collect();
         Sample { given: String::new(), nfe: 1.0, seconds: 1.0, entropy: 1.0, start, events }
     }
 

@@ -84,7 +84,10 @@ pub(super) async fn likeliest(State(app): Here, request: Request) -> Response<Bo
             json!({"id": id, "text": piece(id, tokenizer), "logprob": log_p, "probability": log_p.exp()})
         });
         let top: Vec<Value> = told.collect();
-        Ok(json_answer(&json!({"object": "likeliest", "position": position, "top": top})))
+        Ok(json_answer(&json!({
+            "object": "likeliest", "model": app.facts.name, "position": position, "top": top,
+            "maskdiff": {"checkpoint": app.facts.checkpoint, "step": app.facts.step},
+        })))
     };
     answered(done.await)
 }
@@ -124,6 +127,8 @@ pub(super) async fn logits(State(app): Here, request: Request) -> Response<Body>
         let head = answer.headers_mut();
         head.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/octet-stream"));
         head.insert("x-maskdiff-shape", shape);
+        let hash = HeaderValue::from_str(&app.facts.checkpoint).map_err(|_| stream::ended())?;
+        head.insert("x-maskdiff-checkpoint", hash);
         head.insert("x-maskdiff-dtype", HeaderValue::from_static(table.kind));
         Ok(answer)
     };

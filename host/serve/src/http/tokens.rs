@@ -16,14 +16,16 @@ pub(super) async fn tokenize(State(app): Here, request: Request) -> Response<Bod
     let done = async {
         let body = object(&app, request).await?;
         let tokens = read(&app, body, |reader| {
+            reader.check_model()?;
+            reader.check_keys(&["add_special_tokens", "model", "prompt"])?;
+            // Only who asks for them gets special tokens: prompts are tokenized without.
+            let begins = reader.flag("add_special_tokens")?;
             let tokenizer = &reader.facts.tokenizer;
             let Some(text) = reader.body.get("prompt").and_then(Value::as_str) else {
                 return Err(Fault::of_key("prompt", "`prompt` is the text to tokenize"));
             };
             let ids =
                 tokenizer.encode(text).map_err(|e| Fault::of_error(&e, &reader.facts.hidden))?;
-            // Only who asks for them gets special tokens: prompts are tokenized without.
-            let begins = reader.body.get("add_special_tokens") == Some(&Value::Bool(true));
             let bos = tokenizer.bos().filter(|_| begins);
             Ok(bos.into_iter().chain(ids).collect::<Vec<u32>>())
         });
@@ -38,6 +40,8 @@ pub(super) async fn detokenize(State(app): Here, request: Request) -> Response<B
     let done = async {
         let body = object(&app, request).await?;
         let text = read(&app, body, |reader| {
+            reader.check_model()?;
+            reader.check_keys(&["model", "tokens"])?;
             let tokenizer = &reader.facts.tokenizer;
             let wrong = || Fault::of_key("tokens", "`tokens` is a list of token ids of this model");
             let Some(Value::Array(all)) = reader.body.get("tokens") else { return Err(wrong()) };

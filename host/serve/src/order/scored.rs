@@ -1,11 +1,12 @@
 //! Bodies that ask for likelihoods.
 
-use maskdiff_base::text::nearest;
 use maskdiff_config::listed::DuelOrder;
 use maskdiff_engine::evaluate::answers::Way;
 use maskdiff_engine::evaluate::order as duel_order;
+use maskdiff_plugin_api::ops::Order;
 use serde_json::Value;
 
+use super::values::no_others;
 use super::{Prompt, Reader};
 use crate::fault::Fault;
 use crate::job::{Answers, Logits, Look, Score};
@@ -43,23 +44,14 @@ impl Reader<'_> {
             }
         };
         self.check_count("requests", requests.len())?;
-        let pairs = requests.iter().map(|request| self.pair(request)).collect::<Result<_, _>>()?;
-        let seed = self.seed()?.unwrap_or(1);
-        Ok(Answers { pairs, way: self.way()?, seed })
-    }
-
-    /// Whether there are no keys but these.
-    fn check_keys(&self, own: &[&str]) -> Result<(), Fault> {
-        let Some(key) = self.body.keys().find(|key| !own.contains(&key.as_str())) else {
-            return Ok(());
-        };
-        let hint = match nearest(key, own) {
-            Some(near) => format!("did you mean `{near}`?"),
-            None => format!("those that are: {}", own.join(", ")),
-        };
-        let mut fault = Fault::of_key(key, format!("unknown key `{key}`; {hint}"));
-        fault.code = "unknown_key";
-        Err(fault)
+        let pairs = requests.iter().zip(0..).map(|(request, number)| self.pair(request, number));
+        let pairs = pairs.collect::<Result<_, _>>()?;
+        let (seed, way) = (self.seed()?.unwrap_or(1), self.way()?);
+        if self.facts.blocks && way != Way::Duel(Order::LeftToRight, 1) {
+            let said = "this model reads its texts block after block, and one likelihood alone is known of an answer: set `likelihood` to `duel`, `order` to `left_to_right` and `tokens_per_step` to 1, or leave the last out; `maskdiff eval` measures the bound of whole texts";
+            return Err(Fault::of_key("likelihood", said));
+        }
+        Ok(Answers { pairs, way, seed })
     }
 
     /// `/v1/likeliest`.
@@ -144,7 +136,7 @@ impl Reader<'_> {
     }
 
     /// `likelihood`, `samples`, `order`, `tokens_per_step`.
-    pub(super) fn way(&self) -> Result<Way, Fault> {
+    fn way(&self) -> Result<Way, Fault> {
         let samples = self.whole("samples", 1, 4096)?;
         let tokens = self.whole("tokens_per_step", 1, 1 << 20)?;
         let order = match self.body.get("order").filter(|said| !said.is_null()) {
@@ -158,23 +150,46 @@ impl Reader<'_> {
             },
         };
         let duel = self.facts.duel;
-        let of_bound = Way::Bound(samples.unwrap_or(SAMPLES));
-        let of_duel = Way::Duel(order.unwrap_or(duel.0), tokens.unwrap_or(duel.1));
-        Ok(match self.body.get("likelihood") {
-            Some(Value::String(word)) if word == "bound" => of_bound,
-            Some(Value::String(word)) if word == "duel" => of_duel,
-            None | Some(Value::Null) if self.facts.by_duel => of_duel,
-            None | Some(Value::Null) => of_bound,
+        let by_duel = match self.body.get("likelihood") {
+            Some(Value::String(word)) if word == "bound" => false,
+            Some(Value::String(word)) if word == "duel" => true,
+            None | Some(Value::Null) => self.facts.by_duel,
             Some(_) => {
                 let said =
                     "`likelihood` is `bound`, which draws, or `duel`, which is exact for its order";
                 return Err(Fault::of_key("likelihood", said));
             }
+        };
+        let (own, other, of_other) = match by_duel {
+            true => ("duel", "bound", &["samples"][..]),
+            false => ("bound", "duel", &["order", "tokens_per_step"][..]),
+        };
+        let is_said = |key: &&&str| self.body.get(**key).is_some_and(|said| !said.is_null());
+        if let Some(key) = of_other.iter().find(is_said) {
+            return Err(Fault::of_key(
+                key,
+                format!(
+                    "`{key}` is of `\"likelihood\": \"{other}\"`, and this is `{own}`: leave it out, or set `likelihood`"
+                ),
+            ));
+        }
+        Ok(match by_duel {
+            true => Way::Duel(order.unwrap_or(duel.0), tokens.unwrap_or(duel.1)),
+            false => Way::Bound(samples.unwrap_or(SAMPLES)),
         })
     }
 
-    /// A context and its continuation.
-    pub(super) fn pair(&self, request: &Value) -> Result<(Vec<i64>, usize), Fault> {
+    /// A context and its continuation, the `number`th of the request.
+    fn pair(&self, request: &Value, number: usize) -> Result<(Vec<i64>, usize), Fault> {
+        let place = format!("requests[{number}]");
+        match request {
+            Value::Object(all) => no_others(all, &["context", "continuation"], Some(&place))?,
+            _ => {
+                let said =
+                    format!("`{place}` is no object {{\"context\": …, \"continuation\": …}}");
+                return Err(Fault::of_key("requests", said));
+            }
+        }
         let tokens = |key: &str| match &request[key] {
             Value::Null if key == "context" => Ok(Vec::new()),
             Value::Array(ids) => self.ids(ids, key),
@@ -202,6 +217,16 @@ impl Reader<'_> {
         tokens: Option<i64>,
     ) -> Result<Score, Fault> {
         self.check_law()?;
+        if self.whole("n", 1, 1 << 20)?.is_some_and(|n| n != 1) {
+            let said = "a prompt that is scored has one score: leave `n` out";
+            return Err(Fault::of_key("n", said));
+        }
+        // They have no effect, and a wrong one is a mistake all the same.
+        self.seed()?;
+        self.number()?;
+        self.stops()?;
+        self.shown()?;
+        self.some_flag("stop_at_eos")?;
         if self.body.get("cfg_scale").and_then(Value::as_f64).is_some_and(|scale| scale != 0.0) {
             let said = "`cfg_scale` guides what is drawn, and a prompt that is scored has the model's own law: leave it out";
             return Err(Fault::of_key("cfg_scale", said));

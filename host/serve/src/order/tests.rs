@@ -17,6 +17,7 @@ fn limits() -> Limits {
         texts: 6,
         batch: 4,
         reading: Duration::from_secs(1),
+        writing: Duration::from_secs(1),
         request: Duration::from_secs(1),
         grace: Duration::from_secs(1),
     }
@@ -72,7 +73,19 @@ fn what_is_wrong_is_named() {
         (json!({"max_tokens": "3"}), "max_tokens", "a whole number"),
         (json!({"max_tokens": 0}), "max_tokens", "scores the prompt alone"),
         (json!({"n": 7}), "n", "at most 6"),
+        (json!({"max_tokens": 0, "echo": true}), "max_tokens", "set `logprobs` to a number"),
+        (json!({"max_tokens": 0, "logprobs": 1}), "max_tokens", "set `echo` to true, or"),
+        (
+            json!({"prompt": ["ab", ""], "max_tokens": 0, "echo": true, "logprobs": 1}),
+            "prompt",
+            "an empty prompt",
+        ),
         (json!({"seed": -1}), "seed", "a whole number"),
+        (json!({"seed": 1_u64 << 53}), "seed", "to 9007199254740991"),
+        (json!({"number": 1_u64 << 40}), "number", "to 1099511627775"),
+        (json!({"stream_options": 5}), "stream_options", "is an object"),
+        (json!({"stream_options": {"include_usage": 1}}), "stream_options", "true or false"),
+        (json!({"stream_options": {"include_use": true}}), "include_use", "`include_usage`?"),
         (json!({"stop": ["a", 4]}), "stop", "`stop` is a text"),
         (json!({"stop": ""}), "stop", "1 to 200 bytes"),
         (json!({"denoising": true}), "stream", "set `stream`"),
@@ -89,6 +102,45 @@ fn what_is_wrong_is_named() {
         assert_eq!(fault.key.as_deref(), Some(key), "{body}: {}", fault.message);
         assert!(fault.message.contains(said), "{body}: {}", fault.message);
     }
+}
+
+/// Keys of a prompt that is scored are checked like those of one that is continued; options of any sampler are let be.
+#[test]
+fn a_prompt_that_is_scored_has_no_unknown_keys() {
+    let scored = |key: &str, value: Value| {
+        let mut body = json!({"prompt": "ab", "max_tokens": 1, "echo": true, "logprobs": 1});
+        body[key] = value;
+        completion(body)
+    };
+    for (key, value) in [("temperature", json!(0)), ("order", json!("x")), ("steps", json!(4))] {
+        assert!(matches!(scored(key, value).unwrap().0, Work::Score(_)), "{key}");
+    }
+    for (key, value, said) in [
+        ("stopz", json!("a"), "did you mean `stop`?"),
+        ("seed", json!(-4), "`seed` is a whole number"),
+        ("number", json!(-4), "`number` is a whole number"),
+        ("stop", json!(5), "`stop` is a text"),
+        ("stop_at_eos", json!(5), "true or false"),
+        ("denoising", json!(true), "set `stream`"),
+        ("n", json!(2), "one score"),
+    ] {
+        let fault = scored(key, value).unwrap_err();
+        assert_eq!(fault.key.as_deref(), Some(key), "{}", fault.message);
+        assert!(fault.message.contains(said), "{key}: {}", fault.message);
+    }
+}
+
+/// Without a number of tokens, what stands behind an echoed prompt is drawn too.
+#[test]
+fn an_echoed_prompt_goes_on_where_no_number_says_otherwise() {
+    let body = |more: Value| {
+        let mut body = json!({"prompt": "ab", "echo": true, "logprobs": 1});
+        body["max_tokens"] = more;
+        completion(body).unwrap().0
+    };
+    assert!(matches!(body(json!(null)), Work::Draw(draw) if draw.echo && draw.logprobs == Some(1)));
+    assert!(matches!(body(json!(3)), Work::Draw(_)));
+    assert!(matches!(body(json!(0)), Work::Score(score) if !score.next));
 }
 
 #[test]
@@ -118,8 +170,42 @@ fn likelihoods_are_asked_for_by_text_or_tokens() {
         (json!({"request": []}), "did you mean `requests`?"),
         (json!({"likelihood": "x", "requests": [{"continuation": "a"}]}), "`likelihood` is"),
         (json!({"order": "x", "requests": [{"continuation": "a"}]}), "`order` is"),
+        (
+            json!({"requests": [{"continuation": "a"}, {"contxt": "a", "continuation": "b"}]}),
+            "unknown key `contxt` in `requests[1]`; did you mean `context`?",
+        ),
+        (json!({"requests": ["a"]}), "`requests[0]` is no object"),
+        (
+            json!({"likelihood": "duel", "samples": 4, "requests": [{"continuation": "a"}]}),
+            "`samples` is of `\"likelihood\": \"bound\"`, and this is `duel`",
+        ),
+        (
+            json!({"tokens_per_step": 4, "requests": [{"continuation": "a"}]}),
+            "`tokens_per_step` is of `\"likelihood\": \"duel\"`, and this is `bound`",
+        ),
     ] {
         let fault = read(body.clone()).unwrap_err();
         assert!(fault.message.contains(said), "{body}: {}", fault.message);
+    }
+}
+
+/// Of a model in blocks one likelihood is known.
+#[test]
+fn in_blocks_answers_are_scored_from_left_to_right() {
+    let (facts, limits) = (Facts { blocks: true, ..crate::keys::tests::facts() }, limits());
+    let read = |more: Value| {
+        let mut body = json!({"requests": [{"context": "ab", "continuation": "c"}]});
+        body.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        let body = body.as_object().unwrap();
+        Reader { body, facts: &facts, limits: &limits }.likelihood()
+    };
+    assert!(read(json!({"likelihood": "duel", "order": "left_to_right"})).is_ok());
+    for more in [
+        json!({}),
+        json!({"likelihood": "duel"}),
+        json!({"likelihood": "duel", "order": "left_to_right", "tokens_per_step": 2}),
+    ] {
+        let fault = read(more.clone()).unwrap_err();
+        assert!(fault.message.contains("set `likelihood` to `duel`"), "{more}: {}", fault.message);
     }
 }

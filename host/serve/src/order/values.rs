@@ -2,20 +2,47 @@
 
 use maskdiff_base::text::nearest;
 use maskdiff_engine::prompt::Given;
-use serde_json::Value;
+use serde_json::{Map, Value};
 
 use super::Reader;
 use crate::fault::Fault;
 
 /// Seeds are below this, so that every program that reads JSON keeps them.
 pub(super) const SEEDS: u64 = 1 << 53;
+/// Numbers of texts are below this.
+const NUMBERS: i64 = 1 << 40;
 
 /// How strongly a class guides.
 const SCALE: &str = "guidance_scale";
 /// Classes that a refusal names.
 const SHOWN: usize = 20;
 
+/// Whether an object has no keys but these; `place` is where it stands in the body, if it is not all of that.
+pub(super) fn no_others(
+    object: &Map<String, Value>,
+    own: &[&str],
+    place: Option<&str>,
+) -> Result<(), Fault> {
+    let Some(key) = object.keys().find(|key| !own.contains(&key.as_str())) else {
+        return Ok(());
+    };
+    let hint = match nearest(key, own) {
+        Some(near) => format!("did you mean `{near}`?"),
+        None => format!("those that are: {}", own.join(", ")),
+    };
+    let shown: String = key.chars().take(60).collect();
+    let place = place.map(|place| format!(" in `{place}`")).unwrap_or_default();
+    let mut fault = Fault::of_key(key, format!("unknown key `{shown}`{place}; {hint}"));
+    fault.code = "unknown_key";
+    Err(fault)
+}
+
 impl Reader<'_> {
+    /// Whether there are no keys but these.
+    pub(crate) fn check_keys(&self, own: &[&str]) -> Result<(), Fault> {
+        no_others(self.body, own, None)
+    }
+
     pub(super) fn encode(&self, text: &str) -> Result<Vec<i64>, Fault> {
         let ids = self.facts.tokenizer.encode(text);
         let ids = ids.map_err(|e| Fault::of_error(&e, &self.facts.hidden))?;
@@ -70,19 +97,11 @@ impl Reader<'_> {
         all.iter().map(one).collect()
     }
 
-    pub(super) fn check_model(&self) -> Result<(), Fault> {
+    pub(crate) fn check_model(&self) -> Result<(), Fault> {
         match self.body.get("model") {
             None | Some(Value::Null) => Ok(()),
-            Some(Value::String(name)) if *name == self.facts.name => Ok(()),
-            Some(other) => {
-                let shown: String = other.to_string().chars().take(80).collect();
-                let said = format!(
-                    "there is no model {shown} here, but `{}`: name it, or leave `model` out",
-                    self.facts.name
-                );
-                let fault = Fault::new(axum::http::StatusCode::NOT_FOUND, "model_not_found", said);
-                Err(Fault { key: Some("model".into()), ..fault })
-            }
+            Some(Value::String(name)) => self.facts.is_named(name),
+            Some(other) => self.facts.is_named(&other.to_string()),
         }
     }
 
@@ -147,7 +166,7 @@ impl Reader<'_> {
     }
 
     pub(super) fn check_scores(&self) -> Result<(), Fault> {
-        match &self.facts.no_likelihood {
+        match &self.facts.no_law {
             Some(why) => Err(Fault::wrong(format!("this model scores no single texts: {why}"))),
             None => Ok(()),
         }
@@ -230,10 +249,15 @@ impl Reader<'_> {
     }
 
     pub(super) fn seed(&self) -> Result<Option<u64>, Fault> {
-        Ok(self.whole("seed", 0, SEEDS as i64)?.map(i64::cast_unsigned))
+        Ok(self.whole("seed", 0, SEEDS as i64 - 1)?.map(i64::cast_unsigned))
     }
 
-    pub(super) fn flag(&self, key: &str) -> Result<bool, Fault> {
+    /// The number of the first text among those of its seed.
+    pub(super) fn number(&self) -> Result<Option<u64>, Fault> {
+        Ok(self.whole("number", 0, NUMBERS - 1)?.map(i64::cast_unsigned))
+    }
+
+    pub(crate) fn flag(&self, key: &str) -> Result<bool, Fault> {
         Ok(self.some_flag(key)?.unwrap_or(false))
     }
 
