@@ -206,6 +206,7 @@ impl Reader<'_> {
         let first = self.whole("number", 0, NUMBERS as i64)?.unwrap_or(0) as u64;
         let count = given.len() as u64;
         let label = self.labelled()?.0;
+        self.check_classifier(label, logprobs)?;
         given.iter_mut().for_each(|given| given.label = label);
         // The texts of a prompt stand together, and are numbered as `maskdiff sample` draws them: a round of all prompts after the other.
         let orders = given.into_iter().zip(0..).flat_map(|(given, place)| {
