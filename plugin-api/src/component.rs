@@ -86,7 +86,9 @@ pub mod capability {
     /// The parameterization learns classes of noisy texts, and no text: see [`crate::Parameterization::log_label`]. It is told how many
     /// classes there are ([`crate::Context::classes`]), and its network is not.
     pub const CLASSIFIES: &str = "classifies";
+    /// The parameterization learns an energy of clean texts of another model, and no law of its own: samplers that need [`ENERGY`] choose by it.
+    pub const RESIDUAL: &str = "residual";
     /// There is a frozen model that scores whole texts, `Denoiser::other("energy")`: the host offers it where `sampling.energy` names a
-    /// checkpoint.
+    /// checkpoint. It offers [`NEXT_TOKEN`] or [`RESIDUAL`].
     pub const ENERGY: &str = "energy";
 }

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
-use crate::run::{command, train};
+use crate::run::{command, maskdiff, train};
 
 /// A folder with a tiny model, `run`, and one that reads in blocks, `blocks`.
 pub fn folder() -> &'static Path {
@@ -31,6 +31,28 @@ pub fn labelled() -> &'static Path {
         // So much that a class has a law of its own after a few steps.
         let words = ["run.dir=animals", "data.label_column=animal", "optim.lr=1e-2"];
         train(&folder, &words).expect(0);
+        folder
+    })
+}
+
+/// A folder with a model without classes, `model`, a classifier of its tokens, `judge`, and an autoregressive model of them, `next`.
+pub fn judged() -> &'static Path {
+    static FOLDER: OnceLock<PathBuf> = OnceLock::new();
+    FOLDER.get_or_init(|| {
+        let folder = tempfile::tempdir().expect("a folder").keep();
+        train(&folder, &["run.dir=model", "trainer.max_steps=4"]).expect(0);
+        let classifier = [
+            "parameterization=classifier",
+            "data.label_column=animal",
+            "sampling.num_sample_log=0",
+        ];
+        let words = [&classifier[..], &["run.dir=judge", "trainer.max_steps=4"]].concat();
+        train(&folder, &words).expect(0);
+        let ar = ["train", "parameterization=ar", "trainer.max_steps=2", "run.dir=next"];
+        let sizes = ["model.hidden_size=32", "model.n_blocks=1", "model.n_heads=2"];
+        let more =
+            ["data.valid_blocks=32", "loader.global_batch_size=8", "trainer.accelerator=cpu"];
+        maskdiff(&folder, &[&ar[..], &sizes, &more].concat()).expect(0);
         folder
     })
 }

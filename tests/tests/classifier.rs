@@ -474,7 +474,7 @@ fn classifiers_that_do_not_fit_are_refused() {
             &["parameterization=classifier", "sampling.num_sample_log=0", "run.dir=no"][..],
             "`classifier` learns from labels, and `data.label_column` names none",
         ),
-        (&[by, "run.dir=no"], "is of `maskdiff sample` and `maskdiff steps`"),
+        (&[by, "run.dir=no"], "is of `maskdiff sample`, `maskdiff steps` and `maskdiff serve`"),
     ] {
         train(at, words).expect(2).says(&[said]);
         assert!(!at.join("no").exists(), "{words:?} left a run folder");
@@ -512,6 +512,22 @@ fn an_autoregressive_model_chooses_among_texts() {
     ] {
         sampled(at, words).expect(2).says(said);
     }
+    // Beside other samplers in a table; where none chooses, it is of no use.
+    let steps = |samplers: &str| {
+        let words = ["steps", "model", "--steps", "2,4", "--samplers", samplers, "-n", "2"];
+        let scored = "eval.compute_generative_perplexity=false";
+        maskdiff(at, &[&words[..], &["--format", "json", energy, scored]].concat())
+    };
+    let rows = steps("edlm,ddpm_cache");
+    let rows = rows.expect(0).lines();
+    let calls = |sampler: &str| -> Vec<f64> {
+        let own = rows.iter().filter(|row| row["sampler"] == sampler);
+        own.filter_map(|row| row["nfe"].as_f64()).collect()
+    };
+    let (chosen, plain) = (calls("edlm"), calls("ddpm_cache"));
+    assert_eq!((chosen.len(), plain.len()), (2, 2), "{rows:?}");
+    assert!(chosen.iter().zip(&plain).all(|(chosen, plain)| chosen > plain), "{rows:?}");
+    steps("ddpm_cache").expect(2).says(&["does not choose among texts"]);
     let _ = fs::remove_dir_all(at.join("next"));
     assert_ne!(sampled(at, &[by, energy]).code, 0);
 }

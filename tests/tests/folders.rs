@@ -3,7 +3,8 @@
 use std::fs;
 use std::path::Path;
 
-use maskdiff_tests::run::{Output, SMALL, maskdiff};
+use maskdiff_tests::hub::Hub;
+use maskdiff_tests::run::{Output, SMALL, command, finish, maskdiff, train};
 use serde_json::{Value, json};
 
 /// A tensor of a file: name, type, shape, bytes.
@@ -322,4 +323,78 @@ fn a_folder_of_gidd_says_its_noise_and_comes_back() {
         let words = ["sample", "--checkpoint", &out, "-n", "1", "sampling.steps=2"];
         maskdiff(at, &words).expect(0);
     }
+}
+
+/// A file of safetensors whose tensors have other names.
+fn renamed(file: &Path, name: impl Fn(&str) -> String) -> Vec<u8> {
+    let bytes = fs::read(file).expect("a file");
+    let size = u64::from_le_bytes(bytes[..8].try_into().expect("eight bytes")) as usize;
+    let table: Value = serde_json::from_slice(&bytes[8..8 + size]).expect("JSON");
+    let entries = table.as_object().expect("a table").iter().map(|(own, entry)| {
+        let theirs = if own == "__metadata__" { own.clone() } else { name(own) };
+        (theirs, entry.clone())
+    });
+    let table = Value::Object(entries.collect()).to_string();
+    let length = (table.len() as u64).to_le_bytes();
+    [&length[..], table.as_bytes(), &bytes[8 + size..]].concat()
+}
+
+/// SDTT's students and teachers, as its public code writes and reads them: each is a revision, the configuration is the program's own, and a
+/// student of a network from the Hub has two wrappers.
+#[test]
+fn a_student_of_sdtt_is_read_by_its_revision() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let at = folder.path();
+    train(at, &["run.dir=run", "trainer.max_steps=2"]).expect(0);
+    maskdiff(at, &["export", "run", "--as", "hf", "--output", "mdlm"]).expect(0);
+    let theirs: Value =
+        serde_json::from_str(&fs::read_to_string(at.join("mdlm/config.json")).expect("a file"))
+            .expect("JSON");
+    let config = json!({
+        "parameterization": {"name": "multi-round-sdtt", "distill_mode": "kl-bwd", "num_distill_steps": 2},
+        "model": {
+            "name": "small", "type": "ddit-orig", "hidden_size": theirs["hidden_dim"], "cond_dim": theirs["cond_dim"],
+            "length": theirs["model_length"], "n_blocks": theirs["n_blocks"], "n_heads": theirs["n_heads"], "scale_by_sigma": true,
+            "dropout": theirs["dropout"], "tie_word_embeddings": false,
+        },
+        "noise": {"type": "loglinear"}, "time_conditioning": false, "T": 1024, "is_di4c": false, "tokenizer": {"name": "gpt2"},
+        "data_preprocess": {"seq_len": "${model.length}"},
+    });
+    let student = |name: &str, config: &Value, wrappers: &str| {
+        let to = at.join("models/org").join(name);
+        fs::create_dir_all(&to).expect("a folder");
+        fs::copy(at.join("mdlm/tokenizer.json"), to.join("tokenizer.json")).expect("copied");
+        fs::write(to.join("config.json"), config.to_string()).expect("written");
+        let wrapped = |name: &str| name.replacen("backbone.", wrappers, 1);
+        let weights = renamed(&at.join("mdlm/model.safetensors"), wrapped);
+        fs::write(to.join("model.safetensors"), weights).expect("written");
+    };
+    student("students@round-1", &config, "backbone.");
+    student("students@round-7", &config, "backbone.backbone.");
+    let mut other = config.clone();
+    other["model"]["type"] = json!("ddit");
+    student("other", &other, "backbone.");
+    let measured = |words: &[&str]| {
+        let hub = Hub::own(at, &[]);
+        let more = ["data.valid_blocks=8", "eval.results=none", "trainer.accelerator=cpu"];
+        let mut command = command(at, &[&["eval"], words, &more].concat());
+        command.env("HF_ENDPOINT", &hub.url).env("HF_HOME", at.join("hf")).env_remove("HF_TOKEN");
+        finish(&mut command)
+    };
+    // The same text for all.
+    let data = ["data=stories"];
+    let own = nats(&measured(&[&["mdlm"][..], &data].concat()));
+    for named in ["org/students@round-1", "org/students@round-7", "models/org/students@round-7"] {
+        assert_eq!(nats(&measured(&[&[named][..], &data].concat())), own, "{named}");
+    }
+    measured(&["org/students@round-9"]).says(&["`org/students` has no revision `round-9`"]);
+    measured(&["org/other"]).says(&["`model.type` is \"ddit\", and only \"ddit-orig\" is known"]);
+    let words = ["export", "models/org/students@round-7", "--as", "hf", "--output", "again"];
+    maskdiff(at, &words).expect(0);
+    let again = fs::read_to_string(at.join("again/config.json")).expect("a file");
+    let again: Value = serde_json::from_str(&again).expect("JSON");
+    assert_eq!(
+        (&again["model_type"], &again["hidden_dim"]),
+        (&json!("mdlm"), &theirs["hidden_dim"])
+    );
 }

@@ -503,3 +503,36 @@ fn labels_of_json_lines_are_kept_with_their_blocks() {
         code.says(&[said]);
     }
 }
+
+/// An exported folder has the names of its classes, and so has a file of safetensors: texts of a class are drawn by its name. A `.ckpt` has no
+/// place for classes.
+#[test]
+fn names_of_classes_travel_with_exports() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let at = folder.path();
+    let method = ["parameterization=udlm", "diffusion=uniform", "noise.type=loglinear"];
+    let more = ["data.label_column=animal", "trainer.max_steps=2", "run.dir=run"];
+    train(at, &[&method[..], &more].concat()).expect(0);
+    let sample = |from: &str, label: &str| {
+        maskdiff(at, &["sample", from, "--label", label, "-n", "1", "--steps", "2", "seed=3"])
+    };
+    let own = sample("run", "dog").expect(0).lines();
+    for (format, to) in [("hf", "folder"), ("safetensors", "whole.safetensors")] {
+        maskdiff(at, &["export", "run", "--as", format, "--output", to]).expect(0);
+        let drawn = sample(to, "dog").expect(0).lines();
+        assert_eq!((&drawn[0]["label"], &drawn[0]["ids"]), (&json!("dog"), &own[0]["ids"]), "{to}");
+        sample(to, "dogg").expect(2).says(&["did you mean `dog`?"]);
+    }
+    let text = fs::read_to_string(at.join("folder/config.json")).expect("a file");
+    let theirs: Value = serde_json::from_str(&text).expect("JSON");
+    assert_eq!(theirs["label2id"][theirs["id2label"]["1"].as_str().expect("a name")], 1);
+    // Names that are not those of all classes are none.
+    let mut few = theirs.clone();
+    few["id2label"] = json!({"0": "bear"});
+    fs::write(at.join("folder/config.json"), few.to_string()).expect("a file");
+    sample("folder", "dog").expect(2).says(&["which training has not seen"]);
+    sample("folder", "0").expect(0);
+    maskdiff(at, &["export", "run", "--as", "lightning", "--output", "no.ckpt"])
+        .expect(2)
+        .says(&["no place for them"]);
+}

@@ -9,7 +9,7 @@ use maskdiff_engine::assemble;
 use maskdiff_engine::checkpoint::{Checkpoint, EMA, MODEL, OPTIMIZER};
 use maskdiff_plugin_api::{Context, Denoiser};
 use maskdiff_tests::corpora::sentence;
-use maskdiff_tests::run::{SMALL, losses, maskdiff};
+use maskdiff_tests::run::{SMALL, losses, maskdiff, train};
 use maskdiff_tests::{assert_close, golden, golden_case, in_memory, registry, root};
 use tch::{Kind, Tensor};
 
@@ -328,4 +328,19 @@ fn an_export_names_what_its_network_reads() {
         let has = bytes.windows(key.len()).any(|part| part == key.as_bytes());
         assert!(has, "{key}");
     }
+}
+
+/// What the original would make another network of is refused, and nothing is written.
+#[test]
+fn a_network_that_the_original_lacks_is_not_exported_to_it() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let at = folder.path();
+    train(at, &["model.final_norm=false", "trainer.max_steps=1", "run.dir=run"]).expect(0);
+    let export =
+        |format: &str, to: &str| maskdiff(at, &["export", "run", "--as", format, "--output", to]);
+    export("lightning", "out.ckpt")
+        .expect(2)
+        .says(&["`model.final_norm=false`, which the original program does not have"]);
+    assert!(!at.join("out.ckpt").exists());
+    export("safetensors", "out").expect(0);
 }

@@ -280,7 +280,7 @@ group! {
         /// g: laws are guided by the label, `g log p(x | label) + (1 - g) log p(x)` (D-CFG): 1 is the law under the label, 0 that without one,
         /// more than 1 is away from it at twice the cost of a call. Where noise is other tokens than the mask, it is the law of a step.
         guidance_scale: f64 where (Range::of(0.0, 1e6)) = 1.0,
-        /// The checkpoint of a classifier of noisy texts, by which `maskdiff sample` and `maskdiff steps` guide towards the label
+        /// The checkpoint of a classifier of noisy texts, by which `maskdiff sample`, `steps` and `serve` guide towards the label
         /// that is drawn (D-CBG); its classes are the labels then.
         classifier: Option<String> as path = None,
         /// g: laws are guided by the classifier, `log q(xs | xt) + g log c(label | xt with this token)`: 1 is Bayes' rule, 0 leaves them as they are.
@@ -288,8 +288,8 @@ group! {
         /// `first` asks the classifier once for each text of a call, and goes by its gradient; `exact` asks it about every token at every position,
         /// V L texts for each.
         classifier_order: listed::ClassifierOrder = listed::ClassifierOrder::First,
-        /// The checkpoint of an autoregressive model that scores whole texts, for samplers that choose among several, in `maskdiff sample`
-        /// and `maskdiff steps`.
+        /// The checkpoint of a model that scores whole texts, an autoregressive one or one that learned an energy over the sampled model, for
+        /// samplers that choose among several, in `maskdiff sample`, `steps` and `serve`.
         energy: Option<String> as path = None,
         /// w: laws are guided by what is given, `(1 + w) log p(x | given) - w log p(x | given tokens masked)`, at twice the cost of a call; 0 leaves
         /// them as they are. LLaDA's `cfg_scale`; Dream's is 1 more.

@@ -52,6 +52,17 @@ pub fn word(key: &str, text: &str) -> String {
     format!("{key}={}", toml::Value::String(text.to_string()))
 }
 
+/// What is drawn by models beside the one that is sampled.
+#[derive(Debug, Clone, Default)]
+pub struct Beside {
+    /// The classes of the classifier.
+    pub labels: Vec<String>,
+    /// Whether each text says its own label, or none.
+    pub own_labels: bool,
+    /// Whether several samplers draw, each of which uses what it needs.
+    pub several: bool,
+}
+
 /// A resolved configuration. Component options are not checked yet: the engine does that.
 #[derive(Debug)]
 pub struct Config {
@@ -89,9 +100,8 @@ pub struct Config {
     pub run: groups::Run,
     /// `plugins`.
     pub plugins: groups::Plugins,
-    /// Where a command has opened the models beside the one that is sampled (`sampling.classifier`, `sampling.energy`): the classes of the
-    /// classifier.
-    pub beside: Option<Vec<String>>,
+    /// Where a command has opened the models beside the one that is sampled (`sampling.classifier`, `sampling.energy`): what it draws by them.
+    pub beside: Option<Beside>,
     /// The layer that another program's checkpoint is.
     pub foreign: Option<String>,
     /// The name of the layer that `--config` is.
@@ -142,7 +152,7 @@ impl Config {
     /// The names of the classes that can be drawn: those of the classifier, where one guides.
     pub fn drawn_names(&self) -> Vec<String> {
         match (&self.beside, &self.sampling.classifier) {
-            (Some(names), Some(_)) => names.clone(),
+            (Some(beside), Some(_)) => beside.labels.clone(),
             _ => self.label_names(),
         }
     }

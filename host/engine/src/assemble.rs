@@ -63,6 +63,15 @@ pub fn choices(config: &mut Config, registry: &Registry, sampled: bool) -> Resul
             "in training set `sampling.num_sample_log=0`; to guide another model name its checkpoint there: `sampling.classifier=CHECKPOINT`",
         ));
     }
+    if sampled && method.provides.iter().any(|word| word == capability::RESIDUAL) {
+        return Err(Error::config(
+            format!(
+                "`{}` learns an energy of the texts of another model, and draws no text",
+                method.name
+            ),
+            "in training set `sampling.num_sample_log=0`; to sample that model name this checkpoint there: `sampling.energy=CHECKPOINT`",
+        ));
+    }
     let offers = [
         (capability::TIME_CONDITIONING, config.top.time_conditioning),
         (capability::TEACHER, config.training.teacher.is_some()),

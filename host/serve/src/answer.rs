@@ -176,6 +176,12 @@ impl<'a> Answer<'a> {
         }
         if self.reply.label.is_some() {
             said.push("sampling.labels".into());
+        } else if self.facts.by_classifier {
+            let guides = ["classifier", "classifier_scale", "classifier_order"];
+            said.extend(guides.map(|key| format!("sampling.{key}")));
+        }
+        if !self.facts.sampler(&self.reply.sampler).is_some_and(|sampler| sampler.chooses) {
+            said.push("sampling.energy".into());
         }
         if in_one {
             let moves = ["semi_ar", "num_strides", "stride_length"];

@@ -170,9 +170,10 @@ impl Batch<'_> {
         // What one of them lacks is no fault of the others.
         type Each<'r> = (usize, ((sample::Sample, Order), &'r Row));
         let text = |(index, ((sample, order), row)): Each<'_>| {
-            let scale = settled.config.sampling.guidance_scale;
-            let reading =
-                Reading { label: order.given.label, guidance: scale, ..self.host.reading };
+            let guidance = settled.config.sampling.guidance_scale;
+            // The network is told no class of a classifier.
+            let label = order.given.label.filter(|_| !self.host.facts.by_classifier);
+            let reading = Reading { label, guidance, ..self.host.reading };
             guarded(|| self.text(sample, order, (index, row), (&watch, cost, reading)))
         };
         Ok((each.map(text).collect(), alone))

@@ -8,7 +8,15 @@ use crate::fault::Fault;
 use crate::model::{Facts, Sampler};
 
 /// Keys of the host's `sampling` group that a request may set.
-const HOST: [&str; 5] = ["cfg_scale", "context", "guidance_scale", "kv_cache", "min_entropy"];
+const HOST: [&str; 7] = [
+    "cfg_scale",
+    "classifier_order",
+    "classifier_scale",
+    "context",
+    "guidance_scale",
+    "kv_cache",
+    "min_entropy",
+];
 
 /// Keys of OpenAI's API that mean nothing here, with the values at which that is no matter.
 const WITHOUT: [(&str, &[f64]); 4] = [
@@ -247,6 +255,7 @@ pub(crate) mod tests {
             defaults: json!({}),
             any_option: false,
             revises: false,
+            chooses: false,
         };
         let steps = json!({"properties": {"steps": {"type": "integer"}}});
         let other = json!({"properties": {"temperature": {"type": "number", "minimum": 0}, "order": {"type": "string"}}});
@@ -269,6 +278,7 @@ pub(crate) mod tests {
             duel: (Order::Confidence, 1),
             windows: None,
             labels: Vec::new(),
+            by_classifier: false,
             label: None,
             guidance: 1.0,
             guides: true,

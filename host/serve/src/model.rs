@@ -30,6 +30,8 @@ pub struct Sampler {
     pub any_option: bool,
     /// Whether it may change tokens that are open.
     pub revises: bool,
+    /// Whether it chooses among texts by the model that scores them.
+    pub chooses: bool,
 }
 
 /// Facts for the network's side.
@@ -64,8 +66,10 @@ pub struct Facts {
     pub duel: (Order, i64),
     /// How windows move over texts that are longer than one, where they do.
     pub windows: Option<Windows>,
-    /// The names of the classes that the network is told.
+    /// The names of the classes that the network is told, or that the classifier beside it tells.
     pub labels: Vec<String>,
+    /// Whether a classifier guides what is drawn: the network itself is told no classes.
+    pub by_classifier: bool,
     /// The class of texts where a request names none.
     pub label: Option<i64>,
     /// How strongly laws are guided by the class where a request does not say so; 1 is the law of the class.

@@ -189,6 +189,7 @@ impl Reader<'_> {
         let first = self.number()?.unwrap_or(0);
         let count = given.len() as u64;
         let label = self.labelled()?.0;
+        self.check_classifier(label, logprobs)?;
         given.iter_mut().for_each(|given| given.label = label);
         // The texts of a prompt stand together, and are numbered as `maskdiff sample` draws them: a round of all prompts after the other.
         let orders = given.into_iter().zip(0..).flat_map(|(given, place)| {

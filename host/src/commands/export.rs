@@ -8,11 +8,12 @@ use maskdiff_config::Config;
 use maskdiff_config::kind::ComponentKind;
 use maskdiff_engine::assemble;
 use maskdiff_engine::checkpoint::adapter::adapted;
+use maskdiff_engine::checkpoint::foreign::original::unknown_option;
 use maskdiff_engine::checkpoint::foreign::peft;
 use maskdiff_engine::checkpoint::foreign::write::Export;
 use maskdiff_engine::checkpoint::{self, Checkpoint, EMA, MODEL, Named, OPTIMIZER};
 use maskdiff_engine::model::{Model, is_of_group};
-use maskdiff_engine::plugins::{Choices, Registry};
+use maskdiff_engine::plugins::{Choice, Choices, Registry};
 use maskdiff_plugin_api::capability;
 use serde_json::{Value, json};
 use tch::Device;
@@ -59,7 +60,7 @@ pub fn run(common: &Common, format: As, output: &Path, shard_gb: f64) -> Result<
     // The model knows the order of its tensors, and that the stored ones are all of them.
     let facts = assemble::facts(&config, &registry, tokenizer.as_ref(), Device::Cpu)?;
     let facts = facts.fresh(false);
-    let defaults = defaults(&registry, &choices)?;
+    let defaults = defaults(format, &config, &registry, &choices)?;
     let model = assemble::model(&config, &registry, choices, facts)?;
     check_place(&model, format)?;
     let missing =
@@ -114,8 +115,11 @@ pub fn run(common: &Common, format: As, output: &Path, shard_gb: f64) -> Result<
     written(common, &checkpoint, output, averaged)
 }
 
-/// The options of the network, the process and the schedule, the default ones too.
-fn defaults(registry: &Registry, choices: &Choices) -> Result<Value> {
+/// The options of the network, the process and the schedule, the default ones too. The network is one that the format has a place for.
+fn defaults(format: As, config: &Config, registry: &Registry, choices: &Choices) -> Result<Value> {
+    if format == As::Lightning {
+        check_network(config, registry, choices)?;
+    }
     let of = |kind, choice| Ok(registry.whole(kind, choice)?.options);
     Ok(json!({
         "model": of(ComponentKind::Backbone, &choices.backbone)?,
@@ -132,6 +136,29 @@ fn written(common: &Common, checkpoint: &Checkpoint, output: &Path, averaged: bo
     let line = json!({"output": path, "step": checkpoint.state.step, "averaged": averaged});
     report.result(&line, &format!("{path}: {which} of step {}", checkpoint.state.step));
     Ok(())
+}
+
+/// Refuses the original's form for a network that the original would not make from it.
+fn check_network(config: &Config, registry: &Registry, choices: &Choices) -> Result<()> {
+    let Choice { name, options } = &choices.backbone;
+    let (_, component) = registry.find(ComponentKind::Backbone, name)?;
+    let refused = |key: &str, said: String| {
+        Err(config.layers.error(
+            key,
+            &format!("{said}, which the original program does not have: it would make another network from the checkpoint"),
+            "`--as safetensors` writes any network",
+        ))
+    };
+    if component.takes_any_option() {
+        return refused("backbone", format!("backbone `{name}` is a class of its own"));
+    }
+    match unknown_option(options, &component.defaults) {
+        Some(option) => {
+            let key = format!("model.{option}");
+            refused(&key, format!("the network has `{key}={}`", options[&option]))
+        }
+        None => Ok(()),
+    }
 }
 
 /// Refuses a format of other programs for what is learned beside the network: they have no place for it.

@@ -85,6 +85,7 @@ struct Helper {
 #[derive(Clone, Copy)]
 pub(super) struct Sampled<'a> {
     pub common: &'a Common,
+    pub checkpoint: &'a Checkpoint,
     pub config: &'a Config,
     pub registry: &'a Registry,
     pub choices: &'a Choices,
@@ -117,7 +118,8 @@ impl Beside {
             let frozen = Frozen::open(named, "energy", registry)?;
             let (_, method) = registry
                 .find(ComponentKind::Parameterization, &frozen.choices.parameterization.name)?;
-            if !method.provides.iter().any(|offer| offer == capability::NEXT_TOKEN) {
+            let scores = [capability::NEXT_TOKEN, capability::RESIDUAL];
+            if !method.provides.iter().any(|offer| scores.contains(&offer.as_str())) {
                 return Err(config.layers.error(
                     ENERGY,
                     &format!(
@@ -125,14 +127,15 @@ impl Beside {
                         method.name
                     ),
                     &format!(
-                        "take an autoregressive model of the same tokens: {}",
-                        offering(registry, capability::NEXT_TOKEN)
+                        "take an autoregressive model of the same tokens: {}; or one that learned an energy over this model: {}",
+                        offering(registry, capability::NEXT_TOKEN),
+                        offering(registry, capability::RESIDUAL)
                     ),
                 ));
             }
             all.push(Helper { name: "energy", key: ENERGY, frozen });
         }
-        config.beside = Some(names);
+        config.beside = Some(maskdiff_config::Beside { labels: names, ..Default::default() });
         Ok(Self(all))
     }
 
@@ -165,6 +168,21 @@ impl Helper {
         sampled.config.layers.error(key, &format!("`{key}={named}` {what}"), hint)
     }
 
+    /// Says where an energy was learned over another checkpoint than the sampled one.
+    fn tell_its_teacher(&self, sampled: Sampled<'_>) -> Result<()> {
+        for hash in self.frozen.checkpoint.state.others.values() {
+            if *hash != sampled.checkpoint.hash()? {
+                sampled.common.report().note(&format!(
+                    "warning: `{}={}` was trained over another checkpoint than `{}`: it corrects texts of that one",
+                    self.key,
+                    self.frozen.named,
+                    sampled.checkpoint.path.display()
+                ));
+            }
+        }
+        Ok(())
+    }
+
     fn check(&self, sampled: Sampled<'_>, theirs: &dyn Tokenizer, model: &Model) -> Result<()> {
         const TRAIN: &str =
             "train it with the tokens, the process and the schedule of the model that is sampled";
@@ -186,10 +204,17 @@ impl Helper {
             let what = format!("reads in blocks (`block_size={size}`)");
             return Err(self.refused(sampled, &what, "take one of whole texts"));
         }
-        if self.key == ENERGY {
-            return Ok(());
-        }
-        for kind in [ComponentKind::Process, ComponentKind::Noise] {
+        let (_, method) = sampled
+            .registry
+            .find(ComponentKind::Parameterization, &self.frozen.choices.parameterization.name)?;
+        let kinds: &[ComponentKind] =
+            match method.provides.iter().any(|offer| offer == capability::NEXT_TOKEN) {
+                true => &[],
+                // It asks for the time at which as many tokens stay.
+                false if self.key == ENERGY => &[ComponentKind::Process],
+                false => &[ComponentKind::Process, ComponentKind::Noise],
+            };
+        for &kind in kinds {
             let whole = |choices: &Choices| sampled.registry.whole(kind, choices.of_model(kind));
             let (theirs, ours) = (whole(&self.frozen.choices)?, whole(sampled.choices)?);
             if theirs.name != ours.name || !options::same(&theirs.options, &ours.options) {
@@ -199,6 +224,9 @@ impl Helper {
                 );
                 return Err(self.refused(sampled, &what, TRAIN));
             }
+        }
+        if self.key == ENERGY {
+            return self.tell_its_teacher(sampled);
         }
         let (_, backbone) =
             sampled.registry.find(ComponentKind::Backbone, &self.frozen.choices.backbone.name)?;

@@ -232,7 +232,7 @@ fn of_checkpoint(
     Ok(Request { overrides, file, stored, foreign, ..Request::default() })
 }
 
-/// The path of a checkpoint; one of the hub, `owner/name`, is fetched first, where `bare` one that is a name alone too.
+/// The path of a checkpoint; one of the hub, `owner/name` or `owner/name@revision`, is fetched first, where `bare` one that is a name alone too.
 fn fetched(named: &str, bare: bool) -> Result<PathBuf> {
     let path = PathBuf::from(named);
     let owner =
@@ -247,7 +247,8 @@ fn fetched(named: &str, bare: bool) -> Result<PathBuf> {
         return Ok(path);
     }
     let hub = Hub::from_environment()?;
-    let snapshot = hub.snapshot(Kind::Model, named, "main").map_err(|error| match error {
+    let (repo, revision) = named.split_once('@').unwrap_or((named, "main"));
+    let snapshot = hub.snapshot(Kind::Model, repo, revision).map_err(|error| match error {
         error if error.kind == error::Kind::Data => {
             error.of(&format!("there is no `{named}` here, and of the hub"))
         }

@@ -13,6 +13,7 @@ use maskdiff_config::{Config, groups, listed, options};
 use maskdiff_data::Tokenizer;
 use maskdiff_data::chat::Template;
 use maskdiff_data::sft;
+use maskdiff_engine::assemble::beside::{CLASSIFIER, ENERGY, chooses};
 use maskdiff_engine::checkpoint::Checkpoint;
 use maskdiff_engine::distributed::World;
 use maskdiff_engine::evaluate;
@@ -26,6 +27,7 @@ use maskdiff_serve::{Facts, Host, Key, Limits, Sampler, Settings, Settled};
 use serde_json::json;
 
 use super::Common;
+use super::frozen::{Beside, Sampled};
 
 /// Where and to whom a model is served, and within which limits.
 #[derive(Debug, Clone, clap::Args)]
@@ -166,14 +168,30 @@ pub fn run(common: &Common, given: &Options) -> Result<()> {
     }
     let (checkpoint, mut config, tokenizer) = common.trained()?;
     let registry = assemble::registry(&common.plugins, &config)?;
+    let others = Beside::open(&mut config, &registry)?;
+    let beside = config.beside.take().map(|beside| maskdiff_config::Beside {
+        own_labels: true,
+        several: true,
+        ..beside
+    });
+    config.beside.clone_from(&beside);
     let choices = assemble::choices(&mut config, &registry, true)?;
     assemble::labels::check_one(&config)?;
     let device = accelerator::device(&config, &World::alone())?;
     let facts = assemble::facts(&config, &registry, tokenizer.as_ref(), device)?;
     let facts = facts.fresh(false);
-    let model = assemble::model(&config, &registry, choices, facts)?;
+    let mut model = assemble::model(&config, &registry, choices.clone(), facts)?;
     assemble::begin_texts(&model, &config, tokenizer.as_ref());
     assemble::load_weights(&model, &checkpoint, &config)?;
+    let sampled = Sampled {
+        common,
+        checkpoint: &checkpoint,
+        config: &config,
+        registry: &registry,
+        choices: &choices,
+        tokenizer: tokenizer.as_ref(),
+    };
+    others.put(sampled, &mut model)?;
     let served = Served { checkpoint: &checkpoint, config: &config, registry: &registry };
     let lead = model.blocks().map_or(0, |blocks| usize::from(blocks.begins().is_some()));
     let mut known = served.facts(given, &tokenizer, lead)?;
@@ -182,6 +200,7 @@ pub fn run(common: &Common, given: &Options) -> Result<()> {
     let settle = |words: &[String]| -> Result<Settled> {
         let common = without_options(common, words);
         let mut config = common.for_checkpoint(&checkpoint, words)?;
+        config.beside.clone_from(&beside);
         assemble::choices(&mut config, &registry, true)?;
         let choice = assemble::sampler_choice(&config, &registry, tokenizer.as_ref())?;
         Ok(Settled { sampler: assemble::sampler(&config, &registry, &choice, &facts)?, config })
@@ -231,9 +250,11 @@ fn without_options(common: &Common, words: &[String]) -> Common {
 fn own_words(common: &Common) -> Vec<String> {
     let draws =
         |word: &&String| word.starts_with("sampling.") || word.starts_with("eval.disable_ema=");
-    let told = |word: &String| match word.strip_prefix("sampling.predictor=") {
-        Some(name) => format!("sampling.predictor={}", without_folders(name)),
-        None => word.clone(),
+    // These may be paths.
+    const NAMED: [&str; 3] = ["sampling.predictor", CLASSIFIER, ENERGY];
+    let told = |word: &String| match word.split_once('=') {
+        Some((key, name)) if NAMED.contains(&key) => format!("{key}={}", without_folders(name)),
+        _ => word.clone(),
     };
     common.overrides.iter().filter(draws).map(told).collect()
 }
@@ -258,6 +279,9 @@ impl Served<'_> {
         let name = Path::new(&named).file_name().map(|name| name.to_string_lossy().into_owned());
         let absolute = checkpoint.path.canonicalize().unwrap_or_else(|_| checkpoint.path.clone());
         let hidden = [checkpoint.path.display().to_string(), absolute.display().to_string(), named];
+        let others = [&config.sampling.classifier, &config.sampling.energy];
+        // A name without folders is a word that clients may know.
+        let others = others.into_iter().flatten().filter(|path| path.contains('/')).cloned();
         let duel = (evaluate::order(config.eval.duel_order), config.eval.duel_tokens);
         Ok(Facts {
             name: given.name.clone().or(name).unwrap_or_else(|| "model".into()),
@@ -275,12 +299,14 @@ impl Served<'_> {
             by_duel: config.eval.likelihood == listed::Likelihood::Duel,
             duel,
             windows: config.sampling.semi_ar.then(|| Windows::new(&config.sampling)),
-            labels: config.label_names(),
+            labels: config.drawn_names(),
+            by_classifier: config.sampling.classifier.is_some(),
             label: config.sampling.labels.first().and_then(|name| sample::class(config, name)),
             guidance: config.sampling.guidance_scale,
-            guides: config.training.label_dropout > 0.0,
+            guides: config.training.label_dropout > 0.0 && config.sampling.classifier.is_none(),
+            no_likelihood: self.no_likelihood(),
             no_law: self.no_law(),
-            hidden: hidden.into(),
+            hidden: hidden.into_iter().chain(others).collect(),
             own_words: Vec::new(),
         })
     }
@@ -302,8 +328,12 @@ impl Served<'_> {
         let model =
             [Backbone, Process, Noise, Parameterization].map(|kind| (kind, kind.chosen(config)));
         let predictor = &self.config.sampling.predictor;
-        let time = [capability::TIME_CONDITIONING];
-        let host = if top.time_conditioning { &time[..] } else { &[] };
+        let offers = [
+            (capability::TIME_CONDITIONING, top.time_conditioning),
+            (capability::ENERGY, config.sampling.energy.is_some()),
+        ];
+        let host: Vec<&str> =
+            offers.iter().filter(|(_, is_set)| *is_set).map(|(word, _)| *word).collect();
         let components = self.registry.components();
         let fitting = components.into_iter().map(|(_, component)| component).filter(|component| {
             let runs_code = component.takes_any_option()
@@ -313,7 +343,7 @@ impl Served<'_> {
             component.kind == "sampler"
                 && component.fault.is_empty()
                 && (!runs_code || component.name == *predictor)
-                && self.registry.check_needs(&chosen, host).is_ok()
+                && self.registry.check_needs(&chosen, &host).is_ok()
         });
         let mut all: Vec<Sampler> = fitting
             .map(|component| Sampler {
@@ -323,6 +353,7 @@ impl Served<'_> {
                 defaults: component.defaults.clone(),
                 any_option: component.takes_any_option(),
                 revises: component.provides.iter().any(|word| word == capability::REVISES),
+                chooses: chooses(component),
             })
             .collect();
         // Named with its argument, as `NAME:FILE`, it is none of the list.
@@ -337,6 +368,7 @@ impl Served<'_> {
                 any_option: component.takes_any_option(),
                 // Nothing is known of what the code does.
                 revises: true,
+                chooses: chooses(component),
             });
         }
         all

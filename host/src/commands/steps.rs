@@ -91,6 +91,7 @@ pub fn run(common: &Common, asked: &Asked) -> Result<()> {
     let beside = Beside::open(&mut config, &registry)?;
     let choices = assemble::choices(&mut config, &registry, false)?;
     assemble::labels::check_one(&config)?;
+    asked.share(&mut config, &registry)?;
     let walks = asked.walks(common, &config, &registry)?;
     let scorer = scorer(common, &config)?;
     let device = accelerator::device(&config, &World::alone())?;
@@ -100,6 +101,7 @@ pub fn run(common: &Common, asked: &Asked) -> Result<()> {
     assemble::load_weights(&model, &checkpoint, &config)?;
     let sampled = Sampled {
         common,
+        checkpoint: &checkpoint,
         config: &config,
         registry: &registry,
         choices: &choices,
@@ -154,12 +156,29 @@ impl Asked {
         }
     }
 
+    /// The samplers of the table.
+    fn samplers(&self, config: &Config) -> Vec<String> {
+        match self.samplers.is_empty() {
+            true => vec![config.sampling.predictor.clone()],
+            false => self.samplers.clone(),
+        }
+    }
+
+    /// A model that scores texts stands beside all rows where a sampler of one chooses by it.
+    fn share(&self, config: &mut Config, registry: &Registry) -> Result<()> {
+        let mut any = false;
+        for sampler in self.samplers(config) {
+            let (_, component) = registry.find(ComponentKind::Sampler, &sampler)?;
+            any |= assemble::beside::chooses(component);
+        }
+        config.beside.iter_mut().for_each(|beside| beside.several = any);
+        Ok(())
+    }
+
     /// All rows that are to come, each with a configuration of its own, checked before anything is drawn.
     fn walks(&self, common: &Common, config: &Config, registry: &Registry) -> Result<Vec<Walk>> {
-        let own = [config.sampling.predictor.clone()];
-        let samplers = if self.samplers.is_empty() { &own[..] } else { &self.samplers };
         let mut walks = Vec::new();
-        for sampler in samplers {
+        for sampler in &self.samplers(config) {
             let (_, component) = registry.find(ComponentKind::Sampler, sampler)?;
             let takes = |option: &&&str| component.schema["properties"].get(**option).is_some();
             let counts = COUNTS.iter().find(takes);

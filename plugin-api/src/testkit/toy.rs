@@ -10,7 +10,7 @@ use super::kind::{Noise, corrupted, masked};
 use super::reading;
 use crate::error::Kind;
 use crate::{
-    Context, Interpolation, Mix, Model, Pass, Passed, PluginError, Rated, Result, bail, ops,
+    Context, Interpolation, Mix, Model, Pass, Passed, PluginError, Rated, Result, Tokens, bail, ops,
 };
 
 /// The exact denoiser of a table of probabilities over sequences of `length` tokens out of `tokens`, plus a mask.
@@ -206,6 +206,15 @@ impl Toy {
     }
 }
 
+impl Toy {
+    /// Mixtures `[B, S, M]` as vectors over the vocabulary, `[B, S, V] f64`.
+    fn mixed(&self, ids: &Tensor, weight: &Tensor) -> Tensor {
+        let each = ids.one_hot(self.vocab_size()).to_kind(TensorKind::Double);
+        let weighed = each * weight.to_kind(TensorKind::Double).unsqueeze(-1);
+        weighed.sum_dim_intlist([-2i64].as_slice(), false, TensorKind::Double)
+    }
+}
+
 impl Model for Toy {
     fn vocab_size(&self) -> i64 {
         self.vocab() as i64
@@ -371,9 +380,12 @@ impl Model for Toy {
         Ok(self.noise.mix(self.tokens, &alpha_b.ones_like()))
     }
 
-    /// Over masks it reads tokens at any positions over any others, see `reading`.
+    /// Over masks it reads tokens at any positions over any others, see `reading`. Its state of a mixture is the mixture itself.
     fn pass(&self, pass: &Pass) -> Result<Passed> {
         use crate::capability::{CAUSAL, PAST, POSITIONS};
+        if let Tokens::Mixture { ids, weight } = &pass.tokens {
+            return Ok(Passed::new(self.mixed(ids, weight)));
+        }
         let reads: &[&str] = match (self.noise, self.causal) {
             (_, true) => &[CAUSAL],
             (Noise::Absorbing, false) => &[PAST, POSITIONS],

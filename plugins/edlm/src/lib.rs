@@ -1,6 +1,10 @@
-//! `edlm`: ancestral steps whose clean texts are chosen among several by a second model, which scores whole texts.
+//! `edlm`: ancestral steps whose clean texts are chosen among several by a second model, which scores whole texts. It is autoregressive, or was
+//! trained for that by `nce`.
 //!
 //! Shape letters: `B` batch, `L` length, `K` candidates, `V` vocabulary including the mask, `N` rows.
+
+mod energy;
+mod nce;
 
 use maskdiff_plugin_api::prelude::*;
 use tch::Kind;
@@ -37,11 +41,11 @@ impl Default for Config {
 /// # Equation
 /// In each step k texts `x^1 .. x^k` are drawn, every masked token from `p(x0 | xt)` by itself. One of them is kept, with probability
 /// `w_i / sum w`, `w_i = q(x^i) / p(x^i | xt)`, where `q` is the law of whole texts of the second model and `p` the product over the masked
-/// tokens. What opens between t and s opens with the token that it has there. With many candidates the kept text has the law `q`, given
+/// tokens; or `w_i = exp(-E(x^i, xt, t))` where the second model learned the energy `E` (`nce`). What opens between t and s opens with the token that it has there. With many candidates the kept text has the law `q`, given
 /// what is open.
 ///
 /// # Source
-/// Xu et al. 2024, arXiv:2410.21357, sections 3.2 and 4 (`E = -log q + log p`, autoregressive; `window` is its importance window). Differences: the
+/// Xu et al. 2024, arXiv:2410.21357, sections 3.2, 3.3 and 4 (`E = -log q + log p`, autoregressive, or learned; `window` is its importance window). Differences: the
 /// draws are exact in f64, and `w` is normalised in logarithms. A next-token model gives no law of the first token, so the first token's
 /// `p` stands for its `q` too.
 ///
@@ -107,7 +111,13 @@ impl Open<'_> {
     }
 
     /// `log w` of clean texts, `[B] f64`.
-    fn log_weight(&self, energy: &Denoiser, x0_bl: &Tensor) -> Result<Tensor> {
+    fn log_weight(&self, energy: &Denoiser, x0_bl: &Tensor, alpha: f64) -> Result<Tensor> {
+        if energy.offers(capability::RESIDUAL)? == Some(true) {
+            let masked_bl = self.x_bl.ne_tensor(x0_bl);
+            let alpha_b = Tensor::full([x0_bl.size()[0]], alpha, (Kind::Double, x0_bl.device()));
+            let ratio_b = energy::log_ratio(energy, x0_bl, &masked_bl, &alpha_b)?;
+            return Ok(ratio_b.to_kind(Kind::Double));
+        }
         let token_n1 = ops::take_rows(x0_bl, &self.rows_n).unsqueeze(1);
         let log_p_n = self.log_x0_nv.gather(1, &token_n1, false).squeeze_dim(1);
         let zero_bl = Tensor::zeros(x0_bl.size(), (Kind::Double, x0_bl.device()));
@@ -127,17 +137,20 @@ impl Edlm {
         if within { self.0.candidates } else { 1 }
     }
 
-    /// One clean text for each, from uniform numbers `u_bm [B, K L + 1]`.
-    fn clean(&self, model: &Denoiser, open: &Open<'_>, u_bm: &Tensor, k: i64) -> Result<Tensor> {
+    /// One clean text for each at time t, from uniform numbers `u_bm [B, K L + 1]`.
+    fn clean(&self, model: &Denoiser, open: &Open<'_>, u_bm: &Tensor, t: f64) -> Result<Tensor> {
+        let k = self.candidates(t);
         let l = open.x_bl.size()[1];
         let numbers = |i: i64| u_bm.narrow(1, i * l, l);
         if k == 1 {
             return Ok(open.candidate(&numbers(0)));
         }
-        let energy = model.other("energy")?;
+        let (energy, alpha) = (model.other("energy")?, model.alpha(t)?);
         let all: Vec<Tensor> = (0..k).map(|i| open.candidate(&numbers(i))).collect();
-        let log_w: Vec<Tensor> =
-            all.iter().map(|x0_bl| open.log_weight(&energy, x0_bl)).collect::<Result<_>>()?;
+        let log_w: Vec<Tensor> = all
+            .iter()
+            .map(|x0_bl| open.log_weight(&energy, x0_bl, alpha))
+            .collect::<Result<_>>()?;
         let log_w_bk = Tensor::stack(&log_w, 1).log_softmax(-1, Kind::Double);
         let chosen_b = ops::categorical_at(&log_w_bk, &u_bm.select(1, k * l));
         let all_bkl = Tensor::stack(&all, 1);
@@ -173,7 +186,7 @@ impl StepSampler for Edlm {
         model.turn_to(&changed_b)?;
         let log_x0_nv = model.log_x0(&x_bl, &model.times(x_bl.size()[0], t), &rows_n)?;
         let open = Open { x_bl: &x_bl, rows_n, log_x0_nv };
-        let x0_bl = self.clean(model, &open, &u_bm.index_select(0, &changed_b), k)?;
+        let x0_bl = self.clean(model, &open, &u_bm.index_select(0, &changed_b), t)?;
         let opened_bl = x0_bl.where_self(&opens_bl.index_select(0, &changed_b), &x_bl);
         Ok(xt_bl.index_copy(0, &changed_b, &opened_bl))
     }

@@ -1,7 +1,7 @@
 //! Classes of texts in requests: each text has its own, also in a batch.
 
 use maskdiff_tests::run::maskdiff;
-use maskdiff_tests::served::{Server, labelled};
+use maskdiff_tests::served::{Server, judged, labelled};
 use serde_json::{Value, json};
 
 use super::{ids, sampled_in, serve, together, told};
@@ -133,4 +133,65 @@ fn labels_that_do_not_fit_are_refused() {
     maskdiff(labelled(), &["serve", "animals", "sampling.labels=[owl,dog]", "--port", "0"])
         .expect(2)
         .says(&["one"]);
+}
+
+fn with(more: &Value) -> Value {
+    let mut body = json!({"seed": 3, "max_tokens": 12, "prompt": "Ben has a", "steps": 4});
+    for (key, value) in more.as_object().expect("an object") {
+        body[key] = value.clone();
+    }
+    body
+}
+
+/// What is drawn is what `maskdiff sample` draws with the words of the answer; gives its network calls.
+#[track_caller]
+fn drawn_again(server: &Server, more: &Value) -> f64 {
+    let answer = server.post("/v1/completions", &with(more)).expect(200);
+    let words = told(&answer);
+    let words: Vec<&str> =
+        words.iter().map(String::as_str).chain(["--prompt", "Ben has a"]).collect();
+    assert_eq!(ids(&answer), sampled_in(judged(), "model", &words), "{words:?}");
+    answer["choices"][0]["maskdiff"]["calls"].as_f64().expect("calls")
+}
+
+/// A classifier guides the texts of a request that have a label, and leaves the others as they are.
+#[test]
+fn a_classifier_guides_texts_of_requests() {
+    let server = Server::start(judged(), &["model", "sampling.classifier=judge"]);
+    let facts = server.get("/v1/models").expect(200)["data"][0]["maskdiff"].clone();
+    let labels = facts["labels"].as_array().expect("labels");
+    assert!(labels.contains(&json!("dog")) && facts["label"].is_null() && facts["guides"] == false);
+    let plain = drawn_again(&server, &json!({}));
+    let dog = json!({"label": "dog", "classifier_scale": 3, "classifier_order": "exact"});
+    assert!(drawn_again(&server, &dog) > plain);
+    assert!(drawn_again(&server, &json!({"label": "owl"})) > plain);
+    let without = Server::start(judged(), &["model"]);
+    for (server, more, words) in [
+        (&server, json!({"label": "dogg"}), "`dog`"),
+        (&server, json!({"classifier_scale": 2}), "name one as `label`"),
+        (&server, json!({"label": "dog", "classifier_scale": -1}), "classifier_scale"),
+        (&server, json!({"label": "dog", "guidance_scale": 2}), "`classifier_scale` says how"),
+        (&server, json!({"label": "dog", "logprobs": 1}), "leave one of both out"),
+        (&without, json!({"classifier_scale": 2}), "no classifier guides here"),
+    ] {
+        let error = server.post("/v1/completions", &with(&more)).expect(400)["error"].clone();
+        let said = error["message"].as_str().unwrap_or_default();
+        assert!(said.contains(words), "{more}: {error}");
+    }
+    let read = json!({"tokens": [null], "position": 0, "label": "dog"});
+    assert_eq!(server.post("/v1/likeliest", &read).status, 400);
+    let read = json!({"tokens": [null], "position": 0});
+    assert_eq!(server.post("/v1/likeliest", &read).status, 200);
+}
+
+/// Requests of one sampler choose among texts by the model that scores them, those of another draw without it.
+#[test]
+fn a_request_chooses_among_texts_by_an_energy() {
+    let server = Server::start(judged(), &["model", "sampling.energy=next"]);
+    let plain = drawn_again(&server, &json!({}));
+    assert!(drawn_again(&server, &json!({"sampler": "edlm", "candidates": 3})) > plain);
+    let without = Server::start(judged(), &["model"]);
+    let body = with(&json!({"sampler": "edlm"}));
+    let error = without.post("/v1/completions", &body).expect(400)["error"].clone();
+    assert!(error["message"].as_str().is_some_and(|said| said.contains("no sampler `edlm`")));
 }

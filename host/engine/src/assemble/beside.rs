@@ -23,7 +23,9 @@ pub(super) fn check(config: &Config, registry: &Registry, sampled: bool) -> Resu
         if config.beside.is_none() {
             return Err(layers.error(
                 key,
-                &format!("`{key}={path}` is of `maskdiff sample` and `maskdiff steps`"),
+                &format!(
+                    "`{key}={path}` is of `maskdiff sample`, `maskdiff steps` and `maskdiff serve`"
+                ),
                 "leave it out here",
             ));
         }
@@ -46,7 +48,8 @@ fn check_classifier(config: &Config, registry: &Registry) -> Result<()> {
     let refused = |why: String, hint: &str| {
         Err(config.layers.error(CLASSIFIER, &format!("`{CLASSIFIER}={path}` {why}"), hint))
     };
-    if config.sampling.labels.is_empty() {
+    let each_says = config.beside.as_ref().is_some_and(|beside| beside.own_labels);
+    if config.sampling.labels.is_empty() && !each_says {
         let names = config.drawn_names();
         return refused(
             "guides towards a label, and none is drawn".into(),
@@ -90,7 +93,6 @@ fn check_classifier(config: &Config, registry: &Registry) -> Result<()> {
 
 fn check_energy(config: &Config, registry: &Registry) -> Result<()> {
     let Some(path) = &config.sampling.energy else { return Ok(()) };
-    let chooses = |c: &ComponentInfo| c.needs.iter().any(|need| need == capability::ENERGY);
     let name = &config.sampling.predictor;
     if chooses(registry.find(ComponentKind::Sampler, name)?.1) {
         // Texts are weighed by the energy over the law that they were drawn from: what guides the one law would cancel.
@@ -107,6 +109,9 @@ fn check_energy(config: &Config, registry: &Registry) -> Result<()> {
             "leave one of both out",
         ));
     }
+    if config.beside.as_ref().is_some_and(|beside| beside.several) {
+        return Ok(());
+    }
     let all = registry.components();
     let all = all.iter().filter(|(_, c)| c.kind == "sampler" && chooses(c));
     let names: Vec<String> = all.map(|(_, c)| format!("`sampling.predictor={}`", c.name)).collect();
@@ -115,6 +120,11 @@ fn check_energy(config: &Config, registry: &Registry) -> Result<()> {
         &format!("`{ENERGY}={path}` is not used: sampler `{name}` does not choose among texts"),
         &format!("samplers that do: {}; or leave it out", names.join(", ")),
     ))
+}
+
+/// Whether a sampler chooses among texts by a model that scores them.
+pub fn chooses(sampler: &ComponentInfo) -> bool {
+    sampler.needs.iter().any(|need| need == capability::ENERGY)
 }
 
 fn offers(component: &ComponentInfo, word: &str) -> bool {

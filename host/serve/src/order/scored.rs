@@ -72,7 +72,7 @@ impl Reader<'_> {
             return Err(Fault::of_key("position", said));
         };
         let top = self.whole("top", 1, LIKELIEST)?.unwrap_or(5) as usize;
-        let label = self.labelled()?;
+        let label = self.read_label()?;
         Ok(Look { tokens, place: place as usize, top, label })
     }
 
@@ -117,7 +117,7 @@ impl Reader<'_> {
                 "these logits take more than 1 GiB: ask for fewer texts at a time",
             ));
         }
-        let (label, _) = self.labelled()?;
+        let (label, _) = self.read_label()?;
         Ok(Logits { t: self.times(ids.len())?, ids, law, label })
     }
 
@@ -245,7 +245,7 @@ impl Reader<'_> {
             Ok(ids)
         };
         let texts = prompts.iter().map(ids).collect::<Result<_, _>>()?;
-        let label = self.labelled()?;
+        let label = self.read_label()?;
         Ok(Score { texts, logprobs, label, next: tokens == Some(1) })
     }
 }

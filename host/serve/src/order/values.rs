@@ -130,6 +130,9 @@ impl Reader<'_> {
             Some(_) if facts.labels.is_empty() => {
                 refused("guides by a label, and this model was trained without: leave it out")
             }
+            Some(_) if facts.by_classifier => refused(
+                "guides by labels that the network is told, and here a classifier guides: `classifier_scale` says how strongly",
+            ),
             Some(_) if label.is_none() => {
                 refused(&format!("guides by a label: name one as `label`, of {}", self.classes()))
             }
@@ -139,6 +142,55 @@ impl Reader<'_> {
             Some(scale) if !(0.0..=1e6).contains(&scale) => refused("must lie in [0, 1e6]"),
             Some(scale) => Ok((label, scale)),
         }
+    }
+
+    /// The same of texts that are read and not drawn, where a classifier says nothing.
+    pub(super) fn read_label(&self) -> Result<(Option<i64>, f64), Fault> {
+        if !self.facts.by_classifier {
+            return self.labelled();
+        }
+        let named = ["label", SCALE]
+            .into_iter()
+            .find(|key| self.body.get(*key).is_some_and(|value| !value.is_null()));
+        match named {
+            Some(key) => Err(Fault::of_key(
+                key,
+                format!(
+                    "`{key}`: a classifier guides texts that are drawn here, and the network reads no labels: leave it out"
+                ),
+            )),
+            None => Ok((None, 1.0)),
+        }
+    }
+
+    /// Refuses words about a classifier that does not guide these texts, and what it leaves unknown.
+    pub(super) fn check_classifier(
+        &self,
+        label: Option<i64>,
+        logprobs: Option<usize>,
+    ) -> Result<(), Fault> {
+        let facts = self.facts;
+        let said = |key: &&str| self.body.get(*key).is_some_and(|value| !value.is_null());
+        if let Some(key) = ["classifier_scale", "classifier_order"].iter().find(|key| said(key)) {
+            if !facts.by_classifier {
+                let why = "no classifier guides here: the server is started with `sampling.classifier=CHECKPOINT` where one does";
+                return Err(Fault::of_key(key, format!("`{key}`: {why}")));
+            }
+            if label.is_none() {
+                let names = self.classes();
+                return Err(Fault::of_key(
+                    key,
+                    format!("`{key}` guides towards a label: name one as `label`, of {names}"),
+                ));
+            }
+        }
+        if facts.by_classifier && label.is_some() && logprobs.is_some() {
+            return Err(Fault::of_key(
+                "logprobs",
+                "`logprobs` are those of the network, and a classifier guides this text away from them: leave one of both out",
+            ));
+        }
+        Ok(())
     }
 
     fn class(&self, name: &str) -> Result<i64, Fault> {

@@ -1,7 +1,7 @@
 //! Which Hugging Face folders are understood: `configs/layout/NAME.toml` says how a folder is recognised and what its
 //! `config.json` means in our words, for reading and for writing.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use maskdiff_base::error::{Error, Result};
 use maskdiff_config::{Config, shelf_file, shelf_names};
@@ -61,12 +61,18 @@ pub(super) struct Layout {
     #[serde(default)]
     pub(super) special_ids: bool,
     /// What else stands in their file.
+    #[serde(default)]
     written: Map<String, Value>,
+    /// It is read and not written: their file says more than what the model is.
+    #[serde(default)]
+    read_only: bool,
 }
 
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Vocabulary {
+    /// Their key for the number of tokens; empty where the embedding alone has it.
+    #[serde(default)]
     key: String,
     /// A second key of theirs that says the same when it is written.
     also: Option<String>,
@@ -112,6 +118,9 @@ const HEAD_SIZE: &str = "model.head_size";
 
 /// Which may have names, and then is their number.
 const CLASSES: &str = "model.classes";
+
+/// The names of classes, and their numbers by name, where `transformers` has them.
+const NAMES: [&str; 2] = ["id2label", "label2id"];
 
 /// The value of a dotted key.
 fn get<'a>(config: &'a Value, key: &str) -> &'a Value {
@@ -196,8 +205,10 @@ impl Layout {
         if let Some(name) = renamed.next() {
             return name;
         }
-        let prefixes = std::iter::once(&self.prefix).chain(&self.also);
-        let mut without = prefixes.map(|prefix| bare(theirs, prefix));
+        // The longest first: one may begin with another.
+        let mut prefixes: Vec<&String> = std::iter::once(&self.prefix).chain(&self.also).collect();
+        prefixes.sort_by_key(|prefix| std::cmp::Reverse(prefix.len()));
+        let mut without = prefixes.into_iter().map(|prefix| bare(theirs, prefix));
         without.find_map(std::result::Result::ok).unwrap_or(whole)
     }
 
@@ -263,6 +274,9 @@ impl Layout {
                 value => put(&mut ours, key, value.clone()),
             }
         }
+        if let Some(names) = self.class_names(theirs) {
+            put(&mut ours, "model.labels", json!(names));
+        }
         let mask = self.vocabulary.mask_key.as_ref().map(|key| ("model.mask_id", key.as_str()));
         let optional = self.optional.iter();
         let optional =
@@ -276,6 +290,16 @@ impl Layout {
         toml::to_string(&ours).map_err(|e| e.to_string())
     }
 
+    /// The names of all classes, where there are some and a `config.json` has a name of its own for each.
+    fn class_names(&self, theirs: &Value) -> Option<Vec<String>> {
+        let classes = get(theirs, self.keys.get(CLASSES)?.as_str()?).as_u64()?;
+        let table = theirs[NAMES[0]].as_object().filter(|table| table.len() as u64 == classes)?;
+        let name = |i: u64| table.get(&i.to_string())?.as_str().map(ToString::to_string);
+        let names = (0..classes).map(name).collect::<Option<Vec<String>>>()?;
+        let apart: BTreeSet<&String> = names.iter().collect();
+        (apart.len() == names.len()).then_some(names)
+    }
+
     /// Numbers that are written among the tensors.
     pub(super) fn buffers(&self, config: &Config) -> Vec<(String, f64)> {
         let number = |key: &Value| config.layers.value(key.as_str()?)?.as_f64();
@@ -285,6 +309,9 @@ impl Layout {
     /// Whether a model of ours is of this layout; `defaults` are those of the network, the process and the schedule, as
     /// `{"model": {..}, ..}`; null where they are not known.
     pub(super) fn suits(&self, config: &Config, defaults: &Value) -> bool {
+        if self.read_only {
+            return false;
+        }
         let chooses = |key: &str| {
             ["backbone", "diffusion", "parameterization", "time_conditioning"].contains(&key)
                 || ["model.", "process.", "noise."].iter().any(|group| key.starts_with(group))
@@ -352,9 +379,19 @@ impl Layout {
             };
             put(&mut theirs, their_key.as_str().unwrap_or_default(), value);
         }
+        let names = &config.model.labels;
+        if self.keys.contains_key(CLASSES) && !names.is_empty() {
+            let numbered = || names.iter().enumerate();
+            let named: Map<String, Value> =
+                numbered().map(|(i, name)| (i.to_string(), json!(name))).collect();
+            let numbers: Map<String, Value> =
+                numbered().map(|(i, name)| (name.clone(), json!(i))).collect();
+            theirs[NAMES[0]] = Value::Object(named);
+            theirs[NAMES[1]] = Value::Object(numbers);
+        }
         let tokens = vocab_size - i64::from(self.vocabulary.mask == Mask::Apart);
-        for key in [Some(&self.vocabulary.key), self.vocabulary.also.as_ref()].into_iter().flatten()
-        {
+        let keys = [Some(&self.vocabulary.key), self.vocabulary.also.as_ref()];
+        for key in keys.into_iter().flatten().filter(|key| !key.is_empty()) {
             put(&mut theirs, key, json!(tokens));
         }
         theirs

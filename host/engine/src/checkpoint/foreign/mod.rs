@@ -11,7 +11,7 @@ mod hydra;
 mod layout;
 mod lightning;
 mod lightning_file;
-mod original;
+pub mod original;
 pub mod peft;
 pub mod pickle;
 mod python_tokenizer;

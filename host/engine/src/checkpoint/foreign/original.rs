@@ -1,6 +1,6 @@
 //! The original's configuration: which of its keys are ours too, and the whole of it for a file that its own trainer reads.
 
-use maskdiff_config::Config;
+use maskdiff_config::{Config, options};
 use serde_json::{Value, json};
 
 /// Keys of the original that ours has in the same place. The others describe how it ran, or nothing; of these, options that
@@ -53,6 +53,9 @@ const MODEL: &[(&str, &[&str])] = &[
     ("data", &["train", "valid", "tokenizer_name_or_path", "wrap"]),
 ];
 
+/// Options of networks that the original has by other keys, or that are as its own code is.
+const OWN: &[&str] = &["residual", "bidirectional_strategy", "bidirectional_weight_tie"];
+
 /// The same for the settings that a resumed run keeps.
 const RUN: &[(&str, &[&str])] = &[
     ("loader", &["global_batch_size"]),
@@ -68,6 +71,19 @@ const SCHEDULES: [(&str, &str); 2] = [
 
 /// `noise.eps` of block diffusion, which masks a share t at time t where MDLM masks (1 - 1e-3) t. With 0 no token would be clean at t = 1.
 const WHOLE_NOISE: f64 = 1e-12;
+
+/// An option of a network that is not as it usually is, and that the original has no key for: from a checkpoint it would make another network.
+/// `options` are those of the network with their values, `defaults` all of them with the usual ones.
+pub fn unknown_option(options: &Value, defaults: &Value) -> Option<String> {
+    let known = |option: &str| {
+        OWN.contains(&option)
+            || MODEL.iter().any(|(group, keys)| *group == "model" && keys.contains(&option))
+    };
+    let mut all = options.as_object()?.iter();
+    let other =
+        all.find(|(option, value)| !known(option) && !options::same(value, &defaults[*option]));
+    other.map(|(option, _)| option.clone())
+}
 
 /// What the model is, in our words as TOML.
 pub(super) fn translated(config: &Value) -> String {
