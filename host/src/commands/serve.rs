@@ -25,7 +25,7 @@ use maskdiff_records::runs;
 use maskdiff_serve::{Facts, Host, Key, Limits, Sampler, Settings, Settled};
 use serde_json::json;
 
-use super::Common;
+use super::{Common, unused};
 
 /// Where and to whom a model is served, and within which limits.
 #[derive(Debug, Clone, clap::Args)]
@@ -161,6 +161,7 @@ pub fn run(common: &Common, given: &Options) -> Result<()> {
         return runs_alone(common, settings(1));
     }
     let (checkpoint, mut config, tokenizer) = common.trained()?;
+    unused::refuse(common, &config, "serve")?;
     let registry = assemble::registry(&common.plugins, &config)?;
     let choices = assemble::choices(&mut config, &registry, true)?;
     assemble::labels::check_one(&config)?;
