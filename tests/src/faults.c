@@ -3,6 +3,8 @@
  * FAULT_CALL   open, list, look, read, lock
  * FAULT_PATH   the call fails for paths that have this in them
  * FAULT_ERRNO  with this error
+ *
+ * FAULT_LOG    a file that gets a line for each fsync, rename and symlink that was done, in their order
  */
 #define _GNU_SOURCE
 #include <dirent.h>
@@ -25,14 +27,34 @@ static int fails(const char *call, const char *path) {
   return 1;
 }
 
-static int fails_for(const char *call, int fd) {
-  char name[64], path[4096];
-  if (!getenv("FAULT_CALL")) return 0;
+static int named(int fd, char *path, size_t room) {
+  char name[64];
   snprintf(name, sizeof name, "/proc/self/fd/%d", fd);
-  ssize_t n = syscall(SYS_readlink, name, path, sizeof path - 1);
-  if (n < 0) return 0;
-  path[n] = 0;
-  return fails(call, path);
+  ssize_t n = syscall(SYS_readlink, name, path, room - 1);
+  if (n >= 0) path[n] = 0;
+  return n >= 0;
+}
+
+static int noted(int done, const char *call, const char *from, const char *to) {
+  const char *log = getenv("FAULT_LOG");
+  if (!log || done) return done;
+  char line[9000];
+  int n = snprintf(line, sizeof line, "%s\t%s\t%s\n", call, from, to);
+  int fd = syscall(SYS_openat, AT_FDCWD, log, O_WRONLY | O_CREAT | O_APPEND, 0600);
+  if (fd >= 0) { syscall(SYS_write, fd, line, n); syscall(SYS_close, fd); }
+  return done;
+}
+
+static int fails_for(const char *call, int fd) {
+  char path[4096];
+  if (!getenv("FAULT_CALL")) return 0;
+  return named(fd, path, sizeof path) && fails(call, path);
+}
+
+static int synced(int done, int fd) {
+  char path[4096];
+  if (done || !getenv("FAULT_LOG") || !named(fd, path, sizeof path)) return done;
+  return noted(done, "fsync", path, "");
 }
 
 #define NEXT(name) __typeof__(&name) next = (__typeof__(&name))dlsym(RTLD_NEXT, #name)
@@ -48,3 +70,7 @@ int stat64(const char *restrict path, struct stat64 *restrict into) { if (fails(
 ssize_t read(int fd, void *into, size_t n) { if (fails_for("read", fd)) return -1; NEXT(read); return next(fd, into, n); }
 ssize_t pread64(int fd, void *into, size_t n, off64_t from) { if (fails_for("read", fd)) return -1; NEXT(pread64); return next(fd, into, n, from); }
 int flock(int fd, int how) { if (fails_for("lock", fd)) return -1; NEXT(flock); return next(fd, how); }
+int fsync(int fd) { NEXT(fsync); return synced(next(fd), fd); }
+int fdatasync(int fd) { NEXT(fdatasync); return synced(next(fd), fd); }
+int rename(const char *from, const char *to) { NEXT(rename); return noted(next(from, to), "rename", from, to); }
+int symlink(const char *to, const char *at) { NEXT(symlink); return noted(next(to, at), "symlink", to, at); }

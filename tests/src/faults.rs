@@ -30,3 +30,10 @@ pub fn failing(folder: &Path, words: &[&str], call: &str, part: &str, errno: i32
     command.env("FAULT_CALL", call).env("FAULT_PATH", part).env("FAULT_ERRNO", errno.to_string());
     command
 }
+
+/// `maskdiff WORDS` in `folder`, of which `log` gets a line `CALL\tFROM\tTO` for each fsync, rename and symlink that was done.
+pub fn logged(folder: &Path, words: &[&str], log: &Path) -> Command {
+    let mut command = command(folder, words);
+    command.env("LD_PRELOAD", library()).env("FAULT_LOG", log);
+    command
+}

@@ -141,6 +141,23 @@ fn is_hangup_ignored() -> bool {
     u64::from_str_radix(mask.trim(), 16).expect("a number") & 1 != 0
 }
 
+/// The first Ctrl-C says what it waits for, and how to end at once.
+#[test]
+fn the_first_interrupt_says_what_it_waits_for() {
+    let folder = folder();
+    let child = start(folder.path(), &["trainer.max_steps=100000", "run.dir=run"]);
+    let run = folder.path().join("run");
+    maskdiff_tests::run::wait_for_lines(&run, 3);
+    let pid = child.id().to_string();
+    std::process::Command::new("kill").args(["-INT", &pid]).status().expect("kill");
+    let out = child.wait_with_output().expect("its end");
+    let words = String::from_utf8_lossy(&out.stderr);
+    assert_eq!(out.status.code(), Some(130), "{words}");
+    let said = "asked to stop: the step that is under way is finished and a checkpoint is written; once more ends at once";
+    assert!(words.contains(said), "{words}");
+    assert!(run.join("checkpoints/last/state.json").is_file());
+}
+
 #[test]
 fn a_lost_connection_gets_a_checkpoint() {
     if is_hangup_ignored() {
@@ -216,6 +233,16 @@ fn a_loss_that_is_no_bound_has_no_perplexity() {
     let out = maskdiff(folder.path(), &["runs", "list", "run"]);
     let listed = out.expect(0).lines().remove(0);
     assert_eq!((listed["best_ppl"].is_null(), &listed["best_loss"]), (true, &last["val/loss"]));
+    // Nor where runs stand beside one another.
+    let second = [&words[..4], &["run.dir=two", "seed=2"]].concat();
+    train(folder.path(), &second).expect(0);
+    let out = maskdiff(folder.path(), &["runs", "compare", "run", "two", "--format", "text"]);
+    let table = out.expect(0).stdout.to_lowercase();
+    assert!(table.contains("val/loss") && !table.contains("ppl"), "{table}");
+    maskdiff(folder.path(), &["report", "run", "two", "--output", "page.html"]).expect(0);
+    let page = fs::read_to_string(folder.path().join("page.html")).expect("the page");
+    let shown = page.split("<script").next().unwrap_or_default().to_lowercase();
+    assert!(shown.contains("val/loss") && !shown.contains("perplexity"), "{shown:.3000}");
     let told = [&words[..], &["checkpointing.monitor=val/ppl", "run.dir=other"]].concat();
     train(folder.path(), &told).expect(2).says(&["`unweighted` claims to be no bound", "val/loss"]);
 }

@@ -2,8 +2,14 @@
 
 use std::path::Path;
 
+use maskdiff_base::places::Places;
+use maskdiff_engine::model::Model;
+use maskdiff_engine::plugins::{Choice, Choices, Registry};
+use maskdiff_plugin_api::{Context, Denoiser, Result};
 use maskdiff_tests::run::{Output, SMALL, maskdiff};
 use maskdiff_tests::target;
+use serde_json::json;
+use tch::{Device, Kind, Tensor};
 
 fn bad_plugin() -> String {
     target().join("libfixture_bad_plugin.so").display().to_string()
@@ -54,6 +60,86 @@ fn a_badly_shaped_result_names_component_method_and_what_was_expected() {
             "this is a bug in the component",
         ]);
         assert!(!out.stderr.contains("frame #"), "{}", out.stderr);
+    }
+}
+
+/// Tokens, times and rows of a model of 9 tokens, 2 sequences of 4.
+struct Given {
+    x_bl: Tensor,
+    t_b: Tensor,
+    rows_n: Tensor,
+}
+
+impl Given {
+    fn new() -> Self {
+        Self {
+            x_bl: Tensor::full([2, 4], 3, (Kind::Int64, Device::Cpu)),
+            t_b: Tensor::from_slice(&[0.25, 0.5]),
+            rows_n: Tensor::from_slice(&[0i64, 5, 7]),
+        }
+    }
+
+    /// What the method of a name answers.
+    fn ask(&self, model: &Denoiser, method: &str) -> Result<Tensor> {
+        let Self { x_bl, t_b, rows_n } = self;
+        let p_nv = || Tensor::full([3, 9], 1.0 / 9.0, (Kind::Double, Device::Cpu));
+        match method {
+            "sigma" => model.sigma(t_b),
+            "dsigma" => model.dsigma(t_b),
+            "time_of_alpha" => model.time_of_alpha(t_b),
+            "sigma_range" => model.sigma_range().map(|(low, _)| Tensor::from(low)),
+            "corrupt" => model.corrupt(x_bl, t_b),
+            "posterior" => model.posterior(&x_bl.view([-1]).narrow(0, 0, 3), 0.25, 0.5, &p_nv()),
+            "hidden" => model.hidden(x_bl, t_b),
+            "logits" => model.logits(&Tensor::zeros([3, 8], (Kind::Float, Device::Cpu))),
+            _ => model.score(x_bl, t_b, rows_n),
+        }
+    }
+}
+
+/// All that crosses from the components of a model is checked for kind and shape; its device is that of the same check.
+#[test]
+fn each_method_of_a_model_is_checked_at_the_boundary() {
+    let files = vec![bad_plugin().into()];
+    let registry = Registry::open(&Places { files, ..Places::default() }).expect("the fixture");
+    let choice =
+        |wrong: &str| Choice { name: "crossing".into(), options: json!({ "wrong": wrong }) };
+    let made = |wrong: &str| {
+        // Each knows its own words alone.
+        let names = Choices {
+            backbone: choice(wrong),
+            process: choice(wrong),
+            noise: choice(wrong),
+            parameterization: choice(wrong),
+        };
+        Model::build(&registry, names, Context::new(9, 4).mask(Some(8))).expect("the model")
+    };
+    let (given, right) = (Given::new(), made(""));
+    let times = "expected the shape of its argument, = [2] Double";
+    for (method, wrong, component, fault) in [
+        ("sigma", "float", "noise", format!("[2] Float, {times}")),
+        ("sigma", "mean", "noise", format!("[] Double, {times}")),
+        ("dsigma", "float", "noise", format!("[2] Float, {times}")),
+        ("time_of_alpha", "mean", "noise", format!("[] Double, {times}")),
+        ("sigma_range", "nan", "noise", "(NaN, ".into()),
+        ("corrupt", "float", "process", "[2, 4] Float, expected [B, L] = [2, 4] Int64".into()),
+        ("corrupt", "short", "process", "[2, 3] Int64, expected [B, L] = [2, 4] Int64".into()),
+        ("posterior", "short", "process", "[3, 8] Double, expected [N, V] = [3, 9]".into()),
+        ("posterior", "integer", "process", "[3, 9] Int64, expected [N, V] = [3, 9]".into()),
+        ("hidden", "flat", "backbone", "[8, 8] Float, expected [B, L, D]".into()),
+        ("hidden", "short", "backbone", "[2, 3, 8] Float, expected [B, L, D]".into()),
+        ("hidden", "integer", "backbone", "[2, 4, 8] Int64, expected [B, L, D]".into()),
+        ("logits", "short", "backbone", "[3, 8] Float, expected [N, V] = [3, 9]".into()),
+        ("logits", "integer", "backbone", "[3, 9] Int64, expected [N, V] = [3, 9]".into()),
+        ("score", "long", "parameterization", "[3, 18] Float, expected [N, V] = [3, 9]".into()),
+        ("score", "integer", "parameterization", "[3, 9] Int64, expected [N, V] = [3, 9]".into()),
+    ] {
+        let _ =
+            given.ask(&Denoiser::new(&right), method).unwrap_or_else(|e| panic!("{method}: {e}"));
+        let model = made(&format!("{method}_{wrong}"));
+        let error = given.ask(&Denoiser::new(&model), method).expect_err(method).to_string();
+        let who = format!("{component} `crossing`: `{method}` returned {fault}");
+        assert!(error.contains(&who), "{error}\n{who}");
     }
 }
 

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use maskdiff_tests::faults::failing;
+use maskdiff_tests::faults::{failing, logged};
 use maskdiff_tests::run::{
     Output, SMALL, command, finish, losses, maskdiff, metrics, same_end, shell, train,
     wait_for_lines,
@@ -31,6 +31,47 @@ const BRIEF: &[&str] = &[
 
 fn folder() -> tempfile::TempDir {
     tempfile::tempdir().expect("a folder")
+}
+
+/// What a checkpoint is made of reaches the disk before its name does, its name before the links, and the links before it counts.
+#[test]
+fn files_folders_and_links_reach_the_disk_in_their_order() {
+    let folder = folder();
+    let at = folder.path().canonicalize().expect("a path");
+    let (log, run) = (at.join("log"), at.join("run"));
+    let word = format!("run.dir={}", run.display());
+    let words = [&["train"], SMALL, BRIEF, &[&word, "checkpointing.every_n_steps=4"]].concat();
+    finish(&mut logged(&at, &words, &log)).expect(0);
+    let text = fs::read_to_string(&log).expect("the calls");
+    let calls: Vec<Vec<&str>> = text.lines().map(|line| line.split('\t').collect()).collect();
+    let checkpoints = run.join("checkpoints");
+    let place = |call: &str, from: &Path, to: &str, after: usize| {
+        let is = |line: &&Vec<&str>| line[0] == call && Path::new(line[1]) == from && line[2] == to;
+        let found = calls.iter().enumerate().skip(after).find(|(_, line)| is(line));
+        found
+            .map(|(at, _)| at)
+            .unwrap_or_else(|| panic!("{call} {from:?} {to} after {after}:\n{text}"))
+    };
+    let name = "step-00000004";
+    let (temporary, target) = (checkpoints.join(format!(".{name}.tmp")), checkpoints.join(name));
+    let target_text = target.display().to_string();
+    let renamed = place("rename", &temporary, &target_text, 0);
+    let files = fs::read_dir(&target).expect("the checkpoint").map(|file| file.expect("a file"));
+    let names: Vec<_> = files.map(|file| file.file_name()).collect();
+    assert!(names.len() >= 5, "{names:?}");
+    // The folder last: what it lists is there by then.
+    let listed = place("fsync", &temporary, "", 0);
+    assert!(listed < renamed);
+    for file in names {
+        assert!(place("fsync", &temporary.join(file), "", 0) < listed);
+    }
+    let named = place("fsync", &checkpoints, "", renamed);
+    let last = checkpoints.join("last").display().to_string();
+    let linked = place("rename", &checkpoints.join(".last.tmp"), &last, renamed);
+    assert!(named < linked, "the link leads to what is on the disk");
+    place("fsync", &checkpoints, "", linked);
+    // The folder of checkpoints has a name of its own, in the run's.
+    place("fsync", &run, "", 0);
 }
 
 /// Every file below a folder with its content, but for locks and the log.

@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::Path;
 
-use maskdiff_tests::run::{SMALL, maskdiff};
+use maskdiff_tests::run::{SMALL, command, finish, maskdiff};
 use serde_json::Value;
 
 /// `maskdiff train` of seconds whose warm-up nobody sets.
@@ -69,6 +69,30 @@ fn a_run_is_used_by_its_name_and_short_flags() {
     let trace = fs::read_to_string(at.join("trace.json")).expect("the trace");
     let trace: Value = serde_json::from_str(&trace).expect("JSON");
     assert_eq!((&trace["steps"], &drawn.lines()[0]["nfe"]), (&Value::from(2), &Value::from(2.0)));
+    // What training alone reads is no word of these.
+    for (command, word, said) in [
+        (
+            "eval",
+            "trainer.max_steps=5",
+            &["`trainer.max_steps` changes nothing in `maskdiff eval`"][..],
+        ),
+        ("eval", "loader.batch_size=4", &["`loader.batch_size`", "`loader.eval_batch_size`"]),
+        ("sample", "optim.lr=1e-3", &["`optim.lr` changes nothing in `maskdiff sample`"]),
+        ("sample", "run.dir=elsewhere", &["`run.dir` changes nothing"]),
+        ("sample", "wandb.tags=[a]", &["`wandb.tags` changes nothing"]),
+        ("chat", "lr_scheduler.num_warmup_steps=4", &["changes nothing in `maskdiff chat`"]),
+        ("serve", "checkpointing.keep_last=4", &["changes nothing in `maskdiff serve`"]),
+        ("steps", "training.ema=0", &["changes nothing in `maskdiff steps`", "eval.disable_ema"]),
+    ] {
+        maskdiff(at, &[command, "my run", word]).expect(2).says(said);
+    }
+    let variables = [("MASKDIFF_OPTIM__LR", "1"), ("MASKDIFF_TRAINER__MAX_STEPS", "3")];
+    fs::write(at.join("own.toml"), "[optim]\nlr = 1.0\n").expect("a file");
+    let words = ["eval", "my run", "--config", "own.toml", "wandb.enabled=false"];
+    finish(command(at, &words).envs(variables)).expect(0);
+    let form =
+        ["mode=ppl_eval", "eval.checkpoint_path='my run'", "loader.batch_size=4", "optim.lr=1"];
+    maskdiff(at, &form).expect(0);
     let measured = maskdiff(at, &["eval", "my run", "--seed", "3"]).expect(0).lines();
     assert_eq!(measured[0]["set"], "my book");
     maskdiff(at, &["export", "my run", "--as", "safetensors", "--output", "out"]).expect(0);

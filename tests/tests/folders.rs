@@ -6,6 +6,7 @@ use std::path::Path;
 use maskdiff_tests::hub::Hub;
 use maskdiff_tests::run::{Output, SMALL, command, finish, maskdiff, train};
 use serde_json::{Value, json};
+use tch::{Device, Kind, Tensor};
 
 /// A tensor of a file: name, type, shape, bytes.
 type Entry = (String, &'static str, Vec<i64>, Vec<u8>);
@@ -278,6 +279,14 @@ fn exports_are_used_by_their_path_alone() {
     fs::write(at.join("bare/model.safetensors"), safetensors(&network(TOKENS, 16)))
         .expect("written");
     words("bare").expect(5).says(&["does not tell how its model was made"]);
+    // A folder of GPT-2 that has lost it, with masks of a type that is no weight.
+    let gpt2 = at.join("gpt2");
+    fs::create_dir(&gpt2).expect("a folder");
+    let mask = Tensor::ones([1, 1, 4, 4], (Kind::Bool, Device::Cpu));
+    let wte = Tensor::zeros([4, 2], (Kind::Float, Device::Cpu));
+    let all = [("h.0.attn.bias", mask), ("wte.weight", wte)];
+    Tensor::write_safetensors(&all, gpt2.join("model.safetensors")).expect("written");
+    words("gpt2").expect(5).says(&["no `config.json` beside it", "copy the model's `config.json`"]);
     words("bare/model.safetensors").expect(5).says(&["does not tell how its model was made"]);
     let again =
         ["export", "--checkpoint", "last.ckpt", "--format", "safetensors", "--output", "again"];

@@ -436,6 +436,24 @@ fn few_steps_are_compared_in_one_table() {
     for key in ["gen/ppl", "gen/entropy", "gen/tokens"] {
         assert_eq!(rows[1][key], scored[key], "{key}");
     }
+    // That a judge does not see a whole text is told before any is drawn.
+    let long = [
+        "sample",
+        "net",
+        "-n",
+        "1",
+        "--steps",
+        "1",
+        "sampling.semi_ar=true",
+        "sampling.stride_length=64",
+        "sampling.num_strides=16",
+        "eval.gen_ppl.retokenize=false",
+        "eval.compute_generative_perplexity=true",
+        lm,
+    ];
+    let out = maskdiff(at, &long);
+    out.expect(2).says(&["sees 1024 tokens at once, and 108", "`eval.gen_ppl.retokenize=true`"]);
+    assert_eq!(out.stdout, "", "nothing was drawn");
     let csv = fs::read_to_string(at.join("t.csv")).expect("a table");
     assert!(
         csv.starts_with("sampler,steps,nfe,gen_ppl,entropy,mauve,seconds\nddpm_cache,2,"),

@@ -315,6 +315,36 @@ fn a_dry_run_refuses_what_a_point_would_refuse() {
         (&["parameterization=subs,sebd"], 3, "point 00001 (sebd)"),
         (&["loader.global_batch_size=0,8"], 2, "point 00000 (0)"),
         (&["seed=1..2000000"], 2, "has 2000000 values"),
+        (&["seed=1..1e9"], 2, "has 1000000000 values"),
+        (&["optim.lr=1e-3,.001"], 2, "are the same value"),
+        (&["seed=1,9223372036854775808"], 2, "point 00001 (9223372036854775808): `seed` must be"),
+        // Files that a point would look for.
+        (&["data=text", "data.path=none.txt", "seed=1,2"], 2, "point 00000 (1): cannot read"),
+        (&["data=text", "data.path=/dev/null/x,none*.txt"], 2, "point 00000 (/dev/null/x)"),
+        (
+            &["data=jsonl", "data.path=/etc/hostname", "data.valid_path=nowhere", "seed=1,2"],
+            2,
+            "nowhere",
+        ),
+        (&["data=sft", "data.path=none.jsonl", "seed=1,2"], 2, "none.jsonl"),
+        (&["data.train=books", "seed=1,2"], 2, "no corpus `books`"),
+        (
+            &["data=text", "data.path=/etc/hostname", "data.tokenizer_name_or_path=./t.json,char"],
+            2,
+            "point 00000 (./t.json): cannot read `./t.json`",
+        ),
+        (&["training.from=none.ckpt,./gone"], 2, "point 00000 (none.ckpt)"),
+        (&["training.teacher=./gone", "seed=1,2"], 2, "point 00000 (1)"),
+        (&["checkpointing.resume_ckpt_path=./gone", "seed=1,2"], 2, "`./gone` does not exist"),
+        (
+            &[
+                "eval.compute_generative_perplexity=true",
+                "eval.gen_ppl_eval_model_name_or_path=./gone",
+                "seed=1,2",
+            ],
+            2,
+            "`./gone` does not exist",
+        ),
     ] {
         maskdiff(at, &[&["sweep", "--dry-run"], words].concat()).expect(code).says(&[expected]);
     }

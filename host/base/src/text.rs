@@ -71,6 +71,48 @@ pub fn plural(noun: &str) -> String {
     }
 }
 
+/// A message of a parser about a value of the wrong type, with plain words for types; any other message as it is.
+pub fn plain_types(message: &str) -> String {
+    let Some((found, wanted)) = message.split_once(", expected ") else { return message.into() };
+    let found =
+        found.replace("invalid type: ", "wrong type: ").replace("invalid value: ", "wrong value: ");
+    let found = ["found ", ""].iter().fold(found, |found, said| {
+        FOUND.iter().fold(found, |found, (from, to)| {
+            found.replace(&format!("type: {said}{from}"), &format!("type: {to}"))
+        })
+    });
+    let name = wanted.split([' ', '<']).next().unwrap_or_default();
+    let number = name.trim_start_matches(['i', 'u', 'f']);
+    let wanted = match wanted {
+        _ if name == "struct" => "a table of keys",
+        _ if ["f32", "f64"].contains(&name) => "a number",
+        _ if number.len() + 1 == name.len()
+            && ["8", "16", "32", "64", "128", "size"].contains(&number) =>
+        {
+            "a whole number"
+        }
+        _ if wanted.starts_with("a string") => "a text",
+        _ if wanted.starts_with("a boolean") || name == "bool" => "`true` or `false`",
+        _ if wanted.starts_with("a sequence") || name == "sequence" => "a list",
+        _ if wanted.starts_with("a map") || name == "map" => "a table of keys",
+        as_it_is => as_it_is,
+    };
+    format!("{found}, expected {wanted}")
+}
+
+/// What parsers call the kinds of values, longer names first.
+const FOUND: [(&str, &str); 9] = [
+    ("floating point ", "the number "),
+    ("float ", "the number "),
+    ("signed int ", "the number "),
+    ("unsigned int ", "the number "),
+    ("integer ", "the number "),
+    ("string ", "the text "),
+    ("boolean ", ""),
+    ("sequence", "a list"),
+    ("map", "a table of keys"),
+];
+
 /// Refuses a value with control characters, where it is about to become part of a script; `what` names it.
 pub fn check(what: &str, value: &str) -> Result<()> {
     let Some(found) = value.chars().find(|c| plain::is_control(*c)) else { return Ok(()) };
@@ -92,6 +134,41 @@ mod tests {
         assert_eq!(csv_cell("a,b"), "\"a,b\"");
         assert_eq!(csv_cell("say \"a\""), "\"say \"\"a\"\"\"");
         assert_eq!(csv_cell("a\r"), "\"a\r\"");
+    }
+
+    #[test]
+    fn types_have_plain_names() {
+        for (said, plain) in [
+            (
+                "invalid type: string \"a\", expected i64",
+                "wrong type: the text \"a\", expected a whole number",
+            ),
+            (
+                "invalid type: found signed int `4`, expected struct Lora",
+                "wrong type: the number `4`, expected a table of keys",
+            ),
+            (
+                "invalid type: floating point `1.5`, expected usize",
+                "wrong type: the number `1.5`, expected a whole number",
+            ),
+            ("invalid type: sequence, expected a string", "wrong type: a list, expected a text"),
+            ("invalid type: map, expected f64", "wrong type: a table of keys, expected a number"),
+            (
+                "invalid type: boolean `true`, expected a sequence",
+                "wrong type: `true`, expected a list",
+            ),
+            (
+                "invalid type: integer `1`, expected a boolean",
+                "wrong type: the number `1`, expected `true` or `false`",
+            ),
+            (
+                "unknown field `a`, expected one of `b`, `c`",
+                "unknown field `a`, expected one of `b`, `c`",
+            ),
+            ("missing field `a`", "missing field `a`"),
+        ] {
+            assert_eq!(plain_types(said), plain);
+        }
     }
 
     #[test]

@@ -1,28 +1,53 @@
 //! What can be known to be wrong about a configuration without any plugin.
 
-use maskdiff_base::error::Result;
+use maskdiff_base::error::{Error, Result};
 use maskdiff_base::text;
 use serde_json::Value;
 
 use super::groups::{self, GROUPS, OPEN};
 use super::place::Layers;
 use super::range::{Range, plain as shown};
-use super::shape::{Field, Of};
-use super::{Config, hints, original};
+use super::shape::Of;
+use super::{Config, hints, original, typed};
 
-/// Unknown keys of the groups that belong to the host alone.
+/// Unknown keys of the groups and tables that belong to the host alone.
 pub(super) fn keys(layers: &Layers) -> Result<()> {
     for group in GROUPS.iter().filter(|group| !OPEN.contains(group)) {
         if let Some(key) = layers.options(group).keys().next() {
-            let dotted = format!("{group}.{key}");
-            let right = hints::right_keys(&dotted, &hints::host_keys());
-            let right: Vec<String> =
-                right.iter().map(|right| layers.spelled_as(&dotted, right)).collect();
-            let hint = original::sentence(&dotted).or_else(|| hints::did_you_mean(&right));
-            let hint = hint.unwrap_or_else(|| {
-                format!("keys of `{group}`: {}", groups::keys(group).join(", "))
-            });
-            return Err(layers.error(&dotted, &format!("unknown key `{dotted}`"), &hint));
+            return Err(unknown(layers, group, key, &groups::keys(group)));
+        }
+    }
+    for table in hints::host_keys() {
+        let Some(Of::Group(fields)) = groups::field(&table).map(|field| field.shape.of) else {
+            continue;
+        };
+        let known: Vec<&str> = fields.iter().map(|field| field.name).collect();
+        let value = layers.value(&table);
+        let mut inside = value.as_ref().and_then(Value::as_object).into_iter().flatten();
+        if let Some((key, _)) = inside.find(|(key, _)| !known.contains(&key.as_str())) {
+            return Err(unknown(layers, &table, key, &known));
+        }
+    }
+    Ok(())
+}
+
+fn unknown(layers: &Layers, group: &str, key: &str, known: &[&str]) -> Error {
+    let dotted = format!("{group}.{key}");
+    let right = hints::right_keys(&dotted, &hints::host_keys());
+    let right: Vec<String> = right.iter().map(|right| layers.spelled_as(&dotted, right)).collect();
+    let hint = original::sentence(&dotted).or_else(|| hints::did_you_mean(&right));
+    let hint = hint.unwrap_or_else(|| format!("keys of `{group}`: {}", known.join(", ")));
+    layers.error(&dotted, &format!("unknown key `{dotted}`"), &hint)
+}
+
+/// Values that are no numbers, texts or lists where their keys hold such.
+pub(super) fn types(layers: &Layers) -> Result<()> {
+    for key in hints::host_keys() {
+        let (Some(field), Some(value)) = (groups::field(&key), layers.value(&key)) else {
+            continue;
+        };
+        if let Some((message, hint)) = typed::fault(&key, field.shape, &value) {
+            return Err(layers.error(&key, &message, &hint));
         }
     }
     Ok(())
@@ -67,12 +92,16 @@ pub(super) fn finite(layers: &Layers) -> Result<()> {
 }
 
 /// Numbers outside the range of their key.
-fn numbers(layers: &Layers) -> Result<()> {
+pub(super) fn numbers(layers: &Layers) -> Result<()> {
     for key in hints::host_keys() {
-        let fields = groups::field(&key).into_iter().flat_map(|field| inner(&key, field));
-        for (key, range) in fields {
-            let Some(number) = layers.number(&key) else { continue };
-            let Some((must, hint)) = range.fault(number) else { continue };
+        let Some(field) = groups::field(&key) else { continue };
+        // Of a text that looks like a number, the type is what is wrong.
+        if !matches!(field.shape.of, Of::Whole | Of::Real) {
+            continue;
+        }
+        let several = layers.numbers(&key);
+        for number in layers.number(&key).into_iter().chain(several) {
+            let Some((must, hint)) = field.range.fault(number) else { continue };
             return Err(layers.error(
                 &key,
                 &format!("`{key}` {must}, got {}", shown(number)),
@@ -83,20 +112,8 @@ fn numbers(layers: &Layers) -> Result<()> {
     Ok(())
 }
 
-/// A key, or those inside it, with their ranges.
-pub(super) fn inner(key: &str, field: &Field) -> Vec<(String, Range)> {
-    match field.shape.of {
-        Of::Group(fields) => {
-            let of = |field: &Field| inner(&format!("{key}.{}", field.name), field);
-            fields.iter().flat_map(of).collect()
-        }
-        _ => vec![(key.to_string(), field.range)],
-    }
-}
-
 /// Values that no component has a say in.
 pub(super) fn ranges(config: &Config) -> Result<()> {
-    numbers(&config.layers)?;
     let (stride, length) = (config.sampling.stride_length, config.model.length);
     if config.sampling.semi_ar && stride > length {
         let message = format!("`sampling.stride_length` is {stride}, and a window has {length}");

@@ -93,7 +93,7 @@ group! {
         /// Whether the network sees the noise level.
         time_conditioning: bool = false,
         /// Every random number of the run comes from it.
-        seed: u64 where (Range::of(0.0, 1e19)) = 1,
+        seed: u64 where (Range::of(0.0, 9_223_372_036_854_775_808.0).below()) = 1,
     }
 }
 

@@ -5,6 +5,7 @@ use maskdiff_base::text::nearest;
 
 use super::groups::{self, GROUPS};
 use super::place::Layers;
+use super::shape::{Field, Of};
 
 /// Words of other programs for keys of this one.
 const ELSEWHERE: &[(&str, &str)] = &[
@@ -37,13 +38,22 @@ const ELSEWHERE: &[(&str, &str)] = &[
     ("warmup_steps", "lr_scheduler.num_warmup_steps"),
 ];
 
-/// Every key of the host, dotted.
+/// Every key of the host, dotted: also a table of keys, before those in it.
 pub fn host_keys() -> Vec<String> {
-    let of_group = |group: &&'static str| {
-        let group = *group;
-        groups::keys(group).into_iter().map(move |key| super::dotted(group, key))
-    };
-    std::iter::once(&"").chain(GROUPS).flat_map(of_group).collect()
+    fn gather(group: &str, fields: &[Field], keys: &mut Vec<String>) {
+        for field in fields {
+            let key = super::dotted(group, field.name);
+            keys.push(key.clone());
+            if let Of::Group(inner) = field.shape.of {
+                gather(&key, inner, keys);
+            }
+        }
+    }
+    let mut keys = Vec::new();
+    for group in std::iter::once(&"").chain(GROUPS) {
+        gather(group, groups::fields(group), &mut keys);
+    }
+    keys
 }
 
 /// The right keys for one that nobody has, at most three, the likeliest first. `known` are all keys, dotted.
@@ -74,6 +84,10 @@ pub fn right_keys(key: &str, known: &[String]) -> Vec<String> {
         let right = known.contains(&whole).then_some(whole);
         return right.or_else(|| near_in(near)).into_iter().collect();
     }
+    // A key in a table of keys, either of them misspelt.
+    if let Some(near) = nearest_in_tables(key, known) {
+        return vec![near.to_string()];
+    }
     // The key of another group.
     let same: Vec<String> = known.iter().filter(|known| lasts(known) == last).cloned().collect();
     if (1..=3).contains(&same.len()) {
@@ -89,6 +103,21 @@ pub fn right_keys(key: &str, known: &[String]) -> Vec<String> {
     let all: Vec<&str> = all.iter().map(String::as_str).collect();
     let near = nearest(last, &all).and_then(|near| known.iter().find(|known| lasts(known) == near));
     near.cloned().into_iter().collect()
+}
+
+/// Of keys in tables of a group, as in `training.lora.rank`, the nearest each of whose names is near.
+fn nearest_in_tables<'a>(key: &str, known: &'a [String]) -> Option<&'a str> {
+    let parts: Vec<&str> = key.split('.').collect();
+    let is_near = |other: &&String| {
+        let others: Vec<&str> = other.split('.').collect();
+        let near = |(part, other): (&&str, &&str)| nearest(part, &[*other]).is_some();
+        others.len() == parts.len() && parts.iter().zip(&others).all(near)
+    };
+    if parts.len() < 3 {
+        return None;
+    }
+    let close: Vec<&str> = known.iter().filter(is_near).map(String::as_str).collect();
+    nearest(key, &close)
 }
 
 /// `did you mean ...?`, where there is something.
@@ -136,7 +165,8 @@ mod tests {
     #[test]
     fn a_misspelt_key_is_answered_with_the_right_one() {
         let mut known = host_keys();
-        known.extend(["sampling.steps", "model.hidden_size", "T"].map(String::from));
+        let options = ["sampling.steps", "model.hidden_size", "T", "training.curriculum.tau"];
+        known.extend(options.map(String::from));
         for (key, right) in [
             ("optim.lrr", "optim.lr"),
             ("lr", "optim.lr"),
@@ -157,6 +187,12 @@ mod tests {
             ("optim_lr", "optim.lr"),
             ("trainer_max_steps", "trainer.max_steps"),
             ("temperature", "sampling.temperature"),
+            ("training.lora.rnk", "training.lora.rank"),
+            ("training.lroa.rank", "training.lora.rank"),
+            ("trainng.lora.alpha", "training.lora.alpha"),
+            ("eval.gen_ppl.max_lenght", "eval.gen_ppl.max_length"),
+            ("eval.genppl.protocol", "eval.gen_ppl.protocol"),
+            ("training.curriculum.tua", "training.curriculum.tau"),
         ] {
             assert_eq!(right_keys(key, &known).first().map(String::as_str), Some(right), "{key}");
         }

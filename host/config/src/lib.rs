@@ -25,6 +25,7 @@ pub mod place;
 pub mod range;
 pub mod reference;
 pub mod shape;
+pub mod typed;
 pub mod values;
 mod words;
 

@@ -8,6 +8,7 @@ mod gather;
 use std::path::PathBuf;
 
 use maskdiff_base::error::{Error, Result};
+use maskdiff_base::text::plain_types;
 use serde::de::DeserializeOwned;
 
 use super::place::Layers;
@@ -64,6 +65,8 @@ fn finish(gathered: Gathered, request: &Request) -> Result<Config> {
     check::keys(&layers)?;
     check::empty(&layers, stored.as_deref())?;
     check::finite(&layers)?;
+    check::numbers(&layers)?;
+    check::types(&layers)?;
     check::words(&layers)?;
     let top: groups::Top = part(&layers, "")?;
     let theirs = stored.clone().or_else(|| basis.clone());
@@ -104,7 +107,7 @@ fn part<T: DeserializeOwned>(layers: &Layers, group: &str) -> Result<T> {
         let inner: Vec<&str> = e.path.iter().map(String::as_str).filter(|p| *p != group).collect();
         let prefix = if group.is_empty() { vec![] } else { vec![group] };
         let key = [prefix, inner].concat().join(".");
-        let message = format!("`{key}`: {}", e.kind);
+        let message = format!("`{key}`: {}", plain_types(&e.kind.to_string()));
         layers.error(&key, &message, "`maskdiff config` shows every key with its value and source")
     })
 }
@@ -180,13 +183,30 @@ mod tests {
 
     #[test]
     fn mistakes_name_the_key_and_the_nearest_right_one() {
-        let cases: [(&[&str], &str); 7] = [
+        let cases: &[(&[&str], &str)] = &[
             (
                 &["optim.lrr=1"],
                 "unknown key `optim.lrr` (from command line) | did you mean `optim.lr`?",
             ),
             (&["model=tinny"], "there is no `model=tinny` | did you mean `model=tiny`?"),
-            (&["optim.lr=fast"], "`optim.lr`: invalid type"),
+            (&["optim.lr=fast"], "`optim.lr` is a number, got the text `fast` (from command line)"),
+            (
+                &["training.lora.rnk=4"],
+                "`training.lora.rnk` (from command line) | did you mean `training.lora.rank`?",
+            ),
+            (&["training.lora=4"], "`training.lora` has no value of its own"),
+            (&["training.lora.by=netwrk"], "did you mean `training.lora.by=network`?"),
+            (&["training.lora.dropout=2"], "`training.lora.dropout` must lie in [0, 1), got 2"),
+            (&["optim.lr.x=2"], "`optim.lr` is a number, and holds no `optim.lr.x`"),
+            (&["wandb.tags=a,b"], "`wandb.tags` is a list of texts, got the text `a,b`"),
+            (
+                &["trainer.max_steps=1.5"],
+                "`trainer.max_steps` is a whole number, got the number 1.5",
+            ),
+            (&["trainer.tf32=yes"], "`trainer.tf32` is `true` or `false`, got the text `yes`"),
+            (&["seed=1e19"], "`seed` must be below 2^63, got 1e19"),
+            (&["seed=9223372036854775808"], "`seed` must be below 2^63, got 2^63"),
+            (&["seed=-1"], "`seed` must be at least 0, got -1"),
             (&["optim"], "`optim` is not KEY=VALUE"),
             (&["trainer=big"], "`trainer` is a group"),
             (&["loader.batch_size=5"], "must divide a rank's share of `loader.global_batch_size`"),
@@ -196,5 +216,11 @@ mod tests {
             let said = refusal(words);
             assert!(said.contains(expected), "{words:?} said: {said}");
         }
+        let config = resolve(&["wandb.tags=solo", "seed=9223372036854775807"]).unwrap();
+        assert_eq!(
+            (&config.wandb.tags[..], config.top.seed),
+            (&["solo".to_string()][..], i64::MAX as u64)
+        );
+        assert_eq!(resolve(&["seed=9e18"]).unwrap().top.seed, 9_000_000_000_000_000_000);
     }
 }

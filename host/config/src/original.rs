@@ -98,7 +98,13 @@ fn table() -> Result<Table> {
     };
     toml::from_str(&text).map_err(|e| {
         let hint = "remove the file to use the built-in one";
-        Error::config(format!("`{file}` is no table of words: {}", e.message()), hint)
+        Error::config(
+            format!(
+                "`{file}` is no table of words: {}",
+                maskdiff_base::text::plain_types(e.message())
+            ),
+            hint,
+        )
     })
 }
 

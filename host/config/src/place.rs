@@ -267,7 +267,12 @@ impl Layers {
             let file = Arc::new(NamedSource::new(name, text));
             return Error::config(message, hint).at(Place { file, span: place });
         }
-        Error::config(format!("{message} (from {source})"), hint)
+        // What nobody has set comes from nowhere.
+        let unset = self.value(key).is_none_or(|value| value.is_null());
+        match unset && ["default", "nowhere"].contains(&source.as_str()) {
+            true => Error::config(message, hint),
+            false => Error::config(format!("{message} (from {source})"), hint),
+        }
     }
 }
 

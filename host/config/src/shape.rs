@@ -51,6 +51,8 @@ pub struct Shape {
     pub of: Of,
     /// Several of them.
     pub list: bool,
+    /// Of a list: one alone stands without brackets, as it is.
+    pub alone: bool,
     /// It may be unset.
     pub optional: bool,
 }
@@ -90,7 +92,7 @@ macro_rules! held {
 held!(String: Text, bool: Switch, i64: Whole, u64: Whole, f64: Real, Limit: Real);
 
 impl Held for Paths {
-    const SHAPE: Shape = <Vec<String> as Held>::SHAPE;
+    const SHAPE: Shape = Shape { alone: true, ..<Vec<String> as Held>::SHAPE };
 }
 
 impl<T: Held> Held for Option<T> {
@@ -104,7 +106,7 @@ impl<T: Held> Held for Vec<T> {
 impl Shape {
     /// One value.
     pub const fn one(of: Of) -> Self {
-        Self { of, list: false, optional: false }
+        Self { of, list: false, alone: false, optional: false }
     }
 
     /// Of a component's option, from its schema; `root` has what the schema refers to.
@@ -118,13 +120,14 @@ impl Shape {
             ["integer"] => Of::Whole,
             ["number"] | ["integer", "number"] => Of::Real,
             ["boolean"] => Of::Switch,
+            // Of what takes both a list and one alone, whoever reads it knows which is which.
             ["array"] => {
                 let inner = Self::of_schema(root, items(root, schema));
-                return Self { of: inner.of, list: !inner.list, optional };
+                return Self { of: inner.of, list: !inner.list, alone: false, optional };
             }
             _ => Of::Any,
         };
-        Self { of, list: false, optional }
+        Self { of, list: false, alone: false, optional }
     }
 
     /// The value that a word means.
@@ -140,8 +143,21 @@ impl Shape {
                 let values = words.into_iter().map(|word| self.of.read(word));
                 Figured::from(values.collect::<Vec<Figured>>())
             }
-            // One alone.
-            None => self.of.read(word),
+            None if self.alone => self.of.read(word),
+            None if ["null", "None"].contains(&word) => Figured::from(Vec::<Figured>::new()),
+            // Whether it is one or several is for whoever wrote it to say.
+            None if split(word).len() > 1 => self.of.read(word),
+            None if word.trim().is_empty() => self.of.read(word),
+            None => Figured::from(vec![self.of.read(word)]),
+        }
+    }
+
+    /// A value of a component's option, in the same way.
+    pub fn settle_option(self, value: &mut Value) {
+        if self.of == Of::Whole
+            && let Some(whole) = value.as_f64().filter(|_| value.is_f64()).and_then(whole)
+        {
+            *value = Value::from(whole);
         }
     }
 
@@ -174,7 +190,7 @@ impl Of {
 
 /// The whole number that a float is, if it is one.
 fn whole(number: f64) -> Option<i64> {
-    (number.fract() == 0.0 && number.abs() < 2f64.powi(53)).then_some(number as i64)
+    (number.fract() == 0.0 && number.abs() < 2f64.powi(63)).then_some(number as i64)
 }
 
 /// A number: as TOML has it, and also `.5`, `5.`, `+5`, `007`.
@@ -240,7 +256,11 @@ fn unquoted(word: &str) -> Option<String> {
 
 /// What stands between the commas of `[a, "b,c", [d, e]]`; none for what is no list.
 fn elements(word: &str) -> Option<Vec<&str>> {
-    let inner = word.trim().strip_prefix('[')?.strip_suffix(']')?;
+    word.trim().strip_prefix('[')?.strip_suffix(']').map(split)
+}
+
+/// What stands between commas, but those inside brackets and quotes.
+fn split(inner: &str) -> Vec<&str> {
     let (mut elements, mut start, mut depth) = (Vec::new(), 0, 0_i32);
     let (mut quote, mut escaped) = (None, false);
     for (at, c) in inner.char_indices() {
@@ -267,7 +287,7 @@ fn elements(word: &str) -> Option<Vec<&str>> {
     let last = inner[start..].trim();
     // A comma may stand behind the last, as in TOML.
     elements.extend((!last.is_empty()).then_some(last));
-    Some(elements)
+    elements
 }
 
 /// Whether a schema takes values of a kind of JSON.
@@ -343,6 +363,7 @@ mod tests {
         for word in ["1000", "1_000", "+1000", "1e3", "1000.", "01000", "1.0e+3"] {
             assert_eq!(read(<i64 as Held>::SHAPE, word), json!(1000), "{word}");
         }
+        assert_eq!(read(<u64 as Held>::SHAPE, "1e18"), json!(1_000_000_000_000_000_000_i64));
         assert_eq!(read(<Limit as Held>::SHAPE, "1."), json!(1.0));
         assert_eq!(read(<Limit as Held>::SHAPE, "1"), json!(1));
         assert_eq!(read(Shape::one(Of::Any), "[.5, 1., 2]"), json!([0.5, 1.0, 2]));
@@ -392,11 +413,18 @@ mod tests {
             ("[\"a,b\", 'c', it's]", json!(["a,b", "c", "it's"])),
             ("[[x],\"a\\\"b\"]", json!(["[x]", "a\"b"])),
             ("[]", json!([])),
-            ("a", json!("a")),
-            ("\"a b\"", json!("a b")),
+            // One alone needs no brackets; with a comma it may be several.
+            ("a", json!(["a"])),
+            ("\"a b\"", json!(["a b"])),
+            ("'a, b'", json!(["a, b"])),
+            ("a,b", json!("a,b")),
+            ("null", json!([])),
         ] {
             assert_eq!(read(texts, word), expected, "{word}");
         }
+        assert_eq!(read(<Vec<f64> as Held>::SHAPE, ".5"), json!([0.5]));
+        assert_eq!(read(<Paths as Held>::SHAPE, "a.txt"), json!("a.txt"));
+        assert_eq!(read(<Paths as Held>::SHAPE, "a,b.txt"), json!("a,b.txt"));
     }
 
     #[test]

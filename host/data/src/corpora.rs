@@ -426,7 +426,7 @@ fn check_keys(config: &Config, name: &str) -> Result<()> {
 }
 
 /// Points what is wrong with the user's files at the key that names them.
-fn at_key(config: &Config, key: &str, error: Error) -> Error {
+pub(super) fn at_key(config: &Config, key: &str, error: Error) -> Error {
     if !error.kind.is_file() && error.kind != error::Kind::Data {
         return error;
     }

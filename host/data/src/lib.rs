@@ -13,6 +13,7 @@ mod cache;
 pub mod chat;
 pub mod corpora;
 pub mod detokenize;
+mod files;
 mod grouped;
 mod labels;
 mod listing;
@@ -34,6 +35,7 @@ mod words;
 
 pub use build::{Recipe, run as build_blocks};
 pub use cache::{Cache, Header, Writer};
+pub use files::check_files;
 pub use labels::unknown as unknown_label;
 pub use loader::Loader;
 pub use pack::{Packed, Packer, Packing};

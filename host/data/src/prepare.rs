@@ -126,10 +126,7 @@ pub fn named_tokenizer(
     match name {
         "text8" => Ok(tokenizer::text8().into()),
         _ if look::names_something(name)? => Ok(tokenizer::load(Path::new(name))?.into()),
-        _ if name.contains(".json")
-            || name.contains(".txt")
-            || name.starts_with(['/', '.', '~']) =>
-        {
+        _ if is_path(name) => {
             let path = Path::new(name);
             Err(Error::io("read", path, &std::io::ErrorKind::NotFound.into()))
         }
@@ -141,6 +138,11 @@ pub fn named_tokenizer(
             Ok(tokenizer::load(&folder)?.into())
         }
     }
+}
+
+/// Whether the name of a tokenizer can only be that of a file or a folder.
+pub(super) fn is_path(name: &str) -> bool {
+    name.contains(".json") || name.contains(".txt") || name.starts_with(['/', '.', '~'])
 }
 
 /// A token for each character of the texts; which they are is kept beside the blocks.

@@ -27,7 +27,7 @@ use super::{Corpus, Observer, Reads, prepare, read_text};
 pub(crate) const NAME: &str = "sft";
 
 /// Its files.
-const ENDINGS: Endings = Endings { of: &["jsonl", "json"], packed: false };
+pub(super) const ENDINGS: Endings = Endings { of: &["jsonl", "json"], packed: false };
 
 /// A conversation as tokens: the prompt, and the answer behind it.
 #[derive(Debug, Clone, PartialEq, Eq)]

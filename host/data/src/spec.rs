@@ -80,7 +80,7 @@ impl Spec {
         };
         toml::from_str(&text).map_err(|e| {
             Error::config(
-                format!("`{file}`: {}", e.message()),
+                format!("`{file}`: {}", maskdiff_base::text::plain_types(e.message())),
                 "see the shipped files of configs/corpus/",
             )
         })

@@ -4,7 +4,7 @@ use maskdiff_base::error::{Error, Kind, Result};
 use maskdiff_config::kind::ComponentKind;
 use maskdiff_config::range::{Range, plain};
 use maskdiff_config::shape::{Of, Shape, choices, items};
-use maskdiff_config::{Config, Layers, dotted, groups, hints, options, original, trust};
+use maskdiff_config::{Config, Layers, dotted, groups, hints, options, original, trust, typed};
 use maskdiff_plugin_api::abi::module::ComponentInfo;
 use maskdiff_records::run_dir::toml_of;
 use serde_json::{Map, Value};
@@ -173,8 +173,14 @@ fn choice(config: &Config, registry: &Registry, kind: ComponentKind) -> Result<C
     // One that takes any option checks them itself.
     let open = component.takes_any_option();
     settle_argument(config, registry, &mut owner)?;
+    for (option, value) in &mut owner.options {
+        if let Some(own) = options::schema(&component.schema, option) {
+            Shape::of_schema(&component.schema, own).settle_option(value);
+        }
+    }
     for (option, key) in &owner.keys {
         if known.contains(option) {
+            check_type(config, component, option, &owner.options[option], key)?;
             check_choice(config, component, option, &owner.options[option], key)?;
             check_range(config, component, option, key)?;
             continue;
@@ -256,8 +262,9 @@ fn unknown_option(
     };
     let key = inner.as_deref().unwrap_or(key);
     let right = hints::right_keys(key, &all_keys(config, registry));
-    // In the same group, its own name is enough.
-    let group = key.rsplit_once('.').map_or(String::new(), |(group, _)| format!("{group}."));
+    // In the same group, its own name is enough; not so in a table of a group.
+    let group = key.rsplit_once('.').filter(|(group, _)| !group.contains('.'));
+    let group = group.map_or(String::new(), |(group, _)| format!("{group}."));
     let spelled = |right: &String| match config.layers.spelled_as(key, right) {
         same if same == *right => right.strip_prefix(&group).unwrap_or(right).to_string(),
         variable => variable,
@@ -278,10 +285,26 @@ fn all_keys(config: &Config, registry: &Registry) -> Vec<String> {
     let options = ComponentKind::ALL.into_iter().flat_map(|kind| {
         let found = registry.find(kind, kind.chosen(config)).ok();
         let names = found.into_iter().flat_map(|(_, component)| properties(component));
-        // Of several groups, the last is the one with a name.
-        names.into_iter().map(move |name| dotted(kind.groups()[0], &name))
+        names.into_iter().map(move |name| kind.option_key(&name))
     });
     options.chain(hints::host_keys()).collect()
+}
+
+/// Checks that an option is of the type that its component reads.
+fn check_type(
+    config: &Config,
+    component: &ComponentInfo,
+    option: &str,
+    value: &Value,
+    key: &str,
+) -> Result<()> {
+    let root = &component.schema;
+    let shape = options::schema(root, option).map(|own| Shape::of_schema(root, own));
+    let fault = shape.and_then(|shape| typed::fault(key, shape, value));
+    fault.map_or(Ok(()), |(message, hint)| {
+        let who = format!("{} `{}`", component.kind, component.name);
+        Err(config.layers.error(key, &format!("{who}: {message}"), &hint))
+    })
 }
 
 /// Checks an option that is one of a few words.

@@ -2,6 +2,7 @@
 
 mod adapting;
 mod alone;
+mod blame;
 mod documents;
 mod kept;
 mod learned;
@@ -33,6 +34,7 @@ use crate::moment::{Moment, Streams};
 use crate::plugins::{Choice, Choices, Registry};
 
 use alone::Alone;
+use blame::Asked;
 use kept::Kept;
 use spent::Clocks;
 use views::{Blocks, Interval};
@@ -94,22 +96,6 @@ impl std::fmt::Debug for Model {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "Model({:?}, {} tensors)", self.names, self.parameters.len())
     }
-}
-
-/// What the network and its law were last asked, so that a failure can be looked into: small tensors, never results.
-#[derive(Debug, Default)]
-struct Asked {
-    hidden: Option<(Tensor, Tensor)>,
-    law: Option<Law>,
-}
-
-/// A question for `log p(x0 | xt)`, or for a score.
-#[derive(Debug)]
-struct Law {
-    score: bool,
-    xt_bl: Tensor,
-    t_b: Tensor,
-    rows_n: Tensor,
 }
 
 /// What the components are told, of which the mask is the process's: a vocabulary may have a token that no process uses.
@@ -302,7 +288,7 @@ impl Model {
     /// Says whether a sampler draws, without gradients.
     pub(crate) fn set_drawing(&self, drawing: bool) {
         if drawing {
-            self.asked.take();
+            *self.asked.borrow_mut() = Asked::drawn();
         }
         if self.facts.device().is_cuda()
             && let Err(error) = set_attention_by_cudnn(!drawing)
@@ -493,6 +479,7 @@ impl Model {
 
     /// The parameterization's loss alone, nats per token: `[B, L] i64`, `[B] f64` → `[B, L]` (or the last positions of it).
     pub fn loss(&self, x0_bl: &Tensor, t_b: &Tensor) -> Result<Tensor> {
+        self.asked.borrow_mut().drawn = false;
         if self.blocks.is_some() {
             return Ok(self.objective_in(&Batch::new(x0_bl, t_b), None)?.loss_bl);
         }
@@ -503,6 +490,7 @@ impl Model {
 
     /// What training minimizes and what is reported of a batch. Of what the parameterization reports, nothing has a gradient.
     pub fn objective(&self, batch: &Batch) -> Result<Objective> {
+        self.asked.borrow_mut().drawn = false;
         if let Some(blocks) = &self.blocks {
             let trains = self.moment.borrow().step.is_some() && blocks.resample;
             return self.objective_in(batch, trains.then(|| blocks.interval()));
@@ -544,42 +532,6 @@ impl Model {
     /// As [`maskdiff_plugin_api::Denoiser::score`], with the host's error.
     pub fn score(&self, xt_bl: &Tensor, t_b: &Tensor, rows_n: &Tensor) -> Result<Tensor> {
         self.method.score(self, xt_bl, t_b, rows_n).map_err(|e| self.method_error(e))
-    }
-
-    /// Who makes NaN of what was last asked, in words: the network's last pass and its law are computed once more.
-    pub fn not_a_number(&self) -> Option<String> {
-        let asked = self.asked.take();
-        let Choices { backbone, parameterization, .. } = &self.names;
-        let nan = |t: PluginResult<Tensor>| t.is_ok_and(|t| t.isnan().any().int64_value(&[]) != 0);
-        tch::no_grad(|| {
-            if let Some((xt_bl, sigma_b)) = &asked.hidden {
-                let hidden = self.reduced(|| self.network.hidden(xt_bl, sigma_b, false)).ok()?;
-                let row = hidden.flatten(0, 1).narrow(0, 0, 1);
-                if nan(Ok(hidden)) {
-                    return Some(format!("`hidden` of backbone `{}` gives NaN", backbone.name));
-                }
-                if nan(self.reduced(|| self.network.logits(&row))) {
-                    return Some(format!("`logits` of backbone `{}` gives NaN", backbone.name));
-                }
-            }
-            let Law { score, xt_bl, t_b, rows_n } = asked.law.as_ref()?;
-            let (method, law) = match score {
-                true => ("score", self.method.score(self, xt_bl, t_b, rows_n)),
-                false => ("log_x0", self.method.log_x0(self, xt_bl, t_b, rows_n)),
-            };
-            let name = &parameterization.name;
-            nan(law).then(|| format!("`{method}` of parameterization `{name}` gives NaN"))
-        })
-    }
-
-    pub(crate) fn note_law(&self, score: bool, xt_bl: &Tensor, t_b: &Tensor, rows_n: &Tensor) {
-        let [xt_bl, t_b, rows_n] = [xt_bl, t_b, rows_n].map(Tensor::shallow_clone);
-        self.asked.borrow_mut().law = Some(Law { score, xt_bl, t_b, rows_n });
-    }
-
-    pub(crate) fn note_hidden(&self, xt_bl: &Tensor, sigma_b: &Tensor) {
-        let noted = (xt_bl.shallow_clone(), sigma_b.shallow_clone());
-        self.asked.borrow_mut().hidden = Some(noted);
     }
 
     /// An error of the parameterization, with its name.

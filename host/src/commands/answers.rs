@@ -16,7 +16,7 @@ use maskdiff_records::ledger::{self, Ledger};
 use serde_json::{Value, json};
 use sha2::{Digest as _, Sha256};
 
-use super::{Common, results};
+use super::{Common, results, unused};
 
 /// What a line may be.
 const LINES: &str =
@@ -25,6 +25,7 @@ const LINES: &str =
 /// Measures each line of a file.
 pub fn run(common: &Common, file: &Path) -> Result<()> {
     let (checkpoint, mut config, tokenizer) = common.trained()?;
+    unused::refuse(common, &config, "eval")?;
     let ledger = Ledger::new(&config, Some(&checkpoint.path), TORCH_VERSION)?;
     let registry = assemble::registry(&common.plugins, &config)?;
     let choices = assemble::choices(&mut config, &registry, false)?;

@@ -206,6 +206,16 @@ pub(super) fn own_checkpoint(config: &Config) -> Result<Option<Checkpoint>> {
     Ok(None)
 }
 
+/// Opens the checkpoint that a run without one of its own resumes from; says whether the run begins with the tokenizer of a checkpoint.
+pub(super) fn check_beginning(config: &Config) -> Result<bool> {
+    let places = &config.checkpointing;
+    let named = places.resume_ckpt_path.as_deref().filter(|_| places.resume_from_ckpt);
+    if own_checkpoint(config)?.is_some() {
+        return Ok(true);
+    }
+    named.map_or(Ok(false), |path| Checkpoint::open(Path::new(path)).map(|_| true))
+}
+
 /// Keys of `data` that name the text. They are not inherited when the command names another text.
 const TEXT: &[&str] = &[
     "path",

@@ -19,7 +19,7 @@ use maskdiff_plugin_api::{Kind, PluginError};
 use serde_json::json;
 use tch::Tensor;
 
-use super::Common;
+use super::{Common, unused};
 
 /// Begins a new conversation.
 const ANEW: &str = "/new";
@@ -27,6 +27,7 @@ const ANEW: &str = "/new";
 /// Talks until the lines end.
 pub fn run(common: &Common) -> Result<()> {
     let (checkpoint, mut config, tokenizer) = common.trained()?;
+    unused::refuse(common, &config, "chat")?;
     // An answer ends, whatever texts do that the model was trained on.
     config.sampling.stop_at_eos = Some(true);
     let beside = look::is_folder(&checkpoint.path)?;

@@ -18,7 +18,7 @@ use maskdiff_plugin_api::capability;
 use maskdiff_records::ledger::{self, Ledger};
 use serde_json::{Value, json};
 
-use super::{Common, results};
+use super::{Common, results, unused};
 
 /// Text to measure on: its name, the configuration that chose it, its blocks.
 type Set = (String, Config, Valid);
@@ -26,6 +26,7 @@ type Set = (String, Config, Valid);
 /// Bounds the likelihood of validation text under a checkpoint: of one text, or of each of `data.sets`.
 pub fn run(common: &Common) -> Result<()> {
     let (checkpoint, mut config, tokenizer) = common.trained()?;
+    unused::refuse(common, &config, "eval")?;
     let ledger = Ledger::new(&config, Some(&checkpoint.path), TORCH_VERSION)?;
     let guidance = "sampling.cfg_scale";
     if config.sampling.cfg_scale != 0.0 && config.layers.is_by_hand(guidance) {

@@ -24,6 +24,7 @@ pub mod sweep;
 pub mod sync;
 mod traced;
 pub mod train;
+mod unused;
 pub mod watch;
 
 use std::path::{Path, PathBuf};
@@ -232,9 +233,8 @@ fn of_checkpoint(
     Ok(Request { overrides, file, stored, foreign, ..Request::default() })
 }
 
-/// The path of a checkpoint; one of the hub, `owner/name` or `owner/name@revision`, is fetched first, where `bare` one that is a name alone too.
-fn fetched(named: &str, bare: bool) -> Result<PathBuf> {
-    let path = PathBuf::from(named);
+/// Whether a checkpoint is named that is not here and may be on the hub.
+fn is_of_hub(named: &str, bare: bool) -> Result<bool> {
     let owner =
         named.split_once('/').filter(|(_, name)| !name.contains('/')).map(|(owner, _)| owner);
     let of_hub = match owner {
@@ -243,8 +243,13 @@ fn fetched(named: &str, bare: bool) -> Result<PathBuf> {
     };
     // A name beside a folder of its owner's name is a path that was meant.
     let owner_is_here = owner.map_or(Ok(false), |owner| look::is_folder(Path::new(owner)))?;
-    if look::is_taken(&path)? || !of_hub || owner_is_here {
-        return Ok(path);
+    Ok(of_hub && !owner_is_here && !look::is_taken(Path::new(named))?)
+}
+
+/// The path of a checkpoint; one of the hub, `owner/name` or `owner/name@revision`, is fetched first, where `bare` one that is a name alone too.
+fn fetched(named: &str, bare: bool) -> Result<PathBuf> {
+    if !is_of_hub(named, bare)? {
+        return Ok(PathBuf::from(named));
     }
     let hub = Hub::from_environment()?;
     let (repo, revision) = named.split_once('@').unwrap_or((named, "main"));

@@ -32,7 +32,7 @@ use serde_json::json;
 
 use super::frozen::{Beside, Sampled};
 use super::score::Scorer;
-use super::{Common, results, traced};
+use super::{Common, results, traced, unused};
 
 /// Files that show the denoising of texts.
 #[derive(Debug, Clone, Default, clap::Args)]
@@ -164,13 +164,14 @@ impl Session {
         stop: &Stop,
     ) -> Result<()> {
         let (checkpoint, mut config, tokenizer) = common.trained()?;
+        unused::refuse(common, &config, "sample")?;
         let tokenizer = tokenizer.as_ref();
         let registry = assemble::registry(&common.plugins, &config)?;
         check_drafts(&config, &registry, asked)?;
         let beside = Beside::open(&mut config, &registry)?;
         let choices = assemble::choices(&mut config, &registry, true)?;
         let (given, rounds) = given(&config, asked, tokenizer)?;
-        let judge = judge(common, &config, &checkpoint)?;
+        let judge = judge(common, &config, &checkpoint, asked)?;
         let choice = assemble::sampler_choice(&config, &registry, tokenizer)?;
         let used = plugins::used(&registry, &choices, Some(&choice))?;
         let device = accelerator::device(&config, &World::alone())?;
@@ -306,11 +307,13 @@ fn judge(
     common: &Common,
     config: &Config,
     checkpoint: &Checkpoint,
+    asked: &[Ask],
 ) -> Result<Option<(Ledger, Scorer)>> {
     if !config.eval.compute_generative_perplexity {
         return Ok(None);
     }
     let scorer = Scorer::open(common, config).map_err(|e| without_judge(common.form, config, e))?;
+    scorer.check_room(config, Windows::new(&config.sampling), asked.is_empty())?;
     Ok(Some((Ledger::new(config, Some(&checkpoint.path), TORCH_VERSION)?, scorer)))
 }
 

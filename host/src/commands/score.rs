@@ -10,10 +10,11 @@ use maskdiff_config::Config;
 use maskdiff_config::kind::ComponentKind;
 use maskdiff_data::{Observer, Tokenizer};
 use maskdiff_engine::distributed::World;
-use maskdiff_engine::evaluate::generated::{Generated, Plan, score};
+use maskdiff_engine::evaluate::generated::{self, Generated, Plan, score};
 use maskdiff_engine::evaluate::judge::Judge;
 use maskdiff_engine::evaluate::protocol::Protocol;
-use maskdiff_engine::{accelerator, assemble};
+use maskdiff_engine::windows::Windows;
+use maskdiff_engine::{accelerator, assemble, sample};
 use maskdiff_plugin_api::abi::TORCH_VERSION;
 use maskdiff_records::ledger::{self, Ledger};
 use serde_json::{Value, json};
@@ -98,6 +99,16 @@ impl Scorer {
     /// Loads the judge that the configuration names, and the texts by people where it names some.
     pub(super) fn open(common: &Common, config: &Config) -> Result<Self> {
         Ok(Self { plan: plan(config)?, judge: judge(common, config)? })
+    }
+
+    /// Looks whether texts that are to be drawn fit into the judge's windows, before they are; `free` says that no part of them is given.
+    pub(super) fn check_room(&self, config: &Config, windows: Windows, free: bool) -> Result<()> {
+        let drawn = windows.tokens(sample::length(config));
+        let whole = free && config.sampling.new_tokens.is_none() && !sample::stops_at_eos(config);
+        if let Some(said) = generated::check_room(&self.judge, &self.plan, drawn, whole)? {
+            tracing::warn!("{said}");
+        }
+        Ok(())
     }
 
     /// Takes so many of the texts that a checkpoint's configuration validates on for those by people.

@@ -26,8 +26,8 @@ use maskdiff_records::runs;
 use maskdiff_serve::{Facts, Host, Key, Limits, Sampler, Settings, Settled};
 use serde_json::json;
 
-use super::Common;
 use super::frozen::{Beside, Sampled};
+use super::{Common, unused};
 
 /// Where and to whom a model is served, and within which limits.
 #[derive(Debug, Clone, clap::Args)]
@@ -167,6 +167,7 @@ pub fn run(common: &Common, given: &Options) -> Result<()> {
         return runs_alone(common, settings(1));
     }
     let (checkpoint, mut config, tokenizer) = common.trained()?;
+    unused::refuse(common, &config, "serve")?;
     let registry = assemble::registry(&common.plugins, &config)?;
     let others = Beside::open(&mut config, &registry)?;
     let beside = config.beside.take().map(|beside| maskdiff_config::Beside {

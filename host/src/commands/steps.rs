@@ -28,7 +28,7 @@ use serde_json::{Value, json};
 use super::frozen::{Beside, Sampled};
 use super::sample::progress;
 use super::score::Scorer;
-use super::{Common, results};
+use super::{Common, results, unused};
 
 /// What is drawn, and where the table goes.
 #[derive(Debug, clap::Args)]
@@ -87,6 +87,7 @@ pub fn run(common: &Common, asked: &Asked) -> Result<()> {
     asked.check_files()?;
     let stop = Stop::listen("the step that is under way is ended")?;
     let (checkpoint, mut config, tokenizer) = common.trained()?;
+    unused::refuse(common, &config, "steps")?;
     let registry = assemble::registry(&common.plugins, &config)?;
     let beside = Beside::open(&mut config, &registry)?;
     let choices = assemble::choices(&mut config, &registry, false)?;
@@ -141,7 +142,10 @@ fn scorer(common: &Common, config: &Config) -> Result<Option<Scorer>> {
     if left_out {
         return Ok(None);
     }
-    let opened = Scorer::open(common, config);
+    let opened = Scorer::open(common, config).and_then(|scorer| {
+        scorer.check_room(config, Windows::new(&config.sampling), true)?;
+        Ok(scorer)
+    });
     opened.map(Some).map_err(|e| e.advise(&format!("`{SCORED}=false` makes the table without it")))
 }
 

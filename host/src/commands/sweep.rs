@@ -1,10 +1,10 @@
 //! `maskdiff sweep`, and `status`, `resume`, `collect` of one
 
-use std::collections::BTreeSet;
-use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
+mod points;
 
-use maskdiff_base::error::{Error, Kind, Result};
+use std::path::{Path, PathBuf};
+
+use maskdiff_base::error::{Error, Result};
 use maskdiff_base::files::lock::Lock;
 use maskdiff_base::stop::Stop;
 use maskdiff_base::text::{counted, quoted_path};
@@ -12,18 +12,19 @@ use maskdiff_base::{files, output};
 use maskdiff_cluster::launch::script::{Body, Script};
 use maskdiff_cluster::launch::settings::{self, Said};
 use maskdiff_cluster::launch::{self, package, slurm};
-use maskdiff_cluster::sweep::axes::{Plan, SEED};
+use maskdiff_cluster::sweep::axes::Plan;
 use maskdiff_cluster::sweep::{State, Sweep, collect, local, name};
 use maskdiff_config::secrets::Vault;
 use maskdiff_data::Observer;
+use maskdiff_engine::accelerator;
 use maskdiff_engine::plugins::Registry;
-use maskdiff_engine::{accelerator, assemble};
 use maskdiff_records::ownership;
 use maskdiff_records::run_dir::Claim;
 use serde_json::json;
 
+use super::Common;
 use super::launch::{Job, Packaged, absolute, globals, program, said, settings_only};
-use super::{Common, train};
+use points::{DRY, PATIENCE, check};
 
 /// A sweep to begin.
 #[derive(Debug, clap::Args)]
@@ -84,13 +85,6 @@ pub struct Table {
     #[arg(long)]
     larger: bool,
 }
-
-/// Points that are checked one by one before anything runs; of longer sweeps, so many spread over all.
-const CHECKED: usize = 1000;
-
-/// How long the checks of a long sweep may take; and where nothing runs after them.
-const PATIENCE: Duration = Duration::from_secs(20);
-const DRY: Duration = Duration::from_millis(600);
 
 /// Begins a sweep and runs it.
 pub fn new(common: &Common, new: &New) -> Result<()> {
@@ -288,89 +282,6 @@ fn script(
         body: Body::Points { list: sweep.folder.join(list).display().to_string(), tasks },
     };
     Ok((script, vault))
-}
-
-/// Checks that points can be trained, as far as their configurations tell; gives the plugins, and one point for each set of words
-/// that may choose other data.
-fn check(
-    sweep: &Sweep,
-    points: &[usize],
-    tasks: usize,
-    patience: Duration,
-    common: &Common,
-) -> Result<(Registry, Vec<usize>)> {
-    let mut registry = None;
-    let (mut apart, mut seen) = (Vec::new(), BTreeSet::new());
-    for point in points.iter().copied() {
-        let words = &sweep.points[point];
-        let of_data = |word: &&String| {
-            let key = word.split(['=', '.']).next().unwrap_or_default();
-            ["experiment", "data", "model"].contains(&key) || !word.contains('=')
-        };
-        let chosen: Vec<&String> = words.iter().filter(of_data).collect();
-        if seen.insert(chosen) {
-            apart.push(point);
-        }
-    }
-    let total = points.len();
-    let begun = Instant::now();
-    let mut checked = 0;
-    for point in telling(sweep, points) {
-        if begun.elapsed() > patience {
-            break;
-        }
-        let of_point = (common.preview)(&sweep.command(point)).map(|preview| preview.common);
-        let checked_one = of_point.and_then(|common| check_point(&common, tasks, &mut registry));
-        checked_one.map_err(|error| {
-            let place = format!("point {} ({})", name(point), sweep.values(point).join(", "));
-            match error.kind {
-                Kind::Config | Kind::Plugin => error.of(&place),
-                _ => error,
-            }
-        })?;
-        checked += 1;
-    }
-    if checked < total {
-        let all = counted(total, "point");
-        let report = common.report();
-        report.note(&format!("checked the configurations of {checked} of {all}"));
-    }
-    let registry =
-        registry.map_or_else(|| Registry::open(&maskdiff_base::places::Places::default()), Ok)?;
-    Ok((registry, apart))
-}
-
-/// The points that tell most about all, at most [`CHECKED`]: first those with a word that none before had, then some spread over the
-/// rest.
-fn telling(sweep: &Sweep, points: &[usize]) -> Vec<usize> {
-    let mut seen = BTreeSet::new();
-    // One seed is as good as another, when it is a number at all.
-    let is_new = |point: &usize| {
-        let words = sweep.points[*point].iter();
-        let new = words.filter(|word| !is_usual_seed(word) && seen.insert(word.as_str()));
-        new.count() > 0
-    };
-    let (new, rest): (Vec<usize>, Vec<usize>) = points.iter().copied().partition(is_new);
-    let every = rest.len().div_ceil(CHECKED.saturating_sub(new.len()).max(1)).max(1);
-    new.into_iter().chain(rest.into_iter().step_by(every)).take(CHECKED).collect()
-}
-
-fn is_usual_seed(word: &str) -> bool {
-    let seed = word.split_once('=').filter(|(key, _)| *key == SEED);
-    seed.is_some_and(|(_, value)| value.parse::<u64>().is_ok())
-}
-
-fn check_point(common: &Common, tasks: usize, registry: &mut Option<Registry>) -> Result<()> {
-    let mut config = common.config()?;
-    train::check_words(&config)?;
-    config.shares(tasks)?;
-    if registry.is_none() {
-        *registry = Some(assemble::registry(&common.plugins, &config)?);
-    }
-    let Some(registry) = registry else { return Ok(()) };
-    let logs = config.sampling.num_sample_log > 0;
-    let choices = assemble::choices(&mut config, registry, logs)?;
-    assemble::check_options(&config, registry, &choices, logs)
 }
 
 /// Makes the blocks of tokens that points share, once, before several of them want to.

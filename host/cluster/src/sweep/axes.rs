@@ -3,7 +3,11 @@
 //! `KEY=A,B,C` and `KEY=1..5` (both ends count, as in a shell; `1..9..2` by twos) are lists. `log(A,B)`, `uniform(A,B)` and
 //! `int(A,B)` are drawn from, by a random sweep alone. Brackets and quotes hold a value together: `[ptb,lambada]` is one.
 
+use std::collections::BTreeMap;
+
 use maskdiff_base::error::{Error, Result};
+use maskdiff_config::groups;
+use maskdiff_config::shape::{Of, Shape};
 use rand::{Rng as _, SeedableRng as _};
 use rand_chacha::ChaCha8Rng;
 use serde::{Deserialize, Serialize};
@@ -84,7 +88,8 @@ impl Plan {
             cases: Vec<toml::Table>,
         }
         let file: File = toml::from_str(text).map_err(|e| {
-            let message = format!("the sweep's file: {}", e.message());
+            let message =
+                format!("the sweep's file: {}", maskdiff_base::text::plain_types(e.message()));
             Error::config(
                 message,
                 "it may have `words`, `random`, `draw_seed`, [axes] and [[cases]]",
@@ -148,7 +153,7 @@ impl Plan {
         for value in values {
             // Ranges alone are several.
             let text = plain(value);
-            let values = match range(&text) {
+            let values = match range(key, &text)? {
                 Some(_) => listed(key, &text)?,
                 None => vec![text],
             };
@@ -188,10 +193,12 @@ impl Plan {
             let key = axis.keys.join(", ");
             match &axis.values {
                 Values::List(values) => {
-                    let twice = values.iter().enumerate().find(|(i, v)| values[..*i].contains(v));
-                    if let Some((_, words)) = twice {
-                        let message =
-                            format!("`{}` stands twice among the values", words.join(" "));
+                    if let Some((first, again)) = twice(values) {
+                        let (first, again) = (first.join(" "), again.join(" "));
+                        let message = match first == again {
+                            true => format!("`{again}` stands twice among the values"),
+                            false => format!("`{first}` and `{again}` are the same value"),
+                        };
                         return Err(Error::config(message, "every point is trained once"));
                     }
                 }
@@ -332,11 +339,9 @@ fn listed(key: &str, value: &str) -> Result<Vec<String>> {
         if part.is_empty() && many {
             return Err(Error::config(format!("`{key}={value}` has an empty value"), ""));
         }
-        match range(part) {
+        match range(key, part)? {
             None => values.push(part.to_string()),
             Some((first, last, step)) => {
-                // Wide enough for all that is asked for.
-                let (first, last, step) = (i128::from(first), i128::from(last), i128::from(step));
                 let count = (last - first) / step;
                 if (last - first).signum() * step.signum() < 0 {
                     return Err(Error::config(
@@ -362,12 +367,58 @@ fn listed(key: &str, value: &str) -> Result<Vec<String>> {
     Ok(values)
 }
 
-/// `A..B` or `A..B..STEP` in whole numbers.
-fn range(text: &str) -> Option<(i64, i64, i64)> {
-    let mut parts = text.split("..").map(str::parse::<i64>);
-    let (first, last) = (parts.next()?.ok()?, parts.next()?.ok()?);
-    let step = parts.next().unwrap_or(Ok(if last < first { -1 } else { 1 })).ok()?;
-    (parts.next().is_none() && step != 0).then_some((first, last, step))
+/// `A..B` or `A..B..STEP` in whole numbers, which `1e6` is too.
+fn range(key: &str, text: &str) -> Result<Option<(i128, i128, i128)>> {
+    let parts: Vec<&str> = text.split("..").map(str::trim).collect();
+    let is_number = |part: &&str| part.parse::<f64>().is_ok_and(f64::is_finite);
+    if !(2..=3).contains(&parts.len()) || !parts.iter().all(is_number) {
+        return Ok(None);
+    }
+    let whole: Option<Vec<i128>> = parts.iter().map(|part| whole(part)).collect();
+    let fault =
+        |what: &str, hint: &str| Err(Error::config(format!("`{key}={text}`: {what}"), hint));
+    match whole.as_deref() {
+        None => fault(
+            "a range goes through whole numbers",
+            "list the values: `0.1,0.2,0.3`; `--random 20` with `uniform(A,B)` draws some",
+        ),
+        Some([_, _, 0]) => fault("its step is 0", "as in `0..100..10`"),
+        Some([first, last, step]) => Ok(Some((*first, *last, *step))),
+        Some(ends) => {
+            let (first, last) = (ends[0], ends[1]);
+            Ok(Some((first, last, if last < first { -1 } else { 1 })))
+        }
+    }
+}
+
+/// A whole number in any of its spellings.
+fn whole(text: &str) -> Option<i128> {
+    let near =
+        || text.parse::<f64>().ok().filter(|number| number.fract() == 0.0 && number.abs() < 1e30);
+    text.parse::<i128>().ok().or_else(|| near().map(|number| number as i128))
+}
+
+/// The first of equal settings and the next one, whatever the spelling of their numbers.
+fn twice(values: &[Vec<String>]) -> Option<(&[String], &[String])> {
+    let mut seen = BTreeMap::new();
+    values.iter().find_map(|words| {
+        let meant: Vec<String> = words.iter().map(|word| meant(word)).collect();
+        seen.insert(meant, words.as_slice()).map(|first| (first, words.as_slice()))
+    })
+}
+
+/// A word `KEY=VALUE` with its value as the key reads it.
+fn meant(word: &str) -> String {
+    let Some((key, value)) = word.split_once('=') else { return word.to_string() };
+    let shape = groups::field(key).map_or(Shape::one(Of::Any), |field| field.shape);
+    let read = serde_json::to_value(shape.read(value)).unwrap_or_default();
+    // Of batches, `1` is one and `1.0` all.
+    let counts = key.ends_with("_batches");
+    let number = read.as_f64().filter(|number| !counts && number.abs() < 2f64.powi(53));
+    match number {
+        Some(number) => format!("{key}={number:e}"),
+        None => format!("{key}={read}"),
+    }
 }
 
 /// A value at its commas, but those inside brackets and quotes. An apostrophe inside a word is no quote.
@@ -442,6 +493,7 @@ mod tests {
             ("a=[x,y],z", vec!["[x,y]", "z"]),
             ("a='x,y',1e-3", vec!["'x,y'", "1e-3"]),
             ("a=1..2,7", vec!["1", "2", "7"]),
+            ("a=1e2..3e2..1e2", vec!["100", "200", "300"]),
             ("a=[x,\"y, z\"],[]", vec!["[x,\"y, z\"]", "[]"]),
             ("a=\"say \\\"a, b\\\"\",c", vec!["\"say \\\"a, b\\\"\"", "c"]),
             ("a=it's one,it's two", vec!["it's one", "it's two"]),
@@ -454,6 +506,10 @@ mod tests {
             let expected: Vec<Vec<String>> =
                 values.iter().map(|v| vec![format!("a={v}")]).collect();
             assert_eq!(points, expected, "{word}");
+        }
+        // What differs for its key is no double.
+        for word in ["wandb.name=1,1.0", "trainer.limit_val_batches=1,1.0", "a=true,'true'"] {
+            assert_eq!(plan(&[word], None).unwrap().points().len(), 2, "{word}");
         }
         // One value is none to go through, and a path is no range.
         for word in ["a=[x,y]", "a=../x", "a=1e-3"] {
@@ -483,6 +539,17 @@ mod tests {
         for (words, random, expected) in [
             (&["a=1"][..], None, "nothing to sweep over"),
             (&["a=1,1"], None, "stands twice"),
+            (
+                &["optim.lr=1e-3,.001"],
+                None,
+                "`optim.lr=1e-3` and `optim.lr=.001` are the same value",
+            ),
+            (&["sampling.steps=8,8.0"], None, "are the same value"),
+            (&["seed=1..3,2"], None, "`seed=2` stands twice"),
+            (&["seed=1..1e9"], None, "`seed=1..1e9` has 1000000000 values, and a sweep at most"),
+            (&["seed=1..99999999999999999999"], None, "99999999999999999999 values"),
+            (&["optim.lr=0.1..0.5"], None, "a range goes through whole numbers"),
+            (&["a=1..9..0"], None, "its step is 0"),
             (&["a=1,2", "a=3,4"], None, "set twice"),
             (&["a=1..3..-1"], None, "nothing from 1 to 3"),
             (&["a=1..2000000"], None, "has 2000000 values, and a sweep at most 1000000 points"),

@@ -286,8 +286,12 @@ fn choices_in(name: &str, text: &str) -> Result<BTreeMap<String, String>> {
         #[serde(default)]
         groups: BTreeMap<String, String>,
     }
-    let parsed: Groups = toml::from_str(text)
-        .map_err(|e| Error::config(format!("`{name}` is not TOML: {}", e.message()), ""))?;
+    let parsed: Groups = toml::from_str(text).map_err(|e| {
+        Error::config(
+            format!("`{name}` is not TOML: {}", maskdiff_base::text::plain_types(e.message())),
+            "",
+        )
+    })?;
     if let Some(unknown) = parsed.groups.keys().find(|g| !CHOSEN.contains(&g.as_str())) {
         return Err(Error::config(
             format!("`{name}` chooses a file for `{unknown}`, which is no group with files"),

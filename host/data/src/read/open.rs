@@ -61,10 +61,11 @@ impl<'a> Text<'a> {
         let whole: Box<dyn std::io::Read> = match packed {
             // Several archives one after the other are one, as for the program of that name.
             "gzip" => Box::new(flate2::bufread::MultiGzDecoder::new(self.reader)),
-            _ => Box::new(
-                zstd::stream::read::Decoder::with_buffer(self.reader)
-                    .map_err(|e| said(self.path, Some(packed), &e))?,
-            ),
+            _ => {
+                let decoder = zstd::stream::read::Decoder::with_buffer(self.reader)
+                    .and_then(|mut decoder| decoder.window_log_max(WINDOW).map(|()| decoder));
+                Box::new(decoder.map_err(|e| said(self.path, Some(packed), &e))?)
+            }
         };
         let reader = Box::new(BufReader::with_capacity(PIECE, whole));
         Ok(Self { reader, packed: Some(packed), ..self })
@@ -93,8 +94,20 @@ pub fn whole(path: &Path) -> Result<String> {
     })
 }
 
+/// The largest window of zstd, as `zstd --long=31` makes it: 2 GiB, of which a file takes what it was packed with.
+const WINDOW: u32 = 31;
+
 fn said(path: &Path, packed: Option<&str>, error: &std::io::Error) -> Error {
     let Some(packed) = packed else { return Error::io("read", path, error) };
+    if error.to_string().to_lowercase().contains("memory") {
+        return Error::data(
+            format!(
+                "`{}` was packed with a window that does not fit into memory: {error}",
+                path.display()
+            ),
+            "pack it again without `--long`, or unpack it: `zstd -d --long=31 FILE`",
+        );
+    }
     Error::data(
         format!("`{}` is no whole {packed} file: {error}", path.display()),
         format!("fetch or pack it again; `{packed} -t` tests a file"),
@@ -165,6 +178,30 @@ impl Kind {
     }
 }
 
+/// What lies in the place of a parquet file, by its first bytes, and what to do; none where they do not tell.
+pub(super) fn stand_in(head: &[u8]) -> Option<(&'static str, &'static str)> {
+    const INSIDE: &str = "unpack it first: a parquet file is packed inside";
+    const JSON: &str = "set `data=jsonl`";
+    let text = || String::from_utf8_lossy(head).trim_start().to_lowercase();
+    match Kind::of(head) {
+        _ if head.starts_with(b"PAR1") => None,
+        _ if head.starts_with(b"PARE") => Some(("an encrypted one", "decrypt it first")),
+        Kind::Other(what, hint) => Some((what, hint)),
+        Kind::Gzip => Some(("packed by gzip", INSIDE)),
+        Kind::Zstd => Some(("packed by zstd", INSIDE)),
+        Kind::Utf16 => None,
+        Kind::Text if head.starts_with(b"{") => Some(("JSON", JSON)),
+        Kind::Text if ["<!doctype html", "<html"].iter().any(|page| text().starts_with(page)) => {
+            Some((
+                "a web page (HTML)",
+                "fetch it again: a server has answered with a page, as for a file that needs a login",
+            ))
+        }
+        Kind::Text if head.is_empty() => Some(("empty", "fetch it again")),
+        Kind::Text => None,
+    }
+}
+
 /// Whether text is UTF-16 (or UTF-32): by its mark, or as every other byte of a Latin text is zero.
 fn is_utf16(head: &[u8]) -> bool {
     if head.starts_with(b"\xff\xfe") || head.starts_with(b"\xfe\xff") {
@@ -208,6 +245,11 @@ mod tests {
         let twice = text.repeat(2);
         assert_eq!(read("a.gz", &[&gzip[..], &gzip].concat()).unwrap(), twice);
         assert_eq!(read("a.zst", &[&zstd[..], &zstd].concat()).unwrap(), twice);
+        // Windows beyond what zstd takes by itself, as of `zstd --long=28` and `--long=31`: one raw block of seven bytes.
+        for exponent in [18_u8, 21] {
+            let head = [0x28, 0xb5, 0x2f, 0xfd, 0, exponent << 3, 7 << 3 | 1, 0, 0];
+            assert_eq!(read("a.zst", &[&head[..], b"a text\n"].concat()).unwrap(), "a text\n");
+        }
         // A frame for nobody in front.
         let skipped = [b"\x50\x2a\x4d\x18\x02\0\0\0xx", &zstd[..]].concat();
         assert_eq!(read("a.zst", &skipped).unwrap(), text);

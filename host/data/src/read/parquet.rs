@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::fs::File;
+use std::io::Read as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -13,6 +14,7 @@ use parquet::file::reader::{FileReader as _, SerializedFileReader};
 use parquet::schema::types::ColumnDescPtr;
 
 use super::lines::NO_LABEL;
+use super::open::stand_in;
 use super::{LONGEST_LINE, Label, Losses, Place, Reader, Sink};
 
 /// Rows that are read at once.
@@ -101,7 +103,14 @@ struct Table<'a> {
 
 impl<'a> Table<'a> {
     fn open(path: &'a Path) -> Result<Self> {
-        let file = File::open(path).map_err(|e| Error::io("read", path, &e))?;
+        let mut file = File::open(path).map_err(|e| Error::io("read", path, &e))?;
+        let mut head = Vec::new();
+        let read = (&mut file).take(512).read_to_end(&mut head);
+        read.map_err(|e| Error::io("read", path, &e))?;
+        if let Some((what, hint)) = stand_in(&head) {
+            let message = format!("`{}` is no parquet file but {what}", path.display());
+            return Err(Error::data(message, hint));
+        }
         let reader = SerializedFileReader::new(file).map_err(|e| broken(path, &e))?;
         Ok(Self { path, reader })
     }
@@ -256,13 +265,20 @@ fn what(columns: &[ColumnDescPtr], name: &str) -> Option<&'static str> {
     };
     let parts: Vec<&ColumnDescPtr> = columns.iter().filter(inside).collect();
     let lists = !parts.is_empty() && parts.iter().all(|part| part.max_rep_level() > 0);
+    // A list has two names more for each of its levels, and its records have theirs behind them.
+    let is_record = |part: &ColumnDescPtr| {
+        part.path().parts().len() > 1 + 2 * usize::try_from(part.max_rep_level()).unwrap_or(0)
+    };
     Some(match parts[..] {
         [] => return None,
+        [part] if lists && is_record(part) => "a list of records",
+        [part] if lists && part.max_rep_level() > 1 => "a list of lists",
         [part] if lists && part.physical_type() == Type::BYTE_ARRAY => "a list of texts",
-        [_] if lists => "a list of values",
+        [part] if lists && part.physical_type() == Type::BOOLEAN => "a list of truth values",
+        [_] if lists => "a list of numbers",
         [part] if part.path().string() == name => kind(part),
         _ if lists => "a list of records",
-        _ => "a record of several columns",
+        _ => "a record",
     })
 }
 
@@ -298,4 +314,91 @@ fn broken(path: &Path, error: &parquet::errors::ParquetError) -> Error {
         format!("`{}` is no whole parquet file: {error}", path.display()),
         "fetch the file again; one from the hub is fetched anew when it is removed from the hub's cache",
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use parquet::schema::parser::parse_message_type;
+    use parquet::schema::types::SchemaDescriptor;
+
+    use super::*;
+
+    /// What each kind of column is called that has no text in each row. A `large_list` of Arrow is a list here.
+    #[test]
+    fn a_column_of_something_else_is_called_what_it_is() {
+        let list = |name: &str, element: &str| {
+            format!("optional group {name} (LIST) {{ repeated group list {{ {element} }} }}")
+        };
+        let text = "optional binary element (UTF8);";
+        let fields = [
+            list("texts", text),
+            list("whole", "optional int64 element;"),
+            list("real", "optional double element;"),
+            list("truths", "optional boolean element;"),
+            list("lists", &list("element", text)),
+            list(
+                "chats",
+                "optional group element { optional binary role (UTF8); optional binary content (UTF8); }",
+            ),
+            list("alone", "optional group element { optional binary content (UTF8); }"),
+            "repeated binary old (UTF8);".into(),
+            "optional group record { optional binary a (UTF8); optional int64 b; }".into(),
+            "optional group lone { optional binary a (UTF8); }".into(),
+            "optional int64 number;".into(),
+            "optional boolean truth;".into(),
+            "optional int32 day (DATE);".into(),
+            "optional binary price (DECIMAL(4, 2));".into(),
+            "optional binary text (UTF8);".into(),
+        ];
+        let schema = parse_message_type(&format!("message m {{ {} }}", fields.join(" "))).unwrap();
+        let schema = SchemaDescriptor::new(Arc::new(schema));
+        for (name, expected) in [
+            ("texts", Some("a list of texts")),
+            ("texts.list.element", Some("a list of texts")),
+            ("whole", Some("a list of numbers")),
+            ("real", Some("a list of numbers")),
+            ("truths", Some("a list of truth values")),
+            ("lists", Some("a list of lists")),
+            ("chats", Some("a list of records")),
+            ("alone", Some("a list of records")),
+            ("old", Some("a list of texts")),
+            ("record", Some("a record")),
+            ("lone", Some("a record")),
+            ("number", Some("whole numbers")),
+            ("truth", Some("true and false")),
+            ("day", Some("dates or times")),
+            ("price", Some("numbers")),
+            ("nothing", None),
+            ("te", None),
+        ] {
+            assert_eq!(what(schema.columns(), name), expected, "{name}");
+        }
+        let texts = schema.columns().iter().filter(|column| is_text(column));
+        let texts: Vec<String> = texts.map(|column| column.path().string()).collect();
+        assert_eq!(texts, ["record.a", "lone.a", "text"]);
+    }
+
+    #[test]
+    fn what_lies_in_the_place_of_a_parquet_file_is_named() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("a.parquet");
+        for (bytes, expected) in [
+            (
+                &b"version https://git-lfs.github.com/spec/v1\noid sha256:1"[..],
+                "is no parquet file but a Git LFS pointer",
+            ),
+            (b"<!DOCTYPE html><html>", "but a web page (HTML)"),
+            (b"\x1f\x8b\x08\0", "but packed by gzip"),
+            (b"{\"text\": 1}", "but JSON"),
+            (b"PARE1234", "but an encrypted one"),
+            (b"", "but empty"),
+            (b"ARROW1\0\0abc", "but an Arrow file"),
+            (b"PAR1 and nothing", "is no whole parquet file"),
+            (b"some text", "is no whole parquet file"),
+        ] {
+            std::fs::write(&path, bytes).unwrap();
+            let said = Table::open(&path).map(drop).unwrap_err().in_one_line();
+            assert!(said.contains(expected), "{said}");
+        }
+    }
 }

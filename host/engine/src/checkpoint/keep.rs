@@ -20,7 +20,8 @@ pub fn link(folder: &Path, name: &str, checkpoint: &str) -> Result<()> {
             let temporary = folder.join(format!(".step-{name}.tmp"));
             remove(&temporary)?;
             files::link_whole(&temporary, Path::new(checkpoint))?;
-            put_in_place(&temporary, &place)
+            put_in_place(&temporary, &place)?;
+            files::sync_folder(folder)
         }
         Place::Free => files::link_whole(&place, Path::new(checkpoint)),
         Place::Foreign => Err(foreign(&place)),

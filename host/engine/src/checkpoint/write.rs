@@ -226,7 +226,12 @@ fn write_telling(
 ) -> Result<PathBuf> {
     let name = name(content.state.step);
     let target = folder.join(&name);
-    fs::create_dir_all(folder).map_err(|e| Error::io("create", folder, &e))?;
+    if !maskdiff_base::files::look::is_folder(folder)? {
+        fs::create_dir_all(folder).map_err(|e| Error::io("create", folder, &e))?;
+        // Its own name, too, must outlive a loss of power.
+        let above = folder.parent().filter(|above| !above.as_os_str().is_empty());
+        maskdiff_base::files::sync_folder(above.unwrap_or(Path::new(".")))?;
+    }
     let best = content.best;
     let size = content.bytes();
     room::made_for(folder, &target, size, &in_use, tell, || {

@@ -270,14 +270,45 @@ fn check_fit(windows: &[(usize, Window)], judge: &Judge, plan: &Plan) -> Result<
         return Ok(());
     }
     let (name, length) = (&judge.name, judge.length());
-    let hint = if plan.retokenize {
+    let message =
+        format!("the judge `{name}` sees {length} tokens at once, and {longest} are asked for");
+    Err(Error::config(message, remedy(plan)))
+}
+
+fn remedy(plan: &Plan) -> &'static str {
+    if plan.retokenize {
         "`eval.gen_ppl.protocol=pooled` takes windows of the judge's own length"
     } else {
         "`eval.gen_ppl.retokenize=true` scores long texts in windows"
+    }
+}
+
+/// What is known of a judge's windows before texts of `drawn` tokens are there: a warning where some of them may not fit.
+///
+/// # Errors
+/// All of them are longer than the judge's window: `whole` says that none ends before its last token.
+pub fn check_room(judge: &Judge, plan: &Plan, drawn: i64, whole: bool) -> Result<Option<String>> {
+    // The judge's own tokens of a text may be more or fewer.
+    let text = match plan.retokenize {
+        false => Some(drawn),
+        true if plan.protocol.cut => Some(plan.length.map_or(drawn, |length| length as i64)),
+        true => None,
     };
-    let message =
-        format!("the judge `{name}` sees {length} tokens at once, and {longest} are asked for");
-    Err(Error::config(message, hint))
+    let (name, length) = (&judge.name, judge.length());
+    let longest = plan.protocol.longest(text, length, !plan.retokenize);
+    if longest <= length {
+        return Ok(None);
+    }
+    let message = format!("the judge `{name}` sees {length} tokens at once");
+    if !plan.retokenize && whole {
+        let message = format!("{message}, and {longest} are asked for");
+        return Err(Error::config(message, remedy(plan)));
+    }
+    let protocol = &plan.protocol.name;
+    Ok(Some(format!(
+        "{message}, and protocol `{protocol}` asks for up to {longest}: longer texts cannot be scored ({})",
+        remedy(plan)
+    )))
 }
 
 /// How far the texts are from texts by people.

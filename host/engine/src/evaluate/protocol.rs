@@ -68,7 +68,10 @@ impl Protocol {
         };
         let this: Self = toml::from_str(&text).map_err(|e| {
             let hint = "`configs/protocol/pooled.toml` explains the keys";
-            Error::config(format!("`{file}`: {}", e.message()), hint)
+            Error::config(
+                format!("`{file}`: {}", maskdiff_base::text::plain_types(e.message())),
+                hint,
+            )
         })?;
         for (key, value) in [("context", this.context), ("stride", this.stride)] {
             if value.is_some_and(|value| value < 2) {
@@ -102,6 +105,13 @@ impl Protocol {
             tokens.push(eos);
         }
         tokens
+    }
+
+    /// Tokens of the longest window of texts of up to `text` tokens, none where their number is not known, for a judge that sees
+    /// `length`; `whole` makes one window of a text.
+    pub fn longest(&self, text: Option<i64>, length: i64, whole: bool) -> i64 {
+        let text = text.unwrap_or(i64::MAX - 1) + i64::from(self.eos_in_front);
+        if whole { text } else { text.min(self.context.unwrap_or(length)) }
     }
 
     /// The windows of a text for a judge that sees `length` tokens; `whole` makes one of it all.

@@ -8,6 +8,7 @@ use maskdiff_plugin_api::{
 use tch::{Device, Kind, Tensor};
 
 use super::Model;
+use super::blame::Level;
 
 /// Cross-entropy through all logits, for a backbone whose head is not linear.
 fn plain_nll(
@@ -81,14 +82,17 @@ impl maskdiff_plugin_api::Model for Model {
     }
 
     fn sigma(&self, t: &Tensor) -> PluginResult<Tensor> {
+        self.note_level(Level::Sigma, t, None);
         self.noise.sigma(t)
     }
 
     fn dsigma(&self, t: &Tensor) -> PluginResult<Tensor> {
+        self.note_level(Level::Dsigma, t, None);
         self.noise.dsigma(t)
     }
 
     fn time_of_alpha(&self, alpha: &Tensor) -> PluginResult<Tensor> {
+        self.note_level(Level::TimeOfAlpha, alpha, None);
         self.noise.time_of_alpha(alpha)
     }
 
@@ -97,6 +101,7 @@ impl maskdiff_plugin_api::Model for Model {
     }
 
     fn importance(&self, t: &Tensor) -> PluginResult<Tensor> {
+        self.note_level(Level::Importance, t, None);
         self.noise.importance(t)
     }
 
@@ -109,10 +114,12 @@ impl maskdiff_plugin_api::Model for Model {
     }
 
     fn token_sigma(&self, tokens_bl: &Tensor, t_b: &Tensor) -> PluginResult<Tensor> {
+        self.note_level(Level::TokenSigma, t_b, Some(tokens_bl));
         self.noise.token_sigma(tokens_bl, t_b)
     }
 
     fn token_dsigma(&self, tokens_bl: &Tensor, t_b: &Tensor) -> PluginResult<Tensor> {
+        self.note_level(Level::TokenDsigma, t_b, Some(tokens_bl));
         self.noise.token_dsigma(tokens_bl, t_b)
     }
 

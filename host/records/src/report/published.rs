@@ -45,7 +45,10 @@ pub fn figures() -> Result<Vec<Published>> {
         let (file, text) = shelf_file("published", &name)?.unwrap_or_default();
         let read: File = toml::from_str(&text).map_err(|e| {
             let hint = "see the shipped files of configs/published/";
-            Error::config(format!("`{file}`: {}", e.message()), hint)
+            Error::config(
+                format!("`{file}`: {}", maskdiff_base::text::plain_types(e.message())),
+                hint,
+            )
         })?;
         tables.extend(read.table);
     }

@@ -5,6 +5,7 @@ use maskdiff_config::Config;
 use maskdiff_config::kind::ComponentKind;
 use maskdiff_engine::plugins::Registry;
 use maskdiff_engine::train::Judged;
+use maskdiff_engine::windows::Windows;
 use maskdiff_plugin_api::capability;
 
 use super::super::Common;
@@ -35,6 +36,8 @@ pub(super) fn judge(common: &Common, config: &Config) -> Result<Judged> {
             "name a file of them: `eval.gen_ppl.references=FILE`",
         ));
     }
-    let Scorer { judge, plan } = Scorer::open(common, config)?;
+    let scorer = Scorer::open(common, config)?;
+    scorer.check_room(config, Windows::ONE, true)?;
+    let Scorer { judge, plan } = scorer;
     Ok(Judged { judge, plan })
 }

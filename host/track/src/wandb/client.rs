@@ -56,7 +56,7 @@ impl Fault {
             ),
             Self::Refused(StatusCode::FORBIDDEN, said) => Error::config(
                 format!("{base} lets you not write there: {said}"),
-                "check `wandb.entity` and `wandb.project`, and what your account may do",
+                "check `wandb.entity` and `wandb.project`, and what your account may do; `maskdiff sync --entity --project` sends a run elsewhere",
             ),
             Self::Refused(status, said) => Error::config(
                 format!("{base} refused the run: {said} ({status})"),

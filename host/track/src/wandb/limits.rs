@@ -3,6 +3,8 @@
 use maskdiff_base::error::{Error, Result};
 use maskdiff_config::Config;
 
+use serde_json::json;
+
 use super::about::{mode, said, tags};
 use super::record::Run;
 
@@ -10,11 +12,10 @@ use super::record::Run;
 const OF_ADDRESSES: [char; 6] = ['/', '\\', '#', '?', '%', ':'];
 
 /// Names of a run, with how long they may be.
-const NAMES: [(&str, &str, usize); 4] = [
+const NAMES: [(&str, &str, usize); 3] = [
     ("name", "WANDB_NAME", 128),
     ("group", "WANDB_RUN_GROUP", 128),
     ("job_type", "WANDB_JOB_TYPE", 64),
-    ("entity", "WANDB_ENTITY", 128),
 ];
 
 /// The longest tag.
@@ -26,27 +27,41 @@ pub fn check(config: &Config) -> Result<()> {
         return Ok(());
     }
     let keys = &config.wandb;
-    let fault = |key: &str, what: String, hint: &str| {
+    let fault = |key: &str, variable: &str, what: String, hint: &str| {
         let key = format!("wandb.{key}");
-        Err(config.layers.error(&key, &format!("`{key}`: W&B takes no {what}"), hint))
+        let unset =
+            config.layers.value(&key).is_none_or(|value| value.is_null() || value == json!([]));
+        let message = |of: &str| format!("`{of}`: W&B takes no {what}");
+        Err(match unset {
+            true => {
+                Error::config(message(variable), format!("{hint}; `{key}` wins over the variable"))
+            }
+            false => config.layers.error(&key, &message(&key), hint),
+        })
     };
     check_id(config, &said(keys.id.as_ref(), "WANDB_RUN_ID"))?;
-    if let Some(what) = bad_project(&said(keys.project.as_ref(), "WANDB_PROJECT")) {
-        return fault("project", what, "name another; who owns it stands in `wandb.entity`");
+    if let Some(what) = bad_name("project", &said(keys.project.as_ref(), "WANDB_PROJECT")) {
+        let hint = "name another; who owns it stands in `wandb.entity`";
+        return fault("project", "WANDB_PROJECT", what, hint);
+    }
+    if let Some(what) = bad_name("entity", &said(keys.entity.as_ref(), "WANDB_ENTITY")) {
+        let hint = "name a user or a team alone; the project stands in `wandb.project`";
+        return fault("entity", "WANDB_ENTITY", what, hint);
     }
     for (key, variable, most) in NAMES {
         let own = match key {
             "name" => &keys.name,
             "group" => &keys.group,
-            "job_type" => &keys.job_type,
-            _ => &keys.entity,
+            _ => &keys.job_type,
         };
         if let Some(what) = too_long(&said(own.as_ref(), variable), most) {
-            return fault(key, what, "shorten it; `wandb.notes` has room");
+            return fault(key, variable, what, "shorten it; `wandb.notes` has room");
         }
     }
     match tags(config).iter().find_map(|tag| bad_tag(tag)) {
-        Some(what) => fault("tags", what, "shorten or leave it out; `wandb.notes` has room"),
+        Some(what) => {
+            fault("tags", "WANDB_TAGS", what, "shorten or leave it out; `wandb.notes` has room")
+        }
         None => Ok(()),
     }
 }
@@ -70,17 +85,22 @@ pub struct Anew {
     /// The project they are sent to, instead of their own
     #[arg(long, value_name = "NAME")]
     project: Option<String>,
+    /// Who owns that project, instead of the runs' own: a user or a team
+    #[arg(long, value_name = "NAME")]
+    entity: Option<String>,
 }
 
 impl Anew {
     /// Refuses what the service would.
     pub fn check(&self) -> Result<()> {
-        let project = self.project.iter().map(|project| match project.trim().is_empty() {
-            true => Some("empty project".to_string()),
-            false => bad_project(project),
+        let names = [("project", &self.project), ("entity", &self.entity)];
+        let names = names.into_iter().filter_map(|(kind, name)| Some((kind, name.as_ref()?)));
+        let names = names.map(|(kind, name)| match name.trim().is_empty() {
+            true => Some(format!("empty {kind}")),
+            false => bad_name(kind, name),
         });
         let tags = self.tags().into_iter().flatten();
-        match project.chain(tags.map(|tag| bad_tag(&tag))).flatten().next() {
+        match names.chain(tags.map(|tag| bad_tag(&tag))).flatten().next() {
             Some(what) => Err(Error::config(format!("W&B takes no {what}"), "give another")),
             None => Ok(()),
         }
@@ -96,6 +116,9 @@ impl Anew {
         let mut notes = Vec::new();
         if let Some(project) = &self.project {
             run.project.clone_from(project);
+        }
+        if let Some(entity) = &self.entity {
+            run.entity.clone_from(entity);
         }
         match self.tags() {
             Some(tags) => run.tags = tags,
@@ -116,9 +139,10 @@ impl Anew {
     }
 }
 
-fn bad_project(name: &str) -> Option<String> {
+/// What is wrong with the name of a project or of who owns it.
+fn bad_name(kind: &str, name: &str) -> Option<String> {
     match name.chars().find(|c| OF_ADDRESSES.contains(c)) {
-        Some(_) => Some(format!("project with any of / \\ # ? % : in it, and this is `{name}`")),
+        Some(_) => Some(format!("{kind} with any of / \\ # ? % : in it, and this is `{name}`")),
         None => too_long(name, 128),
     }
 }
@@ -152,6 +176,8 @@ mod tests {
             (format!("wandb.group={}", long(129)), "more than 128 characters"),
             (format!("wandb.job_type={}", long(65)), "more than 64 characters"),
             ("wandb.id=a/b".into(), "is no id of a run"),
+            ("wandb.entity=a/b".into(), "`wandb.entity`: W&B takes no entity with any of / \\ #"),
+            (format!("wandb.entity={}", long(129)), "more than 128 characters"),
         ] {
             let overrides = vec!["wandb.offline=true".to_string(), word.clone()];
             let config = load(&Request { overrides, ..Request::default() }).unwrap();
@@ -178,13 +204,24 @@ mod tests {
         let mut mended = run();
         assert_eq!(Anew::default().mend(&mut mended).len(), 3);
         assert_eq!((mended.tags, mended.display_name.len()), (vec!["a".to_string()], 128));
-        let anew = Anew { tags: Some(vec!["b".into()]), project: Some("q".into()) };
-        let mut mended = run();
+        let tags = Some(vec!["b".into()]);
+        let anew = Anew { tags, project: Some("q".into()), entity: Some("we".into()) };
+        let mut mended = Run { entity: "a/b".into(), ..run() };
         anew.mend(&mut mended);
         assert_eq!((mended.tags, mended.project), (vec!["b".to_string()], "q".to_string()));
-        for (tags, project) in [(Some("x".repeat(65)), None), (None, Some("a/b"))] {
-            let project = project.map(String::from);
-            assert!(Anew { tags: tags.map(|tag| vec![tag]), project }.check().is_err());
+        assert_eq!(mended.entity, "we");
+        let with = |tags: Option<String>, project: Option<&str>, entity: Option<&str>| Anew {
+            tags: tags.map(|tag| vec![tag]),
+            project: project.map(String::from),
+            entity: entity.map(String::from),
+        };
+        for wrong in [
+            with(Some("x".repeat(65)), None, None),
+            with(None, Some("a/b"), None),
+            with(None, None, Some("a/b")),
+            with(None, None, Some(" ")),
+        ] {
+            assert!(wrong.check().is_err(), "{wrong:?}");
         }
     }
 }

@@ -81,7 +81,10 @@ const OF_BLOCKS: &[&str] = &[
 pub(super) fn recast(config: Value) -> Result<(Value, bool)> {
     let (file, text) = shelf_file("compat", "descendants")?.unwrap_or_default();
     let words: Words = toml::from_str(&text).map_err(|e| {
-        Error::config(format!("`{file}`: {}", e.message()), "see the shipped configs/compat/")
+        Error::config(
+            format!("`{file}`: {}", maskdiff_base::text::plain_types(e.message())),
+            "see the shipped configs/compat/",
+        )
     })?;
     words.recast(config)
 }

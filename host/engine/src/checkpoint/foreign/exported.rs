@@ -47,12 +47,13 @@ pub(super) const FILES: [&str; 2] = ["config.toml", "tokenizer.json"];
 
 /// Reads such a file. What lies beside it in a folder of an export comes before what it says itself.
 pub(super) fn read(path: &Path, file: &Path) -> Result<Foreign> {
-    let contents = floats(file, |_| true)?;
+    // What a file says of itself comes first: of another program's, tensors may be of types that are not read.
+    let words = floats(file, |_| false)?.words;
     let folder = file.parent().unwrap_or(Path::new("."));
     let beside = |name: &str| look::text(&folder.join(name));
     let is_folder = look::is_folder(path)?;
     let said = |name: &str, key: &str| -> Result<Option<String>> {
-        let own = contents.words.get(key).cloned();
+        let own = words.get(key).cloned();
         match own {
             Some(own) if !is_folder => Ok(Some(own)),
             own => Ok(beside(name)?.or(own)),
@@ -60,11 +61,21 @@ pub(super) fn read(path: &Path, file: &Path) -> Result<Foreign> {
     };
     let (Some(config), Some(tokenizer)) = (said(FILES[0], CONFIG)?, said(FILES[1], TOKENIZER)?)
     else {
+        if is_folder {
+            return Err(Error::checkpoint(
+                format!(
+                    "`{}` does not tell how its model was made, and there is no `config.json` beside it",
+                    file.display()
+                ),
+                "copy the model's `config.json` beside them, and its tokenizer (`tokenizer.json`); or fetch the whole folder again",
+            ));
+        }
         return Err(Error::checkpoint(
             format!("`{}` does not tell how its model was made", file.display()),
             "a file of `maskdiff export --format safetensors` does; of another program's model give the folder, with its `config.json`",
         ));
     };
+    let contents = floats(file, |_| true)?;
     let vocab_size = parse_tokenizer(&tokenizer, path)?.vocab_size();
     let mut weights: BTreeMap<String, Stored> = BTreeMap::new();
     for (name, tensor) in contents.tensors {

@@ -174,7 +174,7 @@ impl Layout {
             let (file, text) = shelf_file("layout", &name)?.unwrap_or_default();
             toml::from_str(&text).map_err(|e| {
                 Error::config(
-                    format!("`{file}`: {}", e.message()),
+                    format!("`{file}`: {}", maskdiff_base::text::plain_types(e.message())),
                     "see the shipped files of configs/layout/",
                 )
             })
