@@ -62,8 +62,8 @@ fn a_run_is_the_same_bit_for_bit_and_resumes_so() {
         SHARD,
         "model.dropout=0.1",
         "training.ema=0.9",
-        "trainer.max_steps=60",
-        "trainer.val_check_interval=20",
+        "trainer.max_steps=30",
+        "trainer.val_check_interval=10",
         "checkpointing.every_n_steps=5",
         "checkpointing.resume_from_ckpt=true",
     ];

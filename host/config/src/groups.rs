@@ -260,8 +260,8 @@ group! {
         num_sample_batches: i64 where (Range::of(1.0, 1e6)) = 1,
         /// N: `maskdiff sample` draws N sequences, or N for each prompt. It wins over `num_sample_batches`.
         num_samples: Option<i64> where (Range::of(1.0, 1e7)) = None,
-        /// The seed of texts, in the place of `seed`. One that a checkpoint was trained with gives way to a `seed` that is said by hand.
-        seed: Option<u64> where (Range::of(0.0, 1e19)) = None,
+        /// The seed of texts, in the place of `seed`. A `seed` on the command line overrides a stored `sampling.seed`.
+        seed: Option<u64> where (Range::of(0.0, 9_223_372_036_854_775_808.0).below()) = None,
         /// The number of the first text that `maskdiff sample` draws. A text is drawn from the seed and its number, so text 5 comes out the same
         /// alone (`first_number=5`, one sequence) and as the sixth of six.
         first_number: u64 where (Range::of(0.0, 1e12)) = 0,
@@ -400,7 +400,7 @@ group! {
         /// Refuse operations whose result may differ from run to run.
         deterministic: bool = false,
         /// `ddp`: every rank holds everything; `zero1`: each holds its share of the optimizer and of the average; `shard`: of the weights and
-        /// gradients too, whose blocks come together where they compute, as with `activation_checkpointing=true`.
+        /// gradients too, and each block of the network is gathered before it computes, as with `activation_checkpointing=true`.
         strategy: listed::Strategy = listed::Strategy::Ddp,
         /// Keep the input of each block of the network alone for the backward pass, in which the block is computed again: less memory for a
         /// third more arithmetic. Losses and gradients stay the same bit for bit.

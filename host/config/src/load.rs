@@ -206,6 +206,7 @@ mod tests {
             (&["trainer.tf32=yes"], "`trainer.tf32` is `true` or `false`, got the text `yes`"),
             (&["seed=1e19"], "`seed` must be below 2^63, got 1e19"),
             (&["seed=9223372036854775808"], "`seed` must be below 2^63, got 2^63"),
+            (&["sampling.seed=1e19"], "`sampling.seed` must be below 2^63, got 1e19"),
             (&["seed=-1"], "`seed` must be at least 0, got -1"),
             (&["optim"], "`optim` is not KEY=VALUE"),
             (&["trainer=big"], "`trainer` is a group"),

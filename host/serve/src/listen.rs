@@ -13,6 +13,7 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
 use maskdiff_base::error::{Error, Kind, Result};
 use maskdiff_base::stop::Stop;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 
@@ -108,6 +109,18 @@ impl Drop for Slot {
     }
 }
 
+/// Answers a connection that is one too many, and takes what it still sends for a second: closing it over unread bytes would drop the answer.
+async fn turned_away(mut stream: TcpStream, answer: String) {
+    let all = async {
+        stream.write_all(answer.as_bytes()).await?;
+        stream.shutdown().await?;
+        let mut bytes = [0; 4096];
+        while stream.read(&mut bytes).await? > 0 {}
+        std::io::Result::Ok(())
+    };
+    let _ = tokio::time::timeout(Duration::from_secs(1), all).await;
+}
+
 /// Serves a connection, where there are not too many.
 fn take(stream: TcpStream, site: &Arc<Site>, router: &Router, halted: &watch::Receiver<bool>) {
     let open = &site.metrics.connections;
@@ -117,7 +130,7 @@ fn take(stream: TcpStream, site: &Arc<Site>, router: &Router, halted: &watch::Re
         let answer = format!(
             "HTTP/1.1 503 Service Unavailable\r\nRetry-After: 1\r\nContent-Type: application/json\r\nContent-Length: {length}\r\nConnection: close\r\n\r\n{FULL}"
         );
-        let _ = stream.try_write(answer.as_bytes());
+        tokio::spawn(turned_away(stream, answer));
         return;
     }
     open.fetch_add(1, Ordering::Relaxed);

@@ -305,7 +305,6 @@ impl Served<'_> {
             label: config.sampling.labels.first().and_then(|name| sample::class(config, name)),
             guidance: config.sampling.guidance_scale,
             guides: config.training.label_dropout > 0.0 && config.sampling.classifier.is_none(),
-            no_likelihood: self.no_likelihood(),
             no_law: self.no_law(),
             hidden: hidden.into_iter().chain(others).collect(),
             own_words: Vec::new(),

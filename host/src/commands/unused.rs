@@ -24,6 +24,8 @@ const KEYS: &[(&str, &str)] = &[
     ("trainer.grace_s", ""),
     ("trainer.on_nan", ""),
     ("trainer.loss_spike", ""),
+    ("training.from", "`--checkpoint` names the weights"),
+    ("training.teacher", ""),
     ("training.ema", "`eval.disable_ema=true` takes the raw weights"),
     ("training.antithetic_sampling", ""),
     ("training.clip_search_widths", ""),

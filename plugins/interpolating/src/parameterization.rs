@@ -361,6 +361,8 @@ impl Parameterization for Interpolating {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::options::all_rows;
+    use maskdiff_plugin_api::Model as _;
     use maskdiff_plugin_api::tch::Device;
     use maskdiff_plugin_api::testkit::{Toy, parameterization_contract};
 

@@ -101,6 +101,7 @@ fn what_takes_too_long_or_is_too_large_is_ended() {
     // More connections than it takes: those beyond are told so, and the others end by themselves.
     let idle: Vec<TcpStream> = (0..60).map(|_| server.connect()).collect();
     let mut last = server.connect();
+    send(&mut last, ("POST", "/v1/completions", "", &"x".repeat(1 << 14)));
     assert!(read(&mut last).expect(503)["error"]["message"].is_string());
     wait(|| server.connect_health());
     drop(idle);
@@ -145,7 +146,7 @@ fn who_does_not_read_is_given_up() {
     let begun = Instant::now();
     while begun.elapsed() < Duration::from_millis(2500) {
         std::thread::sleep(Duration::from_millis(100));
-        slow.read_exact(&mut bytes[..1 << 17]).expect("a part");
+        slow.read_exact(&mut bytes[..1 << 19]).expect("a part");
     }
     let rest = slow.read_to_end(&mut Vec::new()).expect("all of it");
     assert!(rest > 1 << 20, "{rest} bytes were left");
