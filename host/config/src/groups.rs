@@ -260,7 +260,7 @@ group! {
         num_sample_batches: i64 where (Range::of(1.0, 1e6)) = 1,
         /// N: `maskdiff sample` draws N sequences, or N for each prompt. It wins over `num_sample_batches`.
         num_samples: Option<i64> where (Range::of(1.0, 1e7)) = None,
-        /// The seed of texts, in the place of `seed`. A `seed` on the command line overrides a stored `sampling.seed`.
+        /// The seed of texts that `sample`, `steps`, `chat` and `serve` draw, in the place of `seed`. A `seed` on the command line overrides a stored `sampling.seed`.
         seed: Option<u64> where (Range::of(0.0, 9_223_372_036_854_775_808.0).below()) = None,
         /// The number of the first text that `maskdiff sample` draws. A text is drawn from the seed and its number, so text 5 comes out the same
         /// alone (`first_number=5`, one sequence) and as the sixth of six.

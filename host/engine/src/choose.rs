@@ -169,6 +169,7 @@ fn choice(config: &Config, registry: &Registry, kind: ComponentKind) -> Result<C
             owner.options.insert(option, value);
         }
     }
+    follow(config, component, &mut owner);
     let known = properties(component);
     // One that takes any option checks them itself.
     let open = component.takes_any_option();
@@ -211,17 +212,18 @@ fn choice(config: &Config, registry: &Registry, kind: ComponentKind) -> Result<C
             return Err(foreign_option(config, &owner, key, &names.join(", ")));
         }
     }
-    follow(config, component, &mut owner.options);
     Ok(Choice { name: name.to_string(), options: options::nested(owner.options) })
 }
 
 /// Gives options that are not set the value of the key that they follow: `x-follows` in their schema.
-fn follow(config: &Config, component: &ComponentInfo, set: &mut Map<String, Value>) {
+fn follow(config: &Config, component: &ComponentInfo, owner: &mut Owner<'_>) {
     let properties = component.schema["properties"].as_object();
     for (option, about) in properties.into_iter().flatten() {
-        let followed = about["x-follows"].as_str().and_then(|key| config.layers.value(key));
-        if let Some(value) = followed.filter(|value| !value.is_null()) {
-            set.entry(option.clone()).or_insert(value);
+        let Some(key) = about["x-follows"].as_str() else { continue };
+        let followed = config.layers.value(key).filter(|value| !value.is_null());
+        if let (Some(value), false) = (followed, owner.options.contains_key(option)) {
+            owner.keys.push((option.clone(), key.to_string()));
+            owner.options.insert(option.clone(), value);
         }
     }
 }

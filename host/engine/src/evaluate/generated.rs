@@ -300,7 +300,8 @@ pub fn check_room(judge: &Judge, plan: &Plan, drawn: i64, whole: bool) -> Result
         return Ok(None);
     }
     let message = format!("the judge `{name}` sees {length} tokens at once");
-    if !plan.retokenize && whole {
+    // An EOS in front is left out where a text begins with it.
+    if !plan.retokenize && whole && drawn > length {
         let message = format!("{message}, and {longest} are asked for");
         return Err(Error::config(message, remedy(plan)));
     }

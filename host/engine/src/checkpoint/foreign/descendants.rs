@@ -32,6 +32,8 @@ struct Method {
     /// Their networks that are ours by another name.
     #[serde(default)]
     backbones: BTreeMap<String, String>,
+    /// `noise.eps` of its schedules, which its configuration does not say.
+    eps: Option<f64>,
     /// Keys of `algo` that we have in `training`.
     #[serde(default)]
     training: Vec<String>,
@@ -57,6 +59,9 @@ impl Method {
         }
         if let Some(ours) = algo["backbone"].as_str().and_then(|name| self.backbones.get(name)) {
             config["algo"]["backbone"] = json!(ours);
+        }
+        if let (Some(eps), true) = (self.eps, config["noise"]["eps"].is_null()) {
+            config["noise"]["eps"] = json!(eps);
         }
         for key in self.training.iter().filter(|key| !algo[*key].is_null()) {
             config["training"][key] = algo[key].clone();
@@ -165,6 +170,7 @@ mod tests {
             parameterization = "method"
             backbones = { kin_net = "net" }
             schedules = { cosine = "another" }
+            eps = 1e-12
             training = ["share"]
             only = { order = true }
             [maskless.no_masks]
@@ -185,7 +191,7 @@ mod tests {
         let (kin, _) = words().recast(config(true)).unwrap();
         assert_eq!((&kin["backbone"], &kin["parameterization"]), (&json!("net"), &json!("method")));
         assert_eq!(kin["training"], json!({"ema": 0.9, "share": 0.25}));
-        assert_eq!(kin["noise"]["type"], "another");
+        assert_eq!(kin["noise"], json!({"type": "another", "eps": 1e-12}));
         let error = words().recast(config(false)).unwrap_err().to_string();
         assert!(error.contains("`algo.order=false`"), "{error}");
     }

@@ -69,9 +69,6 @@ const SCHEDULES: [(&str, &str); 2] = [
     ("cosine_decay_warmup", "utils.CosineDecayWarmupLRScheduler"),
 ];
 
-/// `noise.eps` of block diffusion, which masks a share t at time t where MDLM masks (1 - 1e-3) t. With 0 no token would be clean at t = 1.
-const WHOLE_NOISE: f64 = 1e-12;
-
 /// An option of a network that is not as it usually is, and that the original has no key for: from a checkpoint it would make another network.
 /// `options` are those of the network with their values, `defaults` all of them with the usual ones.
 pub fn unknown_option(options: &Value, defaults: &Value) -> Option<String> {
@@ -88,12 +85,7 @@ pub fn unknown_option(options: &Value, defaults: &Value) -> Option<String> {
 /// What the model is, in our words as TOML.
 pub(super) fn translated(config: &Value) -> String {
     let mut lines = vec!["# From a checkpoint of the original program.".to_string()];
-    let mut config = config.clone();
-    let noise = &config["noise"];
-    if config["algo"]["name"] == "bd3lm" && noise["type"] == "loglinear" && noise["eps"].is_null() {
-        config["noise"]["eps"] = json!(WHOLE_NOISE);
-    }
-    take(&config, MODEL, &mut lines);
+    take(config, MODEL, &mut lines);
     lines.join("\n") + "\n"
 }
 
