@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# What the demo reaches at full length: guided texts have their label, a student needs fewer steps than its teacher. Prints the figures of docs/sampling.md
-# and docs/methods.md, and fails where one is missed. About half an hour on two cores.
+# What the demo reaches at full length: guided texts have their label, texts without guidance have the labels of the data. Prints the figures of
+# docs/sampling.md, and fails where one is missed. About ten minutes on two cores. DEMO_RUNS=FOLDER keeps the run there, and takes one that is there.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 

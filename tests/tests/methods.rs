@@ -94,7 +94,7 @@ fn combinations_without_meaning_are_refused_before_anything_is_written() {
         (&["parameterization=duo", "diffusion=xdlm"], "is made for process `uniform`"),
         (&["parameterization=duo", "training.curriculum.k=1"], "must be at least 2, got 1"),
         (&["parameterization=duo", "training.curriculum.k=9999"], "the vocabulary's 197 tokens"),
-        (&["parameterization=duo", "training.curriculum.stps=1"], "`curriculum.steps`"),
+        (&["parameterization=duo", "training.curriculum.stps=1"], "`training.curriculum.steps`"),
         (&["parameterization=duo", "training.curriculum=1"], "set one of its keys"),
         (&["parameterization=duo", "training.network_input=time"], "network_input=sigma"),
         (

@@ -49,7 +49,7 @@ fn keys_of_blocks_are_refused_where_they_would_be_ignored() {
         (&["sampling.kv_cache=false"], "`block_size` is not set"),
         (&["sampling.min_entropy=4"], "`block_size` is not set"),
         (&["block_size=16", "parameterization=udlm", "training.resample=true"], "has none"),
-        (&["block_size=16", "training.clip_search_widths=[0.5,5]"], "has 5"),
+        (&["block_size=16", "training.clip_search_widths=[0.5,5]"], "must lie in [0, 1], got 5"),
         (&["block_size=16", "training.clip_search_widths=[0.0]"], "has 0"),
         (&["block_size=16", "training.clip_search_delta=1e-9"], "too many intervals"),
         (&["block_size=16", "sampling.min_entropy=4"], "the last 256 tokens"),
