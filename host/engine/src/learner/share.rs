@@ -136,8 +136,9 @@ impl Learner {
     pub fn state(&self) -> Result<Learnt> {
         let own = self.optimizer.state();
         let mut learnt = Learnt::default();
-        let empty =
-            |i: usize, kind: Kind| Tensor::zeros(self.size(i), (kind, self.masters[i].device()));
+        let room = |i: usize, size: &[i64], kind: Kind| {
+            Tensor::zeros(size, (kind, self.masters[i].device()))
+        };
         for part in ["exp_avg", "exp_avg_sq", "momentum", "step"] {
             let has = |i: &usize| self.optimizer.state_names(self.matrices[*i]).contains(&part);
             let which: Vec<usize> = (0..self.masters.len()).filter(has).collect();
@@ -149,8 +150,12 @@ impl Learner {
                 Some(parts) if part == "step" => parts.numbers(&held)?,
                 Some(parts) => parts.whole(&held)?,
                 // Steps are counted in float32 whatever the weights are.
-                None if part == "step" => self.joined(&which, &held, &|_| Tensor::from(0f32))?,
-                None => self.joined(&which, &held, &|i| empty(i, self.masters[i].kind()))?,
+                None if part == "step" => {
+                    self.joined(&which, &held, &|i| room(i, &[], Kind::Float))?
+                }
+                None => {
+                    self.joined(&which, &held, &|i| room(i, &self.size(i), self.masters[i].kind()))?
+                }
             };
             let key = |i: &usize| format!("{part}/{}", self.names[*i]);
             learnt.optimizer.extend(which.iter().map(key).zip(whole));
@@ -166,7 +171,9 @@ impl Learner {
             let which: Vec<usize> = (0..self.masters.len()).collect();
             let whole = match self.share.parts() {
                 Some(parts) => parts.whole(&held)?,
-                None => self.joined(&which, &held, &|i| empty(i, self.masters[i].kind()))?,
+                None => {
+                    self.joined(&which, &held, &|i| room(i, &self.size(i), self.masters[i].kind()))?
+                }
             };
             learnt.ema = self.names.iter().cloned().zip(whole).collect();
         }
