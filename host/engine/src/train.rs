@@ -366,7 +366,7 @@ impl Trainer<'_> {
         self.histograms(step);
         for file in self.edited.look() {
             self.report.note(&format!(
-                "`{}` has changed: this run goes on with what it read when it began; the change counts from the next command on",
+                "`{}` has changed: this run continues with the file as it read it at its start; the next command reads the new one",
                 file.display()
             ));
         }

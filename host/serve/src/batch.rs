@@ -171,7 +171,7 @@ impl Batch<'_> {
         type Each<'r> = (usize, ((sample::Sample, Order), &'r Row));
         let text = |(index, ((sample, order), row)): Each<'_>| {
             let guidance = settled.config.sampling.guidance_scale;
-            // The network is told no class of a classifier.
+            // The classes are those of the classifier, and the network has no input for them.
             let label = order.given.label.filter(|_| !self.host.facts.by_classifier);
             let reading = Reading { label, guidance, ..self.host.reading };
             guarded(|| self.text(sample, order, (index, row), (&watch, cost, reading)))

@@ -180,7 +180,7 @@ async fn one_model(State(app): Here, Path(name): Path<String>) -> Response<Body>
     }
 }
 
-/// What clients are told of the model.
+/// What answers say about the model.
 fn of_facts(app: &App) -> Value {
     let facts = &app.facts;
     let samplers: Vec<&str> = facts.samplers.iter().map(|s| s.name.as_str()).collect();

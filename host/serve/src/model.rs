@@ -66,9 +66,9 @@ pub struct Facts {
     pub duel: (Order, i64),
     /// How windows move over texts that are longer than one, where they do.
     pub windows: Option<Windows>,
-    /// The names of the classes that the network is told, or that the classifier beside it tells.
+    /// The names of the classes of the network, or of the classifier that guides it.
     pub labels: Vec<String>,
-    /// Whether a classifier guides what is drawn: the network itself is told no classes.
+    /// Whether a classifier guides the samples. The network itself then has no input for classes.
     pub by_classifier: bool,
     /// The class of texts where a request names none.
     pub label: Option<i64>,

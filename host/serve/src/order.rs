@@ -114,7 +114,7 @@ impl Reader<'_> {
             (true, top) => Some(top.unwrap_or(0) as usize),
             (false, None | Some(0)) => None,
             (false, Some(_)) => {
-                let said = "`top_logprobs` is how many are told where `logprobs` is true: set it, or leave both out";
+                let said = "`top_logprobs` is the number of likeliest tokens in the answer, and needs `logprobs=true`: set it, or leave both out";
                 return Err(Fault::of_key("top_logprobs", said));
             }
         };

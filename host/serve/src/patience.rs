@@ -90,7 +90,7 @@ mod tests {
     use super::*;
     use std::time::Instant;
 
-    /// A reader that takes so many parts.
+    /// A reader that takes N parts.
     struct Reader(usize);
 
     impl AsyncWrite for Reader {

@@ -60,7 +60,7 @@ pub fn recorded<T>(body: impl FnOnce() -> T) -> Result<(T, Vec<(i64, Tensor)>)> 
 pub struct Layout {
     /// Where each begins.
     pub at: Vec<usize>,
-    /// Numbers of each rank: the first so many are rank 0's.
+    /// N, the numbers of each rank: the first N are rank 0's.
     pub part: usize,
 }
 

@@ -67,7 +67,7 @@ fn a_run_says_that_its_file_was_edited() {
     fs::write(folder.join("net.py"), net(&[("# BODY", edit)])).expect("a file");
     let words = ["backbone=python:net.py:Net", "trainer.max_steps=6", "run.dir=run"];
     let out = run(&python, folder, &[&["train"], SMALL, &words].concat());
-    out.expect(0).says(&["net.py` has changed: this run goes on with what it read"]);
+    out.expect(0).says(&["net.py` has changed: this run continues with the file as it read it"]);
     assert_eq!(out.stderr.matches("has changed").count(), 1, "{}", out.stderr);
 }
 

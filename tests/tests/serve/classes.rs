@@ -170,7 +170,7 @@ fn a_classifier_guides_texts_of_requests() {
         (&server, json!({"label": "dogg"}), "`dog`"),
         (&server, json!({"classifier_scale": 2}), "name one as `label`"),
         (&server, json!({"label": "dog", "classifier_scale": -1}), "classifier_scale"),
-        (&server, json!({"label": "dog", "guidance_scale": 2}), "`classifier_scale` says how"),
+        (&server, json!({"label": "dog", "guidance_scale": 2}), "set `classifier_scale`"),
         (&server, json!({"label": "dog", "logprobs": 1}), "leave one of both out"),
         (&without, json!({"classifier_scale": 2}), "no classifier guides here"),
     ] {

@@ -1,4 +1,4 @@
-//! Files of code that were read when the run began: a change counts from the next command on, and whoever makes one is told so.
+//! Files of code that the run read at its start. It does not read them again, and warns once a file has changed.
 
 use std::path::PathBuf;
 use std::time::SystemTime;

@@ -131,7 +131,7 @@ impl Reader<'_> {
                 refused("guides by a label, and this model was trained without: leave it out")
             }
             Some(_) if facts.by_classifier => refused(
-                "guides by labels that the network is told, and here a classifier guides: `classifier_scale` says how strongly",
+                "guides by labels of the network, and here a classifier guides: set `classifier_scale`",
             ),
             Some(_) if label.is_none() => {
                 refused(&format!("guides by a label: name one as `label`, of {}", self.classes()))

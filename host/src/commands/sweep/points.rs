@@ -17,7 +17,7 @@ use maskdiff_plugin_api::capability;
 
 use super::super::{Common, begin, is_of_hub, train};
 
-/// Points that are checked one by one before anything runs; of longer sweeps, so many spread over all.
+/// N: the points that are checked one by one before anything runs. Of a longer sweep N points are checked, spread over all of it.
 const CHECKED: usize = 1000;
 
 /// How long the checks of a long sweep may take; and where nothing runs after them.
