@@ -519,5 +519,5 @@ fn open_stories(config: &Config) -> Result<Corpus> {
 /// The exact entropy of the data in bits per token, where it is known.
 pub fn entropy_per_token(config: &Config) -> Option<f64> {
     let known = config.data.train == "stories";
-    known.then(|| stories::entropy_bits() / stories::LENGTH as f64)
+    known.then(|| stories::ENTROPY_BITS / stories::LENGTH as f64)
 }
