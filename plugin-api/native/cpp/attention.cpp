@@ -70,6 +70,37 @@ class Columns {
   int64_t from_ = 0, first_ = 0, written_ = 0;
 };
 
+// A gradient [B, H, N, K] that is put together from parts of its columns: what nothing was written to yet is set and not added to, so that
+// no zeros are read.
+class Sum {
+ public:
+  explicit Sum(const Tensor& like) : total_(empty_like_queries(like, like.size(2))), is_written_(like.size(2)) {}
+
+  void add(int64_t first, const Tensor& part) {
+    // Columns that were written and those that were not, in runs.
+    for (int64_t at = 0, end = 0; at < part.size(2); at = end) {
+      const bool written = is_written_[first + at];
+      for (end = at; end < part.size(2) && is_written_[first + end] == written; ++end) is_written_[first + end] = true;
+      Tensor columns = total_.narrow(2, first + at, end - at);
+      const Tensor more = part.narrow(2, at, end - at);
+      if (written) columns.add_(more);
+      else columns.copy_(more);
+    }
+  }
+
+  // Columns that no tile sees have no gradient.
+  Tensor take() {
+    for (int64_t at = 0, size = total_.size(2); at < size; ++at) {
+      if (!is_written_[at]) total_.select(2, at).zero_();
+    }
+    return total_;
+  }
+
+ private:
+  Tensor total_;
+  std::vector<bool> is_written_;
+};
+
 std::optional<Tensor> mask_of(const std::vector<Tensor>& masks, size_t i) {
   return masks[i].defined() && masks[i].numel() > 0 ? std::optional(masks[i]) : std::nullopt;
 }
@@ -103,11 +134,11 @@ struct Tiled : torch::autograd::Function<Tiled> {
     const std::vector<Tensor> masks = ctx->saved_data["masks"].toTensorVector();
     const bool has_past = past_k.defined();
     const Tensor dq = empty_like_queries(q, q.size(2));
-    const Tensor dk = empty_like_queries(k, k.size(2)).zero_(), dv = empty_like_queries(v, v.size(2)).zero_();
-    Tensor dpast_k, dpast_v;
+    Sum dk(k), dv(v);
+    std::optional<Sum> dpast_k, dpast_v;
     if (has_past) {
-      dpast_k = empty_like_queries(past_k, past_k.size(2)).zero_();
-      dpast_v = empty_like_queries(past_v, past_v.size(2)).zero_();
+      dpast_k.emplace(past_k);
+      dpast_v.emplace(past_v);
     }
     const Tensor grad = grads[0].stride(-1) == 1 ? grads[0] : grads[0].contiguous();
     Columns keys(k, past_k, tiles), values(v, past_v, tiles);
@@ -119,13 +150,14 @@ struct Tiled : torch::autograd::Function<Tiled> {
       rows(dq).copy_(q_part);
       const int64_t before = has_past ? tile.past : 0;
       if (before > 0) {
-        dpast_k.narrow(2, 0, before).add_(k_part.narrow(2, 0, before));
-        dpast_v.narrow(2, 0, before).add_(v_part.narrow(2, 0, before));
+        dpast_k->add(0, k_part.narrow(2, 0, before));
+        dpast_v->add(0, v_part.narrow(2, 0, before));
       }
-      dk.narrow(2, tile.own, tile.owns).add_(k_part.narrow(2, before, tile.owns));
-      dv.narrow(2, tile.own, tile.owns).add_(v_part.narrow(2, before, tile.owns));
+      dk.add(tile.own, k_part.narrow(2, before, tile.owns));
+      dv.add(tile.own, v_part.narrow(2, before, tile.owns));
     }
-    return {dq, dk, dv, dpast_k, dpast_v, Tensor(), Tensor()};
+    const auto of = [](std::optional<Sum>& sum) { return sum ? sum->take() : Tensor(); };
+    return {dq, dk.take(), dv.take(), of(dpast_k), of(dpast_v), Tensor(), Tensor()};
   }
 };
 
