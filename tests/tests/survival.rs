@@ -73,12 +73,12 @@ fn killed_again_and_again(ranks: &str, kills: usize) {
 
 #[test]
 fn kills_change_nothing() {
-    killed_again_and_again("1", many("SURVIVAL_KILLS", 10));
+    killed_again_and_again("1", many("SURVIVAL_KILLS", 6));
 }
 
 #[test]
 fn kills_of_two_ranks_change_nothing() {
-    killed_again_and_again("2", many("SURVIVAL_KILLS", 10));
+    killed_again_and_again("2", many("SURVIVAL_KILLS", 6));
 }
 
 /// How many of what a sample of takes less: `scripts/survival.sh` sets it.
@@ -157,12 +157,12 @@ fn bursts_of_signals(ranks: &str, bursts: usize) {
 
 #[test]
 fn bursts_of_signals_change_nothing() {
-    bursts_of_signals("1", many("SURVIVAL_BURSTS", 6));
+    bursts_of_signals("1", many("SURVIVAL_BURSTS", 4));
 }
 
 #[test]
 fn bursts_of_signals_to_two_ranks_change_nothing() {
-    bursts_of_signals("2", many("SURVIVAL_BURSTS", 4));
+    bursts_of_signals("2", many("SURVIVAL_BURSTS", 3));
 }
 
 /// Which signals a thread or a process blocks, as a set of bits.
@@ -394,7 +394,7 @@ fn judged(
 fn a_thread_that_does_not_start_is_an_error_in_words() {
     let folder = tempfile::tempdir().expect("a folder");
     let mut met = 0;
-    for first in 1..many("SURVIVAL_THREADS", 6) {
+    for first in 1..many("SURVIVAL_THREADS", 4) {
         let name = format!("run{first}");
         let out = failing(folder.path(), &name, &[("FAIL_THREADS", &first.to_string())]);
         assert!(!out.stderr.contains("panicked"), "{first}: {}", out.stderr);

@@ -87,21 +87,24 @@ pub fn sampler_contract<T: Sampler>() {
 
 /// The law of the samples is the exact law of the walk: one sequence at a time and in batches, 4 to 1,000 steps, each
 /// by a chi-square test at 1e-4. `with_steps` makes the sampler of so many steps, and its grid.
+///
+/// The environment's `MASKDIFF_TEST_LAWS` multiplies how often each is walked (`scripts/laws.sh` has 10).
 pub fn walk_contract<T: Sampler>(with_steps: impl Fn(i64) -> (T, Walk)) {
     let (small, large) = (Toy::new(2, 2), Toy::new(3, 3));
+    let times = std::env::var("MASKDIFF_TEST_LAWS").map_or(1, |n| n.parse().expect("a number"));
     for (toy, steps, batch, walks) in [
-        (&large, 4, 1, 3000),
-        (&large, 4, 8, 3000),
-        (&large, 64, 8, 300),
-        (&small, 1000, 1, 100),
-        (&small, 1000, 8, 50),
+        (&large, 4, 1, 2000),
+        (&large, 4, 8, 1000),
+        (&large, 64, 8, 100),
+        (&small, 1000, 1, 20),
+        (&small, 1000, 50, 8),
         (&large, 1000, 4000, 2),
     ] {
         let (mut sampler, walk) = with_steps(steps);
         let law = law_of_walk(&sampler, walk, toy).expect("law");
         tch::manual_seed(steps + batch);
         let mut counts = vec![0.0; law.len()];
-        for _ in 0..walks {
+        for _ in 0..walks * times {
             let x0 = sampler.sample(&Denoiser::new(toy), &toy.masked(batch)).expect("sample");
             counts.iter_mut().zip(toy.counts(&x0)).for_each(|(sum, count)| *sum += count);
         }

@@ -163,7 +163,7 @@ mod tests {
     use maskdiff_plugin_api::tch::Device;
     use maskdiff_plugin_api::testkit::Toy;
 
-    const N: i64 = 60_000;
+    const N: i64 = 20_000;
 
     fn soft(curriculum: &Curriculum, size: i64, t: f64) -> (Soft, Tensor) {
         tch::manual_seed(9);

@@ -266,7 +266,7 @@ mod tests {
     /// At both times the token is one of uniform noise of that level, and the pair is that of a dense draw with one noise.
     #[test]
     fn both_ends_of_a_path_are_those_of_one_dense_draw() {
-        const N: i64 = 100_000;
+        const N: i64 = 25_000;
         tch::manual_seed(2);
         let (size, toy) = (5, Toy::uniform(1, 5));
         let model = Denoiser::new(&toy);

@@ -1,0 +1,9 @@
+#!/usr/bin/env bash
+# Compares the samples of every sampler with the exact law of its walk, with TIMES (10 by default) as many samples as `cargo test` draws.
+# Usage: scripts/laws.sh [TIMES]
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+export MASKDIFF_TEST_LAWS=${1:-10} RUST_TEST_THREADS=1 OMP_NUM_THREADS=1
+scripts/setup.sh
+cargo test --workspace --lib --locked -- samples_have_the_law_of_the_walk
