@@ -6,15 +6,16 @@
 # W&B and TensorBoard, for the tests; with --serve that of the official client of OpenAI's API and of lm-eval, for the tests; with --notebooks that of nbclient,
 # matplotlib, pandas and setuptools, for the notebooks of the docs and the wheel; with --screens a headless Chromium, its driver and tmux, from the system's packages, for
 # the tests of pages and of the terminal; with --slurm a Slurm from the system's packages, whose daemons the tests start for
-# themselves; with --ccache ccache, so that scripts/test.sh compiles the same C++ once.
+# themselves; with --ccache ccache, so that scripts/test.sh compiles the same C++ once; with --original (after --python) what the original program imports, for
+# scripts/bench.sh --original.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
 stop() { echo "setup: $1" >&2; exit 1; }
 
 case "${1:-}" in
-  "" | --python | --s3 | --hub | --track | --serve | --notebooks | --screens | --slurm | --ccache) ;;
-  *) stop "there is no option $1: run scripts/setup.sh alone or with --python, --s3, --hub, --track, --serve, --notebooks, --screens, --slurm or --ccache" ;;
+  "" | --python | --s3 | --hub | --track | --serve | --notebooks | --screens | --slurm | --ccache | --original) ;;
+  *) stop "there is no option $1: run scripts/setup.sh alone or with --python, --s3, --hub, --track, --serve, --notebooks, --screens, --slurm, --ccache or --original" ;;
 esac
 
 command -v cargo >/dev/null || stop "cargo is missing: install Rust (https://rustup.rs), then run this again"
@@ -35,6 +36,9 @@ small() {
   mkdir -p "$(dirname "$env")"
   "$python" -m venv "$env" \
     || stop "python3 makes no environment: install its venv module (Debian and Ubuntu: apt-get install python3-venv)"
+  # torch is that of `--python`, which is large: what is installed behind it finds it there.
+  [ -z "${torch:-}" ] \
+    || echo "$(dirname "$env")"/python-2.11.0/lib/python3*/site-packages >"$(echo "$env"/lib/python3*/site-packages)/torch.pth"
   "$env/bin/pip" install --quiet --no-cache-dir "$@" \
     || stop "pip could not install $*, for the reason above: mend it and run scripts/setup.sh $option again"
   # What names an older version of another package than it works with.
@@ -87,12 +91,11 @@ case "${1:-}" in
   --track) small --track track-1 "the official clients of W&B and TensorBoard" wandb==0.31.0 tensorboard==2.20.0 ;;
   --serve) small --serve serve-1 "the official client of OpenAI's API and lm-eval" openai==3.57.0 'lm_eval[api]==0.4.13' ;;
   --notebooks)
-    small --notebooks notebooks-1 "notebooks" nbclient==0.11.0 ipykernel==7.4.0 matplotlib==3.11.2 pandas==3.1.1 setuptools==84.2.1
-    # torch is that of `--python`, which is large.
-    cache=${XDG_CACHE_HOME:-$HOME/.cache}/maskdiff
-    for packages in "$cache"/python-2.11.0/lib/python3*/site-packages; do
-      echo "$packages" >"$(echo "$cache"/notebooks-1/lib/python3*/site-packages)/torch.pth"
-    done
+    torch=1 small --notebooks notebooks-1 "notebooks" nbclient==0.11.0 ipykernel==7.4.0 matplotlib==3.11.2 pandas==3.1.1 setuptools==84.2.1
+    ;;
+  --original)
+    torch=1 small --original original-1 "what the original program imports" lightning==2.6.1 timm==1.0.24 torchvision==0.26.0 \
+      torchmetrics==1.9.0 hydra-core==1.3.2 einops==0.8.2 datasets==5.2.0 rich==15.0.0 requests==2.34.2
     ;;
   --hub) alone=tokenizers==0.23.1 small --hub hub-2.4.0 "the hub's client" huggingface_hub==2.4.0 datasets==5.2.0 ;;
 esac
