@@ -6,6 +6,7 @@
 use std::collections::BTreeMap;
 
 use maskdiff_base::error::{Error, Result};
+use maskdiff_base::text::read_toml;
 use maskdiff_config::groups;
 use maskdiff_config::shape::{Of, Shape};
 use rand::{Rng as _, SeedableRng as _};
@@ -87,14 +88,8 @@ impl Plan {
             #[serde(default)]
             cases: Vec<toml::Table>,
         }
-        let file: File = toml::from_str(text).map_err(|e| {
-            let message =
-                format!("the sweep's file: {}", maskdiff_base::text::plain_types(e.message()));
-            Error::config(
-                message,
-                "it may have `words`, `random`, `draw_seed`, [axes] and [[cases]]",
-            )
-        })?;
+        let hint = "it may have `words`, `random`, `draw_seed`, [axes] and [[cases]]";
+        let file: File = read_toml(text, "the sweep's file", hint)?;
         let mut this = Self { random: file.random.map(|n| (n, file.draw_seed)), ..Self::default() };
         for word in &file.words {
             this.add(word)?;
