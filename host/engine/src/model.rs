@@ -54,6 +54,8 @@ pub struct Model {
     method: Method,
     names: Choices,
     head: Option<Head>,
+    /// The parameter that is the head's matrix.
+    head_matrix: Option<String>,
     bound: bool,
     /// Whether the parameterization was built before a loss could differ from what is reported.
     carries_over: bool,
@@ -124,6 +126,12 @@ fn told_apart(all: Vec<Parameter>) -> (Vec<Parameter>, Vec<(String, String)>) {
     (own, shared)
 }
 
+/// The name of the parameter that a tensor is.
+fn name_of(tensor: &Tensor, parameters: &[Parameter]) -> Option<String> {
+    let found = parameters.iter().find(|p| p.tensor.data_ptr() == tensor.data_ptr());
+    found.map(|p| p.name.clone())
+}
+
 impl Model {
     /// Makes all components. Fresh parameters come from libtorch's generator: seed it before.
     pub fn build(registry: &Registry, names: Choices, vocabulary: Context) -> Result<Self> {
@@ -159,6 +167,7 @@ impl Model {
         let (parameters, shared) = told_apart(all);
         let of_network = parameters.len() - learned;
         let head = network.head().map_err(backbone)?;
+        let head_matrix = head.as_ref().and_then(|head| name_of(&head.weight, &parameters));
         let (bound, carries_over) = (offers(capability::BOUND), offers(capability::CARRY_OVER));
         let mut offered: BTreeSet<String> = said.provides.iter().cloned().collect();
         for (kind, choice) in
@@ -176,6 +185,7 @@ impl Model {
             method,
             names,
             head,
+            head_matrix,
             bound,
             carries_over,
             offered,
