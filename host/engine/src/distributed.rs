@@ -363,7 +363,6 @@ mod tests {
         let said = |words: &str| World::alone().lost(&maskdiff_native::Error::new(words));
         let error = said("CUDA out of memory. Tried to allocate 20.00 GiB");
         assert_eq!(error.kind, Fault::Memory, "{error}");
-        assert!(error.to_string().contains("20.00 GiB"), "{error}");
         assert_eq!(said("Connection closed by peer").kind, Fault::Distributed);
     }
 
