@@ -87,6 +87,11 @@ impl Given {
             "sigma" => model.sigma(t_b),
             "dsigma" => model.dsigma(t_b),
             "time_of_alpha" => model.time_of_alpha(t_b),
+            "importance" => model.importance(t_b),
+            "token_sigma" => model.token_sigma(x_bl, t_b),
+            "token_dsigma" => model.token_dsigma(x_bl, t_b),
+            "mixing" => model.mixing(t_b).map(|mix| mix.mask_b),
+            "arrival" => model.arrival(t_b).map(|mix| mix.mask_b),
             "sigma_range" => model.sigma_range().map(|(low, _)| Tensor::from(low)),
             "corrupt" => model.corrupt(x_bl, t_b),
             "posterior" => model.posterior(&x_bl.view([-1]).narrow(0, 0, 3), 0.25, 0.5, &p_nv()),
@@ -122,6 +127,19 @@ fn each_method_of_a_model_is_checked_at_the_boundary() {
         ("dsigma", "float", "noise", format!("[2] Float, {times}")),
         ("time_of_alpha", "mean", "noise", format!("[] Double, {times}")),
         ("sigma_range", "nan", "noise", "(NaN, ".into()),
+        ("sigma", "nan", "noise", "NaN, expected 0 or more".into()),
+        ("sigma", "low", "noise", "-8.7".into()),
+        ("dsigma", "nan", "noise", "NaN, expected 0 or more".into()),
+        ("dsigma", "low", "noise", "-7.6".into()),
+        ("time_of_alpha", "nan", "noise", "NaN, expected 0 to 1".into()),
+        ("time_of_alpha", "high", "noise", "9.7".into()),
+        ("importance", "nan", "noise", "NaN, expected 0 to 1".into()),
+        ("importance", "low", "noise", "-8.75, expected 0 to 1".into()),
+        ("token_sigma", "nan", "noise", "NaN, expected 0 or more".into()),
+        ("token_dsigma", "low", "noise", "-7.6".into()),
+        ("mixing", "nan", "process", "`mask_b` NaN, expected 0 to 1".into()),
+        ("mixing", "high", "process", "`mask_b` 9.75, expected 0 to 1".into()),
+        ("arrival", "low", "process", "`mask_b` -8, expected 0 or more".into()),
         ("corrupt", "float", "process", "[2, 4] Float, expected [B, L] = [2, 4] Int64".into()),
         ("corrupt", "short", "process", "[2, 3] Int64, expected [B, L] = [2, 4] Int64".into()),
         ("posterior", "short", "process", "[3, 8] Double, expected [N, V] = [3, 9]".into()),
@@ -140,6 +158,36 @@ fn each_method_of_a_model_is_checked_at_the_boundary() {
         let error = given.ask(&Denoiser::new(&model), method).expect_err(method).to_string();
         let who = format!("{component} `crossing`: `{method}` returned {fault}");
         assert!(error.contains(&who), "{error}\n{who}");
+    }
+}
+
+/// Values that are no numbers or out of their range, in training, in an evaluation and in a walk: the schedule is to blame, and not who reads it.
+#[test]
+fn a_schedule_that_gives_nan_is_named_and_not_the_method() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let folder = folder.path();
+    let base = ["noise.type=crossing", "time_conditioning=true", "sampling.num_sample_log=0"];
+    let train = |more: &[&str]| {
+        let words = [&base[..], &["trainer.num_sanity_val_steps=0"], more].concat();
+        bad(folder, &[&["train"], SMALL].concat(), &words)
+    };
+    train(&["run.dir=run", "trainer.max_steps=1"]).expect(0);
+    let eval = ["eval", "--checkpoint", "run", "trainer.limit_val_batches=1"];
+    let outputs = |word: &str, draws: bool| {
+        let mut outputs = vec![train(&[word])];
+        outputs.push(bad(folder, &eval, &[word]));
+        outputs.extend(draws.then(|| sample(folder, &["sampling.predictor=ddpm_cache", word])));
+        outputs
+    };
+    for (word, draws, said) in [
+        ("noise.wrong=sigma_nan", true, "noise `crossing`: `sigma` returned NaN"),
+        ("noise.wrong=sigma_low", true, "noise `crossing`: `sigma` returned -"),
+        ("noise.wrong=dsigma_nan", false, "noise `crossing`: `dsigma` returned NaN"),
+    ] {
+        for out in outputs(word, draws) {
+            out.expect(4).says(&[said]);
+            assert!(!out.stderr.contains("parameterization `"), "{word}: {}", out.stderr);
+        }
     }
 }
 

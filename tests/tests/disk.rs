@@ -71,7 +71,7 @@ fn files_folders_and_links_reach_the_disk_in_their_order() {
     assert!(named < linked, "the link leads to what is on the disk");
     place("fsync", &checkpoints, "", linked);
     // The folder of checkpoints has a name of its own, in the run's.
-    place("fsync", &run, "", 0);
+    assert!(place("fsync", &run, "", 0) < linked, "before a link leads there");
 }
 
 /// Every file below a folder with its content, but for locks and the log.

@@ -46,6 +46,10 @@ fn a_training_step_is_measured_by_its_parts() {
     let weights = number(&told, "/bytes/weights");
     assert_eq!(weights, 4.0 * number(&told, "/parameters"));
     assert_eq!(number(&told, "/bytes/moments"), 2.0 * weights);
+    // Muon keeps one of each matrix inside the network.
+    let muon = self::told(&bench(at, &[&words[..], &["--alone", "optim.name=muon"]].concat()));
+    let moments = number(&muon, "/bytes/moments") / number(&muon, "/bytes/weights");
+    assert!(1.0 < moments && moments < 2.0, "{moments}");
     assert!(number(&told, "/products/seconds") > 0.0 && number(&told, "/products/count") > 10.0);
     assert!(number(&told, "/memory_peak_gib") > 0.01);
     let others = told["others"].as_array().expect("other settings");

@@ -9,7 +9,7 @@ use maskdiff_engine::model::Model;
 use maskdiff_engine::moment::Moment;
 use maskdiff_engine::rows::TokenRows;
 use maskdiff_plugin_api::{Batch, Context};
-use maskdiff_tests::run::{Output, losses, maskdiff, same_end};
+use maskdiff_tests::run::{Output, logged, losses, maskdiff, same_end};
 use maskdiff_tests::{golden, golden_case, registry};
 use serde_json::json;
 use tch::{Device, Kind, Tensor};
@@ -181,6 +181,16 @@ fn runs_resume_bit_for_bit_and_ranks_share_a_batch() {
             }
         }
         assert_ne!(losses(&at.join("whole")), losses(&at.join("plain")), "{name}");
+        // What a second's tokens are counted of: rows as long as the longest of their batch.
+        let lengths = |run: &str| -> Vec<i64> {
+            let [tokens, rows] =
+                ["perf/tokens_per_s", "perf/samples_per_s"].map(|key| logged(&at.join(run), key));
+            let each = tokens.iter().zip(&rows);
+            each.map(|((_, tokens), (_, rows))| (tokens / rows).round() as i64).collect()
+        };
+        assert!(lengths("plain").iter().all(|length| *length == 96));
+        let cut = lengths("whole").iter().filter(|length| **length < 96).count();
+        assert_eq!(cut > 0, name == "grouped", "{name}: {:?}", lengths("whole"));
     }
 }
 

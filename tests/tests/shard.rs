@@ -39,10 +39,22 @@ fn near(a: &Path, b: &Path, most: f64) {
 fn two_and_four_ranks_train_as_one_process_does() {
     let folder = tempfile::tempdir().expect("a folder");
     let at = |dir: &str| folder.path().join(dir);
-    let float32 = ["trainer.val_check_interval=10", "trainer.gradient_clip_val=0.5"];
+    let float32 = [
+        "trainer.val_check_interval=10",
+        "trainer.gradient_clip_val=0.5",
+        "trainer.peak_tflops=1e-3",
+    ];
     by(folder.path(), "1", "one", &float32).expect(0);
     by(folder.path(), "2", "two", &[&float32[..], &[SHARD]].concat()).expect(0);
     near(&at("one"), &at("two"), 3e-5);
+    // The work of a token is that of the whole network, whatever of it a rank holds: the share of the peak of two ranks is half as large.
+    let work = |dir: &str, ranks: f64| {
+        let [mfu, speed] = ["perf/mfu", "perf/tokens_per_s"].map(|key| logged(&at(dir), key));
+        assert!(!mfu.is_empty() && mfu.len() == speed.len(), "{mfu:?} {speed:?}");
+        ranks * mfu[0].1 / speed[0].1
+    };
+    let (one, two) = (work("one", 1.0), work("two", 2.0));
+    assert!((two / one - 1.0).abs() < 1e-9, "{one:e} {two:e}");
     let float64 = ["trainer.precision=64", "trainer.max_steps=6", "trainer.val_check_interval=3"];
     by(folder.path(), "1", "one-64", &float64).expect(0);
     for (dir, ranks, more) in [
@@ -215,6 +227,14 @@ fn a_rank_takes_what_the_plan_says() {
     let of_rank = bytes(&planned, "bytes_in_any_case") + bytes(&planned, "activations");
     println!("a rank takes {taken:.4e} bytes, planned {of_rank:.4e}");
     assert!((taken / of_rank - 1.0).abs() < 0.1, "{taken:.4e} and {of_rank:.4e}: {planned}");
+    // What rank 0 holds of a checkpoint until it is written.
+    let size = |file: &str| {
+        let file = at.join("wide/checkpoints/last").join(file);
+        std::fs::metadata(file).expect("a file of the checkpoint").len() as f64
+    };
+    let written: f64 = FILES.iter().map(|file| size(file)).sum();
+    let checkpoint = bytes(&planned, "checkpoint");
+    assert!((checkpoint / written - 1.0).abs() < 0.01, "{checkpoint:.4e} and {written:.4e}");
     let ddp = plan(&["trainer.strategy=ddp"]);
     let whole = bytes(&ddp, "bytes_in_any_case");
     assert!(taken < 0.8 * whole, "{taken:.4e} and {whole:.4e}");

@@ -1,6 +1,8 @@
-//! Small things about text: hashes in hexadecimal, words for the shell, the nearest known word, plurals.
+//! Small things about text: hashes in hexadecimal, words for the shell, the nearest known word, plurals, tables of TOML.
 
 use std::path::Path;
+
+use serde::de::DeserializeOwned;
 
 use crate::error::{Error, Result};
 use crate::plain;
@@ -98,6 +100,12 @@ pub fn plain_types(message: &str) -> String {
         as_it_is => as_it_is,
     };
     format!("{found}, expected {wanted}")
+}
+
+/// A table of TOML in which `what` is written, with an error that says so in plain words.
+pub fn read_toml<T: DeserializeOwned>(text: &str, what: &str, hint: &str) -> Result<T> {
+    let fault = |e: toml::de::Error| format!("{what}: {}", plain_types(e.message()));
+    toml::from_str(text).map_err(|e| Error::config(fault(e), hint))
 }
 
 /// What parsers call the kinds of values, longer names first.

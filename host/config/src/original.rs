@@ -7,6 +7,7 @@ use std::sync::{Mutex, PoisonError};
 use figment::value::{Dict, Value as Figured};
 use maskdiff_base::error::{Error, Result};
 use maskdiff_base::process::is_first_rank;
+use maskdiff_base::text::read_toml;
 use serde::Deserialize;
 use serde_json::Value;
 
@@ -96,16 +97,8 @@ fn table() -> Result<Table> {
             "build the host again",
         ));
     };
-    toml::from_str(&text).map_err(|e| {
-        let hint = "remove the file to use the built-in one";
-        Error::config(
-            format!(
-                "`{file}` is no table of words: {}",
-                maskdiff_base::text::plain_types(e.message())
-            ),
-            hint,
-        )
-    })
+    let hint = "remove the file to use the built-in one";
+    read_toml(&text, &format!("`{file}` is no table of words"), hint)
 }
 
 /// What differs by intent.

@@ -18,6 +18,7 @@ mod grouped;
 mod labels;
 mod listing;
 mod loader;
+mod observer;
 mod pack;
 mod packed;
 mod permutation;
@@ -31,6 +32,7 @@ mod spec;
 pub mod stories;
 mod streaming;
 pub mod tokenizer;
+mod valid;
 mod words;
 
 pub use build::{Recipe, run as build_blocks};
@@ -38,6 +40,7 @@ pub use cache::{Cache, Header, Writer};
 pub use files::check_files;
 pub use labels::unknown as unknown_label;
 pub use loader::Loader;
+pub use observer::Observer;
 pub use pack::{Packed, Packer, Packing};
 pub use prepare::block_start;
 pub use read::{Format, Reader, Slice};
@@ -48,15 +51,13 @@ pub use tokenizer::{
     REPOSITORY_FILES as TOKENIZER_FILES, Tokenizer, bare as bare_tokenizer, has_tokenizer,
     load as load_tokenizer, parse as parse_tokenizer, widened as widened_tokenizer,
 };
+pub use valid::{Valid, open_valid};
 pub use words::check_words;
 
-use std::cell::RefCell;
 use std::sync::Arc;
 
 use corpora::{LazyHub, Part, Role};
 use maskdiff_base::error::{Error, Result};
-use maskdiff_base::report::Report;
-use maskdiff_base::stop::Stop;
 use maskdiff_base::stream::{Purpose, generator};
 use maskdiff_base::text::hex;
 use maskdiff_config::Config;
@@ -108,58 +109,6 @@ impl Reads {
 impl std::fmt::Debug for Corpus {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "Corpus({} tokens in the vocabulary)", self.tokenizer.vocab_size())
-    }
-}
-
-/// Hears of long work on a corpus, and may end it.
-#[derive(Debug)]
-pub struct Observer<'a> {
-    report: RefCell<&'a mut Report>,
-    stop: &'a Stop,
-    what: RefCell<&'static str>,
-}
-
-impl<'a> Observer<'a> {
-    /// Tells `report`; work ends when somebody asked to stop.
-    pub fn new(report: &'a mut Report, stop: &'a Stop) -> Self {
-        Self { report: RefCell::new(report), stop, what: RefCell::new("") }
-    }
-
-    /// So much of `what` is done, of `total` where that is known.
-    pub(crate) fn tick(
-        &self,
-        what: &'static str,
-        done: u64,
-        total: u64,
-        message: &str,
-    ) -> Result<()> {
-        let mut report = self.report.borrow_mut();
-        if self.what.replace(what) != what {
-            report.finish();
-            report.start(what, 0, total.cast_signed());
-        }
-        report.progress(what, done.cast_signed(), total.max(done).cast_signed(), message);
-        drop(report);
-        self.check()
-    }
-
-    /// An error when somebody asked to stop.
-    pub(crate) fn check(&self) -> Result<()> {
-        if !self.stop.asked() {
-            return Ok(());
-        }
-        self.report.borrow_mut().finish();
-        let message = "stopped while the corpus was prepared; nothing half-made is left".into();
-        Err(self.stop.error(message))
-    }
-
-    pub(crate) fn done(&self) {
-        self.what.replace("");
-        self.report.borrow_mut().finish();
-    }
-
-    pub(crate) fn note(&self, text: &str) {
-        self.report.borrow().note(text);
     }
 }
 
@@ -248,109 +197,6 @@ pub fn open(
     };
     let (train, valid) = (Loader::new(source), Blocks::Cached(valid));
     Ok(Corpus { tokenizer, train, valid, reads, labels: names })
-}
-
-/// Text that a model is measured on.
-pub struct Valid {
-    /// Its blocks.
-    pub blocks: Blocks,
-    /// Where they come from.
-    pub reads: Option<Reads>,
-}
-
-impl std::fmt::Debug for Valid {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "Valid({} blocks of {:?})", self.blocks.len(), self.reads)
-    }
-}
-
-impl Valid {
-    fn cached(config: &Config, cache: Arc<Cache>, rows: std::ops::Range<u64>) -> Result<Self> {
-        let reads = Some(Reads::cached(&cache));
-        let classes = labels::of_cache(&cache, &config.label_names())?;
-        let cached = Cached::new(cache, rows).classes(classes);
-        Ok(Self { blocks: Blocks::Cached(cached), reads })
-    }
-
-    /// Characters of the text of the first `n` blocks behind the first `skipped` tokens of each; what stands for no text has
-    /// none. None where the tokenizer changes text, so that its tokens do not say how long it was.
-    pub fn characters(
-        &self,
-        n: i64,
-        tokenizer: &dyn Tokenizer,
-        skipped: usize,
-    ) -> Result<Option<u64>> {
-        // A prompt is text that is not scored.
-        if !tokenizer::is_faithful(tokenizer)
-            || matches!(&self.blocks, Blocks::Given(rows) if rows.given.is_some())
-        {
-            return Ok(None);
-        }
-        let special = [tokenizer.bos(), tokenizer.eos(), tokenizer.pad()];
-        let special = special.map(|id| id.map_or(-1, i64::from));
-        let mut characters = 0;
-        for block in 0..n {
-            let rows = self.blocks.rows(block, 1)?;
-            let scored: Vec<i64> = rows
-                .text(0)
-                .iter()
-                .skip(skipped)
-                .copied()
-                .filter(|id| !special.contains(id))
-                .collect();
-            characters += tokenizer.decode(&scored).chars().count() as u64;
-        }
-        Ok(Some(characters))
-    }
-}
-
-/// Opens what the configuration validates on, for a model with this tokenizer.
-pub fn open_valid(
-    config: &Config,
-    tokenizer: &dyn Tokenizer,
-    observer: &Observer<'_>,
-) -> Result<Valid> {
-    if !config.data.sets.is_empty() {
-        let message = format!("`{}` is several texts, where one is wanted", config.data.name);
-        return Err(config.layers.error("data.sets", &message, "name the texts one by one"));
-    }
-    check_words(config)?;
-    if is_stories(config)? {
-        check_stories(config, tokenizer)?;
-        let blocks = open_stories(config)?.valid;
-        let reads = Some(Reads {
-            corpus: "stories".into(),
-            split: "validation".into(),
-            origin: Vec::new(),
-            blocks: None,
-            sha256: blocks.hash()?,
-        });
-        return Ok(Valid { blocks, reads });
-    }
-    if config.data.train == sft::NAME {
-        let (_, valid, reads) = sft::open(config, tokenizer)?;
-        return Ok(Valid { blocks: Blocks::Given(valid), reads: reads.into_iter().last() });
-    }
-    let hub = LazyHub::default();
-    labels::check(config)?;
-    if let Some(part) = Part::find(config, Role::Valid, &hub)? {
-        part.notes.iter().for_each(|note| observer.note(note));
-        let cache = prepare::blocks(&part, config, Role::Valid, tokenizer, &hub, observer)?;
-        let rows = 0..cache.rows();
-        return Valid::cached(config, cache, rows);
-    }
-    let part = Part::find(config, Role::Train, &hub)?;
-    let part =
-        part.ok_or_else(|| Error::config("there is nothing to validate on", "set `data.valid`"))?;
-    part.notes.iter().for_each(|note| observer.note(note));
-    let cache = prepare::blocks(&part, config, Role::Train, tokenizer, &hub, observer)?;
-    let rows = kept(config, &cache)?..cache.rows();
-    observer.note(&format!(
-        "the last {} of {} blocks are held out and measured; `data.valid_path=FILE` measures all of a file",
-        rows.end - rows.start,
-        cache.rows()
-    ));
-    Valid::cached(config, cache, rows)
 }
 
 /// Tells what a user should know of the files that are trained and validated on.

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use maskdiff_base::error::{Error, Result};
-use maskdiff_base::text::nearest;
+use maskdiff_base::text::{nearest, read_toml};
 use maskdiff_config::listed::Detokenizer;
 use maskdiff_config::{shelf_file, shelf_names};
 use serde::Deserialize;
@@ -78,11 +78,6 @@ impl Spec {
             };
             return Err(Error::config(format!("there is no corpus `{name}`"), hint));
         };
-        toml::from_str(&text).map_err(|e| {
-            Error::config(
-                format!("`{file}`: {}", maskdiff_base::text::plain_types(e.message())),
-                "see the shipped files of configs/corpus/",
-            )
-        })
+        read_toml(&text, &format!("`{file}`"), "see the shipped files of configs/corpus/")
     }
 }

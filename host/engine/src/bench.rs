@@ -168,16 +168,8 @@ pub fn train(feed: Feed<'_>, learner: &mut Learner, effort: Effort<'_>) -> Resul
     if effort.products {
         beside_products(&mut told, model, || step(&mut Timed::default(), 0))?;
     }
-    let bytes = |tensors: &[Tensor]| -> usize {
-        tensors.iter().map(|t| t.numel() * t.kind().elt_size_in_bytes()).sum()
-    };
-    let weights = learner.params().iter().map(Tensor::numel).sum::<usize>();
-    let averaged = learner.ema.as_ref().map_or(0, |ema| bytes(&ema.shadow));
-    let own = bytes(learner.params());
-    told["parameters"] = json!(weights);
-    told["bytes"] = json!({
-        "weights": own, "gradients": own, "moments": 2 * learner.weight_bytes(), "average": averaged,
-    });
+    told["parameters"] = json!(learner.params().iter().map(Tensor::numel).sum::<usize>());
+    told["bytes"] = json!(learner.held());
     let speed = told["tokens_per_s"].as_f64().unwrap_or(0.0);
     if let Some(peak) = observe::peak_tflops(config, model.facts().device()) {
         let ranks = feed.world.size();

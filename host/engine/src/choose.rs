@@ -215,7 +215,7 @@ fn choice(config: &Config, registry: &Registry, kind: ComponentKind) -> Result<C
     Ok(Choice { name: name.to_string(), options: options::nested(owner.options) })
 }
 
-/// Gives options that are not set the value of the key that they follow: `x-follows` in their schema.
+/// Sets options that are not set to the value of the key that they follow: `x-follows` in their schema.
 fn follow(config: &Config, component: &ComponentInfo, owner: &mut Owner<'_>) {
     let properties = component.schema["properties"].as_object();
     for (option, about) in properties.into_iter().flatten() {

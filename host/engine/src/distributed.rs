@@ -11,6 +11,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use maskdiff_base::error::{Error, Result};
+use maskdiff_base::memory;
 use maskdiff_base::ranks::Place;
 use maskdiff_base::stop::Stop;
 use maskdiff_config::Config;
@@ -18,6 +19,7 @@ use maskdiff_native::{Group, Layout, Op, Reducer, Rendezvous, Shards};
 use tch::{Device, Kind, Tensor};
 
 use self::meeting::{Failed, Meeting, is_loopback};
+use crate::component;
 
 /// The processes of a run.
 #[derive(Debug)]
@@ -236,8 +238,11 @@ impl World {
         fault.map_or(Ok(()), Err)
     }
 
-    /// What a failed collective means: who did not answer the roll call.
+    /// What a failed collective means: memory that this rank did not get, or who did not answer the roll call.
     pub fn lost(&self, error: &maskdiff_native::Error) -> Error {
+        if memory::speaks_of_memory(&error.to_string()) {
+            return component::torch(error);
+        }
         let Some(group) = &self.group else { return Error::distributed(error.to_string(), "") };
         let (own, rank) = (self.pulse.longest(), self.rank());
         let still = |rank: usize, longest: u64| {
@@ -350,6 +355,16 @@ pub fn owners(params: &[Tensor], world: usize) -> Vec<usize> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use maskdiff_base::error::Kind as Fault;
+
+    /// Memory that this rank did not get is not the loss of another rank.
+    #[test]
+    fn a_collective_without_memory_is_called_that() {
+        let said = |words: &str| World::alone().lost(&maskdiff_native::Error::new(words));
+        let error = said("CUDA out of memory. Tried to allocate 20.00 GiB");
+        assert_eq!(error.kind, Fault::Memory, "{error}");
+        assert_eq!(said("Connection closed by peer").kind, Fault::Distributed);
+    }
 
     #[test]
     fn owners_share_evenly_and_in_order() {

@@ -1,5 +1,7 @@
 //! What a training will need: memory by kind on each rank, tokens, and arithmetic.
 
+use std::collections::BTreeSet;
+
 use maskdiff_base::error::{Error, Result};
 use maskdiff_base::memory;
 use maskdiff_config::Config;
@@ -9,6 +11,7 @@ use tch::{Kind, Tensor};
 
 use crate::assemble::stages::recomputed;
 use crate::model::Model;
+use crate::optim::is_inner_matrix;
 use crate::precision::Precision;
 
 /// Bytes of a rank, by what they hold, and the work of a run.
@@ -38,6 +41,8 @@ pub struct Needs {
     pub gathered: u64,
     /// All of a rank while an evaluation runs, where that needs more than it holds in any case.
     pub evaluation: Option<u64>,
+    /// Main memory of rank 0 for a checkpoint, beside what it trains with: everything that is written, whole, until it is written.
+    pub checkpoint: u64,
     /// Ranks.
     pub ranks: u64,
     /// Tokens of a step, those of all ranks together.
@@ -78,21 +83,25 @@ impl Needs {
         let parted = config.trainer.strategy == Strategy::Shard && ranks > 1;
         let vocab_size = model.facts().vocab_size;
         let moments = |t: &Tensor| {
-            let inner = t.dim() == 2 && !t.size().contains(&vocab_size);
+            let inner = is_inner_matrix(&t.size(), vocab_size);
             let one = config.optim.name == Optimizer::Muon && inner;
             count(t) * width * if one { 1 } else { 2 }
         };
         let tokens_a_step = (config.loader.global_batch_size * config.model.length) as u64;
         let tokens = tokens_a_step.saturating_mul(config.trainer.max_steps.max(0) as u64);
         let flops_a_token = flops(model);
+        let average = if config.training.ema > 0.0 { learnt } else { 0 };
+        let optimizer = sum(&moments, &trained);
+        let beside = all.iter().filter(|p| !p.trainable && model.lora().is_none());
+        let beside = beside.map(|p| bytes(&p.tensor)).sum::<u64>();
         let needs = Self {
             parameters: all.iter().map(|p| count(&p.tensor)).sum(),
             trained: numbers,
             weights,
             masters: if pure { learnt } else { 0 },
             gradients: sum(&bytes, &trained) + if pure { learnt } else { 0 },
-            optimizer: sum(&moments, &trained) / shared,
-            average: if config.training.ema > 0.0 { learnt / shared } else { 0 },
+            optimizer: optimizer / shared,
+            average: average / shared,
             others: model
                 .others()
                 .flat_map(|(_, other)| other.parameters())
@@ -102,6 +111,7 @@ impl Needs {
             activations: activations(config, precision, shares.batch),
             gathered: 0,
             evaluation: None,
+            checkpoint: learnt + beside + average + optimizer,
             ranks: ranks as u64,
             tokens_a_step,
             tokens,
@@ -184,25 +194,24 @@ impl Needs {
 /// Operations of a token in training: two for each number of a matrix forward, and four backward; of a matrix that is not trained two.
 /// Attention is left out.
 pub fn flops(model: &Model) -> u64 {
-    let trained: Vec<*mut std::ffi::c_void> =
-        model.trainable().iter().filter(|tensor| tensor.dim() == 2).map(Tensor::data_ptr).collect();
+    let all = model.trained();
+    let trained: BTreeSet<&str> = all.iter().map(|(name, _)| name.as_str()).collect();
     let head = model.head_matrix();
     let sums = model.lora().is_some_and(|lora| lora.projects());
     let (vocab_size, mut total) = (model.facts().vocab_size, 0);
     for parameter in model.parameters() {
-        let (tensor, place) = (&parameter.tensor, parameter.tensor.data_ptr());
+        let (tensor, name) = (&parameter.tensor, parameter.name.as_str());
         // A table of rows for tokens is looked up, unless it is the head too.
-        let is_table = tensor.size().contains(&vocab_size) && head != Some(place);
+        let is_table = tensor.size().contains(&vocab_size) && head != Some(name);
         if tensor.dim() != 2 || is_table {
             continue;
         }
-        let times = if sums || trained.contains(&place) { 6 } else { 4 };
+        let times = if sums || trained.contains(name) { 6 } else { 4 };
         total += times * tensor.numel() as u64;
     }
     if model.lora().is_some() && !sums {
-        let adapters = model.trainable();
-        let adapters = adapters.iter().filter(|tensor| tensor.dim() == 2);
-        total += adapters.map(|tensor| 6 * tensor.numel() as u64).sum::<u64>();
+        let adapters = all.iter().filter(|(_, tensor)| tensor.dim() == 2);
+        total += adapters.map(|(_, tensor)| 6 * tensor.numel() as u64).sum::<u64>();
     }
     total
 }

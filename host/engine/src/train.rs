@@ -119,12 +119,14 @@ struct Window {
     steps: i64,
     /// Steps since `since`, which a window that a checkpoint brought back does not have.
     timed: i64,
+    /// Their tokens, those of all ranks together.
+    tokens: i64,
     since: Instant,
 }
 
 impl Default for Window {
     fn default() -> Self {
-        Self { loss: 0.0, steps: 0, timed: 0, since: Instant::now() }
+        Self { loss: 0.0, steps: 0, timed: 0, tokens: 0, since: Instant::now() }
     }
 }
 
@@ -184,7 +186,7 @@ impl Trainer<'_> {
                 evaluated = self.evaluate_or_stop()?;
                 // What was timed up to now is no longer of the time that begins.
                 self.progress.window =
-                    Window { timed: 0, since: Instant::now(), ..self.progress.window };
+                    Window { timed: 0, tokens: 0, since: Instant::now(), ..self.progress.window };
                 self.learner.split = Split::default();
             } else if due(step, every) {
                 self.save(false)?;
@@ -306,7 +308,11 @@ impl Trainer<'_> {
         let timer = self.learner.split.start(Part::Data);
         let batches = self.batches()?;
         self.learner.split.stop(timer);
-        self.progress.samples += self.config.loader.global_batch_size.cast_unsigned();
+        let rows = self.config.loader.global_batch_size;
+        self.progress.samples += rows.cast_unsigned();
+        // All batches of a step are as long as its longest row, where they are cut.
+        let length = batches.first().map_or(0, |batch| batch.x0_bl.size()[1]);
+        self.progress.window.tokens += rows * length;
         let ask = Ask { stop: self.stop.level(), most };
         self.learner.step(&self.model, batches, ask)
     }
@@ -326,7 +332,7 @@ impl Trainer<'_> {
         let loss = window.loss / window.steps.max(1) as f64;
         let samples = window.timed * config.loader.global_batch_size;
         let seconds = window.since.elapsed().as_secs_f64();
-        let speed = (samples * config.model.length) as f64 / seconds;
+        let speed = window.tokens as f64 / seconds;
         let device = self.model.facts().device();
         let is_bound = done.nats.is_some() || done.lr.is_none() && self.model.is_bound();
         let name = if is_bound { "train/nelbo" } else { "train/loss" };

@@ -23,12 +23,12 @@ pub(crate) struct Answer<'a> {
     created: u64,
 }
 
-/// What the client of a stream has of a text.
+/// The parts of a text that its client was sent.
 #[derive(Debug, Default)]
 pub(crate) struct Spoken {
-    /// Who speaks.
+    /// The role.
     role: bool,
-    /// What stands in front of the text.
+    /// The text in front of what is drawn.
     head: bool,
     /// In a conversation: a part that is not blank.
     begun: bool,

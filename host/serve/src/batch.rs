@@ -120,6 +120,7 @@ fn again(row: &Row) -> Row {
         sent: String::new(),
         last: Vec::new(),
         pending: BTreeMap::new(),
+        places: RefCell::default(),
         ..*row
     }
 }
@@ -364,6 +365,7 @@ pub(crate) fn row(
         pending: BTreeMap::new(),
         echo: draw.echo,
         given: order.given.known().map(|(place, id)| (facts.lead + place, id)).collect(),
+        places: RefCell::default(),
         told: false,
         quiet: false,
     }

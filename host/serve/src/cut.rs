@@ -26,6 +26,40 @@ pub(crate) fn continuation(tokenizer: &dyn Tokenizer, ids: &[i64], from: usize) 
     }
 }
 
+/// Where the tokens of a text end in it, in bytes: each is looked for when it is asked for, and kept while the tokens up to it stay.
+#[derive(Debug, Default)]
+pub(crate) struct Places {
+    ids: Vec<i64>,
+    /// For each token, the length of the text up to its end.
+    ends: Vec<Option<usize>>,
+}
+
+impl Places {
+    /// Goes over to other tokens.
+    pub(crate) fn follow(&mut self, ids: &[i64]) {
+        let same = self.ids.iter().zip(ids).take_while(|(own, new)| own == new).count();
+        self.ids.truncate(same);
+        self.ids.extend(&ids[same..]);
+        self.ends.truncate(same);
+        self.ends.resize(ids.len(), None);
+    }
+
+    /// The token that writes a byte of the text: the first behind which the text is longer than that.
+    pub(crate) fn writes(&mut self, tokenizer: &dyn Tokenizer, byte: usize) -> usize {
+        let (mut low, mut high) = (0, self.ids.len());
+        while low < high {
+            let middle = low.midpoint(high);
+            let ids = &self.ids;
+            let read = || continuation(tokenizer, &ids[..=middle], 0).len();
+            match *self.ends[middle].get_or_insert_with(read) <= byte {
+                true => low = middle + 1,
+                false => high = middle,
+            }
+        }
+        low
+    }
+}
+
 /// The text in front of the first of some texts that is not given as a whole, and whether there is one.
 pub(crate) fn cut<'a>(
     text: &'a str,

@@ -4,6 +4,7 @@ mod scored;
 mod tokens;
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::Router;
 use axum::body::{Body, to_bytes};
@@ -100,6 +101,24 @@ pub(crate) fn router(site: &Arc<Site>, board: Option<&Arc<Board>>) -> Router {
     all.fallback(nothing)
         .method_not_allowed_fallback(other_method)
         .layer(from_fn_with_state(site, guard))
+}
+
+/// What a connection above the limit is answered, whatever it asks for.
+pub(crate) const FULL: &str = "there are too many connections: ask again in a moment";
+
+/// The endpoints of a connection above the limit: whether the server is well is told to who watches it.
+pub(crate) fn spare_router(site: &Arc<Site>) -> Router {
+    let own = Router::new().route("/health", get(health)).fallback(full);
+    let guarded = from_fn_with_state(Arc::clone(site), guard);
+    own.with_state(Arc::clone(site)).layer(guarded)
+}
+
+/// Takes the body first: closing over unread bytes would drop the answer.
+async fn full(State(site): State<Arc<Site>>, request: Request) -> Response<Body> {
+    Metrics::add(&site.metrics.refused, 1);
+    let body = to_bytes(request.into_body(), site.limits.body);
+    let _ = tokio::time::timeout(Duration::from_secs(1), body).await;
+    Fault::busy(StatusCode::SERVICE_UNAVAILABLE, FULL).answer()
 }
 
 fn of_model(app: Arc<App>) -> Router {

@@ -7,6 +7,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use axum::Router;
+use axum::http::StatusCode;
 use futures_util::future::{Either, select};
 use hyper::server::conn::http1;
 use hyper_util::rt::{TokioIo, TokioTimer};
@@ -19,7 +20,8 @@ use tokio::sync::watch;
 
 use crate::Limits;
 use crate::board::Board;
-use crate::http::{Site, router};
+use crate::fault::Fault;
+use crate::http::{FULL, Site, router, spare_router};
 use crate::metrics::Metrics;
 use crate::patience::Patient;
 
@@ -31,8 +33,8 @@ const AGE: Duration = Duration::from_secs(900);
 const LAST: Duration = Duration::from_secs(2);
 /// Bytes of the head of a request.
 const HEAD: usize = 64 * 1024;
-/// The answer to a connection above the limit, whatever it would have asked for.
-const FULL: &str = r#"{"error":{"message":"there are too many connections: ask again in a moment","type":"overloaded_error","param":null,"code":"busy"}}"#;
+/// Connections above the limit that may still ask for `/health`.
+const SPARE: u64 = 8;
 
 /// Takes the address.
 pub(crate) fn bind(address: SocketAddr) -> Result<std::net::TcpListener> {
@@ -68,16 +70,22 @@ pub(crate) fn run(
 ) -> Result<()> {
     let mut builder = tokio::runtime::Builder::new_current_thread();
     let runtime = builder.enable_all().max_blocking_threads(4).build().map_err(|e| failed(&e))?;
-    let router = router(&site, board.as_ref());
-    let done = runtime.block_on(accept(listener, (site, router), stop));
+    let routers = Routers { all: router(&site, board.as_ref()), spare: spare_router(&site) };
+    let done = runtime.block_on(accept(listener, (site, routers), stop));
     // What still runs is some client's tokenization: nobody waits for it.
     runtime.shutdown_background();
     done
 }
 
+/// The endpoints of connections, and of those above the limit.
+struct Routers {
+    all: Router,
+    spare: Router,
+}
+
 async fn accept(
     listener: std::net::TcpListener,
-    (site, router): (Arc<Site>, Router),
+    (site, routers): (Arc<Site>, Routers),
     stop: &Stop,
 ) -> Result<()> {
     let listener = TcpListener::from_std(listener).map_err(|e| failed(&e))?;
@@ -85,7 +93,7 @@ async fn accept(
     while !stop.asked() {
         match tokio::time::timeout(LOOK, listener.accept()).await {
             Err(_) => {}
-            Ok(Ok((stream, _))) => take(stream, &site, &router, &halted),
+            Ok(Ok((stream, _))) => take(stream, &site, &routers, &halted),
             // No file is left for it, say: those that are open may end meanwhile.
             Ok(Err(error)) => {
                 tracing::debug!("a connection failed: {error}");
@@ -122,13 +130,15 @@ async fn turned_away(mut stream: TcpStream, answer: String) {
 }
 
 /// Serves a connection, where there are not too many.
-fn take(stream: TcpStream, site: &Arc<Site>, router: &Router, halted: &watch::Receiver<bool>) {
-    let open = &site.metrics.connections;
-    if open.load(Ordering::Relaxed) >= site.limits.connections as u64 {
+fn take(stream: TcpStream, site: &Arc<Site>, routers: &Routers, halted: &watch::Receiver<bool>) {
+    let (open, most) = (&site.metrics.connections, site.limits.connections as u64);
+    let before = open.load(Ordering::Relaxed);
+    if before >= most + SPARE {
         Metrics::add(&site.metrics.refused, 1);
-        let length = FULL.len();
+        let body = Fault::busy(StatusCode::SERVICE_UNAVAILABLE, FULL).json().to_string();
+        let length = body.len();
         let answer = format!(
-            "HTTP/1.1 503 Service Unavailable\r\nRetry-After: 1\r\nContent-Type: application/json\r\nContent-Length: {length}\r\nConnection: close\r\n\r\n{FULL}"
+            "HTTP/1.1 503 Service Unavailable\r\nRetry-After: 1\r\nContent-Type: application/json\r\nContent-Length: {length}\r\nConnection: close\r\n\r\n{body}"
         );
         tokio::spawn(turned_away(stream, answer));
         return;
@@ -136,22 +146,28 @@ fn take(stream: TcpStream, site: &Arc<Site>, router: &Router, halted: &watch::Re
     open.fetch_add(1, Ordering::Relaxed);
     let _ = stream.set_nodelay(true);
     let (metrics, limits) = (Arc::clone(&site.metrics), site.limits.clone());
-    let (router, halted) = (router.clone(), halted.clone());
+    let (router, once) = match before >= most {
+        true => (routers.spare.clone(), true),
+        false => (routers.all.clone(), false),
+    };
+    let halted = halted.clone();
     let slot = Slot(metrics);
     tokio::spawn(async move {
-        serve(stream, router, halted, &limits).await;
+        serve(stream, (router, once), halted, &limits).await;
         drop(slot);
     });
 }
 
+/// Serves a connection to its end; `once` for one request alone.
 async fn serve(
     stream: TcpStream,
-    router: Router,
+    (router, once): (Router, bool),
     mut halted: watch::Receiver<bool>,
     limits: &Limits,
 ) {
     let mut builder = http1::Builder::new();
     builder.timer(TokioTimer::new()).header_read_timeout(limits.reading).max_buf_size(HEAD);
+    builder.keep_alive(!once);
     let service = TowerToHyperService::new(router);
     let stream = Patient::new(stream, limits.writing);
     let mut connection = pin!(builder.serve_connection(TokioIo::new(stream), service));

@@ -14,7 +14,7 @@ use maskdiff_plugin_api::{Kind, PluginError};
 use maskdiff_records::trace::Recorder;
 use tokio::sync::mpsc;
 
-use crate::cut::{continuation, cut, floor, visible};
+use crate::cut::{Places, continuation, cut, floor, visible};
 use crate::job::{Begun, Event, Opened, Shown, Step};
 
 /// A text of the batch, as its client sees it.
@@ -50,6 +50,8 @@ pub(crate) struct Row {
     pub echo: bool,
     /// What is given of the text, in order.
     pub given: Vec<(usize, i64)>,
+    /// Where its tokens end in its text, as far as that was asked.
+    pub places: RefCell<Places>,
     /// Whether a step was sent.
     pub told: bool,
     /// It is drawn once more, and its client has seen a part of it already: no step is sent.
@@ -77,13 +79,11 @@ impl Row {
         if self.reach > 0 || self.given.is_empty() {
             return false;
         }
-        let places: Vec<usize> = (0..ids.len()).collect();
-        // The token that writes a byte: the first behind which the text is longer than that.
-        let writes = |byte: usize| {
-            let is_before = |at: &usize| continuation(tokenizer, &ids[..=*at], 0).len() <= byte;
-            places.partition_point(is_before)
-        };
-        (writes(bytes.start)..=writes(bytes.end.saturating_sub(1))).all(|place| self.gives(place))
+        let mut places = self.places.borrow_mut();
+        places.follow(ids);
+        let [first, last] =
+            [bytes.start, bytes.end.saturating_sub(1)].map(|byte| places.writes(tokenizer, byte));
+        (first..=last).all(|place| self.gives(place))
     }
 
     /// Whether the token at a position is given.
@@ -289,6 +289,7 @@ impl Watch {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::sync::atomic::{AtomicUsize, Ordering};
     use std::time::Duration;
 
     const MASK: i64 = 5;
@@ -311,6 +312,7 @@ mod tests {
             pending: BTreeMap::new(),
             echo: false,
             given: vec![(0, 2)],
+            places: RefCell::default(),
             told: false,
             quiet: false,
         };
@@ -395,6 +397,63 @@ mod tests {
         assert_eq!(of(&[2, 4, 4, 4, 4]), "ac", "its second half is drawn");
         assert_eq!(of(&[4, 4, 4, 2, 4]), "");
         assert_eq!(of(&[2, 4, 4, 2, 4, 4]), "acca");
+    }
+
+    /// Counts what it reads.
+    struct Counting<'a>(&'a dyn Tokenizer, AtomicUsize);
+
+    impl Tokenizer for Counting<'_> {
+        fn vocab_size(&self) -> i64 {
+            self.0.vocab_size()
+        }
+        fn mask_id(&self) -> i64 {
+            self.0.mask_id()
+        }
+        fn eos(&self) -> Option<u32> {
+            self.0.eos()
+        }
+        fn encode(&self, text: &str) -> maskdiff_base::error::Result<Vec<u32>> {
+            self.0.encode(text)
+        }
+        fn decode(&self, ids: &[i64]) -> String {
+            self.1.fetch_add(1, Ordering::Relaxed);
+            self.0.decode(ids)
+        }
+        fn encoder(&self) -> Box<dyn maskdiff_data::tokenizer::Encoder + '_> {
+            self.0.encoder()
+        }
+        fn cut(&self, text: &str) -> Option<usize> {
+            self.0.cut(text)
+        }
+        fn to_json(&self) -> String {
+            self.0.to_json()
+        }
+    }
+
+    /// A long template and many stop texts that are given everywhere: the tokens are read a few times each, and not for each place anew; of
+    /// those that stay, never again.
+    #[test]
+    fn many_stops_in_a_long_template_are_looked_for_quickly() {
+        let (watch, row, _events) = watch();
+        let mut ids: Vec<i64> = (0..1024).map(|place| 2 + place % 3).collect();
+        let given = ids.iter().copied().enumerate().filter(|(place, _)| *place != 1023).collect();
+        let stops = ["a", "b", "c", "ab", "bc", "ca", "abc", "bca", "cab", "abca", "bcab", "cabc"];
+        let stops = stops.iter().map(|stop| (*stop).to_string()).collect();
+        let row = Row { reach: 0, given, stops, ..row };
+        let tokenizer = Counting(watch.tokenizer.as_ref(), AtomicUsize::new(0));
+        let of = |ids: &[i64]| {
+            let text = continuation(&tokenizer, ids, 0);
+            let is_given = |bytes: &Range<usize>| row.gives_all(&tokenizer, ids, bytes);
+            let length = cut(&text, &row.stops, is_given).0.len();
+            (length, tokenizer.1.swap(0, Ordering::Relaxed))
+        };
+        // The last token is drawn: what it ends is the first that counts.
+        let (length, reads) = of(&ids);
+        assert_eq!(length, 1024 - "abca".len());
+        assert!((1000..=2 * 1024 + 2).contains(&reads), "{reads} reads");
+        ids[1023] = 4;
+        let (_, reads) = of(&ids);
+        assert!(reads <= 8, "{reads} reads where one token has changed");
     }
 
     /// Who has seen a part of a text that is drawn once more gets the rest of it alone.

@@ -8,8 +8,9 @@ use std::time::Duration;
 use maskdiff_base::error::{Error, Result};
 use maskdiff_base::files::look;
 use maskdiff_base::stop::Stop;
+use maskdiff_base::text::read_toml;
 use maskdiff_config::kind::ComponentKind;
-use maskdiff_config::{Config, groups, listed, options};
+use maskdiff_config::{Config, groups, listed, options, shelf_file};
 use maskdiff_data::Tokenizer;
 use maskdiff_data::chat::Template;
 use maskdiff_data::sft;
@@ -166,6 +167,7 @@ pub fn run(common: &Common, given: &Options) -> Result<()> {
     if !given.runs.is_empty() && common.config()?.eval.checkpoint_path.is_none() {
         return runs_alone(common, settings(1));
     }
+    let common = &with_named_settings(common)?;
     let (checkpoint, mut config, tokenizer) = common.trained()?;
     unused::refuse(common, &config, "serve")?;
     let registry = assemble::registry(&common.plugins, &config)?;
@@ -231,6 +233,28 @@ fn runs_alone(common: &Common, settings: Settings) -> Result<()> {
         let line = json!({"listening": url, "runs": format!("{url}/runs")});
         report.result(&line, &format!("runs are shown at {url}/runs"));
     })
+}
+
+/// The command with the settings of the file of `sampling=NAME` as words of their own: a request overrides some of them, and an answer says
+/// with which it was drawn.
+fn with_named_settings(common: &Common) -> Result<Common> {
+    const NAMED: &str = "sampling=";
+    let name = common.overrides.iter().rev().find_map(|word| word.strip_prefix(NAMED));
+    let file = name.map(|name| shelf_file("sampling", name)).transpose()?.flatten();
+    let Some((file, text)) = file else { return Ok(common.clone()) };
+    let values: toml::Table = read_toml(&text, &format!("`{file}`"), "")?;
+    let own = common.overrides.iter().filter(|word| !word.starts_with(NAMED));
+    let word = |(key, value): (&String, &toml::Value)| {
+        let value = value.as_str().map_or_else(|| value.to_string(), String::from);
+        format!("sampling.{key}={value}")
+    };
+    let is_said = |word: &String| {
+        let key = word.split_inclusive('=').next().unwrap_or_default();
+        own.clone().any(|own| own.starts_with(key))
+    };
+    let theirs: Vec<String> = values.iter().map(word).filter(|word| !is_said(word)).collect();
+    let overrides = theirs.into_iter().chain(own.cloned()).collect();
+    Ok(common.clone().overriding(overrides))
 }
 
 /// The command without options of its own sampler, where a request names another one.

@@ -180,7 +180,7 @@ impl<'a> Job<'a> {
             return Err(config.layers.error(
                 "trainer.limit_train_batches",
                 "`trainer.limit_train_batches` is a share of an epoch, and this source has none",
-                "give a whole number of batches: the first so many, again and again",
+                "give a number N of batches: the first N are trained on again and again",
             ));
         }
         Ok(corpus)

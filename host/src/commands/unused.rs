@@ -9,6 +9,10 @@ use super::Common;
 const GROUPS: &[&str] =
     &["optim", "lr_scheduler", "checkpointing", "track", "wandb", "alert", "run"];
 
+/// Parts of groups that training alone reads: adapters are made there, and of the weights of a checkpoint they are a part already; a curriculum
+/// is for the steps of training.
+const PARTS: &[&str] = &["training.lora", "training.curriculum"];
+
 /// Keys of other groups that training alone reads, each with what is meant instead, if anything is.
 const KEYS: &[(&str, &str)] = &[
     ("trainer.max_steps", ""),
@@ -28,6 +32,10 @@ const KEYS: &[(&str, &str)] = &[
     ("training.teacher", ""),
     ("training.ema", "`eval.disable_ema=true` takes the raw weights"),
     ("training.antithetic_sampling", ""),
+    ("training.sampling_eps_min", ""),
+    ("training.sampling_eps_max", ""),
+    ("training.resample", ""),
+    ("training.label_dropout", ""),
     ("training.clip_search_widths", ""),
     ("training.clip_search_delta", ""),
     ("loader.batch_size", "`loader.eval_batch_size` is the number of sequences at once"),
@@ -47,11 +55,11 @@ pub(super) fn refuse(common: &Common, config: &Config, command: &str) -> Result<
         if source != COMMAND_LINE || key == HARMLESS {
             continue;
         }
-        let group = key.split_once('.').map_or("", |(group, _)| group);
+        let within = |part: &&str| key.strip_prefix(part).is_some_and(|rest| rest.starts_with('.'));
         let known = KEYS.iter().find(|(known, _)| *known == key);
         let instead = match known {
             Some((_, instead)) => *instead,
-            None if GROUPS.contains(&group) => "",
+            None if GROUPS.iter().chain(PARTS).any(|part| within(&part)) => "",
             None => continue,
         };
         let message = format!(

@@ -117,7 +117,8 @@ struct Shards : Listener {
     return all;
   }
 
-  // Leaves the parameters their shapes, and not a number for each: a call that reads one too early or too late computes no loss.
+  // Lets go of the numbers: each parameter keeps its shape, and one NaN stands for all of its numbers. So a call that reads a parameter too
+  // early or too late computes no loss.
   void empty(Unit& unit) const {
     for (const auto& param : unit.params) param.set_data(nothing.expand(param.sizes()));
     unit.whole.reset();
@@ -254,7 +255,7 @@ char* maskdiff_record(Recorder** result) {
   });
 }
 
-// Gives each stage with each leaf that it read to `give`, and ends the recording.
+// Passes each stage with each leaf that it read to `give`, and ends the recording.
 char* maskdiff_recorded(Recorder* recorder, void* list_of, void (*give)(void*, int64_t, Tensor*)) {
   return guarded([&] {
     const std::unique_ptr<Recorder> own(recorder);

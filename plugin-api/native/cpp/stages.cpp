@@ -213,7 +213,7 @@ extern "C" {
 
 int maskdiff_gradients_on() { return at::GradMode::is_enabled() ? 1 : 0; }
 
-// Tells that a stage of which no gradient is needed begins; `maskdiff_stage_left` takes what this gives.
+// Tells that a stage of which no gradient is needed begins; `maskdiff_stage_left` takes the result.
 char* maskdiff_stage_entered(int64_t index, maskdiff::Announced** result) {
   return guarded([&] { *result = new maskdiff::Announced(index, /*backward=*/false); });
 }

@@ -14,7 +14,7 @@ namespace maskdiff {
 inline const char* const kBegins = "maskdiff::stage_begins";
 inline const char* const kEnds = "maskdiff::stage_ends";
 
-// A stage under way: from its making until it ends, which is at the latest when this goes.
+// A stage under way, from the construction of this object to `end`, or else to its destruction.
 class Announced {
  public:
   Announced(int64_t stage, bool backward) : stage_(stage) {

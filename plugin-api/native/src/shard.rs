@@ -108,7 +108,7 @@ impl Shards {
         let counts: Vec<i64> = units.iter().map(|(params, _)| params.len() as i64).collect();
         let parts: Vec<i64> = units.iter().map(|(_, layout)| layout.part as i64).collect();
         let (list, mut handle) = (pointers(&params), std::ptr::null_mut());
-        // SAFETY: a live group, live tensors, as many places as tensors, as many counts and parts as units, a place for what is made.
+        // SAFETY: a live group, N live tensors with N places, M counts and M parts of M units, a place for what is made.
         checked(unsafe {
             maskdiff_shards_new(
                 group.handle,

@@ -142,12 +142,12 @@ fn number(stage: usize) -> i64 {
     i64::try_from(stage).unwrap_or(i64::MAX)
 }
 
-/// What `body` makes of `inputs` as the stage of that number, keeping the inputs alone for the backward pass, in which `body` runs again under the same random
-/// numbers and the same reduced precision (activation checkpointing; Chen et al. 2016, arXiv:1604.06174).
+/// Runs `body` over `inputs` as the stage of that number. Of it the inputs alone are kept for the backward pass, in which `body` runs again under
+/// the same random numbers and the same reduced precision (activation checkpointing; Chen et al. 2016, arXiv:1604.06174).
 ///
-/// Numbers and gradients are those of `body(inputs)`, bit for bit; under reduced precision they are where no weight is used twice in
-/// `body`, whose casts are then two. `body` gives the same for the same inputs. Tensors with a gradient that it reads are among the
-/// inputs, or leaves.
+/// Values and gradients equal those of `body(inputs)`, bit for bit. Under reduced precision that holds where `body` uses no weight twice: each
+/// use then has a cast of its own. `body` must return equal values for equal inputs. Each tensor with a gradient that it reads is an input
+/// or a leaf.
 ///
 /// # Errors
 /// A tensor with a graph that is not among the inputs. A panic of `body` goes on as one; in the backward pass it is an error of

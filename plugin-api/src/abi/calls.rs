@@ -2,7 +2,7 @@
 
 use std::cell::Cell;
 
-use tch::Tensor;
+use tch::{Device, Tensor};
 
 use crate::error::{Kind, PluginError, Result};
 use crate::shape::{ANY, Kinds, Wanted};
@@ -124,4 +124,45 @@ pub(crate) fn numbers(method: &str, (low, high): (f64, f64)) -> Result<(f64, f64
         bail!(Numeric, "`{method}` returned ({low}, {high})");
     }
     Ok((low, high))
+}
+
+/// Rounding may carry a value so far past the end of its range.
+const SLACK: f64 = 1e-6;
+
+/// The values of noise levels, of their derivatives and of rates.
+pub(crate) const LEVELS: (f64, f64) = (0.0, f64::INFINITY);
+/// The values of times and of shares.
+pub(crate) const SHARES: (f64, f64) = (0.0, 1.0);
+
+/// Refuses values that are NaN or outside a range, of those that lie in the CPU's memory: a GPU would be waited for. Who was given NaN is
+/// not to blame for it.
+pub(crate) fn values_fit(
+    returned: &str,
+    values: &Tensor,
+    given: &Tensor,
+    (least, most): (f64, f64),
+) -> Result<()> {
+    if values.device() != Device::Cpu || values.numel() == 0 {
+        return Ok(());
+    }
+    // Of numbers of which one is NaN, both ends are NaN.
+    let Ok((low, high)) = values.detach().f_aminmax(None, false) else { return Ok(()) };
+    let (low, high) = (low.double_value(&[]), high.double_value(&[]));
+    let outside = match (low, high) {
+        _ if low.is_nan() => low,
+        _ if low < least - SLACK => low,
+        _ if high > most + SLACK => high,
+        _ => return Ok(()),
+    };
+    if given.isnan().any().int64_value(&[]) != 0 {
+        return Ok(());
+    }
+    let range = match most.is_finite() {
+        true => format!("{least} to {most}"),
+        false => format!("{least} or more"),
+    };
+    let mut error =
+        PluginError::new(Kind::Numeric, format!("{returned} {outside}, expected {range}"));
+    error.location.clear();
+    Err(error)
 }

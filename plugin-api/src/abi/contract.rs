@@ -6,7 +6,7 @@
 
 use tch::{Kind, Tensor};
 
-use super::calls::{broken, losses_fit};
+use super::calls::{LEVELS, SHARES, broken, losses_fit, values_fit};
 use super::handles::{Method, Network, Noise, Process, lend};
 use super::held::{Answer, Held};
 use super::message::{Crosses, Message, lacks, replied};
@@ -117,20 +117,20 @@ contract! {
         check Held::check;
     token_sigma(tokens_bl: &Tensor, t_b: &Tensor) -> Tensor,
         missing |noise: &Noise| noise.of_all(noise.sigma(t_b), tokens_bl),
-        check |sigma: &Tensor| of_tokens("token_sigma", sigma, tokens_bl, Kind::Double);
+        check |sigma: &Tensor| levels_fit("token_sigma", sigma, tokens_bl, t_b);
     token_dsigma(tokens_bl: &Tensor, t_b: &Tensor) -> Tensor,
         missing |noise: &Noise| noise.of_all(noise.dsigma(t_b), tokens_bl),
-        check |rate: &Tensor| of_tokens("token_dsigma", rate, tokens_bl, Kind::Double);
+        check |rate: &Tensor| levels_fit("token_dsigma", rate, tokens_bl, t_b);
 }
 
 contract! {
     process_call for ForwardProcess, handle Process, lends [];
     mixing(alpha_b: &Tensor) -> Mix,
         missing |_: &Process| lacks("mixing"),
-        check |mix: &Mix| of_sequences("mixing", mix, alpha_b);
+        check |mix: &Mix| of_sequences("mixing", mix, alpha_b, SHARES);
     arrival(alpha_b: &Tensor) -> Mix,
         missing |_: &Process| lacks("arrival"),
-        check |mix: &Mix| of_sequences("arrival", mix, alpha_b);
+        check |mix: &Mix| of_sequences("arrival", mix, alpha_b, LEVELS);
     corrupt_tokens(x0_bl: &Tensor, alpha_bl: &Tensor, u_bl: &Tensor) -> Tensor,
         missing |process: &Process| process.corrupt_each(x0_bl, alpha_bl, u_bl),
         check |xt_bl: &Tensor| of_tokens("corrupt_tokens", xt_bl, x0_bl, Kind::Int64);
@@ -256,14 +256,21 @@ fn returned(method: &str, part: &str, tensor: &Tensor, wanted: &Wanted<'_>) -> R
     }
 }
 
-fn of_sequences(method: &str, mix: &Mix, alpha_b: &Tensor) -> Result<()> {
+fn of_sequences(method: &str, mix: &Mix, alpha_b: &Tensor, range: (f64, f64)) -> Result<()> {
     for (name, tensor) in [("every_b", &mix.every_b), ("mask_b", &mix.mask_b)] {
         let (size, device) = (alpha_b.size(), alpha_b.device());
         let kinds = Kinds::Is(Kind::Double);
         let wanted = Wanted { letters: "[B]", size: &size, kinds, device };
         returned(method, name, tensor, &wanted)?;
+        values_fit(&format!("`{method}` returned `{name}`"), tensor, alpha_b, range)?;
     }
     Ok(())
+}
+
+/// A noise level or its rate for each token.
+fn levels_fit(method: &str, level_bl: &Tensor, tokens_bl: &Tensor, t_b: &Tensor) -> Result<()> {
+    of_tokens(method, level_bl, tokens_bl, Kind::Double)?;
+    values_fit(&format!("`{method}` returned"), level_bl, t_b, LEVELS)
 }
 
 /// One value for each token.

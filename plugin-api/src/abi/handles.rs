@@ -10,7 +10,7 @@ use abi_stable::std_types::{ROption, RVec, Tuple2};
 use tch::{Kind, Tensor};
 
 use super::adapters::*;
-use super::calls::{Owner, broken, losses_fit, numbers};
+use super::calls::{LEVELS, Owner, SHARES, broken, losses_fit, numbers, values_fit};
 use super::lent::Lent;
 use super::message::{Message, RReply};
 use super::nobody::Nobody;
@@ -151,19 +151,26 @@ handle!(
 const SAME: &str = "the shape of its argument,";
 
 macro_rules! of_times {
-    ($($method:ident($argument:ident)),+) => {$(
+    ($($method:ident($argument:ident) in $range:ident),+) => {$(
         pub fn $method(&self, $argument: &Tensor) -> Result<Tensor> {
             let method = stringify!($method);
             self.owner.call(method, &[(stringify!($argument), $argument)], || {
                 let value = owned(self.object.$method(RTensorRef::new($argument)))?;
-                like(method, value, SAME, $argument, Kinds::Is($argument.kind()))
+                let value = like(method, value, SAME, $argument, Kinds::Is($argument.kind()))?;
+                values_fit(&format!("`{method}` returned"), &value, $argument, $range)?;
+                Ok(value)
             })
         }
     )+};
 }
 
 impl Noise {
-    of_times!(sigma(t), dsigma(t), time_of_alpha(alpha), importance(t));
+    of_times!(
+        sigma(t) in LEVELS,
+        dsigma(t) in LEVELS,
+        time_of_alpha(alpha) in SHARES,
+        importance(t) in SHARES
+    );
 
     pub(super) fn send(&self, method: &str, message: Message) -> RReply {
         self.object.call(method.into(), message.into())

@@ -204,9 +204,7 @@ impl Toy {
         }
         digits
     }
-}
 
-impl Toy {
     /// Mixtures `[B, S, M]` as vectors over the vocabulary, `[B, S, V] f64`.
     fn mixed(&self, ids: &Tensor, weight: &Tensor) -> Tensor {
         let each = ids.one_hot(self.vocab_size()).to_kind(TensorKind::Double);

@@ -41,13 +41,13 @@ impl Default for Config {
 /// # Equation
 /// In each step k texts `x^1 .. x^k` are drawn, every masked token from `p(x0 | xt)` by itself. One of them is kept, with probability
 /// `w_i / sum w`, `w_i = q(x^i) / p(x^i | xt)`, where `q` is the law of whole texts of the second model and `p` the product over the masked
-/// tokens; or `w_i = exp(-E(x^i, xt, t))` where the second model learned the energy `E` (`nce`). What opens between t and s opens with the token that it has there. With many candidates the kept text has the law `q`, given
-/// what is open.
+/// tokens; or `w_i = exp(-E(x^i, xt, t))` where the second model learned the energy `E` (`nce`). A position that opens between t and s
+/// takes its token from the kept text. With many candidates the kept text has the law `q`, given what is open.
 ///
 /// # Source
-/// Xu et al. 2024, arXiv:2410.21357, sections 3.2, 3.3 and 4 (`E = -log q + log p`, autoregressive, or learned; `window` is its importance window). Differences: the
-/// draws are exact in f64, and `w` is normalised in logarithms. A next-token model gives no law of the first token, so the first token's
-/// `p` stands for its `q` too.
+/// Xu et al. 2024, arXiv:2410.21357, sections 3.2, 3.3 and 4 (`E = -log q + log p`, autoregressive, or learned; `window` is its
+/// importance window). Differences: the draws are exact in f64, and `w` is normalised in logarithms. A next-token model has no law of the
+/// first token, so the first token's `p` stands for its `q` too.
 ///
 /// # Cost
 /// A call of the network in each step in which a token opens, and k of the second model.

@@ -12,11 +12,12 @@ register!(process Gidd);
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub(crate) struct Config {
-    /// Share of the tokens that are uniform noise at t = 1/2, in [0, 1); 0 is the absorbing process. A schedule without one of
-    /// its own takes that of the process.
+    /// Share of the tokens that are uniform noise at t = 1/2, in [0, 1); 0 is the absorbing process. `noise.p_uniform` is that of the
+    /// process where it is not set.
     #[schemars(range(min = 0.0), extend("exclusiveMaximum" = 1.0, "x-follows" = "process.p_uniform"))]
     pub(crate) p_uniform: f64,
-    /// How steeply uniform noise rises and falls, in (0, 2]. A schedule without one of its own takes that of the process.
+    /// How steeply uniform noise rises and falls, in (0, 2]. `noise.gamma` is that of the process where it is not
+    /// set.
     #[schemars(range(max = 2.0), extend("exclusiveMinimum" = 0.0, "x-follows" = "process.gamma"))]
     pub(crate) gamma: f64,
 }

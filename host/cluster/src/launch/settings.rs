@@ -109,15 +109,7 @@ impl Settings {
         let file = shelf_file(SHELF, scheduler)?;
         let named = |name: &str| format!("configs/{SHELF}/{scheduler}.toml{name}");
         let table = match &file {
-            Some((name, text)) => text.parse::<toml::Table>().map_err(|e| {
-                Error::config(
-                    format!(
-                        "`{name}` is not TOML: {}",
-                        maskdiff_base::text::plain_types(e.message())
-                    ),
-                    "",
-                )
-            })?,
+            Some((name, text)) => text::read_toml(text, &format!("`{name}` is not TOML"), "")?,
             None => toml::Table::new(),
         };
         let none = toml::Table::new();

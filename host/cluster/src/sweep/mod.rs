@@ -10,6 +10,7 @@
 pub mod axes;
 pub mod collect;
 pub mod local;
+pub mod values;
 
 use std::fs;
 use std::path::{Path, PathBuf};

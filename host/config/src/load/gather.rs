@@ -7,6 +7,7 @@ use figment::value::{Dict, Value as Figured};
 use maskdiff_base::error::{Error, Kind, Result};
 use maskdiff_base::files::look;
 use maskdiff_base::process;
+use maskdiff_base::text::read_toml;
 
 use super::Request;
 use super::builder::{Builder, DEFAULT, METHOD, method_in, parse};
@@ -286,12 +287,7 @@ fn choices_in(name: &str, text: &str) -> Result<BTreeMap<String, String>> {
         #[serde(default)]
         groups: BTreeMap<String, String>,
     }
-    let parsed: Groups = toml::from_str(text).map_err(|e| {
-        Error::config(
-            format!("`{name}` is not TOML: {}", maskdiff_base::text::plain_types(e.message())),
-            "",
-        )
-    })?;
+    let parsed: Groups = read_toml(text, &format!("`{name}` is not TOML"), "")?;
     if let Some(unknown) = parsed.groups.keys().find(|g| !CHOSEN.contains(&g.as_str())) {
         return Err(Error::config(
             format!("`{name}` chooses a file for `{unknown}`, which is no group with files"),

@@ -57,7 +57,7 @@ pub(super) fn bytes(tensor: &Tensor) -> &[u8] {
     if length == 0 {
         return &[];
     }
-    // SAFETY: a contiguous tensor on the CPU (`write`) of so many bytes, which lives as long as the borrow and which nobody
+    // SAFETY: a contiguous tensor on the CPU (`write`) of `length` bytes, which lives as long as the borrow and which nobody
     // writes meanwhile.
     unsafe { std::slice::from_raw_parts(tensor.data_ptr().cast::<u8>().cast_const(), length) }
 }
@@ -248,7 +248,7 @@ impl Stored {
         Ok(())
     }
 
-    /// Copies as many of its numbers as `to [N]` has, from number `first` on.
+    /// Copies N of its numbers, from number `first` on, into `to [N]`.
     fn copy_part(&self, first: usize, to: &Tensor) -> Result<()> {
         let numbers = match &self.place {
             Place::File(file, at) => {
@@ -265,7 +265,10 @@ impl Stored {
 /// Reads a contiguous tensor of the CPU from byte `at` of a file on.
 fn read_exact(file: &File, at: u64, to: &mut Tensor) -> Result<()> {
     file.read_exact_at(bytes_mut(to), at).map_err(|e| {
-        Error::checkpoint(format!("a tensor could not be read: {e}"), "is the disk whole?")
+        Error::checkpoint(
+            format!("a tensor could not be read: {e}"),
+            "the file may be truncated, or the disk failing",
+        )
     })
 }
 
@@ -276,7 +279,7 @@ fn bytes_mut(tensor: &mut Tensor) -> &mut [u8] {
     if length == 0 {
         return &mut [];
     }
-    // SAFETY: a contiguous tensor on the CPU (`copy_into`) of so many bytes, which nobody else reads or writes meanwhile.
+    // SAFETY: a contiguous tensor on the CPU (`copy_into`) of `length` bytes, which nobody else reads or writes meanwhile.
     unsafe { std::slice::from_raw_parts_mut(tensor.data_ptr().cast::<u8>(), length) }
 }
 

@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 use maskdiff_base::error::{Error, Result};
-use maskdiff_base::text::nearest;
+use maskdiff_base::text::{nearest, read_toml};
 use maskdiff_config::{Config, shelf_file, shelf_names};
 use serde::Deserialize;
 
@@ -66,13 +66,8 @@ impl Protocol {
             let message = format!("there is no protocol `{name}`");
             return Err(config.layers.error("eval.gen_ppl.protocol", &message, &hint));
         };
-        let this: Self = toml::from_str(&text).map_err(|e| {
-            let hint = "`configs/protocol/pooled.toml` explains the keys";
-            Error::config(
-                format!("`{file}`: {}", maskdiff_base::text::plain_types(e.message())),
-                hint,
-            )
-        })?;
+        let hint = "`configs/protocol/pooled.toml` explains the keys";
+        let this: Self = read_toml(&text, &format!("`{file}`"), hint)?;
         for (key, value) in [("context", this.context), ("stride", this.stride)] {
             if value.is_some_and(|value| value < 2) {
                 return Err(Error::config(format!("`{file}`: `{key}` must be at least 2"), ""));

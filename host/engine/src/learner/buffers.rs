@@ -31,7 +31,7 @@ impl Buffers {
         self.0.iter().map(one).collect()
     }
 
-    /// Gives every rank those of rank 0 that any rank has written.
+    /// Sends every rank those of rank 0 that any rank has written.
     pub(super) fn share(&mut self, written: &[f64], world: &World) -> Result<()> {
         let theirs = self.0.iter_mut().zip(written).filter(|(_, ranks)| **ranks > 0.0);
         let theirs: Vec<&mut (Tensor, i64)> = theirs.map(|(buffer, _)| buffer).collect();

@@ -68,26 +68,34 @@ impl Parts {
         Ok(Some(Self { shards, units, sizes, pieces, gradients, world: Rc::clone(world) }))
     }
 
+    /// What a failure of these parts means. A stage that was not there before is no fault of another rank.
+    fn failed(&self, error: &maskdiff_native::Error) -> Error {
+        match error.to_string().contains("there was no stage") {
+            true => component::torch(error),
+            false => self.world.lost(error),
+        }
+    }
+
     /// Before the passes of a step.
     pub(super) fn open(&self) -> Result<()> {
-        self.shards.open().map_err(|e| self.world.lost(&e))
+        self.shards.open().map_err(|e| self.failed(&e))
     }
 
     /// After them: the gradients are the means over the ranks.
     pub(super) fn close(&self) -> Result<()> {
-        self.shards.close().map_err(|e| self.world.lost(&e))
+        self.shards.close().map_err(|e| self.failed(&e))
     }
 
     /// Where a pass failed because ranks could not share what it reads: that.
     pub(super) fn failure(&self) -> Option<Error> {
-        self.shards.failure().map(|e| self.world.lost(&e))
+        self.shards.failure().map(|e| self.failed(&e))
     }
 
     /// Runs `body` with whole parameters on every rank.
     pub(super) fn gathered<T>(&self, body: impl FnOnce() -> Result<T>) -> Result<T> {
-        self.shards.gather().map_err(|e| self.world.lost(&e))?;
+        self.shards.gather().map_err(|e| self.failed(&e))?;
         let done = body();
-        self.shards.part().map_err(|e| self.world.lost(&e))?;
+        self.shards.part().map_err(|e| self.failed(&e))?;
         done
     }
 

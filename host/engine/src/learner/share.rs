@@ -1,5 +1,6 @@
 //! What of all that is learnt this rank holds (`trainer.strategy`), and how it comes together for an evaluation or a checkpoint.
 
+use std::collections::BTreeMap;
 use std::rc::Rc;
 
 use maskdiff_base::error::Result;
@@ -9,7 +10,7 @@ use tch::{Kind, Tensor};
 
 use super::parts::Parts;
 use super::{Learner, pick};
-use crate::checkpoint::{Named, Target};
+use crate::checkpoint::{Named, Target, room};
 use crate::component;
 use crate::distributed::{World, owners};
 use crate::model::Model;
@@ -77,7 +78,7 @@ impl Learner {
         self.share.parts().map_or_else(|| self.masters[i].size(), |parts| parts.sizes[i].clone())
     }
 
-    /// Gives all ranks what each has for its own, of tensors in the order of the parameters.
+    /// Sends all ranks what each owns, of tensors in the order of the parameters.
     pub(super) fn spread(&self, tensors: &[Tensor]) -> Result<()> {
         let Share::Owned(owner) = &self.share else { return Ok(()) };
         (0..self.world.size()).try_for_each(|rank| {
@@ -202,6 +203,23 @@ impl Learner {
         let shadow = self.ema.iter().flat_map(|ema| &ema.shadow);
         let ema = own.zip(shadow).map(|(i, t)| (self.names[i].clone(), self.target(i, t)));
         [state.collect(), ema.collect()]
+    }
+
+    /// Bytes that this rank holds of what is trained, by what they are.
+    pub fn held(&self) -> BTreeMap<&'static str, u64> {
+        let sum = |tensors: &[Tensor]| tensors.iter().map(room::bytes).sum::<u64>();
+        let (weights, gradients) = match self.share.parts() {
+            Some(parts) => (sum(&parts.pieces), sum(&parts.gradients)),
+            None => (sum(&self.params), sum(&self.params)),
+        };
+        let state = self.optimizer.state();
+        let moments = state.iter().filter(|(part, ..)| *part != "step");
+        BTreeMap::from([
+            ("weights", weights),
+            ("gradients", gradients),
+            ("moments", moments.map(|(_, _, tensor)| room::bytes(tensor)).sum()),
+            ("average", self.ema.as_ref().map_or(0, |ema| sum(&ema.shadow))),
+        ])
     }
 
     /// Bytes of the weights, whole.

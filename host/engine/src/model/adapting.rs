@@ -31,9 +31,10 @@ impl Model {
         if self.lora.is_some() { self.trained() } else { self.named() }
     }
 
-    /// Where the matrix of the head lies, where that is linear.
-    pub(crate) fn head_matrix(&self) -> Option<*mut std::ffi::c_void> {
-        self.head.as_ref().map(|head| head.weight.data_ptr())
+    /// The parameter that is the matrix of the head, by its name, where that is linear. Its place in memory says nothing once ranks have parts
+    /// of it.
+    pub(crate) fn head_matrix(&self) -> Option<&str> {
+        self.head_matrix.as_deref()
     }
 
     /// The adapters that are trained in the place of the parameters.

@@ -127,7 +127,7 @@ impl Model {
                 let made = self.bad_level(asked, true);
                 return made.or_else(|| {
                     Some(format!(
-                        "the noise level that `hidden` of backbone `{}` is given is {what}",
+                        "backbone `{}` received a noise level that is {what}",
                         backbone.name
                     ))
                 });

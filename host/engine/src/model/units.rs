@@ -26,17 +26,18 @@ impl Model {
         let (called, met) = recorded(called).map_err(component::torch)?;
         let name = &self.names.backbone.name;
         called.map_err(|e| component::error(ComponentKind::Backbone, name, e))?;
-        let trained = self.trainable();
+        let trained = self.trained();
         let head = self.head_matrix();
         let mut stage_of: Vec<Option<usize>> = vec![None; trained.len()];
         let mut lone = vec![true; trained.len()];
         for (stage, leaf) in &met {
             let place = leaf.data_ptr();
-            let Some(i) = trained.iter().position(|tensor| tensor.data_ptr() == place) else {
+            let Some(i) = trained.iter().position(|(_, tensor)| tensor.data_ptr() == place) else {
                 continue;
             };
             let stage = usize::try_from(*stage).unwrap_or_default();
-            lone[i] &= stage_of[i].is_none_or(|known| known == stage) && head != Some(place);
+            let is_head = head == Some(trained[i].0.as_str());
+            lone[i] &= stage_of[i].is_none_or(|known| known == stage) && !is_head;
             stage_of[i] = Some(stage);
         }
         let Some(last) = stage_of.iter().flatten().max() else {

@@ -6,7 +6,7 @@ use std::path::Path;
 use maskdiff_base::error::{Error, Kind, Result};
 use maskdiff_config::listed::Strategy;
 use maskdiff_records::run_dir;
-use tch::Tensor;
+use tch::{Device, Tensor};
 
 use super::{Progress, Trainer, Window};
 use crate::assemble;
@@ -21,7 +21,7 @@ impl Trainer<'_> {
     ///
     /// A checkpoint that could not be written is told of, and the next one is tried: training is worth more.
     pub(super) fn save(&mut self, best: bool) -> Result<()> {
-        // Before this one takes its memory.
+        // Frees the copy of the checkpoint before this one first, where it is not kept for its memory.
         let before = self.saver.as_mut().map_or(Ok(None), Saver::wait);
         if let Err(error) = before {
             self.report.note(&format!("warning: the last checkpoint was not written: {error}"));
@@ -34,14 +34,8 @@ impl Trainer<'_> {
         if let Some(error) = saver.not_copied() {
             self.report.note(&format!("warning: {error}"));
         }
-        // The weights as they are learnt; buffers as the network has them.
-        let mut masters: BTreeMap<String, Tensor> = weights.into_iter().collect();
-        let learnt_or = |(name, tensor): (String, Tensor)| {
-            let master = masters.remove(&name);
-            (name, master.unwrap_or(tensor))
-        };
-        let model: Named = self.model.kept().into_iter().map(learnt_or).collect();
         let (progress, learner) = (&self.progress, &self.learner);
+        let model = learnt_or_kept(weights, self.model.kept(), learner.is_parted());
         saver.save(Content {
             state: State {
                 format: checkpoint::FORMAT,
@@ -301,4 +295,44 @@ pub fn newest(folder: &Path, world: &World, tell: impl FnMut(&str)) -> Result<Op
         return Ok(found);
     }
     Checkpoint::open_unchecked(Path::new(&path)).map(Some)
+}
+
+/// The weights as they are learnt, and what is kept beside them, buffers and frozen parameters, as the network has it. `copied` copies the
+/// latter: a writer of weights that are copies already would read them while the next step writes into them.
+fn learnt_or_kept(learnt: Named, kept: Named, copied: bool) -> Named {
+    let mut learnt: BTreeMap<String, Tensor> = learnt.into_iter().collect();
+    let own = |tensor: Tensor| match copied {
+        true => tensor.detach().to_device(Device::Cpu).copy(),
+        false => tensor,
+    };
+    let one = |(name, tensor): (String, Tensor)| {
+        let learnt = learnt.remove(&name);
+        (name, learnt.unwrap_or_else(|| own(tensor)))
+    };
+    kept.into_iter().map(one).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Where ranks have parts, the writer copies nothing: a buffer that the next step writes into is its own.
+    #[test]
+    fn a_writer_of_gathered_weights_gets_no_live_buffer() {
+        let tensors = || Tensor::from_slice(&[1.0, 2.0]);
+        let (weight, gathered, mut mean) = (tensors(), tensors() * 3.0, tensors());
+        let named = |name: &str, tensor: &Tensor| (name.to_string(), tensor.shallow_clone());
+        for copied in [true, false] {
+            let kept = vec![named("weight", &weight), named("mean", &mean)];
+            let all = learnt_or_kept(vec![named("weight", &gathered)], kept, copied);
+            let before = mean.copy();
+            let _ = mean.g_add_scalar_(1.0);
+            assert_eq!(
+                all.iter().map(|(name, _)| name.as_str()).collect::<Vec<_>>(),
+                ["weight", "mean"]
+            );
+            assert_eq!(all[0].1, gathered);
+            assert_eq!(all[1].1 == before, copied);
+        }
+    }
 }

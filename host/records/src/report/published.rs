@@ -1,6 +1,7 @@
 //! Published figures beside our results.
 
-use maskdiff_base::error::{Error, Result};
+use maskdiff_base::error::Result;
+use maskdiff_base::text::read_toml;
 use maskdiff_config::{shelf_file, shelf_names};
 use serde::Deserialize;
 use serde_json::{Value, json};
@@ -43,13 +44,8 @@ pub fn figures() -> Result<Vec<Published>> {
     let mut tables = Vec::new();
     for name in shelf_names("published") {
         let (file, text) = shelf_file("published", &name)?.unwrap_or_default();
-        let read: File = toml::from_str(&text).map_err(|e| {
-            let hint = "see the shipped files of configs/published/";
-            Error::config(
-                format!("`{file}`: {}", maskdiff_base::text::plain_types(e.message())),
-                hint,
-            )
-        })?;
+        let hint = "see the shipped files of configs/published/";
+        let read: File = read_toml(&text, &format!("`{file}`"), hint)?;
         tables.extend(read.table);
     }
     Ok(tables)

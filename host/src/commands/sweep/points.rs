@@ -82,7 +82,7 @@ pub(super) fn check(
 }
 
 /// The points that tell most about all, at most [`CHECKED`]: first those with a word that none before had, then some spread over the
-/// rest. And how many those with a new word are.
+/// rest. Returns the number of the first kind too.
 fn telling(sweep: &Sweep, points: &[usize]) -> (Vec<usize>, usize) {
     let mut seen = BTreeSet::new();
     // One seed is as good as another, when it is a number at all.

@@ -81,6 +81,7 @@ fn show(common: &Common, needs: &Needs) {
     if let Some(evaluation) = needs.evaluation {
         rows.push(vec!["in an evaluation".into(), size(evaluation)]);
     }
+    rows.push(vec!["main memory of rank 0 for a checkpoint".into(), size(needs.checkpoint)]);
     report.table(&["memory of a rank", ""], &rows);
     let mut line = json!(needs);
     line["bytes_in_any_case"] = needs.sure().into();

@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 
 use maskdiff_base::error::{Error, Result};
+use maskdiff_base::text::read_toml;
 use maskdiff_config::shelf_file;
 use serde::Deserialize;
 use serde_json::{Value, json};
@@ -85,12 +86,7 @@ const OF_BLOCKS: &[&str] = &[
 /// The configuration in the original's words, and whether its process has a mask; one of the original itself stays as it is.
 pub(super) fn recast(config: Value) -> Result<(Value, bool)> {
     let (file, text) = shelf_file("compat", "descendants")?.unwrap_or_default();
-    let words: Words = toml::from_str(&text).map_err(|e| {
-        Error::config(
-            format!("`{file}`: {}", maskdiff_base::text::plain_types(e.message())),
-            "see the shipped configs/compat/",
-        )
-    })?;
+    let words: Words = read_toml(&text, &format!("`{file}`"), "see the shipped configs/compat/")?;
     words.recast(config)
 }
 

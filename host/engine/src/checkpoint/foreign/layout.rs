@@ -3,7 +3,8 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use maskdiff_base::error::{Error, Result};
+use maskdiff_base::error::Result;
+use maskdiff_base::text::read_toml;
 use maskdiff_config::{Config, shelf_file, shelf_names};
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
@@ -172,12 +173,7 @@ impl Layout {
     pub(super) fn all() -> Result<Vec<Self>> {
         let read = |name: String| {
             let (file, text) = shelf_file("layout", &name)?.unwrap_or_default();
-            toml::from_str(&text).map_err(|e| {
-                Error::config(
-                    format!("`{file}`: {}", maskdiff_base::text::plain_types(e.message())),
-                    "see the shipped files of configs/layout/",
-                )
-            })
+            read_toml(&text, &format!("`{file}`"), "see the shipped files of configs/layout/")
         };
         shelf_names("layout").into_iter().map(read).collect()
     }
