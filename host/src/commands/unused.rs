@@ -59,7 +59,7 @@ pub(super) fn refuse(common: &Common, config: &Config, command: &str) -> Result<
         let known = KEYS.iter().find(|(known, _)| *known == key);
         let instead = match known {
             Some((_, instead)) => *instead,
-            None if GROUPS.iter().chain(PARTS).any(|part| within(&part)) => "",
+            None if GROUPS.iter().chain(PARTS).any(within) => "",
             None => continue,
         };
         let message = format!(

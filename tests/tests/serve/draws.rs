@@ -74,7 +74,6 @@ fn published_settings_have_names_here_too() {
         // And as the answer tells it, without the name; of another sampler without the options of the named one.
         let mut other = body.clone();
         other["sampler"] = json!("first_hitting");
-        other["temperature"] = json!(1.0);
         let other = server.post("/v1/completions", &other).expect(200);
         for answer in [answer, other] {
             let words = told(&answer);
