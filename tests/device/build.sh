@@ -4,8 +4,8 @@
 set -euo pipefail
 out=$(realpath -m "$1")
 cd "$(dirname "$0")"
-torch=../../.libtorch/torch native=../../plugin-api/native/cpp
-[ -e "$out" ] && [ -z "$(find . $native/cuda_table.h $native/shim.h "$torch/lib/" -maxdepth 1 -newer "$out" -type f -print -quit)" ] && exit 0
+torch=../../.libtorch/torch native=../../plugin-api/native/cpp kernels=../../plugin-api/native/kernels
+[ -e "$out" ] && [ -z "$(find . $kernels $native/cuda_table.h $native/shim.h "$torch/lib/" -maxdepth 1 -newer "$out" -type f -print -quit)" ] && exit 0
 made=$(mktemp -d)
 trap 'rm -rf "$made"' EXIT
 each=()
@@ -14,6 +14,8 @@ for name in device operators half; do
     "$name.cpp" -o "$made/$name.o" &
   each+=($!)
 done
+c++ -std=c++20 -O2 -fPIC -Wall -c "$kernels/as_cpp.cpp" -o "$made/kernels.o" &
+each+=($!)
 for one in "${each[@]}"; do wait "$one"; done
 c++ -shared "$made"/*.o -o "$made/out.so" -L $torch/lib -ltorch_cpu -lc10 -ldl
 # Others may be loading it.

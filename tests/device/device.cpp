@@ -16,6 +16,7 @@
 #include <map>
 #include <mutex>
 #include <unordered_map>
+#include <unordered_set>
 
 #include "pretended.h"
 
@@ -76,6 +77,8 @@ void release(void* address);
 
 struct Memory final : c10::DeviceAllocator {
   std::unordered_map<void*, size_t> sizes;
+  // What was taken while a graph was recorded: a replay writes there again, whatever has become of the tensors.
+  std::unordered_set<void*> of_graphs;
 
   c10::DataPtr allocate(size_t bytes) override {
     const c10::Device device(c10::kCUDA, current);
@@ -99,6 +102,7 @@ struct Memory final : c10::DeviceAllocator {
     region.peak = std::max(region.peak, region.now);
     void* address = region.device + at;
     sizes[address] = size;
+    if (recording()) of_graphs.insert(address);
     return {address, address, &release, device};
   }
   c10::DeleterFnPtr raw_deleter() const override { return &release; }
@@ -132,7 +136,7 @@ void release(void* address) {
   const std::lock_guard<std::mutex> guard(lock());
   Region& region = *region_of(address);
   const auto found = memory().sizes.find(address);
-  region.free[found->second].push_back(static_cast<char*>(address) - region.device);
+  if (!memory().of_graphs.count(address)) region.free[found->second].push_back(static_cast<char*>(address) - region.device);
   region.now -= static_cast<int64_t>(found->second);
   memory().sizes.erase(found);
 }

@@ -1,5 +1,5 @@
-// What libmaskdiffcuda.so does over libtorch's real CUDA half, over the pretended one: graphs replay a recording of operators, and
-// NCCL is Gloo over the same memory. The program opens that library by name and gets this one.
+// What libmaskdiffcuda.so does over libtorch's real CUDA half, over the pretended one: graphs replay a recording of operators, NCCL is
+// Gloo over the same memory, and kernels run as C++. The program opens that library by name and gets this one.
 
 #define USE_C10D_GLOO
 
@@ -8,6 +8,7 @@
 #include <torch/csrc/distributed/c10d/ProcessGroupGloo.hpp>
 #include <torch/csrc/distributed/c10d/reducer_timer.hpp>
 
+#include "../kernels/as_cpp.h"
 #include "cuda_table.h"
 #include "pretended.h"
 #include "shim.h"
@@ -118,7 +119,37 @@ char* graph_free(void* graph) {
   return guarded([&] { delete static_cast<Tape*>(graph); });
 }
 
-const MaskdiffCuda table{kMaskdiffCudaVersion, nccl, graph_new, graph_begin, graph_end, graph_replay, graph_free};
+// Nothing to compile: the kernels are in here, as C++.
+char* kernel_architecture(int, int* result) {
+  return guarded([&] { *result = 0; });
+}
+
+char* kernel_load(int, const void*) {
+  return guarded([] {});
+}
+
+void run_kernel(const KernelCall& call) {
+  TORCH_CHECK(run_as_cpp(call, &opened), "there is no kernel ", call.name, " (pretended)");
+}
+
+char* kernel_start(const KernelCall* call) {
+  return guarded([&] {
+    count_operator(std::string("maskdiff::") + call->name);
+    run_kernel(*call);
+    if (Tape* tape = recording()) {
+      const auto* bytes = static_cast<const char*>(call->arguments);
+      tape->push_back([call = *call, name = std::string(call->name), arguments = std::vector<char>(bytes, bytes + call->bytes)] {
+        KernelCall again = call;
+        again.name = name.c_str();
+        again.arguments = arguments.data();
+        run_kernel(again);
+      });
+    }
+  });
+}
+
+const MaskdiffCuda table{kMaskdiffCudaVersion, nccl,       graph_new,           graph_begin, graph_end,
+                         graph_replay,         graph_free, kernel_architecture, kernel_load, kernel_start};
 
 }  // namespace
 }  // namespace pretended

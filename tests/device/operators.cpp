@@ -4,6 +4,7 @@
 #include <ATen/EmptyTensor.h>
 #include <ATen/Functions.h>
 #include <ATen/NativeFunctions.h>
+#include <ATen/native/transformers/attention.h>
 #include <c10/core/DeviceGuard.h>
 #include <torch/library.h>
 
@@ -276,6 +277,11 @@ int64_t choice(const Tensor&, const Tensor&, const Tensor&, const std::optional<
   return dropout == 0.0 ? 2 : 0;
 }
 
+// libtorch asks by a table of functions that its CUDA half fills.
+const struct Chooses {
+  Chooses() { at::native::_fused_sdp_choice_stub.set_cuda_dispatch_ptr(&choice); }
+} chooses;
+
 void attention(const c10::OperatorHandle&, c10::DispatchKeySet, Stack* stack) {
   count_operator("aten::_scaled_dot_product_efficient_attention");
   std::vector<IValue> a(stack->end() - 8, stack->end());
@@ -312,8 +318,9 @@ void attention_backward(const c10::OperatorHandle&, c10::DispatchKeySet, Stack* 
 }
 
 // Kernels of a GPU that libtorch would put together from others here.
-const char* const kOneKernel[] = {"convolution", "convolution_backward", "native_layer_norm", "native_layer_norm_backward", "_foreach_lerp_.Scalar", "_foreach_mul_.Scalar", "_foreach_norm.Scalar", "_foreach_add_.List",
-                                  "_foreach_div_.Scalar", "_foreach_mul_.Tensor"};
+const char* const kOneKernel[] = {"convolution", "convolution_backward", "native_layer_norm", "native_layer_norm_backward",
+                                  "_foreach_lerp_.Scalar", "_foreach_mul_.Scalar", "_foreach_norm.Scalar", "_foreach_add_.List",
+                                  "_foreach_add_.Scalar", "_foreach_div_.Scalar", "_foreach_mul_.Tensor"};
 
 }  // namespace
 

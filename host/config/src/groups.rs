@@ -399,6 +399,10 @@ group! {
         tf32: bool = false,
         /// Refuse operations whose result may differ from run to run.
         deterministic: bool = false,
+        /// On a GPU, in float32 and bfloat16: `fused` (rotary positions, residuals with their dropout and gate, norms with their modulation,
+        /// and the head's gradient in one pass over memory each, by kernels that NVRTC compiles once and keeps in the user's cache) or
+        /// `plain` (libtorch's operations). Where they cannot be compiled a warning says so, and it is `plain`.
+        kernels: listed::Kernels = listed::Kernels::Fused,
         /// `ddp`: every rank holds everything; `zero1`: each holds its share of the optimizer and of the average; `shard`: of the weights and
         /// gradients too, and each block of the network is gathered before it computes, as with `activation_checkpointing=true`.
         strategy: listed::Strategy = listed::Strategy::Ddp,

@@ -183,6 +183,13 @@ listed! {
         /// Its part of everything; blocks of the network are gathered where they compute.
         Shard = "shard",
     }
+    /// By what a GPU computes the parts of a network that libtorch walks through memory several times for.
+    Kernels {
+        /// Kernels of maskdiff, compiled for the GPU when they are first used.
+        Fused = "fused",
+        /// libtorch's operations alone.
+        Plain = "plain",
+    }
     /// How low-rank adapters are trained.
     LoraBy {
         /// The network adds them itself.

@@ -13,7 +13,7 @@ use maskdiff_native::set_device;
 use tch::Device;
 
 use crate::distributed::World;
-use crate::{component, precision};
+use crate::{component, kernels, precision};
 
 /// Opens libtorch_cuda beside the libtorch_cpu that is in use, if it is there. Must run before anything asks libtorch
 /// about CUDA: the answer is cached for ever. One binary so serves machines with and without a GPU.
@@ -104,6 +104,9 @@ pub fn device(config: &Config, world: &World) -> Result<Device> {
         set_device(index).map_err(component::torch)?;
     }
     precision::set_modes(config)?;
+    if let Device::Cuda(index) = device {
+        kernels::choose(config, index, &cuda_library(), torch_folder().as_deref());
+    }
     Ok(device)
 }
 

@@ -16,6 +16,7 @@ pub mod distributed;
 pub mod draws;
 pub mod evaluate;
 pub mod graphs;
+pub mod kernels;
 pub mod last_words;
 pub mod learner;
 pub mod lora;

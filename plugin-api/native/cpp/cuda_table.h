@@ -8,6 +8,8 @@
 
 #include <chrono>
 
+#include "../kernels/call.h"
+
 struct MaskdiffCuda {
   // Raised with every change of this struct: the library beside a program may be of another build.
   uint64_t version;
@@ -18,9 +20,14 @@ struct MaskdiffCuda {
   char* (*graph_end)(void* graph);
   char* (*graph_replay)(void* graph);
   char* (*graph_free)(void* graph);
+  // Kernels of ../kernels: what they are to be compiled for (90 for sm_90; 0: nothing, the library has them), what was compiled, and
+  // one start on the current stream.
+  char* (*kernel_architecture)(int device, int* result);
+  char* (*kernel_load)(int device, const void* image);
+  char* (*kernel_start)(const KernelCall* call);
 };
 
-constexpr uint64_t kMaskdiffCudaVersion = 1;
+constexpr uint64_t kMaskdiffCudaVersion = 2;
 
 // The table; an exception where no library is open.
 const MaskdiffCuda& cuda_table();

@@ -16,6 +16,7 @@
 
 #include "fused.h"
 #include "head.h"
+#include "kernels.h"
 #include "shim.h"
 
 // x matrixᵀ + bias, and the GELU of it when asked (tanh approximation), outside of autograd. The matrix may be a transposed
@@ -88,6 +89,21 @@ void into_logit_gradient(Tensor& log_p, const Tensor& target, const Tensor& weig
   log_p.mul_(weight.unsqueeze(1));
 }
 
+// Fills `nll` when defined, and gives the gradient of the logits when asked.
+Tensor logit_gradient(const Chunk& rows, const Tensor& matrix, const Tensor& bias, int64_t banned, const Tensor& nll, bool asked) {
+  if (kernel_type(rows.hidden) && kernels_on(rows.hidden)) {
+    // In the logits' own memory and type.
+    const Tensor logits = product(rows.hidden, matrix, option(bias), false);
+    kernel_nll(logits, rows.target.contiguous(), rows.weight.contiguous(), option(nll), banned, asked);
+    return logits;
+  }
+  Tensor log_p = log_probabilities(rows.hidden, matrix, bias, banned);
+  if (nll.defined()) nll.copy_(log_p.gather(1, rows.target.unsqueeze(1)).squeeze(1).neg_().mul_(rows.weight));
+  if (!asked) return log_p;
+  into_logit_gradient(log_p, rows.target, rows.weight);
+  return log_p.to(rows.hidden.scalar_type());
+}
+
 struct Gradients {
   Tensor hidden, matrix, bias;
 };
@@ -100,27 +116,19 @@ void pass(const Tensor& hidden, const Tensor& matrix, const Tensor& bias, const 
   const int64_t rows = hidden.size(0), step = rows_at_once(matrix);
   for (int64_t start = 0; start < rows; start += step) {
     const int64_t length = std::min(step, rows - start);
-    const Tensor h = hidden.narrow(0, start, length), y = target.narrow(0, start, length);
-    const Tensor w = weight.narrow(0, start, length);
-    Tensor log_p = log_probabilities(h, matrix, bias, banned);
-    if (nll.defined()) {
-      nll.narrow(0, start, length).copy_(log_p.gather(1, y.unsqueeze(1)).squeeze(1).neg_().mul_(w));
-    }
-    if (gradients) {
-      into_logit_gradient(log_p, y, w);
-      log_p = log_p.to(hidden.scalar_type());
-      if (gradients->hidden.defined()) {
-        gradients->hidden.narrow(0, start, length).copy_(product(log_p, matrix.t(), {}, false));
+    const auto part = [&](const Tensor& of) { return of.defined() ? of.narrow(0, start, length) : of; };
+    const Chunk chunk{part(hidden), part(target), part(weight)};
+    const Tensor slope = logit_gradient(chunk, matrix, bias, banned, part(nll), gradients != nullptr);
+    if (!gradients) continue;
+    if (gradients->hidden.defined()) part(gradients->hidden).copy_(product(slope, matrix.t(), {}, false));
+    if (gradients->matrix.defined()) {
+      if (gradients->matrix.scalar_type() == slope.scalar_type()) {
+        gradients->matrix.addmm_(slope.t(), chunk.hidden);
+      } else {
+        gradients->matrix.add_(at::mm(slope.t(), chunk.hidden));
       }
-      if (gradients->matrix.defined()) {
-        if (gradients->matrix.scalar_type() == log_p.scalar_type()) {
-          gradients->matrix.addmm_(log_p.t(), h);
-        } else {
-          gradients->matrix.add_(at::mm(log_p.t(), h));
-        }
-      }
-      if (gradients->bias.defined()) gradients->bias.add_(log_p.sum(0, false, gradients->bias.scalar_type()));
     }
+    if (gradients->bias.defined()) gradients->bias.add_(slope.sum(0, false, gradients->bias.scalar_type()));
   }
 }
 

@@ -7,6 +7,7 @@ fn main() {
     println!("cargo::rerun-if-changed=cpp");
     println!("cargo::rerun-if-changed=../cpp/cuda_table.h");
     println!("cargo::rerun-if-changed=../cpp/shim.h");
+    println!("cargo::rerun-if-changed=../kernels/call.h");
     cc::Build::new()
         .cpp(true)
         .std("c++17")
@@ -15,6 +16,6 @@ fn main() {
         .flag(format!("-isystem{include}"))
         .flag(format!("-isystem{include}/torch/csrc/api/include"))
         .includes(["cpp/declared", "../cpp"])
-        .file("cpp/cuda.cpp")
+        .files(["cpp/cuda.cpp", "cpp/driver.cpp"])
         .compile("maskdiff_cuda_cpp");
 }

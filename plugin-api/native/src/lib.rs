@@ -4,7 +4,7 @@
 //! cross-entropy ([`linear_nll`]), with the bound of uniform and hybrid diffusion ([`interpolating_nll`]) or apart ([`linear`]), dropout, rotary positions and attention in tiles ([`dropout`],
 //! [`rotate`], [`tiled_attention`]), the scan of
 //! state-space models ([`selective_scan`]), parts of a network that are computed again in the backward pass ([`recomputed`]), processes
-//! that train together ([`Group`], [`Reducer`], [`Shards`]), streams and graphs of a GPU ([`Graph`]), reduced precision and the profiler,
+//! that train together ([`Group`], [`Reducer`], [`Shards`]), streams and graphs of a GPU ([`Graph`]), kernels of ours for it ([`open_kernels`]), reduced precision and the profiler,
 //! the state of libtorch's generators, memory in use, tensors of another language. Every C++ exception becomes an [`Error`] with the
 //! first line of its message.
 //!
@@ -22,6 +22,7 @@ mod distributed;
 mod fused;
 mod head;
 mod interpolating;
+mod kernels;
 mod modes;
 mod rated;
 mod scan;
@@ -34,6 +35,7 @@ pub use distributed::{Group, Op, Reducer, Rendezvous};
 pub use fused::{dropout, rotate};
 pub use head::{Then, linear, linear_nll};
 pub use interpolating::{InterpolatingRows, interpolating_nll};
+pub use kernels::{Nvrtc, gated, normed, open_kernels, switch_kernels, turned};
 pub use modes::{
     Profiler, autocast, set_attention_by_cudnn, set_autocast, set_deterministic, set_tf32,
     set_wide_sums, torch_version,

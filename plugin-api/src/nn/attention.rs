@@ -315,6 +315,12 @@ impl SelfAttention {
     fn project(&self, h_bld: &Tensor, rotation: &Rotation) -> [Tensor; 3] {
         let size = h_bld.size();
         let qkv = self.qkv.forward(h_bld);
+        let (cos, sin) = rotation;
+        // Nothing else has what the map has just made, which is overwritten.
+        let turned = maskdiff_native::turned(&qkv, cos, sin, self.n_heads);
+        if let Some(parts) = turned.unwrap_or_else(|error| panic!("{error}")) {
+            return parts;
+        }
         let qkv = qkv.view([size[0], size[1], 3, self.n_heads, -1]);
         // Split and unbound, so that their gradients are put together without zeros in between.
         let parts = qkv.split_with_sizes([2, 1], 2);

@@ -42,6 +42,10 @@ pub fn embed(embedding: &Tensor, tokens: &Tokens) -> Tensor {
 /// adaLN: a layer norm with a weight, then `x (1 + scale) + shift`. `x [B, L, D]`, `shift` and `scale [B, 1, D]`, `[B, L, D]`, or
 /// `[1, 1, D]` for one modulation of all sequences, which then costs nothing beyond the norm.
 pub fn modulated_norm(x: &Tensor, weight: &Tensor, shift: &Tensor, scale: &Tensor) -> Tensor {
+    let modulation = Some((shift, scale));
+    if let Some([_, h]) = fused(maskdiff_native::normed(x, weight, modulation, Some(x.kind()))) {
+        return h;
+    }
     if shift.numel() > weight.numel() {
         return norm(x, weight) * (scale + 1.0) + shift;
     }
@@ -49,6 +53,46 @@ pub fn modulated_norm(x: &Tensor, weight: &Tensor, shift: &Tensor, scale: &Tenso
     let (weight, shift) = (weight * (scale + 1.0).view([-1]), shift.view([-1]).to_kind(x.kind()));
     let weight = weight.to_kind(x.kind());
     x.layer_norm(weight.size(), Some(weight), Some(shift), 1e-5, false)
+}
+
+/// A norm whose input goes on beside it, as a residual does: `x` and [`modulated_norm`] of it, in the type in which the next product is
+/// computed where that is known. Where kernels are fused (`trainer.kernels`), the gradients of both meet in one pass.
+pub fn modulated_norm_beside(
+    x: &Tensor,
+    weight: &Tensor,
+    shift: &Tensor,
+    scale: &Tensor,
+) -> (Tensor, Tensor) {
+    match fused(maskdiff_native::normed(x, weight, Some((shift, scale)), None)) {
+        Some([x, h]) => (x, h),
+        None => (x.shallow_clone(), modulated_norm(x, weight, shift, scale)),
+    }
+}
+
+/// [`norm`] whose input goes on beside it: as [`modulated_norm_beside`].
+pub fn norm_beside(x: &Tensor, weight: &Tensor) -> (Tensor, Tensor) {
+    match fused(maskdiff_native::normed(x, weight, None, None)) {
+        Some([x, h]) => (x, h),
+        None => (x.shallow_clone(), norm(x, weight)),
+    }
+}
+
+/// `x + gate dropout(h)` as [`gated_sum`] and [`dropout`]; no gate is a gate of 1.
+pub fn residual(x: &Tensor, gate: Option<&Tensor>, h: &Tensor, p: f64, train: bool) -> Tensor {
+    let p = if train { p } else { 0.0 };
+    if let Some(sum) = fused(maskdiff_native::gated(x, gate, h, p)) {
+        return sum;
+    }
+    let h = dropout(h, p, train);
+    match gate {
+        Some(gate) => gated_sum(x, gate, &h),
+        None => x + h,
+    }
+}
+
+/// What a kernel gives, as tch's own operators do; the boundary turns a panic into an error.
+fn fused<T>(made: maskdiff_native::Result<Option<T>>) -> Option<T> {
+    made.unwrap_or_else(|error| panic!("{error}"))
 }
 
 /// `x + gate h`: `[B, L, D]` with `gate [B, 1, D]`, `[B, L, D]` or `[1, 1, D]`, in the type of `x`, which under autocast is wider than that

@@ -5,7 +5,7 @@
 use std::rc::Rc;
 
 use maskdiff_plugin_api::nn::{
-    Mlp, Reading, Rotary, Rotation, SelfAttention, dropout, embed, linear, norm,
+    Mlp, Reading, Rotary, Rotation, SelfAttention, embed, linear, norm, norm_beside, residual,
 };
 use maskdiff_plugin_api::prelude::*;
 
@@ -63,10 +63,11 @@ impl Block {
         train: bool,
         attend: impl FnOnce(&SelfAttention, &Tensor) -> (Tensor, T),
     ) -> (Tensor, T) {
-        let dropped = |h: &Tensor| dropout(h, self.dropout, train);
-        let (attended, more) = attend(&self.attention, &norm(x_bld, &self.norm1));
-        let x = x_bld + dropped(&attended);
-        (&x + dropped(&self.mlp.forward(&norm(&x, &self.norm2))), more)
+        let (x, h) = norm_beside(x_bld, &self.norm1);
+        let (attended, more) = attend(&self.attention, &h);
+        let x = residual(&x, None, &attended, self.dropout, train);
+        let (x, h) = norm_beside(&x, &self.norm2);
+        (residual(&x, None, &self.mlp.forward(&h), self.dropout, train), more)
     }
 }
 

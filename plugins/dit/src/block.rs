@@ -1,7 +1,7 @@
 //! One transformer block: modulated attention and a modulated MLP, each behind a gate.
 
 use maskdiff_plugin_api::nn::{
-    Mlp, Modulation, Reading, SelfAttention, dropout, gated_sum, modulated_norm,
+    Mlp, Modulation, Reading, SelfAttention, modulated_norm, modulated_norm_beside, residual,
 };
 use maskdiff_plugin_api::prelude::*;
 
@@ -39,11 +39,11 @@ impl Block {
         attend: impl FnOnce(&SelfAttention, &Tensor) -> (Tensor, T),
     ) -> (Tensor, T) {
         let m = self.modulation.chunks(c_bc, 6);
-        let h = modulated_norm(x_bld, &self.norm1, &m[0], &m[1]);
+        let (x, h) = modulated_norm_beside(x_bld, &self.norm1, &m[0], &m[1]);
         let (h, more) = attend(&self.attention, &h);
-        let x = gated_sum(x_bld, &m[2], &dropout(&h, self.dropout, train));
-        let h = modulated_norm(&x, &self.norm2, &m[3], &m[4]);
-        (gated_sum(&x, &m[5], &dropout(&self.mlp.forward(&h), self.dropout, train)), more)
+        let x = residual(&x, Some(&m[2]), &h, self.dropout, train);
+        let (x, h) = modulated_norm_beside(&x, &self.norm2, &m[3], &m[4]);
+        (residual(&x, Some(&m[5]), &self.mlp.forward(&h), self.dropout, train), more)
     }
 
     /// The keys and values of the stream that enters the block, and nothing else of it.

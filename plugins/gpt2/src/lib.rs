@@ -5,7 +5,7 @@
 
 use std::rc::Rc;
 
-use maskdiff_plugin_api::nn::{Reading, dropout, embed, linear};
+use maskdiff_plugin_api::nn::{Reading, dropout, embed, linear, residual};
 use maskdiff_plugin_api::prelude::*;
 
 maskdiff_plugin_api::export_plugin!();
@@ -113,10 +113,9 @@ impl Block {
 
     /// The stream `[B, L, D]` with what attention `[B, H, L, K]` and the MLP add to it.
     fn join(&self, x_bld: &Tensor, out: &Tensor, train: bool) -> Tensor {
-        let dropped = |h: &Tensor| dropout(h, self.dropout, train);
         let attended = self.attn_c_proj.forward(&out.transpose(1, 2).flatten(2, 3));
-        let x_bld = x_bld + dropped(&attended);
-        &x_bld + dropped(&self.widened(&x_bld))
+        let x_bld = residual(x_bld, None, &attended, self.dropout, train);
+        residual(&x_bld, None, &self.widened(&x_bld), self.dropout, train)
     }
 
     /// The stream `[B, L, D]` over `past` keys and values, `[B, H, P, K]` each; with the longer ones.

@@ -1,4 +1,4 @@
-// NCCL and CUDA graphs over libtorch's CUDA half, behind the table of ../../cpp/cuda_table.h.
+// NCCL, CUDA graphs and kernels of ours over libtorch's CUDA half, behind the table of ../../cpp/cuda_table.h.
 
 #define USE_C10D_NCCL
 
@@ -6,6 +6,7 @@
 #include <torch/csrc/distributed/c10d/ProcessGroupNCCL.hpp>
 
 #include "cuda_table.h"
+#include "driver.h"
 #include "shim.h"
 
 // What libtorch 2.11 allocates: another size means that declared/ no longer fits.
@@ -58,7 +59,20 @@ char* graph_free(void* graph) {
   return guarded([&] { delete static_cast<CUDAGraph*>(graph); });
 }
 
-const MaskdiffCuda table{kMaskdiffCudaVersion, nccl, graph_new, graph_begin, graph_end, graph_replay, graph_free};
+char* kernel_architecture(int device, int* result) {
+  return guarded([&] { *result = driver::architecture(device); });
+}
+
+char* kernel_load(int device, const void* image) {
+  return guarded([&] { driver::load(device, image); });
+}
+
+char* kernel_start(const KernelCall* call) {
+  return guarded([&] { driver::start(*call); });
+}
+
+const MaskdiffCuda table{kMaskdiffCudaVersion, nccl,       graph_new,           graph_begin, graph_end,
+                         graph_replay,         graph_free, kernel_architecture, kernel_load, kernel_start};
 
 }  // namespace
 

@@ -21,6 +21,8 @@ use maskdiff_tests::run::{SMALL, losses, train};
 use maskdiff_tests::{distance, registry};
 use tch::{Device, Kind, Tensor};
 
+mod kernels;
+
 /// Starts the tests `inside` with the device.
 #[test]
 fn on_the_pretended_device() {
@@ -68,6 +70,7 @@ fn made(registry: &Registry, words: &[&str], device: Device) -> Made {
         .mask(masks.then_some(VOCAB - 1))
         .time_conditioning(config.top.time_conditioning)
         .kind(maskdiff_engine::precision::Precision::of(&config).weights())
+        .activation_checkpointing(config.trainer.activation_checkpointing)
         .cuda(match device {
             Device::Cuda(index) => Some(index),
             _ => None,

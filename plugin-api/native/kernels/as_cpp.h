@@ -1,0 +1,8 @@
+// The kernels as C++. See as_cpp.cpp.
+
+#pragma once
+
+#include "call.h"
+
+// Runs a kernel on the CPU, whose pointers are first turned by `opened`, if it is given. False where there is no kernel of that name.
+bool run_as_cpp(const KernelCall& call, void* (*opened)(const void* address));

@@ -1,0 +1,16 @@
+// A start of a kernel.
+
+#pragma once
+
+#include <cstddef>
+
+struct KernelCall {
+  const char* name;
+  // The grid: warps of 32 threads in each block, and bytes that a block shares.
+  unsigned blocks, warps, shared;
+  // A struct of arguments.h, which begins with so many pointers.
+  const void* arguments;
+  size_t bytes, pointers;
+  // The number of the GPU, on whose current stream it runs.
+  int device;
+};
