@@ -85,7 +85,6 @@ fn a_run_is_used_by_its_name_and_short_flags() {
         ("eval", "training.from=elsewhere", &["`training.from`", "`--checkpoint` names"]),
         ("eval", "training.lora.rank=4", &["`training.lora.rank` changes nothing"]),
         ("sample", "training.curriculum.steps=4", &["`training.curriculum.steps` changes nothing"]),
-        ("sample", "training.label_dropout=0.5", &["`training.label_dropout` changes nothing"]),
         ("eval", "training.sampling_eps_max=0.5", &["`training.sampling_eps_max` changes"]),
         ("steps", "training.ema=0", &["changes nothing in `maskdiff steps`", "eval.disable_ema"]),
     ] {

@@ -174,7 +174,9 @@ fn limits_bound_what_is_read() {
     assert_eq!(two, again("same", "trainer.overfit_batches=2"));
     assert_ne!(two, again("endless", "trainer.limit_train_batches=1.0"));
     let endless = train(folder.path(), &["trainer.limit_train_batches=0.5", "run.dir=no"]);
-    endless.expect(2).says(&["a share of an epoch, and this source has none", "whole number"]);
+    endless
+        .expect(2)
+        .says(&["a share of an epoch, and this source has none", "give a number N of batches"]);
     let forever = train(folder.path(), &["trainer.max_steps=-1", "run.dir=no"]);
     forever.expect(2).says(&["`trainer.max_steps` must be at least 0, got -1"]);
     let out = train(folder.path(), &["trainer.limit_val_batches=1.5"]);

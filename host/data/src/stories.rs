@@ -446,8 +446,12 @@ mod tests {
     }
 
     /// The entropy of the rest of the story in bits, by the chain rule over its draws. `known`
-    /// keeps what was found, by the slot to be drawn and the state around it.
-    fn entropy(mut state: State, known: &mut HashMap<(&'static str, State), f64>) -> f64 {
+    /// keeps what was found, by the slot to be drawn and the state around it; `below` has what each slot may involve.
+    fn entropy(
+        mut state: State,
+        below: &HashMap<&'static str, BTreeSet<&'static str>>,
+        known: &mut HashMap<(&'static str, State), f64>,
+    ) -> f64 {
         let (slot, texts) = loop {
             match state.step() {
                 Step::End => return 0.0,
@@ -459,7 +463,7 @@ mod tests {
         // nothing to come involves, and the texts of those that can only be repeated (a name, say),
         // which adds no bits.
         let coming = state.pending.iter().filter_map(|item| item.strip_prefix('$')).chain([slot]);
-        let coming: Vec<_> = coming.map(|slot| involved(&GRAMMAR.rules, slot)).collect();
+        let coming: Vec<_> = coming.map(|slot| &below[slot]).collect();
         state.bound.retain(|(name, _)| coming.iter().any(|involved| involved.contains(name)));
         for (name, words) in &mut state.bound {
             if !GRAMMAR.givens.contains(name) {
@@ -473,7 +477,7 @@ mod tests {
         }
         let mut bits = 0.0;
         for text in texts {
-            let after = entropy(key.1.clone().bind(slot, text), known);
+            let after = entropy(key.1.clone().bind(slot, text), below, known);
             bits += text.probability * (after - text.probability.log2());
         }
         known.insert(key, bits);
@@ -495,7 +499,9 @@ mod tests {
 
     #[test]
     fn the_entropy_is_that_of_the_grammar() {
-        let bits = entropy(State::start(), &mut HashMap::new());
+        let rules = &GRAMMAR.rules;
+        let below = rules.keys().map(|slot| (*slot, involved(rules, slot))).collect();
+        let bits = entropy(State::start(), &below, &mut HashMap::new());
         assert!(
             (bits - ENTROPY_BITS).abs() < 1e-12,
             "{bits} bits, and ENTROPY_BITS is {ENTROPY_BITS}"

@@ -35,7 +35,6 @@ const KEYS: &[(&str, &str)] = &[
     ("training.sampling_eps_min", ""),
     ("training.sampling_eps_max", ""),
     ("training.resample", ""),
-    ("training.label_dropout", ""),
     ("training.clip_search_widths", ""),
     ("training.clip_search_delta", ""),
     ("loader.batch_size", "`loader.eval_batch_size` is the number of sequences at once"),
