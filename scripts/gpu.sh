@@ -98,7 +98,7 @@ bench() {
   echo "| what | speed | memory at most | of the peak |"
   echo "|---|---|---|---|"
   local name
-  for name in fp32 original bf16-32 bf16-64 sampling; do
+  for name in fp32 original bf16-32 bf16-64 bf16-64-plain sampling; do
     MASKDIFF_GPU_BENCH=$name tests --ignored --exact bench --nocapture | sed -n 's/^test bench [.]* //; /^|/p' || echo "| $name: failed | | | |"
   done
 }

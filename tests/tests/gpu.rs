@@ -7,13 +7,15 @@ use std::process::Stdio;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
+use maskdiff_config::listed::Kernels;
 use maskdiff_config::{Config, Request, load};
 use maskdiff_engine::distributed::World;
 use maskdiff_engine::learner::{Ask, Batch, Learner};
 use maskdiff_engine::model::Model;
 use maskdiff_engine::{accelerator, draws, needs, observe};
 use maskdiff_native::{
-    Group, Op, Reducer, Rendezvous, device_bytes, generator_state, set_generator_state, wait_for,
+    Group, Op, Reducer, Rendezvous, device_bytes, generator_state, kernels_are_on,
+    set_generator_state, wait_for,
 };
 use maskdiff_tests::bench::{Size, median, tokens};
 use maskdiff_tests::original::Original;
@@ -48,6 +50,9 @@ fn gpu() -> (Device, usize) {
 
 const SHAPE: Size =
     Size { hidden_size: 128, n_heads: 4, n_blocks: 3, vocab_size: 1024, length: 64 };
+
+/// No width and no vocabulary that a kernel reads in packs.
+const ODD: Size = Size { hidden_size: 66, n_heads: 3, n_blocks: 2, vocab_size: 1023, length: 63 };
 
 fn config(words: &[&str]) -> Config {
     let overrides = words.iter().map(ToString::to_string).collect();
@@ -105,6 +110,27 @@ fn bfloat16_is_float32_within_its_own_noise() {
     assert!(ours > 0.0, "it did compute in bfloat16");
     assert!(ours < 4.0 * noise, "{ours:e} against {noise:e}");
     assert!((loss - reduced_loss).abs() < 1e-2 * loss, "{loss} and {reduced_loss}");
+}
+
+/// Loss and gradient by our kernels are those by libtorch's operations: narrow and wide networks, a large vocabulary, both types.
+#[test]
+fn kernels_compute_what_libtorchs_operations_do() {
+    for (size, rows) in [(&SHAPE, 16), (&ODD, 5), (&MDLM, 2)] {
+        for (reduced, most) in [(None, 1e-4), (Some(Kind::BFloat16), 3e-2)] {
+            kernels(&config(&["trainer.accelerator=cuda"]));
+            let model = size.model(&registry());
+            model.set_reduced(reduced);
+            let batch = batch(size, &model, rows, 0);
+            let (loss, fused) = gradient(&model, &batch);
+            kernels(&config(&["trainer.accelerator=cuda", "trainer.kernels=plain"]));
+            let (plain_loss, plain) = gradient(&model, &batch);
+            let off = ((&fused - &plain).norm() / plain.norm()).double_value(&[]);
+            println!(
+                "{size:?} {reduced:?}: loss {loss} and {plain_loss}, gradient off by {off:.1e}"
+            );
+            assert!(off < most && (loss - plain_loss).abs() < most * loss, "{size:?} {reduced:?}");
+        }
+    }
 }
 
 /// Twenty steps without dropout on both devices, from the same weights, data, times and masks.
@@ -287,11 +313,19 @@ fn row(what: &str, numbers: &[String]) {
     println!("| {what} | {} |", numbers.join(" | "));
 }
 
+/// Modes and kernels of a configuration. Kernels that do not open fail what would measure or compare them.
+fn kernels(config: &Config) {
+    let device = accelerator::device(config, &World::alone()).expect("the device");
+    assert!(device.is_cuda());
+    let wanted = config.trainer.kernels == Kernels::Fused;
+    assert_eq!(kernels_are_on(), wanted, "the warning above says why the kernels are not used");
+}
+
 /// Tokens a second of whole training steps, dropout 0.1, the average and clipping, and the memory at most.
 fn trained(rows: i64, words: &[&str], reduced: Option<Kind>) {
     let (device, index) = gpu();
     let config = config(words);
-    maskdiff_engine::precision::set_modes(&config).expect("modes");
+    kernels(&config);
     let model = MDLM.model(&registry());
     model.set_reduced(reduced);
     let mut learner = Learner::new(&model, &config, Rc::new(World::alone())).expect("a learner");
@@ -328,10 +362,16 @@ fn bench() {
         "fp32" => trained(16, &precise, None),
         "bf16-32" => trained(32, &["trainer.precision=bf16"], Some(Kind::BFloat16)),
         "bf16-64" => trained(64, &["trainer.precision=bf16"], Some(Kind::BFloat16)),
+        "bf16-64-plain" => {
+            let words = ["trainer.precision=bf16", "trainer.kernels=plain"];
+            trained(64, &words, Some(Kind::BFloat16));
+        }
         "original" => original(device, 16),
         "sampling" => sampling(device),
         other => {
-            panic!("MASKDIFF_GPU_BENCH is `{other}`: fp32, bf16-32, bf16-64, original, sampling")
+            panic!(
+                "MASKDIFF_GPU_BENCH is `{other}`: fp32, bf16-32, bf16-64, bf16-64-plain, original, sampling"
+            )
         }
     }
 }
@@ -362,7 +402,7 @@ fn original(device: Device, rows: i64) {
 
 /// Steps of `ddpm_cache` in bfloat16 a second, one text and eight at a time, with and without graphs.
 fn sampling(device: Device) {
-    accelerator::open_cuda().expect("the library over libtorch's CUDA half");
+    kernels(&config(&["trainer.accelerator=cuda", "trainer.precision=bf16"]));
     let model = MDLM.model(&registry());
     model.set_reduced(Some(Kind::BFloat16));
     for rows in [1, 8] {

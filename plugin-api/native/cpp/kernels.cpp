@@ -20,6 +20,8 @@ namespace {
 // Raised with every change of an operator: a plugin may have been built with another version of this file, and then goes without.
 constexpr int64_t kVersion = 1;
 constexpr int64_t kSharedBytes = 48 << 10;
+// Of a grid. Some kernels have a block for each part of their work, and no loop over parts.
+constexpr int64_t kMostBlocks = (int64_t{1} << 31) - 1;
 
 std::atomic<bool> on{false};
 // Of a thread of a test.
@@ -33,7 +35,7 @@ std::string letters(const Tensor& x) { return type_of(x) ? "b" : "f"; }
 template <typename Arguments>
 void start(const std::string& name, const Tensor& where, int64_t blocks, int64_t warps, int64_t shared, const Arguments& arguments,
            size_t pointers) {
-  const KernelCall call{name.c_str(),  static_cast<unsigned>(std::clamp<int64_t>(blocks, 1, 1 << 20)),
+  const KernelCall call{name.c_str(),  static_cast<unsigned>(std::clamp<int64_t>(blocks, 1, kMostBlocks)),
                         static_cast<unsigned>(warps), static_cast<unsigned>(shared), &arguments, sizeof arguments, pointers,
                         where.device().index()};
   if (where.is_cpu()) {
@@ -359,6 +361,8 @@ char* maskdiff_kernels_load(int device, const void* image) {
   char* closed = guarded([&] { said = cuda_table().kernel_load(device, image); });
   return closed ? closed : said;
 }
+
+int maskdiff_kernels_on() { return on ? 1 : 0; }
 
 // Lets networks use the kernels from now on, or no longer; on a CPU, as C++, those of this thread, for tests.
 char* maskdiff_kernels_switch(int cuda, int to) {

@@ -92,10 +92,13 @@ void into_logit_gradient(Tensor& log_p, const Tensor& target, const Tensor& weig
 // Fills `nll` when defined, and gives the gradient of the logits when asked.
 Tensor logit_gradient(const Chunk& rows, const Tensor& matrix, const Tensor& bias, int64_t banned, const Tensor& nll, bool asked) {
   if (kernel_type(rows.hidden) && kernels_on(rows.hidden)) {
-    // In the logits' own memory and type.
     const Tensor logits = product(rows.hidden, matrix, option(bias), false);
-    kernel_nll(logits, rows.target.contiguous(), rows.weight.contiguous(), option(nll), banned, asked);
-    return logits;
+    // Under an autocast of the caller they may be of another type.
+    if (logits.scalar_type() == rows.hidden.scalar_type()) {
+      // In the logits' own memory and type.
+      kernel_nll(logits, rows.target.contiguous(), rows.weight.contiguous(), option(nll), banned, asked);
+      return logits;
+    }
   }
   Tensor log_p = log_probabilities(rows.hidden, matrix, bias, banned);
   if (nll.defined()) nll.copy_(log_p.gather(1, rows.target.unsqueeze(1)).squeeze(1).neg_().mul_(rows.weight));

@@ -33,8 +33,9 @@ INLINE void nll_of(const NllArguments& a) {
         if (l == 0) {
           shared[2 * w] = most;
           shared[2 * w + 1] = all;
-          // Before its place is written to.
-          if (w == 0) shared[2 * WARPS] = target == a.banned ? number_of(0xff800000u) : wide(logits[target]);
+          // Before its place is written to. A target that is no column is NaN, and so is all that follows from it.
+          const bool is_there = target >= 0 && target < a.columns;
+          if (w == 0) shared[2 * WARPS] = !is_there ? number_of(0x7fc00000u) : target == a.banned ? number_of(0xff800000u) : wide(logits[target]);
         }
       }
     }
@@ -43,7 +44,7 @@ INLINE void nll_of(const NllArguments& a) {
       float most = shared[0], all = 0.0f;
       for (int other = 1; other < WARPS; ++other) most = shared[2 * other] > most ? shared[2 * other] : most;
       for (int other = 0; other < WARPS; ++other) all += shared[2 * other + 1] * expf(shared[2 * other] - most);
-      const float share = weight / all, own = shared[2 * WARPS];
+      const float own = shared[2 * WARPS], lost = own != own ? own : 0.0f, share = weight / all + lost;
       EACH_LANE(l) {
         if (w == 0 && l == 0 && a.nll) a.nll[row] = weight * (logf(all) + most - own);
         for (long long c = (32ll * w + l) * N; a.gradient && c < a.columns; c += 32ll * WARPS * N) {

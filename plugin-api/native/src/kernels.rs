@@ -4,6 +4,8 @@
 //! [`turned`], [`gated`] and [`normed`] give nothing, and the caller goes on with operations of libtorch.
 
 use std::ffi::{CStr, CString, c_char, c_int, c_void};
+use std::hash::BuildHasher;
+use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use tch::{Kind, Tensor};
@@ -39,6 +41,7 @@ unsafe extern "C" {
     fn maskdiff_kernels_architecture(device: c_int, result: *mut c_int) -> *mut c_char;
     fn maskdiff_kernels_load(device: c_int, image: *const c_void) -> *mut c_char;
     fn maskdiff_kernels_switch(cuda: c_int, to: c_int) -> *mut c_char;
+    fn maskdiff_kernels_on() -> c_int;
     fn maskdiff_kernels_text() -> *const c_char;
     fn maskdiff_nvrtc_version(
         path: *const c_char,
@@ -231,10 +234,7 @@ impl Nvrtc {
 
     /// What an image is called on disk: by all that it depends on.
     fn name(&self, architecture: c_int) -> String {
-        // FNV-1a, 64 bits: the same in every build.
-        let step =
-            |hash: u64, byte: &u8| (hash ^ u64::from(*byte)).wrapping_mul(0x0000_0100_0000_01b3);
-        let hash = text().to_bytes().iter().fold(0xcbf2_9ce4_8422_2325, step);
+        let hash = hash_of(text().to_bytes());
         format!("{hash:016x}-nvrtc{}-sm_{architecture}.cubin", self.version)
     }
 
@@ -244,13 +244,19 @@ impl Nvrtc {
     }
 }
 
-/// The image of a file where that is trusted, or a new one, which the file then has. One that cannot be written keeps nothing.
+/// FNV-1a, 64 bits: the same in every build.
+fn hash_of(bytes: &[u8]) -> u64 {
+    let step = |hash: u64, byte: &u8| (hash ^ u64::from(*byte)).wrapping_mul(0x0000_0100_0000_01b3);
+    bytes.iter().fold(0xcbf2_9ce4_8422_2325, step)
+}
+
+/// The image of a file where that is trusted and whole, or a new one, which the file then has. One that cannot be written keeps nothing.
 fn cached(
     file: Option<&Path>,
     trusted: bool,
     make: impl FnOnce() -> Result<Vec<u8>>,
 ) -> Result<Vec<u8>> {
-    if let Some(image) = file.filter(|_| trusted).and_then(|f| std::fs::read(f).ok()) {
+    if let Some(image) = file.filter(|_| trusted).and_then(whole) {
         return Ok(image);
     }
     let image = make()?;
@@ -271,13 +277,29 @@ fn of_name(folder: &Path, start: &str) -> Option<PathBuf> {
     found.into_iter().next()
 }
 
-/// Writes a file whole or not at all: other processes may be at it.
-fn keep(file: &Path, bytes: &[u8]) -> std::io::Result<()> {
+/// The image of a file, behind its hash: the driver is told no length, and would read on behind a part of one.
+fn whole(file: &Path) -> Option<Vec<u8>> {
+    let mut bytes = std::fs::read(file).ok()?;
+    let hash = u64::from_le_bytes(bytes.get(..8)?.try_into().ok()?);
+    bytes.drain(..8);
+    (hash == hash_of(&bytes)).then_some(bytes)
+}
+
+/// Writes the file of an image whole or not at all: other processes may be at it, also on other machines.
+fn keep(file: &Path, image: &[u8]) -> std::io::Result<()> {
     if let Some(folder) = file.parent() {
         std::fs::create_dir_all(folder)?;
     }
-    let beside = file.with_extension(format!("{}.part", std::process::id()));
-    let kept = std::fs::write(&beside, bytes).and_then(|()| std::fs::rename(&beside, file));
+    let random = std::hash::RandomState::new().hash_one(std::process::id());
+    let beside = file.with_extension(format!("{random:016x}.part"));
+    let write = || {
+        let mut new = std::fs::File::create_new(&beside)?;
+        new.write_all(&hash_of(image).to_le_bytes())?;
+        new.write_all(image)?;
+        new.sync_all()?;
+        std::fs::rename(&beside, file)
+    };
+    let kept = write();
     if kept.is_err() {
         let _ = std::fs::remove_file(&beside);
     }
@@ -321,6 +343,12 @@ pub fn open_kernels(device: usize, folders: &[PathBuf], cache: Option<&Path>) ->
 pub fn switch_kernels(on: bool) -> Result<()> {
     // SAFETY: plain numbers.
     checked(unsafe { maskdiff_kernels_switch(1, c_int::from(on)) })
+}
+
+/// Whether networks use the kernels on a GPU.
+pub fn kernels_are_on() -> bool {
+    // SAFETY: reads a number.
+    (unsafe { maskdiff_kernels_on() }) != 0
 }
 
 #[cfg(test)]

@@ -35,7 +35,7 @@ pub use distributed::{Group, Op, Reducer, Rendezvous};
 pub use fused::{dropout, rotate};
 pub use head::{Then, linear, linear_nll};
 pub use interpolating::{InterpolatingRows, interpolating_nll};
-pub use kernels::{Nvrtc, gated, normed, open_kernels, switch_kernels, turned};
+pub use kernels::{Nvrtc, gated, kernels_are_on, normed, open_kernels, switch_kernels, turned};
 pub use modes::{
     Profiler, autocast, set_attention_by_cudnn, set_autocast, set_deterministic, set_tf32,
     set_wide_sums, torch_version,

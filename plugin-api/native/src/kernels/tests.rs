@@ -288,6 +288,24 @@ fn a_head_in_the_logits_memory_is_the_plain_head() {
     }
 }
 
+/// libtorch refuses such a target; a kernel has no words, and must not read what lies beside the row.
+#[test]
+fn a_target_that_is_no_column_makes_its_row_nan_and_no_other() {
+    let _on = OnCpu::new();
+    let (hidden, matrix) = (draw(&[3, 8], Kind::Float), draw(&[33, 8], Kind::Float));
+    for outside in [33, -100] {
+        let hidden = hidden.detach().set_requires_grad(true);
+        let target = Tensor::from_slice(&[4i64, outside, 7]);
+        let weight = Tensor::ones([3], (Kind::Float, Device::Cpu));
+        let nll = linear_nll(&hidden, &matrix, None, &target, &weight, None, None).unwrap();
+        nll.sum(Kind::Float).backward();
+        for lost in [&nll, &hidden.grad().sum_dim_intlist(1, false, Kind::Float)] {
+            let lost = Vec::<f32>::try_from(lost.detach()).unwrap();
+            assert_eq!(lost.iter().map(|x| x.is_nan()).collect::<Vec<_>>(), [false, true, false]);
+        }
+    }
+}
+
 #[test]
 fn what_kernels_do_not_read_is_left_to_libtorch() {
     let on = OnCpu::new();
@@ -367,7 +385,14 @@ fn images_are_kept_on_disk_where_that_is_possible() {
     // What is there is taken; what the driver has refused is made anew.
     assert_eq!(cached(Some(&file), true, made(b"second")).unwrap(), b"first");
     assert_eq!(cached(Some(&file), false, made(b"third")).unwrap(), b"third");
-    assert_eq!(std::fs::read(&file).unwrap(), b"third");
+    assert_eq!(whole(&file).unwrap(), b"third");
+    // A part of a file, an empty one and one of something else are made anew, and never reach the driver.
+    let kept = std::fs::read(&file).unwrap();
+    for damaged in [&kept[..kept.len() - 1], &kept[..4], b"", b"a text of some other program"] {
+        std::fs::write(&file, damaged).unwrap();
+        assert_eq!(cached(Some(&file), true, made(b"anew")).unwrap(), b"anew");
+        assert_eq!(whole(&file).unwrap(), b"anew");
+    }
     assert_eq!(
         std::fs::read_dir(folder.join("of")).unwrap().count(),
         1,
