@@ -192,7 +192,11 @@ impl<'a> Answer<'a> {
         let holds = |word: &&String| {
             let key = key(word);
             let option = key.strip_prefix("sampling.").filter(|_| other);
-            !said.contains(&key) && option.is_none_or(|option| of_host.contains(&option))
+            // `sampling=NAME` and `~sampling.KEY` are about the options of the server's sampler.
+            let is_named = other && (key == "sampling" || key.starts_with('~'));
+            !said.contains(&key)
+                && !is_named
+                && option.is_none_or(|option| of_host.contains(&option))
         };
         let own = self.facts.own_words.iter().filter(holds);
         own.map(|word| without_paths(word, &self.facts.hidden)).collect()

@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 use std::pin::pin;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use axum::Router;
@@ -109,11 +109,26 @@ async fn accept(
 }
 
 /// The place of a connection among those that are open, given back however the connection ends: a handler that panics ends it too.
-struct Slot(Arc<Metrics>);
+struct Slot {
+    metrics: Arc<Metrics>,
+    is_spare: bool,
+}
+
+impl Slot {
+    fn new(metrics: Arc<Metrics>, is_spare: bool) -> Self {
+        let slot = Self { metrics, is_spare };
+        slot.count().fetch_add(1, Ordering::Relaxed);
+        slot
+    }
+
+    fn count(&self) -> &AtomicU64 {
+        if self.is_spare { &self.metrics.spare } else { &self.metrics.connections }
+    }
+}
 
 impl Drop for Slot {
     fn drop(&mut self) {
-        self.0.connections.fetch_sub(1, Ordering::Relaxed);
+        self.count().fetch_sub(1, Ordering::Relaxed);
     }
 }
 
@@ -131,9 +146,9 @@ async fn turned_away(mut stream: TcpStream, answer: String) {
 
 /// Serves a connection, where there are not too many.
 fn take(stream: TcpStream, site: &Arc<Site>, routers: &Routers, halted: &watch::Receiver<bool>) {
-    let (open, most) = (&site.metrics.connections, site.limits.connections as u64);
-    let before = open.load(Ordering::Relaxed);
-    if before >= most + SPARE {
+    let metrics = &site.metrics;
+    let is_spare = metrics.connections.load(Ordering::Relaxed) >= site.limits.connections as u64;
+    if is_spare && metrics.spare.load(Ordering::Relaxed) >= SPARE {
         Metrics::add(&site.metrics.refused, 1);
         let body = Fault::busy(StatusCode::SERVICE_UNAVAILABLE, FULL).json().to_string();
         let length = body.len();
@@ -143,15 +158,14 @@ fn take(stream: TcpStream, site: &Arc<Site>, routers: &Routers, halted: &watch::
         tokio::spawn(turned_away(stream, answer));
         return;
     }
-    open.fetch_add(1, Ordering::Relaxed);
+    let slot = Slot::new(Arc::clone(metrics), is_spare);
     let _ = stream.set_nodelay(true);
-    let (metrics, limits) = (Arc::clone(&site.metrics), site.limits.clone());
-    let (router, once) = match before >= most {
+    let limits = site.limits.clone();
+    let (router, once) = match is_spare {
         true => (routers.spare.clone(), true),
         false => (routers.all.clone(), false),
     };
     let halted = halted.clone();
-    let slot = Slot(metrics);
     tokio::spawn(async move {
         serve(stream, (router, once), halted, &limits).await;
         drop(slot);
@@ -188,8 +202,7 @@ mod tests {
     #[test]
     fn a_connection_that_ends_in_a_panic_gives_its_place_back() {
         let metrics: Arc<Metrics> = Arc::default();
-        metrics.connections.fetch_add(1, Ordering::Relaxed);
-        let slot = Slot(Arc::clone(&metrics));
+        let slot = Slot::new(Arc::clone(&metrics), false);
         let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
         let ended = runtime.block_on(async {
             tokio::spawn(async move {

@@ -27,8 +27,9 @@ pub(crate) struct Metrics {
     pub left: AtomicU64,
     /// Connections that were refused because there were too many.
     pub refused: AtomicU64,
-    /// Connections now.
+    /// Connections now, and those above the limit.
     pub connections: AtomicU64,
+    pub spare: AtomicU64,
 }
 
 impl Metrics {
@@ -71,7 +72,12 @@ impl Metrics {
             family(name, "counter", help, read(counter));
         }
         family("busy_seconds_total", "counter", "Seconds of the model.", read(&self.busy_us) / 1e6);
-        family("connections", "gauge", "Open connections.", read(&self.connections));
+        family(
+            "connections",
+            "gauge",
+            "Open connections.",
+            read(&self.connections) + read(&self.spare),
+        );
         family("queue_texts", "gauge", "Texts that wait or are drawn.", waiting as f64);
         page.push_str(
             "# HELP maskdiff_requests_total Answers by path and status.\n# TYPE maskdiff_requests_total counter\n",

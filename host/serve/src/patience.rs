@@ -1,5 +1,5 @@
-//! Connections whose client must read: one that takes nothing of its answer for too long is closed, and what it holds is free again. Who reads
-//! slowly is waited for, however slowly.
+//! Connections whose client must read: one that takes nothing of its answer for too long is closed, and what it holds is free again. A client that reads
+//! slowly but steadily is waited for.
 
 use std::future::Future as _;
 use std::io::{Error, ErrorKind, IoSlice, Result};

@@ -8,7 +8,6 @@ use std::time::Duration;
 use maskdiff_base::error::{Error, Result};
 use maskdiff_base::files::look;
 use maskdiff_base::stop::Stop;
-use maskdiff_base::text::read_toml;
 use maskdiff_config::kind::ComponentKind;
 use maskdiff_config::{Config, groups, listed, options, shelf_file};
 use maskdiff_data::Tokenizer;
@@ -167,9 +166,9 @@ pub fn run(common: &Common, given: &Options) -> Result<()> {
     if !given.runs.is_empty() && common.config()?.eval.checkpoint_path.is_none() {
         return runs_alone(common, settings(1));
     }
-    let common = &with_named_settings(common)?;
     let (checkpoint, mut config, tokenizer) = common.trained()?;
     unused::refuse(common, &config, "serve")?;
+    let common = &with_named_settings(common, &config)?;
     let registry = assemble::registry(&common.plugins, &config)?;
     let others = Beside::open(&mut config, &registry)?;
     let beside = config.beside.take().map(|beside| maskdiff_config::Beside {
@@ -235,26 +234,21 @@ fn runs_alone(common: &Common, settings: Settings) -> Result<()> {
     })
 }
 
-/// The command with the settings of the file of `sampling=NAME` as words of their own: a request overrides some of them, and an answer says
-/// with which it was drawn.
-fn with_named_settings(common: &Common) -> Result<Common> {
-    const NAMED: &str = "sampling=";
-    let name = common.overrides.iter().rev().find_map(|word| word.strip_prefix(NAMED));
+/// How settings are named that a file has.
+const NAMED_SETTINGS: &str = "sampling=";
+
+/// The command with what the file of `sampling=NAME` sets here as words, too: a request overrides some of them, and an answer says with which
+/// it was drawn.
+fn with_named_settings(common: &Common, config: &Config) -> Result<Common> {
+    let name = common.overrides.iter().rev().find_map(|word| word.strip_prefix(NAMED_SETTINGS));
     let file = name.map(|name| shelf_file("sampling", name)).transpose()?.flatten();
-    let Some((file, text)) = file else { return Ok(common.clone()) };
-    let values: toml::Table = read_toml(&text, &format!("`{file}`"), "")?;
-    let own = common.overrides.iter().filter(|word| !word.starts_with(NAMED));
-    let word = |(key, value): (&String, &toml::Value)| {
-        let value = value.as_str().map_or_else(|| value.to_string(), String::from);
-        format!("sampling.{key}={value}")
-    };
-    let is_said = |word: &String| {
-        let key = word.split_inclusive('=').next().unwrap_or_default();
-        own.clone().any(|own| own.starts_with(key))
-    };
-    let theirs: Vec<String> = values.iter().map(word).filter(|word| !is_said(word)).collect();
-    let overrides = theirs.into_iter().chain(own.cloned()).collect();
-    Ok(common.clone().overriding(overrides))
+    let Some((file, _)) = file else { return Ok(common.clone()) };
+    let of_file = config.layers.leaves().into_iter().filter_map(|(key, value, source)| {
+        let is_set = source == file && key.starts_with("sampling.");
+        let text = serde_json::from_str::<String>(&value).unwrap_or(value);
+        is_set.then(|| format!("{key}={text}"))
+    });
+    Ok(common.clone().overriding(of_file.chain(common.overrides.iter().cloned()).collect()))
 }
 
 /// The command without options of its own sampler, where a request names another one.
@@ -265,7 +259,7 @@ fn without_options(common: &Common, words: &[String]) -> Common {
     let of_host = groups::keys("sampling");
     let kept = |word: &&String| {
         let option = word.strip_prefix("sampling.").and_then(|word| word.split('=').next());
-        option.is_none_or(|option| of_host.contains(&option))
+        option.is_none_or(|option| of_host.contains(&option)) && !word.starts_with(NAMED_SETTINGS)
     };
     let overrides = common.overrides.iter().filter(kept).cloned().collect();
     common.clone().overriding(overrides)
@@ -273,8 +267,11 @@ fn without_options(common: &Common, words: &[String]) -> Common {
 
 /// Words of the command line that decide how texts are drawn.
 fn own_words(common: &Common) -> Vec<String> {
-    let draws =
-        |word: &&String| word.starts_with("sampling.") || word.starts_with("eval.disable_ema=");
+    let draws = |word: &&String| {
+        ["sampling.", "~sampling.", NAMED_SETTINGS, "eval.disable_ema="]
+            .iter()
+            .any(|part| word.starts_with(part))
+    };
     // These may be paths.
     const NAMED: [&str; 3] = ["sampling.predictor", CLASSIFIER, ENERGY];
     let told = |word: &String| match word.split_once('=') {

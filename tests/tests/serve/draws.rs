@@ -62,7 +62,11 @@ fn batches_of_many_clients_equal_sample() {
 #[test]
 fn published_settings_have_names_here_too() {
     let fewer = ["sampling.new_tokens=16", "sampling.stop_at_eos=false"];
-    for (name, more) in [("llada-gsm8k", &["sampling.total_steps=16"][..]), ("fast-dllm", &[])] {
+    for (name, more) in [
+        ("llada-gsm8k", &["sampling.total_steps=16"][..]),
+        ("fast-dllm", &[]),
+        ("fast-dllm", &["~sampling.threshold", "sampling.block_length=8"]),
+    ] {
         let named = format!("sampling={name}");
         let words = [&[named.as_str()], &fewer[..], more].concat();
         let server = serve(&words);
