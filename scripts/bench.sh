@@ -14,8 +14,8 @@ if [ "${1:-}" = --original ]; then
   cargo build --workspace --release --locked
   python=${XDG_CACHE_HOME:-$HOME/.cache}/maskdiff/original-1/bin/python
   compare() { python3 scripts/original/compare.py target/release/maskdiff "$python" "$checkout" "$@"; }
-  compare --json target/original.json "$@"
-  compare --json target/original-bf16.json --bf16 "$@"
+  compare "$@" --json target/original.json
+  compare "$@" --json target/original-bf16.json --bf16
   exit
 fi
 

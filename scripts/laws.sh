@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Compares the samples of every sampler with the exact law of its walk, with TIMES (10 by default) as many samples as `cargo test` draws.
+# Compares the samples of samplers in steps (`walk_contract` of the testkit) with the exact laws of their walks, with TIMES (10 by default)
+# as many samples as `cargo test` draws.
 # Usage: scripts/laws.sh [TIMES]
 set -euo pipefail
 cd "$(dirname "$0")/.."

@@ -37,6 +37,8 @@ small() {
   "$python" -m venv "$env" \
     || stop "python3 makes no environment: install its venv module (Debian and Ubuntu: apt-get install python3-venv)"
   # torch is that of `--python`, which is large: what is installed behind it finds it there.
+  [ -z "${torch:-}" ] || [ -e "$(dirname "$env")/python-2.11.0/ready" ] \
+    || stop "there is no Python with torch: run scripts/setup.sh --python, then scripts/setup.sh $option again"
   [ -z "${torch:-}" ] \
     || echo "$(dirname "$env")"/python-2.11.0/lib/python3*/site-packages >"$(echo "$env"/lib/python3*/site-packages)/torch.pth"
   "$env/bin/pip" install --quiet --no-cache-dir "$@" \

@@ -130,10 +130,13 @@ def main():
     ask.add_argument('program')
     ask.add_argument('python')
     ask.add_argument('checkout')
-    ask.add_argument('names', nargs='*', choices=[[], *ROWS])
+    ask.add_argument('names', nargs='*', metavar='NAME', help=', '.join(ROWS))
     ask.add_argument('--bf16', action='store_true')
     ask.add_argument('--json')
-    asked = ask.parse_args()
+    # Options may stand between the names.
+    asked = ask.parse_intermixed_args()
+    if unknown := [name for name in asked.names if name not in ROWS]:
+        ask.error(f'there is no row {unknown[0]}: {", ".join(ROWS)}')
     os.environ.setdefault('OMP_NUM_THREADS', str(len(os.sched_getaffinity(0))))
     if (share := busy()) > ENOUGH:
         sys.exit(f'other programs use {share:.0%} of this machine: figures would count for nothing. Stop them and start again.')
