@@ -192,8 +192,8 @@ impl<'a> Answer<'a> {
         let holds = |word: &&String| {
             let key = key(word);
             let option = key.strip_prefix("sampling.").filter(|_| other);
-            // `sampling=NAME` and `~sampling.KEY` are about the options of the server's sampler.
-            let is_named = other && (key == "sampling" || key.starts_with('~'));
+            // `sampling=NAME` names the options of the server's sampler.
+            let is_named = other && key == "sampling";
             !said.contains(&key)
                 && !is_named
                 && option.is_none_or(|option| of_host.contains(&option))

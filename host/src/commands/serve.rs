@@ -268,9 +268,7 @@ fn without_options(common: &Common, words: &[String]) -> Common {
 /// Words of the command line that decide how texts are drawn.
 fn own_words(common: &Common) -> Vec<String> {
     let draws = |word: &&String| {
-        ["sampling.", "~sampling.", NAMED_SETTINGS, "eval.disable_ema="]
-            .iter()
-            .any(|part| word.starts_with(part))
+        ["sampling.", NAMED_SETTINGS, "eval.disable_ema="].iter().any(|part| word.starts_with(part))
     };
     // These may be paths.
     const NAMED: [&str; 3] = ["sampling.predictor", CLASSIFIER, ENERGY];

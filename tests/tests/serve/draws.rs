@@ -65,7 +65,7 @@ fn published_settings_have_names_here_too() {
     for (name, more) in [
         ("llada-gsm8k", &["sampling.total_steps=16"][..]),
         ("fast-dllm", &[]),
-        ("fast-dllm", &["~sampling.threshold", "sampling.block_length=8"]),
+        ("fast-dllm", &["sampling.block_length=8"]),
     ] {
         let named = format!("sampling={name}");
         let words = [&[named.as_str()], &fewer[..], more].concat();
