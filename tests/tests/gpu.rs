@@ -125,10 +125,9 @@ fn kernels_compute_what_libtorchs_operations_do() {
             kernels(&config(&["trainer.accelerator=cuda", "trainer.kernels=plain"]));
             let (plain_loss, plain) = gradient(&model, &batch);
             let off = ((&fused - &plain).norm() / plain.norm()).double_value(&[]);
-            println!(
-                "{size:?} {reduced:?}: loss {loss} and {plain_loss}, gradient off by {off:.1e}"
-            );
-            assert!(off < most && (loss - plain_loss).abs() < most * loss, "{size:?} {reduced:?}");
+            let what = format!("{} wide, {reduced:?}", size.hidden_size);
+            println!("{what}: loss {loss} and {plain_loss}, gradient off by {off:.1e}");
+            assert!(off < most && (loss - plain_loss).abs() < most * loss, "{what}");
         }
     }
 }
