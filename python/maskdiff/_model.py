@@ -47,6 +47,8 @@ def _end(process, readers):
         process.wait()
     for reader in readers:
         reader.join(1)
+    for pipe in (process.stdout, process.stderr):
+        pipe.close()
 
 
 def _listening(process):
@@ -226,6 +228,9 @@ class Model:
 
         `likelihood` is `"bound"` or `"duel"`; options: `samples`, `order`, `tokens_per_step`.
         """
+        for name, given in (("texts", texts), ("contexts", contexts)):
+            if isinstance(given, (str, bytes)):
+                raise TypeError(f"`{name}` is one text, expected a list of texts")
         contexts = [""] * len(texts) if contexts is None else contexts
         requests = [{"context": context, "continuation": text} for context, text in zip(contexts, texts, strict=True)]
         body = {"requests": requests, **({} if likelihood is None else {"likelihood": likelihood}), **options}

@@ -3,12 +3,14 @@ from __future__ import annotations
 
 import concurrent.futures
 import ctypes
+import importlib.metadata
 import json
 import os
 import pathlib
 import signal
 import subprocess
 import sys
+import sysconfig
 
 
 class Error(RuntimeError):
@@ -34,9 +36,11 @@ def _places() -> list[pathlib.Path]:
     package = pathlib.Path(__file__).resolve().parent
     folders = [pathlib.Path(folder) for folder in os.environ.get("PATH", "").split(os.pathsep) if folder]
     folders.append(package / "bin")
-    # The package in a clone, or installed from one by `pip install -e`.
-    if (package.parents[1] / "Cargo.toml").is_file():
-        folders += [package.parents[1] / "target" / profile for profile in ("release", "debug")]
+    # The package in a clone, or installed from one (`setup.py` notes which).
+    noted = package / "clone.txt"
+    clone = pathlib.Path(noted.read_text().strip()) if noted.is_file() else package.parents[1]
+    if (clone / "Cargo.toml").is_file():
+        folders += [clone / "target" / profile for profile in ("release", "debug")]
     return [folder / "maskdiff" for folder in folders]
 
 
@@ -57,6 +61,15 @@ def binary() -> str:
                 "to the PATH or name the file in MASKDIFF_BINARY")
 
 
+def _python() -> dict[str, str]:
+    """Names this interpreter to the program, for components written in Python: where it is one that can serve, and the user names no other."""
+    try:
+        fits = importlib.metadata.version("torch").startswith("2.11.") and sysconfig.get_config_var("Py_ENABLE_SHARED")
+    except importlib.metadata.PackageNotFoundError:
+        fits = False
+    return {"MASKDIFF_PYTHON": sys.executable} if fits and sys.executable and "MASKDIFF_PYTHON" not in os.environ else {}
+
+
 def main() -> None:
     """The command `maskdiff`: becomes the program."""
     try:
@@ -64,14 +77,14 @@ def main() -> None:
     except Error as error:
         print(f"maskdiff: {error}", file=sys.stderr)
         sys.exit(5)
-    environment = {key: value for key, value in os.environ.items() if key != "MASKDIFF_BINARY"}
+    environment = {**{key: value for key, value in os.environ.items() if key != "MASKDIFF_BINARY"}, **_python()}
     os.execve(found, [found, *sys.argv[1:]], environment)
 
 
 def _environment(**more: str) -> dict[str, str]:
     # `MASKDIFF_...` are settings of the program, and these are none of it.
     own = ("MASKDIFF_BINARY", "MASKDIFF_API_KEY")
-    return {**{key: value for key, value in os.environ.items() if key not in own}, **more}
+    return {**{key: value for key, value in os.environ.items() if key not in own}, **_python(), **more}
 
 
 def answer(*words: str) -> list[dict]:

@@ -46,6 +46,7 @@ fn the_package_installs_and_its_command_is_the_program() {
     let folder = tempfile::tempdir().expect("a folder");
     let folder = folder.path();
     let package = sources(folder).display().to_string();
+    fs::write(folder.join("Cargo.toml"), "").expect("a file");
     let pip = |words: &[&str]| {
         let words = [&["-m", "pip", "--disable-pip-version-check"], words].concat();
         let mut command = other(folder, &pip_python, &words);
@@ -89,7 +90,7 @@ folder = pathlib.Path(maskdiff.__file__).parent
 from maskdiff import _program
 print(json.dumps({
     'found': _program.binary() == str(folder / 'bin' / 'maskdiff'), 'typed': (folder / 'py.typed').exists(),
-    'extras': importlib.metadata.metadata('maskdiff').get_all('Provides-Extra'), 'torch': importlib.util.find_spec('torch') is not None,
+    'requires': importlib.metadata.metadata('maskdiff').get_all('Requires-Dist'), 'torch': importlib.util.find_spec('torch') is not None,
     'lm_eval': importlib.util.find_spec('maskdiff_lm_eval') is not None, 'docs': all(getattr(maskdiff, name).__doc__ for name in maskdiff.__all__),
     'untyped': [f'{owner}.{name}' for owner, each in {'maskdiff': vars(maskdiff), 'Model': vars(maskdiff.Model)}.items()
                 for name, value in each.items() if not name.startswith('_') and callable(value) and not isinstance(value, type)
@@ -104,11 +105,15 @@ print(json.dumps({
     }
     assert_eq!(said["torch"], false, "the package works without torch");
     assert_eq!(said["untyped"], Value::from(Vec::<Value>::new()));
-    let extras = said["extras"].as_array().expect("extras");
-    assert!(
-        ["lm-eval", "runs", "tensors"].iter().all(|extra| extras.contains(&(*extra).into())),
-        "{said}"
-    );
+    let requires = said["requires"].as_array().expect("what it requires");
+    assert!(requires.contains(&"torch==2.11.*".into()), "{said}");
+    // Built in a clone, it finds the program of the clone.
+    let clone = folder.join("target/release");
+    fs::create_dir_all(&clone).expect("a folder");
+    std::os::unix::fs::symlink(&program, clone.join("maskdiff")).expect("a link");
+    let bin = "import maskdiff, pathlib; (pathlib.Path(maskdiff.__file__).parent / 'bin' / 'maskdiff').unlink()";
+    finish(&mut other(folder, &installed.join("python"), &["-c", bin])).expect(0);
+    assert_eq!(run(&[&installed], None, &["--version"]).expect(0).stdout, version);
 }
 
 /// A program in Python with torch and the package of this checkout.

@@ -3,8 +3,8 @@
 //!
 //! A word of one's own stands on the command line, in the environment or in a file that `--config` names. It is remembered in the user's
 //! data folder (`trust/memory`). A stored configuration is that of a run, of a checkpoint or of another program's model. What is
-//! remembered must be safe from others' hands (`trust/rights`). A file elsewhere of the same content is used from the remembered
-//! path: beside the other one may lie what it imports.
+//! remembered must be safe from others' hands (`trust/rights`). A path that one has named stays one's own when its file is edited. A file
+//! elsewhere of the same content is used from the remembered path: beside the other one may lie what it imports.
 
 mod memory;
 mod rights;

@@ -212,9 +212,9 @@ impl Learner {
         for batch in batches.into_iter().take(1) {
             self.prepare(reducer, false)?;
             let loss_bl = self.objective(model, batch)?.loss_bl;
-            loss_bl.mean(Kind::Float).f_backward().map_err(|e| self.failed(&e))?;
+            loss_bl.mean(Kind::Float).f_backward().map_err(|e| self.failed(&e, model))?;
         }
-        self.project()?;
+        self.project(model)?;
         let without = self.params.iter().position(|p| !p.grad().defined());
         if let Some(i) = without {
             return Err(Error::distributed(
@@ -273,10 +273,10 @@ impl Learner {
             self.split.stop(timer);
             let timer = self.split.start(Part::Backward);
             let scaled = if scale == 1.0 { share.shallow_clone() } else { &share * scale };
-            scaled.f_backward().map_err(|e| self.failed(&e))?;
+            scaled.f_backward().map_err(|e| self.failed(&e, model))?;
             self.split.stop(timer);
         }
-        self.project()?;
+        self.project(model)?;
         model.set_train(false);
         self.share.parts().map_or(Ok(()), Parts::close)?;
         self.world.settle(model.facts().device())?;
@@ -350,8 +350,8 @@ impl Learner {
         self.share.parts().and_then(Parts::failure).unwrap_or(error)
     }
 
-    /// A backward pass that fails may mean that another rank is gone.
-    fn failed(&self, error: &tch::TchError) -> Error {
+    /// A backward pass that fails may mean that another rank is gone. It runs after the components have returned, so both are named.
+    fn failed(&self, error: &tch::TchError, model: &Model) -> Error {
         if let Some(error) = self.share.parts().and_then(Parts::failure) {
             return error;
         }
@@ -364,7 +364,7 @@ impl Learner {
             let first = said.lines().next().unwrap_or_default();
             return self.world.lost(&maskdiff_native::Error::new(first));
         }
-        component::torch(said.lines().next().unwrap_or_default())
+        component::torch(said).and(&format!(" (in the backward pass of {})", model.names_of_loss()))
     }
 }
 

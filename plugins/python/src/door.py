@@ -20,9 +20,16 @@ import types
 
 import torch
 
-# The other file of this door, as a module of its own.
-network = types.ModuleType('maskdiff_network')
-exec(compile(NETWORK, 'maskdiff/network.py', 'exec'), network.__dict__)
+
+
+def part(name, text):
+    """Another file of this door, as a module of its own."""
+    made = types.ModuleType(f'maskdiff_{name}')
+    exec(compile(text, f'maskdiff/{name}.py', 'exec'), made.__dict__)
+    return made
+
+
+backward, network = part('backward', BACKWARD), part('network', NETWORK)
 
 Pointers = ctypes.POINTER(ctypes.c_void_p)
 Call = ctypes.CFUNCTYPE(None, ctypes.c_char_p, Pointers, ctypes.c_size_t, ctypes.c_void_p, ctypes.c_void_p)
@@ -183,7 +190,7 @@ def make(name, kind, promises, options, context):
     facts = {**context, 'kind': DTYPES[context['kind']], 'device': torch.device(device)}
     made = getattr(module, attribute)(types.SimpleNamespace(**facts), **options)
     if kind == 'backbone':
-        made = network.Network(made, facts, 'label' in promises)
+        made = network.Network(made, facts, backward.watch, 'label' in promises)
     number = len(objects) + 1
     while number in objects:
         number += 1
@@ -222,7 +229,7 @@ def answer_to(request, tensors, host, lent):
 
 def raised(error):
     """What was raised, with its traceback but for the lines of this file and of the import system."""
-    ours = ('maskdiff/door.py', 'maskdiff/network.py', '<frozen importlib')
+    ours = ('maskdiff/', '<frozen importlib')
     frames = [f for f in traceback.extract_tb(error.__traceback__) if not f.filename.startswith(ours)]
     trace = ''.join(['the traceback in Python:\n', *traceback.format_list(frames)]).rstrip() if frames else ''
     own = [f for f in frames if os.path.abspath(f.filename) in sources]

@@ -21,6 +21,7 @@ use crate::door::{call_model, take_answer};
 /// The door's other side, and its part for networks.
 const DOOR: &str = include_str!("door.py");
 const NETWORK: &str = include_str!("network.py");
+const BACKWARD: &str = include_str!("backward.py");
 
 /// What an interpreter says of itself.
 const QUESTION: &str = "
@@ -50,6 +51,7 @@ pub(crate) type Call = unsafe extern "C" fn(
 pub(crate) struct Python {
     ensure: unsafe extern "C" fn() -> c_int,
     release: unsafe extern "C" fn(c_int),
+    clear: unsafe extern "C" fn(),
     call: Call,
 }
 
@@ -58,6 +60,8 @@ impl Python {
     pub(crate) fn with_lock(&self, body: impl FnOnce(Call)) {
         // SAFETY: the interpreter runs and is never ended.
         let state = unsafe { (self.ensure)() };
+        // SAFETY: as above. An exception that a backward pass has left behind would be taken for one of the call.
+        unsafe { (self.clear)() };
         body(self.call);
         // SAFETY: as above; the state is that of this thread.
         unsafe { (self.release)(state) };
@@ -147,7 +151,7 @@ fn start() -> Result<Python> {
     // SAFETY: Python's own library; its initializers have no preconditions.
     let opened = unsafe { Library::open(Some(library), RTLD_NOW | RTLD_GLOBAL) }.map_err(failed)?;
     // SAFETY: the signatures are those of Python's stable C interface.
-    let (initialize, save, run, ensure, release) = unsafe {
+    let (initialize, save, run, ensure, release, clear) = unsafe {
         (
             *opened.get::<unsafe extern "C" fn(c_int)>(b"Py_InitializeEx\0").map_err(failed)?,
             *opened
@@ -162,6 +166,7 @@ fn start() -> Result<Python> {
                 .get::<unsafe extern "C" fn() -> c_int>(b"PyGILState_Ensure\0")
                 .map_err(failed)?,
             *opened.get::<unsafe extern "C" fn(c_int)>(b"PyGILState_Release\0").map_err(failed)?,
+            *opened.get::<unsafe extern "C" fn()>(b"PyErr_Clear\0").map_err(failed)?,
         )
     };
     // Never closed: Python cannot be ended and begun again under extension modules.
@@ -170,12 +175,13 @@ fn start() -> Result<Python> {
     let prelude = format!(
         "import sys\nsys.path[:] = {}\nsys.prefix = sys.exec_prefix = {}\nsys.executable = {}\n\
          exec(compile({}, 'maskdiff/door.py', 'exec'), \
-         {{'__name__': 'maskdiff_door', 'NETWORK': {}, 'SHARED': {}, 'TAKE_ANSWER': {}, 'CALL_MODEL': {}}})\n",
+         {{'__name__': 'maskdiff_door', 'NETWORK': {}, 'BACKWARD': {}, 'SHARED': {}, 'TAKE_ANSWER': {}, 'CALL_MODEL': {}}})\n",
         found["path"],
         found["prefix"],
         found["executable"],
         Value::from(DOOR),
         Value::from(NETWORK),
+        Value::from(BACKWARD),
         (&raw mut shared) as usize,
         take_answer as *const () as usize,
         call_model as *const () as usize,
@@ -195,7 +201,7 @@ fn start() -> Result<Python> {
         status
     };
     match shared.call {
-        Some(call) if status == 0 => Ok(Python { ensure, release, call }),
+        Some(call) if status == 0 => Ok(Python { ensure, release, clear, call }),
         _ => Err(problem(
             format!("Python {} could not load torch; its words stand above", text("version")),
             ENVIRONMENT,

@@ -2,20 +2,14 @@
 
 The host owns the parameters from then on: it steps, averages, saves and loads the very tensors that the module computes with.
 """
-import functools
 import inspect
-import os
-import sys
-import traceback
 
 import torch
 from torch import nn
 from torch.nn import functional
 
-# torch's own, before `told` stands in their place.
-_register_hook = torch.Tensor.register_hook
-_apply = torch.autograd.function.BackwardCFunction.apply
-
+# What a checkpoint holds.
+KINDS = (torch.float32, torch.float64, torch.bfloat16, torch.float16, torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.bool)
 
 class Broken(Exception):
     """What a class does against the contract, and where its method begins."""
@@ -29,37 +23,6 @@ def where(function):
     """FILE:LINE of a function of the user's."""
     code = getattr(inspect.unwrap(function), '__code__', None)
     return f'{code.co_filename}:{code.co_firstlineno}' if code else ''
-
-
-def last_line(error):
-    """FILE:LINE of the user's at which an exception arose."""
-    frames = traceback.extract_tb(error.__traceback__)
-    own = [f for f in frames if not f.filename.startswith(('maskdiff/', os.path.dirname(torch.__file__)))]
-    return f'{own[-1].filename}:{own[-1].lineno}' if own else ''
-
-
-# libtorch keeps only the text of an exception in backward, and of one in a hook not even that. So the text says who raised it and
-# where, and that of a hook is printed.
-def told(name, function, prints=False):
-    @functools.wraps(function)
-    def call(*args, **named):
-        try:
-            return function(*args, **named)
-        except Exception as error:
-            said = f'`{name(args)}` raised {type(error).__name__}: {error} ({last_line(error)})'
-            if prints:
-                print(said, file=sys.stderr)
-            raise RuntimeError(said) from error
-    return call
-
-
-def register_hook(tensor, hook):
-    return _register_hook(tensor, told(lambda _: f'hook {getattr(hook, "__qualname__", hook)}', hook, prints=True))
-
-
-torch.autograd.function.BackwardCFunction.apply = told(
-    lambda args: f'{type(args[0])._forward_cls.__qualname__}.backward', _apply)
-torch.Tensor.register_hook = register_hook
 
 
 class Pass:
@@ -128,8 +91,10 @@ class Pass:
 class Network:
     """A module of the user's; methods as those of `maskdiff_plugin_api::Backbone`."""
 
-    def __init__(self, module, facts, labelled=False):
+    def __init__(self, module, facts, watch, labelled=False):
         self.name = type(module).__name__
+        # Calls a function of ours when a tensor's gradient is there.
+        self.watch = watch
         # Whether `forward` and `hidden` get a label for each sequence.
         self.labelled = labelled
         if not isinstance(module, nn.Module):
@@ -148,16 +113,22 @@ class Network:
         kind, device = self.facts['kind'], self.facts['device']
         for name, parameter in self.module.named_parameters():
             if isinstance(parameter, nn.parameter.UninitializedParameter):
-                raise Broken(f'the parameter `{name}` of `{self.name}` has no size before the first call: give it in `__init__`',
-                             'Config')
+                raise self._unfit(f'the parameter `{name}` of `{self.name}` has no size before the first call: give it in `__init__`')
             if parameter.is_complex():
-                raise Broken(f'the parameter `{name}` of `{self.name}` is {parameter.dtype}, expected real numbers', 'Config')
+                raise self._unfit(f'the parameter `{name}` of `{self.name}` is {parameter.dtype}, expected real numbers')
+        for name, tensor in (*self.module.named_parameters(), *self.module.named_buffers()):
+            if tensor.is_meta:
+                raise self._unfit(f'`{name}` of `{self.name}` is on the device `meta`, so it has no numbers: make it on the CPU, and the host '
+                                  'moves it')
+        for name, part in self.module.named_modules():
+            if getattr(part, 'sparse', False) is True and isinstance(part, (nn.Embedding, nn.EmbeddingBag)):
+                raise self._unfit(f'`{name}` of `{self.name}` has `sparse=True`, and the optimizer takes no sparse gradients: leave it out')
         # A buffer such as a frequency needs more digits than 16 bits have.
         wide = torch.float32 if kind.itemsize == 2 else kind
 
         def placed(tensor):
             if not tensor.is_floating_point():
-                return tensor.to(device)
+                return tensor.to(device).contiguous()
             return tensor.to(device, kind if isinstance(tensor, nn.Parameter) else wide).contiguous()
 
         self.module._apply(placed)
@@ -169,25 +140,37 @@ class Network:
         entries, first = [], {}
         for name, tensor in self.module.state_dict(keep_vars=True).items():
             if owned.get(name) is not tensor:
-                raise Broken(f'`{name}` in the `state_dict` of `{self.name}` is neither a parameter nor a buffer, so the host cannot '
-                             'keep it', 'Config')
+                raise self._unfit(f'`{name}` in the `state_dict` of `{self.name}` is neither a parameter nor a buffer, so the host cannot '
+                                  'keep it')
+            if tensor.dtype not in KINDS:
+                raise self._unfit(f'the buffer `{name}` of `{self.name}` is {tensor.dtype}, which no checkpoint holds: keep it as real numbers '
+                                  '(`torch.view_as_real`), or register it with `persistent=False`')
             entries.append((name, tensor, first.setdefault(id(tensor), name)))
         lost = [name for name, parameter in self.module.named_parameters() if id(parameter) not in first]
         if lost:
-            raise Broken(f'the parameter `{lost[0]}` of `{self.name}` is not in its `state_dict`', 'Config')
+            raise self._unfit(f'the parameter `{lost[0]}` of `{self.name}` is not in its `state_dict`')
         if not any(tensor.requires_grad for _, tensor, _ in entries):
-            raise Broken(f'`{self.name}` has no parameter to train', 'Config')
+            raise self._unfit(f'`{self.name}` has no parameter to train')
         return entries
 
+    def _unfit(self, message):
+        """What a module is that the host cannot take."""
+        return Broken(message, 'Config', where(type(self.module).__init__))
+
     def _state(self):
-        """What must stay as it is: the parameters, and the buffers that are saved."""
-        kept = {id(tensor) for _, tensor, _ in self.entries}
-        modules = [(part._parameters, part._buffers) for part in self.module.modules()]
-        held = [(held, key, tensor) for both in modules for held in both for key, tensor in held.items()
-                if tensor is not None and id(tensor) in kept]
-        counts = [(part._parameters, len(part._parameters)) for part in self.module.modules()]
-        sizes = [(tensor, tensor.shape, tensor.dtype) for _, tensor, _ in self.entries]
-        return held, counts, sizes, [(part._modules, len(part._modules)) for part in self.module.modules()]
+        """What must stay as it is: the parts, the parameters, and the buffers that are saved."""
+        parts, kept = list(self.module.modules()), {id(tensor) for _, tensor, _ in self.entries}
+        held = [(part._modules, key, below) for part in parts for key, below in part._modules.items()]
+        held += [(holder, key, tensor) for part in parts for holder in (part._parameters, part._buffers)
+                 for key, tensor in holder.items() if id(tensor) in kept]
+        sizes = [(tensor, tensor.shape, tensor.dtype, tensor.device) for _, tensor, _ in self.entries]
+        return held, [(part, self._count(part)) for part in parts], sizes
+
+    @staticmethod
+    def _count(part):
+        """How many parts, parameters and saved buffers a module has of its own."""
+        saved = [tensor for key, tensor in part._buffers.items() if key not in part._non_persistent_buffers_set]
+        return len(part._modules), sum(p is not None for p in part._parameters.values()), sum(b is not None for b in saved)
 
     def described(self):
         """For the host: words about the parameters and the head, and the parameters."""
@@ -209,8 +192,11 @@ class Network:
         if own and not callable(head):
             raise Broken(f'`{self.name}` has a method `hidden` and no `head`, a module or a method that makes logits of its result',
                          'Config', where(type(self.module).hidden))
+        if own and self.module._compiled_call_impl is not None and 'hidden' not in vars(self.module):
+            raise self._unfit(f'`{self.name}` compiles its `forward` (`self.compile()`), and the host calls its `hidden`: write '
+                              '`self.hidden = torch.compile(self.hidden)`')
         if not own and type(self.module).forward is nn.Module.forward:
-            raise Broken(f'`{self.name}` has no method `forward(x, sigma)`', 'Config')
+            raise self._unfit(f'`{self.name}` has no method `forward(x, sigma)`')
         length, device = self.facts['length'], self.facts['device']
         x = torch.zeros([1, length], dtype=torch.int64, device=device)
         sigma = torch.zeros([1], dtype=torch.float64, device=device)
@@ -278,6 +264,7 @@ class Network:
         if call.weight is not None:
             tokens = tokens[..., 0]
         self._mode(words['train'])
+        trains = self._trains()
         made = self._told('pass_', self.module.pass_, call)
         state, keys = made if isinstance(made, tuple) and len(made) == 2 else (made, [])
         keys = list(keys) if call.wants_keys() else []
@@ -291,7 +278,7 @@ class Network:
             self._check_graph('pass_', state, words['train'])
         elif not isinstance(state, torch.Tensor):
             state = keys[0].new_zeros([*tokens.shape, 1])
-        self._check_parameters('pass_')
+        self._check_parameters('pass_', trains)
         return (state, *keys)
 
     def _no_class(self, x):
@@ -306,7 +293,7 @@ class Network:
 
     def hidden(self, x, sigma, train, label=None):
         self._mode(train)
-        given = self._arguments(x, sigma, label)
+        given, trains = self._arguments(x, sigma, label), self._trains()
         method = 'hidden' if self.split == 'hidden' else 'forward'
         if self.split == 'hidden':
             state = self._told(method, self.module.hidden, *given)
@@ -319,13 +306,14 @@ class Network:
             state = self._told(method, self.module, *given)
         self._check_state(method, state, x)
         self._check_graph(method, state, train)
-        self._check_parameters(method)
+        self._check_parameters(method, trains)
         return state
 
     def logits(self, hidden):
         logits = self._told('head', self.module.head, hidden)
         size = [hidden.shape[0], self.facts['vocab_size']]
         self._check('head', logits, size, '[N, V]', hidden)
+        self._check_kind('head', logits, whole=True)
         return logits
 
     def _told(self, method, function, *args):
@@ -354,15 +342,19 @@ class Network:
             raise self._broken(method, f'returned a tensor on {value.device}, expected one on {like.device}')
 
     def _check_state(self, method, state, x):
-        if self.split == 'whole':
-            self._check(method, state, [*x.shape, self.facts['vocab_size']], '[B, L, V]', x)
-            return
-        width = self.module.head.in_features if self.head else None
-        self._check(method, state, [*x.shape, width], '[B, L, D]', x)
-        kinds = {self.facts['kind'], torch.get_autocast_dtype(x.device.type), torch.float32} \
-            if torch.is_autocast_enabled(x.device.type) else {self.facts['kind']}
-        if state.dtype not in kinds:
-            raise self._broken(method, f'returned {state.dtype}, and the parameters are {self.facts["kind"]}')
+        whole = self.split == 'whole'
+        width = self.facts['vocab_size'] if whole else self.module.head.in_features if self.head else None
+        self._check(method, state, [*x.shape, width], '[B, L, V]' if whole else '[B, L, D]', x)
+        self._check_kind(method, state, whole)
+
+    def _check_kind(self, method, value, whole):
+        """That numbers are of the parameters' type, of autocast's where that is on, or logits of more digits than 16 bits have."""
+        own, device = self.facts['kind'], value.device.type
+        kinds = {own, torch.get_autocast_dtype(device), torch.float32} if torch.is_autocast_enabled(device) else {own}
+        if whole and own.itemsize == 2:
+            kinds.add(torch.float32)
+        if value.dtype not in kinds:
+            raise self._broken(method, f'returned {value.dtype}, and the parameters are {own}')
 
     def _check_graph(self, method, state, train):
         """That a pass in training has a gradient, and reaches no graph that an earlier step has used."""
@@ -383,7 +375,7 @@ class Network:
         def was_used(_):
             self.spent = max(self.spent, now)
 
-        _register_hook(state, was_used)
+        self.watch(state, was_used)
 
     def _used_node(self, root):
         seen, open_ = {root}, [root]
@@ -398,17 +390,27 @@ class Network:
                     open_.append(below)
         return None
 
-    def _check_parameters(self, method):
-        held, counts, sizes, parts = self.state
-        same = all(len(now) == count for now, count in counts) and all(len(now) == count for now, count in parts)
-        if not same:
-            raise self._broken(method, 'adds or removes parameters or modules: the host knows those that `__init__` made')
-        for holder, key, tensor in held:
-            if holder.get(key) is not tensor:
-                raise self._broken(method, f'replaces the parameter or buffer `{key}`: write into it in place (`copy_`)')
-        for tensor, shape, kind in sizes:
-            if tensor.shape != shape or tensor.dtype != kind:
-                raise self._broken(method, f'changes a parameter from {list(shape)} {kind} to {list(tensor.shape)} {tensor.dtype}')
+    def _check_parameters(self, method, trains):
+        """That the module is what it was made as, and that what trains is what did before the call."""
+        held, counts, sizes = self.state
+        if any(self._count(part) != count for part, count in counts):
+            raise self._broken(method, 'adds or removes parameters, buffers or modules: the host knows those that `__init__` made')
+        for holder, key, own in held:
+            if holder.get(key) is not own:
+                what = 'module' if own is None or isinstance(own, nn.Module) else 'parameter or buffer'
+                raise self._broken(method, f'replaces the {what} `{key}`, and the host keeps the one that `__init__` made: write into it in '
+                                           'place (`copy_`)')
+        for tensor, *before in sizes:
+            now = [tensor.shape, tensor.dtype, tensor.device]
+            if now != before:
+                said = [f'{list(shape)} {kind} on {device}' for shape, kind, device in (before, now)]
+                raise self._broken(method, f'changes a parameter or buffer from {said[0]} to {said[1]}')
+        for (name, tensor, _), trained in zip(self.entries, trains):
+            if tensor.requires_grad != trained:
+                raise self._broken(method, f'changes `requires_grad` of `{name}` to {tensor.requires_grad}: say what trains in `__init__`')
+
+    def _trains(self):
+        return [tensor.requires_grad for _, tensor, _ in self.entries]
 
 
 def number_now():

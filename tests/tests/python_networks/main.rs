@@ -250,8 +250,44 @@ fn what_no_network_does_is_told_at_the_start() {
         &refused(&[("# EXTRA", "self.mix = nn.LazyLinear(hidden_size)")]),
         &["the parameter `mix.weight` of `Net` has no size before the first call"],
     );
+    let extra = |text: &str| refused(&[("# EXTRA", text)]);
     says(
-        &refused(&[("# EXTRA", "for p in self.parameters(): p.requires_grad_(False)")]),
+        &extra("self.register_buffer('turns', torch.polar(torch.ones(4), torch.ones(4)))"),
+        &[
+            "the buffer `turns` of `Net` is torch.complex64",
+            "view_as_real",
+            "persistent=False",
+            "net.py:14",
+        ],
+    );
+    says(
+        &extra("self.far = nn.Linear(2, 2, device='meta')"),
+        &["`far.weight` of `Net` is on the device `meta`", "net.py:14"],
+    );
+    says(
+        &extra("self.many = nn.Embedding(9, 2, sparse=True)"),
+        &["`many` of `Net` has `sparse=True`", "net.py:14"],
+    );
+    says(
+        &refused(&[
+            (
+                "    def body(self, x):",
+                "    def hidden(self, x, sigma): return self.body(x)\n    def body(self, x):",
+            ),
+            ("# EXTRA", "self.compile()"),
+        ]),
+        &["the host calls its `hidden`", "self.hidden = torch.compile(self.hidden)"],
+    );
+    // Where the head is not the host's, too.
+    for kind in ["half", "double", "bfloat16"] {
+        let said = refused(&[(ends, &format!("return self.head(h).{kind}()"))]);
+        says(
+            &said,
+            &["`Net.forward` returned torch.", "and the parameters are torch.float32", "net.py:28"],
+        );
+    }
+    says(
+        &extra("for p in self.parameters(): p.requires_grad_(False)"),
         &["`Net` has no parameter to train"],
     );
     says(
@@ -274,7 +310,19 @@ fn what_goes_wrong_in_training_names_class_method_and_line() {
     let body = |text: &str| refused(&[("# BODY", text)]);
     says(
         &body("if self.calls == 2: self.more = nn.Parameter(torch.ones(3))"),
-        &["`Net.forward` adds or removes parameters or modules", "net.py:28"],
+        &["`Net.forward` adds or removes parameters, buffers or modules", "net.py:28"],
+    );
+    says(
+        &body("if self.calls == 2: self.register_buffer('late', torch.ones(2))"),
+        &["`Net.forward` adds or removes parameters, buffers or modules", "net.py:28"],
+    );
+    says(
+        &body("if self.calls == 2: self.mix = nn.Linear(16, 16)"),
+        &["`Net.forward` replaces the module `mix`", "net.py:28"],
+    );
+    says(
+        &body("if self.calls == 2: self.mix.bias.requires_grad_(False)"),
+        &["`Net.forward` changes `requires_grad` of `mix.bias` to False", "net.py:28"],
     );
     says(
         &body("if self.calls == 2: self.scale = self.scale + 0.1"),
@@ -282,7 +330,7 @@ fn what_goes_wrong_in_training_names_class_method_and_line() {
     );
     says(
         &body("if self.calls == 2: self.mix.weight.data = torch.ones(3)"),
-        &["`Net.forward` changes a parameter from [16, 16]"],
+        &["`Net.forward` changes a parameter or buffer from [16, 16] torch.float32 on cpu to [3]"],
     );
     says(
         &body("self.last, h = h, h if self.last is None else h + self.last"),
@@ -290,8 +338,16 @@ fn what_goes_wrong_in_training_names_class_method_and_line() {
     );
     says(
         &body("if self.calls == 2: h = Cube.apply(h)"),
-        &["`Cube.backward` raised ValueError: no cube", "net.py:11"],
+        &[
+            "net.py:11: `Cube.backward` raised ValueError: no cube",
+            "in the backward pass of parameterization `subs` over backbone `python",
+        ],
     );
+    // A part that is computed again fails in the backward pass only.
+    let again = "from torch.utils.checkpoint import checkpoint; self.again = 0\n        def part(h):\n            self.again += 1\n            \
+                 if self.again == 2: raise ValueError('first line\\nsecond line')\n            return torch.tanh(h)\n        \
+                 h = checkpoint(part, h, use_reentrant=False)";
+    says(&body(again), &["in the backward pass of parameterization `subs`"]);
     says(
         &body("if self.calls == 2: h = h.detach()"),
         &["`Net.forward` returned a tensor without a gradient"],
@@ -312,7 +368,10 @@ fn what_goes_wrong_in_training_names_class_method_and_line() {
         &body("if self.calls == 2: h = h.to('meta')"),
         &["`Net.forward` returned a tensor on meta, expected one on cpu", "net.py:28"],
     );
-    says(&body("if self.calls == 2: del self.drop"), &["adds or removes parameters or modules"]);
+    says(
+        &body("if self.calls == 2: del self.drop"),
+        &["adds or removes parameters, buffers or modules"],
+    );
     says(
         &body("if self.calls == 2: h = h.double()"),
         &["`Net.forward` returned torch.float64, and the parameters are torch.float32"],
@@ -335,9 +394,11 @@ fn a_run_with_a_network_in_python_fails_is_mended_and_goes_on() {
     let Some(python) = python() else { return };
     let folder = tempfile::tempdir().expect("a folder");
     let folder = folder.path();
-    let good = net(&[]);
+    // Buffers of every kind that a module keeps are in checkpoints.
+    let buffers = "self.register_buffer('seen', torch.ones(8, 8).tril().bool()); self.register_buffer('numbers', torch.arange(3, dtype=torch.int32))";
+    let good = net(&[("# EXTRA", buffers)]);
     let hook = "if self.calls == 6: h.register_hook(lambda grad: grad.nothing())";
-    let bad = net(&[("# BODY", hook)]);
+    let bad = net(&[("# EXTRA", buffers), ("# BODY", hook)]);
     let more = "if self.calls == 2: self.more = nn.Parameter(torch.ones(3))";
     let train = |dir: &str| {
         let words = [
@@ -364,10 +425,11 @@ fn a_run_with_a_network_in_python_fails_is_mended_and_goes_on() {
     assert_ne!(out.code, 0);
     out.says(&["AttributeError: 'Tensor' object has no attribute 'nothing'", "net.py:31"]);
     // Another one in the second step behind the checkpoint.
-    fs::write(folder.join("net.py"), net(&[("# BODY", more)])).expect("a file");
+    fs::write(folder.join("net.py"), net(&[("# EXTRA", buffers), ("# BODY", more)]))
+        .expect("a file");
     let out = train("parts");
     assert_ne!(out.code, 0);
-    out.says(&["`Net.forward` adds or removes parameters or modules", "net.py:28"]);
+    out.says(&["`Net.forward` adds or removes parameters, buffers or modules", "net.py:28"]);
     fs::write(folder.join("net.py"), good).expect("a file");
     train("parts").expect(0);
     let losses = |dir: &str| -> Vec<(u64, f64)> {

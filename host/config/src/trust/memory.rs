@@ -76,11 +76,12 @@ impl Memory {
         self.paths.keys().find(same).cloned()
     }
 
-    /// A file that was named and that is or was of the same content as this one.
+    /// A file that was named and that is of the same content as this one: what it held once is not what would run.
     pub(super) fn same_content(&self, path: &Path) -> Option<PathBuf> {
-        let hash = hash(path)?;
-        let is_there = |own: &Path| look::optional_found(own).is_some_and(|found| found.is_file());
-        let same = |(own, seen): &(&PathBuf, &Seen)| seen.sha256.contains(&hash) && is_there(own);
+        let content = hash(path)?;
+        let same = |(own, seen): &(&PathBuf, &Seen)| {
+            seen.sha256.contains(&content) && hash(own).as_ref() == Some(&content)
+        };
         self.paths.iter().find(same).map(|(own, _)| own.clone())
     }
 
@@ -174,9 +175,10 @@ mod tests {
         // A link to it is it.
         std::os::unix::fs::symlink(&own, at.join("link.py")).unwrap();
         assert_eq!(memory.path(&at.join("link.py")).as_ref(), Some(&own));
-        // Edited, it is still one's own; what it held is still known.
+        // Edited, it is still one's own, and no longer what the other file is.
         fs::write(&own, "two, and longer").unwrap();
-        assert!(memory.path(&own).is_some() && memory.same_content(&other).is_some());
+        assert!(memory.path(&own).is_some() && memory.same_content(&other).is_none());
+        assert!(memory.knows_content(&other));
         fs::write(&other, "two, and longer").unwrap();
         assert_eq!(memory.same_content(&other), None);
         assert!(memory.learn(&own) && memory.same_content(&other).is_some());

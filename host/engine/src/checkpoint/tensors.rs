@@ -20,16 +20,24 @@ use crate::component;
 /// Named tensors in order.
 pub type Named = Vec<(String, Tensor)>;
 
-fn dtype(kind: Kind) -> Result<Dtype> {
-    Ok(match kind {
+fn dtype(name: &str, tensor: &Tensor) -> Result<Dtype> {
+    Ok(match tensor.kind() {
         Kind::Float => Dtype::F32,
         Kind::Double => Dtype::F64,
         Kind::Int64 => Dtype::I64,
+        Kind::Int => Dtype::I32,
+        Kind::Int16 => Dtype::I16,
+        Kind::Int8 => Dtype::I8,
         Kind::Uint8 => Dtype::U8,
+        Kind::Bool => Dtype::BOOL,
         Kind::BFloat16 => Dtype::BF16,
         Kind::Half => Dtype::F16,
         other => {
-            return Err(component::torch(format!("{other:?} tensors are not stored")));
+            let message = format!("`{name}` holds {other:?} numbers, which no checkpoint stores");
+            return Err(Error::plugin(
+                message,
+                "the network should keep them as real numbers or integers",
+            ));
         }
     })
 }
@@ -75,7 +83,7 @@ fn header(named: &[(&str, &Tensor)], words: &[(&str, String)]) -> Result<Vec<u8>
         let (start, length) = (end, bytes(tensor).len());
         end += length;
         let entry = json!({
-            "dtype": dtype(tensor.kind())?,
+            "dtype": dtype(name, tensor)?,
             "shape": tensor.size(),
             "data_offsets": [start, end],
         });

@@ -5,6 +5,7 @@ use maskdiff_native::{Reducer, clear_grads};
 
 use super::Learner;
 use crate::component;
+use crate::model::Model;
 
 impl Learner {
     /// Forgets all gradients.
@@ -23,14 +24,14 @@ impl Learner {
     }
 
     /// The gradients of adapters that follow from those of sums.
-    pub(super) fn project(&self) -> Result<()> {
+    pub(super) fn project(&self, model: &Model) -> Result<()> {
         let Some(projected) = self.lora.as_ref().and_then(|lora| lora.projected()) else {
             return Ok(());
         };
         if let Some(reducer) = &self.reducer {
             self.prepare(reducer, true)?;
         }
-        projected.f_backward().map_err(|e| self.failed(&e))
+        projected.f_backward().map_err(|e| self.failed(&e, model))
     }
 
     /// Lets the network compute with what is learnt as it is now.

@@ -94,6 +94,13 @@ impl Model {
         self.method.score(self, xt_bl, t_b, rows_n).map_err(|e| self.method_error(e))
     }
 
+    /// The components that a loss goes through, in words.
+    pub(crate) fn names_of_loss(&self) -> String {
+        let named = |kind: ComponentKind, name: &str| format!("{kind} `{name}`");
+        let method = named(ComponentKind::Parameterization, &self.names.parameterization.name);
+        format!("{method} over {}", named(ComponentKind::Backbone, &self.names.backbone.name))
+    }
+
     /// An error of the parameterization, with its name.
     pub(crate) fn method_error(&self, error: PluginError) -> Error {
         component::error(ComponentKind::Parameterization, &self.names.parameterization.name, error)
