@@ -10,6 +10,7 @@ mod lent;
 mod losses;
 mod others;
 mod spent;
+mod start;
 mod units;
 pub mod views;
 mod watched;
@@ -454,7 +455,7 @@ impl Model {
         *self.progress.borrow_mut() = progress;
     }
 
-    /// A start for samplers: a draw of the prior, `[B, L] i64`.
+    /// A draw of the prior, `[B, L] i64`.
     pub fn prior(&self, batch: i64, length: i64) -> Result<Tensor> {
         let named = |e| component::error(ComponentKind::Process, &self.names.process.name, e);
         self.process.prior(batch, length).map_err(named)

@@ -2,7 +2,7 @@
 
 pub mod grow;
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 use std::time::Instant;
 
@@ -125,6 +125,38 @@ impl<'a> Texts<'a> {
         let Some(new) = self.new_tokens else { return self.length };
         let reach = given.iter().map(Given::reach).max().unwrap_or(0);
         (lead + reach) as i64 + new
+    }
+
+    /// Checks that texts in blocks may become as long as they will, now that what is given is known.
+    fn check_length(&self, model: &Model) -> Result<()> {
+        let (length, window) = (self.length, model.facts().length);
+        let refused = |what: String, hint: &str| Err(Error::config(what, hint));
+        if length > window && self.context == Context::Slide && !self.cached {
+            return refused(
+                format!(
+                    "texts become {length} tokens long, longer than `model.length` ({window}), and `sampling.context=slide` needs the KV cache there"
+                ),
+                "set `sampling.context=reread` (the window) or `sampling.context=all` (the whole text), or leave `sampling.kv_cache=false` out",
+            );
+        }
+        if length > window && model.has_bounded_positions() {
+            return refused(
+                format!(
+                    "texts become {length} tokens long, and the network has a table of {window} positions: it knows none behind"
+                ),
+                "ask for fewer tokens (`sampling.new_tokens`, `sampling.length`), or use a backbone whose positions have no end",
+            );
+        }
+        if self.least.is_some() && length < grow::TAIL as i64 {
+            return refused(
+                format!(
+                    "`sampling.min_entropy` looks at the last {} tokens of a text, and texts become {length} long",
+                    grow::TAIL
+                ),
+                "draw longer texts (`sampling.new_tokens` or `sampling.length`), or leave it out",
+            );
+        }
+        Ok(())
     }
 
     /// The class of each text, `[B] i64`, where any has one; those that have none are of no class.
@@ -281,14 +313,14 @@ fn windows(
 ) -> Result<Vec<Vec<i64>>> {
     let (count, windows) = (given.len() as i64, texts.windows);
     let length = texts.walk_length(given, model.facts().length)?;
-    let xt_bl = model.prior(count, length)?;
+    let xt_bl = model.start(count, length, 0)?;
     let labels = texts.labels(given, model.facts());
-    let prior = || model.prior(count, length);
-    let mut number: i64 = 0;
-    let walked = windows.walk(&xt_bl, prior, |xt_bl| {
-        let from = number * windows.stride;
+    let number = Cell::new(0_i64);
+    let later = || model.start(count, length, number.get().cast_unsigned());
+    let walked = windows.walk(&xt_bl, later, |xt_bl| {
+        let from = number.get() * windows.stride;
         let given_bl = none_given(xt_bl);
-        if number > 0 {
+        if number.get() > 0 {
             // The end of the window before stays.
             let _ = given_bl.narrow(1, 0, length - windows.stride).fill_(1);
         }
@@ -297,9 +329,9 @@ fn windows(
             given.mark(&given_bl.get(row), from as usize);
         }
         model.give(Some(given_bl));
-        model.begin_part(number.cast_unsigned());
+        model.begin_part(number.get().cast_unsigned());
         model.laws().begin(from);
-        number += 1;
+        number.set(number.get() + 1);
         let walk = |sampler: &mut NamedSampler| match (&labels, texts.classifier) {
             (Some(label_b), Some((scale, order))) => {
                 let classifier = model.classifier().map_err(|e| model.method_error(e))?;
@@ -343,6 +375,7 @@ fn grown(
         ));
     }
     let texts = Texts { length: texts.length_in_blocks(given, lead(model)), ..texts };
+    texts.check_length(model)?;
     let start = start(model, blocks, given, texts)?;
     let growth = Growth {
         size: blocks.size,
@@ -389,7 +422,7 @@ fn start(model: &Model, blocks: &Blocks, given: &[Given], texts: Texts<'_>) -> R
     let needed = |given: &Given| given.whole().map_or(texts.length, |all| (lead + all) as i64);
     let length = given.iter().map(needed).max().unwrap_or(texts.length);
     let all = grow::whole_blocks(blocks, length);
-    let x_bn = model.prior(given.len() as i64, all)?;
+    let x_bn = model.start(given.len() as i64, all, 0)?;
     let given_bn = none_given(&x_bn);
     if let Some(bos) = blocks.begins() {
         let _ = x_bn.narrow(1, 0, 1).fill_(bos);

@@ -190,14 +190,18 @@ fn check_blocks(config: &Config, stored: Option<&(String, String)>) -> Result<()
         Some(size) => format!("in blocks of {size} tokens"),
         None => "without blocks".to_string(),
     };
+    let right = trained
+        .map_or("leave `block_size` out".to_string(), |size| format!("say `block_size={size}`"));
     Err(config.layers.error(
         "block_size",
         &format!(
-            "`{name}` was trained {}, and is to be read {}",
+            "`{name}` was trained {}, and is to go on {}",
             words(trained),
             words(config.top.block_size)
         ),
-        "leave `block_size` out; a run with `training.from` trains its weights into other blocks",
+        &format!(
+            "{right}; a run of its own with `training.from` trains the weights into other blocks"
+        ),
     ))
 }
 

@@ -105,6 +105,9 @@ pub fn run(common: &Common, asked: &[Ask], shown: &Shown) -> Result<()> {
     session.draw(common, asked, shown, &Stop::listen("the step that is under way is ended")?)
 }
 
+/// Tokens of a text at most, where its prompt says how long it becomes.
+const LONGEST: i64 = 1 << 40;
+
 /// The option by which a sampler starts from the text that it finds, and not from noise.
 pub(crate) const FROM_A_TEXT: &str = "sampling.from=text";
 
@@ -372,7 +375,10 @@ fn given(config: &Config, asked: &[Ask], tokenizer: &dyn Tokenizer) -> Result<(V
     // In blocks, a BOS may stand in front of it.
     let begins =
         config.top.block_size.is_some() && maskdiff_data::block_start(config, tokenizer).is_some();
-    let room = sample::length(config) - i64::from(begins);
+    // Texts in blocks become as long as what is given and what is drawn behind it.
+    let by_prompt = config.top.block_size.is_some() && config.sampling.new_tokens.is_some();
+    let most = if by_prompt { LONGEST } else { sample::length(config) };
+    let room = most - i64::from(begins);
     let longest = Windows::new(&config.sampling).tokens(room);
     let new = |ask: &Ask| match ask {
         // Holes may be in any window, and a prompt stands in the first one.

@@ -59,6 +59,7 @@ pub(crate) struct Config {
     pub(crate) block_length: i64,
     /// APPROXIMATE, for speed: `prefix` reads what is before a block once, in the call that begins the block, and `dual` what is behind it too;
     /// each further call reads the rest. `none` reads everything in each call. Sequences are walked one at a time with it.
+    #[schemars(extend("x-in-blocks" = "none"))]
     pub(crate) cache: Cache,
     /// Besides them, every token whose likeliest value has at least this probability opens; above 1 none does.
     #[schemars(range(max = 1e6), extend("exclusiveMinimum" = 0.0))]

@@ -26,6 +26,22 @@ fn what_does_not_fit_blocks_is_refused() {
             &[&["block_size=4"], &bounds[..]].concat(),
             &["no number of masks among the 4 tokens", "widen"],
         ),
+        (
+            &["training.resample=true", "training.sampling_eps_max=0.1", "block_size=8"],
+            &["no number of masks among the 8 tokens of a block is a share from 0.001 to 0.1"],
+        ),
+        (
+            &["training.sampling_eps_min=0", "training.sampling_eps_max=0.001"],
+            &["`training.sampling_eps_max` is 0.001, and shares begin at 0.001"],
+        ),
+        (
+            &["sampling.predictor=confidence", "sampling.cache=prefix"],
+            &["`sampling.cache` is \"prefix\", and in blocks", "set `sampling.cache=none`"],
+        ),
+        (
+            &["parameterization=udlm", "eval.bound=strict"],
+            &["needs noise that is masks alone", "eval.bound=reference"],
+        ),
         (&["training.sampling_eps_min=0.9", "training.sampling_eps_max=0.2"], &["not below"]),
         (&["training.sampling_eps_min=1", "training.sampling_eps_max=0.5"], &["not below"]),
         (&["sampling.new_tokens=9", "sampling.length=32"], &["sampling.new_tokens", "(32)"]),

@@ -113,7 +113,9 @@ fn every_method_over_masks_works_in_blocks() {
             &["parameterization=sedd", "time_conditioning=true", "sampling.predictor=analytic"][..],
         ),
         ("d3pm", &["parameterization=d3pm", "T=100", "sampling.predictor=ddpm"]),
-        ("timed", &["time_conditioning=true", "sampling.predictor=confidence"]),
+        ("timed", &["time_conditioning=true", "sampling.predictor=confidence", "noise=cosine"]),
+        ("genmd4", &["parameterization=genmd4"]),
+        ("xdlm", &["parameterization=xdlm"]),
     ] {
         let run = format!("run.dir={name}");
         let base = ["trainer.max_steps=4", "sampling.num_sample_log=1", &run];
@@ -125,6 +127,45 @@ fn every_method_over_masks_works_in_blocks() {
         let from = format!("eval.checkpoint_path={name}");
         maskdiff(at, &["sample", &from, "sampling.num_samples=2", "sampling.length=80"]).expect(0);
     }
+    // A text is that of its seed and number, wherever it stands in a batch, noise of any token included.
+    let ids = |more: &[&str]| {
+        let out = maskdiff(at, &[&["sample", "xdlm", "--seed", "7"], more].concat());
+        out.expect(0).lines().iter().map(|line| line["ids"].clone()).collect::<Vec<Value>>()
+    };
+    assert_eq!(ids(&["-n", "3"])[2], ids(&["-n", "1", "sampling.first_number=2"])[0]);
+    // Our own file says itself what it is, whatever its schedule.
+    let export = ["export", "timed", "--as", "lightning", "--output", "timed.ckpt"];
+    maskdiff(at, &export).expect(0);
+    let eval = ["eval", "timed.ckpt", "data.valid_blocks=4", "eval.results=none"];
+    maskdiff(at, &eval).expect(0);
+}
+
+/// A block as long as the window: what has left it is read again, or kept where the cache is on; and how long texts become is checked
+/// when the prompt is known.
+#[test]
+fn a_block_may_be_the_whole_window() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let at = folder.path();
+    let words =
+        ["block_size=64", "run.dir=whole", "sampling.num_sample_log=0", "trainer.max_steps=2"];
+    maskdiff(at, &[&["train"], &small()[..], &words].concat()).expect(0);
+    let drawn = |more: &[&str]| maskdiff(at, &[&["sample", "whole", "-n", "1"], more].concat());
+    let ids = |more: &[&str]| {
+        let reread = ["sampling.length=130", "sampling.context=reread"];
+        drawn(&[&reread[..], more].concat()).expect(0).lines()[0]["ids"].clone()
+    };
+    assert_eq!(ids(&[]), ids(&["sampling.kv_cache=false"]));
+    drawn(&["sampling.new_tokens=100", "sampling.kv_cache=false"])
+        .expect(2)
+        .says(&["texts become 100 tokens long", "`sampling.context=reread`"]);
+    let long = "a ".repeat(60);
+    drawn(&["sampling.new_tokens=20", "--prompt", &long]).expect(0);
+    let other = ["block_size=32", "checkpointing.resume_from_ckpt=true", "trainer.max_steps=3"];
+    maskdiff(at, &[&["train"], &small()[..], &words[1..3], &other].concat()).expect(2).says(&[
+        "was trained in blocks of 64 tokens",
+        "say `block_size=64`",
+        "training.from",
+    ]);
 }
 
 #[test]

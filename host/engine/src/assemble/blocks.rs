@@ -3,9 +3,10 @@
 use maskdiff_base::error::Result;
 use maskdiff_config::kind::ComponentKind;
 use maskdiff_config::{Config, groups, listed};
+use maskdiff_plugin_api::abi::module::ComponentInfo;
 use maskdiff_plugin_api::capability;
 
-use crate::choose::withdrawn;
+use crate::choose::{Choose as _, withdrawn};
 use crate::model::views::Blocks;
 use crate::plugins::{Choices, Registry};
 use crate::sample;
@@ -69,6 +70,7 @@ pub(super) fn check(config: &Config, registry: &Registry, choices: &Choices) -> 
         ));
     }
     check_texts(config)?;
+    check_sampler(config, registry, sampler)?;
     let longer = sample::length(config) > config.model.length;
     if longer && offers(&backbone.provides, capability::BOUNDED_POSITIONS) {
         return Err(config.layers.error(
@@ -83,6 +85,29 @@ pub(super) fn check(config: &Config, registry: &Registry, choices: &Choices) -> 
         ));
     }
     Blocks::new(config).map(drop)
+}
+
+/// Checks that no option of the sampler walks a whole text: the schema of such an option names the value that does without it as
+/// `x-in-blocks`.
+fn check_sampler(config: &Config, registry: &Registry, sampler: &ComponentInfo) -> Result<()> {
+    let chosen = config.sampler(registry)?;
+    for (option, about) in sampler.schema["properties"].as_object().into_iter().flatten() {
+        let (needed, value) = (&about["x-in-blocks"], &chosen.options[option]);
+        if needed.is_null() || value.is_null() || value == needed {
+            continue;
+        }
+        let (key, plain) =
+            (ComponentKind::Sampler.option_key(option), needed.as_str().unwrap_or_default());
+        return Err(config.layers.error(
+            &key,
+            &format!(
+                "`{key}` is {value}, and in blocks (`block_size`) `{}` has no use for it",
+                sampler.name
+            ),
+            &format!("set `{key}={plain}`, or leave it out"),
+        ));
+    }
+    Ok(())
 }
 
 /// Checks how texts of blocks are drawn.
@@ -108,7 +133,7 @@ fn check_texts(config: &Config) -> Result<()> {
         ));
     }
     match sampling.min_entropy {
-        Some(_) if length < sample::grow::TAIL as i64 => Err(config.layers.error(
+        Some(_) if sampling.new_tokens.is_none() && length < sample::grow::TAIL as i64 => Err(config.layers.error(
             "sampling.min_entropy",
             &format!(
                 "`sampling.min_entropy` looks at the last {} tokens of a text, and texts have {length}",

@@ -114,6 +114,16 @@ impl Measure {
         if self != Self::Strict || by_masks(model) {
             return Ok(());
         }
+        if let Some(blocks) = model.blocks() {
+            return Err(Error::config(
+                format!(
+                    "`{}` in blocks (`block_size={}`) needs noise that is masks alone",
+                    self.chosen_by(),
+                    blocks.size
+                ),
+                "measure with `eval.bound=reference`",
+            ));
+        }
         let token = i64::from(model.facts().mask_id == Some(0));
         let x0 = Tensor::from_slice(&[token]).view([1, 1]).to_device(model.facts().device());
         let end = Denoiser::new(model).alpha(1.0).map_err(|e| model.method_error(e))?;

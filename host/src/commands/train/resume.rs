@@ -12,7 +12,7 @@ use maskdiff_engine::checkpoint::{self, Checkpoint};
 use maskdiff_engine::train::{self, Trainer};
 use maskdiff_records::run_dir;
 
-use super::super::begin;
+use super::super::{begin, check_blocks};
 use super::Job;
 use super::held::Held;
 
@@ -56,6 +56,9 @@ impl Beginning {
             Some(own) => Some(own),
             None => found.elsewhere(config, job.common.form.is_original(), report)?,
         };
+        if let Some(checkpoint) = found.resumed.as_ref().filter(|found| found.foreign.is_none()) {
+            check_blocks(config, Some(&checkpoint.stored()?))?;
+        }
         if found.resumed.is_some() {
             // A run that resumes has loaded its first weights before.
             found.start = None;

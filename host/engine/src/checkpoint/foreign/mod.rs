@@ -256,7 +256,9 @@ fn from_lightning(path: &Path) -> Result<Foreign> {
     let lightning::Lightning { weights, ema, ema_updates, optimizer, step, samples, config, own } =
         lightning::read(path)?;
     let config = if config.is_null() && own.is_none() { hydra::beside(path)? } else { config };
-    let (said, has_mask) = descendants::recast(config)?;
+    // A file of ours says itself what it is.
+    let (said, has_mask) =
+        if own.is_some() { (config, true) } else { descendants::recast(config)? };
     let run = original::translated_run(&said);
     // The original counts no samples: a step has read a batch.
     let batch = said["loader"]["global_batch_size"].as_i64();

@@ -138,13 +138,24 @@ impl<'a> BlockView<'a> {
         ensure!(size == self.size, Shape, "a call over {size} tokens in blocks of {}", self.size);
         match &self.reads {
             Reads::Texts { batch, length, keys } => {
-                let (batch, length) = (*batch, *length);
+                let (own, length) = (*batch, *length);
+                let all = own * length / size;
                 ensure!(
-                    shown == batch * length / size,
+                    shown % all == 0 && shown > 0,
                     Unsupported,
-                    "a call over {shown} blocks of {}: in blocks, a loss asks about all of them",
-                    batch * length / size
+                    "a call over {shown} blocks of {all}: in blocks, a loss asks about all of them"
                 );
+                // A loss may ask about several corruptions of the batch at once, one batch behind the other.
+                let (times, batch) = (shown / all, shown / all * own);
+                let repeated = |key: &Tensor| key.repeat([times, 1, 1, 1]);
+                let many: Vec<Tensor>;
+                let keys = match times {
+                    1 => keys,
+                    _ => {
+                        many = keys.iter().map(repeated).collect();
+                        &many
+                    }
+                };
                 let whole = |x: &Tensor| {
                     let rest = x.size()[2..].to_vec();
                     x.reshape([&[batch, length], rest.as_slice()].concat())

@@ -51,9 +51,9 @@ impl Interval {
         !(self.binds_below() && share < self.low || self.binds_above() && share > self.high)
     }
 
-    /// Whether some number of masks among so many tokens lies in it.
+    /// Whether some number of masks among so many tokens lies in it; without a mask there is nothing to learn.
     pub fn is_met(self, tokens: i64) -> bool {
-        (0..=tokens).any(|masks| self.holds(masks as f64 / tokens as f64))
+        (1..=tokens).any(|masks| self.holds(masks as f64 / tokens as f64))
     }
 
     /// Uniform numbers `u` in [0, 1) as those that give times in the interval, where the times of 0 and 1 are `first` and `last`, and
@@ -167,10 +167,12 @@ mod tests {
             (of(0.55, 0.95), 2, false),
             (of(0.3, 0.45), 4, false),
             (of(0.3, 0.8), 1, false),
+            (of(1e-3, 0.1), 8, false),
+            (of(0.0, 0.13), 8, true),
             (of(0.3, 0.8), 2, true),
             (of(0.45, 0.95), 4, true),
             (Interval::WHOLE, 1, true),
-            (of(1e-3, 0.5), 1, true),
+            (of(1e-3, 0.5), 1, false),
             (of(0.5, 1.0), 1, true),
         ] {
             assert_eq!(interval.is_met(tokens), met, "{interval:?} of {tokens}");

@@ -68,6 +68,17 @@ impl Blocks {
         }
         let interval = Interval { low: training.sampling_eps_min, high: training.sampling_eps_max };
         // [1, 1] masks every token.
+        if interval.high <= Interval::WHOLE.low {
+            return Err(config.layers.error(
+                "training.sampling_eps_max",
+                &format!(
+                    "`training.sampling_eps_max` is {}, and shares begin at {}",
+                    interval.high,
+                    Interval::WHOLE.low
+                ),
+                "the largest share of masks that training draws, as in 0.8",
+            ));
+        }
         if interval.low >= interval.high && interval != Interval::ALL_MASKED {
             return Err(config.layers.error(
                 "training.sampling_eps_min",

@@ -299,7 +299,12 @@ impl<'a> Text<'a> {
         let from = self.from();
         if context == Context::Reread && from > 0 {
             // What left the window would still be in the keys of those that saw it.
-            let keys = read(self.model, &self.since(from), from, &[], Sees::Blocks(size))?;
+            let seen = self.since(from);
+            // A block that is the whole window sees nothing before it.
+            let keys = match seen.size()[1] {
+                0 => Vec::new(),
+                _ => read(self.model, &seen, from, &[], Sees::Blocks(size))?,
+            };
             let most = self.held.borrow().most;
             *self.held.borrow_mut() = Held { keys, read: self.at(), pending: None, most };
             return Ok(());
