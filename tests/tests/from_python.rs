@@ -161,7 +161,8 @@ with maskdiff.load('run') as model:
         'written': bool(logits.add_(1).isfinite().all()),
         'text': model.decode(model.encode('Ben has a')), 'samplers': 'ddpm_cache' in model.samplers,
         'wrong': [wrong(model.logits, x.float(), 0.5), wrong(model.logits, x[None], 0.5), wrong(model.logits, x, [0.1, 0.2]),
-                  wrong(model.logits, x, 1.5), wrong(model.logits, x + V, 0.5), wrong(model.logits, torch.zeros(1, 10**4, dtype=torch.int64), 0.5)],
+                  wrong(model.logits, x, 1.5), wrong(model.logits, x + V, 0.5), wrong(model.logits, torch.zeros(1, 10**4, dtype=torch.int64), 0.5),
+                  wrong(model.logits, x, float('nan')), wrong(model.loglikelihood, 'one text')],
     }
 said['closed'] = wrong(model.logits, x, 0.5)
 with maskdiff.load('blocks') as model:
@@ -186,6 +187,8 @@ print(json.dumps(said))
         "Error: `t` is a time from 0 (data) to 1 (noise)",
         "which is no token of this model",
         "the model knows 64",
+        "ValueError: `t` is [nan], expected times from 0",
+        "TypeError: `texts` is one text, expected a list",
     ]) {
         assert!(got.as_str().is_some_and(|got| got.contains(words)), "{words}: {got}");
     }
