@@ -35,6 +35,10 @@ fn what_does_not_fit_blocks_is_refused() {
             &["`training.sampling_eps_max` is 0.001, and shares begin at 0.001"],
         ),
         (
+            &["training.importance_sampling=true", "training.sampling_eps_max=0.8"],
+            &["parameterization `subs` with its options does not draw them evenly"],
+        ),
+        (
             &["sampling.predictor=confidence", "sampling.cache=prefix"],
             &["`sampling.cache` is \"prefix\", and in blocks", "set `sampling.cache=none`"],
         ),

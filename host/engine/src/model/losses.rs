@@ -37,6 +37,29 @@ impl Model {
         self.draw_t(&interval.narrowed(u, two(&ends), two(&times)))
     }
 
+    /// Checks that times are even in `u`, where training draws from an interval of them or looks for one: see [`Interval::narrowed`].
+    pub fn check_interval(&self, searches: bool) -> Result<()> {
+        let binds = self.blocks.as_ref().is_some_and(|blocks| blocks.interval().binds());
+        if !binds && !searches {
+            return Ok(());
+        }
+        let device = self.facts.device();
+        let times = self.draw_t(&Tensor::from_slice(&[0.0, 0.5, 1.0]).to_device(device))?;
+        let [first, half, last] = [0, 1, 2].map(|i| times.double_value(&[i]));
+        // Times of a grid are rounded.
+        if (half - 0.5 * (first + last)).abs() <= 0.05 * (last - first).abs() {
+            return Ok(());
+        }
+        Err(Error::config(
+            format!(
+                "training draws times from an interval (`training.sampling_eps_min`, `training.sampling_eps_max`, `training.clip_search_widths`), \
+                 and parameterization `{}` with its options does not draw them evenly",
+                self.names.parameterization.name
+            ),
+            "leave the interval out, or the option by which times are uneven",
+        ))
+    }
+
     /// The parameterization's loss alone, nats per token: `[B, L] i64`, `[B] f64` → `[B, L]` (or the last positions of it).
     pub fn loss(&self, x0_bl: &Tensor, t_b: &Tensor) -> Result<Tensor> {
         self.asked.borrow_mut().drawn = false;

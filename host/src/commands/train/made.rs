@@ -100,6 +100,7 @@ impl Job<'_> {
         let _ = train::monitored(config, measure.is_bound(&model))?;
         measure.check_noise(&model)?;
         assemble::check_fits(&model)?;
+        model.check_interval(!config.training.clip_search_widths.is_empty())?;
         Ok(Made { model, sampler, trial, judge, measure, used, others })
     }
 
