@@ -69,7 +69,8 @@ impl Files {
             false => None,
         };
         let experiment = said.chosen("experiment");
-        let experiment = experiment.map(|(name, _)| named_file("experiment", &name)).transpose()?;
+        let experiment =
+            experiment.map(|(name, by)| named_file("experiment", &name, by)).transpose()?;
         let packed = process::package().map(|package| package.join(process::PACKAGED_CONFIG));
         let packed = match packed.filter(|_| request.file.is_some()) {
             Some(file) if look::is_file(&file)? => Some(file),
@@ -136,7 +137,7 @@ impl Chosen {
             if upon.is_some_and(|upon| upon.contains_key(group)) && !self.anew.contains(group) {
                 continue;
             }
-            match named_file(group, name) {
+            match named_file(group, name, said_by) {
                 // A schedule that needs no file, as a plugin has it.
                 Err(Error { kind: Kind::Config, .. }) if group == "noise" => {
                     builder.add_words(said_by, noise(name))?
