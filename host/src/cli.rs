@@ -372,7 +372,15 @@ fn quiet_libtorch() {
 /// Runs the command line; returns the exit code where no error decides it.
 fn run(words: Vec<OsString>) -> Result<i32> {
     let words = with_subcommand(words)?;
-    let matches = words::command().get_matches_from(&words);
+    let matches = match words::command().try_get_matches_from(&words) {
+        Ok(matches) => matches,
+        // Help that was asked for is a result. On a terminal it is printed with its colours.
+        Err(said) if !said.use_stderr() && !stdout::is_terminal() => {
+            output::result(&said.render().to_string());
+            return output::check().map(|()| 0);
+        }
+        Err(said) => said.exit(),
+    };
     let Cli { global, command } = Cli::from_arg_matches(&matches).unwrap_or_else(|e| e.exit());
     let form = global.form(matches.subcommand_name().unwrap_or_default());
     let verbosity = if global.quiet { -1 } else { i8::try_from(global.verbose).unwrap_or(3) };
@@ -388,6 +396,9 @@ fn run(words: Vec<OsString>) -> Result<i32> {
             | Command::Bench { .. }
             | Command::Score { .. }
             | Command::Sample { watch: None, .. }
+            | Command::Steps { .. }
+            | Command::Chat { .. }
+            | Command::Export { .. }
             | Command::Serve { .. }
     ) {
         stdout::keep_apart(global.format);

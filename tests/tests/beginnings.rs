@@ -122,6 +122,8 @@ fn results_that_cannot_be_written_are_a_failure() {
         "plugins show loglinear",
         "runs list run",
         "completions bash",
+        "--help",
+        "--version",
         "eval --checkpoint run eval.results=none",
         "sample --checkpoint run sampling.steps=2 loader.eval_batch_size=2",
     ] {
@@ -233,6 +235,13 @@ fn a_loss_that_is_no_bound_has_no_perplexity() {
     let out = maskdiff(folder.path(), &["runs", "list", "run"]);
     let listed = out.expect(0).lines().remove(0);
     assert_eq!((listed["best_ppl"].is_null(), &listed["best_loss"]), (true, &last["val/loss"]));
+    // A table has the loss too, in a column of its own.
+    let number = format!("{:.4}", last["val/loss"].as_f64().expect("a number"));
+    let markdown = [&eval[..], &["--format", "markdown"]].concat();
+    for words in [&markdown[..], &["runs", "list", "run", "--format", "text"]] {
+        let table = maskdiff(folder.path(), words).expect(0).stdout.clone();
+        assert!(table.contains("loss") && table.contains(&number), "{table}");
+    }
     // Nor where runs stand beside one another.
     let second = [&words[..4], &["run.dir=two", "seed=2"]].concat();
     train(folder.path(), &second).expect(0);

@@ -253,6 +253,11 @@ fn what_a_plugin_prints_does_not_mix_with_json() {
     let out = sample(folder.path(), &["sampling.predictor=prints"]);
     assert_eq!(out.expect(0).lines().len(), 2, "{}", out.stdout);
     out.says(&["a word of the author"]);
+    let score = "eval.compute_generative_perplexity=false";
+    let words = ["steps", "run", "--samplers", "prints", "--steps", "2", "--format", "json", score];
+    let out = bad(folder.path(), &words, &["loader.eval_batch_size=2"]);
+    assert!(!out.expect(0).lines().is_empty(), "{}", out.stdout);
+    out.says(&["a word of the author"]);
 }
 
 #[test]

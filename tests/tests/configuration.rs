@@ -9,7 +9,7 @@ use maskdiff_config::shape::{Field, Of, Shape};
 use maskdiff_config::{Request, groups, load};
 use maskdiff_engine::{assemble, choose};
 use maskdiff_tests::run::{Output, SMALL, command, finish, maskdiff, train};
-use maskdiff_tests::{registry, root};
+use maskdiff_tests::{registry, root, target};
 use serde_json::{Value, json};
 
 fn folder() -> tempfile::TempDir {
@@ -134,6 +134,16 @@ fn a_leading_tilde_is_the_home_folder_everywhere() {
         .expect(2)
         .says(&["no user `nobody-here`"]);
     assert!(!at.path().join("~").exists());
+    // Behind a colon no shell replaces it.
+    fs::create_dir(home.join("plug")).expect("a folder");
+    let from = target().join("libfixture_flat_plugin.so");
+    fs::copy(from, home.join("plug/libmaskdiff_flat.so")).expect("copied");
+    let listed = |folders: &str| {
+        let variables = [("HOME", variables[0].1), ("MASKDIFF_PLUGIN_PATH", folders)];
+        with(at.path(), &variables, &["plugins", "list"]).expect(0).stdout.clone()
+    };
+    let (whole, short) = (format!("/none:{}/plug", home.display()), "/none:~/plug");
+    assert!(listed(&whole).contains("flat") && listed(&whole) == listed(short));
 }
 
 #[test]
@@ -478,6 +488,18 @@ fn a_word_that_is_not_in_its_list_is_refused_with_the_nearest() {
     ] {
         config(&[word]).expect(2).says(&["command line", &format!("did you mean `{near}`?")]);
     }
+    // A file of a group is named as whoever chose it named it.
+    for (variable, word, near) in [
+        ("MASKDIFF_MODEL", "tinny", "MASKDIFF_MODEL=tiny"),
+        ("MASKDIFF_DATA", "storis", "MASKDIFF_DATA=stories"),
+    ] {
+        let out = finish(command(at.path(), &["config"]).env(variable, word));
+        let there = format!("there is no `{variable}={word}`");
+        out.expect(2).says(&[&there, &format!("did you mean `{near}`?")]);
+    }
+    // One letter is near no other.
+    let out = config(&["a.b=1"]);
+    assert!(!out.expect(2).stderr.contains("did you mean"), "{}", out.stderr);
     std::fs::write(at.path().join("own.toml"), "[trainer]\nprecision = 32\non_nan = \"skp\"\n")
         .expect("a file");
     config(&["--config", "own.toml"]).expect(2).says(&["own.toml", "`trainer.on_nan=skip`"]);

@@ -75,6 +75,75 @@ fn a_checkpoint_finds_its_text_from_anywhere() {
     eval(&b, "../a/run").expect(2).says(&[&place, "starts where its run was begun"]);
 }
 
+/// What is written for others is used from anywhere as well, and a run begins with a checkpoint's own text.
+#[test]
+fn exports_and_new_runs_find_the_text_too() {
+    let folder = folders();
+    let (a, b) = (folder.path().join("a"), folder.path().join("b"));
+    let eval = |at: &Path, path: &str| {
+        measured(&maskdiff(at, &["eval", "--checkpoint", path, "eval.results=none"]))
+    };
+    let there = eval(&a, "run");
+    for (kind, to) in [("lightning", "x.ckpt"), ("safetensors", "x.safetensors")] {
+        let export = ["export", "--checkpoint", "run", "--format", kind, "--output", to];
+        maskdiff(&a, &export).expect(0);
+        assert_eq!(eval(&b, &format!("../a/{to}")), there, "not the other text of that name");
+    }
+    let begin = |from: &str, dir: &str| {
+        let (from, dir) = (format!("training.from={from}"), format!("run.dir={dir}"));
+        let words = ["trainer.max_steps=1", "sampling.num_sample_log=0", "trainer.accelerator=cpu"];
+        maskdiff(&b, &[&["train", &from, &dir], &words[..]].concat()).expect(0);
+        fs::read_to_string(b.join(&dir["run.dir=".len()..]).join("config.toml")).expect("a file")
+    };
+    let text = format!("\"{}\"", a.canonicalize().expect("a").join("ts.txt").display());
+    for (from, dir) in [("../a/run", "one"), ("../a/x.ckpt", "two")] {
+        let config = begin(from, dir);
+        assert!(config.contains(&text), "{config}");
+    }
+}
+
+/// A text that is named stands alone: nothing that is stored about another one is measured in its place.
+#[test]
+fn a_named_text_is_the_one_that_is_measured() {
+    let folder = folders();
+    let a = folder.path().join("a");
+    let lines = |word: &str| (0..200).map(|i| format!("{word} {i} a text\n")).collect::<String>();
+    fs::write(a.join("held.txt"), lines("line")).expect("written");
+    fs::write(a.join("new.txt"), lines("lint")).expect("written");
+    let small: Vec<&str> =
+        SMALL.iter().filter(|word| !word.starts_with("sampling.")).copied().collect();
+    let more = [
+        "data=text",
+        "data.path=ts.txt",
+        "data.valid_path=held.txt",
+        "run.dir=held",
+        "trainer.max_steps=1",
+        "sampling.num_sample_log=0",
+    ];
+    maskdiff(&a, &[&["train"], &small[1..], &more].concat()).expect(0);
+    let eval =
+        |more: &[&str]| maskdiff(&a, &[&["eval", "held", "eval.results=none"], more].concat());
+    let held = measured(&eval(&[]));
+    let new = measured(&eval(&["data.path=new.txt"]));
+    assert_ne!(new, held);
+    assert_eq!(measured(&eval(&["data=text", "data.path=new.txt"])), new);
+    // In a file and in the environment as on the command line.
+    fs::write(a.join("own.toml"), "[data]\npath = \"new.txt\"\n").expect("written");
+    let words = ["eval", "held", "eval.results=none", "--config", "own.toml"];
+    assert_eq!(measured(&maskdiff(&a, &words)), new);
+    let begin = |dir: &str, more: &[&str], variables: &[(&str, &str)]| {
+        let dir_word = format!("run.dir={dir}");
+        let words = ["trainer.max_steps=1", "sampling.num_sample_log=0", "trainer.accelerator=cpu"];
+        let all = [&["train", "training.from=held", &dir_word], &words[..], more].concat();
+        finish(command(&a, &all).envs(variables.iter().copied())).expect(0);
+        let config = fs::read_to_string(a.join(dir).join("config.toml")).expect("a file");
+        assert!(config.contains("new.txt") && !config.contains("held.txt"), "{config}");
+    };
+    begin("by_file", &["--config", "own.toml"], &[]);
+    begin("by_variable", &[], &[("MASKDIFF_DATA__PATH", "new.txt")]);
+    begin("by_word", &["+data.path=new.txt"], &[]);
+}
+
 #[test]
 fn a_run_goes_on_from_another_folder_as_it_was() {
     let folder = folders();

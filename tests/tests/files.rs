@@ -81,6 +81,75 @@ fn packed_files_are_read_and_nothing_is_left_out_in_silence() {
     text("x.txt").expect(2).says(&["`x.txt` is no text but packed by xz"]);
 }
 
+/// Files of users' reports.
+#[test]
+fn files_of_reports_are_read() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let at = folder.path();
+    let place = Path::new(env!("CARGO_MANIFEST_DIR")).join("reports");
+    let path = |name: &str| format!("data.path={}", place.join(name).display());
+    for (name, expected) in [("packed", 80), ("packed/a.jsonl.gz", 40), ("rows.jsonl", 40)] {
+        let out = build(at, &["data=jsonl", &path(name)]);
+        assert_eq!(documents(&out), expected, "{name}");
+    }
+    build(at, &["data=parquet", &path("messages.parquet")])
+        .expect(2)
+        .says(&["`text` is no column of", "no column there has a text in each row"]);
+    build(at, &["data=parquet", &path("messages.parquet"), "data.column=messages"])
+        .expect(2)
+        .says(&["a list"]);
+}
+
+/// Conversations are files as other texts are.
+#[test]
+fn packed_conversations_are_read_and_the_rest_is_told() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let at = folder.path();
+    fs::create_dir(at.join("f")).expect("a folder");
+    let rows = |from: u64| {
+        let row =
+            |i| format!("{{\"prompt\": \"Hi\", \"response\": \"{}\", \"w\": NaN}}\n", sentence(i));
+        (from..from + 20).map(row).collect::<String>()
+    };
+    if !packed("gzip", &rows(0), &at.join("f/a.jsonl.gz")) {
+        return;
+    }
+    fs::write(at.join("f/b.jsonl"), rows(20)).expect("written");
+    fs::write(at.join("f/notes.md"), "nothing to read").expect("written");
+    let letters: String = (0..40).map(sentence).collect::<String>() + "Hi";
+    fs::write(at.join("letters.txt"), letters).expect("written");
+    let first = [
+        "train",
+        "data=text",
+        "data.path=letters.txt",
+        "run.dir=first",
+        "trainer.max_steps=0",
+        "sampling.num_sample_log=0",
+        "trainer.accelerator=cpu",
+        "model=nano",
+        "model.length=16",
+    ];
+    maskdiff(at, &first).expect(0);
+    let words = [
+        "train",
+        "training.from=first",
+        "data=sft",
+        "data.path=f",
+        "data.valid_path=f/b.jsonl",
+        "data.answer_filling=false",
+        "run.dir=run",
+        "trainer.max_steps=0",
+        "sampling.num_sample_log=0",
+        "trainer.accelerator=cpu",
+    ];
+    maskdiff(at, &words).expect(0).says(&[
+        "of `f` 2 files are read and 1 left out: 1 `.md`",
+        "warning: `f/b.jsonl` is trained on and validated on",
+    ]);
+    let manifest = fs::read_to_string(at.join("run/manifest.json")).expect("a file");
+    assert!(manifest.contains("f/a.jsonl.gz"), "{manifest}");
+}
+
 #[test]
 fn what_is_trained_on_and_measured_is_told() {
     let folder = tempfile::tempdir().expect("a folder");

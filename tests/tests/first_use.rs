@@ -87,8 +87,33 @@ fn a_run_is_used_by_its_name_and_short_flags() {
         ("sample", "training.curriculum.steps=4", &["`training.curriculum.steps` changes nothing"]),
         ("eval", "training.sampling_eps_max=0.5", &["`training.sampling_eps_max` changes"]),
         ("steps", "training.ema=0", &["changes nothing in `maskdiff steps`", "eval.disable_ema"]),
+        ("eval", "sampling.steps=64", &["`sampling.steps` changes nothing in `maskdiff eval`"]),
+        ("sample", "eval.bound=strict", &["`maskdiff eval` measures"]),
+        ("sample", "data.path=none.txt", &["`data.path` changes nothing in `maskdiff sample`"]),
+        ("sample", "trainer.limit_val_batches=3", &["`trainer.limit_val_batches` changes"]),
+        ("sample", "sampling.num_sample_log=7", &["`sampling.num_samples` is the number"]),
+        ("sample", "eval.gen_ppl.mauve=true", &["`eval.compute_generative_perplexity=true`"]),
     ] {
         maskdiff(at, &[command, "my run", word]).expect(2).says(said);
+    }
+    for (words, said) in [
+        (
+            &["export", "my run", "--as", "safetensors", "--output", "x", "optim.lr=3"][..],
+            "`optim.lr` changes nothing in `maskdiff export`",
+        ),
+        (&["data", "build", "data=text", "data.path=x", "optim.lr=3"], "in `maskdiff data build`"),
+        (&["train", "sampling.num_samples=3"], "in `maskdiff train`"),
+        (&["train", "eval.gen_ppl.mauve=true"], "no text is scored"),
+        (
+            &["train", "data=text", "data.path=a", "data.valid_path=b", "data.valid_fraction=0.3"],
+            "`data.valid_fraction` changes nothing beside `data.valid_path`",
+        ),
+        (
+            &["sample", "my run", "-n", "2", "sampling.num_sample_batches=3"],
+            "`sampling.num_sample_batches` changes nothing beside `sampling.num_samples`",
+        ),
+    ] {
+        maskdiff(at, words).expect(2).says(&[said]);
     }
     let variables = [("MASKDIFF_OPTIM__LR", "1"), ("MASKDIFF_TRAINER__MAX_STEPS", "3")];
     fs::write(at.join("own.toml"), "[optim]\nlr = 1.0\n").expect("a file");

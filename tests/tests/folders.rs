@@ -183,6 +183,34 @@ fn rows_without_a_token_and_a_mask_of_its_own_are_rows() {
     assert_eq!(same, nats(&eval(at, "padded", &["data.valid_fraction=0.5"])));
 }
 
+/// Folders that transformers wrote, and what transformers measures of them.
+#[test]
+fn folders_of_transformers_have_its_numbers() {
+    let place = tempfile::tempdir().expect("a folder");
+    for (name, nelbo, blocks) in
+        [("gpt2-bool-mask", 5.77679, 66), ("gpt2-added-tokens", 5.79565, 56)]
+    {
+        let packed = Path::new(env!("CARGO_MANIFEST_DIR")).join("reports");
+        let mut tar = std::process::Command::new("tar");
+        let done = tar.arg("-xzf").arg(packed.join(format!("{name}.tar.gz"))).arg("-C");
+        assert!(done.arg(place.path()).status().expect("tar").success(), "{name}");
+        let at = place.path().join(name);
+        let words = ["eval", "--checkpoint", ".", "--text", "text.txt", "eval.results=none"];
+        let line = maskdiff(&at, &words).expect(0).lines()[0].clone();
+        let off = line["val/nelbo"].as_f64().expect("a number") - nelbo;
+        assert!(off.abs() < 1e-5, "{name}: {line}");
+        assert_eq!(line["val/sequences"], blocks, "{name}");
+    }
+    let at = place.path().join("gpt2-added-tokens");
+    let words = ["data=text", "data.path=text.txt", "data.tokenizer_name_or_path=."];
+    maskdiff(&at, &[&["data", "build"], &words[..]].concat()).expect(0);
+    let shown = maskdiff(&at, &[&["data", "show"], &words[..]].concat()).expect(0).lines();
+    let ids: Vec<&Value> = shown[0]["ids"].as_array().expect("ids").iter().collect();
+    let text: Vec<u64> = ids.iter().filter_map(|id| id.as_u64()).collect();
+    let begins = text.windows(6).take(2).any(|part| part == [301, 38, 291, 290, 221, 35]);
+    assert!(begins, "{:?}", &text[..8]);
+}
+
 #[test]
 fn a_learnt_table_of_positions_may_be_used_in_part() {
     let place = tempfile::tempdir().expect("a folder");

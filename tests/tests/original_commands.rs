@@ -31,6 +31,53 @@ fn check(config: &Value, key: &str, expected: &Value, of: &str) {
     assert!(same, "{of}: `{key}` is {found}, expected {expected}");
 }
 
+/// The value that a cell of a table in the docs says, where it says one and not a sentence.
+fn said(cell: &str) -> Option<Value> {
+    let cell = cell.trim();
+    let word = match cell.strip_prefix('`') {
+        Some(code) => return Some(json!(code.split('`').next()?)),
+        None => cell.split([' ', ':', ';']).next()?.trim_end_matches(',').replace(',', ""),
+    };
+    serde_json::from_str(&word).ok()
+}
+
+/// The table of defaults that differ between the two forms is true.
+#[test]
+fn the_docs_tell_the_defaults_that_differ() {
+    let docs = maskdiff_tests::root().join("docs/original.md");
+    let docs = fs::read_to_string(docs).expect("the page");
+    let (_, table) = docs.split_once("## Defaults that differ").expect("its table");
+    let rows: Vec<&str> = table
+        .split("\n## ")
+        .next()
+        .into_iter()
+        .flat_map(str::lines)
+        .filter(|l| l.starts_with("| `"))
+        .collect();
+    let of = |form| load(&Request { form, ..Request::default() }).expect("a configuration");
+    let forms = [of(Form::Train), of(Form::Own)];
+    let mut checked = 0;
+    for row in rows {
+        let cells: Vec<&str> = row.split('|').collect();
+        let key = match cells[1].split('`').nth(1).expect("a key") {
+            "data" => "data.train",
+            "model" => "model.name",
+            key => key,
+        };
+        for (config, cell) in forms.iter().zip(&cells[2..4]) {
+            let Some(expected) = said(cell) else { continue };
+            let found = config.layers.value(key).unwrap_or_default();
+            let same = found == expected
+                || found.as_f64().is_some_and(|f| expected.as_f64() == Some(f))
+                // A corpus without its parts has two names.
+                || found.as_str().zip(expected.as_str()).is_some_and(|(f, e)| f.starts_with(e));
+            assert!(same, "{row}: `{key}` is {found}");
+            checked += 1;
+        }
+    }
+    assert!(checked >= 16, "{checked}");
+}
+
 /// Words of every key of its configurations that changes something, none with its default; which key of ours they set, and to what.
 fn taken() -> Vec<(&'static str, &'static str, Value)> {
     // Long: one table.

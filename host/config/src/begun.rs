@@ -116,6 +116,25 @@ pub(super) fn settle(file: &str, text: &str, values: &mut Dict) {
     }
 }
 
+/// Writes the folder where relative paths start into a stored configuration.
+pub fn note(values: &mut toml::Table, folder: &Path) {
+    let run = values.entry("run").or_insert_with(|| toml::Table::new().into());
+    if let toml::Value::Table(run) = run {
+        run.insert("begun_in".into(), folder.display().to_string().into());
+    }
+}
+
+/// A value of a key whose relative paths start in a folder, with whole paths.
+pub fn whole(key: &str, value: &toml::Value, folder: &Path) -> toml::Value {
+    match value {
+        toml::Value::String(text) => toml::Value::String(from(key, text, folder)),
+        toml::Value::Array(all) => {
+            toml::Value::Array(all.iter().map(|value| whole(key, value, folder)).collect())
+        }
+        other => other.clone(),
+    }
+}
+
 fn leaf<'a>(values: &'a mut Dict, key: &str) -> Option<&'a mut Figured> {
     match key.split_once('.') {
         None => values.get_mut(key),

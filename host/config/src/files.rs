@@ -10,6 +10,8 @@ use maskdiff_base::files::look;
 use maskdiff_base::process::{self, is_first_rank};
 use maskdiff_base::text::nearest;
 
+use super::{ENVIRONMENT, variable};
+
 static EMBEDDED: Dir<'_> = include_dir!("$CARGO_MANIFEST_DIR/../../configs");
 
 /// `configs/<name>.toml`, from the job's package, the current folder, or else as built in. One that stands in the current folder
@@ -54,8 +56,12 @@ pub(super) fn built_in(name: &str) -> &'static str {
     file.and_then(|file| file.contents_utf8()).unwrap_or_default()
 }
 
-/// A file of a group.
-pub(super) fn named_file(group: &str, name: &str) -> Result<(String, String)> {
+/// A file of a group; `said_by` is the layer that chooses it.
+pub(super) fn named_file(group: &str, name: &str, said_by: &str) -> Result<(String, String)> {
+    let word = |name: &str| {
+        let key = if said_by == ENVIRONMENT { variable(group) } else { group.to_string() };
+        format!("{key}={name}")
+    };
     let data = group == "data";
     let is_path = data && look::names_something(name)?;
     let is_corpus = data && config_file(&format!("corpus/{name}"))?.is_some();
@@ -69,14 +75,14 @@ pub(super) fn named_file(group: &str, name: &str) -> Result<(String, String)> {
             _ if is_corpus => {
                 format!("a corpus is chosen by `data.train={name}`")
             }
-            Some(near) => format!("did you mean `{group}={near}`?"),
+            Some(near) => format!("did you mean `{}`?", word(near)),
             None if group == "model" => {
                 let files = known.join(", ");
                 format!("files of `model`: {files}; a network is chosen by `backbone={name}`")
             }
             None => format!("files of `{group}`: {}", known.join(", ")),
         };
-        Error::config(format!("there is no `{group}={name}`"), hint)
+        Error::config(format!("there is no `{}`", word(name)), hint)
     })
 }
 

@@ -1,13 +1,25 @@
 //! `~` and `~user` at the start of a path are a home folder: no shell sees it behind `run.dir=`.
 
+use std::path::PathBuf;
 use std::process::Command;
 
 use maskdiff_base::error::{Error, Result};
 use maskdiff_base::files::look;
+use maskdiff_base::places::Places;
 
 /// The path with the home folder in it, where it begins with one.
 pub fn expand(path: &str) -> Result<String> {
     expand_by(path, home_of)
+}
+
+/// The folders of `MASKDIFF_PLUGIN_PATH`, where no shell replaces a `~` behind a colon. One without a home stays as it is: there is no
+/// such folder.
+pub fn plugin_folders() -> Vec<PathBuf> {
+    let whole = |folder: PathBuf| match folder.to_str().map(expand) {
+        Some(Ok(path)) => PathBuf::from(path),
+        _ => folder,
+    };
+    Places::of_environment().into_iter().map(whole).collect()
 }
 
 fn expand_by(path: &str, home_of: impl Fn(&str) -> Option<String>) -> Result<String> {

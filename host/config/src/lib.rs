@@ -30,7 +30,7 @@ pub mod values;
 mod words;
 
 pub use files::{shelf_file, shelf_names, write_files};
-pub use home::expand as expand_home;
+pub use home::{expand as expand_home, plugin_folders};
 pub use load::{Request, load, load_upon};
 pub use original::Form;
 pub use place::Layers;

@@ -4,6 +4,7 @@
 
 mod builder;
 mod gather;
+mod text;
 
 use std::path::PathBuf;
 

@@ -197,7 +197,7 @@ fn in_set_up_folder(path: &Path) -> bool {
     let Ok(path) = path.canonicalize() else { return false };
     let inside =
         |folder: &PathBuf| folder.canonicalize().is_ok_and(|folder| path.starts_with(folder));
-    let set_up = Places::of_user().into_iter().chain(Places::of_environment());
+    let set_up = Places::of_user().into_iter().chain(crate::plugin_folders());
     // Of the program's own folder, what is opened there anyway.
     let opened = Places::beside().iter().any(inside) && looks_like_plugin(&path);
     let found = opened || set_up.into_iter().any(|folder| inside(&folder));

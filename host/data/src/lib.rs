@@ -204,16 +204,20 @@ fn tell(train: &Part, valid: Option<&Part>, observer: &Observer<'_>) {
     let notes = train.notes.iter().chain(valid.iter().flat_map(|valid| &valid.notes));
     notes.for_each(|note| observer.note(note));
     let shared = valid.map(|valid| valid.shared(train)).unwrap_or_default();
-    if let Some(first) = shared.first() {
-        let more = match shared.len() {
-            1 => String::new(),
-            n => format!(" and {} more", n - 1),
-        };
-        observer.note(&format!(
-            "warning: `{}`{more} is trained on and validated on: the measure says nothing of text that was not seen",
-            first.display()
-        ));
-    }
+    tell_shared(&shared, observer);
+}
+
+/// Tells which files are trained on and validated on.
+fn tell_shared(shared: &[&std::path::Path], observer: &Observer<'_>) {
+    let Some(first) = shared.first() else { return };
+    let more = match shared.len() {
+        1 => String::new(),
+        n => format!(" and {} more", n - 1),
+    };
+    observer.note(&format!(
+        "warning: `{}`{more} is trained on and validated on: the measure says nothing of text that was not seen",
+        first.display()
+    ));
 }
 
 /// Of the blocks of a corpus without a part for validation, those that are trained on.

@@ -1,5 +1,6 @@
 //! Conversations and pairs to fine-tune on: JSON lines, of which the last answer of each is what a model learns to write.
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -14,7 +15,7 @@ use sha2::{Digest, Sha256};
 use super::chat::{ASSISTANT, Message, Template};
 use super::corpora::LazyHub;
 use super::grouped::Grouped;
-use super::listing::{self, Endings};
+use super::listing::{self, Endings, Listing};
 use super::loader::Loader;
 use super::packed::packed;
 use super::read::json;
@@ -27,7 +28,7 @@ use super::{Corpus, Observer, Reads, prepare, read_text};
 pub(crate) const NAME: &str = "sft";
 
 /// Its files.
-pub(super) const ENDINGS: Endings = Endings { of: &["jsonl", "json"], packed: false };
+pub(super) const ENDINGS: Endings = Endings { of: &["jsonl", "json"], packed: true };
 
 /// A conversation as tokens: the prompt, and the answer behind it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -38,10 +39,6 @@ pub struct Example {
     pub prompt: usize,
 }
 
-/// Keys of a line that are read.
-const KEYS: [&str; 7] =
-    ["messages", "instruction", "input", "output", "prompt", "response", "completion"];
-
 /// What a line holds.
 enum Line {
     Messages(Vec<Message>),
@@ -49,16 +46,14 @@ enum Line {
 }
 
 impl Line {
-    /// Of a line's JSON; an error says what is wrong with it.
-    fn new(line: &str) -> std::result::Result<Self, String> {
-        let value = json::picked(line, &KEYS)?;
-        let text = |key: &str| value[key].as_str().map(ToString::to_string);
-        let this = if let Some(messages) = value["messages"].as_array() {
-            let messages: Vec<Message> = messages
-                .iter()
-                .map(|m| serde_json::from_value(m.clone()))
-                .collect::<std::result::Result<_, _>>()
-                .map_err(|_| "each of its `messages` needs a `role` and a `content`".to_string())?;
+    /// Of a line's JSON; an error says what is wrong with it. What stands under keys that are not read may be anything. With `mend`,
+    /// what stands for no character becomes U+FFFD.
+    fn new(line: &str, mend: bool) -> std::result::Result<Self, String> {
+        let members = members(line)?;
+        let text = |key: &str| text(line, &members, key, mend);
+        let list = json::get(&members, "messages").map(|place| &line[place.clone()]);
+        let this = if let Some(list) = list.filter(|value| value.starts_with('[')) {
+            let messages = messages(list, mend)?;
             match messages.last() {
                 Some(last) if last.role == ASSISTANT && messages.len() > 1 => {
                     Self::Messages(messages)
@@ -69,12 +64,12 @@ impl Line {
                     ));
                 }
             }
-        } else if let (Some(asked), Some(answer)) = (text("instruction"), text("output")) {
-            let more = text("input").filter(|more| !more.is_empty());
+        } else if let (Some(asked), Some(answer)) = (text("instruction")?, text("output")?) {
+            let more = text("input")?.filter(|more| !more.is_empty());
             let asked = more.map_or(asked.clone(), |more| format!("{asked}\n\n{more}"));
             Self::Messages(vec![Message::new("user", &asked), Message::new(ASSISTANT, &answer)])
         } else if let (Some(prompt), Some(answer)) =
-            (text("prompt"), text("response").or_else(|| text("completion")))
+            (text("prompt")?, text("response")?.or(text("completion")?))
         {
             Self::Pair { prompt, answer }
         } else {
@@ -89,6 +84,39 @@ impl Line {
             _ => Ok(this),
         }
     }
+}
+
+fn members(line: &str) -> std::result::Result<json::Members, String> {
+    json::members(line.as_bytes()).map_err(|why| format!("it is no JSON: {why}"))
+}
+
+/// The text under a key, if it is one.
+fn text(
+    line: &str,
+    members: &json::Members,
+    key: &str,
+    mend: bool,
+) -> std::result::Result<Option<String>, String> {
+    let value = json::get(members, key).map(|place| &line[place.clone()]);
+    let inside = value.and_then(|value| value.strip_prefix('"')?.strip_suffix('"'));
+    match inside.map(json::unescaped) {
+        Some((_, Some(fault))) if !mend => Err(format!("`{key}` is not valid: {fault}")),
+        Some((text, _)) => Ok(Some(text)),
+        None => Ok(None),
+    }
+}
+
+/// The turns of a conversation.
+fn messages(list: &str, mend: bool) -> std::result::Result<Vec<Message>, String> {
+    let lacking = || "each of its `messages` needs a `role` and a `content`".to_string();
+    let places = json::items(list.as_bytes()).map_err(|why| format!("its `messages`: {why}"))?;
+    let message = |place: std::ops::Range<usize>| {
+        let message = &list[place];
+        let members = members(message).map_err(|_| lacking())?;
+        let part = |key: &str| text(message, &members, key, mend)?.ok_or_else(lacking);
+        Ok(Message { role: part("role")?, content: part("content")? })
+    };
+    places.into_iter().map(message).collect()
 }
 
 /// The tokens of a line, by a template where there is one. Pairs without a template are one text behind the other, with an EOS.
@@ -160,7 +188,7 @@ impl Left {
             }
             _ => Err(Error::data(
                 message,
-                "mend the line, or leave such lines out: `data.on_invalid=skip`",
+                "mend the line, or leave such lines out: `data.on_invalid=skip`; `replace` puts U+FFFD for characters that are none",
             )),
         }
     }
@@ -241,6 +269,7 @@ fn rows(
             "`data.answer_filling=false` leaves the filling out of the loss; or name a tokenizer with an EOS",
         ));
     }
+    let mend = config.data.on_invalid == OnInvalid::Replace;
     let mut left = Left { on_invalid: config.data.on_invalid, count: 0 };
     let (mut ids, mut used, mut given, mut lengths) =
         (Vec::new(), Vec::new(), Vec::new(), Vec::new());
@@ -250,7 +279,8 @@ fn rows(
         origin.push(format!("{} ({} bytes)", file.display(), text.len()));
         let lines = text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty());
         for (number, line) in lines.map(|(i, line)| (i + 1, line)) {
-            let made = Line::new(line).and_then(|line| example(line, template.as_ref(), tokenizer));
+            let made =
+                Line::new(line, mend).and_then(|line| example(line, template.as_ref(), tokenizer));
             let Example { ids: row, prompt } = match made {
                 Ok(made) => made,
                 Err(why) => {
@@ -296,6 +326,7 @@ fn rows(
 pub(super) fn open(
     config: &Config,
     tokenizer: &dyn Tokenizer,
+    observer: &Observer<'_>,
 ) -> Result<(Conversations, Rows, Vec<Reads>)> {
     let data = &config.data;
     let files = |key: &str, paths: &Option<Paths>| -> Result<Vec<PathBuf>> {
@@ -307,9 +338,12 @@ pub(super) fn open(
                 "a file of JSON lines, a folder, or a pattern",
             ));
         };
-        Ok(listing::list(paths, ENDINGS)?.files)
+        let Listing { files, notes } = listing::list(paths, ENDINGS)?;
+        notes.iter().for_each(|note| observer.note(note));
+        Ok(files)
     };
-    let (train, reads) = rows(config, &files("data.path", &data.path)?, tokenizer, "train")?;
+    let trained = files("data.path", &data.path)?;
+    let (train, reads) = rows(config, &trained, tokenizer, "train")?;
     let empty = |key: &str| {
         Err(config.layers.error(
             key,
@@ -319,6 +353,11 @@ pub(super) fn open(
     };
     if data.valid_path.is_some() {
         let paths = files("data.valid_path", &data.valid_path)?;
+        let whole = |path: &PathBuf| path.canonicalize().ok();
+        let seen: BTreeSet<PathBuf> = trained.iter().filter_map(whole).collect();
+        let is_seen = |path: &&PathBuf| whole(path).is_some_and(|path| seen.contains(&path));
+        let shared: Vec<&Path> = paths.iter().filter(is_seen).map(PathBuf::as_path).collect();
+        super::tell_shared(&shared, observer);
         let (valid, valid_reads) = rows(config, &paths, tokenizer, "validation")?;
         let valid = valid.rows;
         if train.rows.is_empty() || valid.is_empty() {
@@ -372,8 +411,36 @@ pub(super) fn corpus(
         }
     };
     check_batches(config)?;
-    let (train, valid, reads) = open(config, tokenizer.as_ref())?;
+    let (train, valid, reads) = open(config, tokenizer.as_ref(), observer)?;
     let train = Loader::new(train.source(config));
     let valid = Blocks::Given(valid);
     Ok(Corpus { tokenizer, train, valid, reads, labels: Vec::new() })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_what_is_read_of_a_line_matters() {
+        let line = r#"{"id": NaN, "messages": [{"role": "user", "content": "a\u00e9", "w": NaN},
+            {"w": [1e400], "role": "assistant", "content": "b"}]}"#;
+        let Ok(Line::Messages(messages)) = Line::new(line, false) else { panic!("no messages") };
+        assert_eq!(messages, [Message::new("user", "a\u{e9}"), Message::new(ASSISTANT, "b")]);
+        let half = r#"{"prompt": "a", "response": "b\ud83d"}"#;
+        let said = Line::new(half, false).err().unwrap();
+        assert!(said.contains("`response` is not valid: `\\ud83d` is half"), "{said}");
+        let Ok(Line::Pair { answer, .. }) = Line::new(half, true) else { panic!("no pair") };
+        assert_eq!(answer, "b\u{fffd}");
+        for (line, said) in [
+            (r#"{"messages": [{"role": "user"}]}"#, "needs a `role` and a `content`"),
+            (r#"{"messages": [1]}"#, "needs a `role` and a `content`"),
+            (r#"{"messages": []}"#, "do not end with an answer"),
+            (r#"{"text": "a"}"#, "keys there: text"),
+            ("x", "it is no JSON"),
+        ] {
+            let why = Line::new(line, true).err().unwrap();
+            assert!(why.contains(said), "{line}: {why}");
+        }
+    }
 }

@@ -91,7 +91,7 @@ pub fn open_valid(
         return Ok(Valid { blocks, reads });
     }
     if config.data.train == sft::NAME {
-        let (_, valid, reads) = sft::open(config, tokenizer)?;
+        let (_, valid, reads) = sft::open(config, tokenizer, observer)?;
         return Ok(Valid { blocks: Blocks::Given(valid), reads: reads.into_iter().last() });
     }
     let hub = LazyHub::default();

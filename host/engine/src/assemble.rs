@@ -45,7 +45,7 @@ pub fn registry(files: &[PathBuf], config: &Config) -> Result<Registry> {
     Registry::open(&Places {
         files: files.to_vec(),
         paths: trust::plugins(config)?,
-        environment: Places::of_environment(),
+        environment: maskdiff_config::plugin_folders(),
     })
 }
 

@@ -203,24 +203,13 @@ pub fn changes(file: &Path, text: &str, config: &Config) -> Vec<String> {
             old = old.and_then(|v| v.get(part));
         }
         let now: toml::Table = format!("x = {value}").parse().ok()?;
-        let now = now.get("x").map(|value| whole(&key, value, &here));
-        (old.map(|value| whole(&key, value, &there)) != now).then(|| {
+        let now = now.get("x").map(|value| begun::whole(&key, value, &here));
+        (old.map(|value| begun::whole(&key, value, &there)) != now).then(|| {
             let old = old.map_or("unset".to_string(), ToString::to_string);
             format!("{key}: {old} → {value}")
         })
     });
     changed.collect()
-}
-
-/// A value whose relative paths start in a folder.
-fn whole(key: &str, value: &toml::Value, folder: &Path) -> toml::Value {
-    match value {
-        toml::Value::String(text) => toml::Value::String(begun::from(key, text, folder)),
-        toml::Value::Array(all) => {
-            toml::Value::Array(all.iter().map(|value| whole(key, value, folder)).collect())
-        }
-        other => other.clone(),
-    }
 }
 
 /// The resolved configuration as a run and its checkpoints keep it: with the folder in which its relative paths start.

@@ -3,43 +3,44 @@
 use clap::{Args, ValueHint};
 use maskdiff_base::error::{Error, Result};
 use maskdiff_base::files::look;
+use maskdiff_config::shape::{Of, Shape};
 
 /// Of `train`.
 #[derive(Debug, Default, Args)]
 pub(super) struct Training {
     /// Seed of all random numbers; the same as seed=N
-    #[arg(long, value_name = "N")]
-    seed: Option<u64>,
+    #[arg(long, value_name = "N", value_parser = whole)]
+    seed: Option<String>,
     /// Optimizer steps; the same as trainer.max_steps=N
-    #[arg(long, value_name = "N")]
-    steps: Option<u64>,
+    #[arg(long, value_name = "N", value_parser = whole)]
+    steps: Option<String>,
 }
 
 /// Of `eval`.
 #[derive(Debug, Default, Args)]
 pub(super) struct Evaluating {
     /// Seed of all random numbers; the same as seed=N
-    #[arg(long, value_name = "N")]
-    seed: Option<u64>,
+    #[arg(long, value_name = "N", value_parser = whole)]
+    seed: Option<String>,
 }
 
 /// Of `sample`.
 #[derive(Debug, Default, Args)]
 pub(super) struct Sampling {
     /// Number of texts, per prompt if there are prompts; the same as sampling.num_samples=N
-    #[arg(short, long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
-    num_samples: Option<u32>,
+    #[arg(short, long, value_name = "N", value_parser = count)]
+    num_samples: Option<String>,
     /// Seed of all random numbers; the same as seed=N
-    #[arg(long, value_name = "N")]
-    seed: Option<u64>,
+    #[arg(long, value_name = "N", value_parser = whole)]
+    seed: Option<String>,
     /// Number of sampler steps; the same as sampling.steps=N
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
-    steps: Option<u32>,
+    #[arg(long, value_name = "N", value_parser = count)]
+    steps: Option<String>,
     /// Tokens of a text that is drawn in blocks; the same as sampling.length=N
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
-    length: Option<u32>,
+    #[arg(long, value_name = "N", value_parser = count)]
+    length: Option<String>,
     /// Sampling temperature; the same as sampling.temperature=T
-    #[arg(long, value_name = "T")]
+    #[arg(long, value_name = "T", value_parser = number)]
     temperature: Option<f64>,
     /// A class of texts to draw, of a model that was trained with labels (may be repeated); the same as sampling.labels=[NAME]
     #[arg(long, value_name = "NAME")]
@@ -49,25 +50,25 @@ pub(super) struct Sampling {
 impl Training {
     /// Adds the words that it stands for.
     pub(super) fn add_to(&self, words: &mut Vec<String>) -> Result<()> {
-        add(words, "seed", "seed", self.seed)?;
-        add(words, "steps", "trainer.max_steps", self.steps)
+        add(words, "seed", "seed", self.seed.as_ref())?;
+        add(words, "steps", "trainer.max_steps", self.steps.as_ref())
     }
 }
 
 impl Evaluating {
     /// Adds the words that it stands for.
     pub(super) fn add_to(&self, words: &mut Vec<String>) -> Result<()> {
-        add(words, "seed", "seed", self.seed)
+        add(words, "seed", "seed", self.seed.as_ref())
     }
 }
 
 impl Sampling {
     /// Adds the words that it stands for.
     pub(super) fn add_to(&self, words: &mut Vec<String>) -> Result<()> {
-        add(words, "num-samples", "sampling.num_samples", self.num_samples)?;
-        add(words, "seed", "seed", self.seed)?;
-        add(words, "steps", "sampling.steps", self.steps)?;
-        add(words, "length", "sampling.length", self.length)?;
+        add(words, "num-samples", "sampling.num_samples", self.num_samples.as_ref())?;
+        add(words, "seed", "seed", self.seed.as_ref())?;
+        add(words, "steps", "sampling.steps", self.steps.as_ref())?;
+        add(words, "length", "sampling.length", self.length.as_ref())?;
         // With its point: an option that is a number may not take a whole one.
         let temperature = self.temperature.map(|t| format!("{t:?}"));
         add(words, "temperature", "sampling.temperature", temperature)?;
@@ -91,6 +92,29 @@ fn add<T: ToString>(
     }
     words.push(format!("{key}={value}"));
     Ok(())
+}
+
+/// A number as the keys read it: `1000`, `1e3`.
+fn number(word: &str) -> std::result::Result<f64, String> {
+    read(word, Of::Real).as_f64().ok_or_else(|| "it is no number".into())
+}
+
+/// A whole number that is not below 0, in digits.
+fn whole(word: &str) -> std::result::Result<String, String> {
+    let number = read(word, Of::Whole).as_u64();
+    number.map(|n| n.to_string()).ok_or_else(|| "it is no whole number from 0 on".into())
+}
+
+fn read(word: &str, of: Of) -> serde_json::Value {
+    serde_json::to_value(Shape::one(of).read(word)).unwrap_or_default()
+}
+
+/// A whole number from 1 on.
+fn count(word: &str) -> std::result::Result<String, String> {
+    match whole(word)? {
+        none if none == "0" => Err("0 is not in 1..".into()),
+        number => Ok(number),
+    }
 }
 
 /// A checkpoint, and overrides of its configuration.
@@ -182,13 +206,30 @@ mod tests {
     }
 
     #[test]
+    fn numbers_of_flags_are_those_of_keys() {
+        for (word, expected) in [
+            ("1e3", Some("1000")),
+            ("7", Some("7")),
+            ("0", Some("0")),
+            ("-1", None),
+            ("1.5", None),
+            ("many", None),
+        ] {
+            assert_eq!(whole(word).ok().as_deref(), expected, "{word}");
+        }
+        assert_eq!(count("1e2").as_deref(), Ok("100"));
+        assert!(count("0").is_err());
+        assert_eq!((number(".5"), number("1e-1")), (Ok(0.5), Ok(0.1)));
+    }
+
+    #[test]
     fn flags_are_words() {
         let mut words = vec!["a=1".to_string()];
         let flags = Sampling {
-            num_samples: Some(5),
-            seed: Some(3),
-            steps: Some(8),
-            length: Some(90),
+            num_samples: Some("5".into()),
+            seed: Some("3".into()),
+            steps: Some("8".into()),
+            length: Some("90".into()),
             temperature: Some(1.0),
             label: vec!["dog".into(), "big cat".into()],
         };

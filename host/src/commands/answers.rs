@@ -25,7 +25,7 @@ const LINES: &str =
 /// Measures each line of a file.
 pub fn run(common: &Common, file: &Path) -> Result<()> {
     let (checkpoint, mut config, tokenizer) = common.trained()?;
-    unused::refuse(common, &config, "eval")?;
+    unused::refuse(common, &config, unused::ANSWERS)?;
     let ledger = Ledger::new(&config, Some(&checkpoint.path), TORCH_VERSION)?;
     let registry = assemble::registry(&common.plugins, &config)?;
     let choices = assemble::choices(&mut config, &registry, false)?;

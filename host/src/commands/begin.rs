@@ -5,12 +5,13 @@ use std::sync::Arc;
 
 use maskdiff_base::error::{Error, Kind, Result};
 use maskdiff_base::files::look;
-use maskdiff_config::{Config, Request, groups, load, load_upon};
+use maskdiff_base::text::quoted_path;
+use maskdiff_config::{Config, Request, begun, groups, load, load_upon};
 use maskdiff_data::Tokenizer;
 use maskdiff_engine::checkpoint::foreign::Foreign;
 use maskdiff_engine::checkpoint::{self, Checkpoint};
 
-use super::{Common, TOKENIZER, fetched, foreign, of_checkpoint};
+use super::{Common, TOKENIZER, fetched, foreign, of_checkpoint, tell_of_paths};
 
 /// The checkpoint that a run starts from.
 pub(super) struct Start {
@@ -57,9 +58,9 @@ pub(super) fn configuration(common: &Common) -> Result<(Config, Option<Start>)> 
         ..Request::default()
     };
     if let Some(own) = own_checkpoint(&config)? {
-        let (file, text) = own.stored()?;
-        let words = words(common, &text);
-        let config = load_upon(&request(words), &(file, of_model(&text, common)))?;
+        let stored = own.stored()?;
+        let words = words(common, &config, &stored.1);
+        let config = load_upon(&request(words), &of_model(&stored))?;
         return Ok((config, None));
     }
     let checkpoint = Checkpoint::open(&fetched(&named, false)?)?;
@@ -69,18 +70,20 @@ pub(super) fn configuration(common: &Common) -> Result<(Config, Option<Start>)> 
             config
         }
         _ => {
-            let (file, text) = checkpoint.stored()?;
-            let words = words(common, &text);
-            load_upon(&request(words), &(file, of_model(&text, common)))?
+            let stored = checkpoint.stored()?;
+            let words = words(common, &config, &stored.1);
+            let config = load_upon(&request(words), &of_model(&stored))?;
+            tell_of_paths(&checkpoint, &config)?;
+            config
         }
     };
-    let tokenizer = match (&checkpoint.foreign, is_by_hand(&config, TOKENIZER, common)) {
+    let tokenizer = match (&checkpoint.foreign, config.is_own_word(TOKENIZER)) {
         (None, true) => None,
         (None, false) => Some(checkpoint.tokenizer()?.into()),
         (Some(theirs), true) => Some(foreign::tokenizer(theirs, &config, common)?),
         (Some(theirs), false) => {
             let mut said = Vec::new();
-            if let Some(mask) = config.model.mask_id.filter(|_| is_by_hand(&config, MASK, common)) {
+            if let Some(mask) = config.model.mask_id.filter(|_| config.is_own_word(MASK)) {
                 said.push(format!("{MASK}={mask}"));
             }
             let made = load(&of_checkpoint(&checkpoint, said, None)?)?;
@@ -122,14 +125,13 @@ fn going_on(config: Config, common: &Common) -> Result<(Config, Option<Start>)> 
     let config = if theirs.is_told {
         let text = theirs.whole();
         let request = Request {
-            overrides: words(common, &text),
+            overrides: words(common, &config, &text),
             file: common.file.clone(),
             foreign: true,
             form: common.form,
             ..Request::default()
         };
-        let kept = of_text(&text, common);
-        load_upon(&request, &(theirs.path.display().to_string(), kept))?
+        load_upon(&request, &(theirs.path.display().to_string(), without_cache(&text)))?
     } else {
         foreign::check_said(&theirs.path, &config, &common.overrides)?;
         config
@@ -153,8 +155,9 @@ fn same_method(theirs: &Foreign, config: &Config) -> Result<()> {
         KEY,
         &format!("`{path}` was trained with `{KEY}={stored}`, and a run that goes on from it cannot be of `{now}`"),
         &format!(
-            "leave `{KEY}` out to go on with it; `training.from={path}` in place of `checkpointing.resume_ckpt_path` begins a run of \
-             `{now}` with its weights"
+            "leave `{KEY}` out to go on with it; `training.from={}` in place of `checkpointing.resume_ckpt_path` begins a run of \
+             `{now}` with its weights",
+            quoted_path(&theirs.path)
         ),
     ))
 }
@@ -182,15 +185,6 @@ pub(super) fn differences(theirs: &Foreign, config: &Config) -> Vec<String> {
     stored.into_iter().filter_map(differ).collect()
 }
 
-/// Whether the user has set a key, on the command line, in the environment, an experiment or `--config FILE`.
-fn is_by_hand(config: &Config, key: &str, common: &Common) -> bool {
-    let source = config.layers.source(key);
-    let file = common.file.as_ref().map(|file| file.display().to_string());
-    config.layers.is_by_hand(key)
-        || source.starts_with("configs/experiment/")
-        || Some(source) == file
-}
-
 /// The run's own newest checkpoint, if the run resumes: of those that are not damaged, as far as that shows at once.
 pub(super) fn own_checkpoint(config: &Config) -> Result<Option<Checkpoint>> {
     let places = &config.checkpointing;
@@ -216,28 +210,9 @@ pub(super) fn check_beginning(config: &Config) -> Result<bool> {
     named.map_or(Ok(false), |path| Checkpoint::open(Path::new(path)).map(|_| true))
 }
 
-/// Keys of `data` that name the text. They are not inherited when the command names another text.
-const TEXT: &[&str] = &[
-    "path",
-    "valid",
-    "valid_path",
-    "valid_split",
-    "repo",
-    "revision",
-    "config",
-    "split",
-    "sets",
-    "detokenizer",
-];
-
-/// Whether the command line names a text.
-fn names_text(common: &Common) -> bool {
-    let named = ["data.path=", "data.train=", "data.repo="];
-    common.overrides.iter().any(|word| named.iter().any(|key| word.starts_with(key)))
-}
-
-/// The model and data settings of a stored configuration, without its training settings and paths of the run.
-fn of_model(text: &str, common: &Common) -> String {
+/// The model and data settings of a stored configuration, without its training settings and paths of the run; its relative paths
+/// start where they did.
+fn of_model((file, text): &(String, String)) -> (String, String) {
     let mut table: toml::Table = text.parse().unwrap_or_default();
     let tables = ["data", "model", "noise", "process", "training", "sampling"];
     table.retain(|key, value| match value {
@@ -252,27 +227,33 @@ fn of_model(text: &str, common: &Common) -> String {
     // The options of the method; the host's are the run's own.
     keep("training", &|key| !groups::keys("training").contains(&key));
     keep("sampling", &|key| key == "predictor");
-    of_text(&toml::to_string(&table).unwrap_or_default(), common)
+    keep("data", &|key| key != "cache_dir");
+    if let Some(place) = begun::place(Path::new(file), text) {
+        begun::note(&mut table, &place);
+    }
+    (file.clone(), toml::to_string(&table).unwrap_or_default())
 }
 
-/// A stored configuration without what it says of the text, where the command names another one.
-fn of_text(stored: &str, common: &Common) -> String {
+/// A stored configuration without the folder of its machine's blocks.
+fn without_cache(stored: &str) -> String {
     let mut table: toml::Table = stored.parse().unwrap_or_default();
-    let another = names_text(common);
     if let Some(toml::Value::Table(data)) = table.get_mut("data") {
-        data.retain(|key, _| key != "cache_dir" && !(another && TEXT.contains(&key)));
+        data.remove("cache_dir");
     }
     toml::to_string(&table).unwrap_or_default()
 }
 
-/// The overrides of the command line. `data.path` implies `data=text` if the checkpoint's own text does not come from files.
-fn words(common: &Common, stored: &str) -> Vec<String> {
+/// The overrides of the command line. `data.path` implies `data=text` if the checkpoint's own text does not come from files. `said` is
+/// the configuration with nothing stored.
+fn words(common: &Common, said: &Config, stored: &str) -> Vec<String> {
     let mut words = common.overrides.clone();
-    let has = |key: &str| common.overrides.iter().any(|word| word.starts_with(key));
+    let of_files = |kind: &str| ["text", "jsonl", "parquet", "text8", "sft"].contains(&kind);
     let table: toml::Table = stored.parse().unwrap_or_default();
     let kind = table.get("data").and_then(|data| data.get("train")?.as_str());
-    let of_files = kind.is_some_and(|kind| ["text", "jsonl", "parquet", "text8"].contains(&kind));
-    if has("data.path=") && !has("data=") && !has("data.train=") && !of_files {
+    let is_chosen = said.is_own_word("data.train")
+        || common.overrides.iter().any(|word| word.starts_with("data="))
+        || of_files(&said.data.train);
+    if said.is_own_word("data.path") && !is_chosen && !kind.is_some_and(of_files) {
         words.push("data=text".into());
     }
     words

@@ -12,7 +12,7 @@ use maskdiff_data::corpora::{LazyHub, Part, Role, Spec};
 use maskdiff_data::{Cache, Header, Observer, prepare};
 use serde_json::json;
 
-use super::Common;
+use super::{Common, unused};
 
 /// Prints the corpora that have a name.
 pub fn list(common: &Common) -> Result<()> {
@@ -51,6 +51,7 @@ pub fn list(common: &Common) -> Result<()> {
 /// Prepares what a configuration trains and validates on.
 pub fn build(common: &Common) -> Result<()> {
     let config = common.config()?;
+    unused::refuse(common, &config, unused::DATA)?;
     if config.data.sets.is_empty() {
         return build_one(common, &config);
     }

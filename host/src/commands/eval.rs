@@ -93,7 +93,7 @@ pub fn run(common: &Common) -> Result<()> {
     // Of what was measured before something went wrong, too.
     if !rows.is_empty() && (sets.len() > 1 || report.markdown()) {
         let headers =
-            ["text", "perplexity", "nats/token", "±", "bits/token", "bits/char", "tokens"];
+            ["text", "perplexity", "nats/token", "±", "bits/token", "bits/char", "loss", "tokens"];
         report.table(&headers, &rows);
     }
     measured
@@ -202,8 +202,9 @@ fn in_words(
 fn row(name: &str, bound: Bound, per_character: &Value) -> Vec<String> {
     let number = |x: f64| if x.is_finite() { format!("{x:.4}") } else { "-".into() };
     let per_character = number(per_character.as_f64().unwrap_or(f64::NAN));
-    // A loss is told line by line; in a table of bounds it would be taken for one.
+    // A loss that is no bound has a column of its own.
     let of_bound = |text: String| if bound.is_bound { text } else { "-".into() };
+    let loss = if bound.is_bound { f64::NAN } else { bound.nats_per_token };
     vec![
         name.to_string(),
         of_bound(format!("{:.2}", bound.perplexity)),
@@ -211,6 +212,7 @@ fn row(name: &str, bound: Bound, per_character: &Value) -> Vec<String> {
         of_bound(number(bound.standard_error)),
         of_bound(format!("{:.4}", bound.bits_per_token)),
         per_character,
+        number(loss),
         bound.tokens.to_string(),
     ]
 }

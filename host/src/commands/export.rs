@@ -18,7 +18,7 @@ use maskdiff_plugin_api::capability;
 use serde_json::{Value, json};
 use tch::Device;
 
-use super::{Common, foreign};
+use super::{Common, foreign, unused};
 
 /// What a checkpoint is written as.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
@@ -39,6 +39,10 @@ pub fn run(common: &Common, format: As, output: &Path, shard_gb: f64) -> Result<
     // Held until it is written: of two that export to one place, the second is refused.
     let _fresh = Fresh::claim(output)?;
     let (checkpoint, mut config, tokenizer) = common.trained()?;
+    // The original's form holds the settings of training too.
+    if format != As::Lightning {
+        unused::refuse(common, &config, "export")?;
+    }
     if format == As::Peft {
         check_peft(&checkpoint)?;
         let averaged = peft::write(&checkpoint, &config, !config.eval.disable_ema, output)?;

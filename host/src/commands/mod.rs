@@ -159,8 +159,8 @@ impl Common {
         let request = Request { form: self.form, ..request };
         let config = load(&request)?;
         check_blocks(&config, request.stored.as_ref())?;
+        tell_of_paths(&checkpoint, &config)?;
         let Some(foreign) = &checkpoint.foreign else {
-            tell_of_paths(&checkpoint, &config)?;
             let tokenizer = checkpoint.tokenizer()?;
             if config.layers.source(TOKENIZER) == "command line" {
                 tracing::warn!("`{TOKENIZER}` is ignored: a checkpoint has its own tokenizer");

@@ -73,13 +73,24 @@ pub fn list(report: &Report, folders: &[PathBuf]) -> Result<()> {
             run.step().to_string(),
             number(least(run, "val/nelbo"), 4),
             number(least(run, "val/ppl"), 2),
+            number(least(run, "val/loss"), 4),
             number(last(run, "perf/tokens_per_s"), 0),
             run.state(),
         ]
     };
     let rows: Vec<Vec<String>> = runs.iter().map(row).collect();
-    let headers =
-        ["run", "method", "data", "model", "steps", "best nats", "best ppl", "tokens/s", "state"];
+    let headers = [
+        "run",
+        "method",
+        "data",
+        "model",
+        "steps",
+        "best nats",
+        "best ppl",
+        "best loss",
+        "tokens/s",
+        "state",
+    ];
     report.table(&headers, &rows);
     Ok(())
 }

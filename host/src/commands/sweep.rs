@@ -166,8 +166,11 @@ pub fn resume(common: &Common, folder: &Path, words: &[String], run_as: &Running
     let left = sweep.left()?;
     if left.is_empty() {
         report.note(&format!(
-            "all {} points are done; `maskdiff sweep collect {}` makes the table",
-            sweep.points.len(),
+            "{}; `maskdiff sweep collect {}` makes the table",
+            match sweep.points.len() {
+                1 => "the one point is done".to_string(),
+                all => format!("all {all} points are done"),
+            },
             quoted_path(folder)
         ));
         return Ok(());

@@ -37,7 +37,7 @@ use maskdiff_records::used::UsedPlugin;
 use maskdiff_track::{Trackers, alert};
 use resume::Beginning;
 
-use super::{Common, begin};
+use super::{Common, begin, unused};
 
 /// Trains, or resumes a run; as one rank of several when the environment says so. Everything that can be wrong is
 /// found before the run folder is made.
@@ -138,6 +138,7 @@ impl<'a> Job<'a> {
             ));
         }
         check_words(config)?;
+        unused::refuse(common, config, "train")?;
         resume::check_resumable(config)?;
         secrets::check(config)?;
         asked.stop.within(Duration::from_secs_f64(config.trainer.grace_s));

@@ -8,6 +8,7 @@ use figment::value::{Dict, Value as Figured};
 use figment::{Profile, Provider};
 use maskdiff_base::error::{Error, Kind, Result};
 
+use super::text;
 use crate::files::config_file;
 use crate::groups::{self, GROUPS};
 use crate::place::{self, Layer};
@@ -54,18 +55,26 @@ impl Builder {
         self.add(Layer { name: name.to_string(), file: None, values })
     }
 
-    /// A checkpoint's configuration without the groups that were chosen anew.
-    pub(super) fn add_stored(&mut self, name: &str, text: &str, without: &[&str]) -> Result<()> {
+    /// A checkpoint's configuration without the groups that were chosen anew, and without its text where another one is named.
+    pub(super) fn add_stored(
+        &mut self,
+        (name, text): &(String, String),
+        without: &[&str],
+        another_text: bool,
+    ) -> Result<()> {
         let mut values = parse(name, text)?;
         begun::settle(name, text, &mut values);
+        if another_text {
+            text::forget(&mut values);
+        }
         values.retain(|group, _| !without.contains(&group.as_str()));
         let results = place::find(&values, RESULTS).and_then(Figured::as_str);
         let nowhere = results.is_some_and(|file| ["none", "None", "null"].contains(&file));
         let taken = NOT_TAKEN_OVER.iter().filter(|key| !(nowhere && **key == RESULTS));
         taken.for_each(|key| drop(words::take(&mut values, key)));
         let values = secrets::resolved(values, Path::new(name));
-        self.texts.insert(name.to_string(), text.to_string());
-        self.add(Layer { name: name.to_string(), file: Some(name.to_string()), values })
+        self.texts.insert(name.clone(), text.clone());
+        self.add(Layer { name: name.clone(), file: Some(name.clone()), values })
     }
 
     pub(super) fn add_text(&mut self, name: &str, text: &str, under: Option<&str>) -> Result<()> {

@@ -11,6 +11,7 @@ use maskdiff_base::text::read_toml;
 
 use super::Request;
 use super::builder::{Builder, DEFAULT, METHOD, method_in, parse};
+use super::text;
 use crate::files::{config_file, named_file};
 use crate::place::Layer;
 use crate::words::{self, CHOSEN, Words};
@@ -49,6 +50,10 @@ impl Said {
     fn method(&self) -> Option<String> {
         method_in(&self.overrides.values).or_else(|| method_in(&self.environment.values))
     }
+
+    fn names_text(&self) -> bool {
+        text::is_named(&self.overrides.values) || text::is_named(&self.environment.values)
+    }
 }
 
 /// The files that have layers of their own.
@@ -69,7 +74,8 @@ impl Files {
             false => None,
         };
         let experiment = said.chosen("experiment");
-        let experiment = experiment.map(|(name, _)| named_file("experiment", &name)).transpose()?;
+        let experiment =
+            experiment.map(|(name, by)| named_file("experiment", &name, by)).transpose()?;
         let packed = process::package().map(|package| package.join(process::PACKAGED_CONFIG));
         let packed = match packed.filter(|_| request.file.is_some()) {
             Some(file) if look::is_file(&file)? => Some(file),
@@ -91,6 +97,15 @@ impl Files {
             chosen = method_in(&parse(file, text)?).or(chosen);
         }
         Ok(chosen)
+    }
+
+    /// Whether the named files name a text.
+    fn name_text(&self) -> Result<bool> {
+        let mut named = false;
+        for (file, text) in self.named() {
+            named |= text::is_named(&parse(file, text)?);
+        }
+        Ok(named)
     }
 }
 
@@ -136,7 +151,7 @@ impl Chosen {
             if upon.is_some_and(|upon| upon.contains_key(group)) && !self.anew.contains(group) {
                 continue;
             }
-            match named_file(group, name) {
+            match named_file(group, name, said_by) {
                 // A schedule that needs no file, as a plugin has it.
                 Err(Error { kind: Kind::Config, .. }) if group == "noise" => {
                     builder.add_words(said_by, noise(name))?
@@ -191,17 +206,18 @@ pub(super) fn gathered(request: &Request, basis: Option<&File>) -> Result<Gather
     chosen.add(&mut builder, request.stored.is_some(), upon.as_ref())?;
     let (first, later) = methods(request, &said, &files, upon.as_ref())?;
     add_method(&mut builder, first, &chosen)?;
-    if let Some((file, text)) = &request.stored {
-        builder.add_stored(file, text, &chosen.by_hand)?;
+    let another_text = said.names_text() || files.name_text()?;
+    if let Some(stored) = &request.stored {
+        builder.add_stored(stored, &chosen.by_hand, another_text)?;
         if let Some((file, text)) = &files.theirs {
             builder.texts.insert(file.clone(), text.clone());
             let values = original::of_every_command(parse(file, text)?);
             builder.add(Layer { name: file.clone(), file: Some(file.clone()), values })?;
         }
     }
-    if let Some((file, text)) = basis {
+    if let Some(basis) = basis {
         let without: Vec<&str> = chosen.anew.iter().map(String::as_str).collect();
-        builder.add_stored(file, text, &without)?;
+        builder.add_stored(basis, &without, another_text)?;
     }
     add_method(&mut builder, later, &chosen)?;
     for (file, text) in files.named() {

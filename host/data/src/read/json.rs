@@ -48,6 +48,28 @@ pub fn members(line: &[u8]) -> Result<Members, String> {
     scan.ended().map(|()| members)
 }
 
+/// Where the values of a list stand; an error says why it is none.
+pub fn items(list: &[u8]) -> Result<Vec<Range<usize>>, String> {
+    let mut scan = Scan { bytes: list, at: 0 };
+    let mut items = Vec::new();
+    if scan.peek() != Some(b'[') {
+        return Err(scan.unexpected("`[`"));
+    }
+    scan.at += 1;
+    scan.space();
+    while scan.peek() != Some(b']') {
+        scan.space();
+        items.push(scan.value()?);
+        scan.space();
+        match scan.peek() {
+            Some(b',') => scan.at += 1,
+            Some(b']') => {}
+            _ => return Err(scan.unexpected("`,` or `]`")),
+        }
+    }
+    Ok(items)
+}
+
 /// The place of a key's value. Of a key that stands there twice the last one counts, as for other programs.
 pub fn get<'a>(members: &'a Members, key: &str) -> Option<&'a Range<usize>> {
     members.iter().rev().find(|(name, _)| name == key).map(|(_, place)| place)

@@ -179,7 +179,12 @@ impl Trainer<'_> {
             None => Ok(None),
             Some(Ok(drawn)) => {
                 let texts: Vec<String> = drawn.samples.into_iter().map(|s| s.text).collect();
-                self.run.samples(step, &texts)?;
+                // The texts are in the metrics too: a file that cannot be written ends no training.
+                if let Err(error) = self.run.samples(step, &texts) {
+                    let error = error.in_one_line();
+                    self.report
+                        .note(&format!("warning: step {step} has no file of samples: {error}"));
+                }
                 Ok(Some(Shown { texts, nfe: json!(drawn.nfe) }))
             }
             Some(Err(_)) if self.stop.asked() => Ok(None),

@@ -15,7 +15,7 @@ use maskdiff_engine::checkpoint::Checkpoint;
 use maskdiff_engine::plugins::Registry;
 use maskdiff_plugin_api::capability;
 
-use super::super::{Common, begin, is_of_hub, train};
+use super::super::{Common, begin, is_of_hub, train, unused};
 
 /// N: the points that are checked one by one before anything runs. Of a longer sweep N points are checked, spread over all of it.
 const CHECKED: usize = 1000;
@@ -105,6 +105,7 @@ fn is_usual_seed(word: &str) -> bool {
 fn check_point(common: &Common, tasks: usize, registry: &mut Option<Registry>) -> Result<()> {
     let said = common.config()?;
     train::check_words(&said)?;
+    unused::refuse(common, &said, "train")?;
     // What a run begins with has settings of its own; nothing is fetched here.
     let places = [&said.training.from, &said.training.teacher];
     let away = places

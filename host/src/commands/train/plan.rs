@@ -14,6 +14,7 @@ use std::sync::Arc;
 use tch::Device;
 
 use super::super::begin::{self, Start};
+use super::super::unused;
 use super::Common;
 use super::teacher::Student;
 
@@ -22,6 +23,7 @@ use super::teacher::Student;
 pub fn run(common: &Common, ranks: usize) -> Result<()> {
     let (mut config, start) = begin::configuration(common)?;
     super::check_words(&config)?;
+    unused::refuse(common, &config, "train")?;
     let registry = assemble::registry(&common.plugins, &config)?;
     let choices = assemble::choices(&mut config, &registry, false)?;
     let own = begin::own_checkpoint(&config)?;

@@ -6,7 +6,7 @@ use std::path::Path;
 
 use maskdiff_base::error::{Error, Result};
 use maskdiff_base::files::look;
-use maskdiff_config::Config;
+use maskdiff_config::{Config, begun};
 use maskdiff_data::parse_tokenizer;
 
 use super::super::Stored;
@@ -19,9 +19,15 @@ const GROUPS: &[&str] = &["data", "model", "noise", "process", "training", "samp
 /// Their keys that name places of the machine that it was trained on, and an adapter, which the weights hold by then.
 const LEFT_OUT: &[&str] = &["data.cache_dir", "training.from", "model.adapter"];
 
-/// What the model is, as TOML.
+/// What the model is, as TOML. Paths are whole: the file may be used from any folder.
 pub(super) fn words(config: &Config) -> String {
     let (mut text, mut group) = (String::new(), String::new());
+    let here = begun::here();
+    let whole = |key: &str, value: &str| {
+        let read: toml::Table = format!("x = {value}").parse().ok()?;
+        let whole = begun::whole(key, read.get("x")?, here.as_ref()?);
+        (Some(&whole) != read.get("x")).then(|| whole.to_string())
+    };
     for (key, value, _) in config.layers.leaves() {
         let (prefix, bare) = key.rsplit_once('.').unwrap_or(("", &key));
         let first = prefix.split('.').next().unwrap_or_default();
@@ -32,6 +38,7 @@ pub(super) fn words(config: &Config) -> String {
             text += &format!("\n[{prefix}]\n");
             group = prefix.to_string();
         }
+        let value = whole(&key, &value).unwrap_or(value);
         text += &format!("{bare} = {value}\n");
     }
     text
