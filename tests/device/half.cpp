@@ -136,6 +136,7 @@ void run_kernel(const KernelCall& call) {
 char* kernel_start(const KernelCall* call) {
   return guarded([&] {
     count_operator(std::string("maskdiff::") + call->name);
+    record_kernel(*call);
     run_kernel(*call);
     if (Tape* tape = recording()) {
       const auto* bytes = static_cast<const char*>(call->arguments);

@@ -22,6 +22,7 @@ use maskdiff_tests::{distance, registry};
 use tch::{Device, Kind, Tensor};
 
 mod kernels;
+mod recorded;
 
 /// Starts the tests `inside` with the device.
 #[test]
