@@ -1,12 +1,14 @@
 #!/usr/bin/env bash
-# What needs an NVIDIA GPU, in one folder that goes where there is one.
+# What needs an NVIDIA GPU, in one archive that goes where there is one.
 #
-#   scripts/gpu.sh bundle [FOLDER]   builds FOLDER (target/gpu-bundle): program, plugins, configs, tests, golden numbers
+#   scripts/gpu.sh bundle [FOLDER]   builds FOLDER (target/gpu-bundle) and FOLDER.tar.xz: program, plugins, configs, tests, golden numbers
+#   scripts/gpu.sh pack FOLDER       makes the archive of such a folder again
+#   scripts/gpu.sh first             all of it in at most 8 minutes, and a table: see gpu/first.sh
 #   scripts/gpu.sh check             runs the tests on the GPU of this machine
 #   scripts/gpu.sh bench             prints the table of speeds
 #
 # FOLDER needs no Rust, only a torch 2.11 with CUDA (python3's, or the one that MASKDIFF_TORCH names); in it this script is
-# ./gpu.sh. In the repository `check` and `bench` make the folder first.
+# ./gpu.sh. In the repository `first`, `check` and `bench` make the folder first.
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 
@@ -38,13 +40,24 @@ open(sys.argv[2], 'wb').write(re.sub(rb'(\$ORIGIN/\.\./libtorch/torch/lib)(:/[^\
 PY
   chmod +x "$folder/bin/deps/gpu"
   cp -r tests/golden "$folder/golden"
-  cp scripts/gpu.sh "$folder/gpu.sh"
+  cp scripts/gpu.sh scripts/gpu_time.py "$folder"
+  cp -r scripts/gpu "$folder/gpu"
+  pack "$folder"
+}
+
+# FOLDER -> FOLDER.tar.xz, which must be small enough to travel.
+pack() {
+  local folder archive bytes
+  folder=$(realpath -m "$1") archive=$(realpath -m "$1").tar.xz
+  [ -e "$folder/bin/maskdiff" ] || stop "\`$folder\` is no folder of \`bundle\`"
   # Symbols are for debuggers; without them the folder is a third as large.
   strip "$folder"/bin/*.so "$folder/bin/maskdiff" "$folder/bin/deps/gpu"
-  local mib
-  mib=$(du -sm "$folder" | cut -f1)
-  echo "gpu: $folder, $mib MiB"
-  [ "$mib" -lt 60 ] || stop "the folder should stay under 60 MiB"
+  tar -C "$(dirname "$folder")" --sort=name --owner=0 --group=0 -c "$(basename "$folder")" | xz -6 -T0 >"$archive.part"
+  mv "$archive.part" "$archive"
+  bytes=$(stat -c %s "$archive")
+  (cd "$folder" && du -sm -- bin configs golden 2>/dev/null | sed 's/^/gpu: MiB of the folder: /')
+  echo "gpu: $archive, $(((bytes + 1048575) / 1048576)) MiB"
+  [ "$bytes" -lt $((40 << 20)) ] || stop "the archive should stay under 40 MiB"
 }
 
 # The tests, over the torch that the folder finds; for LIMIT seconds where that is set.
@@ -98,19 +111,23 @@ bench() {
   echo "| what | speed | memory at most | of the peak |"
   echo "|---|---|---|---|"
   local name
-  for name in fp32 original bf16-32 bf16-64 bf16-64-plain sampling; do
+  for name in fp32 original bf16-32 bf16-64 bf16-64-plain bf16-pure-64 bf16-128 sampling sampling-64; do
     MASKDIFF_GPU_BENCH=$name tests --ignored --exact bench --nocapture | sed -n 's/^test bench [.]* //; /^|/p' || echo "| $name: failed | | | |"
   done
 }
 
 case "${1:-}" in
   bundle) bundle "${2:-}" ;;
-  check | bench)
+  pack) pack "${2:?the folder}" ;;
+  first | check | bench)
     if [ ! -e "$here/bin/maskdiff" ]; then
       bundle
       exec target/gpu-bundle/gpu.sh "$1"
     fi
-    "$1"
+    case $1 in
+      first) exec "$here/gpu/first.sh" ;;
+      *) "$1" ;;
+    esac
     ;;
-  *) stop "say what: bundle [FOLDER], check, or bench" 2 ;;
+  *) stop "say what: bundle [FOLDER], pack FOLDER, first, check, or bench" 2 ;;
 esac

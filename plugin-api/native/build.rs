@@ -3,7 +3,8 @@
 use std::path::Path;
 
 /// The parts of the text that NVRTC compiles, in order.
-const KERNELS: &[&str] = &["arguments.h", "form.h", "rotary.cu", "gated.cu", "norm.cu", "nll.cu"];
+const KERNELS: &[&str] =
+    &["arguments.h", "form.h", "rotary.cu", "gated.cu", "norm.cu", "nll.cu", "bound.cu"];
 
 /// One text of all kernels, as C++ reads a string. A literal may not be too long: each part is one.
 fn text_of_kernels() -> String {
@@ -43,11 +44,13 @@ fn main() {
             "cpp/fused.cpp",
             "cpp/interpolating.cpp",
             "cpp/rated.cpp",
+            "cpp/rows.cpp",
             "cpp/stages.cpp",
             "cpp/shard.cpp",
             "cpp/distributed.cpp",
             "cpp/cuda.cpp",
             "cpp/kernels.cpp",
+            "cpp/starts.cpp",
             "cpp/block.cpp",
             "cpp/nvrtc.cpp",
             "kernels/as_cpp.cpp",

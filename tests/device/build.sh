@@ -9,7 +9,7 @@ torch=../../.libtorch/torch native=../../plugin-api/native/cpp kernels=../../plu
 made=$(mktemp -d)
 trap 'rm -rf "$made"' EXIT
 each=()
-for name in device operators half; do
+for name in device operators half record; do
   c++ -std=c++20 -O0 -fPIC -Wall -c -isystem $torch/include -isystem $torch/include/torch/csrc/api/include -isystem $native -I $native \
     "$name.cpp" -o "$made/$name.o" &
   each+=($!)

@@ -76,7 +76,10 @@ thread_local std::array<c10::StreamId, kDevices> streams{};
 void release(void* address);
 
 struct Memory final : c10::DeviceAllocator {
-  std::unordered_map<void*, size_t> sizes;
+  struct Block {
+    size_t size, counted;
+  };
+  std::unordered_map<void*, Block> sizes;
   // What was taken while a graph was recorded: a replay writes there again, whatever has become of the tensors.
   std::unordered_set<void*> of_graphs;
 
@@ -98,10 +101,12 @@ struct Memory final : c10::DeviceAllocator {
     }
     // What nobody has written is no number.
     std::memset(region.window + at, 0xff, bytes);
-    region.now += static_cast<int64_t>(size);
+    // As CUDA's allocator counts, not as blocks are shared out here.
+    const size_t counted = (bytes + 511) / 512 * 512;
+    region.now += static_cast<int64_t>(counted);
     region.peak = std::max(region.peak, region.now);
     void* address = region.device + at;
-    sizes[address] = size;
+    sizes[address] = {size, counted};
     if (recording()) of_graphs.insert(address);
     return {address, address, &release, device};
   }
@@ -136,8 +141,8 @@ void release(void* address) {
   const std::lock_guard<std::mutex> guard(lock());
   Region& region = *region_of(address);
   const auto found = memory().sizes.find(address);
-  if (!memory().of_graphs.count(address)) region.free[found->second].push_back(static_cast<char*>(address) - region.device);
-  region.now -= static_cast<int64_t>(found->second);
+  if (!memory().of_graphs.count(address)) region.free[found->second.size].push_back(static_cast<char*>(address) - region.device);
+  region.now -= static_cast<int64_t>(found->second.counted);
   memory().sizes.erase(found);
 }
 

@@ -129,12 +129,14 @@ char* kernel_load(int, const void*) {
 }
 
 void run_kernel(const KernelCall& call) {
-  TORCH_CHECK(run_as_cpp(call, &opened), "there is no kernel ", call.name, " (pretended)");
+  const char* refused = run_as_cpp(call, &opened);
+  TORCH_CHECK(!refused, "kernel ", call.name, ": ", refused ? refused : "", " (pretended)");
 }
 
 char* kernel_start(const KernelCall* call) {
   return guarded([&] {
     count_operator(std::string("maskdiff::") + call->name);
+    record_kernel(*call);
     run_kernel(*call);
     if (Tape* tape = recording()) {
       const auto* bytes = static_cast<const char*>(call->arguments);

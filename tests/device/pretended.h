@@ -9,6 +9,8 @@
 #include <functional>
 #include <string>
 
+struct KernelCall;
+
 namespace pretended {
 
 // Whether an address is one of device memory, which nobody but an operator may touch.
@@ -26,6 +28,10 @@ void grow(const at::Tensor& tensor, c10::IntArrayRef size);
 void count_operator(const std::string& name);
 void count_read(const char* who);
 void count_copy(bool to_device, int64_t bytes);
+// The same one by one, with the tensors that each reads and writes: see record.cpp.
+bool records();
+void record_operator(const std::string& name, const std::vector<at::Tensor>& reads, const std::vector<at::Tensor>& writes);
+void record_kernel(const KernelCall& call);
 
 // A recording of operators, which are computed again each time it is replayed.
 using Tape = std::vector<std::function<void()>>;

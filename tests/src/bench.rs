@@ -64,17 +64,22 @@ impl Size {
 
     /// The same in blocks.
     pub fn model_in(&self, registry: &Registry, blocks: Option<Blocks>) -> Model {
-        self.made(registry, ["dit", "absorbing_state", "subs"], blocks)
+        self.made(registry, ["dit", "absorbing_state", "subs"], blocks, Kind::Float)
     }
 
     /// The DiT with `interpolating` over uniform noise: no token is a mask.
     pub fn over_uniform(&self, registry: &Registry) -> Model {
-        self.made(registry, ["dit", "uniform", "interpolating"], None)
+        self.made(registry, ["dit", "uniform", "interpolating"], None, Kind::Float)
     }
 
     /// Another network of the same size, and what its output means.
     pub fn model_of(&self, registry: &Registry, backbone: &str, parameterization: &str) -> Model {
-        self.made(registry, [backbone, "absorbing_state", parameterization], None)
+        self.made(registry, [backbone, "absorbing_state", parameterization], None, Kind::Float)
+    }
+
+    /// The DiT with weights of another type than float32.
+    pub fn model_in_kind(&self, registry: &Registry, kind: Kind) -> Model {
+        self.made(registry, ["dit", "absorbing_state", "subs"], None, kind)
     }
 
     fn made(
@@ -82,6 +87,7 @@ impl Size {
         registry: &Registry,
         [backbone, process, parameterization]: [&str; 3],
         blocks: Option<Blocks>,
+        kind: Kind,
     ) -> Model {
         tch::set_num_threads(THREADS);
         tch::manual_seed(1);
@@ -107,7 +113,7 @@ impl Size {
             noise: choice("loglinear"),
             parameterization: choice(parameterization),
         };
-        let mut facts = self.facts();
+        let mut facts = self.facts().kind(kind);
         if process == "uniform" {
             facts.mask_id = None;
         }

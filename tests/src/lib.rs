@@ -234,6 +234,8 @@ pub fn distance(got: &Tensor, want: &Tensor, relative: bool) -> f64 {
 #[track_caller]
 pub fn assert_close(what: &str, got: &Tensor, want: &Tensor, tolerance: f64, relative: bool) {
     let error = distance(got, want, relative);
+    // Each of them: on a device that nobody has tried, those before a failure tell how far the others are off.
+    println!("{what}: off by {error:e}, allowed {tolerance:e}");
     assert!(error <= tolerance, "{what}: off by {error:e}, allowed {tolerance:e}");
 }
 

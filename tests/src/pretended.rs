@@ -104,6 +104,23 @@ pub fn maskdiff(library: &Path, folder: &Path, words: &[&str]) -> (Output, Cost)
     (out, Cost::of_file(&file))
 }
 
+/// From now on this process writes a line for each kernel of the pretended device into a file; none ends that.
+pub fn record(file: Option<&Path>) {
+    unsafe extern "C" {
+        fn dlsym(library: *mut c_void, name: *const c_char) -> *mut c_void;
+    }
+    // SAFETY: looks a name up among all that is loaded.
+    let found = unsafe { dlsym(std::ptr::null_mut(), c"pretended_record".as_ptr()) };
+    assert!(!found.is_null(), "the pretended device");
+    // SAFETY: the function of that name in tests/device/record.cpp, which is of this type.
+    let record: extern "C" fn(*const c_char) -> i32 = unsafe { std::mem::transmute(found) };
+    let name = file.map(|file| {
+        std::ffi::CString::new(file.as_os_str().as_encoded_bytes()).expect("a file name")
+    });
+    let failed = record(name.as_ref().map_or(std::ptr::null(), |name| name.as_ptr()));
+    assert_eq!(failed, 0, "a file that can be written");
+}
+
 /// Reads the first byte of a tensor's memory as a careless line of the host would.
 pub fn touch(tensor: &tch::Tensor) -> u8 {
     // SAFETY: memory of a tensor that lives; on the pretended device nobody may read it, and the process ends.

@@ -5,20 +5,19 @@
 
 use std::process::Stdio;
 use std::rc::Rc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use maskdiff_config::listed::Kernels;
 use maskdiff_config::{Config, Request, load};
 use maskdiff_engine::distributed::World;
 use maskdiff_engine::learner::{Ask, Batch, Learner};
 use maskdiff_engine::model::Model;
-use maskdiff_engine::{accelerator, draws, needs, observe};
+use maskdiff_engine::{accelerator, draws};
 use maskdiff_native::{
     Group, Op, Reducer, Rendezvous, device_bytes, generator_state, kernels_are_on,
-    set_generator_state, wait_for,
+    set_generator_state,
 };
-use maskdiff_tests::bench::{Size, median, tokens};
-use maskdiff_tests::original::Original;
+use maskdiff_tests::bench::{Size, tokens};
 use maskdiff_tests::run::{SMALL, command, finish, losses, same_end, wait_for_lines};
 use maskdiff_tests::{assert_close, device, registry, skipped};
 use serde_json::json;
@@ -39,6 +38,9 @@ mod golden_parameterizations;
 mod golden_samplers;
 #[path = "golden_training.rs"]
 mod golden_training;
+
+#[path = "gpu/speeds.rs"]
+mod speeds;
 
 /// The GPU; a test that runs elsewhere would say nothing.
 fn gpu() -> (Device, usize) {
@@ -294,7 +296,14 @@ fn graphs_of_sampling_steps_equal_eager_ones() {
             model.set_graphs(true);
             let graphs = drawn(&model, &SHAPE, sampler, 1, 40);
             assert!(model.recorded() > 0, "{sampler}: nothing was recorded");
-            assert_eq!(eager, graphs, "{sampler}, {reduced:?}");
+            let differ = eager.not_equal_tensor(&graphs).nonzero();
+            assert_eq!(
+                eager,
+                graphs,
+                "{sampler}, {reduced:?}: {} tokens differ, first those at {:?}",
+                differ.size()[0],
+                differ.narrow(0, 0, differ.size()[0].min(4))
+            );
             // New weights in the same place are seen.
             tch::no_grad(|| model.trainable().iter().for_each(|p| drop(p.shallow_clone().neg_())));
             let graphs = drawn(&model, &SHAPE, sampler, 1, 40);
@@ -308,46 +317,15 @@ fn graphs_of_sampling_steps_equal_eager_ones() {
 const MDLM: Size =
     Size { hidden_size: 768, n_heads: 12, n_blocks: 12, vocab_size: 50_258, length: 1024 };
 
-fn row(what: &str, numbers: &[String]) {
-    println!("| {what} | {} |", numbers.join(" | "));
-}
-
 /// Modes and kernels of a configuration. Kernels that do not open fail what would measure or compare them.
 fn kernels(config: &Config) {
     let device = accelerator::device(config, &World::alone()).expect("the device");
-    assert!(device.is_cuda());
+    let Device::Cuda(index) = device else { panic!("no GPU: {device:?}") };
     let wanted = config.trainer.kernels == Kernels::Fused;
-    assert_eq!(kernels_are_on(), wanted, "the warning above says why the kernels are not used");
-}
-
-/// Tokens a second of whole training steps, dropout 0.1, the average and clipping, and the memory at most.
-fn trained(rows: i64, words: &[&str], reduced: Option<Kind>) {
-    let (device, index) = gpu();
-    let config = config(words);
-    kernels(&config);
-    let model = MDLM.model(&registry());
-    model.set_reduced(reduced);
-    let mut learner = Learner::new(&model, &config, Rc::new(World::alone())).expect("a learner");
-    let mut step = |k| {
-        let batch = batch(&MDLM, &model, rows, k);
-        wait_for(device).expect("the device");
-        let begun = Instant::now();
-        learner.step(&model, vec![batch], Ask::STEP).expect("a step");
-        wait_for(device).expect("the device");
-        begun.elapsed().as_secs_f64()
-    };
-    for k in 0..5 {
-        step(k);
-    }
-    let seconds = median((5..25).map(step).collect());
-    let speed = (rows * MDLM.length) as f64 / seconds;
-    let used = observe::peak_tflops(&config, device).map_or("?".into(), |peak| {
-        format!("{:.0} %", 100.0 * observe::utilization(needs::flops(&model), speed, peak, 1))
-    });
-    let gib = device_bytes(index).expect("bytes").peak as f64 / (1u64 << 30) as f64;
-    row(
-        &format!("training, micro-batch {rows}, {}", words.join(" ")),
-        &[format!("{:.0}k tokens/s", speed / 1e3), format!("{gib:.1} GiB"), used],
+    assert_eq!(
+        kernels_are_on(index),
+        wanted,
+        "the warning above says why the kernels are not used"
     );
 }
 
@@ -358,66 +336,24 @@ fn bench() {
     let (device, _) = gpu();
     let precise = ["trainer.precision=fp32", "trainer.tf32=true"];
     match std::env::var("MASKDIFF_GPU_BENCH").unwrap_or_default().as_str() {
-        "fp32" => trained(16, &precise, None),
-        "bf16-32" => trained(32, &["trainer.precision=bf16"], Some(Kind::BFloat16)),
-        "bf16-64" => trained(64, &["trainer.precision=bf16"], Some(Kind::BFloat16)),
+        "fp32" => speeds::trained(16, &precise, None),
+        "bf16-32" => speeds::trained(32, &["trainer.precision=bf16"], Some(Kind::BFloat16)),
+        "bf16-64" => speeds::trained(64, &["trainer.precision=bf16"], Some(Kind::BFloat16)),
+        "bf16-128" => speeds::trained(128, &["trainer.precision=bf16"], Some(Kind::BFloat16)),
+        "bf16-pure-64" => speeds::trained(64, &["trainer.precision=bf16-pure"], None),
         "bf16-64-plain" => {
             let words = ["trainer.precision=bf16", "trainer.kernels=plain"];
-            trained(64, &words, Some(Kind::BFloat16));
+            speeds::trained(64, &words, Some(Kind::BFloat16));
         }
-        "original" => original(device, 16),
-        "sampling" => sampling(device),
+        "original" => speeds::original(device, 16),
+        "sampling" => speeds::sampling(device),
+        "sampling-64" => speeds::exact_samples(device, 64),
+        "profile" => speeds::profiled(64),
         other => {
             panic!(
-                "MASKDIFF_GPU_BENCH is `{other}`: fp32, bf16-32, bf16-64, bf16-64-plain, original, sampling"
+                "MASKDIFF_GPU_BENCH is `{other}`: fp32, bf16-32, bf16-64, bf16-64-plain, bf16-128, bf16-pure-64, original, sampling, \
+                 sampling-64, profile"
             )
-        }
-    }
-}
-
-/// The original's formulation over the same libtorch, in TF32.
-fn original(device: Device, rows: i64) {
-    maskdiff_native::set_tf32(true).expect("TF32");
-    let model = MDLM.model(&registry());
-    let mut peer = Original::new(&model, MDLM.n_heads, MDLM.n_blocks, 0.1);
-    let mut step = |k| {
-        let Batch { x0_bl, t_b, u_bl, .. } = batch(&MDLM, &model, rows, k);
-        wait_for(device).expect("the device");
-        let begun = Instant::now();
-        peer.step(&model, &x0_bl, &t_b, &u_bl.expect("uniforms"), 1e-4);
-        wait_for(device).expect("the device");
-        begun.elapsed().as_secs_f64()
-    };
-    for k in 0..3 {
-        step(k);
-    }
-    let speed = (rows * MDLM.length) as f64 / median((3..13).map(step).collect());
-    let gib = device_bytes(0).expect("bytes").peak as f64 / (1u64 << 30) as f64;
-    row(
-        &format!("the original's step, micro-batch {rows}, float32 with TF32"),
-        &[format!("{:.0}k tokens/s", speed / 1e3), format!("{gib:.1} GiB"), String::new()],
-    );
-}
-
-/// Steps of `ddpm_cache` in bfloat16 a second, one text and eight at a time, with and without graphs.
-fn sampling(device: Device) {
-    kernels(&config(&["trainer.accelerator=cuda", "trainer.precision=bf16"]));
-    let model = MDLM.model(&registry());
-    model.set_reduced(Some(Kind::BFloat16));
-    for rows in [1, 8] {
-        for graphs in [false, true] {
-            model.set_graphs(graphs);
-            let _ = drawn(&model, &MDLM, "ddpm_cache", rows, 64);
-            wait_for(device).expect("the device");
-            let begun = Instant::now();
-            let _ = drawn(&model, &MDLM, "ddpm_cache", rows, 256);
-            wait_for(device).expect("the device");
-            let speed = 256.0 / begun.elapsed().as_secs_f64();
-            let how = if graphs { "graphs" } else { "eager" };
-            row(
-                &format!("ddpm_cache, 256 steps of {rows} × 1,024 tokens, bf16, {how}"),
-                &[format!("{speed:.0} steps/s"), String::new(), String::new()],
-            );
         }
     }
 }

@@ -12,8 +12,9 @@ use maskdiff_plugin_api::abi::handles::{Method, Network, Noise, Process, Walker}
 use maskdiff_plugin_api::abi::load::{LoadError, Plugin};
 use maskdiff_plugin_api::abi::module::ComponentInfo;
 use sha2::{Digest, Sha256};
+use tch::Device;
 
-use crate::component;
+use crate::{component, kernels};
 
 pub use maskdiff_base::places::{Places, looks_like_plugin};
 use maskdiff_base::text::plural;
@@ -440,8 +441,8 @@ fn used_plugin(plugin: &Plugin) -> Result<UsedPlugin> {
     })
 }
 
-/// What a run is made with.
-pub fn setup(plugins: &[UsedPlugin]) -> Setup<'_> {
+/// What a run on a device is made with.
+pub fn setup(plugins: &[UsedPlugin], device: Device) -> Setup<'_> {
     use maskdiff_plugin_api::abi::{API_VERSION, RUSTC, TORCH_VERSION};
     Setup {
         plugins,
@@ -450,6 +451,7 @@ pub fn setup(plugins: &[UsedPlugin]) -> Setup<'_> {
         rustc: RUSTC,
         gpus: tch::Cuda::device_count(),
         threads: tch::get_num_threads(),
+        kernels: kernels::used(device),
     }
 }
 

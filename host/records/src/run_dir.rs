@@ -259,6 +259,7 @@ fn manifest(config: &Config, setup: Setup<'_>, reads: &Value) -> Value {
             "cpus": std::thread::available_parallelism().map_or(0, std::num::NonZero::get),
             "gpus": setup.gpus,
             "threads": setup.threads,
+            "kernels": setup.kernels,
         },
     })
 }

@@ -32,4 +32,6 @@ pub struct Setup<'a> {
     pub gpus: i64,
     /// Threads of libtorch.
     pub threads: i32,
+    /// What a GPU computes by, `fused` or `plain`; empty on a CPU.
+    pub kernels: &'a str,
 }

@@ -31,7 +31,7 @@ use maskdiff_engine::checkpoint::Checkpoint;
 use maskdiff_engine::choose::Choose as _;
 use maskdiff_engine::distributed::World;
 use maskdiff_engine::train::Trainer;
-use maskdiff_engine::{accelerator, assemble, plugins};
+use maskdiff_engine::{accelerator, assemble, kernels, plugins};
 use maskdiff_records::run_dir::{Data, RunDir};
 use maskdiff_records::used::UsedPlugin;
 use maskdiff_track::{Trackers, alert};
@@ -200,7 +200,8 @@ impl<'a> Job<'a> {
             let step = beginning.resumed.as_ref().map_or(0, |c| c.state.step);
             let (config, panel) = (trainer.config, self.asked.panel);
             held.check_untouched(config, beginning.newest)?;
-            let (setup, corpus) = (plugins::setup(used), &trainer.corpus);
+            let setup = plugins::setup(used, trainer.model.facts().device());
+            let corpus = &trainer.corpus;
             let data = Data {
                 tokenizer: corpus.tokenizer.to_json(),
                 reads: serde_json::json!(corpus.reads),
@@ -216,8 +217,15 @@ impl<'a> Job<'a> {
         }
         trainer.look_for_room()?;
         // The others' logs go into the folder that rank 0 makes, and only rank 0 has read its metrics.
-        let mut lacking = [f64::from(u8::from(!trainer.run.is_evaluated()))];
+        let fused = kernels::used(trainer.model.facts().device()) == "fused";
+        let mut lacking = [!trainer.run.is_evaluated(), !fused].map(|it| f64::from(u8::from(it)));
         self.world.sum(&mut lacking)?;
+        let (without, all) = (lacking[1] as usize, self.world.size());
+        if without > 0 && without < all && self.world.is_main() {
+            trainer.report.note(&format!(
+                "warning: {without} of {all} ranks compute without the fused kernels, and the others wait for them (a warning of each says why)"
+            ));
+        }
         if lacking[0] > 0.0 && trainer.progress.evaluated == trainer.learner.step {
             trainer.progress.evaluated = 0;
         }

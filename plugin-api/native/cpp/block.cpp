@@ -22,8 +22,6 @@ void once_only() {
               "a gradient of a gradient, which the fused kernels do not have: train with `trainer.kernels=plain`");
 }
 
-std::optional<Tensor> option(const Tensor& x) { return x.defined() ? std::optional(x) : std::nullopt; }
-
 bool tracked(std::initializer_list<const Tensor*> all) {
   if (!at::GradMode::is_enabled()) return false;
   for (const Tensor* x : all) {
@@ -44,7 +42,6 @@ struct Turned : torch::autograd::Function<Turned> {
     const at::AutoDispatchBelowADInplaceOrView below;
     ctx->set_materialize_grads(false);
     ctx->save_for_backward({cos, sin});
-    ctx->saved_data["heads"] = heads;
     const Tensor qkv = qkv_in.contiguous();
     const auto parts = heads_of(qkv, heads);
     kernel_turn(parts[0], parts[1], parts[2], cos, sin, qkv.view({qkv.size(0), qkv.size(1), 3, heads, -1}), false);

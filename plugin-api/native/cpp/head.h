@@ -14,3 +14,6 @@ int64_t rows_at_once(const at::Tensor& matrix);
 
 // The type of sums, softmax and losses over products of `type`.
 at::ScalarType wide(at::ScalarType type);
+
+// Whether all rows have the same upstream gradient [N], so that gradients made for weights of 1 need only be scaled.
+bool all_alike(const at::Tensor& up);

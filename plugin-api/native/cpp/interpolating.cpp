@@ -19,6 +19,7 @@
 #include <optional>
 
 #include "head.h"
+#include "kernels.h"
 #include "shim.h"
 #include "vectorized.h"
 
@@ -310,27 +311,37 @@ struct Gradients {
   Tensor hidden, matrix, bias;
 };
 
+// Fills `nats`, and gives the gradient of the logits of these rows when asked, in the type of `hidden`.
+Tensor logit_gradient(const Tensor& hidden, const Tensor& matrix, const std::optional<Tensor>& bias, const Rows& rows, const Tensor& nats,
+                      bool by_tensors, bool asked) {
+  Tensor logits = product(hidden, matrix, bias, false);
+  // Under an autocast of the caller they may be of another type.
+  if (!by_tensors && kernel_type(hidden) && logits.scalar_type() == hidden.scalar_type() && kernels_on(hidden)) {
+    // In the logits' own memory and type.
+    kernel_bound(logits, {rows.x, rows.z, rows.alpha, rows.every, rows.weight}, nats, rows.banned, asked);
+    return logits;
+  }
+  logits = logits.to(wide(hidden.scalar_type()));
+  if (rows.banned >= 0) logits.select(1, rows.banned).fill_(-kInfinity);
+  if (by_tensors || !logits.is_cpu()) {
+    walk_tensors(logits, rows, nats, asked);
+  } else if (logits.scalar_type() == at::kDouble) {
+    walk_all<double>(logits, rows, nats, asked);
+  } else {
+    walk_all<float>(logits, rows, nats, asked);
+  }
+  return asked ? logits.to(hidden.scalar_type()) : logits;
+}
+
 // One pass over the rows in chunks, as for cross-entropy.
 void pass(const Tensor& hidden, const Tensor& matrix, const Tensor& bias, const Rows& rows, const Tensor& nats, bool by_tensors,
           Gradients* gradients) {
   const int64_t count = hidden.size(0), step = rows_at_once(matrix);
   for (int64_t start = 0; start < count; start += step) {
     const int64_t length = std::min(step, count - start);
-    const Tensor h = hidden.narrow(0, start, length);
-    const auto b = bias.defined() ? std::optional(bias) : std::nullopt;
-    const Tensor logits = product(h, matrix, b, false).to(wide(h.scalar_type()));
-    if (rows.banned >= 0) logits.select(1, rows.banned).fill_(-kInfinity);
-    const Rows part = rows.narrow(start, length);
-    const Tensor out = nats.narrow(0, start, length);
-    if (by_tensors || !logits.is_cpu()) {
-      walk_tensors(logits, part, out, gradients != nullptr);
-    } else if (logits.scalar_type() == at::kDouble) {
-      walk_all<double>(logits, part, out, gradients != nullptr);
-    } else {
-      walk_all<float>(logits, part, out, gradients != nullptr);
-    }
+    const Tensor h = hidden.narrow(0, start, length), out = nats.narrow(0, start, length);
+    const Tensor g = logit_gradient(h, matrix, option(bias), rows.narrow(start, length), out, by_tensors, gradients != nullptr);
     if (!gradients) continue;
-    const Tensor g = logits.to(hidden.scalar_type());
     if (gradients->hidden.defined()) {
       gradients->hidden.narrow(0, start, length).copy_(product(g, matrix.t(), {}, false));
     }
@@ -377,7 +388,7 @@ struct Interpolating : torch::autograd::Function<Interpolating> {
     if (auto found = ctx->saved_data.find("made"); found != ctx->saved_data.end()) {
       const auto made = found->second.toTensorVector();
       ctx->saved_data.erase(found);
-      if (up.numel() == 0 || at::eq(up, up.select(0, 0)).all().item<bool>()) {
+      if (all_alike(up)) {
         g = {wants[0] ? made[0] : Tensor(), wants[1] ? made[1] : Tensor(), wants[2] ? made[2] : Tensor()};
         const Tensor scale = up.numel() == 0 ? at::ones({}, up.options()) : up.select(0, 0);
         for (Tensor* part : {&g.hidden, &g.matrix, &g.bias}) {

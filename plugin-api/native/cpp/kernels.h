@@ -37,3 +37,9 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> kernel_norm_back(cons
 // logits [N, V] become their gradient where `gradient`; nll [N] float32, where it is given, is filled.
 void kernel_nll(const at::Tensor& logits, const at::Tensor& target, const at::Tensor& weight, const std::optional<at::Tensor>& nll,
                 int64_t banned, bool gradient);
+// The rows of a bound, [N] each: clean and observed tokens in i64, what the process does in f64. See interpolating.cpp.
+struct BoundRows {
+  const at::Tensor &x, &z, &alpha, &every, &weight;
+};
+// logits [N, V] become their gradient where `gradient`; nats [N] float32, where it is given, is filled.
+void kernel_bound(const at::Tensor& logits, const BoundRows& rows, const std::optional<at::Tensor>& nats, int64_t banned, bool gradient);

@@ -53,6 +53,15 @@ at::ScalarType wide(at::ScalarType type) {
   return type == at::kBFloat16 || type == at::kHalf ? at::kFloat : type;
 }
 
+// A gradient that is one number spread over the rows (that of a sum) says so by its strides, and the device is not asked. In any other the
+// numbers are compared, for which the host waits.
+bool all_alike(const Tensor& up) {
+  if (up.numel() <= 1) return true;
+  const auto strides = up.strides();
+  if (std::all_of(strides.begin(), strides.end(), [](int64_t stride) { return stride == 0; })) return true;
+  return at::eq(up, up.select(0, 0)).all().item<bool>();
+}
+
 namespace {
 
 // As `product`, with gradients where they are wanted: by libtorch's own products then, whose sums over a network's width
@@ -68,10 +77,6 @@ Tensor linear(const Tensor& x, const Tensor& matrix, const std::optional<Tensor>
 struct Chunk {
   Tensor hidden, target, weight;
 };
-
-std::optional<Tensor> option(const Tensor& tensor) {
-  return tensor.defined() ? std::optional(tensor) : std::nullopt;
-}
 
 Tensor log_probabilities(const Tensor& hidden, const Tensor& matrix, const Tensor& bias,
                          int64_t banned) {
@@ -184,7 +189,7 @@ struct LinearNll : torch::autograd::Function<LinearNll> {
     };
     Gradients g{take("hidden"), take("matrix"), take("bias")};
     const bool made = g.hidden.defined() || g.matrix.defined() || g.bias.defined();
-    if (made && (up.numel() == 0 || at::eq(up, up.select(0, 0)).all().item<bool>())) {
+    if (made && all_alike(up)) {
       const Tensor scale = up.numel() == 0 ? at::ones({}, up.options()) : up.select(0, 0);
       for (Tensor* part : {&g.hidden, &g.matrix, &g.bias}) {
         if (part->defined()) part->mul_(scale);

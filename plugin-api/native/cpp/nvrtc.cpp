@@ -12,6 +12,9 @@ const char* const kText =
 #include "kernels_text.inc"
     ;
 
+// Beside the architecture.
+const char* const kOptions = "--std=c++17";
+
 using Program = struct ProgramOfNvrtc*;
 
 struct Nvrtc {
@@ -64,6 +67,7 @@ std::string said(const Nvrtc& nvrtc, Program program) {
 extern "C" {
 
 const char* maskdiff_kernels_text() { return kText; }
+const char* maskdiff_kernels_options() { return kOptions; }
 
 // 1000 major + minor.
 char* maskdiff_nvrtc_version(const char* path, const char* builtins, int* result) {
@@ -88,7 +92,7 @@ char* maskdiff_nvrtc_compile(const char* path, const char* builtins, const char*
       ~End() { nvrtc.destroy(program); }
     } const end{nvrtc, &program};
     const std::string for_it = std::string("--gpu-architecture=") + architecture;
-    const char* const options[] = {for_it.c_str(), "--std=c++17"};
+    const char* const options[] = {for_it.c_str(), kOptions};
     const int result = nvrtc.compile(program, 2, options);
     TORCH_CHECK(result == 0, "the kernels do not compile for ", architecture, " (", nvrtc.words(result), "): ", said(nvrtc, program));
     size_t size = 0;

@@ -48,13 +48,11 @@ struct Part {
   Tensor nats() const { return (mean - w_x * (log_x + 1)).squeeze(1); }
 };
 
-std::optional<Tensor> maybe(const Tensor& bias) { return bias.defined() ? std::optional(bias) : std::nullopt; }
-
 void pass(const Tensor& hidden, const Tensor& matrix, const Tensor& bias, const Rows& rows, const Tensor& nats) {
   const int64_t count = hidden.size(0), step = rows_at_once(matrix);
   for (int64_t start = 0; start < count; start += step) {
     const int64_t length = std::min(step, count - start);
-    const Part part(hidden.narrow(0, start, length), matrix, maybe(bias), rows, start, length);
+    const Part part(hidden.narrow(0, start, length), matrix, option(bias), rows, start, length);
     nats.narrow(0, start, length).copy_(part.nats());
   }
 }
@@ -89,7 +87,7 @@ struct RatedNll : torch::autograd::Function<RatedNll> {
     for (int64_t start = 0; start < count; start += step) {
       const int64_t length = std::min(step, count - start);
       const Tensor h = hidden.narrow(0, start, length);
-      const Part part(h, matrix, maybe(bias), rows, start, length);
+      const Part part(h, matrix, option(bias), rows, start, length);
       const Tensor up = upstream[0].narrow(0, start, length).to(part.p.scalar_type()).unsqueeze(1);
       const Tensor x = rows.target.narrow(0, start, length).unsqueeze(1);
       if (to_rate.defined()) {

@@ -8,6 +8,7 @@
 #include <algorithm>
 #include <cstring>
 #include <exception>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -34,6 +35,9 @@ char* guarded(F&& body) noexcept {
     return strdup("an exception that is not a std::exception");
   }
 }
+
+// A tensor that may be undefined, as libtorch's operators take one that may be missing.
+std::optional<Tensor> option(const Tensor& tensor) { return tensor.defined() ? std::optional(tensor) : std::nullopt; }
 
 std::vector<Tensor> list(Tensor* const* tensors, size_t count) {
   std::vector<Tensor> result;

@@ -7,6 +7,7 @@ fn main() {
     println!("cargo::rerun-if-changed=cpp");
     println!("cargo::rerun-if-changed=../cpp/cuda_table.h");
     println!("cargo::rerun-if-changed=../cpp/shim.h");
+    println!("cargo::rerun-if-changed=../cpp/refusal.h");
     println!("cargo::rerun-if-changed=../kernels/call.h");
     cc::Build::new()
         .cpp(true)

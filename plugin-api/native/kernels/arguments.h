@@ -101,4 +101,18 @@ struct NllArguments {
   int gradient, pack;
 };
 
+// Logits [R, V] -> nats of the bound of uniform and hybrid diffusion, and where asked their gradient in their place. Of each row the clean token
+// x, the observed one z, and in float64 the numbers of ../cpp/interpolating.cpp. `banned` has no probability.
+struct BoundArguments {
+  void* logits;
+  const long long* x;
+  const long long* z;
+  const double* alpha;
+  const double* every;
+  const double* weight;
+  float* nats;
+  long long rows, columns, stride, banned;
+  int gradient, pack;
+};
+
 #endif

@@ -6,6 +6,7 @@
 #include "gated.cu"
 #include "norm.cu"
 #include "nll.cu"
+#include "bound.cu"
 #undef shared
 
 #include <cstring>
@@ -41,15 +42,20 @@ const Named all[] = {
     NAMED(norm_back_bb, NormBackArguments),
     NAMED(nll_f, NllArguments),
     NAMED(nll_b, NllArguments),
+    NAMED(bound_f, BoundArguments),
+    NAMED(bound_b, BoundArguments),
 };
 
 }  // namespace
 
-bool run_as_cpp(const KernelCall& call, void* (*opened)(const void* address)) {
+const char* run_as_cpp(const KernelCall& call, void* (*opened)(const void* address)) {
+  // As a GPU does.
+  if (call.shared > kMostShared) return "a block shares more memory than a GPU has";
+  if (call.warps < 1 || call.warps > kMostWarps || call.blocks < 1) return "a block has no warps, or more than a GPU starts";
   for (const Named& kernel : all) {
     if (std::strcmp(kernel.name, call.name) != 0) continue;
     alignas(16) char arguments[256];
-    if (call.bytes > sizeof arguments) return false;
+    if (call.bytes > sizeof arguments) return "the arguments are too many";
     std::memcpy(arguments, call.arguments, call.bytes);
     for (size_t i = 0; opened && i < call.pointers; ++i) {
       void* address;
@@ -64,7 +70,7 @@ bool run_as_cpp(const KernelCall& call, void* (*opened)(const void* address)) {
       running = {block, call.blocks, static_cast<int>(call.warps), memory.data()};
       kernel.run(arguments);
     }
-    return true;
+    return nullptr;
   }
-  return false;
+  return "there is none of this name";
 }

@@ -4,6 +4,9 @@
 
 #include <cstddef>
 
+// What every GPU has of memory that a block shares, and of warps in a block.
+constexpr unsigned kMostShared = 48 << 10, kMostWarps = 16;
+
 struct KernelCall {
   const char* name;
   // The grid: warps of 32 threads in each block, and bytes that a block shares.

@@ -7,6 +7,8 @@
 #ifdef __CUDACC_RTC__
 
 #define INLINE __device__ __forceinline__
+// What is long and rare: compiled once for all kernels that call it.
+#define APART __device__ __noinline__
 #define KERNEL(name, Arguments) extern "C" __global__ void __launch_bounds__(512) name(const Arguments a)
 #define BLOCK (static_cast<long long>(blockIdx.x))
 #define BLOCKS (static_cast<long long>(gridDim.x))
@@ -53,6 +55,7 @@ struct Running {
 static thread_local Running running;
 
 #define INLINE static inline
+#define APART static
 #define KERNEL(name, Arguments) static void name(const Arguments& a)
 #define BLOCK running.block
 #define BLOCKS running.blocks

@@ -85,6 +85,7 @@ fn run(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::kernels::tests::OnCpu;
     use tch::{Device, IndexOp};
 
     const DOUBLE: (Kind, Device) = (Kind::Double, Device::Cpu);
@@ -227,6 +228,70 @@ mod tests {
         }
     }
 
+    /// The head's matrix is the identity: what the kernel reads are these logits, in both types, and the gradient of `hidden` is theirs.
+    #[test]
+    fn the_kernel_turns_logits_into_their_gradient() {
+        tch::manual_seed(13);
+        let n = 48;
+        for (v, process) in [
+            (700, Process::Uniform),
+            (33, Process::Hybrid),
+            (514, Process::Masks),
+            (10, Process::Uniform),
+        ] {
+            let case = Case::new(process, n, v);
+            let logits: Tensor = Tensor::randn([n, v], DOUBLE) * 2.0;
+            let eye = Tensor::eye(v, DOUBLE);
+            for (kind, rounding) in [(Kind::Float, 2e-5), (Kind::BFloat16, 4.5e-3)] {
+                for upstream in [Tensor::ones([n], DOUBLE), Tensor::rand([n], DOUBLE)] {
+                    let h = as_kind(&logits, kind);
+                    let exact = as_kind(&h, Kind::Double);
+                    let dense = case.dense(&exact, &eye, &Tensor::zeros([v], DOUBLE));
+                    let wanted = gradients(&dense, &upstream, &[&exact]).swap_remove(0);
+                    let _on = OnCpu::new();
+                    let ours = interpolating_nll(&h, &eye.to_kind(kind), None, &case.rows(), None);
+                    let ours = ours.unwrap();
+                    let what = format!("{process:?} {kind:?} {v}");
+                    assert_eq!(ours.kind(), Kind::Float);
+                    let error =
+                        worst(&(&ours / &dense.clamp_min(1.0)), &(&dense / dense.clamp_min(1.0)));
+                    assert!(error < 2e-5, "{what}: nats {error:e}");
+                    let g = gradients(&ours, &upstream, &[&h]).swap_remove(0);
+                    assert_eq!(g.kind(), kind);
+                    // Each row by itself: those near the data are a thousand times as large.
+                    let largest = wanted.abs().amax([1i64].as_slice(), true).clamp_min(1e-30);
+                    let off = worst(&(g.to_kind(Kind::Double) / &largest), &(wanted / &largest));
+                    assert!(off < rounding, "{what}: gradient {off:e}");
+                }
+            }
+        }
+    }
+
+    /// A kernel has no words: what is no token makes its row NaN, and a row without a weight is 0 whatever its logits are.
+    #[test]
+    fn rows_of_the_kernel_fail_alone() {
+        let _on = OnCpu::new();
+        let case = Case::new(Process::Uniform, 4, 9);
+        let x = Tensor::from_slice(&[1i64, 9, 2, 3]);
+        let z = Tensor::from_slice(&[1i64, 2, -1, 4]);
+        let weight = Tensor::from_slice(&[1.0f64, 1.0, 1.0, 0.0]);
+        let rows = InterpolatingRows { x_n: &x, z_n: &z, weight_n: &weight, ..case.rows() };
+        let h = Tensor::randn([4, 3], (Kind::Float, Device::Cpu));
+        let _ = h.i((3, 0)).fill_(f64::NAN);
+        let h = h.set_requires_grad(true);
+        let w = Tensor::randn([9, 3], (Kind::Float, Device::Cpu));
+        let nats = interpolating_nll(&h, &w, None, &rows, None).unwrap();
+        nats.sum(Kind::Float).backward();
+        for lost in [nats.detach(), h.grad().sum_dim_intlist(1, false, Kind::Float)] {
+            let lost = Vec::<f32>::try_from(lost).unwrap();
+            assert_eq!(
+                lost.iter().map(|x| x.is_nan()).collect::<Vec<_>>(),
+                [false, true, true, false]
+            );
+            assert_eq!(lost[3], 0.0);
+        }
+    }
+
     /// Near and at p = x, where the formula as written has no digits left: the loss is quadratic in what is missing.
     #[test]
     fn a_sure_network_keeps_its_digits() {
@@ -264,7 +329,10 @@ mod tests {
                 (v - 1) as f64 * every * series(y) + (alpha * (1.0 - missing) + every) * psi;
             let of_z =
                 if y < 1e-4 { y * y * (0.5 - 2.0 * y / 3.0) } else { y.ln_1p() - y / (1.0 + y) };
-            for kind in [Kind::Double, Kind::Float] {
+            for (kind, kernels) in
+                [(Kind::Double, false), (Kind::Float, false), (Kind::Float, true)]
+            {
+                let _on = kernels.then(OnCpu::new);
                 let (h, w) = (hidden.to_kind(kind), matrix.to_kind(kind));
                 let ours = run((&h, &w, None), &rows, None, false).unwrap();
                 let ours = Vec::<f64>::try_from(ours.to_kind(Kind::Double)).unwrap();
@@ -275,7 +343,7 @@ mod tests {
                     let error = (ours[i] - want).abs() / want;
                     assert!(
                         error < tolerance,
-                        "{kind:?} {missing} {alpha} {i}: {} {want} {error:e}",
+                        "{kind:?} {kernels} {missing} {alpha} {i}: {} {want} {error:e}",
                         ours[i]
                     );
                 }
@@ -295,11 +363,17 @@ mod tests {
                 leaf(&[v], 0.1, Kind::Float),
             );
             let ours = interpolating_nll(&h, &w, Some(&b), &case.rows(), None).unwrap();
+            let kernel = {
+                let _on = OnCpu::new();
+                interpolating_nll(&h, &w, Some(&b), &case.rows(), None).unwrap()
+            };
             let [h, w, b] = [&h, &w, &b].map(|x| as_kind(x, Kind::Double));
             let exact = interpolating_nll(&h, &w, Some(&b), &case.rows(), None).unwrap();
             let dense = case.dense(&h, &w, &b);
             assert!(worst(&(&exact / &dense), &dense.ones_like()) < 1e-9);
             assert!(worst(&(ours / &exact), &exact.ones_like()) < 1e-5);
+            let off = worst(&(kernel / &exact), &exact.ones_like());
+            assert!(off < 2e-5, "{process:?}: {off:e}");
         }
     }
 

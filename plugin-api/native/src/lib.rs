@@ -25,6 +25,7 @@ mod interpolating;
 mod kernels;
 mod modes;
 mod rated;
+mod rows;
 mod scan;
 mod shard;
 mod stages;
@@ -41,6 +42,7 @@ pub use modes::{
     set_wide_sums, torch_version,
 };
 pub use rated::{RatedRows, rated_nll};
+pub use rows::put_rows;
 pub use scan::selective_scan;
 pub use shard::{Layout, Shards, recorded};
 pub use stages::{announced, gradients_on, recomputed};

@@ -42,6 +42,9 @@ pub struct State {
     /// Threads of libtorch that computed, where a CPU did; 0 where that is not known.
     #[serde(default)]
     pub threads: i32,
+    /// `fused` or `plain`, where a GPU computed; empty elsewhere.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub kernels: String,
     /// From where a clipped schedule draws times, where it reads in blocks.
     #[serde(default)]
     pub interval: Option<(f64, f64)>,

@@ -9,12 +9,12 @@ use maskdiff_records::run_dir;
 use tch::{Device, Tensor};
 
 use super::{Progress, Trainer, Window};
-use crate::assemble;
 use crate::checkpoint::{self, Checkpoint, Content, Named, Saver, State, Stored, Target, room};
 use crate::distributed::World;
 use crate::model::views::Interval;
 use crate::observe::{Split, Usual};
 use crate::precision::LossScale;
+use crate::{assemble, kernels};
 
 impl Trainer<'_> {
     /// Hands a copy of everything that going on needs to the writer. All ranks take part.
@@ -51,6 +51,7 @@ impl Trainer<'_> {
                 skipped: progress.skipped.iter().copied().collect(),
                 world: self.world.size(),
                 threads,
+                kernels: kernels::used(self.model.facts().device()).into(),
                 interval: self.model.blocks().map(|blocks| {
                     let Interval { low, high } = blocks.interval();
                     (low, high)

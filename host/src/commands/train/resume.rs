@@ -9,6 +9,7 @@ use maskdiff_base::report::Report;
 use maskdiff_config::Config;
 use maskdiff_data::Tokenizer;
 use maskdiff_engine::checkpoint::{self, Checkpoint};
+use maskdiff_engine::kernels;
 use maskdiff_engine::train::{self, Trainer};
 use maskdiff_records::run_dir;
 
@@ -158,6 +159,7 @@ pub(super) fn resume(trainer: &mut Trainer<'_>, checkpoint: &Checkpoint) -> Resu
             state.threads
         ));
     }
+    changed.extend(other_kernels(&state.kernels, kernels::used(trainer.model.facts().device())));
     for (name, hash) in &trainer.plugins {
         if state.plugins.get(name) != Some(hash) {
             changed.push(format!("plugin {name}: another file"));
@@ -171,6 +173,17 @@ pub(super) fn resume(trainer: &mut Trainer<'_>, checkpoint: &Checkpoint) -> Resu
     }
     trainer.report.note(&words);
     Ok(())
+}
+
+/// What is noted where a run resumes by other kernels; one of them is empty on a CPU, or where it is not known.
+fn other_kernels(before: &str, now: &str) -> Option<String> {
+    let differ = !before.is_empty() && !now.is_empty() && before != now;
+    differ.then(|| {
+        format!(
+            "kernels: {before} → {now}, by which sums are rounded otherwise and dropout draws other numbers: the run is no longer an \
+             unbroken one bit for bit"
+        )
+    })
 }
 
 /// Refuses a checkpoint that is named and would not be used.

@@ -1,6 +1,7 @@
 // Kernels of ours by CUDA's driver, which is opened by its name: nothing links it. Every call's status is looked at.
 
 #include "driver.h"
+#include "refusal.h"
 
 #include <c10/core/Stream.h>
 #include <c10/core/impl/VirtualGuardImpl.h>
@@ -65,7 +66,7 @@ struct Driver {
     if (result == 0) return;
     const char* said = nullptr;
     words(result, &said);
-    TORCH_CHECK(false, "NVIDIA's driver refused when it ", what, ": ", said ? said : "no words", " (", result, ")");
+    TORCH_CHECK(false, refusal(what, result, said));
   }
 };
 
@@ -156,9 +157,10 @@ void start(const KernelCall& call) {
   const c10::impl::VirtualGuardImpl impl(c10::DeviceType::CUDA);
   const c10::Stream stream = impl.getStream(c10::Device(c10::DeviceType::CUDA, static_cast<c10::DeviceIndex>(call.device)));
   void* arguments[] = {const_cast<void*>(call.arguments)};
-  driver().check(driver().launch(function, call.blocks, 1, 1, 32 * call.warps, 1, 1, call.shared,
-                                 static_cast<Stream>(impl.getStreamNativeHandle(stream)), arguments, nullptr),
-                 std::string("started the kernel ") + call.name);
+  const Result result = driver().launch(function, call.blocks, 1, 1, 32 * call.warps, 1, 1, call.shared,
+                                        static_cast<Stream>(impl.getStreamNativeHandle(stream)), arguments, nullptr);
+  const char* way_out = result != 0 && !of_earlier_work(result) ? " (`trainer.kernels=plain` does without it)" : "";
+  driver().check(result, std::string("started the kernel ") + call.name + way_out);
 }
 
 }  // namespace driver

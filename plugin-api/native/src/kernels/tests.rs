@@ -1,17 +1,20 @@
 //! The kernels as C++ against the plain formulation in float64, forward and backward; and compiled for GPUs that are not here.
 
+mod compile;
+mod refused;
+
 use tch::{Device, Kind, Tensor};
 
 use super::*;
 use crate::{Then, linear, linear_nll, rotate};
 
 /// The kernels are on for the CPU of this thread while this lives.
-struct OnCpu;
+pub(crate) struct OnCpu;
 
 impl OnCpu {
-    fn new() -> Self {
+    pub(crate) fn new() -> Self {
         // SAFETY: plain numbers.
-        checked(unsafe { maskdiff_kernels_switch(0, 1) }).unwrap();
+        checked(unsafe { maskdiff_kernels_switch(-1, 1) }).unwrap();
         Self
     }
 }
@@ -19,7 +22,7 @@ impl OnCpu {
 impl Drop for OnCpu {
     fn drop(&mut self) {
         // SAFETY: plain numbers.
-        checked(unsafe { maskdiff_kernels_switch(0, 0) }).unwrap();
+        checked(unsafe { maskdiff_kernels_switch(-1, 0) }).unwrap();
     }
 }
 
@@ -337,87 +340,4 @@ fn a_gradient_of_a_gradient_is_refused_in_words() {
         Tensor::f_run_backward(&[y.sum(Kind::Float)], &[&x], true, true).unwrap_err().to_string();
     assert!(said.contains("trainer.kernels=plain"), "{said}");
     let _ = linear(&x.detach(), &draw(&[3, 8], Kind::Float), None, Then::Nothing).unwrap();
-}
-
-/// The compiler of the torch that `scripts/setup.sh --python` fetched, or of this machine.
-fn nvrtc() -> Option<Nvrtc> {
-    let cache = std::env::var_os("XDG_CACHE_HOME").map(PathBuf::from);
-    let home = || std::env::var_os("HOME").map(|home| PathBuf::from(home).join(".cache"));
-    let lib = cache.or_else(home)?.join("maskdiff/python-2.11.0/lib");
-    let versions = std::fs::read_dir(lib)
-        .into_iter()
-        .flatten()
-        .filter_map(|entry| Some(entry.ok()?.path().join("site-packages/nvidia/cu13/lib")));
-    let found = Nvrtc::find(&versions.collect::<Vec<_>>());
-    if let Err(error) = &found {
-        use std::io::Write as _;
-        let _ = writeln!(std::io::stderr(), "skipped: {error}; see scripts/setup.sh --python");
-    }
-    found.ok()
-}
-
-#[test]
-fn the_kernels_compile_for_gpus_that_are_not_here() {
-    let Some(nvrtc) = nvrtc() else { return };
-    for architecture in [80, 90, 100] {
-        let image = nvrtc.compile(architecture).unwrap();
-        assert!(image.starts_with(b"\x7fELF"), "sm_{architecture}");
-        // Every kernel that the shim may ask for is there by its name.
-        for name in
-            ["turn_b", "gated_fb", "gated_back_ff", "columns", "norm_bb", "norm_back_fb", "nll_b"]
-        {
-            let held = image.windows(name.len()).any(|bytes| bytes == name.as_bytes());
-            assert!(held, "sm_{architecture} has no {name}");
-        }
-    }
-    let said = nvrtc.compile_text(c"__global__ void f() { nothing(); }", 90).unwrap_err();
-    assert!(said.to_string().contains("nothing"), "{said}");
-    let said = nvrtc.compile(7).unwrap_err().to_string();
-    assert!(said.contains("sm_7"), "{said}");
-}
-
-#[test]
-fn images_are_kept_on_disk_where_that_is_possible() {
-    let folder = std::env::temp_dir().join(format!("maskdiff-kernels-{}", std::process::id()));
-    let file = folder.join("of/an.cubin");
-    let made = |image: &'static [u8]| move || Ok(image.to_vec());
-    assert_eq!(cached(Some(&file), true, made(b"first")).unwrap(), b"first");
-    // What is there is taken; what the driver has refused is made anew.
-    assert_eq!(cached(Some(&file), true, made(b"second")).unwrap(), b"first");
-    assert_eq!(cached(Some(&file), false, made(b"third")).unwrap(), b"third");
-    assert_eq!(whole(&file).unwrap(), b"third");
-    // A part of a file, an empty one and one of something else are made anew, and never reach the driver.
-    let kept = std::fs::read(&file).unwrap();
-    for damaged in [&kept[..kept.len() - 1], &kept[..4], b"", b"a text of some other program"] {
-        std::fs::write(&file, damaged).unwrap();
-        assert_eq!(cached(Some(&file), true, made(b"anew")).unwrap(), b"anew");
-        assert_eq!(whole(&file).unwrap(), b"anew");
-    }
-    assert_eq!(
-        std::fs::read_dir(folder.join("of")).unwrap().count(),
-        1,
-        "nothing is left beside it"
-    );
-    // A file in the place of the folder, or no folder: nothing can be kept, and nothing is lost.
-    let below = file.join("an.cubin");
-    assert_eq!(cached(Some(&below), true, made(b"fourth")).unwrap(), b"fourth");
-    assert_eq!(cached(None, true, made(b"fifth")).unwrap(), b"fifth");
-    let refused = || Err(Error::new("no compiler"));
-    assert!(cached(Some(&below), true, refused).is_err());
-    std::fs::remove_dir_all(&folder).unwrap();
-}
-
-#[test]
-fn a_compiler_that_is_not_there_is_said_in_words() {
-    let folder = std::env::temp_dir().join(format!("maskdiff-nvrtc-{}", std::process::id()));
-    std::fs::create_dir_all(&folder).unwrap();
-    std::fs::write(folder.join("libnvrtc.so.13"), b"no library").unwrap();
-    let found = Nvrtc::find(std::slice::from_ref(&folder));
-    std::fs::remove_dir_all(&folder).unwrap();
-    // The loader may know one of the machine.
-    let Err(error) = found else { return };
-    let said = error.to_string();
-    assert!(said.contains("NVRTC does not open") && said.contains("libnvrtc.so.13"), "{said}");
-    let refused = open_kernels(0, &[], None).unwrap_err().to_string();
-    assert!(refused.contains("is not open"), "{refused}");
 }
