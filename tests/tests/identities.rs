@@ -13,6 +13,7 @@ use maskdiff_engine::evaluate::answers::{Asked, Plan, Way, measure};
 use maskdiff_engine::evaluate::chain;
 use maskdiff_engine::evaluate::{Draws, duel, in_time, strict};
 use maskdiff_engine::model::Model;
+use maskdiff_engine::model::views::Blocks;
 use maskdiff_engine::plugins::Registry;
 use maskdiff_engine::plugins::{Choice, Choices};
 use maskdiff_plugin_api::abi::handles::{Method, Noise};
@@ -368,6 +369,66 @@ fn the_strict_bound_over_any_noise_is_the_entropy_of_data_without_structure() {
             let entropy = nats.full_like(3.0 * 5f64.ln());
             assert_mean(&format!("{process}, {schedule}, cut at {first}"), &nats, &entropy, 1e-3);
         }
+    }
+}
+
+/// In blocks the bound is the sum of those of the blocks: one block is the whole text, and of data without structure it is the entropy,
+/// to which a given first token adds nothing.
+#[test]
+fn the_strict_bound_over_any_noise_is_taken_in_blocks() {
+    let registry = registry();
+    let choice = |name: &str, options| Choice { name: name.into(), options };
+    let small = json!({ "hidden_size": 16, "n_heads": 2, "n_blocks": 1, "cond_dim": 8 });
+    for (process, mask) in [("uniform", None), ("xdlm", Some(5))] {
+        let choices = Choices {
+            backbone: choice("dit", small.clone()),
+            process: choice(process, json!({})),
+            noise: choice("loglinear", json!({})),
+            parameterization: choice("interpolating", json!({ "sampling_eps": 0.05 })),
+        };
+        let facts = Context::new(5 + i64::from(mask.is_some()), 4)
+            .mask(mask)
+            .time_conditioning(true)
+            .kind(Kind::Double);
+        let model = |size: Option<i64>| {
+            let blocks = size.map(Blocks::of);
+            Model::in_blocks(&registry, choices.clone(), facts, blocks).expect("the model")
+        };
+        tch::manual_seed(9);
+        let x0 = Tensor::randint(5, [3_000, 4], (Kind::Int64, Device::Cpu));
+        let u_bl = Tensor::rand(x0.size(), F64);
+        let nats = |model: &Model, x0: &Tensor| {
+            let rows = x0.size()[0];
+            let u = maskdiff_engine::clock::stratify(&Tensor::rand([rows * model.clocks()], F64));
+            let u = u.view([rows, model.clocks()]);
+            let draws = Draws::new(u.squeeze_dim(-1), u_bl.narrow(0, 0, rows));
+            let draws = if model.blocks().is_some() { Draws { u_b: u, ..draws } } else { draws };
+            tch::no_grad(|| in_time::nats(model, x0, &draws)).expect("nats")
+        };
+        for size in [1, 2, 4] {
+            let model = model(Some(size));
+            let got = nats(&model, &x0);
+            assert_mean(
+                &format!("{process}, b = {size}"),
+                &got,
+                &got.full_like(4.0 * 5f64.ln()),
+                1e-3,
+            );
+            model.blocks().expect("blocks").set_begins(Some(0));
+            let got = nats(&model, &x0);
+            assert_mean(&format!("{process}, BOS"), &got, &got.full_like(3.0 * 5f64.ln()), 1e-3);
+        }
+        let (whole, one) = (model(None), model(Some(4)));
+        for (a, b) in whole.named().into_iter().zip(one.named()) {
+            let random = Tensor::randn(a.1.size(), F64) * 0.3;
+            tch::no_grad(|| [a, b].map(|(_, mut tensor)| tensor.copy_(&random)));
+        }
+        let rows = x0.narrow(0, 0, 64);
+        let of = |model: &Model| {
+            tch::manual_seed(4);
+            nats(model, &rows)
+        };
+        assert_close(process, &of(&one), &of(&whole), 1e-9, true);
     }
 }
 

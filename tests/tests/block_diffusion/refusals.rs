@@ -42,10 +42,6 @@ fn what_does_not_fit_blocks_is_refused() {
             &["sampling.predictor=confidence", "sampling.cache=prefix"],
             &["`sampling.cache` is \"prefix\", and in blocks", "set `sampling.cache=none`"],
         ),
-        (
-            &["parameterization=udlm", "eval.bound=strict"],
-            &["needs noise that is masks alone", "eval.bound=reference"],
-        ),
         (&["training.sampling_eps_min=0.9", "training.sampling_eps_max=0.2"], &["not below"]),
         (&["training.sampling_eps_min=1", "training.sampling_eps_max=0.5"], &["not below"]),
         (&["sampling.new_tokens=9", "sampling.length=32"], &["sampling.new_tokens", "(32)"]),

@@ -21,7 +21,7 @@ use maskdiff_config::{Config, listed};
 use maskdiff_data::Blocks;
 use maskdiff_native::{generator_state, set_generator_state};
 use maskdiff_plugin_api::ops::Order;
-use maskdiff_plugin_api::{Batch, Denoiser, Objective, bail, capability};
+use maskdiff_plugin_api::{Batch, Denoiser, Objective, capability};
 use serde::Serialize;
 use serde_json::{Map, Value, json};
 use tch::{Kind, Tensor};
@@ -114,16 +114,6 @@ impl Measure {
         if self != Self::Strict || by_masks(model) {
             return Ok(());
         }
-        if let Some(blocks) = model.blocks() {
-            return Err(Error::config(
-                format!(
-                    "`{}` in blocks (`block_size={}`) needs noise that is masks alone",
-                    self.chosen_by(),
-                    blocks.size
-                ),
-                "measure with `eval.bound=reference`",
-            ));
-        }
         let token = i64::from(model.facts().mask_id == Some(0));
         let x0 = Tensor::from_slice(&[token]).view([1, 1]).to_device(model.facts().device());
         let end = Denoiser::new(model).alpha(1.0).map_err(|e| model.method_error(e))?;
@@ -184,13 +174,8 @@ impl Measure {
             (Self::Duel { order, tokens }, Some(read)) => {
                 blocks::duel_nats(model, read, x0_bl, order, tokens)
             }
-            (_, None) if !by_masks => in_time::nats(model, x0_bl, draws),
+            _ if !by_masks => in_time::nats(model, x0_bl, draws),
             (_, None) => strict::nats(&denoiser, x0_bl, draws),
-            (_, Some(_)) if !by_masks => bail!(
-                Unsupported,
-                "in blocks (`block_size`) `{}` needs noise that is masks alone: measure with `eval.bound=reference`",
-                self.chosen_by()
-            ),
             (_, Some(read)) => blocks::strict_nats(model, read, x0_bl, draws),
         };
         let nats = |(number, (x0_bl, draws)): (usize, (Tensor, Draws))| match label_b {
