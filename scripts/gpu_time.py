@@ -1,8 +1,8 @@
 """The time of a training step and of samples on a GPU by a model: bytes and products of each kernel, from a recorded list of them.
 
-Not a measurement. The list (scripts/gpu/step.txt) is what MDLM's small network starts on a pretended GPU with fused kernels in bfloat16, of
-1 and 2 blocks and 1 and 2 short sequences; every tensor grows in a line with both, and attention's products with the length too. A kernel takes what its bytes need, or its products, whichever
-is longer. Each assumption is an option; the defaults are one H200.
+Not a measurement. The list (scripts/gpu/step.txt) is what MDLM's small network starts on a pretended GPU with fused kernels in bfloat16, with
+1 and 2 blocks and 1 and 2 short sequences. Bytes and products grow linearly in both, those of attention with the length too. A kernel takes the
+time of its bytes or of its products, whichever is longer. Each assumption is an option; the defaults are one H200.
 
     python3 scripts/gpu_time.py [--batch 64] [--blocks 12] [--products 620e12] ...
 """
@@ -43,6 +43,9 @@ class Kernel:
     def __init__(self, line):
         self.name, reads, writes = line.rstrip("\n").split("\t")
         self.reads, self.writes = [self.tensors(words) for words in (reads, writes)]
+        # An operator with `out` has its result among its arguments, which it does not read.
+        if re.search(r"[._]out$", self.name) and self.reads[-1:] == self.writes:
+            self.reads.pop()
 
     @staticmethod
     def tensors(words):
