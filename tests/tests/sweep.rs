@@ -348,6 +348,9 @@ fn a_dry_run_refuses_what_a_point_would_refuse() {
     ] {
         maskdiff(at, &[&["sweep", "--dry-run"], words].concat()).expect(code).says(&[expected]);
     }
+    // How many tokens a point has is known later.
+    let words = ["parameterization=duo", "training.curriculum.k=300,5", "--dry-run"];
+    maskdiff(at, &[&["sweep"], &words[..]].concat()).expect(0);
     // A list is one value, and so is a quoted text.
     let words = ["wandb.tags=[a,b],[c]", "wandb.notes='one, two','three'", "--dry-run"];
     let points = maskdiff(at, &[&["sweep"], &words[..]].concat()).expect(0).lines();

@@ -32,8 +32,9 @@ use crate::precision::Precision;
 use crate::sample::{NamedSampler, stops_at_eos};
 use crate::{accelerator, component};
 
-/// How many tokens there are where nobody knows yet.
-const PRETENDED: i64 = 256;
+/// How many tokens there are where nobody knows yet. As many as any vocabulary has: an option that a small one would not allow is
+/// checked when the vocabulary is known.
+const PRETENDED: i64 = 1 << 18;
 
 /// Opens the plugins: those of the command line, the configuration and the environment, then the shipped ones.
 pub fn registry(files: &[PathBuf], config: &Config) -> Result<Registry> {

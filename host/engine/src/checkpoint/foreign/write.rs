@@ -109,10 +109,15 @@ impl Export<'_> {
         let mut likely = own.into_iter().chain(&layouts);
         let Some(layout) = likely.find(|layout| layout.suits(self.config, &self.defaults)) else {
             let known: Vec<&str> = layouts.iter().map(|layout| layout.about.as_str()).collect();
+            let blocks = top.block_size.map(|size| format!(" in blocks of {size} (`block_size`)"));
+            let classes = (self.config.classes() > 0).then_some(" told classes");
             return Err(Error::config(
                 format!(
-                    "there is no Hugging Face layout for `{}` with `{}` and the options of its process and schedule",
-                    top.backbone, top.parameterization
+                    "there is no Hugging Face layout for `{}`{} with `{}`{} and the options of its process and schedule",
+                    top.backbone,
+                    classes.unwrap_or_default(),
+                    top.parameterization,
+                    blocks.unwrap_or_default()
                 ),
                 format!("layouts: {}; `--format safetensors` writes any network", known.join(", ")),
             ));
