@@ -69,7 +69,21 @@ fn a_run_is_used_by_its_name_and_short_flags() {
     let trace = fs::read_to_string(at.join("trace.json")).expect("the trace");
     let trace: Value = serde_json::from_str(&trace).expect("JSON");
     assert_eq!((&trace["steps"], &drawn.lines()[0]["nfe"]), (&Value::from(2), &Value::from(2.0)));
-    // What training alone reads is no word of these.
+    refuses_words_that_it_does_not_read(at);
+    let variables = [("MASKDIFF_OPTIM__LR", "1"), ("MASKDIFF_TRAINER__MAX_STEPS", "3")];
+    fs::write(at.join("own.toml"), "[optim]\nlr = 1.0\n").expect("a file");
+    let words = ["eval", "my run", "--config", "own.toml", "wandb.enabled=false"];
+    finish(command(at, &words).envs(variables)).expect(0);
+    let form =
+        ["mode=ppl_eval", "eval.checkpoint_path='my run'", "loader.batch_size=4", "optim.lr=1"];
+    maskdiff(at, &form).expect(0);
+    let measured = maskdiff(at, &["eval", "my run", "--seed", "3"]).expect(0).lines();
+    assert_eq!(measured[0]["set"], "my book");
+    maskdiff(at, &["export", "my run", "--as", "safetensors", "--output", "out"]).expect(0);
+}
+
+/// With the run `my run`.
+fn refuses_words_that_it_does_not_read(at: &Path) {
     for (command, word, said) in [
         (
             "eval",
@@ -115,16 +129,6 @@ fn a_run_is_used_by_its_name_and_short_flags() {
     ] {
         maskdiff(at, words).expect(2).says(&[said]);
     }
-    let variables = [("MASKDIFF_OPTIM__LR", "1"), ("MASKDIFF_TRAINER__MAX_STEPS", "3")];
-    fs::write(at.join("own.toml"), "[optim]\nlr = 1.0\n").expect("a file");
-    let words = ["eval", "my run", "--config", "own.toml", "wandb.enabled=false"];
-    finish(command(at, &words).envs(variables)).expect(0);
-    let form =
-        ["mode=ppl_eval", "eval.checkpoint_path='my run'", "loader.batch_size=4", "optim.lr=1"];
-    maskdiff(at, &form).expect(0);
-    let measured = maskdiff(at, &["eval", "my run", "--seed", "3"]).expect(0).lines();
-    assert_eq!(measured[0]["set"], "my book");
-    maskdiff(at, &["export", "my run", "--as", "safetensors", "--output", "out"]).expect(0);
 }
 
 #[test]

@@ -48,14 +48,8 @@ pub fn run(common: &Common, format: As, output: &Path, shard_gb: f64) -> Result<
         let averaged = peft::write(&checkpoint, &config, !config.eval.disable_ema, output)?;
         return written(common, &checkpoint, output, averaged);
     }
-    // What a search found last is what the model is trained in.
-    if let Some((low, high)) = checkpoint.state.interval {
-        let found = [
-            format!("training.sampling_eps_min={low:?}"),
-            format!("training.sampling_eps_max={high:?}"),
-        ];
-        let words = found.into_iter().chain(common.overrides.iter().cloned()).collect();
-        config = common.clone().overriding(words).trained()?.1;
+    if let Some(found) = in_interval(common, &checkpoint)? {
+        config = found;
     }
     let registry = assemble::registry(&common.plugins, &config)?;
     let choices = assemble::choices(&mut config, &registry, false)?;
@@ -117,6 +111,17 @@ pub fn run(common: &Common, format: As, output: &Path, shard_gb: f64) -> Result<
         As::Peft => {}
     }
     written(common, &checkpoint, output, averaged)
+}
+
+/// The configuration with the interval that a search found last, in which the model is trained from then on.
+fn in_interval(common: &Common, checkpoint: &Checkpoint) -> Result<Option<Config>> {
+    let Some((low, high)) = checkpoint.state.interval else { return Ok(None) };
+    let found = [
+        format!("training.sampling_eps_min={low:?}"),
+        format!("training.sampling_eps_max={high:?}"),
+    ];
+    let words = found.into_iter().chain(common.overrides.iter().cloned()).collect();
+    Ok(Some(common.clone().overriding(words).trained()?.1))
 }
 
 /// The options of the network, the process and the schedule, the default ones too. The network is one that the format has a place for.

@@ -18,7 +18,8 @@ struct Config {
     /// Reverse steps, ≥ 1; as many network calls, and one more for most tails.
     #[schemars(range(min = 1, max = 1_000_000_000))]
     steps: i64,
-    /// Time at which the walk starts, above `t_min`, at most 1.
+    /// Time at which the walk starts, above `t_min`, at most 1. The text there is noise alone, even where the schedule leaves a share of
+    /// tokens clean: stay near 1.
     #[schemars(range(max = 1.0), extend("exclusiveMinimum" = 0.0))]
     t_start: f64,
     /// Time at which the walk ends, in (0, 1).

@@ -210,7 +210,7 @@ fn a_head_that_is_fused_gives_the_losses_of_one_that_is_not() {
 }
 
 #[test]
-fn what_no_network_does_is_told_at_the_start() {
+fn what_no_network_gives_back_is_told_at_the_start() {
     let Some(_) = python() else { return };
     let folder = tempfile::tempdir().expect("a folder");
     let refused = |changes: &[(&str, &str)]| refused(folder.path(), changes);
@@ -242,6 +242,21 @@ fn what_no_network_does_is_told_at_the_start() {
         &refused(&[(ends, "return self.hed(h)")]),
         &["`Net.forward`: AttributeError: 'Net' object has no attribute 'hed'", "net.py:32"],
     );
+    // Where the head is not the host's, too.
+    for kind in ["half", "double", "bfloat16"] {
+        let said = refused(&[(ends, &format!("return self.head(h).{kind}()"))]);
+        says(
+            &said,
+            &["`Net.forward` returned torch.", "and the parameters are torch.float32", "net.py:28"],
+        );
+    }
+}
+
+#[test]
+fn what_no_network_is_made_of_is_told_at_the_start() {
+    let Some(_) = python() else { return };
+    let folder = tempfile::tempdir().expect("a folder");
+    let refused = |changes: &[(&str, &str)]| refused(folder.path(), changes);
     says(
         &refused(&[("import torch\n", "import torch, nowhere\n")]),
         &["No module named 'nowhere'", "net.py:2"],
@@ -278,14 +293,6 @@ fn what_no_network_does_is_told_at_the_start() {
         ]),
         &["the host calls its `hidden`", "self.hidden = torch.compile(self.hidden)"],
     );
-    // Where the head is not the host's, too.
-    for kind in ["half", "double", "bfloat16"] {
-        let said = refused(&[(ends, &format!("return self.head(h).{kind}()"))]);
-        says(
-            &said,
-            &["`Net.forward` returned torch.", "and the parameters are torch.float32", "net.py:28"],
-        );
-    }
     says(
         &extra("for p in self.parameters(): p.requires_grad_(False)"),
         &["`Net` has no parameter to train"],
