@@ -30,7 +30,7 @@ def options():
     say.add_argument("--blocks", type=int, default=12)
     say.add_argument("--bandwidth", type=float, default=3.9e12, help="bytes a second that a kernel reaches (H200: 4.8e12 in its papers)")
     say.add_argument("--products", type=float, default=620e12, help="products and sums a second of a matrix product in bfloat16")
-    say.add_argument("--odd", type=float, default=0.5, help="share of it where a row is no multiple of 16 bytes (the head of 50,258 tokens)")
+    say.add_argument("--odd", type=float, default=0.5, help="share of it where rows are no multiples of 16 bytes")
     say.add_argument("--attention", type=float, default=430e12, help="the same of attention")
     say.add_argument("--start", type=float, default=2.5e-6, help="seconds of the shortest kernel, with the gap behind it")
     say.add_argument("--rows", type=int, default=1 << 27, help="numbers of logits that are held at once")
@@ -42,7 +42,9 @@ class Kernel:
 
     def __init__(self, line):
         self.name, reads, writes = line.rstrip("\n").split("\t")
-        self.reads, self.writes = [self.tensors(words) for words in (reads, writes)]
+        # "!": a matrix whose rows begin where no load of 16 bytes does.
+        self.is_odd = "!" in reads + writes
+        self.reads, self.writes = [self.tensors(words.replace("!", "")) for words in (reads, writes)]
         # An operator with `out` has its result among its arguments, which it does not read.
         if re.search(r"[._]out$", self.name) and self.reads[-1:] == self.writes:
             self.reads.pop()
@@ -74,11 +76,6 @@ class Kernel:
             # Two products forward; backward five of them, of which one is made again.
             return 4 * batch * heads * length * length * width * (2.5 if "backward" in self.short else 1)
         return 0
-
-    def odd(self):
-        """Whether a matrix has rows that no load of 16 bytes fits."""
-        matrices = [(kind, sizes) for kind, sizes in self.reads + self.writes if len(sizes) > 1]
-        return any(size > 128 and size * BYTES[kind] % 16 for kind, sizes in matrices for size in sizes)
 
     def largest(self):
         return max((math.prod(sizes) for _, sizes in self.reads + self.writes), default=0)
@@ -140,7 +137,7 @@ def seconds(o, one, two):
             rows, columns = one[head[0]].reads[0][1]
             chunks = math.ceil(grown(rows, two[head[0]].reads[0][1][0]) / (o.rows // columns // 64 * 64))
             moved += (chunks - 1) * (2 * a.bytes() - b.bytes())
-        rate = o.attention if a.short.startswith(ATTENTION) else o.products * (o.odd if a.odd() else 1)
+        rate = o.attention if a.short.startswith(ATTENTION) else o.products * (o.odd if a.is_odd else 1)
         took = max(chunks * o.start, moved / o.bandwidth, computed / rate)
         parts[a.part()] = parts.get(a.part(), 0) + took
         kernels += chunks

@@ -1,6 +1,7 @@
 // What a step costs on a real device: a line for each kernel, with the tensors that it reads and writes. scripts/gpu_time.py counts bytes and
 // products from it.
 
+#include <algorithm>
 #include <cstdio>
 #include <mutex>
 #include <string>
@@ -35,7 +36,13 @@ const char* type_of(const at::Tensor& x) {
   }
 }
 
-// A number that is spread over many places is read once.
+// Whether the rows of a matrix begin where no load of 16 bytes does.
+bool is_odd(const at::Tensor& x) {
+  if (x.dim() != 2 || x.size(0) == 1 || x.size(1) == 1) return false;
+  return std::max(x.stride(0), x.stride(1)) * x.element_size() % 16 != 0;
+}
+
+// A number that is spread over many places is read once. "!" marks what `is_odd`.
 std::string words_of(const std::vector<at::Tensor>& tensors) {
   std::string words;
   for (const at::Tensor& x : tensors) {
@@ -43,6 +50,7 @@ std::string words_of(const std::vector<at::Tensor>& tensors) {
     words += std::string(words.empty() ? "" : " ") + type_of(x) + ":";
     for (int64_t i = 0; i < x.dim(); ++i) words += (i ? "x" : "") + std::to_string(x.stride(i) == 0 ? 1 : x.size(i));
     if (x.dim() == 0) words += "1";
+    if (is_odd(x)) words += "!";
   }
   return words;
 }

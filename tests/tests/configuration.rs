@@ -135,14 +135,16 @@ fn a_leading_tilde_is_the_home_folder_everywhere() {
         .says(&["no user `nobody-here`"]);
     assert!(!at.path().join("~").exists());
     // Behind a colon no shell replaces it.
-    fs::create_dir(home.join("plug")).expect("a folder");
+    for name in ["plug", "none"] {
+        fs::create_dir(home.join(name)).expect("a folder");
+    }
     let from = target().join("libfixture_flat_plugin.so");
     fs::copy(from, home.join("plug/libmaskdiff_flat.so")).expect("copied");
     let listed = |folders: &str| {
         let variables = [("HOME", variables[0].1), ("MASKDIFF_PLUGIN_PATH", folders)];
         with(at.path(), &variables, &["plugins", "list"]).expect(0).stdout.clone()
     };
-    let (whole, short) = (format!("/none:{}/plug", home.display()), "/none:~/plug");
+    let (whole, short) = (format!("{0}/none:{0}/plug", home.display()), "~/none:~/plug");
     assert!(listed(&whole).contains("flat") && listed(&whole) == listed(short));
 }
 

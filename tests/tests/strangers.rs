@@ -138,15 +138,17 @@ fn ones_own_plugin_goes_on_working_and_a_copy_of_it_is_used_from_its_own_place()
         assert!(said.replace("\u{1b}[2m", "").contains(&line), "{line} is not in {said}");
     };
     used(&sampled(at, "run", &[]), &own);
+    // A colleague sends a run with a copy of the plugin: it is one's own, and is used from there.
+    strange(at, "theirs/run", &[&paths(&theirs), choice]);
+    used(&sampled(at, "theirs/run", &[]), &own);
     // Built anew.
     let mut bytes = fs::read(&own).expect("the plugin");
     let first = bytes.clone();
     bytes.extend([0; 16]);
     fs::write(&own, &bytes).expect("written");
     used(&sampled(at, "run", &[]), &own);
-    // A colleague sends a run with a copy of the plugin as it was: it is one's own, and is used from there.
-    strange(at, "theirs/run", &[&paths(&theirs), choice]);
-    used(&sampled(at, "theirs/run", &[]), &own);
+    // What it held once is no longer what one uses.
+    sampled(at, "theirs/run", &[]).expect(3).says(&["you have not"]);
     // Another content is another's, but in a folder that was set up.
     fs::write(&theirs, [first, vec![0; 8]].concat()).expect("another");
     sampled(at, "theirs/run", &[]).expect(3).says(&["you have not"]);

@@ -20,10 +20,10 @@ pub fn csv_cell(text: &str) -> String {
     }
 }
 
-/// The known word closest to a misspelt one, if any is close: within a quarter of the letters and one more, and never more than half.
+/// The known word closest to a misspelt one, if any is close: within a quarter of the letters and one more, and less than half.
 pub fn nearest<'a>(word: &str, known: &[&'a str]) -> Option<&'a str> {
     let scored = known.iter().map(|k| (strsim::damerau_levenshtein(word, k), *k));
-    let close = |d: usize, length: usize| d <= 1 + length / 4 && 2 * d <= length;
+    let close = |d: usize, length: usize| d <= 1 + length / 4 && 2 * d < length;
     scored.filter(|(d, k)| close(*d, word.len().max(k.len()))).min().map(|(_, k)| k)
 }
 

@@ -312,9 +312,8 @@ struct Gradients {
 };
 
 // Fills `nats`, and gives the gradient of the logits of these rows when asked, in the type of `hidden`.
-Tensor logit_gradient(const Tensor& hidden, const Tensor& matrix, const std::optional<Tensor>& bias, const Rows& rows, const Tensor& nats,
-                      bool by_tensors, bool asked) {
-  Tensor logits = product(hidden, matrix, bias, false);
+Tensor logit_gradient(const Tensor& hidden, const Head& head, const Rows& rows, const Tensor& nats, bool by_tensors, bool asked) {
+  Tensor logits = head.logits(hidden);
   // Under an autocast of the caller they may be of another type.
   if (!by_tensors && kernel_type(hidden) && logits.scalar_type() == hidden.scalar_type() && kernels_on(hidden)) {
     // In the logits' own memory and type.
@@ -334,13 +333,13 @@ Tensor logit_gradient(const Tensor& hidden, const Tensor& matrix, const std::opt
 }
 
 // One pass over the rows in chunks, as for cross-entropy.
-void pass(const Tensor& hidden, const Tensor& matrix, const Tensor& bias, const Rows& rows, const Tensor& nats, bool by_tensors,
-          Gradients* gradients) {
-  const int64_t count = hidden.size(0), step = rows_at_once(matrix);
+void pass(const Tensor& hidden, const Head& head, const Rows& rows, const Tensor& nats, bool by_tensors, Gradients* gradients) {
+  const int64_t count = hidden.size(0), step = rows_at_once(head.matrix);
+  const Tensor matrix = head.matrix_of_tokens();
   for (int64_t start = 0; start < count; start += step) {
     const int64_t length = std::min(step, count - start);
     const Tensor h = hidden.narrow(0, start, length), out = nats.narrow(0, start, length);
-    const Tensor g = logit_gradient(h, matrix, option(bias), rows.narrow(start, length), out, by_tensors, gradients != nullptr);
+    const Tensor g = logit_gradient(h, head, rows.narrow(start, length), out, by_tensors, gradients != nullptr);
     if (!gradients) continue;
     if (gradients->hidden.defined()) {
       gradients->hidden.narrow(0, start, length).copy_(product(g, matrix.t(), {}, false));
@@ -364,13 +363,13 @@ struct Interpolating : torch::autograd::Function<Interpolating> {
   static Tensor forward(AutogradContext* ctx, const Tensor& hidden_in, const Tensor& matrix_in,
                         const std::optional<Tensor>& bias_in, const Rows& rows, at::ScalarType type, bool by_tensors) {
     const bool wants[3] = {hidden_in.requires_grad(), matrix_in.requires_grad(), bias_in && bias_in->requires_grad()};
-    const Tensor hidden = hidden_in.to(type), matrix = matrix_in.to(type);
-    const Tensor bias = bias_in ? bias_in->to(type) : Tensor();
-    Gradients g = wanted(hidden, matrix, bias, wants);
+    const Tensor hidden = hidden_in.to(type);
+    const Head head(matrix_in, bias_in, type);
+    Gradients g = wanted(hidden, head, wants);
     const Tensor nats = at::empty({hidden.size(0)}, hidden.options().dtype(wide(type)));
-    pass(hidden, matrix, bias, rows, nats, by_tensors, &g);
-    ctx->save_for_backward({hidden, matrix, bias, rows.x, rows.z, rows.alpha, rows.every, rows.weight});
-    ctx->saved_data["numbers"] = std::vector<int64_t>{rows.banned, by_tensors};
+    pass(hidden, head, rows, nats, by_tensors, &g);
+    ctx->save_for_backward({hidden, head.matrix, head.bias, rows.x, rows.z, rows.alpha, rows.every, rows.weight});
+    ctx->saved_data["numbers"] = std::vector<int64_t>{rows.banned, by_tensors, head.tokens};
     const auto type_of = [](const Tensor& t) { return static_cast<int64_t>(t.scalar_type()); };
     ctx->saved_data["types"] = std::vector<int64_t>{type_of(hidden_in), type_of(matrix_in), type_of(bias_in.value_or(matrix_in))};
     ctx->saved_data["made"] = std::vector<Tensor>{filled(g.hidden), filled(g.matrix), filled(g.bias)};
@@ -399,8 +398,9 @@ struct Interpolating : torch::autograd::Function<Interpolating> {
     if (!g.hidden.defined() && !g.matrix.defined() && !g.bias.defined()) {
       const auto numbers = ctx->saved_data["numbers"].toIntVector();
       const Rows rows{saved[3], saved[4], saved[5], saved[6], saved[7] * up.to(at::kDouble), numbers[0]};
-      g = wanted(saved[0], saved[1], saved[2], wants);
-      pass(saved[0], saved[1], saved[2], rows, at::empty_like(up), numbers[1] != 0, &g);
+      const Head head(saved[1], saved[2], numbers[2]);
+      g = wanted(saved[0], head, wants);
+      pass(saved[0], head, rows, at::empty_like(up), numbers[1] != 0, &g);
     }
     const auto types = ctx->saved_data["types"].toIntVector();
     const auto as = [&](const Tensor& gradient, int i) {
@@ -409,7 +409,8 @@ struct Interpolating : torch::autograd::Function<Interpolating> {
     return {as(g.hidden, 0), as(g.matrix, 1), as(g.bias, 2), Tensor(), Tensor(), Tensor()};
   }
 
-  static Gradients wanted(const Tensor& hidden, const Tensor& matrix, const Tensor& bias, const bool (&wants)[3]) {
+  static Gradients wanted(const Tensor& hidden, const Head& head, const bool (&wants)[3]) {
+    const Tensor matrix = head.matrix_of_tokens(), bias = head.bias_of_tokens();
     Gradients g;
     if (wants[0]) g.hidden = at::empty_like(hidden);
     if (wants[1]) g.matrix = wide_zeros(matrix);
@@ -445,7 +446,7 @@ extern "C" char* maskdiff_interpolating_nll(const Tensor* hidden, const Tensor* 
     } else {
       at::NoGradGuard no_grad;
       const Tensor nats = at::empty({hidden->size(0)}, hidden->options().dtype(wide(computed)));
-      pass(hidden->to(computed), matrix->to(computed), b ? b->to(computed) : Tensor(), rows, nats, by_tensors != 0, nullptr);
+      pass(hidden->to(computed), Head(*matrix, b, computed), rows, nats, by_tensors != 0, nullptr);
       *result = new Tensor(nats);
     }
   });

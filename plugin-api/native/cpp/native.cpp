@@ -53,6 +53,29 @@ at::ScalarType wide(at::ScalarType type) {
   return type == at::kBFloat16 || type == at::kHalf ? at::kFloat : type;
 }
 
+Head::Head(const Tensor& matrix_of_any_type, const std::optional<Tensor>& bias_of_any_type, at::ScalarType type)
+    : tokens(matrix_of_any_type.size(0)) {
+  constexpr int64_t kMultiple = 64;
+  const int64_t rows = (tokens + kMultiple - 1) / kMultiple * kMultiple;
+  const bool by_kernels = (type == at::kFloat || type == at::kBFloat16) && kernels_on(matrix_of_any_type);
+  const auto filled = [&](const Tensor& x) {
+    if (!by_kernels || rows == tokens) return x.to(type);
+    auto sizes = x.sizes().vec();
+    sizes[0] = rows;
+    const Tensor whole = at::empty(sizes, x.options().dtype(type));
+    whole.narrow(0, 0, tokens).copy_(x);
+    whole.narrow(0, tokens, rows - tokens).zero_();
+    return whole;
+  };
+  matrix = filled(matrix_of_any_type);
+  if (bias_of_any_type) bias = filled(*bias_of_any_type);
+}
+
+Tensor Head::logits(const Tensor& hidden) const {
+  const Tensor all = product(hidden, matrix, option(bias), false);
+  return all.size(1) == tokens ? all : all.narrow(1, 0, tokens);
+}
+
 // A gradient that is one number spread over the rows (that of a sum) says so by its strides, and the device is not asked. In any other the
 // numbers are compared, for which the host waits.
 bool all_alike(const Tensor& up) {
@@ -78,9 +101,8 @@ struct Chunk {
   Tensor hidden, target, weight;
 };
 
-Tensor log_probabilities(const Tensor& hidden, const Tensor& matrix, const Tensor& bias,
-                         int64_t banned) {
-  Tensor logits = product(hidden, matrix, option(bias), false).to(wide(hidden.scalar_type()));
+Tensor log_probabilities(const Tensor& hidden, const Head& head, int64_t banned) {
+  Tensor logits = head.logits(hidden).to(wide(hidden.scalar_type()));
   if (banned >= 0) logits.select(1, banned).fill_(-std::numeric_limits<double>::infinity());
   // In the logits' own memory: each number is read before it is written.
   at::_log_softmax_out(logits, logits, 1, false);
@@ -95,9 +117,9 @@ void into_logit_gradient(Tensor& log_p, const Tensor& target, const Tensor& weig
 }
 
 // Fills `nll` when defined, and gives the gradient of the logits when asked.
-Tensor logit_gradient(const Chunk& rows, const Tensor& matrix, const Tensor& bias, int64_t banned, const Tensor& nll, bool asked) {
+Tensor logit_gradient(const Chunk& rows, const Head& head, int64_t banned, const Tensor& nll, bool asked) {
   if (kernel_type(rows.hidden) && kernels_on(rows.hidden)) {
-    const Tensor logits = product(rows.hidden, matrix, option(bias), false);
+    const Tensor logits = head.logits(rows.hidden);
     // Under an autocast of the caller they may be of another type.
     if (logits.scalar_type() == rows.hidden.scalar_type()) {
       // In the logits' own memory and type.
@@ -105,7 +127,7 @@ Tensor logit_gradient(const Chunk& rows, const Tensor& matrix, const Tensor& bia
       return logits;
     }
   }
-  Tensor log_p = log_probabilities(rows.hidden, matrix, bias, banned);
+  Tensor log_p = log_probabilities(rows.hidden, head, banned);
   if (nll.defined()) nll.copy_(log_p.gather(1, rows.target.unsqueeze(1)).squeeze(1).neg_().mul_(rows.weight));
   if (!asked) return log_p;
   into_logit_gradient(log_p, rows.target, rows.weight);
@@ -117,16 +139,17 @@ struct Gradients {
 };
 
 // One pass over the rows in chunks. Fills `nll` [N] when defined and the gradients when asked; the
-// [N, V] logits never exist. `weight` [N] multiplies each row's nats and gradient. `hidden`, `matrix` and `bias` are of
+// [N, V] logits never exist. `weight` [N] multiplies each row's nats and gradient. `hidden` and `head` are of
 // the type in which products are computed; `nll` and the gradients of matrix and bias of its wide type.
-void pass(const Tensor& hidden, const Tensor& matrix, const Tensor& bias, const Tensor& target,
-          const Tensor& weight, int64_t banned, Tensor nll, Gradients* gradients) {
-  const int64_t rows = hidden.size(0), step = rows_at_once(matrix);
+void pass(const Tensor& hidden, const Head& head, const Tensor& target, const Tensor& weight, int64_t banned, Tensor nll,
+          Gradients* gradients) {
+  const int64_t rows = hidden.size(0), step = rows_at_once(head.matrix);
+  const Tensor matrix = head.matrix_of_tokens();
   for (int64_t start = 0; start < rows; start += step) {
     const int64_t length = std::min(step, rows - start);
     const auto part = [&](const Tensor& of) { return of.defined() ? of.narrow(0, start, length) : of; };
     const Chunk chunk{part(hidden), part(target), part(weight)};
-    const Tensor slope = logit_gradient(chunk, matrix, bias, banned, part(nll), gradients != nullptr);
+    const Tensor slope = logit_gradient(chunk, head, banned, part(nll), gradients != nullptr);
     if (!gradients) continue;
     if (gradients->hidden.defined()) part(gradients->hidden).copy_(product(slope, matrix.t(), {}, false));
     if (gradients->matrix.defined()) {
@@ -140,8 +163,8 @@ void pass(const Tensor& hidden, const Tensor& matrix, const Tensor& bias, const 
   }
 }
 
-Gradients zeros_like_wanted(const Tensor& hidden, const Tensor& matrix, const Tensor& bias,
-                            bool want_hidden, bool want_matrix, bool want_bias) {
+Gradients zeros_like_wanted(const Tensor& hidden, const Head& head, bool want_hidden, bool want_matrix, bool want_bias) {
+  const Tensor matrix = head.matrix_of_tokens(), bias = head.bias_of_tokens();
   Gradients g;
   if (want_hidden) g.hidden = at::empty_like(hidden);
   if (want_matrix) g.matrix = at::zeros_like(matrix, matrix.options().dtype(wide(matrix.scalar_type())));
@@ -161,13 +184,14 @@ struct LinearNll : torch::autograd::Function<LinearNll> {
     ctx->saved_data["hidden_type"] = static_cast<int64_t>(hidden_in.scalar_type());
     ctx->saved_data["matrix_type"] = static_cast<int64_t>(matrix_in.scalar_type());
     // Autograd takes no undefined tensor as an argument, but an empty option.
-    const Tensor hidden = hidden_in.to(type), matrix = matrix_in.to(type);
-    const Tensor bias = with_bias ? with_bias->to(type) : Tensor(), weight = weight_in.to(wide(type));
-    Gradients g = zeros_like_wanted(hidden, matrix, bias, wants[0], wants[1], wants[2]);
+    const Tensor hidden = hidden_in.to(type), weight = weight_in.to(wide(type));
+    const Head head(matrix_in, with_bias, type);
+    Gradients g = zeros_like_wanted(hidden, head, wants[0], wants[1], wants[2]);
     Tensor nll = at::empty({hidden.size(0)}, hidden.options().dtype(wide(type)));
-    pass(hidden, matrix, bias, target, weight, banned, nll, &g);
-    ctx->save_for_backward({hidden, matrix, bias, target, weight});
+    pass(hidden, head, target, weight, banned, nll, &g);
+    ctx->save_for_backward({hidden, head.matrix, head.bias, target, weight});
     ctx->saved_data["banned"] = banned;
+    ctx->saved_data["tokens"] = head.tokens;
     ctx->saved_data["hidden"] = g.hidden;
     ctx->saved_data["matrix"] = g.matrix;
     ctx->saved_data["bias"] = g.bias;
@@ -195,10 +219,11 @@ struct LinearNll : torch::autograd::Function<LinearNll> {
         if (part->defined()) part->mul_(scale);
       }
     } else {
-      g = zeros_like_wanted(saved[0], saved[1], saved[2], ctx->needs_input_grad(0),
-                            ctx->needs_input_grad(1), saved[2].defined() && ctx->needs_input_grad(2));
+      const Head head(saved[1], saved[2], ctx->saved_data["tokens"].toInt());
+      g = zeros_like_wanted(saved[0], head, ctx->needs_input_grad(0), ctx->needs_input_grad(1),
+                            saved[2].defined() && ctx->needs_input_grad(2));
       at::NoGradGuard no_grad;
-      pass(saved[0], saved[1], saved[2], saved[3], saved[4] * up,
+      pass(saved[0], head, saved[3], saved[4] * up,
            ctx->saved_data["banned"].toInt(), Tensor(), &g);
     }
     const auto as = [&](const Tensor& gradient, const char* key) {
@@ -425,8 +450,7 @@ char* maskdiff_linear_nll(const Tensor* hidden, const Tensor* matrix, const Tens
       *result = new Tensor(LinearNll::apply(*hidden, *matrix, b, *target, *weight, banned, computed));
     } else {
       Tensor nll = at::empty({hidden->size(0)}, hidden->options().dtype(wide(computed)));
-      pass(hidden->to(computed), matrix->to(computed), b ? b->to(computed) : Tensor(), *target,
-           weight->to(wide(computed)), banned, nll, nullptr);
+      pass(hidden->to(computed), Head(*matrix, b, computed), *target, weight->to(wide(computed)), banned, nll, nullptr);
       *result = new Tensor(nll);
     }
   });
