@@ -107,7 +107,7 @@ fn golden_likelihoods_of_answers() {
     for (kind, tag, tolerance) in [(Kind::Float, "", 2e-3), (Kind::Double, ".f64", 1e-8)] {
         let model = llada(64, &[], kind);
         let number = |name: &str| t.get(&format!("{name}{tag}")).double_value(&[]);
-        let plan = |way| Plan { way, batch: 7, seed: 1, guidance: 0.0 };
+        let plan = |way| Plan { way, batch: 7, seed: 1, guidance: 0.0, growth: None };
         let exact = answers::measure(&model, &asked, plan(Way::Bound(31)), 0).expect("a bound");
         assert_eq!((exact.likelihood, exact.standard_error), ("exact bound", Some(0.0)));
         assert!((exact.loglikelihood - number("bound")).abs() < tolerance, "{exact:?}");

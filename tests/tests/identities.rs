@@ -242,7 +242,7 @@ fn a_score_ends_when_nobody_waits() {
     let ids = Vec::<i64>::try_from(every.get(5)).expect("ids");
     let asked_for = Asked { prompt: Vec::new(), answer: ids.clone() };
     // Three tokens have seven sets of masks: so few draws are drawn, one a call.
-    let plan = Plan { way: Way::Bound(6), batch: 1, seed: 1, guidance: 0.0 };
+    let plan = Plan { way: Way::Bound(6), batch: 1, seed: 1, guidance: 0.0, growth: None };
     let bound = || measure(&model, &asked_for, plan, 0);
     let (asked, before) = (Rc::new(Cell::new(0)), model.calls());
     let seen = Rc::clone(&asked);

@@ -87,9 +87,10 @@ pub fn evaluation_masks(seed: u64, pass: i64, first: i64, rows: i64, length: i64
     Tensor::from_slice(&numbers).view([rows, length])
 }
 
-/// The uniform numbers `[draws, numbers] f64` in [0, 1) behind the draws of an answer, by its number.
-pub fn answer_uniforms(seed: u64, answer: u64, [draws, numbers]: [i64; 2]) -> Tensor {
-    let mut rng = generator(seed, Purpose::Answers, answer);
+/// The uniform numbers `[draws, numbers] f64` in [0, 1) behind the draws of a part of an answer, by the answer's number and the position
+/// where the part begins.
+pub fn answer_uniforms(seed: u64, (answer, at): (u64, u64), [draws, numbers]: [i64; 2]) -> Tensor {
+    let mut rng = generator(seed, Purpose::Answers, at << 40 | answer);
     let all: Vec<f64> = (0..draws * numbers).map(|_| rng.random()).collect();
     Tensor::from_slice(&all).view([draws, numbers])
 }

@@ -58,7 +58,7 @@ pub(crate) fn answered(host: &Host<'_>, answers: &Answers, number: usize) -> Res
     let (prompt, answer) = ids.split_at(*given);
     let asked = Asked { prompt: prompt.to_vec(), answer: answer.to_vec() };
     let batch = fitting(ids.len()) as i64;
-    let plan = Plan { way: answers.way, batch, seed: answers.seed, guidance: 0.0 };
+    let plan = Plan { way: answers.way, batch, seed: answers.seed, guidance: 0.0, growth: None };
     answers::measure(&host.model, &asked, plan, 0)
 }
 

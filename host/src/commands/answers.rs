@@ -43,12 +43,13 @@ pub fn run(common: &Common, file: &Path) -> Result<()> {
     let facts = assemble::facts(&config, &registry, tokenizer.as_ref(), device)?;
     let model = assemble::model(&config, &registry, choices, facts.fresh(false))?;
     assemble::load_weights(&model, &checkpoint, &config)?;
+    assemble::begin_texts(&model, &config, tokenizer.as_ref());
     let stop = Stop::listen("the answer that is under way is measured")?;
     let mut report = common.report();
     let of_line = |e: Error, line: usize| e.of(&format!("`{}`, line {line}", file.display()));
     // All lines before hours of measuring.
     asked.iter().try_for_each(|(line, asked)| {
-        answers::check(&model, asked).map_err(|e| of_line(e, *line))
+        answers::check(&model, asked, plan).map_err(|e| of_line(e, *line))
     })?;
     let count = asked.len() as i64;
     report.start("answers", 0, count);

@@ -1,6 +1,7 @@
 //! Likelihoods and bounds against all sequences of a tiny vocabulary.
 
 use maskdiff_engine::evaluate::Draws;
+use maskdiff_engine::evaluate::answers::{self, Asked, Plan, Way};
 use maskdiff_engine::evaluate::blocks as likelihood;
 use maskdiff_engine::model::Model;
 use maskdiff_engine::model::views::Text;
@@ -154,5 +155,53 @@ fn golden_exact() {
                 }
             }
         });
+    }
+}
+
+/// An answer in blocks: with all of a text as the answer it is the text's own likelihood, and the answers behind a prompt that ends inside a
+/// block, in a text that ends inside one, are all that there can be.
+#[test]
+fn golden_answers_are_measured_in_blocks() {
+    let Some(case) = golden_case("n_block_exact") else { return };
+    let registry = registry();
+    let golden = Tensors::golden("n_block_exact/exact.safetensors");
+    let all = golden.get("sequences");
+    let nats = |model: &Model, way: Way, ids: &[i64], cut: usize| {
+        let asked = Asked { prompt: ids[..cut].to_vec(), answer: ids[cut..].to_vec() };
+        let size = model.blocks().expect("blocks").size;
+        let plan = Plan { way, batch: 3, seed: 1, guidance: 0.0, growth: Some(growth(size, true)) };
+        answers::check(model, &asked, plan).expect("an answer");
+        -answers::measure(model, &asked, plan, 0).expect("a likelihood").loglikelihood
+    };
+    for size in [1_i64, 2, 4] {
+        let model = tiny(&registry, &case, size);
+        let name = if size == 1 { "nll.b1".into() } else { format!("nelbo.b{size}") };
+        let want = golden.get(&name);
+        let blocks = model.blocks().expect("blocks");
+        let order = |order| tch::no_grad(|| likelihood::duel_nats(&model, blocks, &all, order, 1));
+        let orders =
+            [Order::LeftToRight, Order::Confidence].map(|name| (name, order(name).expect("nats")));
+        for number in [0, 1, all.size()[0] - 1] {
+            // The first token is the model's BOS, which answers have by themselves.
+            let ids = Vec::<i64>::try_from(all.get(number).narrow(0, 1, 3)).expect("ids");
+            let bound = nats(&model, Way::Bound(100), &ids, 0);
+            assert!((bound - want.double_value(&[number])).abs() < 1e-9, "b = {size}: {bound}");
+            for (order, nats_n) in &orders {
+                let found = nats(&model, Way::Duel(*order, 1), &ids, 0);
+                let want = nats_n.double_value(&[number]);
+                assert!((found - want).abs() < 1e-9, "b = {size}, {order:?}: {found}, {want}");
+            }
+        }
+        for way in [Way::Duel(Order::LeftToRight, 1), Way::Duel(Order::Confidence, 1)] {
+            let share = |token: i64| (-nats(&model, way, &[1, token], 1)).exp();
+            let total: f64 = (0..3).map(share).sum();
+            assert!((total - 1.0).abs() < 1e-9, "b = {size}, {way:?}: {total}");
+        }
+        let masks = Asked { prompt: vec![], answer: vec![3] };
+        let plan = Plan { way: Way::Bound(1), batch: 1, seed: 0, guidance: 0.0, growth: None };
+        assert!(answers::check(&model, &masks, plan).is_err());
+        let guided = Plan { guidance: 1.0, ..plan };
+        let said = answers::check(&model, &Asked { answer: vec![1], ..masks }, guided);
+        assert!(said.expect_err("guidance").to_string().contains("reads blocks"));
     }
 }

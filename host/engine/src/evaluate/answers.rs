@@ -8,14 +8,15 @@ use maskdiff_data::Tokenizer;
 use maskdiff_plugin_api::ops::{self, Order};
 use maskdiff_plugin_api::{Denoiser, Model as Lent, Result as PluginResult};
 use serde::Serialize;
-use tch::{Kind, Tensor};
+use tch::{Device, Kind, Tensor};
 
+use super::chain::Reading;
 use super::strict::time_of_share;
 use super::{Draws, duel, order, strict};
 use crate::clock::stratify;
 use crate::draws;
 use crate::model::Model;
-use crate::model::views::GuidedView;
+use crate::model::views::{Blocks, Growth, GuidedView, Text};
 
 /// A prompt, and the answer whose likelihood is wanted.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -57,6 +58,8 @@ pub struct Plan {
     pub seed: u64,
     /// How strongly laws are guided by the prompt.
     pub guidance: f64,
+    /// How a text grows that is read in blocks.
+    pub growth: Option<Growth>,
 }
 
 impl Plan {
@@ -72,6 +75,7 @@ impl Plan {
             batch: config.loader.eval_batch_size,
             seed: config.top.seed,
             guidance: config.sampling.cfg_scale,
+            growth: Reading::new(config).growth,
         }
     }
 }
@@ -96,41 +100,123 @@ pub struct Found {
 /// Sets of masks that are gone through at most, whatever the number of draws is.
 const MOST_TOKENS: usize = 20;
 
+/// What a model reads at once: a text, or one block of it.
+struct Part {
+    /// `[1, L] i64`; behind the answer there are masks.
+    x0_bl: Tensor,
+    /// Tokens before the answer.
+    given: i64,
+    /// n, those of the answer.
+    answer: i64,
+}
+
+impl Part {
+    /// Prompt and answer as one.
+    fn whole(asked: &Asked, device: Device) -> Self {
+        let ids = [&asked.prompt[..], &asked.answer[..]].concat();
+        let x0_bl = Tensor::from_slice(&ids).unsqueeze(0).to_device(device);
+        Self { x0_bl, given: asked.prompt.len() as i64, answer: asked.answer.len() as i64 }
+    }
+
+    fn length(&self) -> i64 {
+        self.x0_bl.size()[1]
+    }
+
+    /// Where the answer stands, `[1, L] bool`.
+    fn places(&self) -> Tensor {
+        let places = self.x0_bl.zeros_like().to_kind(Kind::Bool);
+        let _ = places.narrow(1, self.given, self.answer).fill_(1);
+        places
+    }
+}
+
+/// What was measured of a part.
+struct Measured {
+    likelihood: &'static str,
+    nats: f64,
+    /// The square of the standard error.
+    square: f64,
+    is_greedy: bool,
+}
+
 /// Measures one answer, the `number`th.
 ///
 /// It must have passed [`check`].
 pub fn measure(model: &Model, asked: &Asked, plan: Plan, number: u64) -> Result<Found> {
     let before = model.calls();
-    let ids = [&asked.prompt[..], &asked.answer[..]].concat();
-    let x0_bl = Tensor::from_slice(&ids).unsqueeze(0).to_device(model.facts().device());
-    let given_bl = given(&x0_bl, asked);
-    let view = (plan.guidance != 0.0).then(|| GuidedView::new(model, plan.guidance, &given_bl));
-    let lent: &dyn Lent = view.as_ref().map_or(model as &dyn Lent, |view| view);
-    let denoiser = Denoiser::new(lent);
-    let tokens = asked.answer.len();
-    let found = tch::no_grad(|| {
-        let (likelihood, nats, error) = nats(&denoiser, &x0_bl, asked, plan, number)?;
-        let is_greedy = is_greedy(&denoiser, &x0_bl, asked)?;
-        let calls = model.calls() - before;
-        let standard_error = error.is_finite().then_some(error);
-        PluginResult::Ok(Found {
-            likelihood,
-            loglikelihood: -nats,
-            standard_error,
-            is_greedy,
-            tokens,
-            calls,
-        })
+    let measured = tch::no_grad(|| match (model.blocks(), plan.growth) {
+        (Some(blocks), Some(growth)) => in_blocks(model, (blocks, growth), asked, plan, number),
+        _ => {
+            let part = Part::whole(asked, model.facts().device());
+            let given_bl = part.places().logical_not();
+            let view =
+                (plan.guidance != 0.0).then(|| GuidedView::new(model, plan.guidance, &given_bl));
+            let lent: &dyn Lent = view.as_ref().map_or(model as &dyn Lent, |view| view);
+            of_part(&Denoiser::new(lent), &part, plan, (number, 0))
+        }
     });
-    found.map_err(|e| model.method_error(e))
+    let Measured { likelihood, nats, square, is_greedy } =
+        measured.map_err(|e| model.method_error(e))?;
+    Ok(Found {
+        likelihood,
+        loglikelihood: -nats,
+        standard_error: square.is_finite().then(|| square.sqrt()),
+        is_greedy,
+        tokens: asked.answer.len(),
+        calls: model.calls() - before,
+    })
+}
+
+/// The sum over the blocks of prompt and answer, each given the clean ones before it. What stands behind the answer in the last block is masked
+/// in each call.
+fn in_blocks(
+    model: &Model,
+    (blocks, growth): (&Blocks, Growth),
+    asked: &Asked,
+    plan: Plan,
+    number: u64,
+) -> PluginResult<Measured> {
+    let device = model.facts().device();
+    let lead: Vec<i64> = blocks.begins().into_iter().collect();
+    let known = (lead.len() + asked.prompt.len()) as i64;
+    let ids = [&lead[..], &asked.prompt[..], &asked.answer[..]].concat();
+    let mask = Denoiser::new(model).mask_id()?;
+    let mut text = Text::new(model, 1, growth);
+    let mut all = Measured { likelihood: "exact bound", nats: 0.0, square: 0.0, is_greedy: true };
+    for (at, ids) in (0..).step_by(growth.size as usize).zip(ids.chunks(growth.size as usize)) {
+        let given = (known - at).clamp(0, ids.len() as i64);
+        let mut block = ids.to_vec();
+        block.resize(growth.size as usize, mask);
+        let x0_bl = Tensor::from_slice(&block).unsqueeze(0).to_device(device);
+        let part = Part { x0_bl, given, answer: ids.len() as i64 - given };
+        if part.answer > 0 {
+            let view = text.next(None)?;
+            let found = of_part(&Denoiser::new(&view), &part, plan, (number, at as u64))?;
+            if found.likelihood != "exact bound" {
+                all.likelihood = found.likelihood;
+            }
+            all.nats += found.nats;
+            all.square += found.square;
+            all.is_greedy &= found.is_greedy;
+        }
+        text.push(&part.x0_bl);
+    }
+    Ok(all)
+}
+
+fn of_part(model: &Denoiser, part: &Part, plan: Plan, place: (u64, u64)) -> PluginResult<Measured> {
+    let (likelihood, nats, error) = nats(model, part, plan, place)?;
+    let is_greedy = is_greedy(model, part)?;
+    Ok(Measured { likelihood, nats, square: error * error, is_greedy })
 }
 
 /// Checks that a model can measure an answer.
 ///
 /// # Errors
-/// Too many tokens, or none; masks, which stand for what is not known; a model that reads blocks.
-pub fn check(model: &Model, asked: &Asked) -> Result<()> {
-    let (all, most) = (asked.prompt.len() + asked.answer.len(), model.facts().length);
+/// Too many tokens, or none; masks, which stand for what is not known; guidance in blocks.
+pub fn check(model: &Model, asked: &Asked, plan: Plan) -> Result<()> {
+    let lead = model.blocks().and_then(Blocks::begins).map_or(0, |_| 1);
+    let (all, most) = (lead + asked.prompt.len() + asked.answer.len(), model.facts().length);
     if asked.answer.is_empty() {
         return Err(Error::data("the answer has no tokens", "give one with some text"));
     }
@@ -150,40 +236,34 @@ pub fn check(model: &Model, asked: &Asked) -> Result<()> {
             "leave it out",
         ));
     }
-    if model.blocks().is_some() {
+    if model.blocks().is_some() && plan.guidance != 0.0 {
         return Err(Error::config(
-            "answers are measured by models that read a text as a whole, and this one reads blocks (`block_size`)",
-            "use a model without `block_size`",
+            "`sampling.cfg_scale` guides models that read a text as a whole, and this one reads blocks (`block_size`)",
+            "leave it out",
         ));
     }
     Ok(())
 }
 
-/// `[1, L] bool`.
-fn given(x0_bl: &Tensor, asked: &Asked) -> Tensor {
-    let places = Tensor::arange(x0_bl.size()[1], (Kind::Int64, x0_bl.device()));
-    places.lt(asked.prompt.len() as i64).unsqueeze(0)
-}
-
 /// What was measured, nats, and their standard error.
 fn nats(
     model: &Denoiser,
-    x0_bl: &Tensor,
-    asked: &Asked,
+    part: &Part,
     plan: Plan,
-    number: u64,
+    place: (u64, u64),
 ) -> PluginResult<(&'static str, f64, f64)> {
-    let (given, n) = (asked.prompt.len() as i64, asked.answer.len());
+    let n = part.answer as usize;
     match plan.way {
         Way::Duel(order, tokens) => {
-            let nats_b = duel::nats_behind(model, x0_bl, given, order, tokens)?;
+            let span = (part.given, part.answer);
+            let nats_b = duel::nats_of(model, &part.x0_bl, span, order, tokens)?;
             Ok(("duel", nats_b.double_value(&[0]), 0.0))
         }
         Way::Bound(draws) if n < MOST_TOKENS && (1_i64 << n) - 1 <= draws => {
-            Ok(("exact bound", exact(model, x0_bl, asked, plan.batch)?, 0.0))
+            Ok(("exact bound", exact(model, part, plan.batch)?, 0.0))
         }
         Way::Bound(draws) => {
-            let nats = drawn(model, x0_bl, asked, plan, (draws, number))?;
+            let nats = drawn(model, part, plan, draws, place)?;
             let count = nats.len() as f64;
             let mean = nats.iter().sum::<f64>() / count;
             let square = nats.iter().map(|x| (x - mean).powi(2)).sum::<f64>() / (count - 1.0);
@@ -194,16 +274,16 @@ fn nats(
 
 /// The mean of the bound over all sets of masks: a set of k of n tokens has weight `1 / (k C(n, k))`, and the time of a share k/n,
 /// as in [`strict::nats`].
-fn exact(model: &Denoiser, x0_bl: &Tensor, asked: &Asked, batch: i64) -> PluginResult<f64> {
-    let (given, n) = (asked.prompt.len() as i64, asked.answer.len() as i64);
+fn exact(model: &Denoiser, part: &Part, batch: i64) -> PluginResult<f64> {
+    let (x0_bl, n) = (&part.x0_bl, part.answer);
     let sets = Tensor::arange_start(1, 1 << n, (Kind::Int64, x0_bl.device())).unsqueeze(1);
     let bits = Tensor::arange(n, (Kind::Int64, x0_bl.device()));
     let masked_sn = sets.bitwise_right_shift(&bits).bitwise_and(1).to_kind(Kind::Bool);
     let mut total = 0.0;
     for masked_bn in masked_sn.split(batch, 0) {
         let b = masked_bn.size()[0];
-        let open = masked_bn.new_zeros([b, given], (Kind::Bool, masked_bn.device()));
-        let masked_bl = Tensor::cat(&[&open, &masked_bn], 1);
+        let masked_bl = masked_bn.new_zeros([b, part.length()], (Kind::Bool, masked_bn.device()));
+        masked_bl.narrow(1, part.given, n).copy_(&masked_bn);
         let count_b = masked_bn.sum_dim_intlist([1i64].as_slice(), false, Kind::Double);
         let share_b = &count_b / n as f64;
         let nats_b = masked_nats(model, &x0_bl.expand([b, -1], false), &masked_bl, &share_b)?;
@@ -245,24 +325,25 @@ pub fn masked_nats(
     Ok(zeros_b.index_add(0, &rows_n.floor_divide_scalar(length), &nats_n))
 }
 
-/// Draws of the bound, whose numbers of masks are spread evenly.
+/// Draws of the bound, whose numbers of masks are spread evenly. They depend on the answer's number and on where the part begins.
 fn drawn(
     model: &Denoiser,
-    x0_bl: &Tensor,
-    asked: &Asked,
+    part: &Part,
     plan: Plan,
-    (count, number): (i64, u64),
+    count: i64,
+    (number, at): (u64, u64),
 ) -> PluginResult<Vec<f64>> {
-    let (length, device) = (x0_bl.size()[1], x0_bl.device());
-    let numbers = draws::answer_uniforms(plan.seed, number, [count, length + 1]);
+    let (length, device) = (part.length(), part.x0_bl.device());
+    let numbers = draws::answer_uniforms(plan.seed, (number, at), [count, length + 1]);
     let u_b = stratify(&numbers.select(1, length)).to_device(device);
     let u_bl = numbers.narrow(1, 0, length).to_device(device);
+    let given_bl = part.places().logical_not();
     let mut all = Vec::new();
     let parts = u_b.split(plan.batch, 0).into_iter().zip(u_bl.split(plan.batch, 0));
     for (u_b, u_bl) in parts {
-        let x0_bl = x0_bl.expand([u_b.size()[0], -1], false);
+        let x0_bl = part.x0_bl.expand([u_b.size()[0], -1], false);
         let mut draws = Draws::new(u_b, u_bl);
-        draws.given_bl = Some(given(&x0_bl, asked).expand_as(&x0_bl));
+        draws.given_bl = Some(given_bl.expand_as(&x0_bl));
         let nats_b = strict::nats(model, &x0_bl, &draws)?;
         all.extend(Vec::<f64>::try_from(nats_b).unwrap_or_default());
     }
@@ -270,13 +351,10 @@ fn drawn(
 }
 
 /// Whether opening the surest token one by one, at its likeliest value, gives the answer. It ends at the first that differs.
-fn is_greedy(model: &Denoiser, x0_bl: &Tensor, asked: &Asked) -> PluginResult<bool> {
-    let (given, n) = (asked.prompt.len() as i64, asked.answer.len());
-    let mask = model.mask_id()?;
-    let xt_bl = x0_bl.copy();
-    let _ = xt_bl.narrow(1, given, n as i64).fill_(mask);
-    for _ in 0..n {
-        let masked_bl = xt_bl.eq(mask);
+fn is_greedy(model: &Denoiser, part: &Part) -> PluginResult<bool> {
+    let mut masked_bl = part.places();
+    let xt_bl = part.x0_bl.masked_fill(&masked_bl, model.mask_id()?);
+    for _ in 0..part.answer {
         let rows_n = ops::rows_of(&masked_bl);
         let share_b = masked_bl.to_kind(Kind::Double).mean_dim(1, false, Kind::Double);
         let log_p_nv = model.log_x0(&xt_bl, &time_of_share(model, &share_b)?, &rows_n)?;
@@ -284,10 +362,11 @@ fn is_greedy(model: &Denoiser, x0_bl: &Tensor, asked: &Asked) -> PluginResult<bo
         let first = best_n.argmax(0, false).int64_value(&[]);
         let row = rows_n.int64_value(&[first]);
         let token = token_n.int64_value(&[first]);
-        if token != x0_bl.int64_value(&[0, row]) {
+        if token != part.x0_bl.int64_value(&[0, row]) {
             return Ok(false);
         }
         let _ = xt_bl.narrow(1, row, 1).fill_(token);
+        let _ = masked_bl.narrow(1, row, 1).fill_(0);
     }
     Ok(true)
 }
@@ -304,9 +383,8 @@ mod tests {
     /// Draws and the exact bound ask a network about the same times: those of masked shares of the answer.
     #[test]
     fn draws_and_the_exact_bound_ask_about_the_same_times() {
-        let x0_bl = Tensor::from_slice(&[0i64, 1, 2, 0]).unsqueeze(0);
-        let asked = asked(&[0, 1], &[2, 0]);
-        let plan = Plan { way: Way::Bound(8), batch: 8, seed: 3, guidance: 0.0 };
+        let part = Part::whole(&asked(&[0, 1], &[2, 0]), Device::Cpu);
+        let plan = Plan { way: Way::Bound(8), batch: 8, seed: 3, guidance: 0.0, growth: None };
         let times = |measured: &dyn Fn(&Denoiser)| {
             let toy = Toy::new(4, 3).noting_times();
             measured(&Denoiser::new(&toy));
@@ -314,10 +392,10 @@ mod tests {
             all.iter().map(|t| format!("{t:.9}")).collect::<std::collections::BTreeSet<String>>()
         };
         let by_draws = times(&|model| {
-            let _ = drawn(model, &x0_bl, &asked, plan, (8, 0)).unwrap();
+            let _ = drawn(model, &part, plan, 8, (0, 0)).unwrap();
         });
         let of_all = times(&|model| {
-            let _ = exact(model, &x0_bl, &asked, 8).unwrap();
+            let _ = exact(model, &part, 8).unwrap();
         });
         assert_eq!((by_draws.len(), &by_draws), (2, &of_all));
     }
@@ -333,17 +411,16 @@ mod tests {
             for answer in 0..9_usize {
                 let truth = -(joint[9 * prompt + answer] / marginal).ln();
                 let asked = asked(&[prompt as i64], &[(answer / 3) as i64, (answer % 3) as i64]);
-                let ids = [&asked.prompt[..], &asked.answer[..]].concat();
-                let x0_bl = Tensor::from_slice(&ids).unsqueeze(0);
-                let plan = |way| Plan { way, batch: 2, seed: 3, guidance: 0.0 };
-                let of = |way| nats(&model, &x0_bl, &asked, plan(way), 0).unwrap();
+                let part = Part::whole(&asked, Device::Cpu);
+                let plan = |way| Plan { way, batch: 2, seed: 3, guidance: 0.0, growth: None };
+                let of = |way| nats(&model, &part, plan(way), (0, 0)).unwrap();
                 let (what, exact, error) = of(Way::Bound(3));
                 assert_eq!((what, error), ("exact bound", 0.0));
                 assert!((exact - truth).abs() < 1e-12, "{exact} {truth}");
                 let (what, duel, _) = of(Way::Duel(Order::LeftToRight, 1));
                 assert_eq!(what, "duel");
                 assert!((duel - truth).abs() < 1e-12, "{duel} {truth}");
-                let many = drawn(&model, &x0_bl, &asked, plan(Way::Bound(2000)), (2000, 0));
+                let many = drawn(&model, &part, plan(Way::Bound(2000)), 2000, (0, 0));
                 let many = many.unwrap();
                 let mean = many.iter().sum::<f64>() / 2000.0;
                 let square = many.iter().map(|x| (x - mean).powi(2)).sum::<f64>() / 1999.0;

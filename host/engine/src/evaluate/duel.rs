@@ -34,18 +34,30 @@ pub fn nats_behind(
     order: Order,
     tokens: i64,
 ) -> Result<Tensor> {
+    nats_of(model, x0_bl, (given, x0_bl.size()[1] - given), order, tokens)
+}
+
+/// The same of `scored` tokens behind `given` ones. What stands behind them is never opened, and must be masks.
+pub fn nats_of(
+    model: &Denoiser,
+    x0_bl: &Tensor,
+    (given, scored): (i64, i64),
+    order: Order,
+    tokens: i64,
+) -> Result<Tensor> {
     let (batch, length) = (x0_bl.size()[0], x0_bl.size()[1]);
-    let mask = model.mask_id()?;
-    let mut xt_bl = x0_bl.full_like(mask);
-    xt_bl.narrow(1, 0, given).copy_(&x0_bl.narrow(1, 0, given));
+    let mut xt_bl = x0_bl.copy();
+    let _ = xt_bl.narrow(1, given, scored).fill_(model.mask_id()?);
+    let mut masked_bl = x0_bl.zeros_like().to_kind(Kind::Bool);
+    let _ = masked_bl.narrow(1, given, scored).fill_(1);
     let mut total_b = Tensor::zeros([batch], (Kind::Double, x0_bl.device()));
-    let mut masked = length - given;
+    let mut masked = scored;
     while masked > 0 {
         let opening = tokens.min(masked);
-        let rows_bm = ops::rows_of(&xt_bl.eq(mask)).view([batch, masked]);
+        let rows_bm = ops::rows_of(&masked_bl).view([batch, masked]);
         let candidates = if order == Order::LeftToRight { opening } else { masked };
         let rows_bc = rows_bm.narrow(1, 0, candidates);
-        let share_b = total_b.full_like(masked as f64 / length as f64);
+        let share_b = total_b.full_like((length - given - scored + masked) as f64 / length as f64);
         let t_b = time_of_share(model, &share_b)?;
         let log_p_nv = model.log_x0(&xt_bl, &t_b, &rows_bc.flatten(0, 1))?;
         let score_bc = order.score(&log_p_nv).view([batch, candidates]);
@@ -57,6 +69,7 @@ pub fn nats_behind(
         let log_p_b = log_p_bc.gather(1, &chosen, false).sum_dim_intlist(1, false, Kind::Double);
         total_b -= log_p_b;
         xt_bl = ops::put_rows(&xt_bl, &rows_n, &ops::take_rows(x0_bl, &rows_n));
+        masked_bl = ops::put_rows(&masked_bl, &rows_n, &rows_n.zeros_like().to_kind(Kind::Bool));
         masked -= opening;
     }
     Ok(total_b)
