@@ -315,7 +315,7 @@ struct Given {
     /// A text to continue (may be repeated)
     #[arg(long, value_name = "TEXT")]
     prompt: Vec<String>,
-    /// A file with one prompt per line; in FILE.jsonl each line is {"prompt": "..."} or {"template": "..."}
+    /// A file with one prompt per line; in FILE.jsonl each line is {"prompt": "..."} or {"template": "..."}, texts or lists of token ids
     #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
     prompt_file: Option<PathBuf>,
     /// A text with gaps to fill, [MASK] for one token and [MASK:12] for twelve (may be repeated)

@@ -4,7 +4,7 @@ use std::fs;
 use std::path::Path;
 
 use maskdiff_tests::run::{SMALL, maskdiff};
-use serde_json::Value;
+use serde_json::{Value, json};
 
 /// A run that was hardly trained, with a character tokenizer, windows of 32.
 fn trained(folder: &Path, more: &[&str]) {
@@ -141,6 +141,17 @@ fn prompts_come_from_files_and_repeat() {
     write("all.jsonl", "{\"prompt\": \"A dog\"}\n{\"template\": \"[MASK:3] sat\"}\n");
     let drawn = sample(folder.path(), &["--prompt-file", "all.jsonl"]);
     assert!(texts(&drawn)[0].starts_with("A dog") && texts(&drawn)[1].ends_with(" sat"));
+    // The same as ids of tokens.
+    let ids = |line: usize| drawn[line]["ids"].as_array().expect("ids").clone();
+    let holes = [&vec![Value::Null; 3][..], &ids(1)[3..]].concat();
+    let lines = [json!({"prompt": ids(0)[..5]}), json!({"template": holes})];
+    write("ids.jsonl", &lines.map(|line| format!("{line}\n")).concat());
+    let again = sample(folder.path(), &["--prompt-file", "ids.jsonl"]);
+    assert_eq!(texts(&again), texts(&drawn));
+    write("ids.jsonl", "{\"prompt\": [7000]}\n");
+    maskdiff(folder.path(), &["sample", "--checkpoint", "run", "--prompt-file", "ids.jsonl"])
+        .expect(2)
+        .says(&["the token 7000, which is no token of the vocabulary"]);
 }
 
 #[test]

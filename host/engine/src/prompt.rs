@@ -1,92 +1,13 @@
 //! Text that is given in part: a prompt to continue, or a template with holes to fill.
 
-use std::path::Path;
+mod ask;
 
 use maskdiff_base::error::{Error, Result};
 use maskdiff_base::text::counted;
-use maskdiff_data::{Tokenizer, json, read_text};
+use maskdiff_data::Tokenizer;
 use tch::Tensor;
 
-/// What a user asks for.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Ask {
-    /// A text to continue.
-    Prompt(String),
-    /// A text with holes: `[MASK]` for one token, `[MASK:n]` for n of them.
-    Template(String),
-    /// A text that a sampler starts from and may change everywhere.
-    Draft(String),
-}
-
-impl Ask {
-    /// The lines of a file: prompts as they stand, or in a `.jsonl` file objects `{"prompt": …}` and `{"template": …}`, whose
-    /// other keys are let be.
-    pub fn read(path: &Path) -> Result<Vec<Self>> {
-        let wanted = r#"each line is {"prompt": "…"} or {"template": "…"}"#;
-        lines(path, "prompt", wanted, Self::Prompt, Self::of_json)
-    }
-
-    /// The lines of a file as drafts: texts as they stand, or in a `.jsonl` file objects `{"text": …}`, as `sample` prints them.
-    pub fn drafts(path: &Path) -> Result<Vec<Self>> {
-        let of_json = |line: &str| {
-            let members =
-                json::members(line.as_bytes()).map_err(|why| format!("no JSON object: {why}"))?;
-            let Some(place) = json::get(&members, "text").cloned() else {
-                return Err(format!("there is no `text`; keys there: {}", json::keys(&members)));
-            };
-            let text = json::text(&line.as_bytes()[place]);
-            text.map(Self::Draft).map_err(|why| format!("`text` {why}"))
-        };
-        lines(path, "text", r#"each line is {"text": "…"}"#, Self::Draft, of_json)
-    }
-
-    fn of_json(line: &str) -> std::result::Result<Self, String> {
-        let members =
-            json::members(line.as_bytes()).map_err(|why| format!("no JSON object: {why}"))?;
-        let text = |key: &str| {
-            let place = json::get(&members, key)?.clone();
-            Some(json::text(&line.as_bytes()[place]).map_err(|why| format!("`{key}` {why}")))
-        };
-        match (text("prompt"), text("template")) {
-            (Some(prompt), None) => prompt.map(Self::Prompt),
-            (None, Some(template)) => template.map(Self::Template),
-            (Some(_), Some(_)) => Err("it has both a `prompt` and a `template`".into()),
-            (None, None) => {
-                let keys = json::keys(&members);
-                Err(format!("there is neither a `prompt` nor a `template`; keys there: {keys}"))
-            }
-        }
-    }
-}
-
-/// The lines of a file that are not empty: as they stand, or in a `.jsonl` file as objects. `what` is what one is.
-fn lines(
-    path: &Path,
-    what: &str,
-    wanted: &str,
-    plain: impl Fn(String) -> Ask,
-    of_json: impl Fn(&str) -> std::result::Result<Ask, String>,
-) -> Result<Vec<Ask>> {
-    let text = read_text(path)?;
-    let json = path.extension().is_some_and(|extension| extension == "jsonl");
-    let lines = text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty());
-    let parse = |(i, line): (usize, &str)| {
-        if !json {
-            return Ok(plain(line.to_string()));
-        }
-        of_json(line).map_err(|why| {
-            Error::config(format!("`{}`, line {}: {why}", path.display(), i + 1), wanted)
-        })
-    };
-    let all: Vec<Ask> = lines.map(parse).collect::<Result<_>>()?;
-    if all.is_empty() {
-        return Err(Error::config(
-            format!("`{}` holds no {what}", path.display()),
-            format!("write one {what} a line; in a `.jsonl` file one JSON object a line"),
-        ));
-    }
-    Ok(all)
-}
+pub use ask::Ask;
 
 /// What is given of one sequence, in tokens.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -110,6 +31,8 @@ impl Given {
             Ask::Prompt(text) => Self::prompt(text, tokenizer, length),
             Ask::Template(text) => Self::template(text, tokenizer, length),
             Ask::Draft(text) => Self::draft(text, tokenizer, length),
+            Ask::Tokens(ids) => Self::of_tokens(ids, tokenizer, length),
+            Ask::Holes(tokens) => Self::of_holes(tokens, tokenizer, length),
         }
     }
 

@@ -382,7 +382,7 @@ fn given(config: &Config, asked: &[Ask], tokenizer: &dyn Tokenizer) -> Result<(V
     let longest = Windows::new(&config.sampling).tokens(room);
     let new = |ask: &Ask| match ask {
         // Holes may be in any window, and a prompt stands in the first one.
-        Ask::Template(_) => Given::new(ask, tokenizer, longest),
+        Ask::Template(_) | Ask::Holes(_) => Given::new(ask, tokenizer, longest),
         _ => Given::new(ask, tokenizer, room),
     };
     let given: Vec<Given> = asked.iter().map(new).collect::<Result<_>>()?;
