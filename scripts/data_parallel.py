@@ -12,7 +12,7 @@ def options():
     say = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     say.add_argument("--parameters", type=float, default=169.6e6, help="that have a gradient in float32")
     say.add_argument("--tokens", type=int, default=64 * 1024, help="of a rank and step")
-    say.add_argument("--step", type=float, default=0.21, help="seconds of a step of one GPU")
+    say.add_argument("--step", type=float, default=0.119, help="seconds of a step of one GPU (scripts/gpu_time.py)")
     say.add_argument("--backward", type=float, default=0.62, help="share of the step that is backward, behind which sums hide")
     say.add_argument("--node", type=int, default=8, help="GPUs of a node")
     say.add_argument("--inside", type=float, default=350e9, help="bytes a second of a ring inside a node, each way")

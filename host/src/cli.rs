@@ -189,7 +189,7 @@ enum Command {
     },
     /// Measure speed and memory of a configuration on this machine, without a run folder
     ///
-    /// `maskdiff bench train model=small`, `maskdiff bench sample RUN`: the words are those of the command that is measured. It prints tokens per
+    /// `maskdiff bench train experiment=demo`, `maskdiff bench sample RUN`: the words are those of the command that is measured. It prints tokens per
     /// second, where the time goes, what the matrix products alone would take, and what other settings would change.
     Bench {
         #[command(subcommand)]
