@@ -21,12 +21,12 @@ fn number(told: &Value, key: &str) -> f64 {
     told.pointer(key).and_then(Value::as_f64).unwrap_or_else(|| panic!("no {key} in {told}"))
 }
 
-/// Parts are the whole, on average.
+/// Parts are the whole.
 fn parts_are_the_whole(told: &Value) {
     let parts = told["parts_s"].as_object().expect("parts");
     let sum: f64 = parts.values().filter_map(Value::as_f64).sum();
-    let (least, most) = (number(told, "/seconds_least"), number(told, "/seconds_most"));
-    assert!(0.8 * least < sum && sum < 1.2 * most, "{sum} of {least} to {most}: {parts:?}");
+    let whole = number(told, "/seconds");
+    assert!((sum - whole).abs() < 1e-6 * whole, "{sum} of {whole}: {parts:?}");
     assert!(parts.values().all(|part| part.as_f64().is_some_and(|seconds| seconds > -1e-3)));
 }
 
@@ -77,6 +77,11 @@ fn evaluation_and_sampling_are_measured_with_the_words_of_their_commands() {
     let of_samples = told(&bench(at, &words));
     parts_are_the_whole(&of_samples);
     assert!(number(&of_samples, "/network_calls") > 0.0);
+    // As many windows as `sample` draws.
+    let more =
+        ["-n", "1", "sampling.semi_ar=true", "sampling.stride_length=16", "sampling.num_strides=2"];
+    let long = told(&bench(at, &[&words[..], &more].concat()));
+    assert!(number(&long, "/network_calls") > 2.0 * number(&of_samples, "/network_calls"));
     let text = bench(at, &["eval", "run", "--alone", "--format", "text"]);
     let said = &text.expect(0).stdout;
     for part in ["tokens/s; a batch takes", "network", "head", "memory at most"] {

@@ -67,8 +67,10 @@ impl Timed {
     fn told(&self, tokens: f64, model: &Model) -> Value {
         let memory = observe::memory(model.facts().device());
         let peak = ["perf/gpu_memory_peak_gib", "perf/memory_peak_gib"].map(|key| memory.get(key));
-        let (unit, n) = (self.median(), self.seconds.len().max(1) as f64);
-        let parts = self.parts.iter().map(|(name, sum)| ((*name).into(), json!(sum / n)));
+        // The parts are those of all units, as shares of the middle one.
+        let (unit, whole) = (self.median(), self.parts.iter().map(|(_, sum)| sum).sum::<f64>());
+        let parts =
+            self.parts.iter().map(|(name, sum)| ((*name).into(), json!(sum / whole * unit)));
         let least = self.seconds.iter().copied().fold(f64::INFINITY, f64::min);
         let most = self.seconds.iter().copied().fold(0.0, f64::max);
         json!({

@@ -17,7 +17,7 @@ use maskdiff_engine::choose::Choose as _;
 use maskdiff_engine::distributed::World;
 use maskdiff_engine::evaluate::{Measure, Plan};
 use maskdiff_engine::learner::Learner;
-use maskdiff_engine::sample::Texts;
+use maskdiff_engine::sample::{Texts, Windows};
 use maskdiff_engine::train::feed::Feed;
 use maskdiff_engine::{accelerator, assemble};
 use serde_json::{Value, json};
@@ -74,8 +74,15 @@ pub fn run(common: &Common, work: Work, how: &How, all: &[OsString]) -> Result<(
     told["machine"] = machine::told(device, busy);
     if !how.alone {
         let other = others(work, &config, told["stages"] == true)?;
-        let measured = other.iter().map(|other| other.measured(&told, patience / 2, all));
-        told["others"] = measured.collect::<Result<Vec<Value>>>()?.into();
+        let mut measured = Vec::new();
+        for other in &other {
+            measured.push(other.measured(&told, patience / 2, all)?);
+            // A table with holes would look whole.
+            if stop.asked() {
+                return Err(Error::interrupted("stopped before other settings were measured"));
+            }
+        }
+        told["others"] = measured.into();
     }
     common.report().result(&told, &words::text(&told));
     Ok(())
@@ -147,8 +154,12 @@ fn sample(common: &Common, effort: Effort<'_>) -> Result<(Config, Value)> {
     assemble::load_weights(&model, &checkpoint, &config)?;
     assemble::begin_texts(&model, &config, tokenizer);
     tch::manual_seed(config.top.seed.cast_signed());
-    let count = config.loader.eval_batch_size as usize;
-    let told = bench::sample(&model, &mut sampler, count, Texts::new(&config, tokenizer), effort);
+    // A batch as `maskdiff sample` draws it.
+    let batch = config.loader.eval_batch_size;
+    let count = config.sampling.num_samples.map_or(batch, |wanted| wanted.min(batch)) as usize;
+    let windows = Windows::new(&config.sampling);
+    let texts = Texts { windows, ..Texts::new(&config, tokenizer) };
+    let told = bench::sample(&model, &mut sampler, count, texts, effort);
     let told = told.map_err(|e| config.locate(e))?;
     Ok((config, told))
 }
@@ -208,10 +219,8 @@ impl Other {
         let output = output.map_err(|e| Error::io("run", &program, &e))?;
         let Ok(told) = serde_json::from_slice::<Value>(&output.stdout) else {
             let said = String::from_utf8_lossy(&output.stderr);
-            let first = said.lines().next().unwrap_or("it ended without a word");
-            return Ok(
-                json!({"setting": self.shown, "failed": first.trim_start_matches("error: ")}),
-            );
+            let why = words::reason(&said).unwrap_or("it ended without a word");
+            return Ok(json!({"setting": self.shown, "failed": why}));
         };
         let speed = |told: &Value| told["tokens_per_s"].as_f64().unwrap_or(f64::NAN);
         Ok(json!({

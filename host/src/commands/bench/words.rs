@@ -24,13 +24,20 @@ pub(super) fn without_output(all: &[OsString]) -> Vec<OsString> {
         let text = word.to_string_lossy();
         match text.as_ref() {
             "--format" | "--seconds" => drop(words.next()),
-            "-q" | "--quiet" => {}
+            // What is set beside stands behind.
+            "-q" | "--quiet" | "--" => {}
             text if text.starts_with("--format=") || text.starts_with("--seconds=") => {}
             text if text.starts_with("-v") || text == "--verbose" => {}
             _ => kept.push(word.clone()),
         }
     }
     kept
+}
+
+/// What an error says, of all that a command prints about it.
+pub(super) fn reason(said: &str) -> Option<&str> {
+    let message = said.lines().find_map(|line| line.trim().strip_prefix("× "));
+    message.or_else(|| said.lines().next_back())
 }
 
 fn number(value: &Value) -> f64 {
@@ -144,14 +151,23 @@ mod tests {
             "train",
             "--format",
             "json",
-            "model=tiny",
             "--seconds=3",
             "-vv",
+            "--",
+            "model=tiny",
         ];
         let all: Vec<OsString> = all.iter().map(OsString::from).collect();
         let kept: Vec<OsString> =
             ["bench", "train", "model=tiny"].iter().map(OsString::from).collect();
         assert_eq!(without_output(&all), kept);
+    }
+
+    #[test]
+    fn a_setting_that_fails_says_why() {
+        let said = "maskdiff::config\n\n  × `loader.batch_size` is 3\n  help: say 2\n";
+        assert_eq!(reason(said), Some("`loader.batch_size` is 3"));
+        assert_eq!(reason("killed"), Some("killed"));
+        assert_eq!(reason(""), None);
     }
 
     #[test]
