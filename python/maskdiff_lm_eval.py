@@ -7,9 +7,10 @@ continuation are told apart. The OpenAI shape cannot say where a context ends, s
     python -m maskdiff_lm_eval run --model maskdiff --model_args model=RUN,base_url=http://127.0.0.1:8000/v1/completions --tasks TASK
 
 More of `--model_args`: `likelihood` (`bound` or `duel`), `samples` (draws of the bound), `order` and `tokens_per_step` (of `duel`), and those of
-`local-completions`. Without `tokenizer`, that of the server is used.
+`local-completions`. Without `tokenizer`, that of the server is used. A server with a key is given the one in `OPENAI_API_KEY`.
 """
 
+import logging
 import os
 import time
 
@@ -21,6 +22,7 @@ from tqdm import tqdm
 WAYS = ("likelihood", "samples", "order", "tokens_per_step")
 # What a server answers that takes no more requests for the moment, and how often it is asked again.
 BUSY, TRIES = (429, 503), 8
+log = logging.getLogger(__name__)
 
 
 @register_model("maskdiff")
@@ -31,8 +33,13 @@ class Maskdiff(LocalCompletionsAPI):
         self._way = {key: options.pop(key) for key in WAYS if key in options}
         if options.get("tokenizer"):
             tokenizer_backend = "huggingface"
+        # The tokenizer of the server asks for the key too.
+        if key := os.environ.get("OPENAI_API_KEY"):
+            options.setdefault("auth_token", key)
+        checks = options.get("verify_certificate", True)
+        self._verify = options.get("ca_cert_path") or True if checks else False
         # Without it, lm-eval would cut texts at a length of its own.
-        self._length = int(options.get("max_length") or known_length(base_url))
+        self._length = int(options.get("max_length") or known_length(base_url, options.get("header"), self._verify))
         # lm-eval takes one off for a token that is drawn behind each text, and none is drawn here.
         options["max_length"] = self._length + 1
         super().__init__(base_url=base_url, tokenizer_backend=tokenizer_backend, **options)
@@ -41,26 +48,42 @@ class Maskdiff(LocalCompletionsAPI):
         """Log-likelihoods of `(key, context, continuation)` with token ids; in the order in which they came."""
         url = self.base_url.rsplit("/v1/", 1)[0] + "/v1/loglikelihood"
         size = int(self._batch_size) if str(self._batch_size).isdigit() else 16
-        found = []
+        found, errors, likelihood = [], [], None
         for first in tqdm(range(0, len(all_requests), size), disable=disable_tqdm, desc="likelihoods"):
             part = all_requests[first : first + size]
-            pairs = [cut(list(context), list(ids), self._length) for _, context, ids in part]
+            # A tokenizer without BOS and EOS has no token for an empty context.
+            known = lambda ids: [id for id in ids if id is not None]
+            pairs = [cut(known(context), list(ids), self._length) for _, context, ids in part]
             pairs = [{"context": context, "continuation": ids} for context, ids in pairs]
             body = {"model": self.model, "seed": self._seed, "requests": pairs, **self._way}
-            answer = patient(lambda: requests.post(url, json=body, headers=self.header, timeout=self.timeout))
-            for (key, _, _), one in zip(part, answer.json()["results"]):
+            ask = lambda: requests.post(url, json=body, headers=self.header, timeout=self.timeout, verify=self._verify)
+            answer = patient(ask).json()
+            likelihood = answer.get("maskdiff", {}).get("likelihood", likelihood)
+            for (key, _, _), one in zip(part, answer["results"]):
+                errors.append(one.get("stderr") or 0.0)
                 found.append((one["loglikelihood"], one["is_greedy"]))
                 if key is not None:
                     self.cache_hook.add_partial("loglikelihood", key, found[-1])
+        if found:
+            log.info(
+                "%d likelihoods by %s; standard error %.4f nats on average, %.4f at most",
+                len(found), likelihood, sum(errors) / len(errors), max(errors),
+            )
         return found
 
+    def apply_chat_template(self, chat_history, add_generation_prompt=True):
+        """The text of a conversation: tasks cut it and add to it before it is sent."""
+        if self.tokenizer_backend != "remote":
+            return super().apply_chat_template(chat_history, add_generation_prompt)
+        return self.tokenizer.apply_chat_template(chat_history, add_generation_prompt=add_generation_prompt)
 
-def known_length(base_url):
+
+def known_length(base_url, header=None, verify=True):
     """Tokens that the served model knows."""
     url = base_url.rsplit("/v1/", 1)[0] + "/v1/models"
     key = os.environ.get("OPENAI_API_KEY", "")
-    header = {"Authorization": f"Bearer {key}"} if key else {}
-    return patient(lambda: requests.get(url, headers=header, timeout=60)).json()["data"][0]["max_model_len"]
+    header = header or ({"Authorization": f"Bearer {key}"} if key else {})
+    return patient(lambda: requests.get(url, headers=header, timeout=60, verify=verify)).json()["data"][0]["max_model_len"]
 
 
 def cut(context, continuation, length):

@@ -208,6 +208,31 @@ fn lm_eval_gets_the_numbers_of_the_server() {
         "{direct:?} {ours_numbers:?}"
     );
     written_alike(&server, [&ours, &theirs], &turns);
+    asked_directly(&python, &server);
+}
+
+/// A text without a context, a whole text, and a conversation, by the class that lm-eval uses.
+fn asked_directly(python: &Path, server: &Server) {
+    let program = r#"
+import sys
+from lm_eval.api.instance import Instance
+from maskdiff_lm_eval import Maskdiff
+model = Maskdiff(model="tiny", base_url=sys.argv[1], likelihood="duel", order="left_to_right")
+ask = lambda kind, *words: [Instance(kind, {}, words, 0)]
+[(whole, greedy)] = model.loglikelihood(ask("loglikelihood", "", "Ben has a hat."))
+[rolled] = model.loglikelihood_rolling(ask("loglikelihood_rolling", "Ben has a hat."))
+assert whole < 0 and abs(whole - rolled) < 1e-4, (whole, rolled)
+said = model.apply_chat_template([{"role": "user", "content": "Ben has a"}])
+assert isinstance(said, str) and "Ben has a" in said, said
+[(answer, _)] = model.loglikelihood(ask("loglikelihood", said, "hat."))
+assert answer < 0, answer
+"#;
+    let url = format!("http://127.0.0.1:{}/v1/completions", server.port);
+    let mut command = std::process::Command::new(python);
+    command.args(["-c", program, &url]);
+    command.env("PYTHONPATH", maskdiff_tests::root().join("python"));
+    let out = command.output().expect("python");
+    assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
 }
 
 /// Whoever writes them, generations are those of the server with the sampler that the task names; those of turns are turns.
