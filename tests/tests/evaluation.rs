@@ -72,7 +72,7 @@ fn several_sets_are_measured_in_one_command() {
     let table = eval(&["data=both", "--format", "markdown", "eval.results=none"]);
     let table: Vec<&str> = table.expect(0).stdout.lines().collect();
     assert!(table.len() == 4 && table[1].starts_with("| ---") && table[3].starts_with("| far"));
-    assert!(table.iter().all(|line| line.matches('|').count() == 8), "{table:?}");
+    assert!(table.iter().all(|line| line.matches('|').count() == 9), "{table:?}");
     let text =
         eval(&["data=both", "--format", "text", "eval.results=none"]).expect(0).stdout.clone();
     assert!(text.contains("far, step 20") && text.contains("bits/char"), "{text}");

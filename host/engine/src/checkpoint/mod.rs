@@ -648,7 +648,8 @@ mod tests {
         let mut saver = Saver::new(folder.path(), None, 2).unwrap();
         saver.save(content(1, 1.0)).unwrap();
         let mut bad = content(2, 2.0);
-        bad.optimizer.push(("bool".into(), Tensor::from_slice(&[true])));
+        let complex = Tensor::zeros([1], (Kind::ComplexFloat, Device::Cpu));
+        bad.optimizer.push(("complex".into(), complex));
         saver.save(bad).unwrap();
         saver.wait().unwrap_err();
         assert_eq!(Checkpoint::open(folder.path()).unwrap().state.step, 1);
