@@ -352,7 +352,7 @@ fn drawn(
 
 /// Whether opening the surest token one by one, at its likeliest value, gives the answer. It ends at the first that differs.
 fn is_greedy(model: &Denoiser, part: &Part) -> PluginResult<bool> {
-    let mut masked_bl = part.places();
+    let masked_bl = part.places();
     let xt_bl = part.x0_bl.masked_fill(&masked_bl, model.mask_id()?);
     for _ in 0..part.answer {
         let rows_n = ops::rows_of(&masked_bl);
